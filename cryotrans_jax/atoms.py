@@ -1,0 +1,233 @@
+"""Atomic models: read, write, move and compare them, and simulate maps from them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import scipy.fft
+from jaxtyping import Float
+
+from cryotrans_jax.files import InputError, whole_file
+from cryotrans_jax.maps import Map
+
+SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
+REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
+BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
+Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
+BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # within an amino acid
+
+
+def read_model(path: str | os.PathLike) -> gemmi.Structure:
+    """The first model of a PDB or mmCIF file, plain or with .gz, with elements even if the file lacks them.
+
+    Raises:
+        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
+    try:
+        structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+        reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
+        raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
+    del structure[1:]
+    if not np.isfinite(positions(structure)).all():
+        raise InputError(f"{path} has coordinates that are not numbers: mend or remove those atoms")
+    _mend_elements(structure)
+    return structure
+
+
+def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
+    """Nothing; the model is in the file, mmCIF or PDB by its suffix, whole or not at all.
+
+    Raises:
+        InputError: the suffix is neither .cif nor .pdb, or the model does not fit the PDB format.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".cif", ".pdb"):
+        raise InputError(f"{path} is not a model's name: end it in .cif or .pdb")
+    structure = structure.clone()
+    with whole_file(path) as temporary:
+        if path.suffix.lower() == ".cif":
+            _complete(structure)
+            structure.make_mmcif_document().write_file(str(temporary))
+            return
+        try:
+            structure.setup_entities()
+            structure.write_pdb(str(temporary))
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path} cannot hold this model ({error}): end the name in .cif") from error
+
+
+def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:
+    """The position of every atom of the first model, in Å, chain by chain in the file's order."""
+    return np.array([site.atom.pos.tolist() for site in structure[0].all()], np.float64).reshape(-1, 3)
+
+
+def moved(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
+    """A copy of a model with its atoms at `xyz` [Å], in the order of `positions`; all else is kept.
+
+    Anisotropic displacements are dropped: how they turn is not known.
+    """
+    copy = structure.clone()
+    for site, position in zip(copy[0].all(), np.asarray(xyz, np.float64), strict=True):
+        site.atom.pos = gemmi.Position(*position)
+        site.atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
+    return copy
+
+
+def heavy_atoms(structure: gemmi.Structure) -> Atoms:
+    """Positions [Å] and atomic numbers of all but hydrogens, of the first of alternative conformations."""
+    atoms = [
+        (*atom.pos.tolist(), atom.element.atomic_number)
+        for chain in structure[0]
+        for residue in chain.first_conformer()
+        for atom in residue.first_conformer()
+        if not atom.is_hydrogen()
+    ]
+    table = np.array(atoms, np.float64).reshape(-1, 4)
+    return table[:, :3], table[:, 3]
+
+
+def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
+    """For each model, the positions [Å] of the CA atoms that all of them have, in the first one's order.
+
+    Atoms are the same where chain name and residue number are. Models of one chain each, with names
+    that all differ from the first's, are matched by residue number and residue name.
+
+    Raises:
+        InputError: there is no CA atom in common.
+    """
+    tables = [_ca_atoms(structure) for structure in structures]
+    chains = [{chain for chain, _, _ in table} for table in tables]
+    if all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:]):
+        tables = [{key[1:]: xyz for key, xyz in table.items()} for table in tables]
+    else:
+        tables = [{key[:2]: xyz for key, xyz in table.items()} for table in tables]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    if not shared:
+        counts = " and ".join(str(len(table)) for table in tables)
+        raise InputError(
+            f"the models have no CA atom in common (of {counts}): give them one naming of chains and residues"
+        )
+    return tuple(np.array([table[key] for key in shared]) for table in tables)
+
+
+def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structure:
+    """A copy of `mobile` turned and shifted onto `fixed`, with least squares over their common CA atoms.
+
+    Raises:
+        InputError: they have fewer than three CA atoms in common.
+    """
+    onto, move = common_ca(fixed, mobile)
+    if len(onto) < 3:
+        raise InputError(f"the models have {len(onto)} CA atoms in common: superposing them takes three")
+    lists = [[gemmi.Position(*position) for position in xyz] for xyz in (onto, move)]
+    copy = mobile.clone()
+    copy[0].transform_pos_and_adp(gemmi.superpose_positions(*lists).transform)
+    return copy
+
+
+def simulate_map(
+    atoms: gemmi.Structure | Atoms,
+    shape: tuple[int, int, int],
+    voxel_size: float | Float[np.ndarray, "3"],
+    origin: Float[np.ndarray, "3"],
+    resolution: float,
+) -> Map:
+    """The map of a model, or of positions [Å] and weights, on a given grid, at a resolution in Å.
+
+    density(y) = Σ_a Z_a (2πσ²)^(-3/2) exp(-|y - x_a|² / 2σ²), σ = 0.225 resolution, so that it integrates
+    to the sum of the atomic numbers (ChimeraX molmap); hydrogens are left out, mass outside the grid is lost.
+    Atoms are spread together, a block of voxels' atoms at a time: over a box about the block the sum of
+    products g(x) g(y) g(z) is one matrix product.
+    """
+    xyz, weights = heavy_atoms(atoms) if isinstance(atoms, gemmi.Structure) else atoms
+    voxel_size, origin = (np.broadcast_to(np.asarray(v, np.float64), 3).copy() for v in (voxel_size, origin))
+    sigma = SIGMA * resolution / voxel_size  # from here on in voxels
+    x, reach = (np.asarray(xyz, np.float64) - origin) / voxel_size, np.ceil(REACH * sigma).astype(int)
+    weights = np.asarray(weights, np.float64) / (np.sqrt(2 * np.pi) * SIGMA * resolution) ** 3
+    density = np.zeros(shape)
+    side = np.maximum(reach, BLOCK)
+    for block, members in _blocks(x / side):
+        low = np.maximum(block * side - reach, 0)
+        high = np.minimum((block + 1) * side + reach + 1, shape)
+        if np.any(low >= high):
+            continue
+        offsets = (np.arange(low[k], high[k])[:, None] - x[members, k] for k in range(3))
+        gx, gy, gz = (np.exp(-0.5 * (d / s) ** 2) for d, s in zip(offsets, sigma, strict=True))
+        plane = (gx * weights[members])[:, None] * gy
+        box = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+        density[box] += (plane.reshape(-1, len(members)) @ gz.T).reshape(high - low)
+    return Map(density.astype(np.float32), voxel_size, origin)
+
+
+def common_grid(
+    structures: Sequence[gemmi.Structure],
+    voxel_size: float | Float[np.ndarray, "3"],
+    resolution: float,
+    padding: float | None = None,
+) -> tuple[tuple[int, int, int], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Shape, voxel size and origin [Å] of the smallest box that holds all models with padding on every side.
+
+    The padding is 3 × resolution unless given [Å]. Sides are even and quick to transform; the origin is a
+    whole number of voxels from 0.
+    """
+    padding = 3 * resolution if padding is None else padding
+    voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3).copy()
+    xyz = np.concatenate([positions(structure) for structure in structures])
+    low = np.floor((xyz.min(0) - padding) / voxel_size).astype(int)
+    needed = np.ceil((xyz.max(0) + padding) / voxel_size).astype(int) - low + 1
+    shape = tuple(2 * scipy.fft.next_fast_len(int(n + 1) // 2, real=True) for n in needed)
+    return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size
+
+
+def _blocks(x):
+    """Pairs of a block, as whole numbers of its side, and the indices of the atoms inside it."""
+    cells = np.floor(x).astype(int)
+    blocks, owner, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(owner.ravel(), kind="stable")
+    return zip(blocks, np.split(order, np.cumsum(count)[:-1]), strict=True) if len(x) else ()
+
+
+def _ca_atoms(structure):
+    """The positions of CA atoms by chain name, residue number (with insertion code) and residue name."""
+    return {
+        (chain.name, str(residue.seqid), residue.name): ca.pos.tolist()
+        for chain in structure[0]
+        for residue in chain.first_conformer()
+        if (ca := residue.find_atom("CA", "*", gemmi.Element("C")))
+    }
+
+
+def _mend_elements(structure):
+    """Nothing; elements that the file leaves out are set: the CA of an amino acid is carbon, not calcium.
+
+    A residue with N, CA and C is an amino acid, whatever its name (HSD, HSE, HIP, ...).
+    """
+    for chain in structure[0]:
+        for residue in chain:
+            known = gemmi.find_tabulated_residue(residue.name)
+            polymer = known.is_amino_acid() or known.is_nucleic_acid()
+            polymer = polymer or {"N", "CA", "C"} <= {atom.name for atom in residue}
+            for atom in residue:
+                if atom.element.atomic_number == 0 or polymer and atom.element.name not in BIOLOGICAL:
+                    letter = next((c for c in atom.name if c.isalpha()), "C")
+                    atom.element = gemmi.Element(letter if letter in "HCNOSP" else "C")
+
+
+def _complete(structure):
+    """Nothing; the model gets what mmCIF needs: chain names, entities, sequences, numbers in the sequence."""
+    for chain in structure[0]:
+        chain.name = chain.name.strip() or "A"  # mmCIF has no word for a chain without a name
+    structure.setup_entities()
+    for entity in structure.entities:
+        if entity.entity_type == gemmi.EntityType.Polymer and not entity.full_sequence:
+            entity.full_sequence = structure[0].get_subchain(entity.subchains[0]).extract_sequence()
+    structure.assign_label_seq_id(True)

@@ -1,0 +1,40 @@
+"""Files written whole or not at all, and the error that tells the user what is wrong with an input."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """An input that cannot be used; its message is one sentence: what was found, expected, and to be done."""
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffixes, that becomes `path` if the block succeeds.
+
+    Readers therefore see the old file or the new one, never a part. A link is followed. If the block
+    raises, the temporary file goes and `path` stays as it was.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+    """
+    final = Path(os.path.realpath(path))
+    if not final.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(final.parent))
+    temporary = final.with_name(f".{secrets.token_hex(4)}.{final.name}")
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

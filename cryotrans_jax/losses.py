@@ -1,0 +1,62 @@
+"""What a fit makes small: squared differences at matched resolution, and rigidity (W2 is in `transport`)."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Volume = Float[Array, "x y z"]
+Blur = tuple[Float[Array, "nx nx"], Float[Array, "ny ny"], Float[Array, "nz nz"]]
+
+
+def l2(a: Volume, b: Volume) -> Float[Array, ""]:
+    """Sum of squared voxel differences of a and b, relative to that of b with zero."""
+    return jnp.sum((a - b) ** 2) / jnp.sum(b**2)
+
+
+def blur(volume: Volume, kernel: Blur) -> Volume:
+    """The volume blurred along each axis by the kernel's matrices."""
+    kx, ky, kz = kernel
+    volume = jnp.einsum("zc,xyc->xyz", kz, volume)
+    volume = jnp.einsum("yb,xbz->xyz", ky, volume)
+    return jnp.einsum("xa,ayz->xyz", kx, volume)
+
+
+def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: float) -> Blur:
+    """Matrices of a Gaussian blur of width `sigma` for a volume; voxel_size and sigma in Å.
+
+    Weights are the Gaussian's samples where it is wide, made to sum to one and to have the variance sigma² also where
+    it is narrower than a voxel. Mass blurred over the edge of the box is lost.
+    """
+    return tuple(
+        jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32)
+        for n, v in zip(shape, voxel_size, strict=True)
+    )
+
+
+def gaussian_matrix(n: int, sigma: float) -> np.ndarray:
+    """Toeplitz matrix (n, n) of a discrete Gaussian of variance sigma² (in voxels²) whose infinite rows sum to one.
+
+    The transfer function exp(σ² (cos ω − 1)) is that of diffusion on the grid: for a wide kernel it is the Gaussian, for
+    a narrow one it stays positive and keeps sum and variance, which samples of a Gaussian do not.
+    """
+    size = 4 * n + 64
+    omega = 2 * np.pi * np.fft.rfftfreq(size)
+    wide = np.exp(-0.5 * (sigma * omega) ** 2)
+    narrow = np.exp(sigma**2 * (np.cos(omega) - 1))
+    kernel = np.fft.irfft(wide if sigma >= 1 else narrow, size)
+    i = np.arange(n)
+    return kernel[np.abs(i[:, None] - i[None])]
+
+
+def rigidity(
+    moved: Float[Array, "nodes 3"], tetrahedra: Int[Array, "tetrahedra 4"], edges: Float[Array, "3"]
+) -> Float[Array, ""]:
+    """Mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖², F the affine map of each (paper, eq. 13).
+
+    A tetrahedron is a node and its next nodes along x, y and z, at distances `edges` before the flow; `moved` are the
+    nodes after it. No singular value is needed: zero for a rigid motion, 3 (s² − 1)² for a scaling by s.
+    """
+    corner = moved[tetrahedra]
+    f = (corner[:, 1:] - corner[:, :1]) / edges[:, None]  # rows are the columns of F
+    gram = jnp.einsum("tik,tjk->tij", f, f)
+    return jnp.mean(jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2)))

@@ -1,0 +1,229 @@
+"""Density maps, read from and written to MRC. The only place that knows that MRC stores z, y, x.
+
+Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
+"""
+
+import bz2
+import gzip
+import io
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+from jaxtyping import Float
+from mrcfile.dtypes import HEADER_DTYPE
+
+from cryotrans_jax.files import InputError, whole_file
+
+MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+SUFFIXES = (".mrc", ".map", ".ccp4")
+COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
+CHUNK = 1 << 24  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Map:
+    """A density on a grid of voxels whose axes are x, y, z.
+
+    Attributes:
+        density: axis k is coordinate k.
+        voxel_size: Å along each axis.
+        origin: position of the centre of voxel (0, 0, 0), Å.
+    """
+
+    density: Float[np.ndarray, "x y z"]
+    voxel_size: Float[np.ndarray, "3"]
+    origin: Float[np.ndarray, "3"]
+
+
+def read_map(path: str | os.PathLike) -> Map:
+    """The map in an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
+
+    The voxel size is the cell over its sampling; the origin is ORIGIN where set, else the start in voxels.
+    Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. No more
+    memory is taken than the file has data, whatever its header says.
+
+    Raises:
+        InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, skewed,
+            without voxel size, constant, or holds values that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
+    try:
+        with _unpacked(path) as stream:
+            header = _header(path, stream.read(HEADER_DTYPE.itemsize))
+            _check_volume(path, header)
+            values = _values(path, header, stream)
+    except (EOFError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None):  # the disk's trouble, not the data's
+            raise
+        raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
+    axes = np.argsort(_file_axes(header))  # the file's axis for each of x, y, z
+    density = np.ascontiguousarray(values.transpose(axes), np.float32)
+    _check_values(path, density)
+    return Map(density, *_frame(path, header, density.shape, axes))
+
+
+def write_map(path: str | os.PathLike, map: Map) -> None:
+    """Nothing; the map is in the file, as float32 MRC2014, compressed if the name ends in .gz or .bz2.
+
+    The start in voxels is set too where the origin is a whole number of voxels, for programs that
+    ignore ORIGIN. The file appears whole or not at all.
+
+    Raises:
+        InputError: the name is not a map's, or a value is not finite.
+        OSError: the file cannot be written, or is not valid as written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=True)
+    if not np.isfinite(map.density).all():
+        raise InputError(f"{path} was not written: the map holds values that are not finite numbers")
+    start = np.rint(map.origin / map.voxel_size)
+    whole = np.allclose(start * map.voxel_size, map.origin, rtol=0, atol=1e-3 * map.voxel_size.min())
+    with whole_file(path) as temporary:
+        with mrcfile.new(temporary, compression=COMPRESSION.get(path.suffix), overwrite=True) as file:
+            file.set_data(np.ascontiguousarray(map.density.T, np.float32))
+            file.set_volume()  # ISPG 1, mz = nz
+            file.voxel_size = tuple(map.voxel_size)
+            file.header.origin = tuple(map.origin)
+            file.nstart = tuple(start.astype(int)) if whole else 0
+            file.header.label[0] = "Written by cryotrans_jax"  # mrcfile's own label holds the time of day
+        if not mrcfile.validate(temporary, print_file=(complaints := io.StringIO())):
+            raise OSError(f"{path} was not written: {complaints.getvalue().strip()}")
+
+
+def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Nothing; raises InputError where a map cannot be written under this name, or would replace a file."""
+    path = Path(path)
+    if Path(path.name.removesuffix(".gz").removesuffix(".bz2")).suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} is not a map's name: end it in .mrc, .map, .ccp4 or .mrc.gz")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is already there: choose another output, or add --overwrite")
+
+
+def describe(map: Map) -> str:
+    """A map's size, voxel size and origin in words."""
+    sides, size, origin = _sides(map.density.shape), _vector(map.voxel_size), _vector(map.origin)
+    return f"{sides} voxels of {size} Å, origin {origin} Å"
+
+
+def same_grid(a: Map, b: Map) -> str | None:
+    """None if two maps share one grid, else how they differ, in words.
+
+    Voxel sizes may differ by 0.1 %, origins by a tenth of a voxel.
+    """
+    if a.density.shape != b.density.shape:
+        return f"{_sides(a.density.shape)} against {_sides(b.density.shape)} voxels"
+    if not np.allclose(a.voxel_size, b.voxel_size, rtol=1e-3, atol=0):
+        return f"voxels of {_vector(a.voxel_size)} against {_vector(b.voxel_size)} Å"
+    if np.any(np.abs(a.origin - b.origin) > 0.1 * a.voxel_size):
+        return f"origin {_vector(a.origin)} against {_vector(b.origin)} Å"
+    return None
+
+
+def _sides(shape) -> str:
+    """A grid's shape as text."""
+    return " x ".join(str(n) for n in shape)
+
+
+def _vector(values) -> str:
+    """A position or size as text, to three decimals."""
+    return "(" + ", ".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in values) + ")"
+
+
+def _unpacked(path):
+    """The file's bytes as a stream, uncompressed; compression is known by its first bytes, not by name."""
+    with open(path, "rb") as file:
+        magic = file.read(3)
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.open(path)
+    return bz2.open(path) if magic == b"BZh" else open(path, "rb")
+
+
+def _header(path, head: bytes) -> np.void:
+    """The header, in the byte order in which its sizes are possible (old machine stamps are often wrong)."""
+    if len(head) == HEADER_DTYPE.itemsize:
+        for order in "<>":
+            header = np.frombuffer(head, HEADER_DTYPE.newbyteorder(order))[0]
+            # A size under 2^16 is over 2^16, or negative, in the other byte order.
+            if all(0 < header[key] < 2**16 for key in ("nx", "ny", "nz")) and 0 <= header["mode"] < 128:
+                return header
+    raise InputError(f"{path} is not an MRC file: give a map in MRC or CCP4 format")
+
+
+def _check_volume(path, header):
+    """Nothing; raises InputError unless the header is that of one real volume on an orthogonal grid."""
+    size = [int(header[key]) for key in ("nx", "ny", "nz")]
+    mode, group, angles = int(header["mode"]), int(header["ispg"]), header["cellb"].item()
+    if mode in (3, 4):
+        raise InputError(f"{path} holds complex numbers (mode {mode}), a transform: give the real-space map")
+    if mode not in MODES:
+        raise InputError(f"{path} has MRC mode {mode}, not one of {sorted(MODES)}: convert it to mode 2")
+    if min(size) == 1:
+        raise InputError(f"{path} is a 2D image of {_sides(size)} voxels: give a 3D map")
+    if group > 400:
+        raise InputError(f"{path} is a stack of volumes (space group {group}): give a file with one volume")
+    if group == 0 and header["mz"] == 1:
+        raise InputError(f"{path} is a stack of {size[2]} images, no volume: if it is one, set mz to nz")
+    if any(angles) and not np.allclose(angles, 90, rtol=0, atol=0.1):
+        skew = ", ".join(f"{angle:.1f}" for angle in angles)
+        raise InputError(f"{path} has a skewed cell (angles {skew}°): resample it on an orthogonal grid")
+    if sorted(_file_axes(header)) != [0, 1, 2]:
+        raise InputError(f"{path} has axis order {_raw_axes(header)}: expected 1, 2, 3 in some order")
+
+
+def _raw_axes(header) -> tuple[int, int, int]:
+    """The header's axis order as stored: 1, 2, 3 for x, y, z of columns, rows and sections."""
+    return tuple(int(header[key]) for key in ("mapc", "mapr", "maps"))
+
+
+def _file_axes(header) -> list[int]:
+    """Which of x, y, z (0, 1, 2) columns, rows and sections run along; unset means in that order."""
+    return [axis - 1 for axis in _raw_axes(header)] if any(_raw_axes(header)) else [0, 1, 2]
+
+
+def _values(path, header, stream) -> np.ndarray:
+    """The stored numbers with axes columns, rows, sections."""
+    size = [int(header[key]) for key in ("nx", "ny", "nz")]
+    kind = np.dtype(MODES[int(header["mode"])]).newbyteorder(header.dtype["mode"].byteorder)
+    skipped, wanted = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
+    data = _read(stream, wanted) if len(_read(stream, skipped)) == skipped else b""
+    if len(data) < wanted:
+        raise InputError(
+            f"{path} is truncated: its header promises {_sides(size)} voxels, {wanted} bytes, "
+            f"and {len(data)} are there: copy it again"
+        )
+    return np.frombuffer(data, kind).reshape(size[::-1]).T
+
+
+def _read(stream, count: int) -> bytearray:
+    """The next `count` bytes, or fewer where the stream ends; memory grows with what is really there."""
+    data = bytearray()
+    while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
+        data += chunk
+    return data
+
+
+def _check_values(path, density):
+    """Nothing; raises InputError unless the density is finite and varies."""
+    bad = density.size - np.count_nonzero(np.isfinite(density))
+    if bad:
+        raise InputError(f"{path} holds {bad} values that are NaN or infinite: set them to 0 first")
+    if density.min() == density.max():
+        raise InputError(f"{path} has the value {density.flat[0]:g} throughout: give a map with a density")
+
+
+def _frame(path, header, shape, axes) -> tuple[np.ndarray, np.ndarray]:
+    """Voxel size and origin, both (3,) in Å along x, y, z."""
+    cell, origin = (np.array(header[key].item(), np.float64) for key in ("cella", "origin"))
+    sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
+    voxel_size = cell / np.where(sampling > 0, sampling, shape)
+    if not np.all(np.isfinite(voxel_size) & (voxel_size > 0)):
+        raise InputError(f"{path} has no voxel size (its cell is {_vector(cell)} Å): set it in the header")
+    start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
+    return voxel_size, origin if np.isfinite(origin).all() and origin.any() else start * voxel_size

@@ -1,0 +1,319 @@
+"""From maps as read to what a fit needs: thresholds, one frame, the crop to the mass, levels of binning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy import ndimage
+
+from cryotrans_jax import lattice as lattices
+from cryotrans_jax import losses
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+
+ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The unit box in space: `corner` (Å) is its origin and `edge` (Å) its side."""
+
+    corner: np.ndarray
+    edge: float
+
+    def to_unit(self, xyz):
+        """Positions in unit boxes from positions in Å, both (n, 3)."""
+        return (xyz - self.corner) / self.edge
+
+    def to_angstrom(self, x):
+        """Positions in Å from positions in unit boxes, both (n, 3)."""
+        return x * self.edge + self.corner
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One initial map and one or several targets, ready to be fitted: all on one crop of the maps' grid.
+
+    `initial` (x, y, z) is the thresholded initial density over its maximum. `masses` (targets, x, y, z) are the thresholded
+    targets scaled to the initial's total; `densities` the same without a threshold. `start` is the crop's first
+    voxel on the full grid; `voxel_size` in Å; `frame` is the unit box. `blurs` (Å², one a target) is the variance
+    of the blur that takes the initial map to the target's resolution: negative where the target is the sharper one.
+    `report` holds, for each map, the level used and the share of its positive mass kept.
+    """
+
+    initial: Float[np.ndarray, "x y z"]
+    masses: Float[np.ndarray, "targets x y z"]
+    densities: Float[np.ndarray, "targets x y z"]
+    start: np.ndarray
+    voxel_size: np.ndarray
+    frame: Frame
+    blurs: np.ndarray
+    report: dict
+
+    @property
+    def corner(self) -> np.ndarray:
+        """The crop's corner (outer edge of its first voxel) in the unit box."""
+        return self.frame.to_unit(self.report["origin"] + (self.start - 0.5) * self.voxel_size)
+
+
+class Level(NamedTuple):
+    """A problem at one binning; arrays only, in the unit box, so that it passes through jit.
+
+    Points `x` of mass `rho` and the grid (corner, voxel) on which they are compared with a target; `lattice` controls the
+    points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice) and `edges` are for the rigidity.
+    """
+
+    x: Float[Array, "points 3"]
+    rho: Float[Array, "points"]
+    corner: Float[Array, "3"]
+    voxel: Float[Array, "3"]
+    lattice: lattices.Lattice | None
+    tetrahedra: Int[Array, "tetrahedra 4"] | None
+    edges: Float[Array, "3"] | None
+
+
+def prepare(
+    initial: Map,
+    targets: Sequence[Map],
+    *,
+    initial_threshold: float | None = None,
+    target_threshold: float | None = None,
+    initial_resolution: float | None = None,
+    target_resolutions: Sequence[float | None] | None = None,
+    whole_box: bool = False,
+    margin: float = 8.0,
+) -> Problem:
+    """The problem of carrying `initial` onto each of `targets`, all on one grid.
+
+    Thresholds not given are chosen by `contour_level`. With both resolutions (Å) given, the blur between the maps is that of
+    molmap's Gaussians; otherwise it is estimated by `relative_blur`. `whole_box` takes the maps' whole box as unit box
+    and crops nothing (the paper); otherwise the unit box is the cube about the initial map's mass, and everything is cropped to
+    the mass of all maps and `margin` Å about it.
+
+    Raises InputError when nothing is above a threshold.
+    """
+    start_mass, report = thresholded(initial, initial_threshold, "initial map")
+    reports, masses = {"initial": report, "targets": []}, []
+    for number, target in enumerate(targets):
+        mass, report = thresholded(target, target_threshold, f"target map {number + 1}")
+        masses.append(mass)
+        reports["targets"].append(report)
+    reports["origin"] = initial.origin
+
+    scale = start_mass.max()
+    scales = [start_mass.sum() / m.sum() / scale for m in masses]
+    resolutions = target_resolutions or [None] * len(targets)
+    blurs = np.array(
+        [
+            0.225**2 * (r**2 - initial_resolution**2) if r and initial_resolution else relative_blur(initial, t)
+            for r, t in zip(resolutions, targets, strict=True)
+        ]
+    )
+
+    shape = np.array(start_mass.shape)
+    if whole_box:
+        low, high = np.zeros(3, int), shape
+        box_low, edge = low, float((shape * initial.voxel_size).max())
+    else:
+        low, high = bounding_box(np.maximum.reduce([start_mass, *masses]) > 0)
+        room = np.ceil(margin / initial.voxel_size).astype(int)
+        low = np.maximum(low - room, 0) // ALIGN * ALIGN
+        high = np.minimum(high + room, shape)
+        box_low, box_high = bounding_box(start_mass > 0)
+        edge = float(((box_high - box_low) * initial.voxel_size).max())
+        middle = 0.5 * (box_low + box_high) * initial.voxel_size
+        box_low = (middle - 0.5 * edge) / initial.voxel_size
+    high = low + -(-(high - low) // ALIGN) * ALIGN
+    frame = Frame(initial.origin + (box_low - 0.5) * initial.voxel_size, edge)
+    crop = lambda a: cropped(a, low, high)  # noqa: E731
+    return Problem(
+        initial=crop(start_mass / scale),
+        masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
+        densities=np.stack([crop(t.density * s) for t, s in zip(targets, scales, strict=True)]),
+        start=low,
+        voxel_size=initial.voxel_size,
+        frame=frame,
+        blurs=blurs,
+        report=reports,
+    )
+
+
+def contour_level(density: np.ndarray, share: float = 0.98) -> float:
+    """Level that keeps the given share of the positive mass standing above the solvent noise.
+
+    Noise is taken to be symmetric about the map's median (most of a box is solvent): 3.5 standard deviations of
+    what lies below the median is its ceiling. Above that ceiling the voxels are sorted, and the level is where the strongest of
+    them hold `share` of their mass. A noiseless map has a ceiling of about zero and the rule is the share alone.
+    """
+    values = density.ravel()
+    solvent = float(np.median(values))
+    below = solvent - values[values < solvent]
+    noise = 1.4826 * float(np.median(below)) if below.size > 0.05 * values.size else 0.0
+    kept = np.sort(values[values > max(solvent + 3.5 * noise, 0.0)])[::-1]
+    if kept.size == 0:
+        return float(values.max())
+    mass = np.cumsum(kept, dtype=np.float64)
+    return float(kept[np.searchsorted(mass, share * mass[-1])])
+
+
+def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, dict]:
+    """The map's density with everything below the level (and every negative value) set to 0, and what that keeps."""
+    chosen = contour_level(map_.density) if level is None else level
+    mass = np.where((map_.density >= chosen) & (map_.density > 0), map_.density, 0).astype(np.float32)
+    if not mass.any():
+        raise InputError(
+            f"the {name} has no density above the threshold {chosen:g} (its maximum is {map_.density.max():g}): "
+            "give a lower threshold"
+        )
+    positive = map_.density[map_.density > 0].sum(dtype=np.float64)
+    return mass, {
+        "threshold": float(chosen),
+        "threshold_chosen": "by rule" if level is None else "given",
+        "share_of_mass": float(mass.sum(dtype=np.float64) / positive),
+        "volume": float((mass > 0).sum() * np.prod(map_.voxel_size)),
+    }
+
+
+def relative_blur(initial: Map, target: Map) -> float:
+    """Variance (Å²) of the Gaussian blur that takes the initial map's rotationally averaged spectrum to the target's.
+
+    Amplitudes averaged over shells hardly depend on the conformation, so ½ log of the ratio of powers is a straight line in s²
+    with slope −2π² σ². The line is fitted from 1/25 Å⁻¹ to where the target's power meets its noise floor.
+    """
+    s, start = shell_power(initial)
+    _, end = shell_power(target)
+    floor = max(np.median(end[-max(len(end) // 10, 1) :]), 1e-12 * end.max())
+    good = (s > 0.04) & (end > 3 * floor) & (start > 1e-10 * start.max())
+    good &= np.cumprod(np.where(s > 0.04, good, True)).astype(bool)
+    if good.sum() < 3:
+        return 0.0
+    slope = np.polyfit(s[good] ** 2, 0.5 * np.log(end[good] / start[good]), 1)[0]
+    return float(-slope / (2 * np.pi**2))
+
+
+def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power there."""
+    power = np.abs(np.fft.rfftn(map_.density)) ** 2
+    n, v = map_.density.shape, map_.voxel_size
+    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
+    s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    width = 1.0 / max(n * v)
+    shell = np.round(s / width).astype(int).ravel()
+    count = np.bincount(shell)
+    last = int(0.5 / max(v) / width)
+    return np.arange(last) * width, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[:last]
+
+
+def bounding_box(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel inside along each axis, and one past the last."""
+    where = ndimage.find_objects(inside.astype(np.int8))[0]
+    return np.array([s.start for s in where]), np.array([s.stop for s in where])
+
+
+def cropped(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """a[low:high], with zeros where that reaches past the end of the array."""
+    part = a[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))].astype(np.float32)
+    return np.pad(part, [(0, hi - lo - n) for lo, hi, n in zip(low, high, part.shape, strict=True)])
+
+
+def binned(density: np.ndarray, factor: int) -> np.ndarray:
+    """Total in voxels `factor` times as wide: what splatting every voxel's value onto the coarse grid gives.
+
+    Unlike block sums this keeps the centre of mass as well as the mass, and it is what carried points are compared with.
+    Values within half a coarse voxel of the edge of the box stay in the outermost voxels.
+    """
+    for axis, n in enumerate(density.shape):
+        at = (np.arange(n) + 0.5) / factor - 0.5
+        coarse = np.clip(at, 0, n // factor - 1)[:, None] - np.arange(n // factor)
+        weights = np.maximum(1 - np.abs(coarse), 0).astype(density.dtype)
+        density = np.moveaxis(np.tensordot(density, weights, axes=([axis], [0])), -1, axis)
+    return density
+
+
+def block_points(mass: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mass in blocks of `factor` voxels a side as points: (positions in voxels, masses, blocks that hold any).
+
+    Each point stands at its block's centre of mass, so that mass and centre are kept exactly. Positions count from the
+    outer edge of the first voxel.
+    """
+    blocks = [n // factor for n in mass.shape]
+    shape = [m for n in blocks for m in (n, factor)]
+    total = mass.reshape(shape).sum((1, 3, 5), dtype=np.float64)
+    filled = total > 0
+    place = []
+    for axis, n in enumerate(mass.shape):
+        at = (np.arange(n) + 0.5).reshape([-1 if k == axis else 1 for k in range(3)])
+        moment = (mass * at).reshape(shape).sum((1, 3, 5), dtype=np.float64)
+        place.append(moment[filled] / total[filled])
+    return np.stack(place, -1), total[filled], filled
+
+
+def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetrahedra: bool) -> Level:
+    """The problem compared on voxels `bin_` times as wide, its mass as points every `sampling` voxels.
+
+    `spacing` (Å) is the control lattice's; 0 integrates the flow at every point. `tetrahedra` asks for those of the rigidity.
+    """
+    unit = problem.voxel_size / problem.frame.edge
+    place, rho, filled = block_points(problem.initial, sampling)
+    lattice = indices = edges = None
+    if spacing:
+        low, high = bounding_box(filled)
+        pitch = spacing / (sampling * problem.voxel_size.min())
+        box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
+        lattice = lattices.make_lattice(
+            box, problem.corner + low * sampling * unit, sampling * unit, pitch
+        )
+        edges = np.full(3, spacing / problem.frame.edge)
+        where = np.stack(np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1)
+    else:
+        where, edges = np.argwhere(filled), sampling * unit
+    if tetrahedra:
+        indices = jnp.asarray(neighbours(where))
+        edges = jnp.asarray(edges, jnp.float32)
+    return Level(
+        x=jnp.asarray(problem.corner + place * unit, jnp.float32),
+        rho=jnp.asarray(rho, jnp.float32),
+        corner=jnp.asarray(problem.corner, jnp.float32),
+        voxel=jnp.asarray(bin_ * unit, jnp.float32),
+        lattice=lattice,
+        tetrahedra=indices if tetrahedra else None,
+        edges=edges if tetrahedra else None,
+    )
+
+
+def neighbours(where: np.ndarray) -> np.ndarray:
+    """Rows (i, its next along x, along y, along z) for the grid points `where` (n, 3) that have all three."""
+    shape = where.max(0) + 2
+    number = np.full(shape, -1)
+    number[tuple(where.T)] = np.arange(len(where))
+    rows = np.stack([number[tuple((where + step).T)] for step in np.eye(4, 3, -1, dtype=int)], -1)
+    return rows[(rows >= 0).all(1)]
+
+
+def level_targets(problem: Problem, bin_: int, kind: str) -> tuple[np.ndarray, list[float]]:
+    """Targets (targets, x, y, z) at one binning, and the width (Å) by which the carried map has yet to be blurred for each.
+
+    `kind` is "mass" (thresholded, no blur) or "density" (not thresholded, at matched resolution: a target sharper than the
+    initial map is itself blurred here).
+    """
+    if kind == "mass":
+        return np.stack([binned(m, bin_) for m in problem.masses]), [0.0] * len(problem.masses)
+    volumes, widths = [], []
+    for density, variance in zip(problem.densities, problem.blurs, strict=True):
+        if variance < 0:
+            density = ndimage.gaussian_filter(density, np.sqrt(-variance) / problem.voxel_size, mode="constant")
+        volumes.append(binned(density, bin_))
+        widths.append(float(np.sqrt(max(variance, 0.0))))
+    return np.stack(volumes), widths
+
+
+def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blur | None:
+    """Matrices (targets, n, n) for each axis that blur a carried map by the widths (Å), None where none is wanted."""
+    if max(widths) < 1e-3:
+        return None
+    shape = tuple(n // bin_ for n in problem.initial.shape)
+    each = [losses.gaussian_blur(shape, bin_ * problem.voxel_size, w) for w in widths]
+    return tuple(jnp.stack(axis) for axis in zip(*each, strict=True))

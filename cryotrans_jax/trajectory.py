@@ -1,0 +1,139 @@
+"""From a fit to the pseudo-trajectory: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from scipy import ndimage
+
+from cryotrans_jax import lattice as lattices
+from cryotrans_jax.flow import euler, inverse_euler
+from cryotrans_jax.maps import Map
+from cryotrans_jax.prepare import Frame
+from cryotrans_jax.splat import splat
+from cryotrans_jax.train import Config
+
+SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
+SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
+ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+
+
+def frame_times(frames: int) -> np.ndarray:
+    """Times of `frames` equally spaced frames, from 0 to 1; a single frame is the last one."""
+    return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
+
+
+def split_time(t: float, steps: int) -> tuple[int, float]:
+    """Whole Euler steps before time t, and the part of the next one, in [0, 1)."""
+    whole = int(np.floor(t * steps + 1e-6))
+    part = t * steps - whole
+    return whole, part if part > 1e-6 else 0.0
+
+
+@partial(jax.jit, static_argnames=("config", "steps"))
+def forward(config: Config, params: PyTree, x: Float[Array, "n 3"], tau: float, steps: int):
+    """Points after each of `steps` Euler steps of length tau, x first."""
+    return jnp.concatenate([x[None], euler(partial(config.network.apply, params), x, tau, steps)[1]])
+
+
+@partial(jax.jit, static_argnames=("config", "steps"))
+def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: float, steps: int):
+    """Points after each of `steps` Euler steps of length tau undone, y first."""
+    return jnp.concatenate([y[None], inverse_euler(partial(config.network.apply, params), y, tau, steps)[1]])
+
+
+def padded(x: np.ndarray) -> Float[Array, "n 3"]:
+    """Points padded with copies of the first one to a multiple of ROUND."""
+    extra = -len(x) % ROUND
+    return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
+
+
+def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Sequence[float]) -> np.ndarray:
+    """Positions (times, n, 3) in Å to which the flow has carried the positions xyz (n, 3) at each time.
+
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+    """
+    n, tau = len(xyz), 1.0 / config.euler_steps
+    visited = np.asarray(forward(config, params, padded(frame.to_unit(xyz)), tau, config.euler_steps))[:, :n]
+    moved = []
+    for t in times:
+        whole, part = split_time(t, config.euler_steps)
+        ahead = visited[min(whole + 1, config.euler_steps)]
+        moved.append(visited[whole] + part * (ahead - visited[whole]))
+    # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
+    return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+
+
+def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
+    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
+    distance = ndimage.distance_transform_edt(density < max(threshold, 1e-12), sampling=voxel_size)
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))).astype(np.float32)
+
+
+def pull_back(
+    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Sequence[float]
+) -> Iterator[Map]:
+    """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
+
+    The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels, and f0 is
+    interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the splat keeps mass.
+    """
+    shape, size = initial.density.shape, initial.voxel_size
+    mask = soft_support(initial.density, threshold, size)
+    spline = ndimage.spline_filter(initial.density * mask, order=3, output=np.float32, mode="constant")
+    wanted = visited_voxels(config, params, frame, initial, mask > 0)
+    corner = frame.to_unit(initial.origin - 0.5 * size)
+    lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
+    nodes, count = padded(np.asarray(lattice.nodes)), len(lattice.nodes)
+    voxels = np.stack(np.unravel_index(np.asarray(lattice.voxels), shape)).astype(np.float32)
+    tau = 1.0 / config.euler_steps
+    undone = {}  # by the part of an Euler step: V does not depend on time, so one inverse path serves many frames
+    for t in times:
+        whole, part = split_time(t, config.euler_steps)
+        if part not in undone:
+            y = backward(config, params, nodes, part * tau, 1)[1] if part else nodes
+            undone[part] = backward(config, params, y, tau, config.euler_steps)
+        shift = (undone[part][whole] - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
+        at = voxels + np.asarray(interpolate(lattice, shift)).T
+        density = np.zeros(shape, np.float32)
+        density[wanted] = ndimage.map_coordinates(spline, at, order=3, prefilter=False, mode="constant")
+        yield Map(density, size, initial.origin)
+
+
+interpolate = jax.jit(lattices.interpolate)
+
+
+def visited_voxels(
+    config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray
+) -> np.ndarray:
+    """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
+    cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
+    start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
+    times = np.arange(config.euler_steps + 1) / config.euler_steps
+    xyz = move(config, params, frame, initial.origin + start * initial.voxel_size, times)
+    cells = (xyz - initial.origin) / (initial.voxel_size * cell)
+    coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
+    hit = np.floor(cells.reshape(-1, 3)).astype(int)
+    coarse[tuple(hit[((hit >= 0) & (hit < coarse.shape)).all(1)].T)] = True
+    coarse = ndimage.binary_dilation(coarse, np.ones((3, 3, 3)), iterations=2)
+    fine = coarse
+    for axis, c in enumerate(cell):
+        fine = np.repeat(fine, c, axis)
+    return fine[tuple(slice(0, n) for n in support.shape)]
+
+
+def push_forward(
+    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Sequence[float]
+) -> Iterator[Map]:
+    """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid: keeps mass, blurs by interpolation."""
+    inside = (initial.density >= threshold) & (initial.density > 0)
+    xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
+    voxel = initial.voxel_size / frame.edge
+    corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
+    for moved in move(config, params, frame, xyz, times):
+        x = jnp.asarray(frame.to_unit(moved), jnp.float32)
+        density = splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
+        yield Map(np.asarray(density), initial.voxel_size, initial.origin)

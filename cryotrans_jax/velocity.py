@@ -1,0 +1,29 @@
+"""The velocity field V of the flow: a small multilayer perceptron (paper, eq. 2)."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+
+class Velocity(nn.Module):
+    """Velocity V(x) in unit boxes per unit time at points x in the unit box.
+
+    `depth` hidden layers of `width` units with leaky ReLU, and a linear layer to three components.
+    Weights start from N(0, `init_std`²) and biases from 0, so that the flow starts close to the identity.
+    `centre` is subtracted from x first: 0 is the paper's network, 1/2 puts the first layer's creases
+    through the middle of the molecule instead of through a corner of the box.
+    """
+
+    width: int = 100
+    depth: int = 2
+    slope: float = 0.01
+    init_std: float = 0.01
+    centre: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*points 3"]) -> Float[Array, "*points 3"]:
+        """V(x), the same shape as x."""
+        init = nn.initializers.normal(self.init_std)
+        h = x - self.centre
+        for _ in range(self.depth):
+            h = nn.leaky_relu(nn.Dense(self.width, kernel_init=init)(h), self.slope)
+        return nn.Dense(3, kernel_init=init)(h)

@@ -1,0 +1,52 @@
+"""What every job does alike: parse its flags, run it, and say in one line what went wrong."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
+FAILED, INTERRUPTED = 2, 128 + signal.SIGINT
+
+
+def run(main: Callable[[], None]) -> None:
+    """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 130 on Ctrl-C.
+
+    Flags are parsed first. Bad flags, InputError, OSError and MemoryError become one line on stderr; other
+    errors are faults of the program and keep their traceback. Nothing heavy is imported before the flags
+    are parsed, so that --help is quick: let `main` import what it needs.
+    """
+    parse_flags()
+    from cryotrans_jax.files import InputError
+
+    try:
+        main()
+    except InputError as error:
+        _stop(str(error))
+    except MemoryError as error:
+        _stop(f"not enough memory ({error}): take larger voxels or a smaller box")
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except KeyboardInterrupt:
+        _stop("interrupted", INTERRUPTED)
+
+
+def parse_flags() -> None:
+    """Nothing; the flags have their values. Prints help where asked to, and stops at bad flags."""
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+    except SystemExit:  # help was printed; absl calls that a failure
+        sys.exit(0)
+    except flags.Error as error:
+        _stop(MISSING.sub(r"--\1 is missing;", str(error)) + " see --help")
+    if rest:
+        _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
+
+
+def _stop(message: str, status: int = FAILED) -> None:
+    """Ends the program with a message of one line."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

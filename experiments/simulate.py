@@ -1,0 +1,66 @@
+"""Simulates the map of an atomic model, one Gaussian an atom (ChimeraX molmap).
+
+python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mrc --output=6RAI_5A.mrc
+"""
+
+from absl import flags
+
+from experiments.main import run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
+    flags.DEFINE_string("model", None, "Atomic model, PDB or mmCIF.", required=True)
+    flags.DEFINE_float("resolution", None, "Resolution of the map, Å.", lower_bound=0.1, required=True)
+    flags.DEFINE_string("output", None, "Map to write: .mrc, .map, .ccp4, or these with .gz.", required=True)
+    flags.DEFINE_string("like", None, "A map whose grid to use; else a box about the model.")
+    flags.DEFINE_float("voxel_size", None, "Voxel size, Å; resolution / 3 if not given.", lower_bound=0.01)
+    flags.DEFINE_list("cover", [], "Further models that the box must hold, separated by commas.")
+    flags.DEFINE_string("superpose_on", None, "A model to move the model onto first, by common CA atoms.")
+    flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
+
+
+def main() -> None:
+    """Nothing; writes the map that the flags ask for."""
+    from cryotrans_jax import atoms, files, maps
+
+    if FLAGS.like and (FLAGS.voxel_size or FLAGS.cover):
+        raise files.InputError("--like already sets the grid: leave out --voxel_size and --cover")
+    maps.check_output(FLAGS.output, FLAGS.overwrite)
+    model = atoms.read_model(FLAGS.model)
+    if FLAGS.superpose_on:
+        model = atoms.superpose(model, atoms.read_model(FLAGS.superpose_on))
+    map = simulate(model, FLAGS.resolution, FLAGS.like, FLAGS.voxel_size, FLAGS.cover)
+    maps.write_map(FLAGS.output, map)
+    print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")
+
+
+def simulate(model, resolution: float, like=None, voxel_size=None, cover=()):
+    """The map of a model on the grid of the map file `like`, or in a box that holds it and the `cover` files.
+
+    Raises:
+        InputError: a file cannot be used, or atoms lie outside the map `like`.
+    """
+    from cryotrans_jax import atoms, files, maps
+
+    if like:
+        grid = maps.read_map(like)
+        shape, voxel_size, origin = grid.density.shape, grid.voxel_size, grid.origin
+        x = (atoms.heavy_atoms(model)[0] - origin) / voxel_size
+        outside = ((x < -0.5) | (x > [n - 0.5 for n in shape])).any(axis=1).sum()
+        if outside:
+            raise files.InputError(
+                f"{outside} of {len(x)} atoms lie outside the map {like}: move the model into it "
+                "(--superpose_on), or simulate both maps in a box that covers both models (--cover)"
+            )
+    else:
+        models = [model, *(atoms.read_model(path) for path in cover)]
+        shape, voxel_size, origin = atoms.common_grid(models, voxel_size or resolution / 3, resolution)
+    return atoms.simulate_map(model, shape, voxel_size, origin, resolution)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

@@ -1,0 +1,217 @@
+"""Models keep their atoms through files; simulated maps follow their closed forms."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+
+from cryotrans_jax import atoms
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import write_map
+
+SHARED = Path(__file__).parents[2] / "shared"
+TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
+PDB = """\
+ATOM      1  N   HSD A   5      10.000  11.000  12.000  1.00 20.00
+ATOM      2  CA  HSD A   5      11.458  11.000  12.000  1.00 21.00
+ATOM      3  HA  HSD A   5      11.800  11.900  12.400  1.00 21.00
+ATOM      4  C   HSD A   5      12.000  12.400  12.300  1.00 22.00
+ATOM      5  O   HSD A   5      11.300  13.400  12.100  1.00 23.00
+ATOM      6  CA AALA A   6      14.000  13.700  12.900  0.60 24.00
+ATOM      7  CA BALA A   6      14.100  13.800  12.800  0.40 24.00
+ATOM      8  CA  LYS A   8      17.500  14.000  13.500  1.00 25.00
+ATOM      9 HG   LYS A   8      17.900  15.000  13.900  1.00 25.00
+ATOM     10 CE   LYS A   8      18.500  15.500  13.900  1.00 25.00
+HETATM   11 CA    CA A 101      20.000  20.000  20.000  1.00 30.00
+HETATM   12  O   HOH A 201       5.000   5.000   5.000  1.00 40.00
+END
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model.pdb").write_text(PDB)
+    return atoms.read_model(tmp_path / "model.pdb")
+
+
+def renamed(model, name):
+    copy = model.clone()
+    copy[0][0].name = name
+    return copy
+
+
+def test_missing_elements_are_mended(model):
+    names = [site.atom.element.name for site in model[0].all()]
+    assert names == ["N", "C", "H", "C", "O", "C", "C", "C", "H", "C", "Ca", "O"]
+
+
+def test_heavy_atoms_leave_out_hydrogens_and_second_conformations(model):
+    xyz, numbers = atoms.heavy_atoms(model)
+    np.testing.assert_array_equal(numbers, [7, 6, 6, 8, 6, 6, 6, 20, 8])
+    np.testing.assert_allclose(xyz[4], [14.0, 13.7, 12.9])
+
+
+@pytest.mark.parametrize("suffix", [".cif", ".pdb"])
+def test_models_survive_writing(tmp_path, model, suffix):
+    atoms.write_model(tmp_path / f"a{suffix}", model)
+    again = atoms.read_model(tmp_path / f"a{suffix}")
+    # PDB stores thousandths of an angstrom
+    np.testing.assert_allclose(atoms.positions(again), atoms.positions(model), atol=5e-4)
+    for a, b in zip(model[0].all(), again[0].all(), strict=True):
+        assert (a.chain.name, str(a.residue.seqid), a.residue.name, a.atom.name, a.atom.altloc) == (
+            b.chain.name, str(b.residue.seqid), b.residue.name, b.atom.name, b.atom.altloc)  # fmt: skip
+        assert a.atom.b_iso == b.atom.b_iso and a.atom.element == b.atom.element
+
+
+def test_compressed_models_and_the_first_of_several_are_read(tmp_path):
+    body = PDB.removesuffix("END\n")
+    many = f"MODEL        1\n{body}ENDMDL\nMODEL        2\n{body}ENDMDL\nEND\n"
+    (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(many.encode()))
+    model = atoms.read_model(tmp_path / "a.pdb.gz")
+    assert len(model) == 1 and len(atoms.positions(model)) == 12
+
+
+def test_a_chain_without_name_is_named_in_mmcif(tmp_path, model):
+    atoms.write_model(tmp_path / "a.cif", renamed(model, ""))
+    assert [chain.name for chain in atoms.read_model(tmp_path / "a.cif")[0]] == ["A"]
+
+
+def test_moved_keeps_all_but_positions(model):
+    xyz = atoms.positions(model) @ TURN.T + [1, 2, 3]
+    copy = atoms.moved(model, xyz)
+    np.testing.assert_allclose(atoms.positions(copy), xyz)
+    assert [site.atom.b_iso for site in copy[0].all()] == [site.atom.b_iso for site in model[0].all()]
+    assert atoms.positions(model)[0].tolist() == [10, 11, 12]
+    with pytest.raises(ValueError):
+        atoms.moved(model, xyz[1:])
+
+
+def test_superpose_undoes_a_rigid_motion(model):
+    away = atoms.moved(model, atoms.positions(model) @ TURN.T + [30, -20, 10])
+    back = atoms.superpose(away, model)
+    np.testing.assert_allclose(atoms.positions(back), atoms.positions(model), atol=1e-9)
+
+
+def test_common_ca_goes_by_chain_and_number(model):
+    other = model.clone()
+    del other[0][0][0]
+    a, b = atoms.common_ca(model, other)
+    np.testing.assert_array_equal(a, [[14.0, 13.7, 12.9], [17.5, 14.0, 13.5]])  # not the calcium ion
+    np.testing.assert_array_equal(a, b)
+    assert len(atoms.common_ca(model, renamed(model, "Q"))[0]) == 3
+
+
+def test_no_common_ca_is_an_error(model):
+    other = model.clone()
+    for residue in other[0][0]:
+        residue.seqid.num += 1000
+    with pytest.raises(InputError, match="no CA atom in common"):
+        atoms.common_ca(model, other)
+    two = renamed(model, "Q")
+    two[0].add_chain(renamed(model, "R")[0][0])
+    with pytest.raises(InputError, match="no CA atom in common"):  # which is which is not known
+        atoms.common_ca(model, two)
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("text.pdb", b"hello\n", "not an atomic model"),
+        ("empty.pdb", b"", "not an atomic model|has no atoms"),
+        ("bare.cif", b"data_a\n_b.c 1\n", "has no atoms"),
+        ("cut.cif", b"data_a\nloop_\n_atom_site.id\n_atom_site.x", "not an atomic model|has no atoms"),
+        ("line.pdb", b"ATOM      1  CA  ALA A   1      28.831 -19\n", "not an atomic model"),
+        ("nan.pdb", PDB.replace("10.000", "   nan").encode(), "not numbers"),
+        ("plain.pdb.gz", PDB.encode(), "not an atomic model"),
+    ],
+)
+def test_what_is_no_model_is_explained(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} .*({sentence})") as caught:
+        atoms.read_model(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_models_and_names_are_explained(tmp_path, model):
+    with pytest.raises(InputError, match="none.pdb does not exist"):
+        atoms.read_model(tmp_path / "none.pdb")
+    with pytest.raises(InputError, match="is a folder"):
+        atoms.read_model(tmp_path)
+    with pytest.raises(InputError, match="end it in .cif or .pdb"):
+        atoms.write_model(tmp_path / "a.mrc", model)
+    with pytest.raises(InputError, match="end the name in .cif"):
+        atoms.write_model(tmp_path / "a.pdb", renamed(model, "LONG"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pdb"]
+
+
+def test_one_atom_is_a_gaussian():
+    voxel, origin, resolution = np.array([0.9, 1.1, 1.3]), np.array([-4.0, 3.0, 11.0]), 6.0
+    x, z, shape = np.array([7.2, 15.9, 27.1]), 16.0, (26, 24, 25)
+    map = atoms.simulate_map((x[None], np.array([z])), shape, voxel, origin, resolution)
+    sigma = resolution * 0.225
+    y = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * voxel + origin
+    exact = z * (2 * np.pi * sigma**2) ** -1.5 * np.exp(-((y - x) ** 2).sum(-1) / (2 * sigma**2))
+    np.testing.assert_allclose(map.density, exact, atol=4e-6 * exact.max())  # cut at 5 sigma
+
+
+def test_simulated_map_integrates_to_the_sum_of_atomic_numbers(model):
+    shape, voxel, origin = atoms.common_grid([model], 1.0, 4.0)
+    map = atoms.simulate_map(model, shape, voxel, origin, 4.0)
+    # a Gaussian of 0.9 voxels sums to its integral within 2 exp(-2 (0.9 pi)^2) = 2e-7; the cut takes 2e-6
+    np.testing.assert_allclose(map.density.sum(dtype=float) * voxel.prod(), 7 + 5 * 6 + 20 + 2 * 8, rtol=1e-5)
+
+
+def test_simulation_is_additive_and_loses_what_is_outside():
+    rng = np.random.default_rng(1)
+    xyz, weights = rng.uniform(-15, 25, (300, 3)), rng.uniform(1, 9, 300)
+    grid = ((21, 20, 23), 0.8, np.array([-3.0, -2.0, -5.0]), 5.0)
+    whole = atoms.simulate_map((xyz, weights), *grid).density
+    single = sum(atoms.simulate_map((xyz[i : i + 1], weights[i : i + 1]), *grid).density for i in range(300))
+    np.testing.assert_allclose(whole, single, atol=1e-5 * whole.max())
+    assert not atoms.simulate_map((xyz[:0], weights[:0]), *grid).density.any()
+
+
+def test_common_grid_holds_all_models_with_padding(model):
+    other = atoms.moved(model, atoms.positions(model) + [31, -7, 3])
+    shape, voxel, origin = atoms.common_grid([model, other], np.array([1.0, 1.25, 1.5]), 4.0)
+    xyz = np.concatenate([atoms.positions(m) for m in (model, other)])
+    assert np.all(origin <= xyz.min(0) - 12) and np.all(
+        origin + (np.array(shape) - 1) * voxel >= xyz.max(0) + 12
+    )
+    assert np.all(np.array(shape) * voxel < 1.2 * (np.ptp(xyz, axis=0) + 24) + 4 * voxel)
+    assert all(n % 2 == 0 for n in shape)
+    np.testing.assert_allclose(origin / voxel, np.rint(origin / voxel), atol=1e-9)
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the real models in ../shared/data")
+def test_simulated_map_equals_the_independent_one(tmp_path):
+    path = SHARED / "data/pairs/adk/closed_on_open.pdb"
+    model = atoms.read_model(path)
+    write_map(tmp_path / "a.mrc", atoms.simulate_map(model, *atoms.common_grid([model], 1.4, 4.0), 4.0))
+    command = [
+        sys.executable,
+        SHARED / "tools/score.py",
+        "map",
+        tmp_path / "a.mrc",
+        path,
+        "--resolution",
+        "4",
+    ]
+    score = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert score["correlation"] == 1.0 and score["fsc_0.5"] < 2.9  # Nyquist
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the real models in ../shared/data")
+@pytest.mark.parametrize("pair, first, second", [("adk", "open", "closed"), ("msba", "7SEL", "8DMM")])
+def test_superposed_real_pairs_have_their_known_rmsd(pair, first, second):
+    fixed, mobile = (atoms.read_model(SHARED / f"data/pairs/{pair}/{name}.pdb") for name in (first, second))
+    assert all(not site.atom.element.is_metal for site in fixed[0].all())
+    a, b = atoms.common_ca(fixed, atoms.superpose(mobile, fixed))
+    known = {"adk": (214, 6.9), "msba": (574, 5.5)}[pair]  # stated to a tenth with the data
+    assert len(a) == known[0] and abs(np.sqrt(((a - b) ** 2).sum(1).mean()) - known[1]) < 0.06
+    assert isinstance(fixed, gemmi.Structure)

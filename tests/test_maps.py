@@ -1,0 +1,201 @@
+"""Maps keep values, voxel size and place through files; what is no map says so."""
+
+import bz2
+import gzip
+import io
+import itertools
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map, describe, read_map, same_grid, write_map
+
+FORMATS = Path(__file__).parents[2] / "shared/data/maps/formats"
+VOXEL, ORIGIN = np.array([1.5, 2.0, 0.75]), np.array([-7.5, 11.3, 40.1])
+
+
+@pytest.fixture
+def density():
+    return np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+
+
+def store(path, density, order=(1, 2, 3), **fields):
+    """Write x, y, z values by mrcfile alone, columns, rows and sections along the axes of `order`."""
+    compression = {".gz": "gzip", ".bz2": "bzip2"}.get(path.suffix)
+    with mrcfile.new(path, compression=compression, overwrite=True) as file:
+        file.set_data(np.ascontiguousarray(density.transpose([axis - 1 for axis in order[::-1]])))
+        file.header.mapc, file.header.mapr, file.header.maps = order
+        file.header.mx, file.header.my, file.header.mz = density.shape
+        file.header.cella = tuple(VOXEL * density.shape)
+        file.header.ispg = 1
+        for key, value in fields.items():
+            file.header[key] = value
+    return path
+
+
+def is_valid(path):
+    return mrcfile.validate(path, print_file=io.StringIO())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
+def test_every_axis_order_reads_as_x_y_z(tmp_path, density, order):
+    start = np.array([3, -4, 5])  # along x, y, z; stored along columns, rows, sections
+    along = dict(zip(("nxstart", "nystart", "nzstart"), start[np.array(order) - 1], strict=True))
+    map = read_map(store(tmp_path / "a.mrc", density, order, **along))
+    np.testing.assert_array_equal(map.density, density)
+    np.testing.assert_allclose(map.voxel_size, VOXEL, rtol=1e-6)
+    np.testing.assert_allclose(map.origin, start * VOXEL, rtol=1e-6)
+    placed = read_map(store(tmp_path / "b.mrc", density, order, origin=tuple(ORIGIN), **along))
+    np.testing.assert_allclose(placed.origin, ORIGIN, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.mrc", "a.map", "a.ccp4", "a.mrc.gz", "a.map.bz2"])
+def test_round_trip_keeps_everything_and_is_valid(tmp_path, density, name):
+    write_map(tmp_path / name, Map(density, VOXEL, ORIGIN))
+    map = read_map(tmp_path / name)
+    np.testing.assert_array_equal(map.density, density)
+    np.testing.assert_allclose(map.voxel_size, VOXEL, rtol=1e-6)
+    np.testing.assert_allclose(map.origin, ORIGIN, rtol=1e-6)
+    assert is_valid(tmp_path / name)
+
+
+def test_start_is_written_where_the_origin_is_whole_voxels(tmp_path, density):
+    for origin, start in ((VOXEL * (2, -3, 4), (2, -3, 4)), (ORIGIN, (0, 0, 0))):
+        write_map(tmp_path / "a.mrc", Map(density, VOXEL, origin))
+        with mrcfile.open(tmp_path / "a.mrc") as file:
+            assert file.nstart.item() == start and file.is_volume() and int(file.header.mode) == 2
+
+
+def test_equal_maps_give_equal_bytes(tmp_path, density):
+    for name in "ab":
+        write_map(tmp_path / f"{name}.mrc", Map(density, VOXEL, ORIGIN))
+    assert (tmp_path / "a.mrc").read_bytes() == (tmp_path / "b.mrc").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2", "u2", "f2", "f4"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_real_mode_and_byte_order_is_read(tmp_path, kind, order):
+    values = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    map = read_map(store(tmp_path / "a.mrc", values.astype(order + kind)))
+    np.testing.assert_array_equal(map.density, values)
+    assert map.density.dtype == np.float32
+
+
+def test_old_headers_are_accepted(tmp_path, density):
+    old = dict(
+        map=b"", machst=0, nversion=0, mapc=0, mapr=0, maps=0, cellb=(0, 0, 0), mx=0, my=0, mz=0, ispg=0
+    )
+    map = read_map(store(tmp_path / "a.mrc", density, **old))
+    np.testing.assert_array_equal(map.density, density)
+    np.testing.assert_allclose(map.voxel_size, VOXEL, rtol=1e-6)
+
+
+def test_compression_is_known_by_content(tmp_path, density):
+    plain = store(tmp_path / "a.mrc", density).read_bytes()
+    for pack in (gzip.compress, bz2.compress):
+        (tmp_path / "b.mrc").write_bytes(pack(plain))
+        np.testing.assert_array_equal(read_map(tmp_path / "b.mrc").density, density)
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        (dict(ispg=401, mz=7), "stack of volumes"),
+        (dict(ispg=0, mz=1), "stack of 7 images"),
+        (dict(mode=4), "complex numbers"),
+        (dict(mode=3), "complex numbers"),
+        (dict(mode=101), "MRC mode 101"),
+        (dict(cella=(0, 0, 0)), "no voxel size"),
+        (dict(cellb=(90, 94.3, 90)), "skewed cell .*94.3"),
+        (dict(mapc=1, mapr=1, maps=3), "axis order"),
+        (
+            dict(nz=30000, ny=30000, nx=30000),
+            "truncated: .* 30000 x 30000 x 30000 voxels, 108000000000000 bytes",
+        ),
+        (dict(nsymbt=2_000_000_000), "truncated"),
+        (dict(nz=1), "2D image"),
+        (dict(nz=0), "not an MRC file"),
+    ],
+)
+def test_a_bad_header_is_explained(tmp_path, density, fields, sentence):
+    path = store(tmp_path / "bad.mrc", density, **fields)
+    with pytest.raises(InputError, match=rf"bad\.mrc .*{sentence}"):
+        read_map(path)
+
+
+@pytest.mark.parametrize(
+    "value, sentence", [(np.nan, "1 values that are NaN"), (np.inf, "1 values that are NaN or infinite")]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # mrcfile's, while storing
+def test_values_that_are_not_finite_are_counted(tmp_path, density, value, sentence):
+    density[1, 2, 3] = value
+    with pytest.raises(InputError, match=sentence):
+        read_map(store(tmp_path / "a.mrc", density))
+    with pytest.raises(InputError, match="not finite"):
+        write_map(tmp_path / "b.mrc", Map(density, VOXEL, ORIGIN))
+
+
+def test_what_is_no_map_is_explained(tmp_path, density):
+    whole = store(tmp_path / "whole.mrc", density).read_bytes()
+    bad = {
+        "text.mrc": (b"ATOM      1  N   MET A   1 \n" * 60, "not an MRC file"),
+        "short.mrc": (b"abc", "not an MRC file"),
+        "empty.mrc": (b"", "not an MRC file"),
+        "cut.mrc": (whole[:-1], "truncated"),
+        "cut.mrc.gz": (gzip.compress(whole)[:-20], "damaged compressed"),
+        "cut.mrc.bz2": (bz2.compress(whole)[:-20], "damaged compressed"),
+        "spoilt.mrc.bz2": (b"BZh9" + b"spoilt" * 9, "damaged compressed"),
+        "flat.mrc": (whole[:1024] + bytes(len(whole) - 1024), "has the value 0 throughout"),
+    }
+    for name, (content, sentence) in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} .*{sentence}"):
+            read_map(tmp_path / name)
+    with pytest.raises(InputError, match="none.mrc does not exist"):
+        read_map(tmp_path / "none.mrc")
+    with pytest.raises(InputError, match="is a folder"):
+        read_map(tmp_path)
+    with pytest.raises(InputError, match="not a map's name"):
+        write_map(tmp_path / "a.txt", Map(density, VOXEL, ORIGIN))
+
+
+def test_same_grid_says_what_differs(density):
+    map = Map(density, VOXEL, ORIGIN)
+    assert same_grid(map, Map(2 * density, VOXEL * 1.0005, ORIGIN + 0.09 * VOXEL)) is None
+    assert "5 x 6 x 7 against 5 x 6 x 6 voxels" in same_grid(map, Map(density[..., :6], VOXEL, ORIGIN))
+    assert "voxels of (1.5, 2, 0.75) against" in same_grid(map, Map(density, VOXEL * 1.002, ORIGIN))
+    assert "origin (-7.5, 11.3, 40.1) against" in same_grid(map, Map(density, VOXEL, ORIGIN + [0, 0, 0.08]))
+    assert "5 x 6 x 7 voxels" in describe(map)
+
+
+EXPECTED = {  # voxel size and origin from the headers, by hand
+    "EMD-3197.map": (11.4, (-22.8, 0, 0)),
+    "emd_3197.map.gz": (11.4, (-22.8, 0, 0)),
+    "emd_8249.map": (5.28, (-63.36, -63.36, -63.36)),
+    "trpv1_noncubic.mrc": (1.21, (-24.2, -32.67, -54.45)),
+}
+
+
+@pytest.mark.skipif(not FORMATS.is_dir(), reason="needs the real maps in ../shared/data/maps/formats")
+@pytest.mark.parametrize("name", EXPECTED)
+def test_real_files_are_read_and_written(tmp_path, name):
+    voxel_size, origin = EXPECTED[name]
+    map = read_map(FORMATS / name)
+    np.testing.assert_allclose(map.voxel_size, voxel_size, rtol=1e-5)
+    np.testing.assert_allclose(map.origin, origin, rtol=1e-5)
+    with mrcfile.open(FORMATS / name, permissive=True) as file:  # all are stored in the order x, y, z
+        np.testing.assert_array_equal(map.density, file.data.T)
+    write_map(tmp_path / name, map)
+    again = read_map(tmp_path / name)
+    assert same_grid(map, again) is None and is_valid(tmp_path / name)
+    np.testing.assert_array_equal(again.density, map.density)
+
+
+@pytest.mark.skipif(not FORMATS.is_dir(), reason="needs the real maps in ../shared/data/maps/formats")
+@pytest.mark.parametrize("name", ["EMD-3001.map", "EMD-3001.map.bz2"])
+def test_the_real_skewed_crystal_map_is_refused(name):
+    with pytest.raises(InputError, match=r"skewed cell \(angles 90.0, 94.3, 90.0°\)"):
+        read_map(FORMATS / name)
