@@ -108,7 +108,9 @@ def prepare(
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
         [
-            0.225**2 * (r**2 - initial_resolution**2) if r and initial_resolution else relative_blur(initial, t)
+            0.225**2 * (r**2 - initial_resolution**2)
+            if r and initial_resolution
+            else relative_blur(initial, t)
             for r, t in zip(resolutions, targets, strict=True)
         ]
     )
@@ -263,11 +265,11 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
         low, high = bounding_box(filled)
         pitch = spacing / (sampling * problem.voxel_size.min())
         box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-        lattice = lattices.make_lattice(
-            box, problem.corner + low * sampling * unit, sampling * unit, pitch
-        )
+        lattice = lattices.make_lattice(box, problem.corner + low * sampling * unit, sampling * unit, pitch)
         edges = np.full(3, spacing / problem.frame.edge)
-        where = np.stack(np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1)
+        where = np.stack(
+            np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1
+        )
     else:
         where, edges = np.argwhere(filled), sampling * unit
     if tetrahedra:
@@ -304,7 +306,9 @@ def level_targets(problem: Problem, bin_: int, kind: str) -> tuple[np.ndarray, l
     volumes, widths = [], []
     for density, variance in zip(problem.densities, problem.blurs, strict=True):
         if variance < 0:
-            density = ndimage.gaussian_filter(density, np.sqrt(-variance) / problem.voxel_size, mode="constant")
+            density = ndimage.gaussian_filter(
+                density, np.sqrt(-variance) / problem.voxel_size, mode="constant"
+            )
         volumes.append(binned(density, bin_))
         widths.append(float(np.sqrt(max(variance, 0.0))))
     return np.stack(volumes), widths

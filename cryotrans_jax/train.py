@@ -83,7 +83,9 @@ def optimiser(stage: Stage) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
+def carry(
+    config: Config, params: PyTree, level: Level
+) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
     """The level's points after the flow, and its nodes (the points themselves without a lattice)."""
     velocity = partial(config.network.apply, params)
     if level.lattice is None:
@@ -94,7 +96,12 @@ def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "p
 
 
 def objective(
-    config: Config, stage: Stage, params: PyTree, level: Level, target: Float[Array, "x y z"], blur: losses.Blur | None
+    config: Config,
+    stage: Stage,
+    params: PyTree,
+    level: Level,
+    target: Float[Array, "x y z"],
+    blur: losses.Blur | None,
 ) -> Float[Array, ""]:
     """The stage's loss for one target."""
     moved, nodes = carry(config, params, level)

@@ -17,8 +17,12 @@ from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config
 
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
-SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
-ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+SKIN = (
+    4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
+)
+ROUND = (
+    4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+)
 
 
 def frame_times(frames: int) -> np.ndarray:

@@ -14,7 +14,9 @@ from ott.solvers.linear import sinkhorn
 
 Volume = Float[Array, "x y z"]
 
-TAPS_AT_ONCE = 16  # slices to a fused loop; with fewer, XLA on CPU unrolls the outer loop and is 7 times slower
+TAPS_AT_ONCE = (
+    16  # slices to a fused loop; with fewer, XLA on CPU unrolls the outer loop and is 7 times slower
+)
 TINY = 1e-20  # mass of an empty voxel, so that its logarithm is finite (paper)
 
 

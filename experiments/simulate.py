@@ -43,18 +43,13 @@ def simulate(model, resolution: float, like=None, voxel_size=None, cover=()):
     Raises:
         InputError: a file cannot be used, or atoms lie outside the map `like`.
     """
-    from cryotrans_jax import atoms, files, maps
+    from cryotrans_jax import atoms, maps
+    from experiments.inputs import check_inside
 
     if like:
         grid = maps.read_map(like)
         shape, voxel_size, origin = grid.density.shape, grid.voxel_size, grid.origin
-        x = (atoms.heavy_atoms(model)[0] - origin) / voxel_size
-        outside = ((x < -0.5) | (x > [n - 0.5 for n in shape])).any(axis=1).sum()
-        if outside:
-            raise files.InputError(
-                f"{outside} of {len(x)} atoms lie outside the map {like}: move the model into it "
-                "(--superpose_on), or simulate both maps in a box that covers both models (--cover)"
-            )
+        check_inside(model, shape, voxel_size, origin, "the model")
     else:
         models = [model, *(atoms.read_model(path) for path in cover)]
         shape, voxel_size, origin = atoms.common_grid(models, voxel_size or resolution / 3, resolution)

@@ -1,0 +1,127 @@
+"""The whole way as one function: two maps in, a fit out, from which frames and moved models are had."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import gemmi
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from cryotrans_jax import atoms, checkpoints, prepare, recipes, train, trajectory
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map, same_grid
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
+
+    `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the losses
+    (steps, targets); `report` what was chosen by rule.
+    """
+
+    config: train.Config
+    params: PyTree
+    frame: prepare.Frame
+    threshold: float
+    history: tuple[np.ndarray, ...] = ()
+    report: dict | None = None
+
+    def of(self, target: int) -> PyTree:
+        """The parameters for one target."""
+        return jax.tree.map(lambda p: p[target], self.params)
+
+    def frames(
+        self, initial: Map, times: Sequence[float], target: int = 0, render: str = "pull_back"
+    ) -> Iterator[Map]:
+        """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
+        how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
+        return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
+
+    def move(self, model: gemmi.Structure, times: Sequence[float], target: int = 0) -> list[gemmi.Structure]:
+        """Models at the times, each atom carried by the flow."""
+        xyz = trajectory.move(self.config, self.of(target), self.frame, atoms.positions(model), times)
+        return [atoms.moved(model, at) for at in xyz]
+
+    def save(self, path) -> None:
+        """Nothing; `Fit.load(path)` gives this fit back, without its history."""
+        described = {
+            "config": asdict(self.config),
+            "corner": self.frame.corner.tolist(),
+            "edge": self.frame.edge,
+            "threshold": self.threshold,
+        }
+        checkpoints.save(path, self.params, described)
+
+    @classmethod
+    def load(cls, path) -> "Fit":
+        """The fit saved under `path`. Raises FileNotFoundError where there is none."""
+        params, saved = checkpoints.restore(path)
+        settings = saved["config"]
+        stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
+        return cls(
+            config=train.Config(stages=stages, **settings),
+            params=params,
+            frame=prepare.Frame(np.array(saved["corner"]), saved["edge"]),
+            threshold=saved["threshold"],
+        )
+
+
+def morph(
+    initial: Map,
+    targets: Map | Sequence[Map],
+    recipe: str = "default",
+    *,
+    seed: int = 0,
+    steps: float = 1.0,
+    initial_threshold: float | None = None,
+    target_threshold: float | None = None,
+    initial_resolution: float | None = None,
+    target_resolution: float | Sequence[float | None] | None = None,
+    bin: int = 1,
+    progress: Any = None,
+) -> Fit:
+    """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
+
+    `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities and
+    resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe. `progress(config, stage,
+    step, losses)` is called every few steps.
+
+    Raises InputError where the grids differ or nothing is above a threshold.
+    """
+    targets = [targets] if isinstance(targets, Map) else list(targets)
+    for target in targets:
+        if difference := same_grid(initial, target):
+            raise InputError(f"the initial and the target map lie on different grids: {difference}")
+    resolutions = (
+        target_resolution
+        if isinstance(target_resolution, list | tuple)
+        else [target_resolution] * len(targets)
+    )
+    problem = prepare.prepare(
+        initial,
+        targets,
+        initial_threshold=initial_threshold,
+        target_threshold=target_threshold,
+        initial_resolution=initial_resolution,
+        target_resolutions=resolutions,
+        whole_box=recipe == "paper",
+    )
+    if recipe == "paper":
+        known = initial_resolution and resolutions[0]
+        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
+    else:
+        config = recipes.default(problem, seed)
+    config = replace(config, stages=train.scaled(config.stages, steps))
+    call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
+    state, history = train.fit(problem, config, progress=call)
+    return Fit(
+        config=config,
+        params=jax.tree.map(np.asarray, state.params),
+        frame=problem.frame,
+        threshold=problem.report["initial"]["threshold"],
+        history=tuple(history),
+        report=problem.report | {"blur_variance": problem.blurs.tolist()},
+    )

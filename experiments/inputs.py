@@ -1,0 +1,184 @@
+"""Finds or makes the input maps that the flags name."""
+
+import re
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from cryotrans_jax import atoms
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from experiments.demo import hinge_pair
+from experiments.results import Case, load_reference
+
+ENTRY = re.compile(
+    r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc"
+)
+MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
+INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
+
+
+def from_flags(settings, out_dir: Path) -> Case:
+    """The case that the flags name.
+
+    Raises InputError for whatever cannot be used.
+    """
+    initial_name, target_names = settings.initial or INITIAL, settings.target
+    if not target_names:
+        raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
+    initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
+    for name, target in zip(target_names, targets, strict=True):
+        if difference := same_grid(initial, target):
+            raise InputError(
+                f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target on the "
+                "initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
+                f"experiments.simulate --like={initial_name}"
+            )
+    model = read_existing(settings.model, settings.data_dir) if settings.model else None
+    if model is not None:
+        check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
+    given = settings.reference or []
+    if len(given) not in (0, 1, len(targets)):
+        raise InputError(
+            f"{len(given)} references for {len(targets)} targets: give one, or one for each target"
+        )
+    references = [load_reference(existing(path, settings.data_dir), initial) for path in given]
+    return Case(
+        initial=initial,
+        targets=targets,
+        files={name: files[name] for name in (initial_name, *target_names)},
+        target_names=unique_stems(target_names),
+        initial_resolution=settings.initial_resolution or resolution_in(initial_name),
+        target_resolutions=[settings.target_resolution or resolution_in(name) for name in target_names],
+        model=model,
+        references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
+    )
+
+
+def built_in_pair(out_dir: Path) -> Case:
+    """The built-in pair at 3 and 7 Å, with both models; its files are written to `out_dir`/inputs."""
+    folder = out_dir / "inputs"
+    folder.mkdir(parents=True, exist_ok=True)
+    models = dict(zip(("closed", "open"), hinge_pair(), strict=True))
+    grid = atoms.common_grid(list(models.values()), 1.0, 3.0)
+    files, maps = {}, {}
+    for (name, model), resolution in zip(models.items(), (3.0, 7.0), strict=True):
+        atoms.write_model(folder / f"{name}.cif", model)
+        key = f"{name}_{resolution:g}A.mrc"
+        files[key], maps[key] = folder / key, atoms.simulate_map(model, *grid, resolution)
+        write_map(files[key], maps[key])
+    print(f"No maps given: a built-in pair of models was made, and maps of them, in {folder}")
+    (initial, target), (start, end) = maps.values(), models.values()
+    return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
+
+
+def existing(name: str, data_dir: str) -> Path:
+    """The file of that name, here or in the data folder. Raises InputError where there is none."""
+    path = find(name, data_dir)
+    if path is None:
+        raise InputError(
+            f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir"
+        )
+    return path
+
+
+def read_existing(name: str, data_dir: str) -> gemmi.Structure:
+    """The model of that name, here or in the data folder."""
+    return atoms.read_model(existing(name, data_dir))
+
+
+def unique_stems(names: list[str]) -> list[str]:
+    """File names without folders and suffixes, numbered where two are the same."""
+    stems = [Path(name).name.split(".mrc")[0].split(".map")[0] for name in names]
+    return [s if stems.count(s) == 1 else f"{s}_{i + 1}" for i, s in enumerate(stems)]
+
+
+def resolution_in(name: str) -> float | None:
+    """Resolution in Å that a name like 6RAH_3A.mrc tells, if it has that form."""
+    match = ENTRY.fullmatch(Path(name).name)
+    return float(match["resolution"]) if match else None
+
+
+def find(name: str, data_dir: str) -> Path | None:
+    """The file of that name: as it stands, or in the data folder."""
+    for path in (Path(name), Path(data_dir) / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def find_entry(name: str, data_dir: str) -> Path:
+    """The model from which the map `name` can be made, looked up in the data folder.
+
+    Raises InputError, saying what was sought, where, and how to get it.
+    """
+    match = ENTRY.fullmatch(Path(name).name)
+    if not match:
+        raise InputError(
+            f"no map {name} here or in {data_dir}: give the path of a file, or another --data_dir"
+        )
+    entry = match["entry"]
+    for stem in (entry.upper(), entry.lower(), entry):
+        for suffix in MODEL_SUFFIXES:
+            if (path := Path(data_dir) / (stem + suffix)).is_file():
+                return path
+    raise InputError(
+        f"no map {name} here or in {data_dir}, and no {entry}.cif or {entry}.pdb there to make it from: download "
+        f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}"
+    )
+
+
+def load(
+    initial: str, targets: list[str], data_dir: str, out_dir: Path
+) -> tuple[Map, list[Map], dict[str, Path]]:
+    """The initial and the target maps, and for each name the file that it was read from.
+
+    A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the targets'
+    models superposed on the initial entry's, on the initial map's grid, or where that is made as well on a grid that holds them all;
+    it is written to the folder `out_dir`/inputs.
+    """
+    names = [initial, *targets]
+    found = {name: find(name, data_dir) for name in names}
+    entries = {name: find_entry(name, data_dir) for name in names if found[name] is None}
+    if not entries:
+        maps = {name: read_map(path) for name, path in found.items()}
+        return maps[initial], [maps[t] for t in targets], found
+    base = entries.get(initial) or base_model(initial, data_dir)
+    models = {name: atoms.read_model(path) for name, path in entries.items()}
+    if base:
+        fixed = models.get(initial) or atoms.read_model(base)
+        models = {n: m if n == initial else atoms.superpose(m, fixed) for n, m in models.items()}
+    maps = {name: read_map(path) for name, path in found.items() if path}
+    like = maps.get(initial) or next(iter(maps.values()), None)
+    if like:
+        grid = like.density.shape, like.voxel_size, like.origin
+    else:
+        sharpest = min(resolution_in(name) for name in models)
+        grid = atoms.common_grid(list(models.values()), sharpest / 3, sharpest)
+    (out_dir / "inputs").mkdir(parents=True, exist_ok=True)
+    for name, model in models.items():
+        check_inside(model, *grid, f"the model of {name}")
+        maps[name] = atoms.simulate_map(model, *grid, resolution_in(name))
+        found[name] = out_dir / "inputs" / Path(name).name
+        write_map(found[name], maps[name])
+    return maps[initial], [maps[t] for t in targets], found
+
+
+def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -> None:
+    """Nothing; raises InputError where heavy atoms lie outside the grid."""
+    x = (atoms.heavy_atoms(model)[0] - origin) / voxel_size
+    outside = int(((x < -0.5) | (x > np.array(shape) - 0.5)).any(axis=1).sum())
+    if outside:
+        raise InputError(
+            f"{outside} of {len(x)} atoms of {name} lie outside the map: move the model into it (experiments.simulate "
+            "--superpose_on), or simulate all maps in a box that covers all models (--cover)"
+        )
+
+
+def base_model(initial: str, data_dir: str) -> Path | None:
+    """The model on which targets are superposed when the initial map itself was found, if there is one."""
+    try:
+        return find_entry(initial, data_dir)
+    except InputError:
+        return None

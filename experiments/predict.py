@@ -1,0 +1,64 @@
+"""More frames from a finished run, without training again.
+
+python -m experiments.predict --run_dir=DIR --frames=51
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import flags as shared
+from experiments.main import run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_string("run_dir", None, "Folder of the run whose fit is used.", required=True)
+    flags.DEFINE_string("out_dir", None, "Folder for the frames; <run_dir>/predict_<frames> if not given.")
+    flags.DEFINE_string("initial", None, "The initial map, if it is no longer where the run read it.")
+    shared.define_output()
+
+
+def main() -> None:
+    """Nothing; writes the frames."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError, checksum
+    from cryotrans_jax.maps import read_map
+    from cryotrans_jax.morph import Fit
+    from experiments import results
+
+    run_dir = Path(FLAGS.run_dir)
+    if not (run_dir / "config.json").is_file():
+        raise InputError(
+            f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run"
+        )
+    saved = json.loads((run_dir / "config.json").read_text())
+    source = saved["inputs"][saved["initial"]]
+    path = Path(FLAGS.initial or source["file"])
+    if not path.is_file():
+        raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
+    if checksum(path) != source["sha256"]:
+        raise InputError(
+            f"{path} is not the initial map that the run was fitted to (checksums differ): find that one"
+        )
+    fit, initial = Fit.load(run_dir / "checkpoint"), read_map(path)
+    model = atoms.read_model(FLAGS.model) if FLAGS.model else None
+    out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
+    for number, name in enumerate(saved["targets"]):
+        folder = out_dir / name if len(saved["targets"]) > 1 else out_dir
+        if (folder / "frame_00.mrc").exists() and not FLAGS.overwrite:
+            raise InputError(
+                f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        results.remove_results([folder])
+        results.write_frames(fit, initial, model, number, FLAGS.frames, FLAGS.render, folder)
+        print(f"{FLAGS.frames} frames are in {folder}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

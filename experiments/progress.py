@@ -1,0 +1,43 @@
+"""Progress of a fit: a bar where there is a terminal, and lines that a log can hold where there is none."""
+
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+EVERY = 10.0  # seconds between lines in a log
+
+
+class Progress:
+    """Called by `morph` every few steps; a context manager that closes the bar."""
+
+    def __init__(self):
+        """Nothing is shown before the first call."""
+        self.bar, self.begin, self.told = None, time.perf_counter(), 0.0
+
+    def __enter__(self):
+        """Itself."""
+        return self
+
+    def __exit__(self, *_):
+        """Nothing; the bar is closed."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, config, stage: int, step: int, losses: np.ndarray) -> None:
+        """Nothing; shows that `step` steps of a stage are done, with the last losses."""
+        now, total = time.perf_counter(), sum(s.steps for s in config.stages)
+        done = sum(s.steps for s in config.stages[:stage]) + step
+        name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
+        loss = f"loss {losses[-1].mean():.4g}"
+        if sys.stderr.isatty():
+            self.bar = self.bar or tqdm(total=total, unit="step", dynamic_ncols=True)
+            self.bar.set_description(name, refresh=False)
+            self.bar.set_postfix_str(loss, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif now - self.told > EVERY or done == total or step == config.stages[stage].steps:
+            self.told = now
+            left = (now - self.begin) * (total - done) / done
+            message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
+            print(message, file=sys.stderr, flush=True)

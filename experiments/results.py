@@ -1,0 +1,297 @@
+"""From a case (maps, perhaps models) to a fit, and from a fit to the files and scores of a run's folder."""
+
+import csv
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import jax
+import numpy as np
+
+from cryotrans_jax import atoms, metrics, trajectory
+from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.morph import Fit, morph
+from experiments.progress import Progress
+
+PACKAGES = (
+    "cryotrans-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "ott-jax",
+    "gemmi",
+    "mrcfile",
+    "numpy",
+    "scipy",
+)
+MADE = (
+    "frame_*.mrc",
+    "model_*.cif",
+    "generated.*",
+    "config.json",
+    "loss.csv",
+    "metrics.json",
+)  # a run's files
+
+
+@dataclass
+class Case:
+    """What a run works on: maps on one grid, their names and files, and what there is to score against.
+
+    `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
+    """
+
+    initial: Map
+    targets: list[Map]
+    files: dict[str, Path]
+    target_names: list[str]
+    initial_resolution: float | None
+    target_resolutions: list[float | None]
+    model: gemmi.Structure | None = None
+    references: list[gemmi.Structure | Map | None] = field(default_factory=list)
+
+
+def claim(out_dir: str | Path, overwrite: bool) -> Path:
+    """The folder for a run's results, made if needed. Raises InputError where it holds another run."""
+    out_dir = Path(out_dir)
+    if (out_dir / "config.json").exists() and not overwrite:
+        raise InputError(
+            f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results"
+        )
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return out_dir
+
+
+def fit_case(case: Case, settings: Any) -> Fit:
+    """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress."""
+    with Progress() as progress:
+        return morph(
+            case.initial,
+            case.targets,
+            settings.recipe,
+            seed=settings.seed,
+            steps=settings.steps,
+            initial_threshold=settings.initial_threshold,
+            target_threshold=settings.target_threshold,
+            initial_resolution=case.initial_resolution,
+            target_resolution=case.target_resolutions,
+            bin=settings.bin,
+            progress=progress,
+        )
+
+
+def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
+    """Scores of each target, also printed; the run's folder holds its files.
+
+    Files of an earlier run there are removed only now that there is something to put in their place. One target's files
+    lie in `out_dir` itself, several targets' each in a folder with the target's name.
+    """
+    print_report(fit)
+    several = len(case.targets) > 1
+    folders = [out_dir / name if several else out_dir for name in case.target_names]
+    remove_results([out_dir, *folders])
+    write_json(out_dir / "config.json", describe(fit, case, settings))
+    fit.save(out_dir / "checkpoint")
+    write_losses(out_dir / "loss.csv", fit, case.target_names)
+    scores = []
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        last = write_frames(fit, case.initial, case.model, number, settings.frames, settings.render, folder)
+        scores.append(score(fit, case, number, last))
+        scores[-1]["peak_mib"] = peak_mib()
+        write_json(folder / "metrics.json", scores[-1])
+        print_scores(case.target_names[number], scores[-1])
+    print(f"Results are in {out_dir}")
+    return scores
+
+
+def remove_results(folders: list[Path]) -> None:
+    """Nothing; the files of an earlier run are gone from the folders."""
+    for folder in folders:
+        for pattern in MADE:
+            for path in folder.glob(pattern):
+                path.unlink()
+
+
+def write_frames(
+    fit: Fit, initial: Map, model: gemmi.Structure | None, target: int, frames: int, render: str, folder: Path
+) -> Map:
+    """The last frame; all frames, the generated map and the carried models are in the folder."""
+    times = trajectory.frame_times(frames)
+    for number, frame in enumerate(fit.frames(initial, times, target, render)):
+        write_map(folder / f"frame_{number:02d}.mrc", frame)
+    shutil_copy(folder / f"frame_{number:02d}.mrc", folder / "generated.mrc")
+    if model is not None:
+        for number, carried in enumerate(fit.move(model, times, target)):
+            atoms.write_model(folder / f"model_{number:02d}.cif", carried)
+        atoms.write_model(folder / "generated.cif", carried)
+    return frame
+
+
+def shutil_copy(source: Path, destination: Path) -> None:
+    """Nothing; the destination is a whole copy of the source."""
+    with whole_file(destination) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
+    """Scores of the initial map ("before") and of the generated one ("after") against what there is.
+
+    Always the correlation with the target map. With a reference, FSC against it (a model is simulated at the
+    initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with a model of both states, CA displacement in Å.
+    """
+    target, reference = case.targets[number], case.references[number] if case.references else None
+    out: dict[str, Any] = {
+        "target": case.target_names[number],
+        "mass_kept": mass_kept(case.initial, generated, fit),
+    }
+    for when, map_ in (("before", case.initial), ("after", generated)):
+        out[f"correlation_with_target_{when}"] = metrics.correlation(map_.density, target.density)
+        curve = metrics.map_fsc(map_, target)
+        out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curve, 0.5)
+        if reference is not None:
+            truth = reference_map(reference, generated, case.initial_resolution)
+            curve = metrics.map_fsc(map_, truth)
+            out[f"fsc_{when}"] = metrics.resolution_at(*curve, 0.5)
+            out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curve, 0.143)
+            out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
+    if case.model is not None and isinstance(reference, gemmi.Structure):
+        moved = fit.move(case.model, [1.0], number)[0]
+        found = metrics.ca_displacement(moved, reference, case.model)
+        names = {
+            "initial_rmsd": "rmsd_before",
+            "rmsd": "rmsd_after",
+            "median": "median_after",
+            "max": "max_after",
+        }
+        names |= {
+            "moved_rmsd": "moved_rmsd_after",
+            "moved_initial_rmsd": "moved_rmsd_before",
+            "moved_n": "moved_n",
+        }
+        out |= {name: found[key] for key, name in names.items() if key in found}
+    return out
+
+
+def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float | None) -> Map:
+    """The reference as a map on the grid of `like`."""
+    if isinstance(reference, Map):
+        return reference
+    return atoms.simulate_map(reference, like.density.shape, like.voxel_size, like.origin, resolution or 3.0)
+
+
+def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
+    """Positive mass of the generated map relative to that of the initial map's part that was carried."""
+    carried = initial.density[(initial.density >= fit.threshold) & (initial.density > 0)].sum(
+        dtype=np.float64
+    )
+    return float(generated.density[generated.density >= fit.threshold].sum(dtype=np.float64) / carried)
+
+
+def describe(fit: Fit, case: Case, settings: Any) -> dict:
+    """Everything that decided this run: settings, versions, inputs with their checksums, what was chosen by rule."""
+    report = {key: value for key, value in fit.report.items() if key != "origin"}
+    return {
+        "command": sys.argv,
+        "settings": settings_of(settings),
+        "recipe": asdict(fit.config),
+        "initial": next(iter(case.files)),
+        "targets": case.target_names,
+        "inputs": {n: {"file": str(p.resolve()), "sha256": checksum(p)} for n, p in case.files.items()},
+        "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
+        "chosen": report,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def settings_of(settings: Any) -> dict:
+    """Our own flags and their values, without those that absl brings along."""
+    modules = settings.flags_by_module_dict()
+    return {
+        f.name: f.value for module, ours in modules.items() if not module.startswith("absl") for f in ours
+    }
+
+
+def version(package: str) -> str:
+    """A package's installed version, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Nothing; the file holds the content as JSON."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_losses(path: Path, fit: Fit, names: list[str]) -> None:
+    """Nothing; the file has a row for each step: stage, loss's name, step, and one column of losses a target."""
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["stage", "loss", "step", *names])
+        for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
+            for step, values in enumerate(history):
+                rows.writerow([number, stage.loss, step, *(f"{v:.8g}" for v in values)])
+
+
+def peak_mib() -> float:
+    """Peak memory of this process so far in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def print_report(fit: Fit) -> None:
+    """Nothing; prints the contour levels used and what they keep."""
+    for name, used in [("initial", fit.report["initial"]), *(("target", t) for t in fit.report["targets"])]:
+        print(
+            f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
+            f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
+        )
+
+
+def print_scores(name: str, scores: dict) -> None:
+    """Nothing; prints a small table of scores before and after."""
+    rows = [
+        ("correlation with the target map", "correlation_with_target", "{:.3f}"),
+        ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
+        ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
+        ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
+        ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
+        ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
+    ]
+    print(f"{name:42s} {'before':>8s} {'after':>8s}")
+    for label, key, style in rows:
+        if f"{key}_after" in scores:
+            before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
+            print(f"  {label:40s} {before:>8s} {after:>8s}")
+
+
+def load_reference(path: Path, initial: Map) -> gemmi.Structure | Map:
+    """A model or, where the suffix is a map's, a map on the initial map's grid."""
+    if path.name.lower().endswith((".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")):
+        reference = read_map(path)
+        if difference := same_grid(initial, reference):
+            raise InputError(f"the reference {path} lies on another grid than the initial map: {difference}")
+        return reference
+    return atoms.read_model(path)
+
+
+def timed(call, *arguments):
+    """What the call returns, and the seconds it took."""
+    begin = time.perf_counter()
+    return call(*arguments), time.perf_counter() - begin
