@@ -14,9 +14,7 @@ def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -
     A checkpoint already there is replaced once the new one is whole.
     """
     with ocp.Checkpointer(handler()) as checkpointer:
-        parts = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description)
-        )
+        parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
         checkpointer.save(Path(path).absolute(), args=parts, force=True)
 
 

@@ -24,9 +24,7 @@ def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "steps+
     return jax.numpy.concatenate([x[None], visited])
 
 
-def euler(
-    velocity: VelocityField, x: Points, tau: float, steps: int
-) -> tuple[Points, Float[Array, "steps points 3"]]:
+def euler(velocity: VelocityField, x: Points, tau: float, steps: int) -> tuple[Points, Float[Array, "steps points 3"]]:
     """End points after `steps` Euler steps of length `tau`, and the points after each step."""
 
     def step(x, _):

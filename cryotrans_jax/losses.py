@@ -28,16 +28,15 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
     it is narrower than a voxel. Mass blurred over the edge of the box is lost.
     """
     return tuple(
-        jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32)
-        for n, v in zip(shape, voxel_size, strict=True)
+        jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32) for n, v in zip(shape, voxel_size, strict=True)
     )
 
 
 def gaussian_matrix(n: int, sigma: float) -> np.ndarray:
     """Toeplitz matrix (n, n) of a discrete Gaussian of variance sigma² (in voxels²) whose infinite rows sum to one.
 
-    The transfer function exp(σ² (cos ω − 1)) is that of diffusion on the grid: for a wide kernel it is the Gaussian, for
-    a narrow one it stays positive and keeps sum and variance, which samples of a Gaussian do not.
+    The transfer function exp(σ² (cos ω − 1)) is that of diffusion on the grid: for a wide kernel it is the
+    Gaussian, for a narrow one it stays positive and keeps sum and variance, which samples of a Gaussian do not.
     """
     size = 4 * n + 64
     omega = 2 * np.pi * np.fft.rfftfreq(size)

@@ -18,8 +18,8 @@ from cryotrans_jax.maps import Map, same_grid
 class Fit:
     """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
 
-    `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the losses
-    (steps, targets); `report` what was chosen by rule.
+    `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
+    losses (steps, targets); `report` what was chosen by rule.
     """
 
     config: train.Config
@@ -33,9 +33,7 @@ class Fit:
         """The parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
-    def frames(
-        self, initial: Map, times: Sequence[float], target: int = 0, render: str = "pull_back"
-    ) -> Iterator[Map]:
+    def frames(self, initial: Map, times: Sequence[float], target: int = 0, render: str = "pull_back") -> Iterator[Map]:
         """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
         return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
@@ -85,9 +83,9 @@ def morph(
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
 
-    `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities and
-    resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe. `progress(config, stage,
-    step, losses)` is called every few steps.
+    `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
+    and resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe.
+    `progress(config, stage, step, losses)` is called every few steps.
 
     Raises InputError where the grids differ or nothing is above a threshold.
     """
@@ -96,9 +94,7 @@ def morph(
         if difference := same_grid(initial, target):
             raise InputError(f"the initial and the target map lie on different grids: {difference}")
     resolutions = (
-        target_resolution
-        if isinstance(target_resolution, list | tuple)
-        else [target_resolution] * len(targets)
+        target_resolution if isinstance(target_resolution, list | tuple) else [target_resolution] * len(targets)
     )
     problem = prepare.prepare(
         initial,

@@ -37,11 +37,11 @@ class Frame:
 class Problem:
     """One initial map and one or several targets, ready to be fitted: all on one crop of the maps' grid.
 
-    `initial` (x, y, z) is the thresholded initial density over its maximum. `masses` (targets, x, y, z) are the thresholded
-    targets scaled to the initial's total; `densities` the same without a threshold. `start` is the crop's first
-    voxel on the full grid; `voxel_size` in Å; `frame` is the unit box. `blurs` (Å², one a target) is the variance
-    of the blur that takes the initial map to the target's resolution: negative where the target is the sharper one.
-    `report` holds, for each map, the level used and the share of its positive mass kept.
+    `initial` (x, y, z) is the thresholded initial density over its maximum. `masses` (targets, x, y, z) are the
+    thresholded targets scaled to the initial's total; `densities` the same without a threshold. `start` is the
+    crop's first voxel on the full grid; `voxel_size` in Å; `frame` is the unit box. `blurs` (Å², one a target) is
+    the variance of the blur that takes the initial map to the target's resolution: negative where the target is
+    the sharper one. `report` holds, for each map, the level used and the share of its positive mass kept.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -62,8 +62,9 @@ class Problem:
 class Level(NamedTuple):
     """A problem at one binning; arrays only, in the unit box, so that it passes through jit.
 
-    Points `x` of mass `rho` and the grid (corner, voxel) on which they are compared with a target; `lattice` controls the
-    points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice) and `edges` are for the rigidity.
+    Points `x` of mass `rho` and the grid (corner, voxel) on which they are compared with a target; `lattice`
+    controls the points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice) and
+    `edges` are for the rigidity.
     """
 
     x: Float[Array, "points 3"]
@@ -88,10 +89,10 @@ def prepare(
 ) -> Problem:
     """The problem of carrying `initial` onto each of `targets`, all on one grid.
 
-    Thresholds not given are chosen by `contour_level`. With both resolutions (Å) given, the blur between the maps is that of
-    molmap's Gaussians; otherwise it is estimated by `relative_blur`. `whole_box` takes the maps' whole box as unit box
-    and crops nothing (the paper); otherwise the unit box is the cube about the initial map's mass, and everything is cropped to
-    the mass of all maps and `margin` Å about it.
+    Thresholds not given are chosen by `contour_level`. With both resolutions (Å) given, the blur between the maps
+    is that of molmap's Gaussians; otherwise it is estimated by `relative_blur`. `whole_box` takes the maps' whole
+    box as unit box and crops nothing (the paper); otherwise the unit box is the cube about the initial map's mass,
+    and everything is cropped to the mass of all maps and `margin` Å about it.
 
     Raises InputError when nothing is above a threshold.
     """
@@ -108,9 +109,7 @@ def prepare(
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
         [
-            0.225**2 * (r**2 - initial_resolution**2)
-            if r and initial_resolution
-            else relative_blur(initial, t)
+            0.225**2 * (r**2 - initial_resolution**2) if r and initial_resolution else relative_blur(initial, t)
             for r, t in zip(resolutions, targets, strict=True)
         ]
     )
@@ -147,8 +146,9 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
     """Level that keeps the given share of the positive mass standing above the solvent noise.
 
     Noise is taken to be symmetric about the map's median (most of a box is solvent): 3.5 standard deviations of
-    what lies below the median is its ceiling. Above that ceiling the voxels are sorted, and the level is where the strongest of
-    them hold `share` of their mass. A noiseless map has a ceiling of about zero and the rule is the share alone.
+    what lies below the median is its ceiling. Above that ceiling the voxels are sorted, and the level is where the
+    strongest of them hold `share` of their mass. A noiseless map has a ceiling of about zero and the rule is the
+    share alone.
     """
     values = density.ravel()
     solvent = float(np.median(values))
@@ -182,8 +182,9 @@ def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, 
 def relative_blur(initial: Map, target: Map) -> float:
     """Variance (Å²) of the Gaussian blur that takes the initial map's rotationally averaged spectrum to the target's.
 
-    Amplitudes averaged over shells hardly depend on the conformation, so ½ log of the ratio of powers is a straight line in s²
-    with slope −2π² σ². The line is fitted from 1/25 Å⁻¹ to where the target's power meets its noise floor.
+    Amplitudes averaged over shells hardly depend on the conformation, so ½ log of the ratio of powers is a
+    straight line in s² with slope −2π² σ². The line is fitted from 1/25 Å⁻¹ to where the target's power meets its
+    noise floor.
     """
     s, start = shell_power(initial)
     _, end = shell_power(target)
@@ -224,8 +225,8 @@ def cropped(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def binned(density: np.ndarray, factor: int) -> np.ndarray:
     """Total in voxels `factor` times as wide: what splatting every voxel's value onto the coarse grid gives.
 
-    Unlike block sums this keeps the centre of mass as well as the mass, and it is what carried points are compared with.
-    Values within half a coarse voxel of the edge of the box stay in the outermost voxels.
+    Unlike block sums this keeps the centre of mass as well as the mass, and it is what carried points are compared
+    with. Values within half a coarse voxel of the edge of the box stay in the outermost voxels.
     """
     for axis, n in enumerate(density.shape):
         at = (np.arange(n) + 0.5) / factor - 0.5
@@ -256,7 +257,8 @@ def block_points(mass: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray,
 def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetrahedra: bool) -> Level:
     """The problem compared on voxels `bin_` times as wide, its mass as points every `sampling` voxels.
 
-    `spacing` (Å) is the control lattice's; 0 integrates the flow at every point. `tetrahedra` asks for those of the rigidity.
+    `spacing` (Å) is the control lattice's; 0 integrates the flow at every point. `tetrahedra` asks for those of
+    the rigidity.
     """
     unit = problem.voxel_size / problem.frame.edge
     place, rho, filled = block_points(problem.initial, sampling)
@@ -267,9 +269,7 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
         box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
         lattice = lattices.make_lattice(box, problem.corner + low * sampling * unit, sampling * unit, pitch)
         edges = np.full(3, spacing / problem.frame.edge)
-        where = np.stack(
-            np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1
-        )
+        where = np.stack(np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1)
     else:
         where, edges = np.argwhere(filled), sampling * unit
     if tetrahedra:
@@ -295,22 +295,21 @@ def neighbours(where: np.ndarray) -> np.ndarray:
     return rows[(rows >= 0).all(1)]
 
 
-def level_targets(problem: Problem, bin_: int, kind: str) -> tuple[np.ndarray, list[float]]:
-    """Targets (targets, x, y, z) at one binning, and the width (Å) by which the carried map has yet to be blurred for each.
+def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) -> tuple[np.ndarray, list[float]]:
+    """Targets (targets, x, y, z) at one binning, and the width (Å) by which to blur the carried map for each.
 
-    `kind` is "mass" (thresholded, no blur) or "density" (not thresholded, at matched resolution: a target sharper than the
-    initial map is itself blurred here).
+    `kind` is "mass" (thresholded, no blur) or "density": not thresholded, at matched resolution, where a target
+    sharper than the initial map is itself blurred here. Both sides are blurred by `extra` Å besides.
     """
     if kind == "mass":
         return np.stack([binned(m, bin_) for m in problem.masses]), [0.0] * len(problem.masses)
     volumes, widths = [], []
     for density, variance in zip(problem.densities, problem.blurs, strict=True):
-        if variance < 0:
-            density = ndimage.gaussian_filter(
-                density, np.sqrt(-variance) / problem.voxel_size, mode="constant"
-            )
+        sigma = np.sqrt(max(-variance, 0.0) + extra**2) / problem.voxel_size
+        if sigma.any():
+            density = ndimage.gaussian_filter(density, sigma, mode="constant")
         volumes.append(binned(density, bin_))
-        widths.append(float(np.sqrt(max(variance, 0.0))))
+        widths.append(float(np.sqrt(max(variance, 0.0) + extra**2)))
     return np.stack(volumes), widths
 
 

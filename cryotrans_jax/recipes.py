@@ -20,13 +20,11 @@ COARSE, FINE, NODES = (
 )  # Å: voxels of the transport, voxels of the matched stage, control lattice
 
 
-def paper(
-    problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[float, float] | None = None
-) -> Config:
+def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[float, float] | None = None) -> Config:
     """The published recipe: W2 at epsilon 1e-4, then L2 where both maps have the same resolution.
 
-    Adam at 1e-3, then 1e-4, for the numbers of steps published for the nearest simulated case. With `bin`, maps are binned by
-    that factor (the paper's multi-scale option). The transport's kernel reaches as far as the box.
+    Adam at 1e-3, then 1e-4, for the numbers of steps published for the nearest simulated case. With `bin`, maps
+    are binned by that factor (the paper's multi-scale option). The transport's kernel reaches as far as the box.
     """
     target = resolutions[1] if resolutions else 7.0
     transport, squared = PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - target))]
@@ -40,8 +38,8 @@ def paper(
 def default(problem: Problem, seed: int = 0) -> Config:
     """Coarse to fine: W2 on voxels of about 4 Å finds the motion, L2 at matched resolution on 2 Å makes it exact.
 
-    Both within the crop; the second with the flow on a control lattice and a light rigidity, which keeps the parts of the molecule
-    that the target cannot resolve together.
+    Both within the crop; the second with the flow on a control lattice and a light rigidity, which keeps the parts
+    of the molecule that the target cannot resolve together.
     """
     size = problem.voxel_size.min()
     coarse = whole_factor(COARSE / size)

@@ -34,6 +34,7 @@ class Stage:
     epsilon: float = 0.0  # of the transport, in unit boxes squared
     iterations: int = 5  # of Sinkhorn
     window: int | None = None  # of the transport's kernel, in voxels of the comparison grid; None: all
+    blur: float = 0.0  # Å; blurs carried map and target alike ("matched" only), which widens the comparison's reach
     rigidity: float = 0.0  # weight
 
 
@@ -83,9 +84,7 @@ def optimiser(stage: Stage) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def carry(
-    config: Config, params: PyTree, level: Level
-) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
+def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
     """The level's points after the flow, and its nodes (the points themselves without a lattice)."""
     velocity = partial(config.network.apply, params)
     if level.lattice is None:
@@ -129,7 +128,7 @@ def train_steps(
     targets: Float[Array, "targets x y z"],
     blur: losses.Blur | None,
 ) -> tuple[PyTree, PyTree, Float[Array, "most targets"]]:
-    """`count` (at most `most`) Adam steps for every target: parameters, optimiser's state, and the losses of each step."""
+    """Parameters, optimiser's state and each step's losses after `count` (at most `most`) steps for every target."""
     adam = optimiser(stage)
 
     def step(params, state, target, blur):
@@ -182,10 +181,8 @@ def fit(
     return state, history
 
 
-def stage_inputs(
-    problem: Problem, stage: Stage
-) -> tuple[Level, Float[Array, "targets x y z"], losses.Blur | None]:
+def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Float[Array, "targets x y z"], losses.Blur | None]:
     """What a stage's steps work on: points and grid, targets, and the blur to their resolution."""
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
-    volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass")
+    volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass", stage.blur)
     return level, jnp.asarray(volumes), level_blur(problem, stage.bin, widths)

@@ -17,12 +17,8 @@ from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config
 
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
-SKIN = (
-    4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
-)
-ROUND = (
-    4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
-)
+SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
+ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
 
 
 def frame_times(frames: int) -> np.ndarray:
@@ -82,8 +78,9 @@ def pull_back(
 ) -> Iterator[Map]:
     """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
 
-    The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels, and f0 is
-    interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the splat keeps mass.
+    The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels,
+    and f0 is interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the
+    splat keeps mass.
     """
     shape, size = initial.density.shape, initial.voxel_size
     mask = soft_support(initial.density, threshold, size)
@@ -110,9 +107,7 @@ def pull_back(
 interpolate = jax.jit(lattices.interpolate)
 
 
-def visited_voxels(
-    config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray
-) -> np.ndarray:
+def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
     """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
     cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
     start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
@@ -132,7 +127,10 @@ def visited_voxels(
 def push_forward(
     config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Sequence[float]
 ) -> Iterator[Map]:
-    """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid: keeps mass, blurs by interpolation."""
+    """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid.
+
+    Keeps the mass, where `pull_back` keeps the detail.
+    """
     inside = (initial.density >= threshold) & (initial.density > 0)
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge

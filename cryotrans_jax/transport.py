@@ -14,9 +14,7 @@ from ott.solvers.linear import sinkhorn
 
 Volume = Float[Array, "x y z"]
 
-TAPS_AT_ONCE = (
-    16  # slices to a fused loop; with fewer, XLA on CPU unrolls the outer loop and is 7 times slower
-)
+TAPS_AT_ONCE = 16  # slices to a fused loop; with fewer, XLA on CPU unrolls the outer loop and is 7 times slower
 TINY = 1e-20  # mass of an empty voxel, so that its logarithm is finite (paper)
 
 
@@ -114,9 +112,7 @@ def potentials(
     return f - epsilon * jnp.log(a), g - epsilon * jnp.log(b)
 
 
-def w2(
-    a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None
-) -> Float[Array, ""]:
+def w2(a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None) -> Float[Array, ""]:
     """Squared entropic Wasserstein distance of a to b over their mass, in unit boxes squared: <φ, a> + <ψ, b>.
 
     The dual with frozen potentials: its gradient is the potential itself (envelope theorem; paper), and no
@@ -127,5 +123,5 @@ def w2(
 
 
 def window_for(motion: float, voxel: float, epsilon: float) -> int:
-    """Window in voxels for mass that moves by up to `motion`: the motion and six sqrt(epsilon/2) (all in unit boxes)."""
+    """Window in voxels for mass that moves by up to `motion`: that and 6 sqrt(epsilon/2), all in unit boxes."""
     return int(np.ceil((motion + 6 * np.sqrt(epsilon / 2)) / voxel))

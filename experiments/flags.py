@@ -12,12 +12,8 @@ def define_maps() -> None:
     )
     flags.DEFINE_list("target", None, "The map of the rare conformation; several, separated by commas.")
     flags.DEFINE_string("data_dir", "data", "Folder in which names that are not files are looked up.")
-    flags.DEFINE_float(
-        "initial_threshold", None, "Contour level of the initial map; chosen by rule if not given."
-    )
-    flags.DEFINE_float(
-        "target_threshold", None, "Contour level of the target maps; chosen by rule if not given."
-    )
+    flags.DEFINE_float("initial_threshold", None, "Contour level of the initial map; chosen by rule if not given.")
+    flags.DEFINE_float("target_threshold", None, "Contour level of the target maps; chosen by rule if not given.")
     flags.DEFINE_float(
         "initial_resolution",
         None,
@@ -35,18 +31,14 @@ def define_maps() -> None:
 def define_fit() -> None:
     """Nothing; the flags that decide the fit are there."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")
-    flags.DEFINE_integer(
-        "bin", 1, "Bin the maps by this factor (recipe paper only).", lower_bound=1, upper_bound=8
-    )
+    flags.DEFINE_integer("bin", 1, "Bin the maps by this factor (recipe paper only).", lower_bound=1, upper_bound=8)
     flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
 
 
 def define_output(frames: int = 11) -> None:
     """Nothing; the flags that decide what is written are there."""
-    flags.DEFINE_integer(
-        "frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000
-    )
+    flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)
     flags.DEFINE_string("model", None, "Atomic model of the initial state (PDB or mmCIF), carried along.")
     flags.DEFINE_enum(
         "render", "pull_back", ["pull_back", "splat"], "How frames are made: keeping detail, or keeping mass."

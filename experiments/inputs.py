@@ -12,9 +12,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments.demo import hinge_pair
 from experiments.results import Case, load_reference
 
-ENTRY = re.compile(
-    r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc"
-)
+ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
@@ -31,8 +29,8 @@ def from_flags(settings, out_dir: Path) -> Case:
     for name, target in zip(target_names, targets, strict=True):
         if difference := same_grid(initial, target):
             raise InputError(
-                f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target on the "
-                "initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
+                f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target "
+                "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
                 f"experiments.simulate --like={initial_name}"
             )
     model = read_existing(settings.model, settings.data_dir) if settings.model else None
@@ -40,9 +38,7 @@ def from_flags(settings, out_dir: Path) -> Case:
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     given = settings.reference or []
     if len(given) not in (0, 1, len(targets)):
-        raise InputError(
-            f"{len(given)} references for {len(targets)} targets: give one, or one for each target"
-        )
+        raise InputError(f"{len(given)} references for {len(targets)} targets: give one, or one for each target")
     references = [load_reference(existing(path, settings.data_dir), initial) for path in given]
     return Case(
         initial=initial,
@@ -77,9 +73,7 @@ def existing(name: str, data_dir: str) -> Path:
     """The file of that name, here or in the data folder. Raises InputError where there is none."""
     path = find(name, data_dir)
     if path is None:
-        raise InputError(
-            f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir"
-        )
+        raise InputError(f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir")
     return path
 
 
@@ -115,9 +109,7 @@ def find_entry(name: str, data_dir: str) -> Path:
     """
     match = ENTRY.fullmatch(Path(name).name)
     if not match:
-        raise InputError(
-            f"no map {name} here or in {data_dir}: give the path of a file, or another --data_dir"
-        )
+        raise InputError(f"no map {name} here or in {data_dir}: give the path of a file, or another --data_dir")
     entry = match["entry"]
     for stem in (entry.upper(), entry.lower(), entry):
         for suffix in MODEL_SUFFIXES:
@@ -129,14 +121,12 @@ def find_entry(name: str, data_dir: str) -> Path:
     )
 
 
-def load(
-    initial: str, targets: list[str], data_dir: str, out_dir: Path
-) -> tuple[Map, list[Map], dict[str, Path]]:
+def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tuple[Map, list[Map], dict[str, Path]]:
     """The initial and the target maps, and for each name the file that it was read from.
 
-    A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the targets'
-    models superposed on the initial entry's, on the initial map's grid, or where that is made as well on a grid that holds them all;
-    it is written to the folder `out_dir`/inputs.
+    A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the
+    targets' models superposed on the initial entry's, on the initial map's grid, or where that is made as well on
+    a grid that holds them all; it is written to the folder `out_dir`/inputs.
     """
     names = [initial, *targets]
     found = {name: find(name, data_dir) for name in names}

@@ -32,27 +32,21 @@ def main() -> None:
 
     run_dir = Path(FLAGS.run_dir)
     if not (run_dir / "config.json").is_file():
-        raise InputError(
-            f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run"
-        )
+        raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
     saved = json.loads((run_dir / "config.json").read_text())
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
-        raise InputError(
-            f"{path} is not the initial map that the run was fitted to (checksums differ): find that one"
-        )
+        raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     fit, initial = Fit.load(run_dir / "checkpoint"), read_map(path)
     model = atoms.read_model(FLAGS.model) if FLAGS.model else None
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
     for number, name in enumerate(saved["targets"]):
         folder = out_dir / name if len(saved["targets"]) > 1 else out_dir
         if (folder / "frame_00.mrc").exists() and not FLAGS.overwrite:
-            raise InputError(
-                f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them"
-            )
+            raise InputError(f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them")
         folder.mkdir(parents=True, exist_ok=True)
         results.remove_results([folder])
         results.write_frames(fit, initial, model, number, FLAGS.frames, FLAGS.render, folder)

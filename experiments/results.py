@@ -65,9 +65,7 @@ def claim(out_dir: str | Path, overwrite: bool) -> Path:
     """The folder for a run's results, made if needed. Raises InputError where it holds another run."""
     out_dir = Path(out_dir)
     if (out_dir / "config.json").exists() and not overwrite:
-        raise InputError(
-            f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results"
-        )
+        raise InputError(f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results")
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -194,9 +192,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
     """Positive mass of the generated map relative to that of the initial map's part that was carried."""
-    carried = initial.density[(initial.density >= fit.threshold) & (initial.density > 0)].sum(
-        dtype=np.float64
-    )
+    carried = initial.density[(initial.density >= fit.threshold) & (initial.density > 0)].sum(dtype=np.float64)
     return float(generated.density[generated.density >= fit.threshold].sum(dtype=np.float64) / carried)
 
 
@@ -220,9 +216,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
 def settings_of(settings: Any) -> dict:
     """Our own flags and their values, without those that absl brings along."""
     modules = settings.flags_by_module_dict()
-    return {
-        f.name: f.value for module, ours in modules.items() if not module.startswith("absl") for f in ours
-    }
+    return {f.name: f.value for module, ours in modules.items() if not module.startswith("absl") for f in ours}
 
 
 def version(package: str) -> str:

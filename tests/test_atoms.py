@@ -180,9 +180,7 @@ def test_common_grid_holds_all_models_with_padding(model):
     other = atoms.moved(model, atoms.positions(model) + [31, -7, 3])
     shape, voxel, origin = atoms.common_grid([model, other], np.array([1.0, 1.25, 1.5]), 4.0)
     xyz = np.concatenate([atoms.positions(m) for m in (model, other)])
-    assert np.all(origin <= xyz.min(0) - 12) and np.all(
-        origin + (np.array(shape) - 1) * voxel >= xyz.max(0) + 12
-    )
+    assert np.all(origin <= xyz.min(0) - 12) and np.all(origin + (np.array(shape) - 1) * voxel >= xyz.max(0) + 12)
     assert np.all(np.array(shape) * voxel < 1.2 * (np.ptp(xyz, axis=0) + 24) + 4 * voxel)
     assert all(n % 2 == 0 for n in shape)
     np.testing.assert_allclose(origin / voxel, np.rint(origin / voxel), atol=1e-9)

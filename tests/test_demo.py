@@ -53,9 +53,7 @@ def test_helices_are_ideal(pair, state):
     cosine = (second[1:] * second[:-1]).sum(1) / (second**2).sum(1)[0]
     np.testing.assert_allclose(cosine, np.cos(np.deg2rad(100)), atol=1e-6)
     assert np.all(np.cross(second[:-1], second[1:]) @ axis > 0)
-    np.testing.assert_allclose(
-        length(o[:-4], n[4:])[(number[4:] - number[:-4]) == 4], 2.93, atol=0.02
-    )  # H bonds
+    np.testing.assert_allclose(length(o[:-4], n[4:])[(number[4:] - number[:-4]) == 4], 2.93, atol=0.02)  # H bonds
 
 
 @pytest.mark.parametrize("state", [0, 1])

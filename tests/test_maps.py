@@ -85,9 +85,7 @@ def test_every_real_mode_and_byte_order_is_read(tmp_path, kind, order):
 
 
 def test_old_headers_are_accepted(tmp_path, density):
-    old = dict(
-        map=b"", machst=0, nversion=0, mapc=0, mapr=0, maps=0, cellb=(0, 0, 0), mx=0, my=0, mz=0, ispg=0
-    )
+    old = dict(map=b"", machst=0, nversion=0, mapc=0, mapr=0, maps=0, cellb=(0, 0, 0), mx=0, my=0, mz=0, ispg=0)
     map = read_map(store(tmp_path / "a.mrc", density, **old))
     np.testing.assert_array_equal(map.density, density)
     np.testing.assert_allclose(map.voxel_size, VOXEL, rtol=1e-6)

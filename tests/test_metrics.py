@@ -48,9 +48,7 @@ def test_fsc_does_not_depend_on_which_axis_is_halved(noise):
     a, b = noise[0], noise[0] + noise[1]
     curve = metrics.fsc(a, b, VOXEL)[1]
     for axes in ((1, 2, 0), (2, 0, 1), (0, 2, 1)):
-        np.testing.assert_allclose(
-            metrics.fsc(a.transpose(axes), b.transpose(axes), VOXEL[list(axes)])[1], curve
-        )
+        np.testing.assert_allclose(metrics.fsc(a.transpose(axes), b.transpose(axes), VOXEL[list(axes)])[1], curve)
 
 
 def test_fsc_equals_sums_over_the_whole_transform(noise):
@@ -79,9 +77,7 @@ def test_a_map_without_power_correlates_by_zero(noise):
 
 def test_resolution_is_read_off_a_straight_line():
     frequency = np.arange(6) * 0.1
-    assert metrics.resolution_at(frequency, np.array([1, 0.9, 0.7, 0.3, 0.9, 0]), 0.5) == pytest.approx(
-        1 / 0.25
-    )
+    assert metrics.resolution_at(frequency, np.array([1, 0.9, 0.7, 0.3, 0.9, 0]), 0.5) == pytest.approx(1 / 0.25)
     assert metrics.resolution_at(frequency, np.ones(6), 0.5) == pytest.approx(1 / 0.5)
     assert metrics.resolution_at(frequency, np.zeros(6), 0.5) == pytest.approx(1 / 0.1)
 
@@ -109,9 +105,7 @@ def test_map_scores_agree_with_the_judge(tmp_path):
     for threshold in (0.5, 0.143):
         ours = metrics.resolution_at(*metrics.map_fsc(*maps), threshold)
         assert ours == pytest.approx(judged[f"fsc_{threshold}"], rel=1e-3)
-    assert metrics.correlation(*(map.density for map in maps)) == pytest.approx(
-        judged["correlation"], abs=1e-3
-    )
+    assert metrics.correlation(*(map.density for map in maps)) == pytest.approx(judged["correlation"], abs=1e-3)
     judged = score("map", tmp_path / "a.mrc", second, "--resolution", 5)
     assert metrics.resolution_at(*metrics.model_map_fsc(maps[0], models[1], 5.0), 0.5) == pytest.approx(
         judged["fsc_0.5"], rel=1e-3
@@ -133,8 +127,6 @@ def test_displacement_of_a_shift_is_the_shift(tmp_path):
     xyz = atoms.positions(start)
     shift = np.where(np.arange(8)[:, None] < 6, 0.0, [[0, 0, 4.0]])  # two atoms move by 4 Å
     target, near = atoms.moved(start, xyz + shift), atoms.moved(start, xyz + 0.75 * shift)
-    expected = dict(
-        n=8, rmsd=0.5, median=0, max=1, initial_rmsd=2, moved_n=2, moved_rmsd=1, moved_initial_rmsd=4
-    )
+    expected = dict(n=8, rmsd=0.5, median=0, max=1, initial_rmsd=2, moved_n=2, moved_rmsd=1, moved_initial_rmsd=4)
     assert metrics.ca_displacement(near, target, start) == pytest.approx(expected)
     assert metrics.ca_displacement(start, start, start)["moved_n"] == 0

@@ -1,0 +1,179 @@
+"""Measures the recipes on pairs of models whose answer is known.
+
+python -m experiments.validate --data_dir=PAIRS --pairs=adk,msba --resolutions=3,5,7 --seeds=0 --out_dir=DIR
+
+A pair is a folder in --data_dir with two models and a pair.json: {"initial": file, "target": file, "superpose": bool}.
+Both are simulated on a common grid, the initial one at 3 Å; every case runs in a process of its own.
+"""
+
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+from experiments.main import run
+
+FLAGS = flags.FLAGS
+INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
+COLUMNS = {
+    "pair": "{}",
+    "resolution": "{:g}",
+    "seed": "{}",
+    "recipe": "{}",
+    "rmsd_before": "{:.2f}",
+    "rmsd_after": "{:.2f}",
+    "moved_rmsd_after": "{:.2f}",
+    "fsc_before": "{:.2f}",
+    "fsc_after": "{:.2f}",
+    "seconds": "{:.0f}",
+    "peak_mib": "{:.0f}",
+}
+SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "seconds")
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
+    flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
+    flags.DEFINE_list("resolutions", ["3", "5", "7"], "Resolutions of the target map, Å.")
+    flags.DEFINE_list("seeds", ["0"], "Seeds.")
+    flags.DEFINE_list(
+        "recipes",
+        ["default"],
+        "Recipes: default, paper, or paper/2 for maps binned by 2; with @7 behind it at 7 Å only.",
+    )
+    flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
+    flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
+    flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+
+
+def main() -> None:
+    """Nothing; prints and writes the table, anew after every case."""
+    from cryotrans_jax.files import InputError
+
+    out_dir = Path(FLAGS.out_dir)
+    if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
+        raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
+    cases = planned()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, case in enumerate(cases):
+        print(f"case {number + 1} of {len(cases)}: {' '.join(map(str, case[1:]))}", flush=True)
+        # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            rows.append(alone.submit(measure, *case).result())
+        print(line(rows[-1]), flush=True)
+        write_table(rows, out_dir)
+    print(table(rows) + summary(rows))
+
+
+def planned() -> list[tuple]:
+    """Arguments of `measure` for every case that the flags ask for."""
+    from cryotrans_jax.files import InputError
+
+    root = Path(FLAGS.data_dir)
+    names = FLAGS.pairs or sorted(path.parent.name for path in root.glob("*/pair.json"))
+    missing = [name for name in names or ["*"] if not (root / name / "pair.json").is_file()]
+    if missing:
+        raise InputError(f"no {root / missing[0]}/pair.json: give the folder that holds the pairs with --data_dir")
+    cases = []
+    for name in names:
+        for recipe in FLAGS.recipes:
+            recipe, _, only = recipe.partition("@")
+            wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
+            seeds = numbers(FLAGS.seeds, int, "seeds")
+            cases += [(str(root / name), name, r, seed, recipe, FLAGS.steps) for r in wanted for seed in seeds]
+    return cases
+
+
+def numbers(texts: list[str], kind: type, flag: str) -> list:
+    """The texts as numbers. Raises InputError naming the flag where one is none."""
+    from cryotrans_jax.files import InputError
+
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise InputError(f"--{flag}={','.join(texts)} is not a list of numbers separated by commas") from None
+
+
+def measure(folder: str, pair: str, resolution: float, seed: int, recipe: str, steps: float) -> dict:
+    """One row of the table: the scores of one case, and the seconds and peak memory of this whole process."""
+    import time
+
+    begin = time.perf_counter()
+    from experiments import results
+
+    case = load_pair(Path(folder), resolution)
+    name, _, bin_ = recipe.partition("/")
+    settings = SimpleNamespace(
+        recipe=name, seed=seed, steps=steps, bin=int(bin_ or 1), initial_threshold=None, target_threshold=None
+    )
+    fit = results.fit_case(case, settings)
+    generated = next(iter(fit.frames(case.initial, [1.0])))
+    scores = results.score(fit, case, 0, generated)
+    row = {"pair": pair, "resolution": resolution, "seed": seed, "recipe": recipe}
+    measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
+    return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
+
+
+def load_pair(folder: Path, resolution: float):
+    """The case of a pair's folder: both models' maps on a common grid."""
+    from cryotrans_jax import atoms
+    from experiments.results import Case
+
+    named = json.loads((folder / "pair.json").read_text())
+    start, end = (atoms.read_model(folder / named[state]) for state in ("initial", "target"))
+    if named.get("superpose"):
+        end = atoms.superpose(end, start)
+    grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
+    maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
+    return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
+
+
+def write_table(rows: list[dict], out_dir: Path) -> None:
+    """Nothing; the folder holds validate.json and validate.md."""
+    from cryotrans_jax.files import whole_file
+    from experiments.results import write_json
+
+    write_json(out_dir / "validate.json", rows)
+    with whole_file(out_dir / "validate.md") as temporary:
+        temporary.write_text(table(rows) + summary(rows))
+
+
+def line(row: dict) -> str:
+    """A row of the table in Markdown."""
+    return "| " + " | ".join(style.format(row[key]) if key in row else "" for key, style in COLUMNS.items()) + " |"
+
+
+def table(rows: list[dict]) -> str:
+    """The table in Markdown: RMSD over CA atoms and FSC = 0.5 in Å."""
+    head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
+    return "\n".join([head, *map(line, rows)]) + "\n"
+
+
+def summary(rows: list[dict]) -> str:
+    """Median and worst over the seeds of each pair, resolution and recipe, in Markdown; empty with one seed."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["pair"], row["resolution"], row["recipe"]), []).append(row)
+    if all(len(group) == 1 for group in groups.values()):
+        return ""
+    head = "| pair | resolution | recipe | seeds | " + " | ".join(f"{key}: median, worst" for key in SUMMED)
+    lines = ["", head + " |", "|" + "---|" * (4 + len(SUMMED))]
+    for (pair, resolution, recipe), group in groups.items():
+        cells = [pair, f"{resolution:g}", recipe, str(len(group))]
+        for key in SUMMED:
+            values = [row[key] for row in group if key in row]
+            style = COLUMNS[key] if values else ""
+            cells.append(f"{style.format(statistics.median(values))}, {style.format(max(values))}" if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
