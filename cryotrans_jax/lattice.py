@@ -47,6 +47,17 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
     )
 
 
+def node_places(lattice: Lattice) -> np.ndarray:
+    """Place (nodes, 3) of each active node on the dense lattice."""
+    shape = tuple(w.shape[1] for w in lattice.weights)
+    return np.stack(np.unravel_index(np.asarray(lattice.index), shape), -1)
+
+
+def cell_of(voxels: np.ndarray, pitch: np.ndarray) -> np.ndarray:
+    """Place of the node at the lower corner of the lattice cell in which each voxel (n, 3) of the box lies."""
+    return np.floor(voxels / pitch).astype(int) + 1
+
+
 def keys_weights(n: int, pitch: float) -> np.ndarray:
     """Matrix (n, nodes) of cubic convolution from nodes at (j − 1) * pitch to voxels at 0, ..., n − 1."""
     at = np.arange(n) / pitch + 1.0

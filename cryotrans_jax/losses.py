@@ -48,7 +48,10 @@ def gaussian_matrix(n: int, sigma: float) -> np.ndarray:
 
 
 def rigidity(
-    moved: Float[Array, "nodes 3"], tetrahedra: Int[Array, "tetrahedra 4"], edges: Float[Array, "3"]
+    moved: Float[Array, "nodes 3"],
+    tetrahedra: Int[Array, "tetrahedra 4"],
+    edges: Float[Array, "3"],
+    share: Float[Array, "tetrahedra"] | None = None,
 ) -> Float[Array, ""]:
     """Mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖², F the affine map of each (paper, eq. 13).
 
@@ -58,4 +61,5 @@ def rigidity(
     corner = moved[tetrahedra]
     f = (corner[:, 1:] - corner[:, :1]) / edges[:, None]  # rows are the columns of F
     gram = jnp.einsum("tik,tjk->tij", f, f)
-    return jnp.mean(jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2)))
+    strain = jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2))
+    return jnp.mean(strain) if share is None else jnp.vdot(share, strain)

@@ -63,17 +63,18 @@ class Level(NamedTuple):
     """A problem at one binning; arrays only, in the unit box, so that it passes through jit.
 
     Points `x` of mass `rho` and the grid (corner, voxel) on which they are compared with a target; `lattice`
-    controls the points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice) and
-    `edges` are for the rigidity.
+    controls the points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice), `edges`
+    and the `share` of the mass in each are for the rigidity.
     """
 
     x: Float[Array, "points 3"]
     rho: Float[Array, "points"]
     corner: Float[Array, "3"]
     voxel: Float[Array, "3"]
-    lattice: lattices.Lattice | None
-    tetrahedra: Int[Array, "tetrahedra 4"] | None
-    edges: Float[Array, "3"] | None
+    lattice: lattices.Lattice | None = None
+    tetrahedra: Int[Array, "tetrahedra 4"] | None = None
+    edges: Float[Array, "3"] | None = None
+    share: Float[Array, "tetrahedra"] | None = None
 
 
 def prepare(
@@ -262,37 +263,43 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     """
     unit = problem.voxel_size / problem.frame.edge
     place, rho, filled = block_points(problem.initial, sampling)
-    lattice = indices = edges = None
+    level = Level(
+        x=jnp.asarray(problem.corner + place * unit, jnp.float32),
+        rho=jnp.asarray(rho, jnp.float32),
+        corner=jnp.asarray(problem.corner, jnp.float32),
+        voxel=jnp.asarray(bin_ * unit, jnp.float32),
+    )
+    cells, edges = np.argwhere(filled), sampling * unit
     if spacing:
         low, high = bounding_box(filled)
         pitch = spacing / (sampling * problem.voxel_size.min())
         box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
         lattice = lattices.make_lattice(box, problem.corner + low * sampling * unit, sampling * unit, pitch)
+        level = level._replace(lattice=lattice)
+        cells = lattices.cell_of(cells - low, spacing / (sampling * problem.voxel_size))
         edges = np.full(3, spacing / problem.frame.edge)
-        where = np.stack(np.unravel_index(np.asarray(lattice.index), [w.shape[1] for w in lattice.weights]), -1)
-    else:
-        where, edges = np.argwhere(filled), sampling * unit
     if tetrahedra:
-        indices = jnp.asarray(neighbours(where))
-        edges = jnp.asarray(edges, jnp.float32)
-    return Level(
-        x=jnp.asarray(problem.corner + place * unit, jnp.float32),
-        rho=jnp.asarray(rho, jnp.float32),
-        corner=jnp.asarray(problem.corner, jnp.float32),
-        voxel=jnp.asarray(bin_ * unit, jnp.float32),
-        lattice=lattice,
-        tetrahedra=indices if tetrahedra else None,
-        edges=edges if tetrahedra else None,
-    )
+        nodes = lattices.node_places(level.lattice) if spacing else cells
+        rows, share = neighbours(nodes, cells, rho)
+        level = level._replace(
+            tetrahedra=jnp.asarray(rows), edges=jnp.asarray(edges, jnp.float32), share=jnp.asarray(share, jnp.float32)
+        )
+    return level
 
 
-def neighbours(where: np.ndarray) -> np.ndarray:
-    """Rows (i, its next along x, along y, along z) for the grid points `where` (n, 3) that have all three."""
-    shape = where.max(0) + 2
-    number = np.full(shape, -1)
-    number[tuple(where.T)] = np.arange(len(where))
-    rows = np.stack([number[tuple((where + step).T)] for step in np.eye(4, 3, -1, dtype=int)], -1)
-    return rows[(rows >= 0).all(1)]
+def neighbours(nodes: np.ndarray, cells: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (i, its next along x, along y, along z) for the grid points `nodes` (n, 3) whose cell holds mass.
+
+    And the share of the mass in the cell of each; `cells` (points, 3) says in which cell each point's mass is.
+    """
+    shape = np.maximum(nodes.max(0), cells.max(0)) + 2
+    number, held = np.full(shape, -1), np.zeros(shape)
+    number[tuple(nodes.T)] = np.arange(len(nodes))
+    np.add.at(held, tuple(cells.T), mass)
+    rows = np.stack([number[tuple((nodes + step).T)] for step in np.eye(4, 3, -1, dtype=int)], -1)
+    rows = rows[(rows >= 0).all(1) & (held[tuple(nodes.T)] > 0)]
+    share = held[tuple(nodes[rows[:, 0]].T)]
+    return rows, share / share.sum()
 
 
 def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) -> tuple[np.ndarray, list[float]]:

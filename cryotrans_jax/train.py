@@ -112,7 +112,7 @@ def objective(
     else:
         loss = losses.l2(carried, target)
     if stage.rigidity:
-        loss = loss + stage.rigidity * losses.rigidity(nodes, level.tetrahedra, level.edges)
+        loss = loss + stage.rigidity * losses.rigidity(nodes, level.tetrahedra, level.edges, level.share)
     return loss
 
 

@@ -1,3 +1,89 @@
+"""A small pair of states on an uneven grid, and jobs run in process; shapes are checked in all tests."""
+
+import contextlib
+import importlib
+import io
+import sys
+
+import gemmi
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("cryotrans_jax", "beartype.beartype")
+
+from absl import flags  # noqa: E402
+
+from cryotrans_jax import atoms, prepare  # noqa: E402
+
+SHAPE = (24, 20, 28)
+VOXEL = np.array([2.0, 2.2, 2.1])
+ORIGIN = np.array([-21.3, 11.2, 40.7])  # no whole number of voxels
+RESOLUTION = 8.0
+MOVING = 8  # residues from here on turn by 0.6 about the chain's middle
+
+
+def bent_chain(turn):
+    """A chain of 16 CA atoms in a wide helix, off the middle of the box, the second half turned about y."""
+    k = np.arange(16)
+    xyz = np.stack([2.3 * np.cos(1.7 * k), 2.3 * np.sin(1.7 * k), 1.6 * (k - 7.5)], axis=-1)
+    c, s = np.cos(turn), np.sin(turn)
+    xyz[MOVING:] = xyz[MOVING:] @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+    model = gemmi.Structure()
+    model.add_model(gemmi.Model(1))
+    chain = model[0].add_chain("A")
+    for number, position in enumerate(xyz + ORIGIN + VOXEL * (11, 10, 13)):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = "ALA", gemmi.SeqId(number + 1, " ")
+        residue.entity_type = gemmi.EntityType.Polymer
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    model.setup_entities()
+    return model
+
+
+@pytest.fixture(scope="session")
+def models():
+    """Models of the initial state, of the target state, and of one half way."""
+    return bent_chain(0.0), bent_chain(0.6), bent_chain(0.3)
+
+
+@pytest.fixture(scope="session")
+def maps(models):
+    """The models' maps, at one resolution on one grid."""
+    return tuple(atoms.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
+
+
+@pytest.fixture(scope="session")
+def problem(maps):
+    """From the initial state to the two others."""
+    return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
+
+
+@pytest.fixture(scope="session")
+def job():
+    """Runs a job in this process as `python -m experiments.<name> <arguments>` would: (status, stdout, stderr)."""
+    return run_job
+
+
+def run_job(name, *arguments):
+    """A job's status, stdout and stderr. Its flags are defined for it alone, and gone afterwards."""
+    module, main = (importlib.import_module(f"experiments.{part}") for part in (name, "main"))
+    arguments_before = sys.argv
+    out, error = io.StringIO(), io.StringIO()
+    try:
+        module.define_flags()
+        sys.argv = [f"{name}.py", *map(str, arguments)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            main.run(module.main)
+        status = 0
+    except SystemExit as stopped:
+        status = stopped.code
+    finally:
+        sys.argv = arguments_before
+        for owner, defined in flags.FLAGS.flags_by_module_dict().items():
+            for flag in list(defined) if owner.startswith("experiments") else ():
+                delattr(flags.FLAGS, flag.name)
+    return status, out.getvalue(), error.getvalue()

@@ -1,0 +1,89 @@
+"""The flow is forward Euler: exact for constants, of first order, one to one, and differentiable."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy.linalg import expm
+
+from cryotrans_jax.flow import euler, flow, inverse, path
+from cryotrans_jax.velocity import Velocity
+
+CENTRE = np.array([0.3, 0.5, 0.6])
+MATRIX = np.array([[0.2, -0.9, 0.1], [0.7, -0.1, 0.3], [0.0, 0.2, -0.4]])
+
+
+def linear(x):
+    return (x - CENTRE) @ MATRIX.T
+
+
+@pytest.fixture
+def x():
+    return jax.random.uniform(jax.random.key(0), (50, 3))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Kernels large enough that the field is of size one and folds at its creases."""
+    params = Velocity(width=16).init(jax.random.key(1), jnp.zeros((1, 3)))
+    params = jax.tree.map(lambda p: 30 * p, params)
+    params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(2), (16,), minval=-0.5, maxval=0.5)
+    return params
+
+
+def test_flow_of_a_constant_field_is_a_translation(x):
+    v = np.array([0.1, -0.2, 0.3], np.float32)
+    np.testing.assert_allclose(flow(lambda x: jnp.broadcast_to(v, x.shape), x, 10), x + v, atol=5e-7)  # float32
+
+
+def test_flow_of_a_linear_field_is_the_power_of_one_step(x):
+    power = np.linalg.matrix_power(np.eye(3) + MATRIX / 7, 7)
+    np.testing.assert_allclose(flow(linear, x, 7), (x - CENTRE) @ power.T + CENTRE, atol=1e-6)  # float32
+
+
+def test_flow_converges_to_the_exponential_at_first_order(x):
+    exact = (np.asarray(x, np.float64) - CENTRE) @ expm(MATRIX).T + CENTRE
+    errors = [np.linalg.norm(flow(linear, x, steps) - exact) for steps in (20, 40, 80)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert coarse / fine == pytest.approx(2, rel=0.05)  # the next order is smaller by 1/20
+
+
+def test_path_starts_at_the_points_and_ends_at_the_flow(x):
+    visited = path(linear, x, 10)
+    assert visited.shape == (11, 50, 3)
+    np.testing.assert_array_equal(visited[0], x)
+    np.testing.assert_allclose(visited[-1], flow(linear, x, 10), atol=1e-6)  # float32
+    np.testing.assert_allclose(visited[4], euler(linear, x, 0.1, 4)[0], atol=1e-6)
+
+
+def test_inverse_undoes_the_flow(x, params):
+    velocity = partial(Velocity(width=16).apply, params)
+    y = flow(velocity, x, 10)
+    assert np.abs(y - x).max() > 0.1
+    np.testing.assert_allclose(inverse(velocity, y, 10), x, atol=2e-6)  # float32, ten steps
+
+
+def test_inverse_converges_like_the_power_of_step_times_slope(x):
+    lipschitz = np.linalg.norm(MATRIX, 2) / 2  # two steps, of length 1/2
+    y = flow(linear, x, 2)
+    start = np.abs(y - x).max()
+    for iterations in (2, 4, 8):
+        error = np.linalg.norm(inverse(linear, y, 2, iterations) - x, axis=1).max()
+        # of two steps the second inherits the error of the first: twice the bound of one, and float32
+        assert error < 3 * start * lipschitz**iterations + 1e-6
+
+
+def test_gradient_of_the_flow_is_that_of_finite_differences(x, params):
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+        points = jnp.asarray(np.asarray(x[:8]), jnp.float64)
+        network = Velocity(width=16)
+
+        @jax.jit
+        def end(params, x):
+            return flow(partial(network.apply, params), x, 4)
+
+        check_grads(end, (params, points), order=1, modes=["rev"], eps=1e-6)

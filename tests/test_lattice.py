@@ -1,0 +1,105 @@
+"""Cubic convolution on a control lattice: exact for quadratics, of third order, blind to what is inactive."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cryotrans_jax import prepare
+from cryotrans_jax.flow import flow
+from cryotrans_jax.lattice import dense, interpolate, make_lattice
+from cryotrans_jax.train import Config, carry
+
+SHAPE = (11, 8, 13)
+CORNER = np.array([-0.1, 0.2, 0.05])
+VOXEL = np.array([0.04, 0.05, 0.045])
+SPACING = 2.7  # no whole number of voxels
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return np.random.default_rng(0).uniform(size=SHAPE) < 0.1
+
+
+@pytest.fixture(scope="module")
+def lattice(wanted):
+    return make_lattice(wanted, CORNER, VOXEL, SPACING)
+
+
+def centres(wanted):
+    return CORNER + (np.argwhere(wanted) + 0.5) * VOXEL
+
+
+QUADRATIC = np.random.default_rng(1).normal(size=(3, 3, 3))
+LINEAR = np.random.default_rng(2).normal(size=(3, 3))
+FIELDS = {
+    "constant": lambda x: np.ones_like(x) * [1.0, -2.0, 3.0],
+    "linear": lambda x: x @ LINEAR + 1,
+    "quadratic": lambda x: np.einsum("ni,ijk,nj->nk", x, QUADRATIC, x) + x @ LINEAR,
+}
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_interpolation_is_exact_for(field, lattice, wanted):
+    values = jnp.asarray(field(np.asarray(lattice.nodes, np.float64)), jnp.float32)
+    found = jax.jit(interpolate)(lattice, values)
+    # float32; weights and positions are rounded too, and some weights are negative
+    np.testing.assert_allclose(found, field(centres(wanted)), atol=1e-5)
+
+
+def test_interpolation_converges_at_third_order():
+    """Keys 1981: the error of a = -1/2 is O(h^3), so halving the spacing divides it by about 8."""
+    inside = np.ones((16, 17, 18), bool)
+    k = 2 * np.pi / (np.array([40, 44, 48]) * VOXEL)  # waves 40 to 48 voxels long
+
+    def wave(x):
+        return np.sin(x @ k[:, None] + np.arange(3.0))
+
+    x, errors = centres(inside), []
+    for spacing in (3.0, 1.5):
+        lattice = make_lattice(inside, CORNER, VOXEL, spacing)
+        found = jax.jit(interpolate)(lattice, jnp.asarray(wave(np.asarray(lattice.nodes, np.float64)), jnp.float32))
+        errors.append(np.sqrt(np.mean((found - wave(x)) ** 2)))
+    # where voxels stand between nodes differs a little from one spacing to the other
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.25)
+
+
+def test_nodes_are_equally_far_apart_along_all_axes(lattice):
+    nodes = np.asarray(lattice.nodes)
+    for axis in range(3):
+        gaps = np.diff(np.unique(np.round(nodes[:, axis], 5)))
+        np.testing.assert_allclose(gaps, SPACING * VOXEL.min(), atol=2e-5)  # rounding above
+
+
+def test_inactive_nodes_never_matter(lattice):
+    """The dense lattice with anything at its inactive nodes interpolates to the same values."""
+    values = jax.random.normal(jax.random.key(0), lattice.nodes.shape)
+    shape = tuple(w.shape[1] for w in lattice.weights)
+    assert len(lattice.nodes) < np.prod(shape)
+    anything = np.random.default_rng(3).normal(size=(*shape, 3)) * 1e3
+    everywhere = anything.reshape(-1, 3)
+    everywhere[np.asarray(lattice.index)] = values
+    wx, wy, wz = lattice.weights
+    full = np.einsum("xa,yb,zc,abck->xyzk", wx, wy, wz, everywhere.reshape(*shape, 3), optimize=True)
+    found = np.asarray(jax.jit(interpolate)(lattice, values))
+    np.testing.assert_allclose(found, full.reshape(-1, 3)[np.asarray(lattice.voxels)], atol=1e-5)  # float32
+    inactive = np.delete(np.asarray(dense(lattice, values)).reshape(-1, 3), np.asarray(lattice.index), axis=0)
+    assert not inactive.any()
+
+
+def test_carried_points_agree_with_the_plain_flow(problem):
+    """Nodes 5 Å apart carry the tiny pair's voxels to within 0.1 Å of where a bending flow takes them."""
+    config = Config(stages=(), width=100, centre=0.5)
+    params = config.network.init(jax.random.key(0), jnp.zeros((1, 3)))
+    params = jax.tree.map(lambda p: 12 * p, params)
+    params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (100,), minval=-0.3, maxval=0.3)
+    level = prepare.make_level(problem, 1, 1, 5.0, False)
+    moved, _ = jax.jit(partial(carry, config))(params, level)
+    exact = jax.jit(lambda x: flow(partial(config.network.apply, params), x, 10))(level.x)
+    motion = np.linalg.norm(exact - level.x, axis=1) * problem.frame.edge
+    difference = np.linalg.norm(moved - exact, axis=1) * problem.frame.edge
+    print(motion.min(), motion.max(), difference.max())
+    assert motion.max() - motion.min() > 2  # not just a translation
+    assert difference.max() < 0.1
