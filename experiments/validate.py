@@ -32,6 +32,7 @@ COLUMNS = {
     "seconds": "{:.0f}",
     "peak_mib": "{:.0f}",
 }
+MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "seconds")
 
 
@@ -48,6 +49,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
+    flags.DEFINE_string(
+        "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
+    )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -69,6 +73,8 @@ def main() -> None:
         print(line(rows[-1]), flush=True)
         write_table(rows, out_dir)
     print(table(rows) + summary(rows))
+    if FLAGS.readme:
+        write_into(Path(FLAGS.readme), table(rows) + summary(rows))
 
 
 def planned() -> list[tuple]:
@@ -142,6 +148,20 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
     write_json(out_dir / "validate.json", rows)
     with whole_file(out_dir / "validate.md") as temporary:
         temporary.write_text(table(rows) + summary(rows))
+
+
+def write_into(path: Path, text: str) -> None:
+    """Nothing; what stands between the marks in the file is the text, headed by the command that made it."""
+    from cryotrans_jax.files import InputError, whole_file
+
+    before, begin, rest = path.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise InputError(f"{path} lacks the marks {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
+    given = [f"--{name}={','.join(FLAGS[name].value)}" for name in ("pairs", "resolutions", "seeds", "recipes")]
+    command = f"    python -m experiments.validate {' '.join(given)} --readme={path.name}"
+    with whole_file(path) as temporary:
+        temporary.write_text(f"{before}{begin}\n{command}\n\n{text}{end}{after}")
 
 
 def line(row: dict) -> str:

@@ -28,7 +28,7 @@ def x():
 @pytest.fixture(scope="module")
 def params():
     """Kernels large enough that the field is of size one and folds at its creases."""
-    params = Velocity(width=16).init(jax.random.key(1), jnp.zeros((1, 3)))
+    params = jax.jit(Velocity(width=16).init)(jax.random.key(1), jnp.zeros((1, 3)))
     params = jax.tree.map(lambda p: 30 * p, params)
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(2), (16,), minval=-0.5, maxval=0.5)
     return params

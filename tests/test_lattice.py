@@ -90,9 +90,9 @@ def test_inactive_nodes_never_matter(lattice):
 
 
 def test_carried_points_agree_with_the_plain_flow(problem):
-    """Nodes 5 Å apart carry the tiny pair's voxels to within 0.1 Å of where a bending flow takes them."""
+    """Nodes 5 Å apart carry voxels of 2 Å to within a tenth of a voxel of where a bending flow takes them."""
     config = Config(stages=(), width=100, centre=0.5)
-    params = config.network.init(jax.random.key(0), jnp.zeros((1, 3)))
+    params = jax.jit(config.network.init)(jax.random.key(0), jnp.zeros((1, 3)))
     params = jax.tree.map(lambda p: 12 * p, params)
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (100,), minval=-0.3, maxval=0.3)
     level = prepare.make_level(problem, 1, 1, 5.0, False)
@@ -100,6 +100,5 @@ def test_carried_points_agree_with_the_plain_flow(problem):
     exact = jax.jit(lambda x: flow(partial(config.network.apply, params), x, 10))(level.x)
     motion = np.linalg.norm(exact - level.x, axis=1) * problem.frame.edge
     difference = np.linalg.norm(moved - exact, axis=1) * problem.frame.edge
-    print(motion.min(), motion.max(), difference.max())
     assert motion.max() - motion.min() > 2  # not just a translation
-    assert difference.max() < 0.1
+    assert difference.max() < 0.1 * problem.voxel_size.min()

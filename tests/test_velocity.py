@@ -10,7 +10,7 @@ from cryotrans_jax.velocity import Velocity
 
 @pytest.fixture(scope="module")
 def params():
-    return Velocity().init(jax.random.key(3), jnp.zeros((1, 3)))
+    return jax.jit(Velocity().init)(jax.random.key(3), jnp.zeros((1, 3)))
 
 
 def layers(params):
@@ -34,7 +34,7 @@ def test_velocity_is_the_network_written_out(params, centre):
 
 @pytest.mark.parametrize("width, depth", [(100, 2), (7, 1), (5, 4)])
 def test_velocity_has_as_many_parameters_as_its_layers_need(width, depth):
-    params = Velocity(width=width, depth=depth).init(jax.random.key(0), jnp.zeros((1, 3)))
+    params = jax.eval_shape(Velocity(width=width, depth=depth).init, jax.random.key(0), jnp.zeros((1, 3)))
     expected = (3 + 1) * width + (depth - 1) * (width + 1) * width + (width + 1) * 3
     assert sum(p.size for p in jax.tree.leaves(params)) == expected
 
@@ -51,6 +51,7 @@ def test_velocity_starts_from_small_normal_weights_and_no_bias(params):
 
 def test_velocity_of_a_point_does_not_depend_on_the_others(params):
     x = jax.random.uniform(jax.random.key(1), (2, 4, 3))
-    v = Velocity().apply(params, x)
+    apply = jax.jit(Velocity().apply)
+    v = apply(params, x)
     assert v.shape == x.shape
-    np.testing.assert_allclose(v[1, 2], Velocity().apply(params, x[1, 2]), rtol=1e-5)  # sums in another order
+    np.testing.assert_allclose(v[1, 2], apply(params, x[1, 2]), rtol=1e-5)  # sums in another order

@@ -1,0 +1,128 @@
+"""Blur adds exactly its variance, L2 is relative, and rigidity is the paper's sum over singular values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from cryotrans_jax import prepare
+from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, l2, rigidity
+
+BLUR = jax.jit(blur)
+EDGES = np.array([0.05, 0.07, 0.06], np.float32)
+
+
+@pytest.fixture
+def volume():
+    return jnp.asarray(np.random.default_rng(0).uniform(size=(9, 12, 10)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Points of a grid with uneven edges, the masses on them, and the tetrahedra and shares of the rigidity."""
+    cells = np.argwhere(np.random.default_rng(0).uniform(size=(6, 5, 4)) < 0.9)
+    mass = np.random.default_rng(1).uniform(1, 2, len(cells))
+    rows, share = prepare.neighbours(cells, cells, mass)
+    assert len(rows) > 20
+    return jnp.asarray(cells * EDGES, jnp.float32), jnp.asarray(rows), jnp.asarray(share, jnp.float32)
+
+
+def affine(x, f):
+    return jnp.asarray(np.asarray(x) @ f.T + [0.3, -0.1, 0.2], jnp.float32)
+
+
+def test_l2_is_zero_on_itself_and_one_for_nothing(volume):
+    assert l2(volume, volume) == 0
+    assert l2(0 * volume, volume) == 1
+    assert l2(1.3 * volume, volume) == pytest.approx(0.09, rel=1e-5)  # float32
+
+
+WIDE = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the transform exp(-(sigma w)²/2) is cut off at Nyquist from sigma 1 on"
+)
+
+
+@pytest.mark.parametrize(
+    "sigma", [0.2, 0.5, 0.9, pytest.param(1.0, marks=WIDE), pytest.param(1.2, marks=WIDE), 2.0, 3.0]
+)
+def test_blur_keeps_mass_and_adds_its_variance(sigma):
+    n = 61  # the middle is ten deviations from the edge
+    offset = np.arange(n) - n // 2
+    row = gaussian_matrix(n, sigma)[n // 2]
+    assert row.sum() == pytest.approx(1, abs=1e-6)
+    assert offset**2 @ row == pytest.approx(sigma**2, abs=1e-6)
+    assert row.min() > -1e-6  # a density stays positive
+
+
+@pytest.mark.parametrize("sigma", [1.5, 3.0])
+def test_a_wide_blur_is_the_gaussian(sigma):
+    offset = np.arange(61) - 30
+    exact = np.exp(-0.5 * (offset / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(gaussian_matrix(61, sigma)[30], exact, atol=1e-4 * exact.max())
+
+
+def test_blur_of_almost_no_width_is_the_identity(volume):
+    kernel = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 1e-3)
+    np.testing.assert_allclose(BLUR(volume, kernel), volume, atol=3e-6)  # weights of 1e-6 beside the middle
+    none = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 0.0)
+    np.testing.assert_allclose(BLUR(volume, none), volume, atol=1e-6)  # float32
+
+
+def test_blur_is_the_same_width_in_angstrom_along_every_axis():
+    shape, size, sigma = (25, 31, 27), np.array([1.0, 0.8, 0.9]), 1.7
+    one = jnp.zeros(shape).at[12, 15, 13].set(1.0)
+    blurred = np.asarray(BLUR(one, gaussian_blur(shape, size, sigma)), np.float64)
+    assert blurred.sum() == pytest.approx(1, abs=1e-5)  # seven deviations to the edge, float32
+    for axis in range(3):
+        at = np.arange(shape[axis]) * size[axis]
+        profile = blurred.sum(axis=tuple({0, 1, 2} - {axis}))
+        assert profile @ at**2 - (profile @ at) ** 2 == pytest.approx(sigma**2, rel=1e-4)  # float32
+
+
+def test_blur_commutes_with_exchange_of_axes(volume):
+    size, order = np.array([1.0, 1.4, 0.8]), (2, 0, 1)
+    kernel = gaussian_blur(volume.shape, size, 1.5)
+    turned = gaussian_blur(tuple(volume.shape[k] for k in order), size[list(order)], 1.5)
+    np.testing.assert_allclose(
+        BLUR(volume.transpose(order), turned), BLUR(volume, kernel).transpose(order), atol=1e-6
+    )  # float32
+
+
+def test_rigidity_is_zero_under_a_rigid_motion(grid):
+    x, rows, share = grid
+    turn = Rotation.from_rotvec([0.5, -0.8, 0.3]).as_matrix()
+    assert (
+        rigidity(affine(x, turn), rows, jnp.asarray(EDGES), share) < 1e-9
+    )  # float32: an edge of 0.05 to 1e-6, squared
+    assert rigidity(affine(x, 1.1 * turn), rows, jnp.asarray(EDGES), share) > 0.1
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7, 1.5])
+def test_rigidity_under_scaling(grid, scale):
+    x, rows, share = grid
+    expected = 3 * (scale**2 - 1) ** 2
+    for weights in (share, None):
+        assert rigidity(affine(x, scale * np.eye(3)), rows, jnp.asarray(EDGES), weights) == pytest.approx(
+            expected, rel=1e-4
+        )
+
+
+def test_rigidity_is_the_sum_over_singular_values(grid):
+    x, rows, share = grid
+    f = np.eye(3) + 0.4 * np.random.default_rng(2).normal(size=(3, 3))
+    expected = ((np.linalg.svd(f)[1] ** 2 - 1) ** 2).sum()
+    assert rigidity(affine(x, f), rows, jnp.asarray(EDGES), share) == pytest.approx(expected, rel=1e-4)  # float32
+
+
+def test_rigidity_weighs_each_tetrahedron_by_its_mass():
+    """One cell with three times the mass of the other, scaled in one of them only."""
+    cells = np.stack(np.meshgrid([0, 1, 10, 11], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
+    mass = np.where(cells[:, 0] < 5, 3.0, 1.0) * (cells % 10 == 0).all(1)
+    rows, share = prepare.neighbours(cells, cells, mass)
+    assert len(rows) == 2
+    moved = np.where(cells[:, :1] < 5, cells, [10, 0, 0] + 1.2 * (cells - [10, 0, 0])) * EDGES
+    found = rigidity(
+        jnp.asarray(moved, jnp.float32), jnp.asarray(rows), jnp.asarray(EDGES), jnp.asarray(share, jnp.float32)
+    )
+    assert found == pytest.approx(0.25 * 3 * (1.2**2 - 1) ** 2, rel=1e-4)  # float32

@@ -1,0 +1,217 @@
+"""Preparation keeps mass and its centre, puts all maps in one frame, and chooses sensible levels and blurs."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cryotrans_jax import atoms, prepare
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+from experiments.demo import hinge_pair
+
+
+@pytest.fixture
+def density():
+    """Random values with an empty border of four voxels."""
+    return np.pad(np.random.default_rng(0).uniform(size=(16, 8, 24)), 4).astype(np.float32)
+
+
+def centre(density, width=1.0):
+    """Centre of mass in voxels of the finest grid from its outer edge."""
+    at = [(np.arange(n) + 0.5) * width for n in density.shape]
+    total = density.sum(dtype=np.float64)
+    return [np.moveaxis(density, k, 0).sum((1, 2), dtype=np.float64) @ at[k] / total for k in range(3)]
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_binning_keeps_mass_and_centre(density, factor):
+    coarse = prepare.binned(density, factor)
+    assert coarse.shape == tuple(n // factor for n in density.shape)
+    assert coarse.sum() == pytest.approx(density.sum(), rel=1e-5)  # float32
+    np.testing.assert_allclose(centre(coarse, factor), centre(density), atol=1e-4)
+
+
+def test_binning_by_one_changes_nothing(density):
+    np.testing.assert_array_equal(prepare.binned(density, 1), density)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_block_points_keep_mass_and_centre_and_stay_in_their_block(density, factor):
+    place, rho, filled = prepare.block_points(density, factor)
+    assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
+    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-6)  # summed as float32 in a block
+    np.testing.assert_array_equal(np.floor(place / factor), np.argwhere(filled))
+    assert (
+        len(rho)
+        == (density.reshape([m for n in density.shape for m in (n // factor, factor)]) > 0).any((1, 3, 5)).sum()
+    )
+
+
+def test_targets_hold_the_initial_mass(problem):
+    for mass in problem.masses:
+        assert mass.sum(dtype=float) == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
+    assert problem.initial.max() == 1
+
+
+def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
+    for number, (mass, density) in enumerate(zip(problem.masses, problem.densities, strict=True)):
+        inside = mass > 0
+        np.testing.assert_array_equal(mass[inside], density[inside])
+        level = problem.report["targets"][number]["threshold"]
+        scale = density.max() / maps[number + 1].density.max()
+        assert density[~inside].max() < level * scale <= density[inside].min() * (1 + 1e-6)  # float32
+
+
+@pytest.mark.parametrize("margin", [2.0, 8.0])
+def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
+    problem = prepare.prepare(maps[0], maps[1:], margin=margin)
+    assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
+    whole = [np.where(m.density >= prepare.contour_level(m.density), m.density, 0) for m in maps]
+    assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
+    assert [(m > 0).sum() for m in problem.masses] == [(w > 0).sum() for w in whole[1:]]
+    # where the crop starts, the full grid's values follow
+    low, shape = problem.start, problem.initial.shape
+    inside = tuple(slice(lo, lo + n) for lo, n in zip(low, shape, strict=True))
+    part = whole[0][inside] / whole[0].max()
+    np.testing.assert_allclose(problem.initial[tuple(slice(0, n) for n in part.shape)], part, rtol=1e-6)
+
+
+def test_the_unit_box_is_the_cube_about_the_initial_mass(problem, maps):
+    level = problem.report["initial"]["threshold"]
+    voxels = np.argwhere(maps[0].density >= level)
+    size, origin = maps[0].voxel_size, maps[0].origin
+    low, high = (voxels.min(0) - 0.5) * size + origin, (voxels.max(0) + 0.5) * size + origin
+    unit = problem.frame.to_unit(np.stack([low, high]))
+    np.testing.assert_allclose(unit.sum(0), 1)  # about the middle
+    assert np.ptp(unit, axis=0).max() == pytest.approx(1)
+
+
+def test_the_frame_does_not_depend_on_the_targets(maps):
+    frames = [prepare.prepare(maps[0], targets).frame for targets in (maps[1:2], maps[1:], maps[2:])]
+    for frame in frames[1:]:
+        assert frame.edge == frames[0].edge
+        np.testing.assert_array_equal(frame.corner, frames[0].corner)
+
+
+def test_the_whole_box_is_the_unit_box_where_asked(maps):
+    problem = prepare.prepare(maps[0], maps[1:2], whole_box=True)
+    outer = maps[0].origin - 0.5 * maps[0].voxel_size
+    np.testing.assert_allclose(problem.frame.to_unit(outer), 0, atol=1e-12)
+    np.testing.assert_allclose(problem.corner, 0, atol=1e-12)
+    assert problem.frame.edge == pytest.approx((np.array(maps[0].density.shape) * maps[0].voxel_size).max())
+
+
+def test_positions_survive_the_frame():
+    frame = prepare.Frame(np.array([-3.0, 100.0, 7.0]), 61.7)
+    xyz = np.random.default_rng(0).normal(0, 100, (9, 3))
+    np.testing.assert_allclose(frame.to_angstrom(frame.to_unit(xyz)), xyz)
+    np.testing.assert_allclose(frame.to_unit(frame.corner + [61.7, 0, 30.85]), [1, 0, 0.5], atol=1e-12)
+
+
+@pytest.mark.parametrize("sampling, spacing", [(1, 0.0), (2, 0.0), (1, 5.0), (2, 9.0)])
+def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spacing):
+    level = prepare.make_level(problem, 2, sampling, spacing, True)
+    size, inside = maps[0].voxel_size, np.where(problem.initial > 0, problem.initial, 0)
+    whole = problem.report["origin"] + (np.array(centre(inside)) - 0.5 + problem.start) * size
+    rho = np.asarray(level.rho, np.float64)
+    found = problem.frame.to_angstrom(rho @ np.asarray(level.x, np.float64) / rho.sum())
+    np.testing.assert_allclose(found, whole, atol=1e-4)  # Å; float32
+    # the tetrahedra's edges are what they are said to be
+    nodes = np.asarray(level.x if level.lattice is None else level.lattice.nodes)
+    corner = nodes[np.asarray(level.tetrahedra)]
+    if spacing or sampling == 1:  # with larger blocks points stand at their centres of mass
+        edges = (corner[:, 1:] - corner[:, :1]) - np.diag(level.edges)
+        assert np.abs(edges).max() < 1e-5  # float32
+    assert level.share.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
+    density = maps[0].density
+    for share in (0.9, 0.98):
+        level = prepare.contour_level(density, share)
+        kept, total = density[density >= level].sum(dtype=float), density.sum(dtype=float)
+        one = density.max() / total  # the level is a voxel's value, and takes that voxel in
+        assert share <= kept / total < share + one
+
+
+def test_the_contour_level_stands_above_the_noise(maps):
+    """Noise of a twentieth of the peak: few voxels far from the molecule pass, and its volume is sensible."""
+    clean = maps[0].density
+    sigma = 0.05 * clean.max()
+    noisy = np.pad(clean, 6) + np.random.default_rng(0).normal(0, sigma, np.array(clean.shape) + 12)
+    level = prepare.contour_level(noisy.astype(np.float32))
+    assert 3 * sigma < level < 0.5 * clean.max()
+    near = ndimage.binary_dilation(np.pad(clean, 6) > 0.05 * clean.max(), iterations=1)
+    inside = noisy >= level
+    # the share of a normal distribution beyond three deviations is 0.13 %
+    assert inside[~near].mean() < 0.0013
+    share = clean[clean > level].sum() / clean.sum()
+    assert inside.sum() == pytest.approx((clean > level).sum(), rel=0.2) and share > 0.6
+
+
+def test_the_volume_kept_is_about_the_molecules():
+    model = hinge_pair()[0]
+    grid = atoms.common_grid([model], 1.5, 4.0)
+    map = atoms.simulate_map(model, *grid, 4.0)
+    level = prepare.contour_level(map.density)
+    volume = (map.density >= level).sum() * 1.5**3
+    # a protein of 110 Da a residue, 1.21 Å³ a Da and 8 heavy atoms a residue fills 16.6 Å³ an atom; a contour that
+    # holds 98 % of a map of 4 Å stands somewhat outside of that
+    filled = 16.6 * len(atoms.heavy_atoms(model)[1])
+    assert filled < volume < 1.5 * filled
+
+
+@pytest.fixture(scope="module")
+def states():
+    """The built-in pair's states on one grid, simulated at a resolution."""
+    models = hinge_pair()
+    grid = atoms.common_grid(models, 1.2, 4.0)
+    return lambda state, resolution: atoms.simulate_map(models[state], *grid, resolution)
+
+
+def test_relative_blur_of_other_conformations_is_that_of_the_resolutions(states):
+    found = prepare.relative_blur(states(0, 3.0), states(1, 7.0))
+    assert found == pytest.approx(0.225**2 * (7**2 - 3**2), rel=0.05)
+
+
+def test_relative_blur_at_equal_resolution_is_nothing(states):
+    for resolution in (3.0, 5.0):
+        # 2 % of the blur that takes a map of 3 Å to 7 Å
+        assert abs(prepare.relative_blur(states(0, resolution), states(1, resolution))) < 0.04
+
+
+def test_relative_blur_is_negative_where_the_target_is_sharper(states):
+    found = prepare.relative_blur(states(0, 6.0), states(1, 4.0))
+    assert found == pytest.approx(0.225**2 * (4**2 - 6**2), rel=0.05)
+
+
+def test_given_resolutions_set_the_blur(maps):
+    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[10.0, 6.0])
+    np.testing.assert_allclose(problem.blurs, 0.225**2 * np.array([36.0, -28.0]))
+
+
+@pytest.mark.parametrize("which, name", [("initial_threshold", "initial map"), ("target_threshold", "target map 1")])
+def test_nothing_above_the_threshold_is_explained(maps, which, name):
+    with pytest.raises(InputError, match=f"{name} .*threshold 3.5 .*maximum is 0\\.") as caught:
+        prepare.prepare(maps[0], maps[1:2], **{which: 3.5})
+    assert f"{maps[which == 'target_threshold'].density.max():g}" in str(caught.value)
+
+
+def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
+    """Blurred by what each lacks, two maps of one conformation become equal, whichever is the sharper."""
+    model = maps[0]
+    blurred = [Map(ndimage.gaussian_filter(model.density, s / model.voxel_size), model.voxel_size, model.origin)
+               for s in (2.0, 3.0)]  # fmt: skip
+    variance = 3.0**2 - 2.0**2
+    resolutions = 2.0 / 0.225, 3.0 / 0.225
+    for a, b, sign in ((0, 1, 1), (1, 0, -1)):
+        problem = prepare.prepare(
+            blurred[a], [blurred[b]], initial_resolution=resolutions[a], target_resolutions=[resolutions[b]],
+            initial_threshold=0.0, target_threshold=0.0,
+        )  # fmt: skip
+        assert problem.blurs[0] == pytest.approx(sign * variance)
+        targets, widths = prepare.level_targets(problem, 1, "density")
+        carried = ndimage.gaussian_filter(problem.initial, widths[0] / problem.voxel_size, mode="constant")
+        inner = tuple(slice(4, -4) for _ in range(3))
+        difference = (carried - targets[0])[inner]
+        assert np.abs(difference).max() < 0.02 * carried.max()

@@ -1,0 +1,69 @@
+"""The paper's recipe has the paper's constants; the default one fits any voxel size."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cryotrans_jax import prepare
+from cryotrans_jax.maps import Map
+from cryotrans_jax.recipes import default, paper, whole_factor
+from cryotrans_jax.train import stage_inputs
+
+
+@pytest.mark.parametrize(
+    "resolutions, steps",
+    [
+        ((3.0, 3.0), (2000, 15000)),
+        ((3.0, 5.0), (5000,)),
+        ((3.0, 7.0), (2000,)),
+        ((3.0, 12.0), (2000,)),
+        ((3.0, 4.6), (5000,)),
+        (None, (2000,)),
+    ],
+)
+def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
+    config = paper(problem, seed=7, resolutions=resolutions)
+    assert tuple(s.steps for s in config.stages) == steps
+    assert [s.loss for s in config.stages] == ["w2", "l2"][: len(steps)]
+    assert [(s.learning_rate, s.final_learning_rate) for s in config.stages] == [(1e-3,) * 2, (1e-4,) * 2][: len(steps)]
+    first = config.stages[0]
+    assert (first.epsilon, first.iterations, first.window) == (1e-4, 5, None)
+    assert (config.width, config.depth, config.euler_steps, config.centre, config.seed) == (100, 2, 10, 0.0, 7)
+    # neither a lattice nor a rigidity nor blur, at every voxel
+    assert all((s.bin, s.sampling, s.spacing, s.rigidity, s.blur) == (1, 1, 0, 0, 0) for s in config.stages)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_papers_recipe_bins_points_and_grid_alike(problem, factor):
+    assert all(s.bin == s.sampling == factor for s in paper(problem, bin=factor, resolutions=(3.0, 3.0)).stages)
+
+
+@pytest.mark.parametrize(
+    "wanted, factor", [(0.3, 1), (1.3, 1), (1.5, 2), (2.7, 2), (3.0, 4), (5.0, 4), (7.0, 8), (50.0, 8)]
+)
+def test_whole_factor_is_the_nearest_power_of_two_that_divides_the_crop(wanted, factor):
+    assert whole_factor(wanted) == factor and prepare.ALIGN % factor == 0
+
+
+@pytest.mark.parametrize("size", [0.5, 1.07, 2.0, 4.3])
+def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
+    """Its grids are whole numbers of voxels, go from coarse to fine, and carry all mass."""
+    stretched = [Map(m.density, m.voxel_size * size / 2, m.origin) for m in maps[:2]]
+    problem = prepare.prepare(*stretched[:1], stretched[1:])
+    config = default(problem, seed=4)
+    transport, *matched = config.stages
+    assert config.seed == 4 and transport.loss == "w2" and {s.loss for s in matched} == {"matched"}
+    assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
+    if 0.5 <= size <= 4:  # as near to 4 Å as powers of two allow
+        assert 4 / np.sqrt(2) <= transport.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
+    for stage in config.stages:
+        assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
+        level, targets, _ = stage_inputs(problem, replace(stage, rigidity=0.1))
+        assert targets.shape[1:] == tuple(n // stage.bin for n in problem.initial.shape)
+        assert level.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
+        inside = (np.asarray(level.x) - np.asarray(level.corner)) / np.asarray(level.voxel)
+        assert (inside > 0).all() and (inside < targets.shape[1:]).all()
+    extent = (np.array(problem.initial.shape) * problem.voxel_size).max() / problem.frame.edge
+    voxel = transport.bin * problem.voxel_size.min() / problem.frame.edge
+    assert transport.window * voxel >= extent / 2 + 3 * np.sqrt(transport.epsilon)

@@ -1,0 +1,364 @@
+"""The jobs run and predict: every promised file, the same each time, and bad input explained in one line."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import pytest
+
+from cryotrans_jax import atoms
+from cryotrans_jax.files import InputError, checksum
+from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from experiments import inputs
+
+ROOT = Path(__file__).parents[1]
+STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
+FRAMES = 3
+TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, maps, models):
+    """Good inputs, bad ones, and entries of a data folder."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, map, model in zip(("initial", "target", "between"), maps, models, strict=True):
+        write_map(folder / f"{name}.mrc", map)
+        atoms.write_model(folder / f"{name}.cif", model)
+    initial = maps[0]
+    write_map(folder / "smaller.mrc", Map(initial.density[:, :-1], initial.voxel_size, initial.origin))
+    write_map(folder / "stretched.mrc", Map(initial.density, initial.voxel_size * 1.01, initial.origin))
+    write_map(folder / "elsewhere.mrc", Map(initial.density, initial.voxel_size, initial.origin + 1))
+    write_map(folder / "flat.mrc", Map(0 * initial.density + 1, initial.voxel_size, initial.origin))
+    whole = (folder / "initial.mrc").read_bytes()
+    (folder / "cut.mrc").write_bytes(whole[:-100])
+    (folder / "text.mrc").write_text("ATOM\n" * 500)
+    (folder / "nan.mrc").write_bytes(whole[:-4] + np.float32(np.nan).tobytes())
+    atoms.write_model(folder / "outside.cif", atoms.moved(models[0], atoms.positions(models[0]) + 20))
+    data = folder / "data"
+    data.mkdir()
+    away = [atoms.moved(model, atoms.positions(model) @ TURN.T + [30, -20, 10]) for model in models[1:]]
+    for name, model in zip(("1ABC.pdb", "2DEF.pdb", "3ghi.cif"), (models[0], *away), strict=True):
+        atoms.write_model(data / name, model)
+    return folder
+
+
+def arguments(folder, out_dir, **others):
+    """The arguments of a good run."""
+    flags = dict(initial=folder / "initial.mrc", target=folder / "target.mrc", out_dir=out_dir)
+    flags |= dict(data_dir=folder / "data", steps=STEPS, frames=FRAMES) | others
+    return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+
+@pytest.fixture(scope="module")
+def run(folder, job):
+    """The folder of a run with model and reference."""
+    out_dir = folder / "out"
+    files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
+    status, out, error = job("run", *arguments(folder, out_dir, **files))
+    assert status == 0, error
+    assert f"Results are in {out_dir}" in out
+    return out_dir
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def losses(folder):
+    """The rows of loss.csv, as lists of texts."""
+    with (folder / "loss.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_run_writes_all_that_it_promises(run, folder):
+    frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
+    expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
+    expected |= {"config.json", "loss.csv", "metrics.json"}
+    assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
+    initial = read_map(folder / "initial.mrc")
+    for name in (*frames, "generated"):
+        assert mrcfile.validate(run / f"{name}.mrc", print_file=io.StringIO())
+        assert same_grid(read_map(run / f"{name}.mrc"), initial) is None
+        with mrcfile.open(run / f"{name}.mrc") as file:  # as another program sees it
+            np.testing.assert_allclose(file.voxel_size.item(), initial.voxel_size, rtol=1e-6)
+            np.testing.assert_allclose(file.header.origin.item(), initial.origin, rtol=1e-6)
+    assert (run / "generated.mrc").read_bytes() == (run / "frame_02.mrc").read_bytes()
+    assert (run / "generated.cif").read_bytes() == (run / "model_02.cif").read_bytes()
+
+
+def test_frames_and_models_start_at_the_input_and_approach_the_target(run, folder):
+    initial, target, first, last = (
+        read_map(path).density
+        for path in (folder / "initial.mrc", folder / "target.mrc", run / "frame_00.mrc", run / "generated.mrc")
+    )
+    inside = initial >= json.loads((run / "config.json").read_text())["chosen"]["initial"]["threshold"]
+    np.testing.assert_allclose(first[inside], initial[inside], atol=1e-5 * initial.max())  # float32
+
+    def correlation(a):
+        return np.corrcoef(a.ravel(), target.ravel())[0, 1]
+
+    assert correlation(last) > 0.5 + 0.5 * correlation(initial)
+    start, end = (atoms.positions(atoms.read_model(folder / f"{name}.cif")) for name in ("initial", "target"))
+    moved = [atoms.positions(atoms.read_model(run / f"model_{k:02d}.cif")) for k in range(FRAMES)]
+    np.testing.assert_allclose(moved[0], start, atol=1e-3)  # mmCIF keeps thousandths of an angstrom
+
+    def rmsd(a):
+        return np.sqrt(((a - end) ** 2).sum(1).mean())
+
+    assert rmsd(moved[2]) < rmsd(moved[1]) < rmsd(moved[0]) and rmsd(moved[2]) < 0.6 * rmsd(moved[0])
+    scores = json.loads((run / "metrics.json").read_text())
+    assert scores["rmsd_after"] == pytest.approx(rmsd(moved[2]), abs=2e-3)
+    assert scores["rmsd_before"] == pytest.approx(rmsd(start), abs=2e-3)
+    assert scores["correlation_with_target_after"] == pytest.approx(correlation(last), abs=1e-5)
+    assert scores["correlation_with_target_before"] == pytest.approx(correlation(initial), abs=1e-5)
+    assert all(np.isfinite(value) for value in scores.values() if not isinstance(value, str))
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="flags that orbax defines are taken for ours")
+def test_the_settings_written_down_are_the_flags_of_the_run(run):
+    assert set(json.loads((run / "config.json").read_text())["settings"]) == {
+        "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
+        "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
+        "reference",
+    }  # fmt: skip
+
+
+def test_what_decided_a_run_is_written_down(run):
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["settings"]["steps"] == STEPS and saved["settings"]["seed"] == 0
+    for name, entry in saved["inputs"].items():
+        assert entry["sha256"] == checksum(name) and Path(entry["file"]) == Path(name).resolve()
+    assert saved["versions"]["jax"].count(".") == 2
+
+
+def test_the_losses_of_every_step_are_written_down_and_fall(run):
+    head, *rows = losses(run)
+    assert head == ["stage", "loss", "step", "target"]
+    stages = json.loads((run / "config.json").read_text())["recipe"]["stages"]
+    places = [[str(k), s["loss"], str(step)] for k, s in enumerate(stages) for step in range(s["steps"])]
+    assert [row[:3] for row in rows] == places
+    for stage in range(len(stages)):
+        values = [float(value) for number, *_, value in rows if number == str(stage)]
+        assert values[-1] < values[0]
+
+
+def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
+    files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
+    assert job("run", *arguments(folder, tmp_path, **files))[0] == 0
+    ours, theirs = contents(run), contents(tmp_path)
+    for name in ours:
+        if name not in ("config.json", "metrics.json") and not name.startswith("checkpoint"):
+            assert ours[name] == theirs[name], name
+    a, b = (json.loads(found["metrics.json"]) | {"peak_mib": 0} for found in (ours, theirs))
+    assert a == b
+
+
+def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps):
+    taken = {}
+
+    def stop(initial, targets, recipe, **settings):
+        taken.update(settings, recipe=recipe, maps=[initial, *targets])
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.results.morph", stop)
+    write_map(tmp_path / "1ABC_8A.mrc", maps[0])
+    given = dict(recipe="paper", seed=3, steps=0.5, initial_threshold=0.01, target_threshold=0.02, bin=4)
+    both = f"{folder}/target.mrc,{folder}/between.mrc"
+    status, _, error = job("run", *arguments(folder, tmp_path, initial=tmp_path / "1ABC_8A.mrc", target=both, **given))
+    assert (status, error) == (2, "error: enough\n")
+    given |= dict(initial_resolution=8.0, target_resolution=[None, None])
+    assert {name: taken[name] for name in given} == given
+    for a, b in zip(taken["maps"], maps, strict=True):
+        np.testing.assert_array_equal(a.density, b.density)
+
+
+def test_predict_makes_more_frames_of_the_same_fit(run, folder, job):
+    before = contents(run)
+    model = f"--model={folder}/initial.cif"
+    status, out, error = job("predict", f"--run_dir={run}", "--frames=5", model)
+    assert status == 0, error
+    made = run / "predict_5"
+    assert {path.name for path in made.iterdir()} == (
+        {f"frame_{k:02d}.mrc" for k in range(5)} | {f"model_{k:02d}.cif" for k in range(5)}
+        | {"generated.mrc", "generated.cif"}
+    )  # fmt: skip
+    for ours, theirs in (("frame_04", "generated"), ("frame_02", "frame_01"), ("generated", "generated")):
+        assert (made / f"{ours}.mrc").read_bytes() == before[f"{theirs}.mrc"]
+    assert (made / "model_04.cif").read_bytes() == before["generated.cif"]
+    assert {name: data for name, data in contents(run).items() if "predict" not in name} == before
+    again = job("predict", f"--run_dir={run}", "--frames=5")
+    assert again[0] == 2 and "holds frames already" in again[2]
+
+
+def test_splatted_frames_keep_the_mass(run, folder, job, tmp_path):
+    out = tmp_path / "splat"
+    assert job("predict", f"--run_dir={run}", f"--out_dir={out}", "--frames=3", "--render=splat")[0] == 0
+    initial = read_map(folder / "initial.mrc").density
+    level = json.loads((run / "config.json").read_text())["chosen"]["initial"]["threshold"]
+    for k in range(3):
+        mass = read_map(out / f"frame_{k:02d}.mrc").density.sum(dtype=float)
+        assert mass == pytest.approx(initial[initial >= level].sum(dtype=float), rel=1e-5)  # float32
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="predict removes the run's own config.json with what it replaces"
+)
+def test_predicting_into_the_run_leaves_it_a_run(folder, run, job, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert job("predict", f"--run_dir={copy}", f"--out_dir={copy}", "--frames=2", "--overwrite")[0] == 0
+    assert (copy / "config.json").is_file() and (copy / "metrics.json").is_file()
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
+    assert job("run", *arguments(folder, tmp_path, model=folder / "initial.cif"))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint"
+    }  # fmt: skip
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a run removes model_*.cif, generated.* and frame_*.mrc that are not a run's",
+)
+def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
+    mine = {"model_of_mine.cif": b"mine", "generated.txt": b"by hand", "frame_a.mrc": b"too"}
+    for name, data in mine.items():
+        (tmp_path / name).write_bytes(data)
+    assert job("run", *arguments(folder, tmp_path, frames=1))[0] == 0
+    assert {name: (tmp_path / name).read_bytes() for name in mine if (tmp_path / name).exists()} == mine
+
+
+def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder, job, tmp_path, models):
+    """2DEF and 3GHI lie elsewhere, turned; their maps are made where they fit 1ABC best."""
+    out = tmp_path / "out"
+    names = dict(initial="1ABC_8A.mrc", target="2DEF_8A.mrc,3GHI_9.5A.mrc", model="1ABC.pdb", reference="1ABC.pdb")
+    names |= dict(recipe="paper", bin=2, steps=1e-4, frames=1)
+    status, _, error = job("run", *arguments(folder, out, **names))
+    assert status == 0, error
+    for name in ("2DEF_8A", "3GHI_9.5A"):
+        assert {path.name for path in (out / name).iterdir()} == {
+            "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json"
+        }  # fmt: skip
+        assert json.loads((out / name / "metrics.json").read_text())["target"] == name
+    assert losses(out)[0] == ["stage", "loss", "step", "2DEF_8A", "3GHI_9.5A"] and len(losses(out)) == 2
+    made = {name: read_map(out / f"inputs/{name}.mrc") for name in ("1ABC_8A", "2DEF_8A", "3GHI_9.5A")}
+    initial = made["1ABC_8A"]
+    grid = initial.density.shape, initial.voxel_size, initial.origin
+    for name, model, resolution in zip(made, models, (8.0, 8.0, 9.5), strict=True):
+        exact = atoms.simulate_map(atoms.superpose(model, models[0]), *grid, resolution).density
+        # PDB keeps thousandths of an angstrom
+        np.testing.assert_allclose(made[name].density, exact, atol=2e-3 * exact.max())
+    saved = json.loads((out / "config.json").read_text())
+    assert saved["resolutions"] == {"initial": 8.0, "targets": [8.0, 9.5]}
+    # 0.225² (r² - r0²) by the names' resolutions
+    np.testing.assert_allclose(saved["chosen"]["blur_variance"], [0, 0.225**2 * (9.5**2 - 8**2)])
+
+
+def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, maps, models):
+    data = tmp_path / "data"
+    data.mkdir()
+    for source in (folder / "data").iterdir():
+        (data / source.name).write_bytes(source.read_bytes())
+    write_map(data / "1ABC_8A.mrc", maps[0])
+    initial, (target,), files = inputs.load("1ABC_8A.mrc", ["2DEF_8A.mrc"], str(data), tmp_path)
+    np.testing.assert_array_equal(initial.density, maps[0].density)
+    assert same_grid(target, maps[0]) is None
+    shape, size, origin = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
+    exact = atoms.simulate_map(atoms.superpose(models[1], models[0]), shape, size, origin, 8.0).density
+    np.testing.assert_allclose(target.density, exact, atol=2e-3 * exact.max())  # PDB's thousandths
+    assert files == {"1ABC_8A.mrc": data / "1ABC_8A.mrc", "2DEF_8A.mrc": tmp_path / "inputs/2DEF_8A.mrc"}
+
+
+@pytest.mark.parametrize(
+    "changes, sentences",
+    [
+        (dict(initial="none.mrc"), ["no map none.mrc here or in {}/data"]),
+        (dict(target="none.mrc"), ["no map none.mrc here or in {}/data"]),
+        (dict(initial="9XYZ_3A.mrc"), ["no map 9XYZ_3A.mrc here or in {}/data", "no 9XYZ.cif or 9XYZ.pdb"]),
+        (dict(target=None), ["no --target"]),
+        (dict(initial="{}/text.mrc"), ["text.mrc is not an MRC file"]),
+        (dict(initial="{}/initial.cif"), ["initial.cif is not an MRC file"]),
+        (dict(target="{}/cut.mrc"), ["cut.mrc is truncated"]),
+        (dict(target="{}/nan.mrc"), ["nan.mrc holds 1 values that are NaN"]),
+        (dict(initial="{}/flat.mrc"), ["flat.mrc has the value 1 throughout"]),
+        (dict(initial_threshold=7.5), ["initial map has no density above the threshold 7.5", "its maximum is 0.0"]),
+        (dict(target_threshold=7.5), ["target map 1 has no density above the threshold 7.5"]),
+        (dict(target="{}/smaller.mrc"), ["smaller.mrc lie on different grids (24 x 20 x 28 against 24 x 19 x 28"]),
+        (dict(target="{}/stretched.mrc"), ["different grids (voxels of (2, 2.2, 2.1) against (2.02"]),
+        (dict(target="{}/elsewhere.mrc"), ["different grids (origin"]),
+        (dict(model="{}/outside.cif"), ["of 16 atoms of {}/outside.cif lie outside the map"]),
+        (dict(model="none.cif"), ["no file none.cif here or in {}/data"]),
+        (dict(model="{}/initial.mrc"), ["initial.mrc has no atoms: give an atomic model"]),
+        (dict(reference="none.cif"), ["no file none.cif here or in {}/data"]),
+        (dict(reference="{}/smaller.mrc"), ["smaller.mrc lies on another grid"]),
+        (dict(reference="{0}/target.cif,{0}/target.cif"), ["2 references for 1 targets"]),
+        (dict(out_dir="{}/initial.mrc"), ["initial.mrc is a file, not a folder"]),
+        (dict(recipe="foo"), ["--recipe=foo"]),
+        (dict(steps=0), ["--steps=0"]),
+        (dict(frames="many"), ["--frames=many"]),
+        (dict(resolution=3), ["resolution"]),
+        pytest.param(
+            dict(recipe="paper", bin=3),
+            ["bin"],
+            marks=pytest.mark.xfail(
+                strict=True, raises=ValueError, reason="a factor that does not divide the box is a traceback"
+            ),
+        ),
+    ],
+    ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_and_status_two_and_changes_no_file(folder, job, tmp_path, changes, sentences):
+    (tmp_path / "notes.txt").write_text("mine")
+    changes = {k: v.format(folder) if isinstance(v, str) else v for k, v in changes.items()}
+    before = contents(folder), contents(tmp_path)
+    status, _, error = job("run", *arguments(folder, **({"out_dir": tmp_path} | changes)))
+    assert status == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n")
+    for sentence in sentences:
+        assert sentence.format(folder) in error
+    assert (contents(folder), contents(tmp_path)) == before
+
+
+def test_a_folder_with_another_run_is_left_as_it_is(folder, job, run):
+    before = contents(run)
+    status, _, error = job("run", *arguments(folder, run))
+    assert status == 2 and f"{run} holds another run" in error and "--overwrite" in error
+    assert contents(run) == before
+    # nor does a run that fails take the old one away
+    status, _, error = job("run", *arguments(folder, run, initial_threshold=7.5), "--overwrite")
+    assert status == 2 and "threshold 7.5" in error
+    assert contents(run) == before
+
+
+def test_predict_explains_what_is_missing_or_changed(folder, job, run, tmp_path):
+    status, _, error = job("predict", f"--run_dir={tmp_path}")
+    assert status == 2 and error.startswith("error: ") and "holds no run" in error
+    status, _, error = job("predict", f"--run_dir={run}", f"--initial={folder}/target.mrc")
+    assert status == 2 and "checksums differ" in error
+    status, _, error = job("predict", f"--run_dir={run}", f"--initial={folder}/gone.mrc")
+    assert status == 2 and "gone.mrc is gone" in error and error.count("\n") == 1
+    assert job("predict")[::2] == (2, "error: --run_dir is missing; see --help\n")
+
+
+def test_as_a_command_it_fails_in_one_line_too(folder):
+    command = [sys.executable, "-m", "experiments.run", *arguments(folder, folder / "new", target="none.mrc")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: no map none.mrc here or in") and done.stderr.count("\n") == 1
+
+
+def test_models_that_are_written_are_read_by_gemmi_with_all_atoms(run, models):
+    model = gemmi.read_structure(str(run / "generated.cif"))
+    assert [(c.name, str(r.seqid), r.name) for c in model[0] for r in c] == [
+        (c.name, str(r.seqid), r.name) for c in models[0][0] for r in c
+    ]

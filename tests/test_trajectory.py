@@ -1,0 +1,193 @@
+"""Frames carry the map along the flow at every time, keep its peaks (pull back) or its mass (push forward)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cryotrans_jax import atoms, trajectory
+from cryotrans_jax.flow import flow
+from cryotrans_jax.maps import same_grid
+from cryotrans_jax.prepare import Frame
+from cryotrans_jax.train import Config
+from cryotrans_jax.trajectory import frame_times, move, pull_back, push_forward, soft_support, split_time
+
+CONFIG = Config(stages=(), width=32, centre=0.5, euler_steps=5)
+FRAME = Frame(np.array([-14.0, 20.0, 50.0]), 33.0)  # no corner of the map's
+SHIFT = np.array([3.1, -2.3, 1.7])  # Å
+TIMES = np.array([0.0, 0.33, 0.6, 1.0])
+
+
+@pytest.fixture(scope="module")
+def bending():
+    """Parameters of a flow that turns, bends and shifts by up to some 6 Å."""
+    params = jax.jit(CONFIG.network.init)(jax.random.key(4), jnp.zeros((1, 3)))
+    params = jax.tree.map(lambda p: 20 * p, params)
+    params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (32,), minval=-0.3, maxval=0.3)
+    return params
+
+
+@pytest.fixture(scope="module")
+def translation(bending):
+    """Parameters of a constant velocity: no weights, the shift as the last layer's bias."""
+    params = jax.tree.map(jnp.zeros_like, bending)
+    params["params"]["Dense_2"]["bias"] = jnp.asarray(SHIFT / FRAME.edge, jnp.float32)
+    return params
+
+
+@pytest.fixture(scope="module")
+def xyz(models):
+    return atoms.positions(models[0])
+
+
+@pytest.fixture(scope="module")
+def initial(maps, models):
+    """A map so smooth, 1.25 voxels the Gaussian's width, that cubic splines err little between its voxels."""
+    return atoms.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
+
+
+@pytest.fixture(scope="module")
+def threshold(initial):
+    return float(0.1 * initial.density.max())
+
+
+@pytest.fixture(scope="module")
+def bent(initial, bending, threshold):
+    return list(pull_back(CONFIG, bending, FRAME, initial, threshold, TIMES))
+
+
+def test_frame_times_run_from_zero_to_one():
+    np.testing.assert_allclose(frame_times(5), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(frame_times(1), [1])
+
+
+@pytest.mark.parametrize("steps", [5, 10, 7])
+def test_times_of_whole_steps_have_no_part(steps):
+    """Rounding must not leave a tiny step: k/n * n is not always k."""
+    for k in range(steps + 1):
+        assert split_time(k / steps, steps) == (k, 0.0)
+        assert split_time(float(np.linspace(0, 1, steps + 1)[k]), steps) == (k, 0.0)
+    whole, part = split_time(0.33, 5)
+    assert whole == 1 and part == pytest.approx(0.65)
+
+
+def test_move_ends_where_the_flow_does(bending, xyz):
+    end = flow(partial(CONFIG.network.apply, bending), jnp.asarray(FRAME.to_unit(xyz), jnp.float32), 5)
+    moved = move(CONFIG, bending, FRAME, xyz, np.array([0.0, 1.0]))
+    np.testing.assert_array_equal(moved[0], xyz)
+    np.testing.assert_allclose(moved[1], FRAME.to_angstrom(np.asarray(end)), atol=2e-5)  # float32 of 33 Å
+    assert np.ptp(moved[1] - xyz, axis=0).max() > 2  # no translation
+
+
+def test_move_is_straight_between_steps(bending, xyz):
+    moved = move(CONFIG, bending, FRAME, xyz, np.array([0.2, 0.25, 0.35, 0.4, 0.6]))
+    for t, at in ((0.25, moved[1]), (0.35, moved[2])):
+        np.testing.assert_allclose(at, moved[0] + (t - 0.2) / 0.2 * (moved[3] - moved[0]), atol=1e-9)
+    bend = moved[4] - moved[3] - (moved[3] - moved[0])
+    assert np.abs(bend).max() > 1e-2  # but not beyond
+
+
+def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
+    """More points than a padded block holds, and fewer."""
+    many = np.tile(xyz, (trajectory.ROUND // len(xyz) + 1, 1))
+    times = np.array([1.0])
+    few = move(CONFIG, bending, FRAME, xyz, times)[0]
+    np.testing.assert_allclose(move(CONFIG, bending, FRAME, many, times)[0, -len(xyz) :], few, atol=2e-5)  # float32
+
+
+@pytest.mark.parametrize("t", [0.2, 0.33, 0.99, 1.0])
+def test_the_inverse_undoes_the_motion_at_any_time(bending, xyz, t):
+    moved = move(CONFIG, bending, FRAME, xyz, np.array([t]))[0]
+    whole, part = split_time(t, 5)
+    y = jnp.asarray(FRAME.to_unit(moved), jnp.float32)
+    y = trajectory.backward(CONFIG, bending, y, part / 5, 1)[1]
+    back = np.asarray(trajectory.backward(CONFIG, bending, y, 0.2, 5))[whole]
+    np.testing.assert_allclose(FRAME.to_angstrom(back), xyz, atol=1e-4)  # Å: float32, and (slope / 5)^10
+
+
+def test_the_support_fades_beyond_its_skin(initial, threshold):
+    """Full to 4 Å from the density above the threshold, nothing from 8 Å on."""
+    density, size = initial.density, initial.voxel_size
+    mask = soft_support(density, threshold, size)
+    inside = np.argwhere(density >= threshold) * size
+    everywhere = np.argwhere(np.ones_like(density)) * size
+    distance = np.sqrt(((everywhere[:, None] - inside[None]) ** 2).sum(-1).min(1)).reshape(density.shape)
+    assert (mask[distance <= 4] == 1).all() and (mask[distance >= 8] == 0).all()
+    between = (distance > 4.1) & (distance < 7.9)
+    assert (mask[between] > 0).all() and (mask[between] < 1).all()
+
+
+def test_the_first_frame_is_the_initial_map(initial, bent, threshold):
+    mask = soft_support(initial.density, threshold, initial.voxel_size)
+    # inside the support; beyond, the map fades to zero. A spline passes through its values, in float32.
+    np.testing.assert_allclose(bent[0].density, initial.density * mask, atol=1e-5 * initial.density.max())
+
+
+def test_frames_lie_on_the_grid_of_the_initial_map(initial, bent):
+    for frame in bent:
+        assert same_grid(frame, initial) is None
+        np.testing.assert_array_equal(frame.origin, initial.origin)
+
+
+@pytest.mark.parametrize("number", range(len(TIMES)))
+def test_a_frame_has_at_each_carried_place_the_density_that_was_there(initial, bending, bent, threshold, number):
+    """f_t(Φ(x, t)) = f_0(x), also between two Euler steps."""
+    strong = np.argwhere(initial.density > 0.3 * initial.density.max())
+    to = move(CONFIG, bending, FRAME, initial.origin + strong * initial.voxel_size, TIMES[number : number + 1])[0]
+    at = (to - initial.origin) / initial.voxel_size
+    found = ndimage.map_coordinates(bent[number].density, at.T, order=3)
+    # Two splines, and 0.1 Å of the control lattice where the slope is a tenth of the peak an angstrom, err by 1 % each.
+    density = initial.density[tuple(strong.T)]
+    np.testing.assert_allclose(found, density, atol=0.03 * density.max())
+    if number:
+        unmoved = bent[number].density[tuple(strong.T)]
+        assert np.abs(unmoved - density).max() > 0.2 * density.max()
+
+
+def test_pull_back_of_a_translation_is_the_shifted_map(initial, models, translation):
+    threshold = float(1e-4 * initial.density.max())
+    frames = list(pull_back(CONFIG, translation, FRAME, initial, threshold, np.array([0.3, 1.0])))
+    for t, frame in zip((0.3, 1.0), frames, strict=True):
+        shifted = ndimage.shift(initial.density, t * SHIFT / initial.voxel_size, order=3, mode="constant")
+        np.testing.assert_allclose(frame.density, shifted, atol=1e-3 * initial.density.max())  # the mask's tail
+        moved = atoms.moved(models[0], atoms.positions(models[0]) + t * SHIFT)
+        exact = atoms.simulate_map(moved, initial.density.shape, initial.voxel_size, initial.origin, 12.0)
+        # splines between voxels err by less than 1 % of the peak
+        np.testing.assert_allclose(frame.density, exact.density, atol=0.01 * initial.density.max())
+
+
+def test_push_forward_keeps_mass_and_moves_its_centre(initial, translation, threshold):
+    mass = np.where(initial.density >= threshold, initial.density, 0)
+    place = [np.arange(n) for n in mass.shape]
+
+    def centre(a):
+        a = a.astype(np.float64)
+        return np.array([np.moveaxis(a, k, 0).sum((1, 2)) @ place[k] / a.sum() for k in range(3)]) * initial.voxel_size
+
+    for t, frame in zip(
+        (0.3, 1.0), push_forward(CONFIG, translation, FRAME, initial, threshold, np.array([0.3, 1.0])), strict=True
+    ):
+        assert frame.density.sum(dtype=float) == pytest.approx(mass.sum(dtype=float), rel=1e-5)  # float32
+        np.testing.assert_allclose(centre(frame.density), centre(mass) + t * SHIFT, atol=1e-3)  # Å; float32
+
+
+def test_push_forward_keeps_mass_under_a_bending_flow(initial, bending, threshold):
+    mass = initial.density[initial.density >= threshold].sum(dtype=float)
+    for frame in push_forward(CONFIG, bending, FRAME, initial, threshold, TIMES):
+        assert frame.density.sum(dtype=float) == pytest.approx(mass, rel=1e-5)  # float32
+
+
+def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
+    """Wherever a voxel of the support is carried, the voxels about that place are in the frames."""
+    support = soft_support(initial.density, threshold, initial.voxel_size) > 0
+    drawn = trajectory.visited_voxels(CONFIG, bending, FRAME, initial, support)
+    xyz = initial.origin + np.argwhere(support) * initial.voxel_size
+    at = (move(CONFIG, bending, FRAME, xyz, TIMES) - initial.origin) / initial.voxel_size
+    for corner in ((0, 0, 0), (1, 1, 1), (0, 1, 0)):
+        voxel = (np.floor(at).astype(int) + corner).reshape(-1, 3)
+        voxel = voxel[((voxel >= 0) & (voxel < drawn.shape)).all(1)]
+        assert drawn[tuple(voxel.T)].all()
+    assert not drawn.all()
