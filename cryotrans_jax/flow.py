@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 Points = Float[Array, "points 3"]
+Scalar = float | Float[Array, ""]
 VelocityField = Callable[[Points], Points]
 
 
@@ -18,13 +19,13 @@ def flow(velocity: VelocityField, x: Points, steps: int) -> Points:
     return euler(velocity, x, 1.0 / steps, steps)[0]
 
 
-def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "steps+1 points 3"]:
+def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "{steps}+1 points 3"]:
     """Φ(x, k/steps) for k = 0, ..., steps; the first entry is x itself."""
     _, visited = euler(velocity, x, 1.0 / steps, steps)
     return jax.numpy.concatenate([x[None], visited])
 
 
-def euler(velocity: VelocityField, x: Points, tau: float, steps: int) -> tuple[Points, Float[Array, "steps points 3"]]:
+def euler(velocity: VelocityField, x: Points, tau: Scalar, steps: int) -> tuple[Points, Float[Array, "steps points 3"]]:
     """End points after `steps` Euler steps of length `tau`, and the points after each step."""
 
     def step(x, _):
@@ -40,7 +41,7 @@ def inverse(velocity: VelocityField, y: Points, steps: int, iterations: int = 10
 
 
 def inverse_euler(
-    velocity: VelocityField, y: Points, tau: float, steps: int, iterations: int = 10
+    velocity: VelocityField, y: Points, tau: Scalar, steps: int, iterations: int = 10
 ) -> tuple[Points, Float[Array, "steps points 3"]]:
     """Points that `steps` Euler steps of length `tau` carry to y, and those after each step undone.
 

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy import special
 
 Volume = Float[Array, "x y z"]
 Blur = tuple[Float[Array, "nx nx"], Float[Array, "ny ny"], Float[Array, "nz nz"]]
+Blurs = tuple[Float[Array, "targets nx nx"], Float[Array, "targets ny ny"], Float[Array, "targets nz nz"]]
 
 
 def l2(a: Volume, b: Volume) -> Float[Array, ""]:
@@ -24,8 +26,7 @@ def blur(volume: Volume, kernel: Blur) -> Volume:
 def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: float) -> Blur:
     """Matrices of a Gaussian blur of width `sigma` for a volume; voxel_size and sigma in Å.
 
-    Weights are the Gaussian's samples where it is wide, made to sum to one and to have the variance sigma² also where
-    it is narrower than a voxel. Mass blurred over the edge of the box is lost.
+    Mass blurred over the edge of the box is lost.
     """
     return tuple(
         jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32) for n, v in zip(shape, voxel_size, strict=True)
@@ -35,15 +36,14 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
 def gaussian_matrix(n: int, sigma: float) -> np.ndarray:
     """Toeplitz matrix (n, n) of a discrete Gaussian of variance sigma² (in voxels²) whose infinite rows sum to one.
 
-    The transfer function exp(σ² (cos ω − 1)) is that of diffusion on the grid: for a wide kernel it is the
-    Gaussian, for a narrow one it stays positive and keeps sum and variance, which samples of a Gaussian do not.
+    Samples of the Gaussian where it is wide; below one voxel, where these neither sum to one nor have its variance, the
+    kernel of diffusion on the grid, exp(-σ²) I_k(σ²), which does both for any width.
     """
-    size = 4 * n + 64
-    omega = 2 * np.pi * np.fft.rfftfreq(size)
-    wide = np.exp(-0.5 * (sigma * omega) ** 2)
-    narrow = np.exp(sigma**2 * (np.cos(omega) - 1))
-    kernel = np.fft.irfft(wide if sigma >= 1 else narrow, size)
     i = np.arange(n)
+    if sigma < 1:
+        kernel = special.ive(i, sigma**2)
+    else:
+        kernel = np.exp(-0.5 * (i / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
     return kernel[np.abs(i[:, None] - i[None])]
 
 

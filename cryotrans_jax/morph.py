@@ -33,12 +33,14 @@ class Fit:
         """The parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
-    def frames(self, initial: Map, times: Sequence[float], target: int = 0, render: str = "pull_back") -> Iterator[Map]:
+    def frames(
+        self, initial: Map, times: trajectory.Times, target: int = 0, render: str = "pull_back"
+    ) -> Iterator[Map]:
         """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
         return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
 
-    def move(self, model: gemmi.Structure, times: Sequence[float], target: int = 0) -> list[gemmi.Structure]:
+    def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
         """Models at the times, each atom carried by the flow."""
         xyz = trajectory.move(self.config, self.of(target), self.frame, atoms.positions(model), times)
         return [atoms.moved(model, at) for at in xyz]

@@ -312,15 +312,15 @@ def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) ->
         return np.stack([binned(m, bin_) for m in problem.masses]), [0.0] * len(problem.masses)
     volumes, widths = [], []
     for density, variance in zip(problem.densities, problem.blurs, strict=True):
-        sigma = np.sqrt(max(-variance, 0.0) + extra**2) / problem.voxel_size
-        if sigma.any():
-            density = ndimage.gaussian_filter(density, sigma, mode="constant")
+        if (sigma := np.sqrt(max(-variance, 0.0) + extra**2)) > 0:
+            kernel = losses.gaussian_blur(density.shape, problem.voxel_size, sigma)
+            density = np.asarray(losses.blur(jnp.asarray(density), kernel))
         volumes.append(binned(density, bin_))
         widths.append(float(np.sqrt(max(variance, 0.0) + extra**2)))
     return np.stack(volumes), widths
 
 
-def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blur | None:
+def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blurs | None:
     """Matrices (targets, n, n) for each axis that blur a carried map by the widths (Å), None where none is wanted."""
     if max(widths) < 1e-3:
         return None

@@ -5,10 +5,11 @@ The paper puts voxel i at i/N; centres at (i + 1/2)/N make the grid symmetric ab
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Points = Float[Array, "points 3"]
-Vector = Float[Array, "3"]
+Vector = Float[Array | np.ndarray, "3"]
 
 
 def splat(

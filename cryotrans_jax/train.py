@@ -50,6 +50,11 @@ class Config:
     seed: int = 0
 
     @property
+    def flow(self) -> "Config":
+        """What compiled programs depend on: neither seed nor schedule, so that these do not compile them anew."""
+        return replace(self, stages=(), seed=0)
+
+    @property
     def network(self) -> Velocity:
         """The velocity field's module."""
         return Velocity(width=self.width, depth=self.depth, centre=self.centre)
@@ -116,7 +121,7 @@ def objective(
     return loss
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "most"), donate_argnames=("params", "optimiser_state"))
+@partial(jax.jit, static_argnames=("config", "stage", "most"))
 def train_steps(
     config: Config,
     stage: Stage,
@@ -126,7 +131,7 @@ def train_steps(
     optimiser_state: PyTree,
     level: Level,
     targets: Float[Array, "targets x y z"],
-    blur: losses.Blur | None,
+    blur: losses.Blurs | None,
 ) -> tuple[PyTree, PyTree, Float[Array, "most targets"]]:
     """Parameters, optimiser's state and each step's losses after `count` (at most `most`) steps for every target."""
     adam = optimiser(stage)
@@ -161,6 +166,7 @@ def fit(
     may keep `state` by returning True, which ends the fit there.
     """
     state = start(config, len(problem.masses)) if state is None else state
+    static = config.flow
     history = []
     for number in range(state.stage, len(config.stages)):
         stage = config.stages[number]
@@ -171,7 +177,7 @@ def fit(
         while state.step < stage.steps:
             count = min(chunk, stage.steps - state.step)
             params, opt, loss = train_steps(
-                config, stage, chunk, jnp.int32(count), state.params, state.optimiser, level, targets, blur
+                static, stage, chunk, jnp.int32(count), state.params, state.optimiser, level, targets, blur
             )
             state = State(params, opt, number, state.step + count)
             seen.append(np.asarray(loss)[:count])
@@ -181,7 +187,7 @@ def fit(
     return state, history
 
 
-def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Float[Array, "targets x y z"], losses.Blur | None]:
+def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Float[Array, "targets x y z"], losses.Blurs | None]:
     """What a stage's steps work on: points and grid, targets, and the blur to their resolution."""
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
     volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass", stage.blur)

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, PyTree
 from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax.flow import euler, inverse_euler
+from cryotrans_jax.flow import Scalar, euler, inverse_euler
 from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config
 
+Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
@@ -34,13 +35,13 @@ def split_time(t: float, steps: int) -> tuple[int, float]:
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
-def forward(config: Config, params: PyTree, x: Float[Array, "n 3"], tau: float, steps: int):
+def forward(config: Config, params: PyTree, x: Float[Array, "n 3"], tau: Scalar, steps: int):
     """Points after each of `steps` Euler steps of length tau, x first."""
     return jnp.concatenate([x[None], euler(partial(config.network.apply, params), x, tau, steps)[1]])
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
-def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: float, steps: int):
+def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int):
     """Points after each of `steps` Euler steps of length tau undone, y first."""
     return jnp.concatenate([y[None], inverse_euler(partial(config.network.apply, params), y, tau, steps)[1]])
 
@@ -51,13 +52,13 @@ def padded(x: np.ndarray) -> Float[Array, "n 3"]:
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
 
-def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Sequence[float]) -> np.ndarray:
+def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times) -> np.ndarray:
     """Positions (times, n, 3) in Å to which the flow has carried the positions xyz (n, 3) at each time.
 
     Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
     """
     n, tau = len(xyz), 1.0 / config.euler_steps
-    visited = np.asarray(forward(config, params, padded(frame.to_unit(xyz)), tau, config.euler_steps))[:, :n]
+    visited = np.asarray(forward(config.flow, params, padded(frame.to_unit(xyz)), tau, config.euler_steps))[:, :n]
     moved = []
     for t in times:
         whole, part = split_time(t, config.euler_steps)
@@ -74,7 +75,7 @@ def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) 
 
 
 def pull_back(
-    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Sequence[float]
+    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Times
 ) -> Iterator[Map]:
     """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
 
@@ -95,8 +96,8 @@ def pull_back(
     for t in times:
         whole, part = split_time(t, config.euler_steps)
         if part not in undone:
-            y = backward(config, params, nodes, part * tau, 1)[1] if part else nodes
-            undone[part] = backward(config, params, y, tau, config.euler_steps)
+            y = backward(config.flow, params, nodes, part * tau, 1)[1] if part else nodes
+            undone[part] = backward(config.flow, params, y, tau, config.euler_steps)
         shift = (undone[part][whole] - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
         at = voxels + np.asarray(interpolate(lattice, shift)).T
         density = np.zeros(shape, np.float32)
@@ -125,7 +126,7 @@ def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, s
 
 
 def push_forward(
-    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Sequence[float]
+    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Times
 ) -> Iterator[Map]:
     """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid.
 

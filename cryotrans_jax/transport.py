@@ -52,7 +52,7 @@ class VoxelGrid(Grid):
         return cls(static[0], leaves[0], leaves[1], static[1])
 
 
-def lse_along(h: Volume, axis: int, scale: float, window: int | None = None) -> Volume:
+def lse_along(h: Volume, axis: int, scale: Float[Array, ""] | float, window: int | None = None) -> Volume:
     """log Σ_k exp(h[i + k] − scale k²) along one axis, k from −window to window, as shifted slices.
 
     Two passes, the largest term and then the sum, each over a few slices at a time so that the compiler fuses them
@@ -96,7 +96,8 @@ def potentials(
 ) -> tuple[Volume, Volume]:
     """Dual potentials (φ, ψ) of the transport of a onto b, the gradients of the distance with respect to a and b.
 
-    Exactly `iterations` Sinkhorn iterations in the log domain from zero. In unit boxes squared. Both are soft
+    Exactly `iterations` Sinkhorn iterations in the log domain from zero. In unit boxes squared; the masses of a and of
+    b are meant to total one (another total T adds -epsilon log T to the potentials). Both are soft
     c-transforms, finite and smooth in empty voxels too: ott's potentials less epsilon times the log of the mass.
     """
     a, b = (jnp.maximum(m, TINY) for m in (a, b))
@@ -116,10 +117,12 @@ def w2(a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window:
     """Squared entropic Wasserstein distance of a to b over their mass, in unit boxes squared: <φ, a> + <ψ, b>.
 
     The dual with frozen potentials: its gradient is the potential itself (envelope theorem; paper), and no
-    derivative is taken through the iterations. a and b are assumed to hold equal mass.
+    derivative is taken through the iterations. a and b are assumed to hold equal mass, in whatever unit.
     """
+    total = jax.lax.stop_gradient(jnp.sum(b))
+    a, b = a / total, b / total
     phi, psi = jax.lax.stop_gradient(potentials(a, b, voxel, epsilon, iterations, window))
-    return (jnp.vdot(phi, a) + jnp.vdot(psi, b)) / jax.lax.stop_gradient(jnp.sum(b))
+    return jnp.vdot(phi, a) + jnp.vdot(psi, b)
 
 
 def window_for(motion: float, voxel: float, epsilon: float) -> int:

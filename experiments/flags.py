@@ -31,7 +31,8 @@ def define_maps() -> None:
 def define_fit() -> None:
     """Nothing; the flags that decide the fit are there."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")
-    flags.DEFINE_integer("bin", 1, "Bin the maps by this factor (recipe paper only).", lower_bound=1, upper_bound=8)
+    flags.DEFINE_integer("bin", 1, "Bin the maps by this factor, 1, 2, 4 or 8 (recipe paper only).")
+    flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
     flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
 

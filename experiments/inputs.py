@@ -33,17 +33,21 @@ def from_flags(settings, out_dir: Path) -> Case:
                 "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
                 f"experiments.simulate --like={initial_name}"
             )
-    model = read_existing(settings.model, settings.data_dir) if settings.model else None
-    if model is not None:
+    used = {name: files[name] for name in (initial_name, *target_names)}
+    model = None
+    if settings.model:
+        used[settings.model] = existing(settings.model, settings.data_dir)
+        model = atoms.read_model(used[settings.model])
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     given = settings.reference or []
     if len(given) not in (0, 1, len(targets)):
         raise InputError(f"{len(given)} references for {len(targets)} targets: give one, or one for each target")
-    references = [load_reference(existing(path, settings.data_dir), initial) for path in given]
+    used |= {name: existing(name, settings.data_dir) for name in given}
+    references = [load_reference(used[name], initial) for name in given]
     return Case(
         initial=initial,
         targets=targets,
-        files={name: files[name] for name in (initial_name, *target_names)},
+        files=used,
         target_names=unique_stems(target_names),
         initial_resolution=settings.initial_resolution or resolution_in(initial_name),
         target_resolutions=[settings.target_resolution or resolution_in(name) for name in target_names],
@@ -75,11 +79,6 @@ def existing(name: str, data_dir: str) -> Path:
     if path is None:
         raise InputError(f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir")
     return path
-
-
-def read_existing(name: str, data_dir: str) -> gemmi.Structure:
-    """The model of that name, here or in the data folder."""
-    return atoms.read_model(existing(name, data_dir))
 
 
 def unique_stems(names: list[str]) -> list[str]:

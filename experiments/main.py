@@ -1,9 +1,11 @@
 """What every job does alike: parse its flags, run it, and say in one line what went wrong."""
 
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags
 
@@ -19,6 +21,7 @@ def run(main: Callable[[], None]) -> None:
     are parsed, so that --help is quick: let `main` import what it needs.
     """
     parse_flags()
+    keep_compiled()
     from cryotrans_jax.files import InputError
 
     try:
@@ -44,6 +47,17 @@ def parse_flags() -> None:
         _stop(MISSING.sub(r"--\1 is missing;", str(error)) + " see --help")
     if rest:
         _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
+
+
+def keep_compiled() -> None:
+    """Nothing; JAX keeps compiled programs in the user's cache folder from one run to the next.
+
+    Set through the environment, before JAX is imported; what the user has set there stays. JAX_COMPILATION_CACHE_DIR=
+    names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryotrans-jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _stop(message: str, status: int = FAILED) -> None:

@@ -45,10 +45,11 @@ def main() -> None:
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
     for number, name in enumerate(saved["targets"]):
         folder = out_dir / name if len(saved["targets"]) > 1 else out_dir
-        if (folder / "frame_00.mrc").exists() and not FLAGS.overwrite:
+        if results.made_in(folder, results.FRAMES) and not FLAGS.overwrite:
             raise InputError(f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them")
         folder.mkdir(parents=True, exist_ok=True)
-        results.remove_results([folder])
+        for path in results.made_in(folder, results.FRAMES):
+            path.unlink()
         results.write_frames(fit, initial, model, number, FLAGS.frames, FLAGS.render, folder)
         print(f"{FLAGS.frames} frames are in {folder}")
 

@@ -3,10 +3,10 @@
 import csv
 import json
 import platform
+import re
 import resource
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,14 +34,8 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
-MADE = (
-    "frame_*.mrc",
-    "model_*.cif",
-    "generated.*",
-    "config.json",
-    "loss.csv",
-    "metrics.json",
-)  # a run's files
+FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif)")  # what a run, or predict, makes of a fit
+RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json")  # what a run writes about itself
 
 
 @dataclass
@@ -62,14 +56,34 @@ class Case:
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
-    """The folder for a run's results, made if needed. Raises InputError where it holds another run."""
+    """The folder for a run's results, made if needed. Raises InputError where it holds another run's."""
     out_dir = Path(out_dir)
-    if (out_dir / "config.json").exists() and not overwrite:
-        raise InputError(f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results")
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
+    if made_in(out_dir) and not overwrite:
+        raise InputError(f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results")
     out_dir.mkdir(parents=True, exist_ok=True)
     return out_dir
+
+
+def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
+    """The files in a folder whose names are those of results; of FRAMES and RECORDS if no kind is given."""
+    if not folder.is_dir():
+        return []
+    return [p for p in folder.iterdir() if any(kind.fullmatch(p.name) for kind in kinds or (FRAMES, RECORDS))]
+
+
+def folders(case: Case, out_dir: Path) -> list[Path]:
+    """Where each target's results go: `out_dir` itself, or for several targets a folder with the target's name."""
+    return [out_dir / name if len(case.targets) > 1 else out_dir for name in case.target_names]
+
+
+def check_kept(case: Case, out_dir: Path) -> None:
+    """Nothing; raises InputError where an input is one of the files that this run would replace."""
+    replaced = {path.resolve() for folder in {out_dir, *folders(case, out_dir)} for path in made_in(folder)}
+    for path in case.files.values():
+        if path.resolve() in replaced:
+            raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
 
 
 def fit_case(case: Case, settings: Any) -> Fit:
@@ -93,18 +107,17 @@ def fit_case(case: Case, settings: Any) -> Fit:
 def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
     """Scores of each target, also printed; the run's folder holds its files.
 
-    Files of an earlier run there are removed only now that there is something to put in their place. One target's files
-    lie in `out_dir` itself, several targets' each in a folder with the target's name.
+    Files of an earlier run there are removed only now that there is something to put in their place.
     """
     print_report(fit)
-    several = len(case.targets) > 1
-    folders = [out_dir / name if several else out_dir for name in case.target_names]
-    remove_results([out_dir, *folders])
-    write_json(out_dir / "config.json", describe(fit, case, settings))
+    description = describe(fit, case, settings)
+    for path in {p for folder in {out_dir, *folders(case, out_dir)} for p in made_in(folder)}:
+        path.unlink()
+    write_json(out_dir / "config.json", description)
     fit.save(out_dir / "checkpoint")
     write_losses(out_dir / "loss.csv", fit, case.target_names)
     scores = []
-    for number, folder in enumerate(folders):
+    for number, folder in enumerate(folders(case, out_dir)):
         folder.mkdir(parents=True, exist_ok=True)
         last = write_frames(fit, case.initial, case.model, number, settings.frames, settings.render, folder)
         scores.append(score(fit, case, number, last))
@@ -115,14 +128,6 @@ def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
     return scores
 
 
-def remove_results(folders: list[Path]) -> None:
-    """Nothing; the files of an earlier run are gone from the folders."""
-    for folder in folders:
-        for pattern in MADE:
-            for path in folder.glob(pattern):
-                path.unlink()
-
-
 def write_frames(
     fit: Fit, initial: Map, model: gemmi.Structure | None, target: int, frames: int, render: str, folder: Path
 ) -> Map:
@@ -130,7 +135,7 @@ def write_frames(
     times = trajectory.frame_times(frames)
     for number, frame in enumerate(fit.frames(initial, times, target, render)):
         write_map(folder / f"frame_{number:02d}.mrc", frame)
-    shutil_copy(folder / f"frame_{number:02d}.mrc", folder / "generated.mrc")
+    copy_whole(folder / f"frame_{number:02d}.mrc", folder / "generated.mrc")
     if model is not None:
         for number, carried in enumerate(fit.move(model, times, target)):
             atoms.write_model(folder / f"model_{number:02d}.cif", carried)
@@ -138,7 +143,7 @@ def write_frames(
     return frame
 
 
-def shutil_copy(source: Path, destination: Path) -> None:
+def copy_whole(source: Path, destination: Path) -> None:
     """Nothing; the destination is a whole copy of the source."""
     with whole_file(destination) as temporary:
         shutil.copyfile(source, temporary)
@@ -214,9 +219,10 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
 
 
 def settings_of(settings: Any) -> dict:
-    """Our own flags and their values, without those that absl brings along."""
+    """Our own flags and their values, without those that libraries bring along."""
     modules = settings.flags_by_module_dict()
-    return {f.name: f.value for module, ours in modules.items() if not module.startswith("absl") for f in ours}
+    own = [name for name in modules if name.startswith("experiments") or name in ("__main__", sys.argv[0])]
+    return {flag.name: flag.value for name in own for flag in modules[name]}
 
 
 def version(package: str) -> str:
@@ -283,9 +289,3 @@ def load_reference(path: Path, initial: Map) -> gemmi.Structure | Map:
             raise InputError(f"the reference {path} lies on another grid than the initial map: {difference}")
         return reference
     return atoms.read_model(path)
-
-
-def timed(call, *arguments):
-    """What the call returns, and the seconds it took."""
-    begin = time.perf_counter()
-    return call(*arguments), time.perf_counter() - begin

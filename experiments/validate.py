@@ -7,6 +7,7 @@ Both are simulated on a common grid, the initial one at 3 Å; every case runs in
 """
 
 import json
+import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -64,6 +65,7 @@ def main() -> None:
         raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
     cases = planned()
     out_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
     rows = []
     for number, case in enumerate(cases):
         print(f"case {number + 1} of {len(cases)}: {' '.join(map(str, case[1:]))}", flush=True)

