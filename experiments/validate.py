@@ -46,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "recipes",
         ["default"],
-        "Recipes: default, paper, or paper/2 for maps binned by 2; with @7 behind it at 7 Å only.",
+        "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
     flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
@@ -91,6 +91,9 @@ def planned() -> list[tuple]:
     cases = []
     for name in names:
         for recipe in FLAGS.recipes:
+            recipe, _, pair = recipe.partition(":")
+            if pair and pair != name:
+                continue
             recipe, _, only = recipe.partition("@")
             wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
             seeds = numbers(FLAGS.seeds, int, "seeds")
@@ -161,7 +164,7 @@ def write_into(path: Path, text: str) -> None:
     if not begin or not end:
         raise InputError(f"{path} lacks the marks {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
     given = [f"--{name}={','.join(FLAGS[name].value)}" for name in ("pairs", "resolutions", "seeds", "recipes")]
-    command = f"    python -m experiments.validate {' '.join(given)} --readme={path.name}"
+    command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
     with whole_file(path) as temporary:
         temporary.write_text(f"{before}{begin}\n{command}\n\n{text}{end}{after}")
 
