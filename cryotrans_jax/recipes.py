@@ -6,7 +6,6 @@ import numpy as np
 
 from cryotrans_jax.prepare import Problem
 from cryotrans_jax.train import Config, Stage
-from cryotrans_jax.transport import window_for
 
 PAPER_STEPS = {
     3: (2000, 15000),
@@ -14,6 +13,7 @@ PAPER_STEPS = {
     7: (2000, 0),
 }  # W2 and L2 steps by the target's resolution, TmrAB's
 COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0  # Å: voxels on which the three stages of the default recipe compare
+WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
 BLUR = 2.0  # Å: by which the middle one blurs both maps
 
 
@@ -44,10 +44,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
     voxel = coarse * size / problem.frame.edge
     epsilon = 0.45 * voxel**2
-    extent = max(problem.initial.shape * problem.voxel_size) / problem.frame.edge
-    window = window_for(extent / 2, voxel, epsilon)
     stages = (
-        Stage("w2", 500, 2e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=epsilon, window=window),
+        Stage("w2", 500, 2e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=epsilon, window=WINDOW),
         Stage(
             "matched", 400, 2e-3, 5e-4,
             bin=middle, sampling=middle, spacing=2.5 * middle * size, blur=BLUR, rigidity=0.01,

@@ -16,7 +16,7 @@ from cryotrans_jax import losses
 from cryotrans_jax.flow import flow
 from cryotrans_jax.prepare import Level, Problem, level_blur, level_targets, make_level
 from cryotrans_jax.splat import splat
-from cryotrans_jax.transport import w2
+from cryotrans_jax.transport import w2_and_error
 from cryotrans_jax.velocity import Velocity
 
 
@@ -58,6 +58,38 @@ class Config:
     def network(self) -> Velocity:
         """The velocity field's module."""
         return Velocity(width=self.width, depth=self.depth, centre=self.centre)
+
+
+WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a function of one target is applied to all: over devices, and on each of them so many at a time.
+
+    `mesh` has one axis, "targets", whose devices share the targets evenly (their number must be a multiple); without
+    one everything runs on the default device. `batch` targets are computed at once, the others after them: 1 is
+    quickest on a CPU, as many as fit into memory on a GPU (None: all).
+    """
+
+    mesh: jax.sharding.Mesh | None = None
+    batch: int | None = None
+
+    def map(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
+        """function(shared, one) for every target; the leaves of `each` and of the result have an axis of targets."""
+        if self.mesh is None:
+            return self.in_turn(function, shared, each)
+        along, whole = jax.sharding.PartitionSpec("targets"), jax.sharding.PartitionSpec()
+        local = partial(self.in_turn, function)
+        spread = jax.shard_map(local, mesh=self.mesh, in_specs=(whole, along), out_specs=along, check_vma=False)
+        return spread(shared, each)
+
+    def in_turn(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
+        """The same on one device."""
+        count = jax.tree.leaves(each)[0].shape[0]
+        if self.batch is None or self.batch >= count:
+            return jax.vmap(partial(function, shared))(each)
+        return jax.lax.map(partial(function, shared), each, batch_size=self.batch if self.batch > 1 else None)
 
 
 class State(NamedTuple):
@@ -106,22 +138,22 @@ def objective(
     level: Level,
     target: Float[Array, "x y z"],
     blur: losses.Blur | None,
-) -> Float[Array, ""]:
-    """The stage's loss for one target."""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The stage's loss for one target, and the bound on what the transport's window may have changed, in epsilon."""
     moved, nodes = carry(config, params, level)
     carried = splat(moved, level.rho, target.shape, level.corner, level.voxel)
     if blur is not None:
         carried = losses.blur(carried, blur)
     if stage.loss == "w2":
-        loss = w2(carried, target, level.voxel, stage.epsilon, stage.iterations, stage.window)
+        loss, error = w2_and_error(carried, target, level.voxel, stage.epsilon, stage.iterations, stage.window)
     else:
-        loss = losses.l2(carried, target)
+        loss, error = losses.l2(carried, target), jnp.zeros(())
     if stage.rigidity:
         loss = loss + stage.rigidity * losses.rigidity(nodes, level.tetrahedra, level.edges, level.share)
-    return loss
+    return loss, error
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "most"))
+@partial(jax.jit, static_argnames=("config", "stage", "most", "spread"))
 def train_steps(
     config: Config,
     stage: Stage,
@@ -132,22 +164,29 @@ def train_steps(
     level: Level,
     targets: Float[Array, "targets x y z"],
     blur: losses.Blurs | None,
-) -> tuple[PyTree, PyTree, Float[Array, "most targets"]]:
-    """Parameters, optimiser's state and each step's losses after `count` (at most `most`) steps for every target."""
+    spread: Spread = Spread(),
+) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
+    """Parameters and optimiser's state after `count` (at most `most`) steps for every target, and each step's losses.
+
+    And the largest error that the transport's window can have made, as `transport.window_error` bounds it.
+    """
     adam = optimiser(stage)
 
-    def step(params, state, target, blur):
-        loss, gradient = jax.value_and_grad(partial(objective, config, stage))(params, level, target, blur)
-        updates, state = adam.update(gradient, state)
-        return optax.apply_updates(params, updates), state, loss
+    def steps(shared, one):
+        level, count = shared
+        params, state, target, blur = one
 
-    def body(i, carried):
-        params, state, history = carried
-        params, state, loss = jax.vmap(step)(params, state, targets, blur)
-        return params, state, history.at[i].set(loss)
+        def body(i, carried):
+            params, state, history, worst = carried
+            differentiated = jax.value_and_grad(partial(objective, config, stage), has_aux=True)
+            (loss, error), gradient = differentiated(params, level, target, blur)
+            updates, state = adam.update(gradient, state)
+            return optax.apply_updates(params, updates), state, history.at[i].set(loss), jnp.maximum(worst, error)
 
-    history = jnp.zeros((most, targets.shape[0]), targets.dtype)
-    return jax.lax.fori_loop(0, count, body, (params, optimiser_state, history))
+        start = params, state, jnp.zeros(most, target.dtype), jnp.zeros((), target.dtype)
+        return jax.lax.fori_loop(0, count, body, start)
+
+    return spread.map(steps, (level, count), (params, optimiser_state, targets, blur))
 
 
 Progress = Callable[[int, int, np.ndarray], Any]
@@ -159,14 +198,15 @@ def fit(
     state: State | None = None,
     progress: Progress = lambda stage, step, losses: None,
     chunk: int = 25,
+    spread: Spread | None = None,
 ) -> tuple[State, list[np.ndarray]]:
     """The state after the whole schedule, and each stage's losses (steps, targets) from where `state` stood.
 
     `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
-    may keep `state` by returning True, which ends the fit there.
+    may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
     """
     state = start(config, len(problem.masses)) if state is None else state
-    static = config.flow
+    spread = Spread() if spread is None else spread
     history = []
     for number in range(state.stage, len(config.stages)):
         stage = config.stages[number]
@@ -176,15 +216,23 @@ def fit(
         seen = []
         while state.step < stage.steps:
             count = min(chunk, stage.steps - state.step)
-            params, opt, loss = train_steps(
-                static, stage, chunk, jnp.int32(count), state.params, state.optimiser, level, targets, blur
-            )
+            inputs = state.params, state.optimiser, level, targets, blur
+            params, opt, loss, error = train_steps(config.flow, stage, chunk, jnp.int32(count), *inputs, spread)
+            if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
+                stage = widened(stage, targets.shape[1:])
+                continue  # these steps count for nothing: they are done again
             state = State(params, opt, number, state.step + count)
-            seen.append(np.asarray(loss)[:count])
+            seen.append(np.asarray(loss).T[:count])
             if progress(number, state.step, seen[-1]):
                 return state, [*history, np.concatenate(seen)]
         history.append(np.concatenate(seen) if seen else np.zeros((0, len(targets)), np.float32))
     return state, history
+
+
+def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
+    """The stage with twice the window, or with none once that would reach across the whole grid."""
+    window = 2 * stage.window
+    return replace(stage, window=window if window < max(shape) - 1 else None)
 
 
 def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Float[Array, "targets x y z"], losses.Blurs | None]:

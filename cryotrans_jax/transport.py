@@ -119,10 +119,38 @@ def w2(a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window:
     The dual with frozen potentials: its gradient is the potential itself (envelope theorem; paper), and no
     derivative is taken through the iterations. a and b are assumed to hold equal mass, in whatever unit.
     """
+    return w2_and_error(a, b, voxel, epsilon, iterations, window)[0]
+
+
+def w2_and_error(
+    a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """W2 as in `w2`, and the bound of `window_error` on what the window may have changed."""
     total = jax.lax.stop_gradient(jnp.sum(b))
     a, b = a / total, b / total
     phi, psi = jax.lax.stop_gradient(potentials(a, b, voxel, epsilon, iterations, window))
-    return jnp.vdot(phi, a) + jnp.vdot(psi, b)
+    error = jnp.zeros(()) if window is None else window_error(phi, psi, a, b, voxel, epsilon, window)
+    return jnp.vdot(phi, a) + jnp.vdot(psi, b), jax.lax.stop_gradient(error)
+
+
+def window_error(
+    phi: Volume, psi: Volume, a: Volume, b: Volume, voxel, epsilon: float, window: int
+) -> Float[Array, ""]:
+    """Upper bound, in epsilon, on how much the kernel's window changes a potential where there is mass.
+
+    The n terms b_j exp((ψ_j − c_ij) / ε) that voxel i leaves out have c_ij ≥ (window + 1)² voxel²; together they are at
+    most T = n max_j b_j exp(ψ_j / ε) exp(−(window + 1)² voxel² / ε), beside the sum exp(−φ_i / ε) that it holds: the
+    potential is wrong by log(1 + T exp(φ_i / ε)) epsilon at most, for the last iteration given the one before. The same
+    with a and b exchanged.
+    """
+    shortest = ((window + 1) * jnp.min(jnp.asarray(voxel))) ** 2 / epsilon
+
+    def bound(one, other, mass, others):
+        left_out = jnp.max(other / epsilon + jnp.log(jnp.maximum(others, TINY))) + jnp.log(one.size) - shortest
+        held = jnp.max(jnp.where(mass > 0, one / epsilon, -jnp.inf))
+        return jax.nn.softplus(left_out + held)
+
+    return jnp.maximum(bound(phi, psi, a, b), bound(psi, phi, b, a))
 
 
 def window_for(motion: float, voxel: float, epsilon: float) -> int:

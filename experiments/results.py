@@ -34,7 +34,7 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
-FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif)")  # what a run, or predict, makes of a fit
+FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
 RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json")  # what a run writes about itself
 
 
@@ -140,6 +140,8 @@ def write_frames(
         for number, carried in enumerate(fit.move(model, times, target)):
             atoms.write_model(folder / f"model_{number:02d}.cif", carried)
         atoms.write_model(folder / "generated.cif", carried)
+        if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
+            atoms.write_model(folder / "generated.pdb", carried)
     return frame
 
 

@@ -64,6 +64,3 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
         assert level.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
         inside = (np.asarray(level.x) - np.asarray(level.corner)) / np.asarray(level.voxel)
         assert (inside > 0).all() and (inside < targets.shape[1:]).all()
-    extent = (np.array(problem.initial.shape) * problem.voxel_size).max() / problem.frame.edge
-    voxel = transport.bin * problem.voxel_size.min() / problem.frame.edge
-    assert transport.window * voxel >= extent / 2 + 3 * np.sqrt(transport.epsilon)

@@ -6,7 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from cryotrans_jax.train import Config, Stage, carry, fit, optimiser, scaled, stage_inputs, start
+from cryotrans_jax.train import (
+    Config,
+    Spread,
+    Stage,
+    carry,
+    fit,
+    optimiser,
+    scaled,
+    stage_inputs,
+    start,
+    train_steps,
+    widened,
+)
 
 STAGES = (
     Stage("w2", 40, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
@@ -123,3 +135,28 @@ def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
     stages = scaled(STAGES, factor)
     assert tuple(s.steps for s in stages) == steps
     assert tuple(replace(s, steps=o.steps) for s, o in zip(stages, STAGES, strict=True)) == STAGES
+
+
+def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
+    """The fit from a window of one voxel is that of the whole grid: the steps done with the narrow one do not count."""
+    stage = replace(STAGES[0], steps=20)
+    narrow, whole = (fit(two, replace(CONFIG, stages=(replace(stage, window=w),)))[0].params for w in (1, None))
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
+    inputs = stage_inputs(two, stage)
+    begin = start(CONFIG, 2)
+    *_, error = train_steps(CONFIG.flow, replace(stage, window=1), 5, 5, begin.params, begin.optimiser, *inputs)
+    assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
+
+
+def test_widening_ends_at_the_whole_grid():
+    assert widened(replace(STAGES[0], window=3), (12, 10, 14)).window == 6
+    assert widened(replace(STAGES[0], window=7), (12, 10, 14)).window is None
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
+    state, history = fit(two, CONFIG, chunk=CHUNK, spread=Spread(batch=batch))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)  # float32's 1e-7, grown over a hundred steps
+    np.testing.assert_allclose(history[-1][-1], whole[1][-1][-1], rtol=1e-3)

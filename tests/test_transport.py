@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 from scipy.special import logsumexp
 
 from cryotrans_jax.splat import splat
-from cryotrans_jax.transport import VoxelGrid, lse_along, potentials, w2, window_for
+from cryotrans_jax.transport import VoxelGrid, lse_along, potentials, w2, window_error, window_for
 
 SHAPE = (5, 6, 7)
 VOXEL = np.array([0.11, 0.17, 0.08])  # unit boxes
@@ -191,3 +191,17 @@ def test_the_gradient_along_a_translation_is_twice_the_distance():
     # the points' places among the voxels differ from one to the other: a few per cent of a step
     np.testing.assert_allclose(force(x + d, x), 2 * d, atol=0.02 * np.linalg.norm(2 * d))
     np.testing.assert_allclose(force(x, x), 0, atol=1e-3)
+
+
+def test_the_window_error_bounds_what_a_window_changes(blobs):
+    a, b = (m / m.sum() for m in blobs)
+    epsilon = 0.002
+    solve = jax.jit(lambda w: potentials(a, b, SIDE, epsilon, 5, w), static_argnums=0)
+    exact = solve(None)
+    bounds = []
+    for window in (2, 4, 6, 8):
+        found = solve(window)
+        changed = max(float(jnp.max(jnp.abs(f - e) * (m > 1e-6))) for f, e, m in zip(found, exact, (a, b), strict=True))
+        bounds.append(float(window_error(*found, a, b, SIDE, epsilon, window)))
+        assert changed / epsilon <= bounds[-1] + 1e-3  # float32 resolves potentials of order 1 to 1e-4 epsilon
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] < 1e-2 < 1 < bounds[0]
