@@ -5,23 +5,32 @@ Interpolation is cubic convolution (Keys 1981, a = −1/2), exact for quadratics
 small matrix product: that suits every kind of device, and its transpose is its gradient.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.spatial import cKDTree
+
+NEAREST = 12  # nodes from which a node of the rim is extrapolated
 
 
 class Lattice(NamedTuple):
     """Nodes that control the voxels of a box; arrays only, so that it passes through jit.
 
-    `nodes` are the positions (unit box) of the active nodes, `index` their place in the dense lattice
-    (flat), `weights` one interpolation matrix (voxels of the axis × nodes of the axis) an axis, and `voxels` the
-    flat indices, in the box, of the voxels wanted.
+    `nodes` are the positions (unit box) of the active nodes, the corners of the cells in which voxels are wanted, and
+    `index` their place in the dense lattice (flat). Cubic interpolation also leans on a `rim` of nodes one further out:
+    each takes the weighted mean, by `rim_weights`, of the active nodes `rim_sources`. `weights` is one interpolation
+    matrix (voxels of the axis × nodes of the axis) an axis, and `voxels` are the flat indices, in the box, of the
+    voxels wanted.
     """
 
     nodes: Float[Array, "nodes 3"]
     index: Int[Array, "nodes"]
+    rim: Int[Array, "rim"]
+    rim_sources: Int[Array, "rim nearest"]
+    rim_weights: Float[Array, "rim nearest"]
     weights: tuple[Float[Array, "nx lx"], Float[Array, "ny ly"], Float[Array, "nz lz"]]
     voxels: Int[Array, "points"]
 
@@ -30,21 +39,50 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
     """Lattice for the voxels of a box where `wanted` (bool, axes x, y, z) holds.
 
     `corner` and `voxel` place the box in the unit box as in `splat`; `spacing` is the distance between nodes in
-    voxels, rounded for each axis so that nodes are about equally far apart in space.
+    units of the smallest voxel side.
     """
-    pitch = np.maximum(spacing * voxel.min() / voxel, 1e-6)
+    pitch = spacing * voxel.min() / voxel
     weights = tuple(keys_weights(n, h) for n, h in zip(wanted.shape, pitch, strict=True))
-    active = wanted.astype(np.float32)
-    for w in weights:  # a node is active when any wanted voxel leans on it
-        active = np.moveaxis(np.tensordot((w != 0).astype(np.float32), active, axes=([0], [0])), 0, -1)
-    where = np.argwhere(active > 0)
-    nodes = corner + voxel * ((where - 1) * pitch + 0.5)
+    near = [np.abs(np.arange(n)[:, None] / h + 1 - np.arange(w.shape[1])) < 1 for n, h, w in
+            zip(wanted.shape, pitch, weights, strict=True)]  # fmt: skip
+    active = leant_on(wanted, near)
+    rim = leant_on(wanted, [w != 0 for w in weights]) & ~active
+    where, outside = np.argwhere(active), np.argwhere(rim)
+    sources, shares = extrapolation(outside, where)
     return Lattice(
-        nodes=jnp.asarray(nodes, jnp.float32),
+        nodes=jnp.asarray(corner + voxel * ((where - 1) * pitch + 0.5), jnp.float32),
         index=jnp.asarray(np.ravel_multi_index(where.T, active.shape)),
+        rim=jnp.asarray(np.ravel_multi_index(outside.T, active.shape)),
+        rim_sources=jnp.asarray(sources),
+        rim_weights=jnp.asarray(shares, jnp.float32),
         weights=tuple(jnp.asarray(w, jnp.float32) for w in weights),
         voxels=jnp.asarray(np.flatnonzero(wanted)),
     )
+
+
+def leant_on(wanted: np.ndarray, by: Sequence[np.ndarray]) -> np.ndarray:
+    """Nodes (bool, dense lattice) that any wanted voxel uses; `by` tells, axis by axis, which voxels use which."""
+    used = wanted.astype(np.float32)
+    for uses in by:
+        used = np.moveaxis(np.tensordot(uses.astype(np.float32), used, axes=([0], [0])), 0, -1)
+    return used > 0
+
+
+def extrapolation(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each place outside, the NEAREST places inside and the weights that extrapolate from them.
+
+    The value at the place of the affine function that fits the values there best, near ones counting more: exact for
+    affine functions wherever the neighbours span space, and their mean in directions that they do not span.
+    """
+    nearest = min(NEAREST, len(inside))
+    distance, sources = cKDTree(inside).query(outside, nearest)
+    distance, sources = distance.reshape(-1, nearest), sources.reshape(-1, nearest)
+    trust = 1 / distance**2
+    middle = (trust[..., None] * inside[sources]).sum(1) / trust.sum(1)[:, None]
+    arms = inside[sources] - middle[:, None]
+    spread = np.einsum("rk,rki,rkj->rij", trust, arms, arms)
+    slope = np.einsum("ri,rij->rj", outside - middle, np.linalg.pinv(spread, rcond=1e-3, hermitian=True))
+    return sources, trust * (1 / trust.sum(1)[:, None] + np.einsum("rj,rkj->rk", slope, arms))
 
 
 def node_places(lattice: Lattice) -> np.ndarray:
@@ -68,10 +106,11 @@ def keys_weights(n: int, pitch: float) -> np.ndarray:
 
 
 def dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx ly lz 3"]:
-    """Values at the active nodes laid out on the whole lattice, zero at the others."""
+    """Values at the active nodes and at the rim about them laid out on the whole lattice, zero at the others."""
     shape = tuple(w.shape[1] for w in lattice.weights)
-    flat = jnp.zeros((int(np.prod(shape)), 3), values.dtype).at[lattice.index].set(values)
-    return flat.reshape(*shape, 3)
+    rim = jnp.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
+    flat = jnp.zeros((int(np.prod(shape)), 3), values.dtype)
+    return flat.at[lattice.index].set(values).at[lattice.rim].set(rim).reshape(*shape, 3)
 
 
 def interpolate(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "points 3"]:
