@@ -35,22 +35,32 @@ def euler(velocity: VelocityField, x: Points, tau: Scalar, steps: int) -> tuple[
     return jax.lax.scan(step, x, length=steps)
 
 
-def inverse(velocity: VelocityField, y: Points, steps: int, iterations: int = 10) -> Points:
+def inverse(velocity: VelocityField, y: Points, steps: int, tolerance: float = 1e-6, most: int = 50) -> Points:
     """Φ⁻¹(y, 1), the points that the `steps` Euler steps of `flow` carry to y."""
-    return inverse_euler(velocity, y, 1.0 / steps, steps, iterations)[0]
+    return inverse_euler(velocity, y, 1.0 / steps, steps, tolerance, most)[0]
 
 
 def inverse_euler(
-    velocity: VelocityField, y: Points, tau: Scalar, steps: int, iterations: int = 10
+    velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, most: int = 50
 ) -> tuple[Points, Float[Array, "steps points 3"]]:
     """Points that `steps` Euler steps of length `tau` carry to y, and those after each step undone.
 
     Each step x + τ V(x) = y is solved for x by fixed-point iteration x ← y − τ V(x), which converges like
-    (τ Lip V)^iterations wherever τ Lip V < 1. That is also where the Euler map is one to one.
+    (τ Lip V)^iterations wherever τ Lip V < 1. That is also where the Euler map is one to one. It ends when no point moves
+    by more than `tolerance` (unit boxes), or after `most` iterations. Not differentiable in reverse.
     """
 
+    def again(at):
+        _, change, count = at
+        return (change > tolerance) & (count < most)
+
     def undo(y, _):
-        x = jax.lax.fori_loop(0, iterations, lambda _, x: y - tau * velocity(x), y)
+        def closer(at):
+            x, _, count = at
+            new = y - tau * velocity(x)
+            return new, jax.numpy.max(jax.numpy.abs(new - x)), count + 1
+
+        x, _, _ = jax.lax.while_loop(again, closer, (y, jax.numpy.full((), jax.numpy.inf, y.dtype), 0))
         return x, x
 
     return jax.lax.scan(undo, y, length=steps)
