@@ -46,8 +46,8 @@ def inverse_euler(
     """Points that `steps` Euler steps of length `tau` carry to y, and those after each step undone.
 
     Each step x + τ V(x) = y is solved for x by fixed-point iteration x ← y − τ V(x), which converges like
-    (τ Lip V)^iterations wherever τ Lip V < 1. That is also where the Euler map is one to one. It ends when no point moves
-    by more than `tolerance` (unit boxes), or after `most` iterations. Not differentiable in reverse.
+    (τ Lip V)^iterations wherever τ Lip V < 1. That is also where the Euler map is one to one. It ends when no point
+    moves by more than `tolerance` (unit boxes), or after `most` iterations. Not differentiable in reverse.
     """
 
     def again(at):

@@ -82,12 +82,14 @@ def morph(
     target_resolution: float | Sequence[float | None] | None = None,
     bin: int = 1,
     progress: Any = None,
+    spread: train.Spread | None = None,
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
 
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe.
-    `progress(config, stage, step, losses)` is called every few steps.
+    `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
+    this host, or as `spread` says.
 
     Raises InputError where the grids differ or nothing is above a threshold.
     """
@@ -95,9 +97,8 @@ def morph(
     for target in targets:
         if difference := same_grid(initial, target):
             raise InputError(f"the initial and the target map lie on different grids: {difference}")
-    resolutions = (
-        target_resolution if isinstance(target_resolution, list | tuple) else [target_resolution] * len(targets)
-    )
+    count, spread = len(targets), spread or train.Spread.automatic(len(targets))
+    resolutions = target_resolution if isinstance(target_resolution, list | tuple) else [target_resolution] * count
     problem = prepare.prepare(
         initial,
         targets,
@@ -114,12 +115,13 @@ def morph(
         config = recipes.default(problem, seed)
     config = replace(config, stages=train.scaled(config.stages, steps))
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    state, history = train.fit(problem, config, progress=call)
+    shares = [*range(count)] + [count - 1] * (-count % spread.devices)  # copies fill up the last devices
+    state, history = train.fit(problem.select(shares), config, progress=call, spread=spread)
     return Fit(
         config=config,
-        params=jax.tree.map(np.asarray, state.params),
+        params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
-        history=tuple(history),
+        history=tuple(losses[:, :count] for losses in history),
         report=problem.report | {"blur_variance": problem.blurs.tolist()},
     )

@@ -1,7 +1,7 @@
 """From maps as read to what a fit needs: thresholds, one frame, the crop to the mass, levels of binning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -52,6 +52,11 @@ class Problem:
     frame: Frame
     blurs: np.ndarray
     report: dict
+
+    def select(self, targets: Sequence[int]) -> "Problem":
+        """The same problem with the targets of these numbers, in this order, on the same crop."""
+        chosen = {name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs")}
+        return replace(self, **chosen)
 
     @property
     def corner(self) -> np.ndarray:

@@ -75,6 +75,18 @@ class Spread:
     mesh: jax.sharding.Mesh | None = None
     batch: int | None = None
 
+    @classmethod
+    def automatic(cls, targets: int) -> "Spread":
+        """Targets over all of this host's devices: one after the other on CPUs, at once on accelerators."""
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), ("targets",)) if min(len(devices), targets) > 1 else None
+        return cls(mesh, 1 if devices[0].platform == "cpu" else None)
+
+    @property
+    def devices(self) -> int:
+        """Number of devices that share the targets."""
+        return 1 if self.mesh is None else self.mesh.size
+
     def map(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
         """function(shared, one) for every target; the leaves of `each` and of the result have an axis of targets."""
         if self.mesh is None:
