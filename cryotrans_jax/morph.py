@@ -1,6 +1,6 @@
 """The whole way as one function: two maps in, a fit out, from which frames and moved models are had."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -83,16 +83,21 @@ def morph(
     bin: int = 1,
     progress: Any = None,
     spread: train.Spread | None = None,
+    prepared: Callable[[dict], None] = lambda report: None,
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
 
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
-    this host, or as `spread` says.
+    this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
 
-    Raises InputError where the grids differ or nothing is above a threshold.
+    Raises InputError where the grids differ, nothing is above a threshold, or there is no such recipe.
     """
+    if recipe not in recipes.RECIPES:
+        raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
+    if bin != 1 and recipe != "paper":
+        raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     targets = [targets] if isinstance(targets, Map) else list(targets)
     for target in targets:
         if difference := same_grid(initial, target):
@@ -108,6 +113,7 @@ def morph(
         target_resolutions=resolutions,
         whole_box=recipe == "paper",
     )
+    prepared(problem.report | {"blur_variance": problem.blurs.tolist()})
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax import losses
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
 
+DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
 
 
@@ -38,10 +39,11 @@ class Problem:
     """One initial map and one or several targets, ready to be fitted: all on one crop of the maps' grid.
 
     `initial` (x, y, z) is the thresholded initial density over its maximum. `masses` (targets, x, y, z) are the
-    thresholded targets scaled to the initial's total; `densities` the same without a threshold. `start` is the
-    crop's first voxel on the full grid; `voxel_size` in Å; `frame` is the unit box. `blurs` (Å², one a target) is
-    the variance of the blur that takes the initial map to the target's resolution: negative where the target is
-    the sharper one. `report` holds, for each map, the level used and the share of its positive mass kept.
+    thresholded targets scaled to the initial's total; `densities` the targets without a threshold, scaled as if both
+    levels had been chosen by rule. `start` is the crop's first voxel on the full grid; `voxel_size` in Å; `frame` is
+    the unit box. `blurs` (Å², one a target) is the variance of the blur that takes the initial map to the target's
+    resolution: negative where the target is the sharper one. `report` holds, for each map, the level used and the
+    share of its positive mass kept.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -112,6 +114,9 @@ def prepare(
 
     scale = start_mass.max()
     scales = [start_mass.sum() / m.sum() / scale for m in masses]
+    whole = start_mass if initial_threshold is None else thresholded(initial, None, "initial map")[0]
+    wholes = masses if target_threshold is None else [thresholded(t, None, "target map")[0] for t in targets]
+    density_scales = [whole.sum() / w.sum() / scale for w in wholes]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
         [
@@ -139,7 +144,7 @@ def prepare(
     return Problem(
         initial=crop(start_mass / scale),
         masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
-        densities=np.stack([crop(t.density * s) for t, s in zip(targets, scales, strict=True)]),
+        densities=np.stack([crop(t.density * s) for t, s in zip(targets, density_scales, strict=True)]),
         start=low,
         voxel_size=initial.voxel_size,
         frame=frame,
@@ -170,7 +175,7 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
 def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, dict]:
     """The map's density with everything below the level (and every negative value) set to 0, and what that keeps."""
     chosen = contour_level(map_.density) if level is None else level
-    mass = np.where((map_.density >= chosen) & (map_.density > 0), map_.density, 0).astype(np.float32)
+    mass = carried_mass(map_.density, chosen)
     if not mass.any():
         raise InputError(
             f"the {name} has no density above the threshold {chosen:g} (its maximum is {map_.density.max():g}): "
@@ -185,21 +190,38 @@ def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, 
     }
 
 
+def carried_mass(density: np.ndarray, level: float) -> np.ndarray:
+    """The density at or above the level, without what is not positive and without specks; zero elsewhere.
+
+    A speck is a connected piece that holds less than a hundredth of what the largest one holds: solvent noise leaves
+    them all over the box at any level that shows the whole molecule.
+    """
+    mass = np.where((density >= level) & (density > 0), density, 0).astype(np.float32)
+    pieces, count = ndimage.label(mass > 0, structure=np.ones((3, 3, 3)))
+    if count < 2:
+        return mass
+    held = np.bincount(pieces.ravel(), mass.ravel())
+    return mass * (held >= DUST * held[1:].max())[pieces]
+
+
 def relative_blur(initial: Map, target: Map) -> float:
     """Variance (Å²) of the Gaussian blur that takes the initial map's rotationally averaged spectrum to the target's.
 
     Amplitudes averaged over shells hardly depend on the conformation, so ½ log of the ratio of powers is a
     straight line in s² with slope −2π² σ². The line is fitted from 1/25 Å⁻¹ to where the target's power meets its
-    noise floor.
+    noise floor or has fallen to 0.3 %, with repeated medians (Siegel 1982), so that the edge of a low-pass filter
+    counts for little.
     """
     s, start = shell_power(initial)
     _, end = shell_power(target)
-    floor = max(np.median(end[-max(len(end) // 10, 1) :]), 1e-12 * end.max())
-    good = (s > 0.04) & (end > 3 * floor) & (start > 1e-10 * start.max())
+    low = (s > 0.04) & (s < 0.06)
+    reference = np.median(end[low]) if low.any() else end.max()
+    floor = max(3 * np.median(end[-max(len(end) // 10, 1) :]), 3e-3 * reference)
+    good = (s > 0.04) & (end > floor) & (start > 1e-10 * start.max())
     good &= np.cumprod(np.where(s > 0.04, good, True)).astype(bool)
     if good.sum() < 3:
         return 0.0
-    slope = np.polyfit(s[good] ** 2, 0.5 * np.log(end[good] / start[good]), 1)[0]
+    slope = stats.siegelslopes(0.5 * np.log(end[good] / start[good]), s[good] ** 2).slope
     return float(-slope / (2 * np.pi**2))
 
 

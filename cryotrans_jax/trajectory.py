@@ -12,7 +12,7 @@ from scipy import ndimage
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.flow import Scalar, euler, inverse_euler
 from cryotrans_jax.maps import Map
-from cryotrans_jax.prepare import Frame
+from cryotrans_jax.prepare import Frame, carried_mass
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config
 
@@ -70,8 +70,14 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
-    distance = ndimage.distance_transform_edt(density < max(threshold, 1e-12), sampling=voxel_size)
+    distance = ndimage.distance_transform_edt(carried_mass(density, threshold) == 0, sampling=voxel_size)
     return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))).astype(np.float32)
+
+
+def carried_part(initial: Map, threshold: float) -> Map:
+    """The part of the initial map that the flow carries: the frame at time 0."""
+    mask = soft_support(initial.density, threshold, initial.voxel_size)
+    return Map(initial.density * mask, initial.voxel_size, initial.origin)
 
 
 def pull_back(
@@ -132,7 +138,7 @@ def push_forward(
 
     Keeps the mass, where `pull_back` keeps the detail.
     """
-    inside = (initial.density >= threshold) & (initial.density > 0)
+    inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)

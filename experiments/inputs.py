@@ -1,5 +1,6 @@
 """Finds or makes the input maps that the flags name."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def from_flags(settings, out_dir: Path) -> Case:
     Raises InputError for whatever cannot be used.
     """
     initial_name, target_names = settings.initial or INITIAL, settings.target
+    if settings.target_resolution and not (settings.initial_resolution or resolution_in(initial_name)):
+        raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
     initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
@@ -82,9 +85,13 @@ def existing(name: str, data_dir: str) -> Path:
 
 
 def unique_stems(names: list[str]) -> list[str]:
-    """File names without folders and suffixes, numbered where two are the same."""
-    stems = [Path(name).name.split(".mrc")[0].split(".map")[0] for name in names]
-    return [s if stems.count(s) == 1 else f"{s}_{i + 1}" for i, s in enumerate(stems)]
+    """File names without folders and suffixes, numbered where two would be the same."""
+    stems: list[str] = []
+    for name in names:
+        stem = Path(name).name.split(".mrc")[0].split(".map")[0]
+        tries = (stem if k == 1 else f"{stem}_{k}" for k in itertools.count(1))
+        stems.append(next(s for s in tries if s not in stems))
+    return stems
 
 
 def resolution_in(name: str) -> float | None:

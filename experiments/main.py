@@ -30,6 +30,10 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error))
     except MemoryError as error:
         _stop(f"not enough memory ({error}): take larger voxels or a smaller box")
+    except RuntimeError as error:  # jaxlib's own class, which may not be imported yet
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _stop("the device has not enough memory for these maps: crop or bin them, or fit fewer targets at once")
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ def main() -> None:
     from cryotrans_jax.maps import read_map
     from cryotrans_jax.morph import Fit
     from experiments import results
+    from experiments.inputs import check_inside
 
     run_dir = Path(FLAGS.run_dir)
     if not (run_dir / "config.json").is_file():
@@ -41,15 +42,21 @@ def main() -> None:
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     fit, initial = Fit.load(run_dir / "checkpoint"), read_map(path)
-    model = atoms.read_model(FLAGS.model) if FLAGS.model else None
+    model = None
+    if FLAGS.model:
+        model = atoms.read_model(FLAGS.model)
+        check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, FLAGS.model)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
     for number, name in enumerate(saved["targets"]):
         folder = out_dir / name if len(saved["targets"]) > 1 else out_dir
         if results.made_in(folder, results.FRAMES) and not FLAGS.overwrite:
             raise InputError(f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them")
+        for used in filter(None, (path, FLAGS.model and Path(FLAGS.model))):
+            if used.resolve() in {made.resolve() for made in results.made_in(folder, results.FRAMES)}:
+                raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
         folder.mkdir(parents=True, exist_ok=True)
-        for path in results.made_in(folder, results.FRAMES):
-            path.unlink()
+        for old in results.made_in(folder, results.FRAMES):
+            old.unlink()
         results.write_frames(fit, initial, model, number, FLAGS.frames, FLAGS.render, folder)
         print(f"{FLAGS.frames} frames are in {folder}")
 

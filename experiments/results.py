@@ -20,6 +20,7 @@ from cryotrans_jax import atoms, metrics, trajectory
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.prepare import carried_mass
 from experiments.progress import Progress
 
 PACKAGES = (
@@ -60,10 +61,15 @@ def claim(out_dir: str | Path, overwrite: bool) -> Path:
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
-    if made_in(out_dir) and not overwrite:
-        raise InputError(f"{out_dir} holds another run: give another --out_dir, or --overwrite to replace its results")
+    check_free(out_dir, overwrite)
     out_dir.mkdir(parents=True, exist_ok=True)
     return out_dir
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Nothing; raises InputError where the folder holds results that may not be replaced."""
+    if not overwrite and (made_in(folder) or (folder / "checkpoint").exists()):
+        raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
 
 
 def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
@@ -78,8 +84,10 @@ def folders(case: Case, out_dir: Path) -> list[Path]:
     return [out_dir / name if len(case.targets) > 1 else out_dir for name in case.target_names]
 
 
-def check_kept(case: Case, out_dir: Path) -> None:
-    """Nothing; raises InputError where an input is one of the files that this run would replace."""
+def check_kept(case: Case, out_dir: Path, overwrite: bool) -> None:
+    """Nothing; raises InputError where this run would replace its own input, or another target's run unasked."""
+    for folder in folders(case, out_dir):
+        check_free(folder, overwrite)
     replaced = {path.resolve() for folder in {out_dir, *folders(case, out_dir)} for path in made_in(folder)}
     for path in case.files.values():
         if path.resolve() in replaced:
@@ -101,6 +109,7 @@ def fit_case(case: Case, settings: Any) -> Fit:
             target_resolution=case.target_resolutions,
             bin=settings.bin,
             progress=progress,
+            prepared=print_report,
         )
 
 
@@ -109,7 +118,6 @@ def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
 
     Files of an earlier run there are removed only now that there is something to put in their place.
     """
-    print_report(fit)
     description = describe(fit, case, settings)
     for path in {p for folder in {out_dir, *folders(case, out_dir)} for p in made_in(folder)}:
         path.unlink()
@@ -133,12 +141,13 @@ def write_frames(
 ) -> Map:
     """The last frame; all frames, the generated map and the carried models are in the folder."""
     times = trajectory.frame_times(frames)
+    width = max(2, len(str(frames - 1)))  # so that names sort by time
     for number, frame in enumerate(fit.frames(initial, times, target, render)):
-        write_map(folder / f"frame_{number:02d}.mrc", frame)
-    copy_whole(folder / f"frame_{number:02d}.mrc", folder / "generated.mrc")
+        write_map(folder / f"frame_{number:0{width}d}.mrc", frame)
+    copy_whole(folder / f"frame_{number:0{width}d}.mrc", folder / "generated.mrc")
     if model is not None:
         for number, carried in enumerate(fit.move(model, times, target)):
-            atoms.write_model(folder / f"model_{number:02d}.cif", carried)
+            atoms.write_model(folder / f"model_{number:0{width}d}.cif", carried)
         atoms.write_model(folder / "generated.cif", carried)
         if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
             atoms.write_model(folder / "generated.pdb", carried)
@@ -162,7 +171,8 @@ def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
         "target": case.target_names[number],
         "mass_kept": mass_kept(case.initial, generated, fit),
     }
-    for when, map_ in (("before", case.initial), ("after", generated)):
+    start = trajectory.carried_part(case.initial, fit.threshold)  # as the generated map has it, without the solvent
+    for when, map_ in (("before", start), ("after", generated)):
         out[f"correlation_with_target_{when}"] = metrics.correlation(map_.density, target.density)
         curve = metrics.map_fsc(map_, target)
         out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curve, 0.5)
@@ -199,8 +209,9 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
     """Positive mass of the generated map relative to that of the initial map's part that was carried."""
-    carried = initial.density[(initial.density >= fit.threshold) & (initial.density > 0)].sum(dtype=np.float64)
-    return float(generated.density[generated.density >= fit.threshold].sum(dtype=np.float64) / carried)
+    carried = carried_mass(initial.density, fit.threshold).sum(dtype=np.float64)
+    left = carried_mass(generated.density, fit.threshold).sum(dtype=np.float64)
+    return float(left / carried)
 
 
 def describe(fit: Fit, case: Case, settings: Any) -> dict:
@@ -257,13 +268,16 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def print_report(fit: Fit) -> None:
-    """Nothing; prints the contour levels used and what they keep."""
-    for name, used in [("initial", fit.report["initial"]), *(("target", t) for t in fit.report["targets"])]:
+def print_report(report: dict) -> None:
+    """Nothing; prints the contour levels used, what they keep, and the blur between the maps."""
+    for name, used in [("initial", report["initial"]), *(("target", t) for t in report["targets"])]:
         print(
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
+    for variance in report["blur_variance"]:
+        blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
+        print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
 
 
 def print_scores(name: str, scores: dict) -> None:

@@ -18,14 +18,14 @@ as_map = lambda density: Map(density, np.full(3, 2.0), np.zeros(3))
 start = as_map(blobs((10, 8, 9), (12, 10, 18)))
 ends = [as_map(blobs((10, 8, 9), (12 + shift, 10, 18 - shift))) for shift in (1, 2, 3)]
 assert jax.device_count() == 8
-one = morph(start, ends, "paper", bin=2, steps=0.03, spread=Spread())
-many = morph(start, ends, "paper", bin=2, steps=0.03)
+one = morph(start, ends, "paper", bin=2, steps=0.01, spread=Spread(batch=1))
+many = morph(start, ends, "paper", bin=2, steps=0.01)
 assert many.params["params"]["Dense_0"]["kernel"].shape[0] == 3
 xyz = np.argwhere(start.density > 0.3) * 2.0
 for k in range(3):
     here, there = (move(f.config, f.of(k), f.frame, xyz, [1.0])[0] for f in (one, many))
     moved = np.abs(here - xyz).max()
-    assert moved > 0.2, moved
+    assert moved > 0.1, moved
     assert np.abs(here - there).max() < 2e-3 * moved, (k, np.abs(here - there).max(), moved)
 for a, b in zip(one.history, many.history, strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-3)
@@ -33,7 +33,7 @@ for a, b in zip(one.history, many.history, strict=True):
 
 
 def test_eight_devices_fit_three_targets_as_one_device_does():
-    """float32's 1e-7 grows over sixty steps of Adam; three targets on eight devices are also no equal share."""
+    """float32's 1e-7 grows over twenty steps of Adam; three targets on eight devices are also no equal share."""
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     root = Path(__file__).parents[1]

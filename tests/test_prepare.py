@@ -215,3 +215,29 @@ def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
         inner = tuple(slice(4, -4) for _ in range(3))
         difference = (carried - targets[0])[inner]
         assert np.abs(difference).max() < 0.02 * carried.max()
+
+
+def test_specks_of_noise_are_not_carried_and_do_not_widen_the_crop(maps):
+    """Noise of a tenth of the peak reaches the level in specks all over the box; the crop stays about the molecule."""
+    clean, target = (np.pad(m.density, 40) for m in maps[:2])
+    rng = np.random.default_rng(0)
+    noisy = [d + 0.1 * d.max() * rng.normal(size=d.shape).astype(np.float32) for d in (clean, target)]
+    as_map = [Map(d.astype(np.float32), maps[0].voxel_size, maps[0].origin) for d in noisy]
+    level = prepare.contour_level(as_map[0].density)
+    assert ((as_map[0].density > level) & (clean < 1e-3 * clean.max())).sum() > 20  # there are specks
+    problem = prepare.prepare(as_map[0], as_map[1:])
+    assert np.prod(problem.initial.shape) < 0.2 * clean.size
+    kept = prepare.carried_mass(as_map[0].density, level) > 0
+    assert (clean[kept] > 1e-3 * clean.max()).mean() > 0.95
+
+
+def test_relative_blur_is_not_led_astray_by_a_low_pass_filter():
+    """A 7 Å target cut off at 7 Å, the edge two shells wide, is still one of 7 Å to a quarter of the variance."""
+    closed, opened = hinge_pair()
+    grid = atoms.common_grid([closed, opened], 1.0, 3.0)
+    sharp, blurred = atoms.simulate_map(closed, *grid, 3.0), atoms.simulate_map(opened, *grid, 7.0)
+    axes = [np.fft.fftfreq(n) for n in grid[0]]
+    s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    edge = np.clip((1 / 7 - s) * max(grid[0]) / 2, 0, 1)
+    cut = Map(np.fft.ifftn(np.fft.fftn(blurred.density) * edge).real.astype(np.float32), *grid[1:])
+    assert prepare.relative_blur(sharp, cut) == pytest.approx(0.225**2 * 40, rel=0.25)

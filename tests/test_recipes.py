@@ -15,14 +15,18 @@ from cryotrans_jax.train import stage_inputs
     "resolutions, steps",
     [
         ((3.0, 3.0), (2000, 15000)),
-        ((3.0, 5.0), (5000,)),
+        ((3.0, 5.0), (4000,)),
         ((3.0, 7.0), (2000,)),
         ((3.0, 12.0), (2000,)),
-        ((3.0, 4.6), (5000,)),
+        ((7.0, 7.0), (2000, 15000)),
+        ((7.0, 3.0), (2000,)),
+        ((3.0, 4.6), (4000,)),
         (None, (2000,)),
     ],
 )
 def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
+    initial, target = resolutions or (3.0, 7.0)
+    problem = replace(problem, blurs=np.array([0.225**2 * (target**2 - initial**2)]))
     config = paper(problem, seed=7, resolutions=resolutions)
     assert tuple(s.steps for s in config.stages) == steps
     assert [s.loss for s in config.stages] == ["w2", "l2"][: len(steps)]
@@ -36,6 +40,7 @@ def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_papers_recipe_bins_points_and_grid_alike(problem, factor):
+    problem = replace(problem, blurs=np.zeros(1))
     assert all(s.bin == s.sampling == factor for s in paper(problem, bin=factor, resolutions=(3.0, 3.0)).stages)
 
 
