@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax.flow import Scalar, euler, inverse_euler
+from cryotrans_jax.flow import Scalar, inverse_euler, path
 from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import Frame, carried_mass
 from cryotrans_jax.splat import splat
@@ -34,10 +34,10 @@ def split_time(t: float, steps: int) -> tuple[int, float]:
     return whole, part if part > 1e-6 else 0.0
 
 
-@partial(jax.jit, static_argnames=("config", "steps"))
-def forward(config: Config, params: PyTree, x: Float[Array, "n 3"], tau: Scalar, steps: int):
-    """Points after each of `steps` Euler steps of length tau, x first."""
-    return jnp.concatenate([x[None], euler(partial(config.network.apply, params), x, tau, steps)[1]])
+@partial(jax.jit, static_argnames="config")
+def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
+    """Points after each Euler step of the flow, x first."""
+    return path(partial(config.network.apply, params), x, config.euler_steps)
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
@@ -57,8 +57,7 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
 
     Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
     """
-    n, tau = len(xyz), 1.0 / config.euler_steps
-    visited = np.asarray(forward(config.flow, params, padded(frame.to_unit(xyz)), tau, config.euler_steps))[:, :n]
+    visited = np.asarray(forward(config.flow, params, padded(frame.to_unit(xyz))))[:, : len(xyz)]
     moved = []
     for t in times:
         whole, part = split_time(t, config.euler_steps)

@@ -84,11 +84,16 @@ def folders(case: Case, out_dir: Path) -> list[Path]:
     return [out_dir / name if len(case.targets) > 1 else out_dir for name in case.target_names]
 
 
+def earlier(case: Case, out_dir: Path) -> list[Path]:
+    """The files of an earlier run that this one replaces."""
+    return [path for folder in {out_dir, *folders(case, out_dir)} for path in made_in(folder)]
+
+
 def check_kept(case: Case, out_dir: Path, overwrite: bool) -> None:
     """Nothing; raises InputError where this run would replace its own input, or another target's run unasked."""
     for folder in folders(case, out_dir):
         check_free(folder, overwrite)
-    replaced = {path.resolve() for folder in {out_dir, *folders(case, out_dir)} for path in made_in(folder)}
+    replaced = {path.resolve() for path in earlier(case, out_dir)}
     for path in case.files.values():
         if path.resolve() in replaced:
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
@@ -119,7 +124,7 @@ def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
     Files of an earlier run there are removed only now that there is something to put in their place.
     """
     description = describe(fit, case, settings)
-    for path in {p for folder in {out_dir, *folders(case, out_dir)} for p in made_in(folder)}:
+    for path in earlier(case, out_dir):
         path.unlink()
     write_json(out_dir / "config.json", description)
     fit.save(out_dir / "checkpoint")
@@ -171,13 +176,13 @@ def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
         "target": case.target_names[number],
         "mass_kept": mass_kept(case.initial, generated, fit),
     }
+    truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
     start = trajectory.carried_part(case.initial, fit.threshold)  # as the generated map has it, without the solvent
     for when, map_ in (("before", start), ("after", generated)):
         out[f"correlation_with_target_{when}"] = metrics.correlation(map_.density, target.density)
         curve = metrics.map_fsc(map_, target)
         out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curve, 0.5)
-        if reference is not None:
-            truth = reference_map(reference, generated, case.initial_resolution)
+        if truth is not None:
             curve = metrics.map_fsc(map_, truth)
             out[f"fsc_{when}"] = metrics.resolution_at(*curve, 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curve, 0.143)
