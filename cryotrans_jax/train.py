@@ -1,6 +1,7 @@
 """Fit velocity fields: a schedule of stages, many Adam steps in one compiled loop, vmapped over targets."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax import losses
@@ -37,6 +38,17 @@ class Stage:
     blur: float = 0.0  # Å; blurs carried map and target alike ("matched" only), which widens the comparison's reach
     rigidity: float = 0.0  # weight
 
+    @property
+    def program(self) -> "Stage":
+        """What the compiled step depends on: neither the number of steps nor the learning rates."""
+        return replace(self, steps=0, learning_rate=0.0, final_learning_rate=0.0)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Learning rate of every step (steps,), along half a cosine."""
+        along = 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
+        return self.final_learning_rate + along * (self.learning_rate - self.final_learning_rate)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -60,6 +72,7 @@ class Config:
         return Velocity(width=self.width, depth=self.depth, centre=self.centre)
 
 
+ADAM = optax.scale_by_adam()
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 
 
@@ -122,15 +135,7 @@ def start(config: Config, targets: int) -> State:
     """The state before the first step: every target from the same seed, so that each fits as it would alone."""
     params = config.network.init(jax.random.key(config.seed), jnp.zeros((1, 3)))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (targets, *p.shape)), params)
-    return State(params, jax.vmap(optimiser(config.stages[0]).init)(params), 0, 0)
-
-
-def optimiser(stage: Stage) -> optax.GradientTransformation:
-    """Adam with the stage's learning rate."""
-    rate = optax.cosine_decay_schedule(
-        stage.learning_rate, stage.steps, stage.final_learning_rate / stage.learning_rate
-    )
-    return optax.adam(rate)
+    return State(params, jax.vmap(ADAM.init)(params), 0, 0)
 
 
 def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
@@ -165,12 +170,12 @@ def objective(
     return loss, error
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "most", "spread"))
+@partial(jax.jit, static_argnames=("config", "stage", "spread"))
 def train_steps(
     config: Config,
     stage: Stage,
-    most: int,
-    count: Array,
+    rates: Float[Array, "most"],
+    count: Int[Array, ""],
     params: PyTree,
     optimiser_state: PyTree,
     level: Level,
@@ -178,27 +183,28 @@ def train_steps(
     blur: losses.Blurs | None,
     spread: Spread = Spread(),
 ) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
-    """Parameters and optimiser's state after `count` (at most `most`) steps for every target, and each step's losses.
+    """Parameters and Adam's state after the first `count` of steps at these learning rates, for every target.
 
-    And the largest error that the transport's window can have made, as `transport.window_error` bounds it.
+    And each step's losses, and the largest error that the transport's window can have made, as
+    `transport.window_error` bounds it.
     """
-    adam = optimiser(stage)
 
     def steps(shared, one):
-        level, count = shared
+        level, rates, count = shared
         params, state, target, blur = one
 
         def body(i, carried):
             params, state, history, worst = carried
             differentiated = jax.value_and_grad(partial(objective, config, stage), has_aux=True)
             (loss, error), gradient = differentiated(params, level, target, blur)
-            updates, state = adam.update(gradient, state)
-            return optax.apply_updates(params, updates), state, history.at[i].set(loss), jnp.maximum(worst, error)
+            updates, state = ADAM.update(gradient, state)
+            params = jax.tree.map(lambda p, u: p - rates[i] * u, params, updates)
+            return params, state, history.at[i].set(loss), jnp.maximum(worst, error)
 
-        start = params, state, jnp.zeros(most, target.dtype), jnp.zeros((), target.dtype)
+        start = params, state, jnp.zeros(rates.shape, target.dtype), jnp.zeros((), target.dtype)
         return jax.lax.fori_loop(0, count, body, start)
 
-    return spread.map(steps, (level, count), (params, optimiser_state, targets, blur))
+    return spread.map(steps, (level, rates, count), (params, optimiser_state, targets, blur))
 
 
 Progress = Callable[[int, int, np.ndarray], Any]
@@ -220,25 +226,47 @@ def fit(
     state = start(config, len(problem.masses)) if state is None else state
     spread = Spread() if spread is None else spread
     history = []
-    for number in range(state.stage, len(config.stages)):
-        stage = config.stages[number]
-        level, targets, blur = stage_inputs(problem, stage)
-        if number != state.stage:
-            state = State(state.params, jax.vmap(optimiser(stage).init)(state.params), number, 0)
-        seen = []
-        while state.step < stage.steps:
-            count = min(chunk, stage.steps - state.step)
-            inputs = state.params, state.optimiser, level, targets, blur
-            params, opt, loss, error = train_steps(config.flow, stage, chunk, jnp.int32(count), *inputs, spread)
-            if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-                stage = widened(stage, targets.shape[1:])
-                continue  # these steps count for nothing: they are done again
-            state = State(params, opt, number, state.step + count)
-            seen.append(np.asarray(loss).T[:count])
-            if progress(number, state.step, seen[-1]):
-                return state, [*history, np.concatenate(seen)]
-        history.append(np.concatenate(seen) if seen else np.zeros((0, len(targets)), np.float32))
+
+    def ready(number: int) -> tuple:
+        inputs = stage_inputs(problem, config.stages[number])
+        none = jnp.zeros(chunk, jnp.float32), jnp.int32(0)
+        train_steps(config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs, spread)
+        return inputs
+
+    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled by a call of no steps, meanwhile
+    try:
+        waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
+        for number in waiting:
+            stage, inputs = config.stages[number], waiting[number].result()
+            if number != state.stage:
+                state = State(state.params, jax.vmap(ADAM.init)(state.params), number, 0)
+            state, losses_, stopped = fit_stage(config, stage, inputs, state, progress, chunk, spread)
+            history.append(losses_)
+            if stopped:
+                break
+    finally:
+        background.shutdown(wait=False, cancel_futures=True)
     return state, history
+
+
+def fit_stage(
+    config: Config, stage: Stage, inputs: tuple, state: State, progress: Progress, chunk: int, spread: Spread
+) -> tuple[State, np.ndarray, bool]:
+    """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
+    rates, seen = stage.rates, [np.zeros((0, inputs[1].shape[0]), np.float32)]
+    while state.step < stage.steps:
+        ahead = rates[state.step : state.step + chunk]
+        padded = jnp.asarray(np.pad(ahead, (0, chunk - len(ahead))), jnp.float32)
+        at = padded, jnp.int32(len(ahead)), state.params, state.optimiser, *inputs
+        params, adam, loss, error = train_steps(config.flow, stage.program, *at, spread)
+        if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
+            stage = widened(stage, inputs[1].shape[1:])
+            continue  # these steps count for nothing: they are done again
+        state = State(params, adam, state.stage, state.step + len(ahead))
+        seen.append(np.asarray(loss).T[: len(ahead)])
+        if progress(state.stage, state.step, seen[-1]):
+            return state, np.concatenate(seen), True
+    return state, np.concatenate(seen), False
 
 
 def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:

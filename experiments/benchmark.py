@@ -247,8 +247,8 @@ def stage_times(problem, config, label: str, targets: int = 1, count: int = 5):
     for number, stage in enumerate(config.stages):
         inputs = train.stage_inputs(problem, stage)
         state = train.start(config, targets)
-        start = state.params, state.optimiser
-        median, compile_ = seconds(train.train_steps, config.flow, stage, 25, jnp.int32(count), *start, *inputs)
+        start = jnp.zeros(25), jnp.int32(count), state.params, state.optimiser
+        median, compile_ = seconds(train.train_steps, config.flow, stage.program, *start, *inputs)
         points = inputs[0].x.shape[0] if inputs[0].lattice is None else inputs[0].lattice.nodes.shape[0]
         name = f"{label} stage {number + 1} {stage.loss} bin {stage.bin}, {points} points in the flow"
         yield f"{name}: step [s]", median / count

@@ -12,7 +12,6 @@ from cryotrans_jax.train import (
     Stage,
     carry,
     fit,
-    optimiser,
     scaled,
     stage_inputs,
     start,
@@ -119,15 +118,28 @@ def test_every_target_starts_from_the_same_parameters():
     assert equal(*(jax.tree.map(lambda p, k=k: p[k], params) for k in (0, 2)))
 
 
-@pytest.mark.parametrize("step, share", [(0, 1.0), (30, 0.5), (60, 0.0)])
+@pytest.mark.parametrize("step, share", [(0, 1.0), (30, 0.5), (59, 0.0007)])
 def test_the_learning_rate_falls_along_half_a_cosine(step, share):
-    """Adam's step for a gradient that never changes is the learning rate itself."""
-    adam = optimiser(STAGES[1])
-    state = adam.init(np.float32(0))
-    update = jax.jit(adam.update)
-    for _ in range(step + 1):
-        moved, state = update(np.float32(1), state)
-    assert -moved == pytest.approx(1e-4 + share * (3e-3 - 1e-4), rel=1e-4)  # Adam's own epsilon, float32
+    assert STAGES[1].rates[step] == pytest.approx(1e-4 + share * (3e-3 - 1e-4), rel=1e-2)
+    assert len(STAGES[1].rates) == 60
+
+
+def test_the_first_step_is_as_long_as_its_learning_rate(two):
+    """Adam's first step moves every parameter by the rate, whatever its gradient."""
+    begin, stage = start(CONFIG, 2), STAGES[1]
+    inputs = begin.params, begin.optimiser, *stage_inputs(two, stage)
+    params, *_ = train_steps(CONFIG.flow, stage.program, np.float32([2e-3, 5e-3]), 1, *inputs)
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, begin.params)), strict=True)]
+    np.testing.assert_allclose(moved, 2e-3, rtol=1e-2)
+
+
+def test_neither_rates_nor_steps_compile_anew(two):
+    """A schedule with other steps and learning rates runs the programs that are there."""
+    fit(two, CONFIG, chunk=CHUNK)
+    compiled = train_steps._cache_size()
+    stages = tuple(replace(s, steps=2, learning_rate=1e-3, final_learning_rate=1e-3) for s in STAGES)
+    fit(two, replace(CONFIG, stages=stages, seed=8), chunk=CHUNK)
+    assert train_steps._cache_size() == compiled
 
 
 @pytest.mark.parametrize("factor, steps", [(1.0, (40, 60)), (0.5, (20, 30)), (2.55, (102, 153)), (1e-4, (1, 1))])
@@ -145,7 +157,9 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
     inputs = stage_inputs(two, stage)
     begin = start(CONFIG, 2)
-    *_, error = train_steps(CONFIG.flow, replace(stage, window=1), 5, 5, begin.params, begin.optimiser, *inputs)
+    *_, error = train_steps(
+        CONFIG.flow, replace(stage, window=1), np.full(5, 3e-3, np.float32), 5, begin.params, begin.optimiser, *inputs
+    )
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
 
