@@ -33,6 +33,12 @@ class Fit:
         """The parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
+    def select(self, targets: Sequence[int]) -> "Fit":
+        """The same fit with the targets of these numbers, in this order; `report` still tells of all."""
+        chosen = list(targets)
+        params = jax.tree.map(lambda p: p[chosen], self.params)
+        return replace(self, params=params, history=tuple(losses[:, chosen] for losses in self.history))
+
     def frames(
         self, initial: Map, times: trajectory.Times, target: int = 0, render: str = "pull_back"
     ) -> Iterator[Map]:
@@ -81,6 +87,7 @@ def morph(
     initial_resolution: float | None = None,
     target_resolution: float | Sequence[float | None] | None = None,
     bin: int = 1,
+    share: Sequence[int] | None = None,
     progress: Any = None,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
@@ -89,10 +96,12 @@ def morph(
 
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe.
+    `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
+    the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
     this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
 
-    Raises InputError where the grids differ, nothing is above a threshold, or there is no such recipe.
+    Raises InputError where the grids differ, nothing is above a threshold, or there is no such recipe or target.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
@@ -102,8 +111,12 @@ def morph(
     for target in targets:
         if difference := same_grid(initial, target):
             raise InputError(f"the initial and the target map lie on different grids: {difference}")
-    count, spread = len(targets), spread or train.Spread.automatic(len(targets))
-    resolutions = target_resolution if isinstance(target_resolution, list | tuple) else [target_resolution] * count
+    share = [*range(len(targets))] if share is None else [*share]
+    if not share or not set(share) <= set(range(len(targets))):
+        raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
+    count, spread = len(share), spread or train.Spread.automatic(len(share))
+    given = isinstance(target_resolution, list | tuple)
+    resolutions = target_resolution if given else [target_resolution] * len(targets)
     problem = prepare.prepare(
         initial,
         targets,
@@ -121,8 +134,8 @@ def morph(
         config = recipes.default(problem, seed)
     config = replace(config, stages=train.scaled(config.stages, steps))
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    shares = [*range(count)] + [count - 1] * (-count % spread.devices)  # copies fill up the last devices
-    state, history = train.fit(problem.select(shares), config, progress=call, spread=spread)
+    rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
+    state, history = train.fit(problem.select(rows), config, progress=call, spread=spread)
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),

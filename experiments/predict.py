@@ -33,6 +33,8 @@ def main() -> None:
 
     run_dir = Path(FLAGS.run_dir)
     if not (run_dir / "config.json").is_file():
+        if several := sorted(run_dir.glob("*/config.json")):
+            raise InputError(f"{run_dir} holds several targets: name the folder of one, such as {several[0].parent}")
         raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
     saved = json.loads((run_dir / "config.json").read_text())
     source = saved["inputs"][saved["initial"]]
@@ -47,18 +49,17 @@ def main() -> None:
         model = atoms.read_model(FLAGS.model)
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, FLAGS.model)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
-    for number, name in enumerate(saved["targets"]):
-        folder = out_dir / name if len(saved["targets"]) > 1 else out_dir
-        if results.made_in(folder, results.FRAMES) and not FLAGS.overwrite:
-            raise InputError(f"{folder} holds frames already: give another --out_dir, or --overwrite to replace them")
-        for used in filter(None, (path, FLAGS.model and Path(FLAGS.model))):
-            if used.resolve() in {made.resolve() for made in results.made_in(folder, results.FRAMES)}:
-                raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in results.made_in(folder, results.FRAMES):
-            old.unlink()
-        results.write_frames(fit, initial, model, number, FLAGS.frames, FLAGS.render, folder)
-        print(f"{FLAGS.frames} frames are in {folder}")
+    earlier = results.made_in(out_dir, results.FRAMES)
+    if earlier and not FLAGS.overwrite:
+        raise InputError(f"{out_dir} holds frames already: give another --out_dir, or --overwrite to replace them")
+    for used in filter(None, (path, FLAGS.model and Path(FLAGS.model))):
+        if used.resolve() in {made.resolve() for made in earlier}:
+            raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for old in earlier:
+        old.unlink()
+    results.write_frames(fit, initial, model, FLAGS.frames, FLAGS.render, out_dir)
+    print(f"{FLAGS.frames} frames are in {out_dir}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -84,23 +85,31 @@ def folders(case: Case, out_dir: Path) -> list[Path]:
     return [out_dir / name if len(case.targets) > 1 else out_dir for name in case.target_names]
 
 
-def earlier(case: Case, out_dir: Path) -> list[Path]:
-    """The files of an earlier run that this one replaces."""
-    return [path for folder in {out_dir, *folders(case, out_dir)} for path in made_in(folder)]
+def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
+    """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
+    own = {folders(case, out_dir)[number] for number in share}
+    found = [path for folder in own for path in made_in(folder)]
+    if 0 in share and out_dir not in own:  # a run of one target leaves its files in `out_dir` itself
+        found += made_in(out_dir)
+        found += [out_dir / "checkpoint"] if (out_dir / "checkpoint" / "arrays").is_dir() else []
+    return found
 
 
-def check_kept(case: Case, out_dir: Path, overwrite: bool) -> None:
-    """Nothing; raises InputError where this run would replace its own input, or another target's run unasked."""
-    for folder in folders(case, out_dir):
-        check_free(folder, overwrite)
-    replaced = {path.resolve() for path in earlier(case, out_dir)}
+def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
+    """Nothing; raises InputError where fits of these targets would replace an input, or another run unasked."""
+    for number in share:
+        check_free(folders(case, out_dir)[number], overwrite)
+    replaced = {path.resolve() for path in earlier(case, out_dir, share)}
     for path in case.files.values():
         if path.resolve() in replaced:
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
 
 
-def fit_case(case: Case, settings: Any) -> Fit:
-    """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress."""
+def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None) -> Fit:
+    """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress.
+
+    Of the targets of these numbers only, if `share` is given.
+    """
     with Progress() as progress:
         return morph(
             case.initial,
@@ -113,45 +122,46 @@ def fit_case(case: Case, settings: Any) -> Fit:
             initial_resolution=case.initial_resolution,
             target_resolution=case.target_resolutions,
             bin=settings.bin,
+            share=share,
             progress=progress,
             prepared=print_report,
         )
 
 
-def write(fit: Fit, case: Case, settings: Any, out_dir: Path) -> list[dict]:
-    """Scores of each target, also printed; the run's folder holds its files.
+def write(fit: Fit, case: Case, settings: Any, out_dir: Path, share: Sequence[int]) -> list[dict]:
+    """Scores of each target, also printed; each target's folder holds its files, and so is a run by itself.
 
-    Files of an earlier run there are removed only now that there is something to put in their place.
+    `fit` is that of the targets of the numbers in `share`. Files of an earlier run are removed only now that there is
+    something to put in their place.
     """
     description = describe(fit, case, settings)
-    for path in earlier(case, out_dir):
-        path.unlink()
-    write_json(out_dir / "config.json", description)
-    fit.save(out_dir / "checkpoint")
-    write_losses(out_dir / "loss.csv", fit, case.target_names)
+    for path in earlier(case, out_dir, share):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     scores = []
-    for number, folder in enumerate(folders(case, out_dir)):
+    for place, number in enumerate(share):
+        one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
         folder.mkdir(parents=True, exist_ok=True)
-        last = write_frames(fit, case.initial, case.model, number, settings.frames, settings.render, folder)
-        scores.append(score(fit, case, number, last))
+        write_json(folder / "config.json", {"target": name} | description)
+        one.save(folder / "checkpoint")
+        write_losses(folder / "loss.csv", one, name)
+        last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
+        scores.append(score(one, case, number, last))
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
-        print_scores(case.target_names[number], scores[-1])
+        print_scores(name, scores[-1])
     print(f"Results are in {out_dir}")
     return scores
 
 
-def write_frames(
-    fit: Fit, initial: Map, model: gemmi.Structure | None, target: int, frames: int, render: str, folder: Path
-) -> Map:
-    """The last frame; all frames, the generated map and the carried models are in the folder."""
+def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: int, render: str, folder: Path) -> Map:
+    """The last frame; all frames, the generated map and the carried models of a fit of one target are in the folder."""
     times = trajectory.frame_times(frames)
     width = max(2, len(str(frames - 1)))  # so that names sort by time
-    for number, frame in enumerate(fit.frames(initial, times, target, render)):
+    for number, frame in enumerate(fit.frames(initial, times, render=render)):
         write_map(folder / f"frame_{number:0{width}d}.mrc", frame)
     copy_whole(folder / f"frame_{number:0{width}d}.mrc", folder / "generated.mrc")
     if model is not None:
-        for number, carried in enumerate(fit.move(model, times, target)):
+        for number, carried in enumerate(fit.move(model, times)):
             atoms.write_model(folder / f"model_{number:0{width}d}.cif", carried)
         atoms.write_model(folder / "generated.cif", carried)
         if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
@@ -168,8 +178,9 @@ def copy_whole(source: Path, destination: Path) -> None:
 def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
     """Scores of the initial map ("before") and of the generated one ("after") against what there is.
 
-    Always the correlation with the target map. With a reference, FSC against it (a model is simulated at the
-    initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with a model of both states, CA displacement in Å.
+    `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
+    FSC against it (a model is simulated at the initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with
+    a model of both states, CA displacement in Å.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
     out: dict[str, Any] = {
@@ -188,7 +199,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curve, 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
     if case.model is not None and isinstance(reference, gemmi.Structure):
-        moved = fit.move(case.model, [1.0], number)[0]
+        moved = fit.move(case.model, [1.0])[0]
         found = metrics.ca_displacement(moved, reference, case.model)
         names = {
             "initial_rmsd": "rmsd_before",
@@ -232,7 +243,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
         "chosen": report,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
     }
 
 
@@ -257,14 +268,14 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def write_losses(path: Path, fit: Fit, names: list[str]) -> None:
-    """Nothing; the file has a row for each step: stage, loss's name, step, and one column of losses a target."""
+def write_losses(path: Path, fit: Fit, name: str) -> None:
+    """Nothing; the file has a row for each step: stage, loss's name, step, and the loss under the target's name."""
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["stage", "loss", "step", *names])
+        rows.writerow(["stage", "loss", "step", name])
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            for step, values in enumerate(history):
-                rows.writerow([number, stage.loss, step, *(f"{v:.8g}" for v in values)])
+            for step, (value,) in enumerate(history):
+                rows.writerow([number, stage.loss, step, f"{value:.8g}"])
 
 
 def peak_mib() -> float:

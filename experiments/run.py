@@ -33,10 +33,10 @@ def main() -> None:
     out_dir = results.claim(FLAGS.out_dir or default_folder(), FLAGS.overwrite)
     if FLAGS.initial or FLAGS.target:
         case = inputs.from_flags(FLAGS, out_dir)
-        results.check_kept(case, out_dir, FLAGS.overwrite)
+        results.check_kept(case, out_dir, FLAGS.overwrite, range(len(case.targets)))
     else:
         case = inputs.built_in_pair(out_dir)
-    results.write(results.fit_case(case, FLAGS), case, FLAGS, out_dir)
+    results.write(results.fit_case(case, FLAGS), case, FLAGS, out_dir, range(len(case.targets)))
 
 
 def default_folder() -> Path:

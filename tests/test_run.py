@@ -16,7 +16,7 @@ import pytest
 from cryotrans_jax import atoms
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from experiments import inputs
+from experiments import inputs, results
 
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
@@ -221,6 +221,21 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
     }  # fmt: skip
 
 
+def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_the_rest_no_more(folder, run, tmp_path):
+    out = shutil.copytree(run, tmp_path / "copy")
+    made = {path.name for path in run.iterdir()} - {"predict_5"}
+    case = results.Case(None, [None] * 3, {"a": out / "frame_00.mrc"}, ["b", "c", "d"], None, [None] * 3)
+    (out / "d").mkdir()
+    (out / "d" / "frame_00.mrc").touch()
+    assert {path.name for path in results.earlier(case, out, [0, 1])} == made
+    assert results.earlier(case, out, [1]) == [] and results.earlier(case, out, [2]) == [out / "d" / "frame_00.mrc"]
+    results.check_kept(case, out, False, [1])
+    with pytest.raises(InputError, match="holds another run"):
+        results.check_kept(case, out, False, [1, 2])
+    with pytest.raises(InputError, match="is a result in the folder to be overwritten"):
+        results.check_kept(case, out, True, [0])
+
+
 def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
     mine = {"model_of_mine.cif": b"mine", "generated.txt": b"by hand", "frame_a.mrc": b"too"}
     for name, data in mine.items():
@@ -246,10 +261,19 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
     assert status == 0, error
     for name in ("2DEF_8A", "3GHI_9.5A"):
         assert {path.name for path in (out / name).iterdir()} == {
-            "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json"
+            "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
+            "loss.csv", "checkpoint",
         }  # fmt: skip
-        assert json.loads((out / name / "metrics.json").read_text())["target"] == name
-    assert losses(out)[0] == ["stage", "loss", "step", "2DEF_8A", "3GHI_9.5A"] and len(losses(out)) == 2
+        for file in ("metrics.json", "config.json"):
+            assert json.loads((out / name / file).read_text())["target"] == name
+        assert losses(out / name)[0] == ["stage", "loss", "step", name] and len(losses(out / name)) == 2
+        status, _, error = job("predict", f"--run_dir={out / name}", "--frames=1")
+        assert status == 0, error
+        found, made = (read_map(folder / "generated.mrc").density for folder in (out / name / "predict_1", out / name))
+        np.testing.assert_allclose(found, made, atol=1e-5 * made.max())  # the run's own map was not rounded to a file
+    assert {path.name for path in out.iterdir()} == {"inputs", "2DEF_8A", "3GHI_9.5A"}
+    status, _, error = job("predict", f"--run_dir={out}")
+    assert status == 2 and f"{out} holds several targets: name the folder of one, such as {out / '2DEF_8A'}" in error
     made = {name: read_map(out / f"inputs/{name}.mrc") for name in ("1ABC_8A", "2DEF_8A", "3GHI_9.5A")}
     initial = made["1ABC_8A"]
     grid = initial.density.shape, initial.voxel_size, initial.origin
@@ -257,7 +281,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
         exact = atoms.simulate_map(atoms.superpose(model, models[0]), *grid, resolution).density
         # PDB keeps thousandths of an angstrom
         np.testing.assert_allclose(made[name].density, exact, atol=2e-3 * exact.max())
-    saved = json.loads((out / "config.json").read_text())
+    saved = json.loads((out / "2DEF_8A" / "config.json").read_text())
     assert saved["resolutions"] == {"initial": 8.0, "targets": [8.0, 9.5]}
     # 0.225² (r² - r0²) by the names' resolutions
     np.testing.assert_allclose(saved["chosen"]["blur_variance"], [0, 0.225**2 * (9.5**2 - 8**2)])
