@@ -1,9 +1,12 @@
 """Save and restore a fit: arrays and their description in one orbax checkpoint, written whole or not at all."""
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
@@ -11,11 +14,27 @@ from jaxtyping import PyTree
 def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
     """Nothing; the folder `path` holds the arrays (nested dicts) and the description (plain JSON values).
 
-    A checkpoint already there is replaced once the new one is whole.
+    A checkpoint already there is replaced once the new one is whole. Where JAX runs in several processes, each saves
+    for itself and waits for no other.
     """
+    if jax.process_count() > 1:  # orbax would have process 0 alone write: a process outside the runtime is one
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            apart.submit(write_apart, path, jax.device_get(arrays), description).result()
+    else:
+        write(path, arrays, description)
+
+
+def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
+    """Nothing; the same from the only process."""
     with ocp.Checkpointer(handler()) as checkpointer:
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
         checkpointer.save(Path(path).absolute(), args=parts, force=True)
+
+
+def write_apart(*what: Any) -> None:
+    """Nothing; the same in a process that leaves accelerators to the one that it saves for."""
+    jax.config.update("jax_platforms", "cpu")
+    write(*what)
 
 
 def restore(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:

@@ -37,6 +37,21 @@ def define_fit() -> None:
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
 
 
+def define_hosts() -> None:
+    """Nothing; the flags by which several processes share a run's targets are there."""
+    flags.DEFINE_bool(
+        "distributed",
+        None,
+        "This is one of several processes that share the targets; how many there are JAX finds out from SLURM, Open "
+        "MPI or the TPU pod. Start the same command in each.",
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT at which process 0 can be reached, where JAX does not find out by itself."
+    )
+    flags.DEFINE_integer("processes", None, "The number of processes; with --coordinator.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "The number of this process, from 0; with --coordinator.", lower_bound=0)
+
+
 def define_output(frames: int = 11) -> None:
     """Nothing; the flags that decide what is written are there."""
     flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)

@@ -1,5 +1,6 @@
 """Finds or makes the input maps that the flags name."""
 
+import contextlib
 import itertools
 import re
 from pathlib import Path
@@ -70,7 +71,7 @@ def built_in_pair(out_dir: Path) -> Case:
         atoms.write_model(folder / f"{name}.cif", model)
         key = f"{name}_{resolution:g}A.mrc"
         files[key], maps[key] = folder / key, atoms.simulate_map(model, *grid, resolution)
-        write_map(files[key], maps[key])
+        write_input(files[key], maps[key])
     print(f"No maps given: a built-in pair of models was made, and maps of them, in {folder}")
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
@@ -157,8 +158,18 @@ def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tupl
         check_inside(model, *grid, f"the model of {name}")
         maps[name] = atoms.simulate_map(model, *grid, resolution_in(name))
         found[name] = out_dir / "inputs" / Path(name).name
-        write_map(found[name], maps[name])
+        write_input(found[name], maps[name])
     return maps[initial], [maps[t] for t in targets], found
+
+
+def write_input(path: Path, map_: Map) -> None:
+    """Nothing; the file holds the map. Kept if it does already, as another process of the run may have made it."""
+    with contextlib.suppress(InputError, OSError):
+        there = read_map(path)
+        rounding = 1e-5 * np.abs(map_.density).max()  # other processors round otherwise
+        if same_grid(there, map_) is None and np.allclose(there.density, map_.density, rtol=0, atol=rounding):
+            return
+    write_map(path, map_)
 
 
 def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -> None:

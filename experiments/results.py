@@ -124,7 +124,7 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None) -> F
             bin=settings.bin,
             share=share,
             progress=progress,
-            prepared=print_report,
+            prepared=print_report if jax.process_index() == 0 else lambda report: None,  # it is of all targets
         )
 
 
@@ -243,6 +243,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
         "chosen": report,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "processes": jax.process_count(),
         "device": jax.local_devices()[0].device_kind,
     }
 

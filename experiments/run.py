@@ -3,6 +3,7 @@
 python -m experiments.run                                    the built-in pair, nothing else needed
 python -m experiments.run --target=6RAI_5A.mrc               from 6RAH_3A.mrc to 6RAI_5A.mrc in data/
 python -m experiments.run --initial=A.mrc --target=B.mrc --out_dir=DIR
+python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc,D.mrc --distributed     in each of a cluster's processes
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ def define_flags() -> None:
     shared.define_maps()
     shared.define_fit()
     shared.define_output()
+    shared.define_hosts()
     flags.DEFINE_string("out_dir", None, "Folder for the results; runs/<initial>_to_<target> if not given.")
     flags.DEFINE_list(
         "reference", None, "Model or map of the target state to score against; one, or one for each target."
@@ -28,15 +30,31 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; writes the run's folder."""
+    from experiments import hosts
+
+    hosts.join(FLAGS)
+    from experiments import results
+
+    share = hosts.share(len(FLAGS.target or ["built in"]))
+    out_dir = Path(FLAGS.out_dir or default_folder())
+    case = hosts.after_first(lambda: load(out_dir, share) if share else None)
+    if share:
+        results.write(results.fit_case(case, FLAGS, share), case, FLAGS, out_dir, share)
+    else:
+        print("there are more processes than targets: none is left for this one")
+
+
+def load(out_dir: Path, share: range):
+    """The case that the flags name, once it is certain that fits of its targets in `share` may go to the folder."""
     from experiments import inputs, results
 
-    out_dir = results.claim(FLAGS.out_dir or default_folder(), FLAGS.overwrite)
-    if FLAGS.initial or FLAGS.target:
-        case = inputs.from_flags(FLAGS, out_dir)
-        results.check_kept(case, out_dir, FLAGS.overwrite, range(len(case.targets)))
-    else:
-        case = inputs.built_in_pair(out_dir)
-    results.write(results.fit_case(case, FLAGS), case, FLAGS, out_dir, range(len(case.targets)))
+    if 0 in share:  # the folder itself is the first target's, and the first to fill it fits that
+        results.claim(out_dir, FLAGS.overwrite)
+    if not (FLAGS.initial or FLAGS.target):
+        return inputs.built_in_pair(out_dir)
+    case = inputs.from_flags(FLAGS, out_dir)
+    results.check_kept(case, out_dir, FLAGS.overwrite, share)
+    return case
 
 
 def default_folder() -> Path:
