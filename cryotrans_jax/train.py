@@ -1,5 +1,6 @@
 """Fit velocity fields: a schedule of stages, many Adam steps in one compiled loop, vmapped over targets."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ class Config:
         return Velocity(width=self.width, depth=self.depth, centre=self.centre)
 
 
+FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
 ADAM = optax.scale_by_adam()
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 
@@ -82,18 +84,20 @@ class Spread:
 
     `mesh` has one axis, "targets", whose devices share the targets evenly (their number must be a multiple); without
     one everything runs on the default device. `batch` targets are computed at once, the others after them: 1 is
-    quickest on a CPU, as many as fit into memory on a GPU (None: all).
+    quickest on a CPU, as many as fit into memory on a GPU (None: all, or as many as `memory` bytes a device can hold).
     """
 
     mesh: jax.sharding.Mesh | None = None
     batch: int | None = None
+    memory: int | None = None
 
     @classmethod
     def automatic(cls, targets: int) -> "Spread":
-        """Targets over all of this host's devices: one after the other on CPUs, at once on accelerators."""
+        """Targets over all of this host's devices; on each as many at once as its memory holds, one where unknown."""
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("targets",)) if min(len(devices), targets) > 1 else None
-        return cls(mesh, 1 if devices[0].platform == "cpu" else None)
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+        return cls(mesh, None, min(limits)) if all(limits) else cls(mesh, 1)
 
     @property
     def devices(self) -> int:
@@ -207,6 +211,59 @@ def train_steps(
     return spread.map(steps, (level, rates, count), (params, optimiser_state, targets, blur))
 
 
+def at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
+    """How many targets to compute at once where `limit` bytes hold `fixed` and `per_target` each, and FREE stays."""
+    room = (1 - FREE) * limit - fixed
+    if not room > per_target:  # nor where a need is unknown (nan)
+        return 1
+    return min(targets, int(room / per_target)) if per_target > 0 else targets
+
+
+def needed(spread: Spread, *call) -> tuple[float, float]:
+    """Bytes a device of arguments with results, and of working space, that XLA counts for `train_steps(*call, spread)`.
+
+    Infinite where the program was too large to be compiled, nan where XLA does not say.
+    """
+    try:
+        said = train_steps.lower(*call, spread).compile().memory_analysis()
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf, math.inf
+    argument, output, alias, temporary = (
+        float(getattr(said, f"{kind}_size_in_bytes", math.nan)) for kind in ("argument", "output", "alias", "temp")
+    )
+    return argument + output - alias, temporary
+
+
+def sized(spread: Spread, *call) -> Spread:
+    """The spread with as many targets at once as `spread.memory` holds when `train_steps` is called so.
+
+    All of them if they fit, which costs no compilation but the one that is needed anyway. Otherwise what each needs is
+    the difference between two and one.
+    """
+    if spread.memory is None:
+        return spread
+    every = replace(spread, memory=None)
+    *same, params, adam, level, targets, blur = call
+    count = targets.shape[0] // spread.devices
+
+    def part(n: int) -> tuple:
+        shape = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
+        own = jax.tree.map(shape, (params, adam, targets, blur))
+        return (*same, own[0], own[1], level, own[2], own[3])
+
+    if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
+        return every
+    one, two = (needed(Spread(), *part(n)) for n in (1, 2))
+    resident, working = two[0] - one[0], two[1] - one[1]
+    fixed = one[0] + (count - 1) * resident + one[1] - working
+    batch = at_once(float(spread.memory), fixed, working, count)
+    while batch > 1 and not sum(needed(replace(every, batch=batch), *call)) < (1 - FREE) * spread.memory:
+        batch //= 2  # going through them in turn needs some space of its own
+    return replace(every, batch=batch)
+
+
 Progress = Callable[[int, int, np.ndarray], Any]
 
 
@@ -230,10 +287,11 @@ def fit(
     def ready(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
         none = jnp.zeros(chunk, jnp.float32), jnp.int32(0)
-        train_steps(config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs, spread)
+        call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
+        train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
 
-    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled by a call of no steps, meanwhile
+    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, meanwhile
     try:
         waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
@@ -253,14 +311,16 @@ def fit_stage(
     config: Config, stage: Stage, inputs: tuple, state: State, progress: Progress, chunk: int, spread: Spread
 ) -> tuple[State, np.ndarray, bool]:
     """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
+    here = None  # the spread that fits into memory
     rates, seen = stage.rates, [np.zeros((0, inputs[1].shape[0]), np.float32)]
     while state.step < stage.steps:
         ahead = rates[state.step : state.step + chunk]
         padded = jnp.asarray(np.pad(ahead, (0, chunk - len(ahead))), jnp.float32)
-        at = padded, jnp.int32(len(ahead)), state.params, state.optimiser, *inputs
-        params, adam, loss, error = train_steps(config.flow, stage.program, *at, spread)
+        call = config.flow, stage.program, padded, jnp.int32(len(ahead)), state.params, state.optimiser, *inputs
+        here = here or sized(spread, *call)
+        params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-            stage = widened(stage, inputs[1].shape[1:])
+            stage, here = widened(stage, inputs[1].shape[1:]), None
             continue  # these steps count for nothing: they are done again
         state = State(params, adam, state.stage, state.step + len(ahead))
         seen.append(np.asarray(loss).T[: len(ahead)])

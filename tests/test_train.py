@@ -10,9 +10,12 @@ from cryotrans_jax.train import (
     Config,
     Spread,
     Stage,
+    at_once,
     carry,
     fit,
+    needed,
     scaled,
+    sized,
     stage_inputs,
     start,
     train_steps,
@@ -174,3 +177,53 @@ def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[0].params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)  # float32's 1e-7, grown over a hundred steps
     np.testing.assert_allclose(history[-1][-1], whole[1][-1][-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "limit, fixed, each, targets, batch",
+    [
+        (10, 0, 1, 100, 8),  # a fifth of the limit stays free
+        (10, 3, 1, 100, 5),
+        (10, 3, 2, 100, 2),
+        (10, 3, 1, 4, 4),
+        (10, 9, 1, 4, 1),  # nothing fits: one, which may yet
+        (10, 0, 9, 4, 1),
+        (10, 0, 0, 4, 4),
+        (10, np.inf, np.inf, 4, 1),
+        (10, np.nan, np.nan, 4, 1),
+    ],
+)
+def test_as_many_targets_at_once_as_memory_holds(limit, fixed, each, targets, batch):
+    assert at_once(float(limit), float(fixed), float(each), targets) == batch
+
+
+def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_result(two):
+    """The memory is made up: a fifth left free, it lies between what two and five at once need by the count of XLA."""
+    stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
+    five, config = two.select([0, 1, 0, 1, 0]), replace(CONFIG, stages=(stage,))
+    state, inputs = start(config, 5), stage_inputs(five, stage)
+    call = config.flow, stage.program, np.zeros(10, np.float32), np.int32(0), state.params, state.optimiser, *inputs
+    few, every = (sum(needed(Spread(batch=batch), *call)) for batch in (2, None))
+    assert few < every
+    memory = round((few + every) / 2 / 0.8)
+    chosen = sized(Spread(memory=memory), *call)
+    assert chosen in [Spread(batch=2), Spread(batch=3), Spread(batch=4)]
+    assert sum(needed(chosen, *call)) < 0.8 * memory
+    assert sized(Spread(memory=round(every / 0.79)), *call) == Spread()
+    assert sized(Spread(memory=round(few / 100)), *call) == Spread(batch=1)
+    some, all_ = (fit(five, config, chunk=10, spread=Spread(memory=m))[0].params for m in (memory, None))
+    for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)  # float32's 1e-7, grown over ten steps of 3e-3
+
+
+def test_memory_is_asked_of_devices_that_know_it(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    def found(*stats):
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device(s) for s in stats])
+        return Spread.automatic(1)
+
+    assert found(None) == found({}) == found({"bytes_limit": 5}, None) == Spread(batch=1)
+    assert found({"bytes_limit": 5}, {"bytes_limit": 4}) == Spread(memory=4)
