@@ -52,6 +52,13 @@ def define_hosts() -> None:
     flags.DEFINE_integer("process", None, "The number of this process, from 0; with --coordinator.", lower_bound=0)
 
 
+def define_machine() -> None:
+    """Nothing; the flags that decide how the machine computes are there."""
+    flags.DEFINE_bool(
+        "deterministic", False, "The same bytes from every run on a GPU too, where it is slower; a CPU needs no flag."
+    )
+
+
 def define_output(frames: int = 11) -> None:
     """Nothing; the flags that decide what is written are there."""
     flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)

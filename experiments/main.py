@@ -22,6 +22,8 @@ def run(main: Callable[[], None]) -> None:
     """
     parse_flags()
     keep_compiled()
+    if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
+        compute_deterministically()
     from cryotrans_jax.files import InputError
 
     try:
@@ -62,6 +64,15 @@ def keep_compiled() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryotrans-jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def compute_deterministically() -> None:
+    """Nothing; XLA adds up in one order on GPUs, and chooses its kernels without timing them.
+
+    Set through the environment, before JAX is imported, after the flags that the user has set there. The milder
+    --xla_gpu_exclude_nondeterministic_ops is implied by this one, and would leave the timing.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _stop(message: str, status: int = FAILED) -> None:

@@ -20,6 +20,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out_dir", None, "Folder for the frames; <run_dir>/predict_<frames> if not given.")
     flags.DEFINE_string("initial", None, "The initial map, if it is no longer where the run read it.")
     shared.define_output()
+    shared.define_machine()
 
 
 def main() -> None:

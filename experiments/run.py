@@ -21,6 +21,7 @@ def define_flags() -> None:
     shared.define_maps()
     shared.define_fit()
     shared.define_output()
+    shared.define_machine()
     shared.define_hosts()
     flags.DEFINE_string("out_dir", None, "Folder for the results; runs/<initial>_to_<target> if not given.")
     flags.DEFINE_list(

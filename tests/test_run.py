@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
     assert set(json.loads((run / "config.json").read_text())["settings"]) == {
         "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
-        "reference", "distributed", "coordinator", "processes", "process",
+        "reference", "deterministic", "distributed", "coordinator", "processes", "process",
     }  # fmt: skip
 
 
@@ -158,6 +159,30 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
             assert ours[name] == theirs[name], name
     a, b = (json.loads(found["metrics.json"]) | {"peak_mib": 0} for found in (ours, theirs))
     assert a == b
+
+
+def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
+    """In programs of their own, since XLA reads its flags once, and ends the program at one that it does not know."""
+    program = "import os, experiments.run as r; r.define_flags(); r.run(r.main); print(os.environ['XLA_FLAGS'])"
+    users = "--xla_force_host_platform_device_count=1"
+    for name in ("a", "b"):
+        given = arguments(folder, tmp_path / name, recipe="paper", bin=4, steps=0.002, frames=2)
+        command = [sys.executable, "-c", program, *given, "--deterministic"]
+        environment = os.environ | {"XLA_FLAGS": users}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].split() == [users, "--xla_gpu_deterministic_ops=true"]
+    for file in ("frame_01.mrc", "generated.mrc", "loss.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert json.loads((tmp_path / "a/config.json").read_text())["settings"]["deterministic"] is True
+
+
+@pytest.mark.parametrize("given, flags", [([], None), (["--deterministic"], "--xla_gpu_deterministic_ops=true")])
+def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given, flags):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("XLA_FLAGS")
+    assert job("run", *arguments(folder, tmp_path, target="none.mrc"), *given)[0] == 2
+    assert os.environ.get("XLA_FLAGS") == flags
 
 
 def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps):
