@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 from scipy import special
 
+Points = Float[Array, "points 3"]
+Scalar = float | Float[Array, ""]
 Volume = Float[Array, "x y z"]
 Blur = tuple[Float[Array, "nx nx"], Float[Array, "ny ny"], Float[Array, "nz nz"]]
 Blurs = tuple[Float[Array, "targets nx nx"], Float[Array, "targets ny ny"], Float[Array, "targets nz nz"]]
@@ -13,6 +16,15 @@ Blurs = tuple[Float[Array, "targets nx nx"], Float[Array, "targets ny ny"], Floa
 def l2(a: Volume, b: Volume) -> Float[Array, ""]:
     """Sum of squared voxel differences of a and b, relative to that of b with zero."""
     return jnp.sum((a - b) ** 2) / jnp.sum(b**2)
+
+
+def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
+    """Weighted mean of Huber's loss of the distances between points and where they belong, in units of `reach`.
+
+    Half the square of distances below `reach`, linear in those above it.
+    """
+    distance = jnp.sqrt(jnp.sum((moved - ends) ** 2, axis=-1) + (1e-3 * reach) ** 2)
+    return jnp.vdot(weight, optax.losses.huber_loss(distance / reach)) / jnp.sum(weight)
 
 
 def blur(volume: Volume, kernel: Blur) -> Volume:
@@ -52,8 +64,12 @@ def rigidity(
     tetrahedra: Int[Array, "tetrahedra 4"],
     edges: Float[Array, "3"],
     share: Float[Array, "tetrahedra"] | None = None,
+    slip: float = 0.0,
 ) -> Float[Array, ""]:
     """Mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖², F the affine map of each (paper, eq. 13).
+
+    With `slip`, each tetrahedron's strain s counts as slip · log(1 + s / slip): beyond `slip` more strain costs
+    little, so that domains may shear along their borders and move as bodies within.
 
     A tetrahedron is a node and its next nodes along x, y and z, at distances `edges` before the flow; `moved` are the
     nodes after it. No singular value is needed: zero for a rigid motion, 3 (s² − 1)² for a scaling by s.
@@ -62,4 +78,6 @@ def rigidity(
     f = (corner[:, 1:] - corner[:, :1]) / edges[:, None]  # rows are the columns of F
     gram = jnp.einsum("tik,tjk->tij", f, f)
     strain = jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2))
+    if slip:
+        strain = slip * jnp.log1p(strain / slip)
     return jnp.mean(strain) if share is None else jnp.vdot(share, strain)

@@ -165,11 +165,15 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
     solvent = float(np.median(values))
     below = solvent - values[values < solvent]
     noise = 1.4826 * float(np.median(below)) if below.size > 0.05 * values.size else 0.0
-    kept = np.sort(values[values > max(solvent + 3.5 * noise, 0.0)])[::-1]
-    if kept.size == 0:
-        return float(values.max())
-    mass = np.cumsum(kept, dtype=np.float64)
-    return float(kept[np.searchsorted(mass, share * mass[-1])])
+    kept = values[values > max(solvent + 3.5 * noise, 0.0)]
+    return share_level(kept, share) if kept.size else float(values.max())
+
+
+def share_level(values: np.ndarray, share: float = 0.98) -> float:
+    """The value at and above which positive values hold the given share of their sum."""
+    falling = np.sort(values)[::-1]
+    mass = np.cumsum(falling, dtype=np.float64)
+    return float(falling[np.searchsorted(mass, share * mass[-1])])
 
 
 def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, dict]:
@@ -264,14 +268,13 @@ def binned(density: np.ndarray, factor: int) -> np.ndarray:
     return density
 
 
-def block_points(mass: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mass in blocks of `factor` voxels a side as points: (positions in voxels, masses, blocks that hold any).
+def block_points(mass: np.ndarray, factor: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mass in blocks of `factor` voxels (one number, or one an axis) as points: (positions, masses, filled blocks).
 
-    Each point stands at its block's centre of mass, so that mass and centre are kept exactly. Positions count from the
-    outer edge of the first voxel.
+    Each point stands at its block's centre of mass, so that mass and centre are kept exactly. Positions are in voxels
+    from the outer edge of the first one.
     """
-    blocks = [n // factor for n in mass.shape]
-    shape = [m for n in blocks for m in (n, factor)]
+    shape = [m for n, f in zip(mass.shape, np.broadcast_to(factor, 3), strict=True) for m in (n // f, f)]
     total = mass.reshape(shape).sum((1, 3, 5), dtype=np.float64)
     filled = total > 0
     place = []

@@ -10,9 +10,16 @@ from cryotrans_jax.train import Config, Stage
 PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # of W2 by the target's resolution, for TmrAB
 PAPER_L2_STEPS = 15000  # the same, where both maps have one resolution
 SAME_RESOLUTION = 0.5  # Å²: blur between two maps below which they count as of one resolution (3 Å and 4.3 Å)
-COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0  # Å: voxels on which the three stages of the default recipe compare
+COARSE, MIDDLE, FINE = (
+    4.0,
+    2.0,
+    1.0,
+)  # Å: of the correspondences' points, and of the voxels on which the two later stages compare
 WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
 BLUR = 2.0  # Å: by which the middle one blurs both maps
+SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
+WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
+POINTS = 3000  # about so many points at most follow the correspondences
 
 
 def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[float, float] | None = None) -> Config:
@@ -32,26 +39,27 @@ def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[floa
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
-    """Coarse to fine: W2 on voxels of about 4 Å finds the motion, L2 at matched resolution on 2 and 1 Å makes it exact.
+    """Correspondences find the motion, then L2 at matched resolution on voxels of 2 and 1 Å makes it exact.
 
-    All within the crop. The L2 stages integrate the flow on a control lattice, and with a light rigidity, which keeps
-    together what the target cannot resolve; the first of them blurs both maps a little more, so that a helix is drawn
-    by its own density from further away than by its neighbour's. The network is one layer deeper than the paper's, and
-    five Euler steps serve as well as ten.
+    All within the crop. The L2 stages integrate the flow on a control lattice; the first of them blurs both maps a
+    little more, so that a helix is drawn by its own density from further away than by its neighbour's. The rigidity
+    lets domains slip along their borders and holds them together within, which allows for a network that can follow
+    both: besides the positions it sees sines of them, which change over WAVE.
     """
     size = problem.voxel_size.min()
     coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
-    voxel = coarse * size / problem.frame.edge
-    epsilon = 0.45 * voxel**2
+    while coarse < 8 and (problem.initial > 0).sum() / coarse**3 > POINTS:
+        coarse *= 2
     stages = (
-        Stage("w2", 500, 2e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=epsilon, window=WINDOW),
+        Stage("points", 500, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         Stage(
             "matched", 400, 2e-3, 5e-4,
-            bin=middle, sampling=middle, spacing=2.5 * middle * size, blur=BLUR, rigidity=0.01,
+            bin=middle, sampling=middle, spacing=2.5 * middle * size, blur=BLUR, rigidity=1.0, slip=SLIP,
         ),
-        Stage("matched", 400, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=0.003),
+        Stage("matched", 400, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=1.0, slip=SLIP),
     )  # fmt: skip
-    return Config(stages=stages, depth=3, centre=0.5, euler_steps=5, seed=seed)
+    waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
+    return Config(stages=stages, centre=0.5, euler_steps=5, seed=seed, **waves)
 
 
 def whole_factor(wanted: float) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from cryotrans_jax import correspond, losses
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax import losses
 from cryotrans_jax.flow import flow
 from cryotrans_jax.prepare import Level, Problem, level_blur, level_targets, make_level
 from cryotrans_jax.splat import splat
@@ -26,7 +26,7 @@ from cryotrans_jax.velocity import Velocity
 class Stage:
     """One part of the schedule."""
 
-    loss: str  # "w2", "l2" (both against thresholded targets) or "matched" (l2 at matched resolution)
+    loss: str  # "w2", "l2" (both against thresholded targets), "matched" (l2 at matched resolution) or "points"
     steps: int  # Adam steps
     learning_rate: float
     final_learning_rate: float  # reached along half a cosine; equal to learning_rate for a constant one
@@ -37,7 +37,9 @@ class Stage:
     iterations: int = 5  # of Sinkhorn
     window: int | None = None  # of the transport's kernel, in voxels of the comparison grid; None: all
     blur: float = 0.0  # Å; blurs carried map and target alike ("matched" only), which widens the comparison's reach
+    reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
     rigidity: float = 0.0  # weight
+    slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
 
     @property
     def program(self) -> "Stage":
@@ -59,6 +61,8 @@ class Config:
     width: int = 100  # units in a hidden layer
     depth: int = 2  # hidden layers
     centre: float = 0.0  # subtracted from positions before the first layer, in unit boxes
+    waves: int = 0  # sines among the network's inputs
+    wave_number: float = 0.0  # of those at the start, in radians per unit box
     euler_steps: int = 10
     seed: int = 0
 
@@ -70,7 +74,8 @@ class Config:
     @property
     def network(self) -> Velocity:
         """The velocity field's module."""
-        return Velocity(width=self.width, depth=self.depth, centre=self.centre)
+        own = {name: getattr(self, name) for name in ("width", "depth", "centre", "waves", "wave_number")}
+        return Velocity(**own)
 
 
 FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
@@ -121,6 +126,21 @@ class Spread:
         return jax.lax.map(partial(function, shared), each, batch_size=self.batch if self.batch > 1 else None)
 
 
+class Goal(NamedTuple):
+    """What a stage compares with; leaves carry a leading axis of targets.
+
+    `volume` is the target on the level's grid, in its units, `blur` the matrices that take a carried map to its
+    resolution. Where the loss is "points", `ends` are where the level's points belong, `weight` how sure that is, and
+    `reach` (unit boxes) the stage's.
+    """
+
+    volume: Float[Array, "*targets x y z"] | None = None
+    blur: losses.Blur | losses.Blurs | None = None
+    ends: Float[Array, "*targets points 3"] | None = None
+    weight: Float[Array, "*targets points"] | None = None
+    reach: Float[Array, "*targets"] | None = None
+
+
 class State(NamedTuple):
     """Where a fit stands; leaves carry a leading axis of targets."""
 
@@ -153,25 +173,29 @@ def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "p
 
 
 def objective(
-    config: Config,
-    stage: Stage,
-    params: PyTree,
-    level: Level,
-    target: Float[Array, "x y z"],
-    blur: losses.Blur | None,
+    config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The stage's loss for one target, and the bound on what the transport's window may have changed, in epsilon."""
     moved, nodes = carry(config, params, level)
-    carried = splat(moved, level.rho, target.shape, level.corner, level.voxel)
-    if blur is not None:
-        carried = losses.blur(carried, blur)
-    if stage.loss == "w2":
-        loss, error = w2_and_error(carried, target, level.voxel, stage.epsilon, stage.iterations, stage.window)
-    else:
-        loss, error = losses.l2(carried, target), jnp.zeros(())
+    loss, error = distance(stage, moved, level, goal)
     if stage.rigidity:
-        loss = loss + stage.rigidity * losses.rigidity(nodes, level.tetrahedra, level.edges, level.share)
+        strained = losses.rigidity(nodes, level.tetrahedra, level.edges, level.share, stage.slip)
+        loss = loss + stage.rigidity * strained
     return loss, error
+
+
+def distance(
+    stage: Stage, moved: Float[Array, "points 3"], level: Level, goal: Goal
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The stage's loss without the rigidity, and the same bound."""
+    if stage.loss == "points":
+        return losses.huber(moved, goal.ends, goal.weight, goal.reach), jnp.zeros(())
+    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
+    if goal.blur is not None:
+        carried = losses.blur(carried, goal.blur)
+    if stage.loss == "w2":
+        return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
+    return losses.l2(carried, goal.volume), jnp.zeros(())
 
 
 @partial(jax.jit, static_argnames=("config", "stage", "spread"))
@@ -183,8 +207,7 @@ def train_steps(
     params: PyTree,
     optimiser_state: PyTree,
     level: Level,
-    targets: Float[Array, "targets x y z"],
-    blur: losses.Blurs | None,
+    goal: Goal,
     spread: Spread = Spread(),
 ) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
     """Parameters and Adam's state after the first `count` of steps at these learning rates, for every target.
@@ -195,20 +218,20 @@ def train_steps(
 
     def steps(shared, one):
         level, rates, count = shared
-        params, state, target, blur = one
+        params, state, goal = one
 
         def body(i, carried):
             params, state, history, worst = carried
             differentiated = jax.value_and_grad(partial(objective, config, stage), has_aux=True)
-            (loss, error), gradient = differentiated(params, level, target, blur)
+            (loss, error), gradient = differentiated(params, level, goal)
             updates, state = ADAM.update(gradient, state)
             params = jax.tree.map(lambda p, u: p - rates[i] * u, params, updates)
             return params, state, history.at[i].set(loss), jnp.maximum(worst, error)
 
-        start = params, state, jnp.zeros(rates.shape, target.dtype), jnp.zeros((), target.dtype)
+        start = params, state, jnp.zeros(rates.shape, level.x.dtype), jnp.zeros((), level.x.dtype)
         return jax.lax.fori_loop(0, count, body, start)
 
-    return spread.map(steps, (level, rates, count), (params, optimiser_state, targets, blur))
+    return spread.map(steps, (level, rates, count), (params, optimiser_state, goal))
 
 
 def at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
@@ -245,13 +268,13 @@ def sized(spread: Spread, *call) -> Spread:
     if spread.memory is None:
         return spread
     every = replace(spread, memory=None)
-    *same, params, adam, level, targets, blur = call
-    count = targets.shape[0] // spread.devices
+    *same, params, adam, level, goal = call
+    count = jax.tree.leaves(goal)[0].shape[0] // spread.devices
 
     def part(n: int) -> tuple:
         shape = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
-        own = jax.tree.map(shape, (params, adam, targets, blur))
-        return (*same, own[0], own[1], level, own[2], own[3])
+        own = jax.tree.map(shape, (params, adam, goal))
+        return (*same, own[0], own[1], level, own[2])
 
     if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
         return every
@@ -291,7 +314,7 @@ def fit(
         train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
 
-    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, meanwhile
+    background = ThreadPoolExecutor(2)  # makes the later stages ready, compiled, meanwhile
     try:
         waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
@@ -312,7 +335,7 @@ def fit_stage(
 ) -> tuple[State, np.ndarray, bool]:
     """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
     here = None  # the spread that fits into memory
-    rates, seen = stage.rates, [np.zeros((0, inputs[1].shape[0]), np.float32)]
+    rates, seen = stage.rates, [np.zeros((0, jax.tree.leaves(state.params)[0].shape[0]), np.float32)]
     while state.step < stage.steps:
         ahead = rates[state.step : state.step + chunk]
         padded = jnp.asarray(np.pad(ahead, (0, chunk - len(ahead))), jnp.float32)
@@ -320,7 +343,7 @@ def fit_stage(
         here = here or sized(spread, *call)
         params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-            stage, here = widened(stage, inputs[1].shape[1:]), None
+            stage, here = widened(stage, inputs[1].volume.shape[1:]), None
             continue  # these steps count for nothing: they are done again
         state = State(params, adam, state.stage, state.step + len(ahead))
         seen.append(np.asarray(loss).T[: len(ahead)])
@@ -335,8 +358,13 @@ def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
     return replace(stage, window=window if window < max(shape) - 1 else None)
 
 
-def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Float[Array, "targets x y z"], losses.Blurs | None]:
-    """What a stage's steps work on: points and grid, targets, and the blur to their resolution."""
+def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
+    """What a stage's steps work on: points and grid, and what they are compared with."""
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
+    if stage.loss == "points":
+        count = len(problem.masses)
+        found = [correspond.ends(problem, target, level) for target in range(count)]
+        end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
+        return level, Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
     volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass", stage.blur)
-    return level, jnp.asarray(volumes), level_blur(problem, stage.bin, widths)
+    return level, Goal(jnp.asarray(volumes), level_blur(problem, stage.bin, widths))

@@ -1,6 +1,8 @@
 """The velocity field V of the flow: a small multilayer perceptron (paper, eq. 2)."""
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -11,6 +13,10 @@ class Velocity(nn.Module):
     Weights start from N(0, `init_std`²) and biases from 0, so that the flow starts close to the identity.
     `centre` is subtracted from x first: 0 is the paper's network, 1/2 puts the first layer's creases
     through the middle of the molecule instead of through a corner of the box.
+
+    With `waves`, the layers also see so many sines of x, whose wave vectors start from N(0, `wave_number`²) (radians
+    per unit box), so that the field can change over that distance early on (Tancik et al. 2020); then the hidden
+    layers start from He's normal distribution, and only the last layer from N(0, `init_std`²).
     """
 
     width: int = 100
@@ -18,12 +24,21 @@ class Velocity(nn.Module):
     slope: float = 0.01
     init_std: float = 0.01
     centre: float = 0.0
+    waves: int = 0
+    wave_number: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*points 3"]) -> Float[Array, "*points 3"]:
         """V(x), the same shape as x."""
-        init = nn.initializers.normal(self.init_std)
+        small = nn.initializers.normal(self.init_std)
+        hidden = nn.initializers.he_normal() if self.waves else small
         h = x - self.centre
+        if self.waves:
+            start = {
+                "kernel_init": nn.initializers.normal(self.wave_number),
+                "bias_init": nn.initializers.uniform(2 * np.pi),
+            }
+            h = jnp.concatenate([h, jnp.sin(nn.Dense(self.waves, name="waves_in", **start)(h))], axis=-1)
         for _ in range(self.depth):
-            h = nn.leaky_relu(nn.Dense(self.width, kernel_init=init)(h), self.slope)
-        return nn.Dense(3, kernel_init=init)(h)
+            h = nn.leaky_relu(nn.Dense(self.width, kernel_init=hidden)(h), self.slope)
+        return nn.Dense(3, kernel_init=small)(h)

@@ -10,7 +10,8 @@ LAYERS = (  # a file imports only from layers before its own
     {"files", "velocity", "flow", "splat", "lattice", "transport", "checkpoints", "losses"},
     {"maps"},
     {"atoms", "prepare"},
-    {"metrics", "train"},
+    {"metrics", "correspond"},
+    {"train"},
     {"trajectory", "recipes"},
     {"morph"},
 )

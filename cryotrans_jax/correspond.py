@@ -1,0 +1,187 @@
+"""Correspondences: which part of the initial map becomes which part of a target, for motions that mass alone misreads.
+
+Both maps, at matched resolution, become clouds of points with descriptors of their neighbourhoods that no rotation
+changes. A fused Gromov-Wasserstein coupling (Vayer et al. 2020) of the two clouds sends points to points that look
+alike and are not far, and neighbours to neighbours. Its linear problems are solved by ott-jax's Sinkhorn; the loop
+about them is written out here because ε falls from round to round, which ott-jax's quadratic solver holds fixed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ott.geometry import geometry
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import sinkhorn
+from scipy import ndimage, spatial
+
+from cryotrans_jax.prepare import Level, Problem, binned, block_points, share_level
+
+SPACING = 5.0  # Å between a cloud's points, more where that would make more than MOST of them
+MOST = 2000
+RADIUS = 2.0  # spacings: width of the neighbourhood that is kept together
+DENSITY_WIDTHS = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)  # Å: blurs of the density
+GRADIENT_WIDTHS, TENSOR_WIDTHS = (1.5, 3.0), (4.0, 7.0, 10.0)  # Å: of its gradient, of the structure tensor
+WORKING_VOXEL = 2.0  # Å on which descriptors are computed
+COMPONENTS = 10  # of the whitened descriptors
+LIKENESS = 300.0  # Å² for a unit of squared distance between descriptors
+TOGETHER = 6e4  # Å² for a neighbourhood whose every pair is torn apart
+EPSILONS = np.concatenate([np.geomspace(8.0, 0.8, 20), np.full(10, 0.8)])  # Å², one a round
+ITERATIONS = 10  # of Sinkhorn in a round
+DOUBT = 0.6  # spacings: spread of a point's images that halves its weight
+
+
+class Cloud(NamedTuple):
+    """A map as points: positions (Å), shares of the mass, descriptors."""
+
+    x: np.ndarray
+    share: np.ndarray
+    descriptors: np.ndarray
+
+
+def ends(
+    problem: Problem, target: int, level: Level
+) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
+    """Where the points of a level belong in a target, in unit boxes, and the weight (0 to 1) to give to each.
+
+    A point takes the mean displacement of the nearest four of the cloud's points. Those whose coupling spreads over
+    several places count for less.
+    """
+    spacing = spacing_for(problem)
+    start, end = clouds(problem, target, spacing)
+    image, spread = images(start, end, spacing)
+    sure = 1 / (1 + (spread / (DOUBT * spacing)) ** 2)
+    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
+    distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
+    weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * spacing)) ** 2)
+    weight /= weight.sum(1, keepdims=True)
+    shift = np.einsum("pk,pkc->pc", weight * sure[near], (image - start.x)[near])
+    sure = np.einsum("pk,pk->p", weight, sure[near])
+    return problem.frame.to_unit(x + shift / np.maximum(sure, 1e-6)[:, None]), sure
+
+
+def spacing_for(problem: Problem) -> float:
+    """Å between points, so that there are at most about MOST of them; at least SPACING."""
+    volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
+    return max(SPACING, float((volume / MOST) ** (1 / 3)))
+
+
+def clouds(problem: Problem, target: int, spacing: float) -> tuple[Cloud, Cloud]:
+    """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
+    variance = problem.blurs[target]
+    maps = [problem.initial, problem.masses[target]]
+    sharper = 0 if variance > 0 else 1
+    maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
+    (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)
+    raw = [describe(m, problem.voxel_size, at) for m, at in zip(maps, (x, y), strict=True)]
+    first, second = whitened(*raw, share, share_end)
+    origin = problem.frame.to_angstrom(problem.corner)
+    return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second)
+
+
+def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of mass (Å from the crop's corner) of blocks of about `spacing`, and their shares of the mass.
+
+    Of the strongest voxels that hold 98 % of it; blocks that hold next to nothing are left out.
+    """
+    strong = np.where(density >= share_level(density[density > 0]), density, 0)
+    size = np.maximum(np.round(spacing / voxel_size), 1).astype(int)
+    strong = np.pad(strong, [(0, -n % s) for n, s in zip(strong.shape, size, strict=True)])
+    place, mass, _ = block_points(strong, size)
+    kept = mass > 0.1 * np.median(mass)
+    return place[kept] * voxel_size, mass[kept] / mass[kept].sum()
+
+
+def describe(density: np.ndarray, voxel_size: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Descriptors (n, 25) that no rotation of the map about a point changes, at the points x (n, 3; Å from the corner).
+
+    The density blurred by several widths, and the square roots of the eigenvalues of the structure tensor (the mean
+    outer product of the gradient with itself) for several widths of both.
+    """
+    factor = int(np.clip(2 ** np.round(np.log2(WORKING_VOXEL / voxel_size.min())), 1, 8))
+    density, size = binned(density, factor), voxel_size * factor
+    index = (x / size - 0.5).T
+    at = lambda volume: ndimage.map_coordinates(volume, index, order=1, mode="nearest")  # noqa: E731
+    found = [at(blurred(density, width, size)) for width in DENSITY_WIDTHS]
+    for width in GRADIENT_WIDTHS:
+        slope = [blurred(density, width, size, axis) / size[axis] for axis in range(3)]
+        tensors = np.zeros((len(TENSOR_WIDTHS), len(x), 3, 3))
+        for i in range(3):
+            for j in range(i, 3):
+                product = slope[i] * slope[j]
+                for tensor, wide in zip(tensors, TENSOR_WIDTHS, strict=True):
+                    tensor[:, i, j] = tensor[:, j, i] = at(blurred(product, wide, size))
+        found += [value for tensor in tensors for value in np.sqrt(np.maximum(np.linalg.eigvalsh(tensor), 0)).T]
+    return np.stack(found, -1)
+
+
+def blurred(density: np.ndarray, width: float, voxel_size: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The density blurred by a Gaussian of this width (Å), or the derivative of that along an axis, a voxel."""
+    order = [int(k == axis) for k in range(3)]
+    return ndimage.gaussian_filter(density, width / voxel_size, order=order, mode="constant")
+
+
+def whitened(
+    first: np.ndarray, second: np.ndarray, share: np.ndarray, share_end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both clouds' descriptors in COMPONENTS uncorrelated components of unit variance over both, the largest ones."""
+    every, weight = np.concatenate([first, second]), 0.5 * np.concatenate([share, share_end])
+    every = every - weight @ every
+    every = every / np.sqrt(np.maximum(weight @ every**2, 1e-30))
+    value, vector = np.linalg.eigh((every * weight[:, None]).T @ every)
+    largest = np.argsort(value)[::-1][:COMPONENTS]
+    component = every @ vector[:, largest] / np.sqrt(np.maximum(value[largest], 1e-9))
+    return component[: len(first)], component[len(first) :]
+
+
+def images(start: Cloud, end: Cloud, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å."""
+    near, far = (squared(c.x, c.x) for c in (start, end))
+    kernels = [np.exp(-0.5 * d / (RADIUS * spacing) ** 2) for d in (near, far)]
+    linear = squared(start.x, end.x) + LIKENESS * squared(start.descriptors, end.descriptors)
+    weight = TOGETHER / 2 / (start.share @ kernels[0] ** 2 @ start.share)
+    given = (linear, *kernels, start.share, end.share, weight, EPSILONS)
+    plan = np.asarray(coupling(*(jnp.asarray(a, jnp.float32) for a in given)), np.float64)
+    plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
+    mean = plan @ end.x
+    return mean, np.sqrt(np.maximum(plan @ (end.x**2).sum(1) - (mean**2).sum(1), 0))
+
+
+def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances (n, m) between two sets of points."""
+    return spatial.distance.cdist(a, b, "sqeuclidean")
+
+
+@jax.jit
+def coupling(
+    linear: Float[Array, "n m"],
+    near: Float[Array, "n n"],
+    near_end: Float[Array, "m m"],
+    share: Float[Array, "n"],
+    share_end: Float[Array, "m"],
+    weight: Float[Array, ""],
+    epsilons: Float[Array, "rounds"],
+) -> Float[Array, "n m"]:
+    """Coupling P that makes <linear, P> + weight/2 Σ (near_ik − near_end_jl)² P_ij P_kl small, with entropy ε.
+
+    By successive linearisation (Peyré, Cuturi and Solomon 2016), one a round at that round's ε, each from the
+    potentials of the round before; the first coupling is that of the linear cost alone.
+    """
+    solver = sinkhorn.Sinkhorn(min_iterations=ITERATIONS, max_iterations=ITERATIONS, inner_iterations=ITERATIONS)
+    own, own_end = near**2 @ share, near_end**2 @ share_end
+
+    def solve(cost, epsilon, f, g):
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), share, share_end)
+        found = solver(problem, init=(f, g))
+        return found.matrix, found.f, found.g
+
+    def round_(i, at):
+        plan, f, g = at
+        torn = own[:, None] + own_end[None] - 2 * near @ plan @ near_end
+        return solve(linear + weight * torn, epsilons[i], f, g)
+
+    first = solve(linear, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
+    return jax.lax.fori_loop(0, len(epsilons), round_, first)[0]
