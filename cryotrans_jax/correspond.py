@@ -71,7 +71,7 @@ def spacing_for(problem: Problem) -> float:
 
 def clouds(problem: Problem, target: int, spacing: float) -> tuple[Cloud, Cloud]:
     """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
-    variance = problem.blurs[target]
+    variance = problem.blurs[target] + problem.quieting[target]
     maps = [problem.initial, problem.masses[target]]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)

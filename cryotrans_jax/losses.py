@@ -18,6 +18,14 @@ def l2(a: Volume, b: Volume) -> Float[Array, ""]:
     return jnp.sum((a - b) ** 2) / jnp.sum(b**2)
 
 
+def unscaled_l2(a: Volume, b: Volume, power: Scalar) -> Float[Array, ""]:
+    """The least of l2(s a, b) over all factors s, relative to the power Σ b² of b's signal, less that of its noise.
+
+    It does not depend on the scale of either volume. `power` is Σ b² where b has no noise.
+    """
+    return 1 - jnp.sum(a * b) ** 2 / (jnp.sum(a**2) * power)
+
+
 def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
     """Weighted mean of Huber's loss of the distances between points and where they belong, in units of `reach`.
 

@@ -14,6 +14,8 @@ from cryotrans_jax import losses
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
 
+NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
+WIDEST = 8.0  # Å: by as much at most
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
 
@@ -42,7 +44,8 @@ class Problem:
     thresholded targets scaled to the initial's total; `densities` the targets without a threshold, scaled as if both
     levels had been chosen by rule. `start` is the crop's first voxel on the full grid; `voxel_size` in Å; `frame` is
     the unit box. `blurs` (Å², one a target) is the variance of the blur that takes the initial map to the target's
-    resolution: negative where the target is the sharper one. `report` holds, for each map, the level used and the
+    resolution: negative where the target is the sharper one. `quieting` (Å², one a target) is the variance of the blur
+    that took the noise out of the masses. `report` holds, for each map, the level used and the
     share of its positive mass kept.
     """
 
@@ -53,11 +56,12 @@ class Problem:
     voxel_size: np.ndarray
     frame: Frame
     blurs: np.ndarray
+    quieting: np.ndarray
     report: dict
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        chosen = {name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs")}
+        chosen = {name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs", "quieting")}
         return replace(self, **chosen)
 
     @property
@@ -97,7 +101,8 @@ def prepare(
 ) -> Problem:
     """The problem of carrying `initial` onto each of `targets`, all on one grid.
 
-    Thresholds not given are chosen by `contour_level`. With both resolutions (Å) given, the blur between the maps
+    Thresholds not given are chosen by `contour_level`, of targets after `quieted` has taken out their noise. With both
+    resolutions (Å) given, the blur between the maps
     is that of molmap's Gaussians; otherwise it is estimated by `relative_blur`. `whole_box` takes the maps' whole
     box as unit box and crops nothing (the paper); otherwise the unit box is the cube about the initial map's mass,
     and everything is cropped to the mass of all maps and `margin` Å about it.
@@ -106,8 +111,10 @@ def prepare(
     """
     start_mass, report = thresholded(initial, initial_threshold, "initial map")
     reports, masses = {"initial": report, "targets": []}, []
+    quiet = [quieted(target) for target in targets]
     for number, target in enumerate(targets):
-        mass, report = thresholded(target, target_threshold, f"target map {number + 1}")
+        shown = quiet[number][0] if target_threshold is None else target
+        mass, report = thresholded(shown, target_threshold, f"target map {number + 1}")
         masses.append(mass)
         reports["targets"].append(report)
     reports["origin"] = initial.origin
@@ -115,7 +122,7 @@ def prepare(
     scale = start_mass.max()
     scales = [start_mass.sum() / m.sum() / scale for m in masses]
     whole = start_mass if initial_threshold is None else thresholded(initial, None, "initial map")[0]
-    wholes = masses if target_threshold is None else [thresholded(t, None, "target map")[0] for t in targets]
+    wholes = masses if target_threshold is None else [thresholded(q, None, "target map")[0] for q, _ in quiet]
     density_scales = [whole.sum() / w.sum() / scale for w in wholes]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
@@ -149,6 +156,7 @@ def prepare(
         voxel_size=initial.voxel_size,
         frame=frame,
         blurs=blurs,
+        quieting=np.array([0.0 if target_threshold is not None else width**2 for _, width in quiet]),
         report=reports,
     )
 
@@ -161,12 +169,26 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
     strongest of them hold `share` of their mass. A noiseless map has a ceiling of about zero and the rule is the
     share alone.
     """
+    kept = density[density > max(noise_ceiling(density), 0.0)]
+    return share_level(kept, share) if kept.size else float(density.max())
+
+
+def noise_ceiling(density: np.ndarray) -> float:
+    """The density that the solvent's noise hardly ever passes: see `contour_level`."""
     values = density.ravel()
     solvent = float(np.median(values))
     below = solvent - values[values < solvent]
     noise = 1.4826 * float(np.median(below)) if below.size > 0.05 * values.size else 0.0
-    kept = values[values > max(solvent + 3.5 * noise, 0.0)]
-    return share_level(kept, share) if kept.size else float(values.max())
+    return solvent + 3.5 * noise
+
+
+def quieted(map_: Map) -> tuple[Map, float]:
+    """The map blurred just enough that its noise stays below NOISY of its maximum, and the width of that blur (Å)."""
+    width, quiet = 0.0, map_
+    while noise_ceiling(quiet.density) > NOISY * quiet.density.max() and width < WIDEST:
+        width = np.sqrt(2) * width or float(map_.voxel_size.min())
+        quiet = replace(map_, density=ndimage.gaussian_filter(map_.density, width / map_.voxel_size))
+    return quiet, width
 
 
 def share_level(values: np.ndarray, share: float = 0.98) -> float:
@@ -348,6 +370,13 @@ def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) ->
         volumes.append(binned(density, bin_))
         widths.append(float(np.sqrt(max(variance, 0.0) + extra**2)))
     return np.stack(volumes), widths
+
+
+def signal_power(volume: np.ndarray, inside: np.ndarray) -> np.float32:
+    """Sum of squares of a volume without its noise's, which is as strong everywhere as outside of the molecule."""
+    noise = np.var(volume[~inside]) if (~inside).any() else 0.0
+    total = np.sum(volume**2, dtype=np.float64)
+    return np.float32(max(total - noise * volume.size, 1e-3 * total))
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blurs | None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from cryotrans_jax import correspond, losses
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.flow import flow
-from cryotrans_jax.prepare import Level, Problem, level_blur, level_targets, make_level
+from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
 from cryotrans_jax.splat import splat
 from cryotrans_jax.transport import w2_and_error
 from cryotrans_jax.velocity import Velocity
@@ -26,7 +26,9 @@ from cryotrans_jax.velocity import Velocity
 class Stage:
     """One part of the schedule."""
 
-    loss: str  # "w2", "l2" (both against thresholded targets), "matched" (l2 at matched resolution) or "points"
+    loss: (
+        str  # "w2", "l2" (both against thresholded targets), "matched" (l2 at matched resolution, any scale), "points"
+    )
     steps: int  # Adam steps
     learning_rate: float
     final_learning_rate: float  # reached along half a cosine; equal to learning_rate for a constant one
@@ -129,12 +131,13 @@ class Spread:
 class Goal(NamedTuple):
     """What a stage compares with; leaves carry a leading axis of targets.
 
-    `volume` is the target on the level's grid, in its units, `blur` the matrices that take a carried map to its
-    resolution. Where the loss is "points", `ends` are where the level's points belong, `weight` how sure that is, and
-    `reach` (unit boxes) the stage's.
+    `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
+    `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
+    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's.
     """
 
     volume: Float[Array, "*targets x y z"] | None = None
+    power: Float[Array, "*targets"] | None = None
     blur: losses.Blur | losses.Blurs | None = None
     ends: Float[Array, "*targets points 3"] | None = None
     weight: Float[Array, "*targets points"] | None = None
@@ -195,6 +198,8 @@ def distance(
         carried = losses.blur(carried, goal.blur)
     if stage.loss == "w2":
         return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
+    if stage.loss == "matched":
+        return losses.unscaled_l2(carried, goal.volume, goal.power), jnp.zeros(())
     return losses.l2(carried, goal.volume), jnp.zeros(())
 
 
@@ -367,4 +372,7 @@ def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
         return level, Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
     volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass", stage.blur)
-    return level, Goal(jnp.asarray(volumes), level_blur(problem, stage.bin, widths))
+    power = jnp.asarray(
+        [signal_power(v, binned(m, stage.bin) > 0) for v, m in zip(volumes, problem.masses, strict=True)]
+    )
+    return level, Goal(jnp.asarray(volumes), power, level_blur(problem, stage.bin, widths))
