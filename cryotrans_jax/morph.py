@@ -67,8 +67,9 @@ class Fit:
         params, saved = checkpoints.restore(path)
         settings = saved["config"]
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
+        rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         return cls(
-            config=train.Config(stages=stages, **settings),
+            config=train.Config(stages=stages, rival=rival, **settings),
             params=params,
             frame=prepare.Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
@@ -132,15 +133,17 @@ def morph(
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
     else:
         config = recipes.default(problem, seed)
-    config = replace(config, stages=train.scaled(config.stages, steps))
+    rival = train.scaled((config.rival,), steps)[0] if config.rival else None
+    config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
     state, history = train.fit(problem.select(rows), config, progress=call, spread=spread)
+    how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in history),
-        report=problem.report | {"blur_variance": problem.blurs.tolist()},
+        report=problem.report | {"blur_variance": problem.blurs.tolist(), "start": [*map(how.__getitem__, rivals)]},
     )

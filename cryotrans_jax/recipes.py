@@ -45,6 +45,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     little more, so that a helix is drawn by its own density from further away than by its neighbour's. The rigidity
     lets domains slip along their borders and holds them together within, which allows for a network that can follow
     both: besides the positions it sees sines of them, which change over WAVE.
+
+    Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     """
     size = problem.voxel_size.min()
     coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
@@ -58,8 +60,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
         ),
         Stage("matched", 400, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=1.0, slip=SLIP),
     )  # fmt: skip
+    voxel = coarse * size / problem.frame.edge
+    transport = Stage(
+        "w2", 500, 1e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=0.45 * voxel**2, window=WINDOW
+    )  # fmt: skip
     waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
-    return Config(stages=stages, centre=0.5, euler_steps=5, seed=seed, **waves)
+    return Config(stages=stages, rival=transport, centre=0.5, euler_steps=5, seed=seed, **waves)
 
 
 def whole_factor(wanted: float) -> int:

@@ -60,6 +60,7 @@ class Config:
     """Everything that decides a fit, besides the maps."""
 
     stages: tuple[Stage, ...]
+    rival: Stage | None = None  # another way to begin, tried for targets whose correspondences do not hold together
     width: int = 100  # units in a hidden layer
     depth: int = 2  # hidden layers
     centre: float = 0.0  # subtracted from positions before the first layer, in unit boxes
@@ -71,7 +72,7 @@ class Config:
     @property
     def flow(self) -> "Config":
         """What compiled programs depend on: neither seed nor schedule, so that these do not compile them anew."""
-        return replace(self, stages=(), seed=0)
+        return replace(self, stages=(), rival=None, seed=0)
 
     @property
     def network(self) -> Velocity:
@@ -82,6 +83,8 @@ class Config:
 
 FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
 ADAM = optax.scale_by_adam()
+FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
+TRIAL = 100  # steps of the next stage, after which the better of two starts is known
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 
 
@@ -151,6 +154,7 @@ class State(NamedTuple):
     optimiser: PyTree
     stage: int
     step: int  # steps done in the stage
+    rivals: tuple[bool, ...] = ()  # targets that went on from the rival start; empty where none was tried
 
 
 def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
@@ -325,11 +329,14 @@ def fit(
         for number in waiting:
             stage, inputs = config.stages[number], waiting[number].result()
             if number != state.stage:
-                state = State(state.params, jax.vmap(ADAM.init)(state.params), number, 0)
+                state = begun(state, number)
             state, losses_, stopped = fit_stage(config, stage, inputs, state, progress, chunk, spread)
             history.append(losses_)
             if stopped:
                 break
+            if config.rival and number == 0 and torn(config, stage, inputs, state):
+                following = config.stages[1], waiting[1].result()
+                state = better_start(problem, config, state, following, chunk, spread)
     finally:
         background.shutdown(wait=False, cancel_futures=True)
     return state, history
@@ -350,11 +357,46 @@ def fit_stage(
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
             stage, here = widened(stage, inputs[1].volume.shape[1:]), None
             continue  # these steps count for nothing: they are done again
-        state = State(params, adam, state.stage, state.step + len(ahead))
+        state = state._replace(params=params, optimiser=adam, step=state.step + len(ahead))
         seen.append(np.asarray(loss).T[: len(ahead)])
         if progress(state.stage, state.step, seen[-1]):
             return state, np.concatenate(seen), True
     return state, np.concatenate(seen), False
+
+
+def begun(state: State, stage: int) -> State:
+    """The state at the first step of a stage."""
+    return state._replace(optimiser=jax.vmap(ADAM.init)(state.params), stage=stage, step=0)
+
+
+def torn(config: Config, stage: Stage, inputs: tuple, state: State) -> bool:
+    """Whether for any target the flow leaves more than TORN of the mass far from where correspondences put it."""
+    level, goal = inputs
+
+    def share(params, goal):
+        moved, _ = carry(config.flow, params, level)
+        far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
+        return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
+
+    return bool(jnp.max(jax.vmap(share)(state.params, goal)) > TORN)
+
+
+def better_start(
+    problem: Problem, config: Config, state: State, following: tuple[Stage, tuple], chunk: int, spread: Spread
+) -> State:
+    """The state after the first stage, or after the rival of that, whichever soon gets the next stage's loss lower.
+
+    For every target by itself.
+    """
+    stage, inputs = following
+    trial, silent = replace(stage, steps=min(TRIAL, stage.steps)), lambda *_: False
+    other = start(config, len(problem.masses))
+    other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
+    outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
+    better = outcome[1] < outcome[0]
+    choose = lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)  # noqa: E731
+    params = jax.tree.map(choose, state.params, other.params)
+    return state._replace(params=params, rivals=tuple(map(bool, better)))
 
 
 def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
