@@ -53,12 +53,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
     while coarse < 8 and (problem.initial > 0).sum() / coarse**3 > POINTS:
         coarse *= 2
     stages = (
-        Stage("points", 500, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
+        Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         Stage(
             "matched", 400, 2e-3, 5e-4,
             bin=middle, sampling=middle, spacing=2.5 * middle * size, blur=BLUR, rigidity=1.0, slip=SLIP,
         ),
-        Stage("matched", 400, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=1.0, slip=SLIP),
+        Stage("matched", 300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=1.0, slip=SLIP),
     )  # fmt: skip
     voxel = coarse * size / problem.frame.edge
     transport = Stage(
