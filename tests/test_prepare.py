@@ -47,6 +47,21 @@ def test_block_points_keep_mass_and_centre_and_stay_in_their_block(density, fact
     )
 
 
+def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
+    factors = np.array([2, 4, 1])
+    place, rho, filled = prepare.block_points(density, factors)
+    assert filled.shape == tuple(n // f for n, f in zip(density.shape, factors, strict=True))
+    assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
+    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-6)  # summed as float32 in a block
+    np.testing.assert_array_equal(np.floor(place / factors), np.argwhere(filled))
+
+
+@pytest.mark.parametrize("share, level", [(0.3, 4.0), (0.4, 4.0), (0.41, 3.0), (0.98, 1.0)])
+def test_the_strongest_values_hold_their_share(share, level):
+    """4, 3, 2 and 1 hold four, seven, nine and ten tenths."""
+    assert prepare.share_level(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
+
+
 def test_targets_hold_the_initial_mass(problem):
     for mass in problem.masses:
         assert mass.sum(dtype=float) == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32

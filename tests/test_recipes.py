@@ -57,15 +57,30 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     stretched = [Map(m.density, m.voxel_size * size / 2, m.origin) for m in maps[:2]]
     problem = prepare.prepare(*stretched[:1], stretched[1:])
     config = default(problem, seed=4)
-    transport, *matched = config.stages
-    assert config.seed == 4 and transport.loss == "w2" and {s.loss for s in matched} == {"matched"}
+    first, *matched = config.stages
+    assert config.seed == 4 and first.loss == "points" and {s.loss for s in matched} == {"matched"}
+    assert config.wave_number * 20.0 == pytest.approx(problem.frame.edge)  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
     if 0.5 <= size <= 4:  # as near to 4 Å as powers of two allow
-        assert 4 / np.sqrt(2) <= transport.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
+        assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:
         assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
-        level, targets, _ = stage_inputs(problem, replace(stage, rigidity=0.1))
-        assert targets.shape[1:] == tuple(n // stage.bin for n in problem.initial.shape)
+        level, goal = stage_inputs(problem, replace(stage, rigidity=0.1))
+        shape = tuple(n // stage.bin for n in problem.initial.shape)
+        if stage.loss == "points":
+            assert goal.volume is None and goal.ends.shape == (1, *level.x.shape)
+        else:
+            assert goal.ends is None and goal.volume.shape == (1, *shape)
         assert level.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
         inside = (np.asarray(level.x) - np.asarray(level.corner)) / np.asarray(level.voxel)
-        assert (inside > 0).all() and (inside < targets.shape[1:]).all()
+        assert (inside > 0).all() and (inside < shape).all()
+
+
+@pytest.mark.parametrize("filled, factor", [(20, 4), (56, 4), (60, 8)])
+def test_large_molecules_have_no_more_points_that_follow_the_correspondences(problem, filled, factor):
+    """At 1 Å a voxel: 60³ / 4³ = 3375 points would be too many, so that these are 8 Å apart."""
+    inside = np.zeros((72, 72, 72), np.float32)
+    inside[:filled, :filled, :filled] = 1
+    large = replace(problem, initial=inside, masses=inside[None], densities=inside[None], voxel_size=np.ones(3))
+    first = default(large).stages[0]
+    assert first.bin == first.sampling == factor
