@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
-from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, l2, rigidity
+from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, huber, l2, rigidity
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -119,3 +119,69 @@ def test_rigidity_weighs_each_tetrahedron_by_its_mass():
         jnp.asarray(moved, jnp.float32), jnp.asarray(rows), jnp.asarray(EDGES), jnp.asarray(share, jnp.float32)
     )
     assert found == pytest.approx(0.25 * 3 * (1.2**2 - 1) ** 2, rel=1e-4)  # float32
+
+
+@pytest.mark.parametrize("slip", [0.03, 2.0])
+def test_rigidity_with_slip_is_zero_under_a_rigid_motion(grid, slip):
+    x, rows, share = grid
+    turn = Rotation.from_rotvec([0.5, -0.8, 0.3]).as_matrix()
+    assert rigidity(affine(x, turn), rows, jnp.asarray(EDGES), share, slip) < 1e-9  # float32, as above
+
+
+def test_rigidity_with_slip_is_the_published_one_for_tiny_strains(grid):
+    """slip log(1 + s / slip) = s − s² / (2 slip) + …; the strain is 3 (1.01² − 1)² = 0.0012."""
+    x, rows, share = grid
+    moved, strain = affine(x, 1.01 * np.eye(3)), 3 * (1.01**2 - 1) ** 2
+    for weights in (share, None):
+        found = rigidity(moved, rows, jnp.asarray(EDGES), weights, 0.12)
+        plain = float(rigidity(moved, rows, jnp.asarray(EDGES), weights))
+        assert found == pytest.approx(plain * (1 - strain / 0.24), rel=1e-4)  # the next term is (s / slip)² / 3
+
+
+def test_rigidity_with_slip_grows_with_the_logarithm_of_large_strains(grid):
+    """By slip · log 4 where strains beyond it grow fourfold; of each tetrahedron by itself, before the mean."""
+    x, rows, share = grid
+    slip, scales = 0.03, np.sqrt(1 + np.array([2.0, 4.0, 8.0]))  # strains of 12, 48 and 192
+    found = [rigidity(affine(x, s * np.eye(3)), rows, jnp.asarray(EDGES), share, slip) for s in scales]
+    np.testing.assert_allclose(np.diff(found), slip * np.log(4), rtol=3e-3)  # the 1 in log(1 + s / slip)
+    assert rigidity(affine(x, scales[1] * np.eye(3)), rows, jnp.asarray(EDGES), share) == pytest.approx(48, rel=1e-4)
+    half = np.where(np.arange(len(x))[:, None] < len(x) // 2, x, affine(x, scales[1] * np.eye(3)))  # torn in the middle
+    corner = half[np.asarray(rows)]
+    f = (corner[:, 1:] - corner[:, :1]) / EDGES[:, None]
+    strain = ((np.linalg.svd(f)[1] ** 2 - 1) ** 2).sum(1)
+    expected = np.asarray(share, np.float64) @ (slip * np.log(1 + strain / slip))
+    torn = rigidity(jnp.asarray(half), rows, jnp.asarray(EDGES), share, slip)
+    assert torn == pytest.approx(expected, rel=1e-3)  # float32
+
+
+def at_distances(distances):
+    """Points at these distances from where they belong, each in a direction of its own, and where that is."""
+    rng = np.random.default_rng(0)
+    away, ends = rng.normal(size=(len(distances), 3)), rng.normal(size=(len(distances), 3))
+    away *= (np.asarray(distances) / np.linalg.norm(away, axis=1))[:, None]
+    return jnp.asarray(ends + away, jnp.float32), jnp.asarray(ends, jnp.float32)
+
+
+@pytest.mark.parametrize("reach", [0.5, 2.0])
+@pytest.mark.parametrize("units, expected", [(0.0, 0.0), (0.5, 0.125), (0.99, 0.49), (1.5, 1.0), (10.0, 9.5)])
+def test_huber_is_half_the_square_within_reach_and_linear_beyond(reach, units, expected):
+    one = jnp.ones(1)
+    # a thousandth of the reach rounds off the distance at 0
+    assert huber(*at_distances([units * reach]), one, reach) == pytest.approx(expected, abs=1e-6, rel=1e-3)
+
+
+def test_huber_is_a_mean_weighted_by_the_points_weights():
+    moved, ends = at_distances([0.5, 4.0, 0.5, 1.0])
+    values = np.array([0.125, 3.5, 0.125, 0.5])  # at a reach of 1
+    weight = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
+    found = float(huber(moved, ends, jnp.asarray(weight), 1.0))
+    assert found == pytest.approx(weight @ values / weight.sum(), rel=1e-4)  # float32
+    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=1e-6)
+
+
+def test_the_gradient_of_huber_is_finite_where_a_point_is_in_place():
+    """And 1 / reach a unit of weight towards the end for a point that is far."""
+    moved, ends = at_distances([0.0, 5.0])
+    gradient = np.asarray(jax.grad(huber)(moved, ends, jnp.ones(2), 0.5))
+    np.testing.assert_allclose(gradient[0], 0, atol=1e-5)
+    np.testing.assert_allclose(gradient[1], (moved - ends)[1] / 5.0 / 0.5 / 2, rtol=1e-4)

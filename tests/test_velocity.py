@@ -1,10 +1,11 @@
-"""The velocity field is the paper's network."""
+"""The velocity field is the paper's network, which may also see sines of the positions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cryotrans_jax.flow import flow
 from cryotrans_jax.velocity import Velocity
 
 
@@ -55,3 +56,68 @@ def test_velocity_of_a_point_does_not_depend_on_the_others(params):
     v = apply(params, x)
     assert v.shape == x.shape
     np.testing.assert_allclose(v[1, 2], apply(params, x[1, 2]), rtol=1e-5)  # sums in another order
+
+
+WAVES = dict(width=50, centre=0.5, waves=400, wave_number=5.0)
+
+
+@pytest.fixture(scope="module")
+def waving():
+    """Parameters of a network with so many waves that their distribution shows."""
+    return jax.jit(Velocity(**WAVES).init)(jax.random.key(3), jnp.zeros((1, 3)))
+
+
+def test_velocity_with_waves_is_the_network_written_out(waving):
+    """The first hidden layer sees the positions about the centre, and the sines of affine functions of them."""
+    x = np.random.default_rng(0).uniform(-1, 2, (7, 3)).astype(np.float32)
+    names = ["waves_in", *(f"Dense_{k}" for k in range(3))]
+    waves, *hidden, last = ({k: np.asarray(p, np.float64) for k, p in waving["params"][n].items()} for n in names)
+    h = x - 0.5
+    h = np.concatenate([h, np.sin(h @ waves["kernel"] + waves["bias"])], axis=-1)
+    for layer in hidden:
+        h = h @ layer["kernel"] + layer["bias"]
+        h = np.where(h > 0, h, 0.01 * h)
+    v = Velocity(**WAVES).apply(waving, jnp.asarray(x))
+    assert v.shape == x.shape
+    np.testing.assert_allclose(v, h @ last["kernel"] + last["bias"], atol=1e-5)  # float32 of sums of size 1
+
+
+def test_waves_start_from_their_wave_number_hidden_layers_from_he_and_the_last_small(waving):
+    """A standard deviation of n numbers is known to 1 / sqrt(2 n); four times that is allowed."""
+
+    def deviates(layer, expected):
+        values = np.ravel(waving["params"][layer]["kernel"])
+        return values.std() == pytest.approx(expected, rel=4 / np.sqrt(2 * values.size))
+
+    assert deviates("waves_in", 5.0)
+    assert deviates("Dense_0", np.sqrt(2 / 403)) and deviates("Dense_1", np.sqrt(2 / 50))  # He: of 2 / inputs
+    assert deviates("Dense_2", 0.01)
+    phases = waving["params"]["waves_in"]["bias"]
+    assert 0 <= phases.min() < 0.3 and 2 * np.pi - 0.3 < phases.max() <= 2 * np.pi  # all over the circle
+    assert not any(np.any(waving["params"][f"Dense_{k}"]["bias"]) for k in range(3))
+
+
+@pytest.mark.parametrize("waves", [0, 32])
+def test_the_flow_starts_near_the_identity(waves):
+    """By much less than a box; a hundredth is 1 Å in a box of 100 Å."""
+    network = Velocity(centre=0.5, waves=waves, wave_number=4.0)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 3)))
+    x = jax.random.uniform(jax.random.key(1), (200, 3))
+    moved = np.asarray(jax.jit(lambda x: flow(lambda y: network.apply(params, y), x, 5))(x) - x)
+    assert 0 < np.sqrt((moved**2).sum(1).mean()) < (0.1 if waves else 0.01)
+
+
+def test_the_wave_number_sets_over_which_distance_the_field_changes():
+    """At three times the wave number as much in a third of the distance; the layers behind are the same ones."""
+
+    def change(wave_number, distance):
+        network = Velocity(centre=0.5, waves=64, wave_number=wave_number)
+        params = network.init(jax.random.key(0), jnp.zeros((1, 3)))
+        x = jax.random.uniform(jax.random.key(1), (300, 3))
+        step = jax.random.normal(jax.random.key(2), x.shape) * distance
+        v, there = (network.apply(params, at) for at in (x, x + step))
+        return float(jnp.mean((v - there) ** 2) / jnp.mean(jnp.var(v, axis=0)))
+
+    near, far = change(10.0, 0.03), change(10.0, 0.09)
+    assert change(30.0, 0.03) == pytest.approx(far, rel=0.25)  # besides the waves, the layers see the positions
+    assert far > 2 * near
