@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from cryotrans_jax import correspond
+from cryotrans_jax.losses import huber, rigidity
 from cryotrans_jax.train import (
     Config,
     Spread,
@@ -14,6 +16,7 @@ from cryotrans_jax.train import (
     carry,
     fit,
     needed,
+    objective,
     scaled,
     sized,
     stage_inputs,
@@ -27,6 +30,8 @@ STAGES = (
     Stage("matched", 60, 3e-3, 1e-4, spacing=6.0, rigidity=0.03),
 )
 CONFIG = Config(stages=STAGES, width=24, centre=0.5, euler_steps=4, seed=5)
+POINTS = Stage("points", 60, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
+WAVING = replace(CONFIG, stages=(POINTS,), waves=8, wave_number=2.0)
 CHUNK = 15  # does not divide the first stage's steps
 
 
@@ -87,6 +92,58 @@ def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     np.testing.assert_allclose(together, single, atol=1e-3)  # Å
     for a, b in zip(history, losses, strict=True):
         np.testing.assert_allclose(a[:, target], b[:, 0], rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def followed(two):
+    """A fit to correspondences, and what it was fitted to."""
+    return fit(two, WAVING, chunk=CHUNK), *stage_inputs(two, POINTS)
+
+
+def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed):
+    """To half of where they were; the rigidity keeps the rest, and targets near and far alike."""
+    (state, history), level, goal = followed
+    assert history[0].shape == (60, 2) and (history[0][-1] < 0.5 * history[0][0]).all()
+    for target in range(2):
+        params = jax.tree.map(lambda p, k=target: p[k], state.params)
+        moved = np.asarray(jax.jit(lambda p: carry(WAVING, p, level)[0])(params))
+        weight = np.asarray(goal.weight[target])
+        left, before = (weight @ np.linalg.norm(x - goal.ends[target], axis=1) for x in (moved, np.asarray(level.x)))
+        assert before / weight.sum() * two.frame.edge > 0.5  # Å: there is a way to go
+        assert left < 0.5 * before
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_target_follows_its_correspondences_as_it_would_alone(two, followed, target):
+    (state, history), *_ = followed
+    alone, losses = fit(one(two, target), WAVING, chunk=CHUNK)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a[target], b[0], atol=1e-4)  # float32's 1e-7, grown over 60 steps of 3e-3
+    np.testing.assert_allclose(history[0][:, target], losses[0][:, 0], rtol=1e-3)
+
+
+def test_the_goal_of_correspondences_is_theirs_for_each_target(two, followed):
+    """Points weigh as much as they hold, and as sure as they are; the reach is in unit boxes."""
+    _, level, goal = followed
+    assert goal.volume is None and goal.blur is None
+    for target in range(2):
+        end, sure = correspond.ends(two, target, level)
+        np.testing.assert_allclose(goal.ends[target], end, atol=1e-6)  # float32
+        np.testing.assert_allclose(goal.weight[target], sure * np.asarray(level.rho), rtol=1e-5)
+        assert goal.reach[target] * two.frame.edge == pytest.approx(POINTS.reach, rel=1e-6)
+    assert not np.allclose(goal.ends[0], goal.ends[1], atol=0.5 / two.frame.edge)
+
+
+def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, followed):
+    (state, _), level, goals = followed
+    params, goal = (jax.tree.map(lambda a: a[0], each) for each in (state.params, goals))
+    moved, nodes = carry(WAVING, params, level)
+    apart = huber(moved, goal.ends, goal.weight, goal.reach)
+    strain = rigidity(nodes, level.tetrahedra, level.edges, level.share, 0.03)
+    for weight in (1.0, 7.0):
+        total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
+        assert total == pytest.approx(float(apart + weight * strain), rel=1e-5) and error == 0
+    assert strain > 0.01 * apart
 
 
 @pytest.mark.parametrize("stop", [(0, 30), (0, 40), (1, 15)])
