@@ -1,0 +1,406 @@
+"""Correspondences find the parts of a map again after motions that mass alone misreads."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
+
+from cryotrans_jax import correspond, prepare
+from cryotrans_jax.correspond import Cloud, Level
+from cryotrans_jax.maps import Map
+
+SHAPE = (38, 28, 32)
+VOXEL = np.array([2.0, 2.2, 2.1])
+ORIGIN = np.array([-21.3, 11.2, 40.7])  # no whole number of voxels
+MIDDLE = ORIGIN + VOXEL * (19, 13, 17)
+TURNS = [Rotation.from_rotvec(2.0 * np.array(axis)).as_matrix() for axis in ([0.6, 0.8, 0.0], [0.0, 0.6, -0.8])]
+SIDES = np.array([[-15.0, 0, 0], [15.0, 0, 0]])  # Å from the middle: where the domains stand
+
+
+def blobs(centres, heights, width, shape=SHAPE, voxel=VOXEL, origin=ORIGIN):
+    """Gaussians of one width (Å) at the centres (Å), as a density."""
+    density = np.zeros(shape)
+    for centre, height in zip(centres, heights, strict=True):
+        x, y, z = (
+            np.exp(-0.5 * ((o + np.arange(n) * v - c) / width) ** 2)
+            for o, n, v, c in zip(origin, shape, voxel, centre, strict=True)
+        )
+        density += height * x[:, None, None] * y[:, None] * z
+    return density.astype(np.float32)
+
+
+def scattered(seed, count, spread):
+    """Centres about the origin and heights."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-spread, spread, (count, 3)), rng.uniform(0.5, 1.5, count)
+
+
+# Descriptors
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_descriptors_do_not_change_when_the_map_turns_by_a_right_angle(scale):
+    """At voxels that are binned first (1 Å) and at those that are not."""
+    voxel = VOXEL * scale
+    centres, heights = scattered(0, 8, 8)
+    density = blobs(centres, heights, 3.0, (24, 20, 28), voxel, -voxel * (11.5, 9.5, 13.5))
+    size = voxel * density.shape
+    x = np.random.default_rng(1).uniform(0.3, 0.7, (20, 3)) * size
+    turned, order = np.rot90(density, axes=(0, 2)), [2, 1, 0]
+    there = x[:, order]
+    there[:, 0] = size[2] - there[:, 0]  # rot90 takes (a, c) to (last - c, a)
+    before = correspond.describe(density, voxel, x)
+    after = correspond.describe(np.ascontiguousarray(turned), voxel[order], there)
+    assert before.shape == (20, 25) and before.std(0).min() > 1e-3 * np.abs(before).max(0).max() / 100
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-6)  # float32
+
+
+def test_descriptors_hardly_change_when_the_map_turns_by_any_angle():
+    """Linear interpolation between voxels of 2 Å of blobs of 3 Å: a few per cent of what points differ by."""
+    centres, heights = scattered(0, 8, 9)
+    turn = Rotation.from_rotvec([0.7, -0.5, 0.4]).as_matrix()
+    x = centres + np.random.default_rng(1).normal(0, 2, centres.shape)
+    grid = (34, 32, 33)
+    corner = -0.5 * VOXEL * grid
+    density, turned = (blobs(at, heights, 3.0, grid, VOXEL, corner + 0.5 * VOXEL) for at in (centres, centres @ turn.T))
+    before = correspond.describe(density, VOXEL, x - corner)
+    after = correspond.describe(turned, VOXEL, x @ turn.T - corner)
+    assert (np.sqrt(((after - before) ** 2).mean(0)) < 0.08 * before.std(0)).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_densities_among_descriptors_are_those_of_the_blurred_map(scale):
+    """A Gaussian of width 4 blurred by another is a wider and lower one; widths are in Å on uneven voxels."""
+    voxel, grid, width = VOXEL * scale, (40, 36, 38), 6.0
+    middle = 0.5 * voxel * grid + [0.3, -0.2, 0.4]
+    density = blobs([middle], [1.3], width, grid, voxel, 0.5 * voxel)
+    x = middle + np.random.default_rng(0).normal(0, 3, (30, 3))
+    found = correspond.describe(density, voxel, x)[:, : len(correspond.DENSITY_WIDTHS)]
+    bins = 8 if scale == 0.5 else 1  # a bin holds the total of its voxels
+    for width_by, column in zip(correspond.DENSITY_WIDTHS[:4], found.T, strict=False):
+        total = width**2 + width_by**2
+        exact = 1.3 * bins * (width**2 / total) ** 1.5 * np.exp(-0.5 * ((x - middle) ** 2).sum(1) / total)
+        np.testing.assert_allclose(column, exact, rtol=0.08)  # by 1 Å² or so that bins and interpolation add
+
+
+def test_structure_tensor_of_a_slope_is_its_gradient_squared():
+    """One eigenvalue is the square of the gradient, in Å, whatever the voxels; across the slope nothing changes."""
+    grid, gradient = (40, 36, 38), np.array([0.03, -0.05, 0.02])
+    axes = np.meshgrid(*((np.arange(n) + 0.5) * v for n, v in zip(grid, VOXEL, strict=True)), indexing="ij")
+    density = 10 + sum(g * a for g, a in zip(gradient, axes, strict=True))
+    x = 0.5 * VOXEL * grid + np.random.default_rng(0).normal(0, 2, (5, 3))
+    first = correspond.describe(density, VOXEL, x)[:, 7:10]  # of the narrowest widths: the others see the edges
+    np.testing.assert_allclose(first[:, 2], np.linalg.norm(gradient), rtol=5e-3)  # of 0.7 voxels, sampled
+    np.testing.assert_allclose(first[:, :2], 0, atol=1e-2 * np.linalg.norm(gradient))
+
+
+# Whitening
+
+
+@pytest.fixture(scope="module")
+def features():
+    """Descriptors of 70 and 90 points in which ten hidden causes of unlike scale stand, and little else; shares."""
+    rng = np.random.default_rng(0)
+    causes = rng.normal(size=(160, 10)) + rng.normal(size=10)
+    mixed = causes @ rng.normal(size=(10, 25)) + 1e-4 * rng.normal(size=(160, 25))
+    share, share_end = (s / s.sum() for s in (rng.uniform(0.5, 2, 70), rng.uniform(0.5, 2, 90)))
+    return causes, mixed * np.geomspace(1e-3, 1e3, 25) + 5, share, share_end
+
+
+def test_whitened_components_are_uncorrelated_and_of_unit_variance(features):
+    _, raw, share, share_end = features
+    both = np.concatenate(correspond.whitened(raw[:70], raw[70:], share, share_end))
+    weight = np.concatenate([share, share_end]) / 2
+    assert both.shape == (160, correspond.COMPONENTS)
+    np.testing.assert_allclose(weight @ both, 0, atol=1e-9)
+    np.testing.assert_allclose((both * weight[:, None]).T @ both, np.eye(correspond.COMPONENTS), atol=1e-6)
+
+
+def test_whitened_components_hold_what_is_in_the_descriptors(features):
+    """All ten causes follow from the components, and the units of a descriptor make no difference."""
+    causes, raw, share, share_end = features
+    both = np.concatenate(correspond.whitened(raw[:70], raw[70:], share, share_end))
+    known = np.column_stack([both, np.ones(160)])
+    left = causes - known @ np.linalg.lstsq(known, causes, rcond=None)[0]
+    assert np.abs(left).max() < 0.01 * causes.std()
+    scaled = raw * np.linspace(1, 40, 25) - 3
+    again = np.concatenate(correspond.whitened(scaled[:70], scaled[70:], share, share_end))
+    np.testing.assert_allclose(cdist(again, again), cdist(both, both), atol=1e-5)
+
+
+# Points
+
+
+def test_points_keep_mass_and_centre():
+    """Of a body of even density, whose every voxel is among those that hold 98 %; its sides are no whole blocks."""
+    density = np.zeros((17, 13, 22), np.float32)
+    density[3:16, 2:12, 5:21] = 2.0
+    at = (np.argwhere(density) + 0.5) * VOXEL
+    x, share = correspond.points(density, VOXEL, 5.0)
+    size = np.array([2, 2, 2])  # voxels nearest to 5 Å
+    blocks = np.unique(np.argwhere(density) // size, axis=0)
+    assert len(x) == len(blocks) and share.sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_array_equal(np.floor(x / (VOXEL * size)), blocks)
+    np.testing.assert_allclose(share @ x, at.mean(0), rtol=1e-6)
+
+
+def test_points_follow_the_strong_density_only():
+    """A block weaker than what holds 98 % of the mass and one that is nearly empty make no points."""
+    rng = np.random.default_rng(0)
+    density = np.zeros((15, 15, 15), np.float32)
+    density[3:12, 3:12, 3:12] = rng.uniform(150, 250, (9, 9, 9))
+    density[:3, :3, :3] = 30.0  # 0.6 % of the mass
+    density[14, 14, 14] = 200.0  # a twenty-seventh of a block
+    x, share = correspond.points(density, np.full(3, 2.0), 6.0)
+    assert len(x) == 3**3 and share.sum() == pytest.approx(1, abs=1e-12)
+    assert (x > 3 * 2.0).all() and (x < 12 * 2.0).all()
+    every, _ = correspond.points(density, np.full(3, 2.0), 0.1)  # no block is smaller than a voxel
+    assert 0.97 * 9**3 < len(every) <= 9**3 + 1
+
+
+def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(problem, monkeypatch):
+    volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
+    assert correspond.spacing_for(problem) == correspond.SPACING
+    for most in (200, 30):
+        monkeypatch.setattr(correspond, "MOST", most)
+        spacing = correspond.spacing_for(problem)
+        assert spacing == pytest.approx(max(correspond.SPACING, (volume / most) ** (1 / 3)))
+    few, _ = correspond.points(problem.initial, problem.voxel_size, spacing)
+    many, _ = correspond.points(problem.initial, problem.voxel_size, correspond.SPACING)
+    assert spacing > correspond.SPACING and len(few) < len(many) and len(few) < 2 * 30  # border blocks are partly full
+
+
+# Coupling
+
+
+def naive(linear, near, near_end, share, share_end, weight, epsilons, iterations):
+    """The same successive linearisation in float64, with every sum written out."""
+
+    def solve(cost, epsilon, f, g):
+        for _ in range(iterations):
+            g = -epsilon * np.log(np.exp((f[:, None] - cost) / epsilon).sum(0) / share_end)
+            f = -epsilon * np.log(np.exp((g - cost) / epsilon).sum(1) / share)
+        return np.exp((f[:, None] + g - cost) / epsilon), f, g
+
+    difference = (near[:, None, :, None] - near_end[None, :, None, :]) ** 2  # i, j, k, l
+    plan, f, g = solve(linear, epsilons[0], 0 * share, 0 * share_end)
+    for epsilon in epsilons:
+        plan, f, g = solve(linear + weight * np.einsum("ijkl,kl->ij", difference, plan), epsilon, f, g)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A matching problem of 10 points and 9: linear cost, kernels of both clouds, shares, weight."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(10, 3)), rng.normal(size=(9, 3))
+    share, share_end = (s / s.sum() for s in (rng.uniform(1, 2, 10), rng.uniform(1, 2, 9)))
+    near, near_end = (np.exp(-cdist(c, c, "sqeuclidean") / 3) for c in (x, y))
+    return cdist(x, y, "sqeuclidean"), near, near_end, share, share_end, np.array(40.0)
+
+
+def coupled(small, epsilons):
+    return np.asarray(correspond.coupling(*(jnp.asarray(a, jnp.float32) for a in (*small, epsilons))), np.float64)
+
+
+def test_the_coupling_is_that_of_the_linearisation_written_out(small):
+    epsilons = np.geomspace(4.0, 1.0, 12)
+    plan, expected = coupled(small, epsilons), naive(*small, epsilons, correspond.ITERATIONS)
+    np.testing.assert_allclose(plan, expected, atol=1e-3 * expected.max())  # columns are exact only in the limit
+    apart = naive(*small[:5], 0.0, epsilons, correspond.ITERATIONS)
+    assert np.abs(plan - apart).max() > 0.2 * expected.max()  # the quadratic part decides
+
+
+def test_the_coupling_has_its_marginals(small):
+    plan = coupled(small, np.concatenate([np.geomspace(4.0, 1.0, 12), np.ones(8)]))
+    np.testing.assert_allclose(plan.sum(1), small[3], rtol=1e-4)  # float32: rows are set last
+    np.testing.assert_allclose(plan.sum(0), small[4], rtol=1e-2)
+
+
+def test_neighbours_alone_tell_points_apart(small):
+    """The cost between the clouds does not matter, only which points are near one another: a permutation is found."""
+    _, near, _, share, *_ = small
+    order = np.random.default_rng(1).permutation(10)
+    hint = 0.3 * (order[None] != np.arange(10)[:, None])  # hardly more than nothing
+    plan = coupled((hint, near, near[order][:, order], share, share[order], np.array(300.0)), np.geomspace(2, 0.1, 20))
+    np.testing.assert_array_equal(order[plan.argmax(1)], np.arange(10))
+    assert plan.max(1).sum() > 0.95
+
+
+# Images
+
+
+def test_the_image_of_a_point_is_the_mean_of_its_ends_and_spread_their_distance_from_it():
+    """The second point is like two ends, 6 Å on either side of it; the first and the last like one each."""
+    start = np.array([[0.0, 0, 0], [40, 0, 0], [80, 0, 0]])
+    end = np.array([[3.0, 0, 0], [40, 6, 0], [40, -6, 0], [80, 0, 4]])
+    kinds = np.eye(3)
+    clouds = (
+        Cloud(start, np.array([0.4, 0.3, 0.3]), kinds),
+        Cloud(end, np.array([0.4, 0.15, 0.15, 0.3]), kinds[[0, 1, 1, 2]]),
+    )
+    mean, spread = correspond.images(*clouds, 5.0)
+    np.testing.assert_allclose(mean, [[3, 0, 0], [40, 0, 0], [80, 0, 4]], atol=1e-2)  # float32
+    np.testing.assert_allclose(spread, [0, 6, 0], atol=0.1)
+
+
+def test_likeness_decides_against_distance_and_distance_among_the_alike():
+    """An exchange of two unlike points over 30 Å; of two alike ones, each goes to the nearer end."""
+    x, share = np.array([[0.0, 0, 0], [30, 0, 0]]), np.full(2, 0.5)
+    unlike, alike = np.array([[0.0], [4.0]]), np.zeros((2, 1))
+    # 2 (30² − 300 · 4²) < 0
+    there, _ = correspond.images(Cloud(x, share, unlike), Cloud(x, share, unlike[::-1]), 5.0)
+    np.testing.assert_allclose(there, x[::-1], atol=1e-2)
+    here, _ = correspond.images(Cloud(x, share, alike), Cloud(x, share, alike), 5.0)
+    np.testing.assert_allclose(here, x, atol=1e-2)
+    # and what is worth less than the distance does not: 30² > 300 · 1.5²
+    less, _ = correspond.images(Cloud(x, share, unlike * 0.375), Cloud(x, share, unlike[::-1] * 0.375), 5.0)
+    np.testing.assert_allclose(less, x, atol=1e-2)
+
+
+# Ends
+
+
+def plain(shape=(16, 16, 16), blurs=(0.0,), initial=None, target=None):
+    """A problem of one target on a grid of the tests' voxels, without a molecule of its own."""
+    empty = np.zeros(shape, np.float32)
+    initial, target = (empty if a is None else a for a in (initial, target))
+    frame = prepare.Frame(ORIGIN - 7.0, 50.0)
+    report = {"origin": ORIGIN}
+    start = np.array([3, 1, 2])
+    return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, np.array(blurs), report)
+
+
+def level_at(problem, x):
+    """Points at these places (Å) as a level."""
+    unit = jnp.asarray(problem.frame.to_unit(x), jnp.float32)
+    return Level(unit, jnp.ones(len(x)), jnp.zeros(3), jnp.ones(3))
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Sets what `ends` is to find: positions of the cloud's points, their images and spreads."""
+
+    def set_(at, image, spread):
+        cloud = Cloud(at, np.full(len(at), 1 / len(at)), np.zeros((len(at), 1)))
+        monkeypatch.setattr(correspond, "clouds", lambda *_: (cloud, cloud))
+        monkeypatch.setattr(correspond, "images", lambda *_: (image, spread))
+
+    return set_
+
+
+def test_points_go_with_the_clouds_points_about_them(found):
+    """By a common displacement exactly; one at a point of a coarse cloud with that point."""
+    problem = plain()
+    at = ORIGIN + np.stack(np.meshgrid(*[np.arange(0, 30, 10.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    x = ORIGIN + np.random.default_rng(0).uniform(0, 20, (40, 3))
+    shift = np.array([3.0, -8.0, 5.0])
+    found(at, at + shift, np.zeros(len(at)))
+    end, sure = correspond.ends(problem, 0, level_at(problem, x))
+    np.testing.assert_allclose(problem.frame.to_angstrom(end), x + shift, atol=1e-4)  # float32
+    np.testing.assert_allclose(sure, 1)
+    found(at, at + 0.2 * (at - ORIGIN), np.zeros(len(at)))
+    end, _ = correspond.ends(problem, 0, level_at(problem, at))
+    # others are ten angstrom further off: exp(−½ (10 / 4)²) = 0.044 each, three of them
+    moved = problem.frame.to_angstrom(end) - at - 0.2 * (at - ORIGIN)
+    assert 0 < np.abs(moved).max() < 0.2 * 10 * 0.044 / 1.13 * 1.5
+
+
+def test_a_spread_image_counts_for_less(found):
+    """A spread of DOUBT spacings halves a point's weight, and between two points the sure one leads."""
+    problem, doubt = plain(), correspond.DOUBT * correspond.SPACING
+    at = ORIGIN + np.array([[0.0, 0, 0], [4, 0, 0], [100, 0, 0], [100, 4, 0]])
+    shift = np.array([[0.0, 2, 0], [0, 6, 0], [0, 0, 9], [0, 0, 9]])
+    middle = ORIGIN + np.array([[2.0, 0, 0], [100, 2, 0]])
+    found(at, at + shift, doubt * np.array([0, np.sqrt(3), 1, 1]))  # weights 1, 1/4, 1/2, 1/2
+    end, sure = correspond.ends(problem, 0, level_at(problem, middle))
+    np.testing.assert_allclose(sure, [(1 + 1 / 4) / 2, 1 / 2], rtol=1e-4)
+    expected = [[0, (2 + 6 / 4) / (1 + 1 / 4), 0], [0, 0, 9]]
+    np.testing.assert_allclose(problem.frame.to_angstrom(end) - middle, expected, atol=1e-4)
+
+
+def test_fewer_than_four_points_are_enough(found):
+    problem, at = plain(), ORIGIN[None]
+    found(at, at + 2.0, np.zeros(1))
+    end, sure = correspond.ends(problem, 0, level_at(problem, at + [[1.0, 0, 0]]))
+    np.testing.assert_allclose(problem.frame.to_angstrom(end), at + [[3.0, 2, 2]], atol=1e-4)
+    assert sure.shape == (1,)
+
+
+# Clouds
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clouds_are_compared_at_one_resolution_in_one_frame(sign):
+    """The sharper of the two maps, whichever it is, is blurred by what the other lacks: then both clouds are one."""
+    centres, heights = scattered(2, 10, 8)
+    sharp = blobs(centres + 24, heights, 2.5, (24, 22, 23), VOXEL, 0.5 * VOXEL)
+    blurred = ndimage.gaussian_filter(sharp, 3.0 / VOXEL, mode="constant")
+    maps = (sharp, blurred)[::sign]
+    problem = plain(blurs=(9.0 * sign,), initial=maps[0], target=maps[1])
+    first, second = correspond.clouds(problem, 0, 5.0)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    total = blurred / blurred.sum(dtype=np.float64)
+    axes = [np.arange(n) * v for n, v in zip(sharp.shape, VOXEL, strict=True)]
+    centre = [total.sum(tuple({0, 1, 2} - {k})) @ axes[k] for k in range(3)]
+    whole = ORIGIN + problem.start * VOXEL + centre
+    np.testing.assert_allclose(first.share @ first.x, whole, atol=0.3)  # without the weakest 2 %
+    one, other = correspond.clouds(replace(problem, blurs=np.zeros(1)), 0, 5.0)  # unblurred it is another
+    assert len(one.x) != len(other.x) or np.abs(one.descriptors - other.descriptors).max() > 0.5
+
+
+# All of it
+
+
+@pytest.fixture(scope="module")
+def exchanged():
+    """A rod that is a helix and a ball that is none change sides, 30 Å apart, each turned by 2 radians.
+
+    The problem, and where a place (Å) of the initial map belongs.
+    """
+    k = np.arange(30)
+    rod = np.stack([3 * np.cos(1.2 * k), 3 * np.sin(1.2 * k), 0.9 * (k - 14.5)], -1)
+    rng = np.random.default_rng(2)
+    ball = rng.normal(size=(26, 3))
+    ball *= [10.4, 5.6, 8.0] * (np.cbrt(rng.uniform(0.2, 1, 26)) / np.linalg.norm(ball, axis=1))[:, None]
+    domains, heights = (rod, ball), np.concatenate([np.where(k < 12, 1.6, 1.0), rng.uniform(0.5, 1.5, 26)])
+    sides = MIDDLE + SIDES
+    before = np.concatenate([d + s for d, s in zip(domains, sides, strict=True)])
+    after = np.concatenate([d @ t.T + s for d, t, s in zip(domains, TURNS, sides[::-1], strict=True)])
+    maps = [Map(blobs(at, heights, 2.0), VOXEL, ORIGIN) for at in (before, after)]
+    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
+
+    def belongs(x, turns=TURNS):
+        own = cdist(x, before)
+        number = (own[:, : len(rod)].min(1) > own[:, len(rod) :].min(1)).astype(int)
+        away = x - sides[number]
+        return sides[::-1][number] + np.einsum("pij,pj->pi", np.array(turns)[number], away)
+
+    return problem, belongs
+
+
+def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exchanged):
+    """To about the distance between the cloud's points; half of that is not the shift of a domain but its turn."""
+    problem, belongs = exchanged
+    level = prepare.make_level(problem, 2, 2, 0.0, False)
+    end, sure = correspond.ends(problem, 0, level)
+    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure <= 1).all()
+
+    def off(a, b):
+        return np.linalg.norm(a - b, axis=1).mean()
+
+    true, found = belongs(x), problem.frame.to_angstrom(end)
+    unturned = belongs(x, [np.eye(3)] * 2)
+    first, second = correspond.clouds(problem, 0, correspond.SPACING)
+    rows, columns = linear_sum_assignment(cdist(first.x, second.x, "sqeuclidean"))  # W2 of as many as there are
+    transported = off(second.x[columns], belongs(first.x[rows]))
+    assert transported > 25 and off(x, true) > 25
+    assert off(found, true) < correspond.SPACING < 0.55 * off(unturned, true)
+    assert off(found, true) < 0.2 * transported
