@@ -184,4 +184,5 @@ def coupling(
         return solve(linear + weight * torn, epsilons[i], f, g)
 
     first = solve(linear, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
-    return jax.lax.fori_loop(0, len(epsilons), round_, first)[0]
+    with jax.default_matmul_precision("float32"):  # accelerators would keep three digits: many ε of these costs
+        return jax.lax.fori_loop(0, len(epsilons), round_, first)[0]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -220,6 +221,13 @@ def test_the_coupling_has_its_marginals(small):
     plan = coupled(small, np.concatenate([np.geomspace(4.0, 1.0, 12), np.ones(8)]))
     np.testing.assert_allclose(plan.sum(1), small[3], rtol=1e-4)  # float32: rows are set last
     np.testing.assert_allclose(plan.sum(0), small[4], rtol=1e-2)
+
+
+def test_products_of_kernels_and_plan_keep_all_digits_on_an_accelerator(small):
+    """These products stand for costs of thousands of ε; by default a GPU keeps three digits and a TPU fewer."""
+    given = [jnp.asarray(a, jnp.float32) for a in (*small, np.ones(3))]
+    written = str(jax.make_jaxpr(correspond.coupling)(*given))
+    assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2
 
 
 def test_neighbours_alone_tell_points_apart(small):

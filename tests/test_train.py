@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -215,11 +216,9 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     narrow, whole = (fit(two, replace(CONFIG, stages=(replace(stage, window=w),)))[0].params for w in (1, None))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
-    inputs = stage_inputs(two, stage)
-    begin = start(CONFIG, 2)
-    *_, error = train_steps(
-        CONFIG.flow, replace(stage, window=1), np.full(5, 3e-3, np.float32), 5, begin.params, begin.optimiser, *inputs
-    )
+    begin, inputs = start(CONFIG, 2), stage_inputs(two, stage)
+    few = jnp.full(25, 3e-3), jnp.int32(5), begin.params, begin.optimiser  # of the shapes that `fit` has compiled
+    *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, Spread())
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
 
