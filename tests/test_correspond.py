@@ -412,3 +412,13 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
     assert transported > 25 and off(x, true) > 25
     assert off(found, true) < correspond.SPACING < 0.55 * off(unturned, true)
     assert off(found, true) < 0.2 * transported
+
+
+def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
+    """The last ε are so small that entropy draws nothing together: to a hundredth of the points' distance."""
+    problem, _ = exchanged
+    still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
+    level = prepare.make_level(still, 2, 2, 0.0, False)
+    end, sure = correspond.ends(still, 0, level)
+    moved = np.linalg.norm(end - np.asarray(level.x), axis=1) * problem.frame.edge
+    assert moved.max() < 0.01 * correspond.SPACING and sure.min() > 0.98
