@@ -274,14 +274,15 @@ def test_likeness_decides_against_distance_and_distance_among_the_alike():
 # Ends
 
 
-def plain(shape=(16, 16, 16), blurs=(0.0,), initial=None, target=None):
+def plain(shape=(16, 16, 16), blur=0.0, quieting=0.0, initial=None, target=None):
     """A problem of one target on a grid of the tests' voxels, without a molecule of its own."""
     empty = np.zeros(shape, np.float32)
     initial, target = (empty if a is None else a for a in (initial, target))
     frame = prepare.Frame(ORIGIN - 7.0, 50.0)
     report = {"origin": ORIGIN}
     start = np.array([3, 1, 2])
-    return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, np.array(blurs), report)
+    variances = np.array([blur]), np.array([quieting])
+    return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, *variances, report)
 
 
 def level_at(problem, x):
@@ -343,14 +344,14 @@ def test_fewer_than_four_points_are_enough(found):
 # Clouds
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_clouds_are_compared_at_one_resolution_in_one_frame(sign):
-    """The sharper of the two maps, whichever it is, is blurred by what the other lacks: then both clouds are one."""
+@pytest.mark.parametrize("sign, quieting", [(1, 0.0), (-1, 0.0), (1, 5.0), (-1, 5.0)])
+def test_clouds_are_compared_at_one_resolution_in_one_frame(sign, quieting):
+    """The sharper of both maps is blurred by what the other lacks, be that resolution or noise: the clouds are one."""
     centres, heights = scattered(2, 10, 8)
     sharp = blobs(centres + 24, heights, 2.5, (24, 22, 23), VOXEL, 0.5 * VOXEL)
     blurred = ndimage.gaussian_filter(sharp, 3.0 / VOXEL, mode="constant")
     maps = (sharp, blurred)[::sign]
-    problem = plain(blurs=(9.0 * sign,), initial=maps[0], target=maps[1])
+    problem = plain(blur=9.0 * sign - quieting, quieting=quieting, initial=maps[0], target=maps[1])
     first, second = correspond.clouds(problem, 0, 5.0)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
@@ -359,7 +360,7 @@ def test_clouds_are_compared_at_one_resolution_in_one_frame(sign):
     centre = [total.sum(tuple({0, 1, 2} - {k})) @ axes[k] for k in range(3)]
     whole = ORIGIN + problem.start * VOXEL + centre
     np.testing.assert_allclose(first.share @ first.x, whole, atol=0.3)  # without the weakest 2 %
-    one, other = correspond.clouds(replace(problem, blurs=np.zeros(1)), 0, 5.0)  # unblurred it is another
+    one, other = correspond.clouds(replace(problem, blurs=-problem.quieting), 0, 5.0)  # unblurred it is another
     assert len(one.x) != len(other.x) or np.abs(one.descriptors - other.descriptors).max() > 0.5
 
 

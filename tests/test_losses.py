@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
-from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, huber, l2, rigidity
+from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -36,6 +36,26 @@ def test_l2_is_zero_on_itself_and_one_for_nothing(volume):
     assert l2(volume, volume) == 0
     assert l2(0 * volume, volume) == 1
     assert l2(1.3 * volume, volume) == pytest.approx(0.09, rel=1e-5)  # float32
+
+
+def test_unscaled_l2_is_the_least_over_all_scales(volume):
+    other = volume + jnp.asarray(np.random.default_rng(1).uniform(size=volume.shape), jnp.float32)
+    found = unscaled_l2(volume, other, jnp.sum(other**2))
+    best = jnp.vdot(volume, other) / jnp.vdot(volume, volume)
+    assert found == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
+    assert found < min(l2(s * best * volume, other) for s in (0.99, 1.01))
+    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(found), rel=1e-4)
+    assert unscaled_l2(3 * volume, volume, jnp.sum(volume**2)) == pytest.approx(0, abs=1e-5)
+
+
+def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
+    """Relative to the power of the signal; the noise's own power, four times as large here, does not count."""
+    rng = np.random.default_rng(0)
+    signal, noise = (rng.normal(0, s, (20, 20, 20)).astype(np.float32) for s in (1.0, 2.0))
+    power = np.sum(signal**2)
+    # twice the noise's projection on the signal: 2 · 2 / sqrt(8000) is its deviation
+    assert unscaled_l2(*map(jnp.asarray, (signal, signal + noise, power))) == pytest.approx(0, abs=0.1)
+    assert unscaled_l2(*map(jnp.asarray, (np.roll(signal, 3), signal + noise, power))) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9, 1.0, 1.2, 2.0, 3.0])

@@ -256,3 +256,66 @@ def test_relative_blur_is_not_led_astray_by_a_low_pass_filter():
     edge = np.clip((1 / 7 - s) * max(grid[0]) / 2, 0, 1)
     cut = Map(np.fft.ifftn(np.fft.fftn(blurred.density) * edge).real.astype(np.float32), *grid[1:])
     assert prepare.relative_blur(sharp, cut) == pytest.approx(0.225**2 * 40, rel=0.25)
+
+
+def noisy(map_, strength):
+    """The map in a wider box with noise of this share of its maximum, and the clean one in that box."""
+    clean = np.pad(map_.density, 8)
+    noise = strength * clean.max() * np.random.default_rng(0).normal(size=clean.shape)
+    return [Map(d.astype(np.float32), map_.voxel_size, map_.origin) for d in (clean + noise, clean)]
+
+
+def test_a_map_without_noise_is_quiet_as_it_is(maps):
+    quiet, width = prepare.quieted(maps[0])
+    assert width == 0 and quiet is maps[0]
+    assert prepare.quieted(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.1])
+def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
+    """By one of the widths that grow by sqrt(2) from a voxel: the narrowest whose noise stays below a tenth."""
+    loud, _ = noisy(maps[1], strength)
+    quiet, width = prepare.quieted(loud)
+    steps = 2 * np.log2(width / loud.voxel_size.min())
+    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < prepare.WIDEST
+
+    def share(width):
+        density = ndimage.gaussian_filter(loud.density, width / loud.voxel_size)
+        return prepare.noise_ceiling(density) / density.max(), density
+
+    assert share(width)[0] <= prepare.NOISY < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
+    np.testing.assert_array_equal(quiet.density, share(width)[1])
+
+
+def test_noise_alone_is_blurred_to_the_widest_at_most():
+    noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
+    _, width = prepare.quieted(Map(noise, np.full(3, 2.0), np.zeros(3)))
+    assert prepare.WIDEST <= width < np.sqrt(2) * prepare.WIDEST * (1 + 1e-9)
+
+
+def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
+    """Noise of a tenth of the maximum: most of the mass stands where the clean map is, and most of that holds mass."""
+    (start, _), (loud, clean) = noisy(maps[0], 0.0), noisy(maps[1], 0.1)
+    problem = prepare.prepare(start, [loud])
+    assert problem.quieting[0] == prepare.quieted(loud)[1] ** 2 > 0
+    truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.quieting[0]) / clean.voxel_size)
+    low, high = problem.start, problem.start + problem.initial.shape
+    truth = prepare.cropped(truth, low, high) > 0.1 * truth.max()
+    mass = problem.masses[0]
+    assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
+    given = prepare.prepare(start, [loud], target_threshold=0.8 * float(clean.density.max()))
+    assert given.quieting[0] == 0  # where a level is given, it is the map's
+    both = prepare.prepare(start, [loud, start]).select([1])
+    assert both.quieting.shape == (1,) and both.quieting[0] == 0
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.5])
+def test_the_power_of_a_signal_is_without_its_noises(deviation):
+    rng = np.random.default_rng(0)
+    inside = np.zeros((30, 30, 30), bool)
+    inside[5:15, 8:20, 10:25] = True
+    signal = np.where(inside, rng.uniform(0.5, 1, inside.shape), 0)
+    volume = (signal + deviation * rng.normal(size=inside.shape)).astype(np.float32)
+    assert prepare.signal_power(volume, inside) == pytest.approx(np.sum(signal**2), rel=0.1)  # of 27000 voxels' noise
+    assert prepare.signal_power(volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
+    assert prepare.signal_power(volume * ~inside, inside) >= 0
