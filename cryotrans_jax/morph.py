@@ -127,7 +127,9 @@ def morph(
         target_resolutions=resolutions,
         whole_box=recipe == "paper",
     )
-    prepared(problem.report | {"blur_variance": problem.blurs.tolist()})
+    variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
+    report = problem.report | variances
+    prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
@@ -145,5 +147,5 @@ def morph(
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in history),
-        report=problem.report | {"blur_variance": problem.blurs.tolist(), "start": [*map(how.__getitem__, rivals)]},
+        report=report | {"start": [how[rival] for rival in rivals]},
     )

@@ -292,6 +292,9 @@ def print_report(report: dict) -> None:
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
+    for variance in report["quieting_variance"]:
+        if variance:
+            print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")
     for variance in report["blur_variance"]:
         blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
         print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
