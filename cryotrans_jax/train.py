@@ -334,9 +334,9 @@ def fit(
             history.append(losses_)
             if stopped:
                 break
-            if config.rival and number == 0 and torn(config, stage, inputs, state):
+            if config.rival and number == 0 and (doubted := torn(config, inputs, state)).any():
                 following = config.stages[1], waiting[1].result()
-                state = better_start(problem, config, state, following, chunk, spread)
+                state = better_start(problem, config, state, doubted, following, chunk, spread)
     finally:
         background.shutdown(wait=False, cancel_futures=True)
     return state, history
@@ -369,8 +369,8 @@ def begun(state: State, stage: int) -> State:
     return state._replace(optimiser=jax.vmap(ADAM.init)(state.params), stage=stage, step=0)
 
 
-def torn(config: Config, stage: Stage, inputs: tuple, state: State) -> bool:
-    """Whether for any target the flow leaves more than TORN of the mass far from where correspondences put it."""
+def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
+    """For each target, whether the flow leaves more than TORN of the mass far from where correspondences put it."""
     level, goal = inputs
 
     def share(params, goal):
@@ -378,22 +378,28 @@ def torn(config: Config, stage: Stage, inputs: tuple, state: State) -> bool:
         far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
         return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
 
-    return bool(jnp.max(jax.vmap(share)(state.params, goal)) > TORN)
+    return np.asarray(jax.vmap(share)(state.params, goal)) > TORN
 
 
 def better_start(
-    problem: Problem, config: Config, state: State, following: tuple[Stage, tuple], chunk: int, spread: Spread
+    problem: Problem,
+    config: Config,
+    state: State,
+    doubted: np.ndarray,
+    following: tuple[Stage, tuple],
+    chunk: int,
+    spread: Spread,
 ) -> State:
     """The state after the first stage, or after the rival of that, whichever soon gets the next stage's loss lower.
 
-    For every target by itself.
+    For every doubted target by itself; the others keep the first stage's, as they would alone.
     """
     stage, inputs = following
     trial, silent = replace(stage, steps=min(TRIAL, stage.steps)), lambda *_: False
     other = start(config, len(problem.masses))
     other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
     outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
-    better = outcome[1] < outcome[0]
+    better = doubted & (outcome[1] < outcome[0])
     choose = lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)  # noqa: E731
     params = jax.tree.map(choose, state.params, other.params)
     return state._replace(params=params, rivals=tuple(map(bool, better)))
