@@ -55,7 +55,9 @@ def test_eight_devices_fit_three_targets_as_one_device_does():
 def test_a_share_of_the_targets_is_fitted_as_among_all(maps, monkeypatch):
     """The third target reaches furthest: without it the others would have another crop. One stage is enough."""
     default = recipes.default
-    monkeypatch.setattr(recipes, "default", lambda *args: replace(c := default(*args), stages=c.stages[1:2]))
+    monkeypatch.setattr(
+        recipes, "default", lambda *args: replace(c := default(*args), stages=c.stages[1:2], rival=None)
+    )
     wide = replace(maps[1], density=np.roll(maps[1].density, -4, axis=2))
     targets, how = [*maps[1:], wide], dict(steps=0.03)
     whole = morph(maps[0], targets, **how)

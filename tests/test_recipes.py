@@ -61,6 +61,9 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     assert config.seed == 4 and first.loss == "points" and {s.loss for s in matched} == {"matched"}
     assert config.wave_number * 20.0 == pytest.approx(problem.frame.edge)  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
+    assert config.rival.loss == "w2" and (config.rival.bin, config.rival.sampling) == (first.bin, first.sampling)
+    # the entropy blurs by a little less than a voxel
+    assert config.rival.epsilon * problem.frame.edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
     if 0.5 <= size <= 4:  # as near to 4 Å as powers of two allow
         assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:

@@ -14,6 +14,7 @@ from cryotrans_jax.train import (
     Spread,
     Stage,
     at_once,
+    better_start,
     carry,
     fit,
     needed,
@@ -22,6 +23,7 @@ from cryotrans_jax.train import (
     sized,
     stage_inputs,
     start,
+    torn,
     train_steps,
     widened,
 )
@@ -145,6 +147,71 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
         total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-5) and error == 0
     assert strain > 0.01 * apart
+
+
+CONTEST = replace(CONFIG, stages=(replace(POINTS, steps=30), replace(STAGES[1], steps=30)), rival=STAGES[0])
+
+
+def test_a_target_is_torn_where_its_points_are_left_far_from_their_ends(two, followed):
+    """By three times the reach, of two per cent of the mass; for each target by itself."""
+    (state, _), level, goal = followed
+    moved = np.stack([carry(WAVING, jax.tree.map(lambda p, k=k: p[k], state.params), level)[0] for k in range(2)])
+    weight = np.ones(moved.shape[:2], np.float32)
+    many = int(0.04 * len(level.x))
+    away = np.zeros_like(moved)
+    away[0, :many, 1], away[1, :many, 1] = 3.1 * goal.reach[0], 2.9 * goal.reach[0]
+    ends = goal._replace(ends=jnp.asarray(moved + away), weight=jnp.asarray(weight))
+    np.testing.assert_array_equal(torn(WAVING, (level, ends), state), [True, False])
+    weight[0, many:] = 1e3  # those that are far weigh next to nothing
+    light = ends._replace(weight=jnp.asarray(weight))
+    np.testing.assert_array_equal(torn(WAVING, (level, light), state), [False, False])
+
+
+@pytest.fixture(scope="module")
+def contest(two):
+    """Targets, and the fit with a rival, where the first one's correspondences are nonsense."""
+    ends = correspond.ends
+
+    def some(problem, target, level):
+        end, sure = ends(problem, target, level)
+        if problem.blurs[target] != two.blurs[0]:
+            return end, sure
+        return np.random.default_rng(0).permutation(end), sure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(correspond, "ends", some)
+        yield fit(two, CONTEST, chunk=CHUNK), lambda problem, config, **how: fit(problem, config, chunk=CHUNK, **how)
+
+
+def test_a_start_that_does_not_hold_together_gives_way_to_a_better_one(two, contest):
+    (state, history), run = contest
+    assert state.rivals == (True, False) and [len(losses) for losses in history] == [30, 30]
+    led_astray, told = run(two, replace(CONTEST, rival=None))
+    assert led_astray.rivals == ()
+    assert history[1][-1, 0] < 0.9 * told[1][-1, 0]
+    np.testing.assert_array_equal(history[0], told[0])
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
+    """Another target's rival is none of its own: it is not even asked."""
+    (state, history), run = contest
+    alone, losses = run(one(two, target), CONTEST)
+    assert alone.rivals == ((True,) if target == 0 else ())
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a[target], b[0], atol=1e-4)  # float32's 1e-7, grown over a hundred steps
+    np.testing.assert_allclose(history[1][:, target], losses[1][:, 0], rtol=1e-3)
+
+
+def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, contest):
+    (state, _), run = contest
+    middle, _ = run(two, CONTEST, progress=lambda stage, step, _: step == 30)
+    assert (middle.stage, middle.step, middle.rivals) == (0, 30, ())
+    resumed, _ = run(two, CONTEST, state=middle)
+    assert equal(resumed, state)
+    following = CONTEST.stages[1], stage_inputs(two, CONTEST.stages[1])
+    kept = better_start(two, CONTEST, middle, np.zeros(2, bool), following, CHUNK, Spread())  # none is in doubt
+    assert kept.rivals == (False, False) and equal(kept.params, middle.params)
 
 
 @pytest.mark.parametrize("stop", [(0, 30), (0, 40), (1, 15)])
