@@ -46,6 +46,11 @@ class Fit:
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
         return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
 
+    def spread(self, others: Sequence["Fit"], initial: Map, target: int = 0) -> tuple[Map, np.ndarray]:
+        """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
+        each = [fit.of(target) for fit in (self, *others)]
+        return trajectory.spread(self.config, each, self.frame, initial, self.threshold)
+
     def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
         """Models at the times, each atom carried by the flow."""
         xyz = trajectory.move(self.config, self.of(target), self.frame, atoms.positions(model), times)

@@ -145,3 +145,27 @@ def push_forward(
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
         density = splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
+
+
+def spread(
+    config: Config, each: Sequence[PyTree], frame: Frame, initial: Map, threshold: float
+) -> tuple[Map, Float[np.ndarray, "points"]]:
+    """How far apart several fits of one target, from different seeds, carry the same density: a map in Å.
+
+    For each voxel of the initial map above the threshold the rms distance of its carried positions from their mean;
+    on the voxels where the first fit carries it, averaged by mass, zero where it carries nothing. And that distance for
+    every such voxel of the initial map. What the target does not decide shows here; what all fits get wrong alike does
+    not.
+    """
+    inside = carried_mass(initial.density, threshold) > 0
+    xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
+    ends = np.concatenate([move(config, params, frame, xyz, [1.0]) for params in each])
+    apart = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
+    mass, voxel = initial.density[inside], initial.voxel_size / frame.edge
+    x, corner = jnp.asarray(frame.to_unit(ends[0]), jnp.float32), frame.to_unit(initial.origin - initial.voxel_size / 2)
+    weighted, total = (
+        np.asarray(splat(x, jnp.asarray(m, jnp.float32), initial.density.shape, corner, voxel))
+        for m in (mass * apart, mass)
+    )
+    shown = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
+    return Map(shown, initial.voxel_size, initial.origin), apart

@@ -37,7 +37,7 @@ PACKAGES = (
     "scipy",
 )
 FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
-RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json")  # what a run writes about itself
+RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc")  # what a run writes about itself
 
 
 @dataclass
@@ -105,17 +105,17 @@ def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int])
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
 
 
-def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None) -> Fit:
+def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, another: int = 0) -> Fit:
     """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress.
 
-    Of the targets of these numbers only, if `share` is given.
+    Of the targets of these numbers only, if `share` is given; from `another` seed, so many after that of the flags.
     """
     with Progress() as progress:
         return morph(
             case.initial,
             case.targets,
             settings.recipe,
-            seed=settings.seed,
+            seed=settings.seed + another,
             steps=settings.steps,
             initial_threshold=settings.initial_threshold,
             target_threshold=settings.target_threshold,
@@ -124,15 +124,17 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None) -> F
             bin=settings.bin,
             share=share,
             progress=progress,
-            prepared=print_report if jax.process_index() == 0 else lambda report: None,  # it is of all targets
+            prepared=print_report if jax.process_index() == another == 0 else lambda report: None,  # it is of all
         )
 
 
-def write(fit: Fit, case: Case, settings: Any, out_dir: Path, share: Sequence[int]) -> list[dict]:
+def write(
+    fit: Fit, case: Case, settings: Any, out_dir: Path, share: Sequence[int], others: Sequence[Fit] = ()
+) -> list[dict]:
     """Scores of each target, also printed; each target's folder holds its files, and so is a run by itself.
 
-    `fit` is that of the targets of the numbers in `share`. Files of an earlier run are removed only now that there is
-    something to put in their place.
+    `fit` is that of the targets of the numbers in `share`, and `others` are the same from other seeds. Files of an
+    earlier run are removed only now that there is something to put in their place.
     """
     description = describe(fit, case, settings)
     for path in earlier(case, out_dir, share):
@@ -146,6 +148,8 @@ def write(fit: Fit, case: Case, settings: Any, out_dir: Path, share: Sequence[in
         write_losses(folder / "loss.csv", one, name)
         last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
         scores.append(score(one, case, number, last))
+        if others:
+            scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
         print_scores(name, scores[-1])
@@ -167,6 +171,13 @@ def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: 
         if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
             atoms.write_model(folder / "generated.pdb", carried)
     return frame
+
+
+def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) -> dict:
+    """Median and 95th percentile (Å) of the spread over seeds, which is a map in the folder."""
+    spread, apart = fit.spread(others, initial)
+    write_map(folder / "seed_spread.mrc", spread)
+    return {"seed_spread_median": float(np.median(apart)), "seed_spread_95": float(np.percentile(apart, 95))}
 
 
 def copy_whole(source: Path, destination: Path) -> None:
@@ -315,6 +326,9 @@ def print_scores(name: str, scores: dict) -> None:
         if f"{key}_after" in scores:
             before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
             print(f"  {label:40s} {before:>8s} {after:>8s}")
+    if "seed_spread_median" in scores:
+        label = "spread over seeds: median, 95 % [Å]"
+        print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
 
 
 def load_reference(path: Path, initial: Map) -> gemmi.Structure | Map:

@@ -24,6 +24,13 @@ def define_flags() -> None:
     shared.define_machine()
     shared.define_hosts()
     flags.DEFINE_string("out_dir", None, "Folder for the results; runs/<initial>_to_<target> if not given.")
+    flags.DEFINE_integer(
+        "seeds",
+        1,
+        "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and by "
+        "how many Å, the others carry the density elsewhere.",
+        lower_bound=1,
+    )
     flags.DEFINE_list(
         "reference", None, "Model or map of the target state to score against; one, or one for each target."
     )
@@ -40,7 +47,8 @@ def main() -> None:
     out_dir = Path(FLAGS.out_dir or default_folder())
     case = hosts.after_first(lambda: load(out_dir, share) if share else None)
     if share:
-        results.write(results.fit_case(case, FLAGS, share), case, FLAGS, out_dir, share)
+        first, *others = [results.fit_case(case, FLAGS, share, another) for another in range(FLAGS.seeds)]
+        results.write(first, case, FLAGS, out_dir, share, others)
     else:
         print("there are more processes than targets: none is left for this one")
 

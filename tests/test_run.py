@@ -161,6 +161,19 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     assert a == b
 
 
+def test_several_seeds_say_where_they_differ(run, folder, job, tmp_path):
+    """The results are those of the first seed, with a map of the spread beside them."""
+    out = tmp_path / "seeds"
+    status, printed, error = job("run", *arguments(folder, out, seeds=2))
+    assert status == 0, error
+    scores = json.loads((out / "metrics.json").read_text())
+    assert 0 < scores["seed_spread_median"] <= scores["seed_spread_95"] < 20
+    assert "spread over seeds" in printed
+    spread, generated = read_map(out / "seed_spread.mrc"), read_map(out / "generated.mrc")
+    assert not same_grid(spread, generated)
+    assert (out / "generated.mrc").read_bytes() == (run / "generated.mrc").read_bytes()
+
+
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
     """In programs of their own, since XLA reads its flags once, and ends the program at one that it does not know."""
     program = "import os, experiments.run as r; r.define_flags(); r.run(r.main); print(os.environ['XLA_FLAGS'])"

@@ -191,3 +191,24 @@ def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
         voxel = voxel[((voxel >= 0) & (voxel < drawn.shape)).all(1)]
         assert drawn[tuple(voxel.T)].all()
     assert not drawn.all()
+
+
+def test_fits_that_agree_have_no_spread(initial, bending, threshold):
+    shown, apart = trajectory.spread(CONFIG, [bending, bending], FRAME, initial, threshold)
+    assert np.abs(apart).max() < 1e-5 and np.abs(shown.density).max() < 1e-5
+
+
+def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_the_density(
+    initial, translation, threshold
+):
+    """Two fits that carry everything by the shift, and not at all, are each half the shift from their mean."""
+    still = jax.tree.map(jnp.zeros_like, translation)
+    shown, apart = trajectory.spread(CONFIG, [translation, still], FRAME, initial, threshold)
+    half = np.linalg.norm(SHIFT) / 2
+    np.testing.assert_allclose(apart, half, rtol=1e-4)
+    there = shown.density > 0
+    np.testing.assert_allclose(shown.density[there], half, rtol=1e-4)
+    moved = ndimage.center_of_mass(there) * initial.voxel_size
+    before = ndimage.center_of_mass(initial.density >= threshold) * initial.voxel_size
+    np.testing.assert_allclose(moved - before, SHIFT, atol=1.0)  # half a voxel
+    assert not same_grid(shown, initial)
