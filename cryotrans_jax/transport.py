@@ -65,9 +65,10 @@ def lse_along(h: Volume, axis: int, scale: Float[Array, ""] | float, window: int
     taps = min(2 * reach + 1, TAPS_AT_ONCE)
     groups = -(-(2 * reach + 1) // taps)
     # From here on to base 2. XLA computes h anew, with the passes that it came from, wherever it is used, unless its
-    # last operation counts as expensive. A division does; the barrier keeps it from becoming a product.
-    h = h / jax.lax.optimization_barrier(jnp.asarray(LN2, h.dtype))
-    scale = scale / LN2
+    # last operation counts as expensive. A division does, as long as XLA can neither fold its divisor into what comes
+    # before (hence the barrier) nor invert it for this use alone (hence the second use, in the last line).
+    log_of_2 = jax.lax.optimization_barrier(jnp.asarray(LN2, h.dtype))
+    h, scale = h / log_of_2, scale / LN2
     pad = [(0, 0)] * h.ndim
     pad[axis] = (reach, groups * taps - reach - 1)
     padded = jnp.pad(h, pad, constant_values=-jnp.inf)
@@ -89,7 +90,7 @@ def lse_along(h: Volume, axis: int, scale: Float[Array, ""] | float, window: int
         return total
 
     top = over(groups, largest, h)
-    return LN2 * (top + jnp.log2(over(groups, add, jnp.zeros_like(h))))
+    return log_of_2 * top + jnp.log(over(groups, add, jnp.zeros_like(h)))
 
 
 def exp2_below_zero(t: Float[Array, "..."]) -> Float[Array, "..."]:
