@@ -324,9 +324,15 @@ def step() -> Rows:
     problem = prepared(load())
     config = recipes.default(problem)
     params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
-    for number, stage in enumerate(config.stages):
-        for name, (function, argument) in parts(problem, config, stage, params).items():
-            yield f"step, stage {number + 1} {stage.loss}: {name} [s]", seconds(jax.jit(jax.grad(function)), argument)
+    for name, stage in named(config):
+        for part, (function, argument) in parts(problem, config, stage, params).items():
+            yield f"step, {name}: {part} [s]", seconds(jax.jit(jax.grad(function)), argument)
+
+
+def named(config) -> list[tuple[str, object]]:
+    """The stages of a schedule with their names, and the other way to begin where there is one."""
+    stages = [(f"stage {k + 1} {stage.loss}", stage) for k, stage in enumerate(config.stages)]
+    return [*stages, (f"rival {config.rival.loss}", config.rival)] if config.rival else stages
 
 
 def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
@@ -338,38 +344,55 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
     from cryotrans_jax.splat import splat
     from cryotrans_jax.transport import w2
 
-    level, targets, blur = train.stage_inputs(problem, stage)
-    target, kernel = targets[0], None if blur is None else jax.tree.map(lambda m: m[0], blur)
-    moved, nodes = jax.jit(train.carry, static_argnums=0)(config, params, level)
+    level, goal = one_target(train.stage_inputs(problem, stage))
+    moved, nodes = jax.jit(train.carry, static_argnums=0)(config.flow, params, level)
 
     def put(x):
-        return splat(x, level.rho, target.shape, level.corner, level.voxel)
+        return splat(x, level.rho, goal.volume.shape, level.corner, level.voxel)
 
     def compare(volume):
         if stage.loss == "w2":
-            return w2(volume, target, level.voxel, stage.epsilon, stage.iterations, stage.window)
-        return losses.l2(losses.blur(volume, kernel) if kernel else volume, target)
+            return w2(volume, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
+        blurred = volume if goal.blur is None else losses.blur(volume, goal.blur)
+        if stage.loss == "matched":
+            return losses.unscaled_l2(blurred, goal.volume, goal.power)
+        return losses.l2(blurred, goal.volume)
 
     found = {
-        "whole": (lambda p: train.objective(config, stage, p, level, target, kernel)[0], params),
+        "whole": (lambda p: train.objective(config, stage, p, level, goal)[0], params),
         "flow": (lambda p: jnp.sum(train.carry(config, p, level)[0] ** 2), params),
-        "splat": (lambda x: jnp.sum(put(x) ** 2), moved),
-        "transport" if stage.loss == "w2" else "matched L2": (compare, jax.jit(put)(moved)),
     }
+    if stage.loss == "points":
+        found["distances"] = lambda x: train.distance(stage, x, level, goal)[0], moved
+    else:
+        found["splat"] = lambda x: jnp.sum(put(x) ** 2), moved
+        found[{"w2": "transport", "matched": "matched L2"}.get(stage.loss, "L2")] = compare, jax.jit(put)(moved)
     if stage.rigidity:
-        found["rigidity"] = (lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.share), nodes)
+        strain = lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.share, stage.slip)  # noqa: E731
+        found["rigidity"] = strain, nodes
     return found
 
 
-def program(problem, config, stage, targets: int = 1, count: int = 5) -> tuple[Callable, float, float]:
-    """A call of `count` steps of a stage, the seconds that compiling it took, and its working memory in MiB."""
+def one_target(inputs: tuple) -> tuple:
+    """A stage's level, and its goal for the first target alone."""
+    import jax
+
+    return inputs[0], jax.tree.map(lambda m: m[0], inputs[1])
+
+
+def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Callable, float, float]:
+    """A call of `count` steps of a stage, the seconds that compiling it took, and its working memory in MiB.
+
+    `inputs` are the stage's for one target; several are so many copies.
+    """
     import jax
     import jax.numpy as jnp
 
     from cryotrans_jax import train
 
-    inputs, state = train.stage_inputs(problem, stage), train.start(config, targets)
-    at = jnp.zeros(count), jnp.int32(count), state.params, state.optimiser, *inputs
+    level, goal = inputs
+    goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.start(config, targets)
+    at = jnp.zeros(count), jnp.int32(count), state.params, state.optimiser, level, goal
     spread = train.Spread(batch=1 if jax.default_backend() == "cpu" else None)
     begin = time.perf_counter()
     compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()
@@ -379,13 +402,18 @@ def program(problem, config, stage, targets: int = 1, count: int = 5) -> tuple[C
 
 
 def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -> Rows:
-    """Rows: seconds of a step and of the compilation of each stage, and the working memory of its program."""
-    for number, stage in enumerate(config.stages):
-        call, compiling, memory = program(problem, config, stage, targets, count)
-        name = f"{label} stage {number + 1} {stage.loss}"
-        yield f"{name}: step [s]", seconds(call) / count
-        yield f"{name}: compile [s]", compiling
-        yield f"{name}: working memory [MiB]", memory
+    """Rows: of each stage the seconds for its inputs, its compilation and a step, and its program's working memory."""
+    from cryotrans_jax import train
+
+    for name, stage in named(config):
+        begin = time.perf_counter()
+        inputs = train.stage_inputs(problem, stage)
+        making = time.perf_counter() - begin
+        call, compiling, memory = program(config, stage, inputs, targets, count)
+        yield f"{label} {name}: step [s]", seconds(call) / count
+        yield f"{label} {name}: inputs [s]", making
+        yield f"{label} {name}: compile [s]", compiling
+        yield f"{label} {name}: working memory [MiB]", memory
 
 
 def stages() -> Rows:
@@ -424,10 +452,10 @@ def scaling() -> Rows:
         yield from quick(stage_times(problem, config, label, count=1))
     problem = prepared(case)
     config = recipes.default(problem)
-    stage = replace(config.stages[0], rigidity=0.0, spacing=0.0)
-    level, targets, _ = train.stage_inputs(problem, stage)
+    stage = next(stage for _, stage in reversed(named(config)) if stage.loss == "w2")
+    level, goal = one_target(train.stage_inputs(problem, stage))
     x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.start(config, 1).params)
-    gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, targets[0], None)[0]))
+    gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, goal)[0]))
     for number in numbers("points"):
         rows = np.arange(number) % len(x)
         yield (
@@ -435,13 +463,12 @@ def scaling() -> Rows:
             seconds(gradient, params, level._replace(x=level.x[rows], rho=jnp.full(number, 1 / number))),
         )
     for number in numbers("targets"):
-        problem = prepared(repeated(case, number))
-        yield from quick(stage_times(problem, recipes.default(problem), f"{number} targets, default,", number))
+        yield from quick(stage_times(problem, config, f"{number} targets, default,", number))
 
 
 def quick(rows: Rows) -> Rows:
-    """The rows without those of compilation."""
-    return (row for row in rows if "compile" not in row[0])
+    """The rows of steps and memory."""
+    return (row for row in rows if "step" in row[0] or "memory" in row[0])
 
 
 def boxed(case, shape):
@@ -463,19 +490,6 @@ def boxed(case, shape):
     return replace(case, initial=put(case.initial), targets=[put(t) for t in case.targets])
 
 
-def repeated(case, number: int):
-    """The case with so many copies of its target."""
-    from dataclasses import replace
-
-    return replace(
-        case,
-        targets=case.targets * number,
-        target_names=[f"{case.target_names[0]}_{k}" for k in range(number)],
-        target_resolutions=case.target_resolutions * number,
-        references=case.references * number,
-    )
-
-
 def recipes() -> Rows:
     """Rows: seconds of each recipe, and of ours to the FSC at which the paper's ends; see the top of this file."""
     from dataclasses import replace
@@ -492,14 +506,13 @@ def recipes() -> Rows:
     published = paper(case, problem)
     config = replace(published, stages=train.scaled(published.stages, FLAGS.steps))
     with stock_grid():
-        programs = [program(problem, config, stage, count=1) for stage in config.stages]
+        programs = [program(config, s, train.stage_inputs(problem, s), count=1) for s in config.stages]
         if FLAGS.paper_by_stock:
             fitted = timeline(problem, config)[-1][1]
             curve = checkpoints(case, problem, config)
     if not FLAGS.paper_by_stock:
-        level, targets, _ = train.stage_inputs(problem, config.stages[0])
-        start = jnp.asarray(problem.initial)
-        window, _ = narrowest(start, targets[0], level.voxel, config.stages[0].epsilon)
+        level, goal = one_target(train.stage_inputs(problem, config.stages[0]))
+        window, _ = narrowest(jnp.asarray(problem.initial), goal.volume, level.voxel, config.stages[0].epsilon)
         within = tuple(replace(s, window=window if s.loss == "w2" else None) for s in config.stages)
         begin = time.perf_counter()
         curve = checkpoints(case, problem, replace(config, stages=within))
@@ -597,10 +610,10 @@ def device() -> Rows:
     yield "device: default, nothing compiled: fit [s]", cold
     yield "device: default, programs from the cache: fit [s]", warm
     number = FLAGS.device_targets
-    several = prepared(repeated(case, number))
-    for k, stage in enumerate(config.stages):
-        spent = [seconds(program(p, config, stage, n)[0]) for p, n in ((problem, 1), (several, number))]
-        yield f"device: default, stage {k + 1}: {number} targets / one", spent[1] / spent[0]
+    for name, stage in named(config):
+        inputs = train.stage_inputs(problem, stage)
+        one, several = (seconds(program(config, stage, inputs, n)[0]) for n in (1, number))
+        yield f"device: default, {name}: {number} targets / one", several / one
 
 
 def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
@@ -612,16 +625,13 @@ def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
 
     params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
     rows = dict(stage_times(problem, config, label))
-    for number, stage in enumerate(config.stages):
-        level, targets, blur = train.stage_inputs(problem, stage)
-        blur = None if blur is None else jax.tree.map(lambda m: m[0], blur)
-        loss = lambda p, level, target, blur, stage=stage: train.objective(config, stage, p, level, target, blur)[0]  # noqa: E731
-        least = floor.cost(jax.grad(loss), params, level, targets[0], blur)
-        name = f"{label} stage {number + 1} {stage.loss}"
-        rows[f"{name}: operations a step"] = least.operations
-        rows[f"{name}: bytes a step"] = least.bytes
-        rows[f"{name}: floor [s]"] = least.seconds(peaks)
-        rows[f"{name}: step / floor"] = rows[f"{name}: step [s]"] / least.seconds(peaks)
+    for name, stage in named(config):
+        loss = lambda p, level, goal, stage=stage: train.objective(config, stage, p, level, goal)[0]  # noqa: E731
+        least = floor.cost(jax.grad(loss), params, *one_target(train.stage_inputs(problem, stage)))
+        rows[f"{label} {name}: operations a step"] = least.operations
+        rows[f"{label} {name}: bytes a step"] = least.bytes
+        rows[f"{label} {name}: floor [s]"] = least.seconds(peaks)
+        rows[f"{label} {name}: step / floor"] = rows[f"{label} {name}: step [s]"] / least.seconds(peaks)
     yield from rows.items()
 
 
