@@ -74,7 +74,9 @@ def model_map_fsc(
 
 def correlation(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"]) -> float:
     """Pearson's correlation of two maps on one grid, over all voxels."""
-    return float(np.corrcoef(np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64))[0, 1])
+    a, b = (v - v.mean(dtype=np.float64).astype(v.dtype) for v in (a, b))
+    aa, ab, bb = (np.sum(u * v, dtype=np.float64) for u, v in ((a, a), (a, b), (b, b)))
+    return float(ab / np.sqrt(aa * bb))
 
 
 def ca_displacement(

@@ -1,11 +1,13 @@
 """From maps as read to what a fit needs: thresholds, one frame, the crop to the mass, levels of binning."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float, Int
 from scipy import ndimage, stats
 
@@ -253,7 +255,7 @@ def relative_blur(initial: Map, target: Map) -> float:
 
 def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power there."""
-    power = np.abs(np.fft.rfftn(map_.density)) ** 2
+    power = np.abs(scipy.fft.rfftn(map_.density, workers=os.cpu_count())) ** 2
     n, v = map_.density.shape, map_.voxel_size
     axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
     s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))

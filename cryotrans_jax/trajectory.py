@@ -12,7 +12,7 @@ from scipy import ndimage
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.flow import Scalar, inverse_euler, path
 from cryotrans_jax.maps import Map
-from cryotrans_jax.prepare import Frame, carried_mass
+from cryotrans_jax.prepare import Frame, bounding_box, carried_mass
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config
 
@@ -20,6 +20,7 @@ Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
 
 
 def frame_times(frames: int) -> np.ndarray:
@@ -57,7 +58,10 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
 
     Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
     """
-    visited = np.asarray(forward(config.flow, params, padded(frame.to_unit(xyz))))[:, : len(xyz)]
+    parts = np.split(xyz, range(CHUNK, len(xyz), CHUNK))
+    visited = np.concatenate(
+        [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+    )
     moved = []
     for t in times:
         whole, part = split_time(t, config.euler_steps)
@@ -69,8 +73,14 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
-    distance = ndimage.distance_transform_edt(carried_mass(density, threshold) == 0, sampling=voxel_size)
-    return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))).astype(np.float32)
+    carried = carried_mass(density, threshold) > 0
+    low, high = bounding_box(carried)
+    room = np.ceil(2 * SKIN / voxel_size).astype(int)
+    near = tuple(slice(max(a - r, 0), b + r) for a, b, r in zip(low, high, room, strict=True))
+    distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
+    mask = np.zeros(density.shape, np.float32)
+    mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
+    return mask
 
 
 def carried_part(initial: Map, threshold: float) -> Map:
@@ -111,6 +121,7 @@ def pull_back(
 
 
 interpolate = jax.jit(lattices.interpolate)
+put = jax.jit(splat, static_argnums=2)
 
 
 def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
@@ -143,7 +154,7 @@ def push_forward(
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
     for moved in move(config, params, frame, xyz, times):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
-        density = splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
+        density = put(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
 
 

@@ -1,16 +1,24 @@
-"""Measures where time goes, on this machine, in one run.
+"""Measures where time and memory go, on this machine, in one run.
 
 python -m experiments.benchmark --out_dir=runs/benchmark
 python -m experiments.benchmark --sections=kernel,step --baseline=runs/earlier/benchmark.json
 
 Sections: kernel (one application against ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped
-and windowed, against the stock Grid on the whole box), step (one training step by part), stages (compile and step time
-of each recipe's stages), scaling (box, targets), recipes (time to the same FSC).
+and windowed, against the stock Grid on a cube), step (one training step by part), stages (compile and step time of
+each recipe's stages), scaling (boxes, points, targets), recipes (time to the same FSC), device (a GPU's sizes: the
+paper's step, the default recipe, several targets; each beside what it costs at least).
+
+Section recipes runs the whole default recipe, twice. Of the paper's it runs every step too, but with our kernel: the
+potentials are the same (section sinkhorn), and so is the FSC after each step. The time that counts for it is the
+number of its steps times that of a step with ott's stock Grid, measured here, without compilation. --paper_by_stock
+fits it with the stock Grid from its first step to its last, which takes hours on a CPU.
 """
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -18,44 +26,100 @@ from absl import flags
 from experiments.main import run
 
 FLAGS = flags.FLAGS
-SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes")
+SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes", "device")
+PUBLISHED_STEP = 0.0648  # s: a W2 step of the paper at 160³, on an unnamed GPU
+Rows = Iterator[tuple[str, float]]
 
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_multi_enum(
-        "sections", None, SECTIONS, "What to measure; everything if not given.", module_name=__name__
-    )
+    flags.DEFINE_list("sections", list(SECTIONS[:-1]), f"What to measure, of {', '.join(SECTIONS)}.")
     flags.DEFINE_string("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
     flags.DEFINE_string("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
     flags.DEFINE_string("pair", "adk", "The pair in --data_dir.")
     flags.DEFINE_float("resolution", 7.0, "Resolution of the target map, Å.", lower_bound=0.1)
+    flags.DEFINE_float("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", lower_bound=0.1)
     flags.DEFINE_integer("repeats", 7, "Times that each thing is timed; the median counts.", lower_bound=1)
-    flags.DEFINE_float("paper_steps", 1.0, "Multiplies the paper recipe's number of steps.", lower_bound=1e-4)
+    flags.DEFINE_list("sizes", ["44", "64", "88"], "Sides of the cubes of section kernel, in voxels.")
+    flags.DEFINE_integer(
+        "cube", None, "Side of the stock Grid's cube in section sinkhorn; the box's longest if not given."
+    )
+    flags.DEFINE_list("pads", ["0", "32", "96"], "Voxels added to the box's sides in section scaling.")
+    flags.DEFINE_list("points", ["1000", "4000", "16000", "64000"], "Numbers of points in section scaling.")
+    flags.DEFINE_list("targets", ["1", "2", "4", "8"], "Numbers of targets in section scaling.")
+    flags.DEFINE_float("steps", 1.0, "Multiplies both recipes' steps in section recipes.", lower_bound=1e-4)
+    flags.DEFINE_bool("paper_by_stock", False, "Fit the paper's recipe with the stock Grid in section recipes.")
+    flags.DEFINE_integer("side", 160, "Side in voxels of the cube of section device.", lower_bound=8)
+    flags.DEFINE_integer("device_targets", 16, "Number of targets in section device.", lower_bound=1)
+    flags.DEFINE_float(
+        "device_steps", 1.0, "Multiplies the default recipe's steps in section device.", lower_bound=1e-4
+    )
+    flags.DEFINE_float("peak_flops", None, "float32 operations a second of the device, where unknown.", lower_bound=1.0)
+    flags.DEFINE_float("peak_bandwidth", None, "Bytes a second of the device, where unknown.", lower_bound=1.0)
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
 def main() -> None:
     """Nothing; prints and writes the table, anew after every section."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
     from cryotrans_jax.files import InputError
     from experiments.results import write_json
 
     out_dir = Path(FLAGS.out_dir)
+    if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
+        raise InputError(f"there is no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
     if (out_dir / "benchmark.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
-    earlier = json.loads(Path(FLAGS.baseline).read_text())["rows"] if FLAGS.baseline else {}
+    for name in ("sizes", "pads", "points", "targets"):
+        numbers(name)
+    earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: dict[str, float] = {}
-    for name in FLAGS.sections or SECTIONS:
-        for label, value in globals()[name]():
+    for section in FLAGS.sections:
+        for label, value in rows_of(section):
             rows[label] = value
             print(line(label, value, earlier), flush=True)
         write_json(out_dir / "benchmark.json", {"machine": machine(), "rows": rows})
-    text = "| what | value | earlier | ratio |\n|---|---|---|---|\n" + "\n".join(
-        line(k, v, earlier) for k, v in rows.items()
-    )
-    (out_dir / "benchmark.md").write_text(text + "\n")
+        table = [
+            "| what | value | earlier | ratio |",
+            "|---|---|---|---|",
+            *(line(k, v, earlier) for k, v in rows.items()),
+        ]
+        (out_dir / "benchmark.md").write_text("\n".join(table) + "\n")
+
+
+def rows_of(section: str) -> Rows:
+    """A section's rows, and the peaks of memory after it."""
+    import jax
+
+    from experiments.results import peak_mib
+
+    yield from globals()[section]()
+    yield f"{section}: peak memory of the host so far [MiB]", peak_mib()
+    if (said := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in said:
+        yield f"{section}: peak memory of the device so far [MiB]", said["peak_bytes_in_use"] / 2**20
+
+
+def read_rows(path: str) -> dict[str, float]:
+    """The rows of an earlier run. Raises InputError where the file holds none."""
+    from cryotrans_jax.files import InputError
+
+    try:
+        rows = json.loads(Path(path).read_text())["rows"]
+        return {label: float(value) for label, value in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
+
+
+def numbers(name: str) -> list[int]:
+    """The whole numbers that a flag lists. Raises InputError where it does not."""
+    from cryotrans_jax.files import InputError
+
+    texts = FLAGS[name].value
+    if not texts or not all(text.isdecimal() for text in texts):
+        raise InputError(f"--{name}={','.join(texts)} is not a list of whole numbers separated by commas")
+    return [int(text) for text in texts]
 
 
 def line(label: str, value: float, earlier: dict[str, float]) -> str:
@@ -67,8 +131,6 @@ def line(label: str, value: float, earlier: dict[str, float]) -> str:
 
 def machine() -> dict:
     """What was measured on, and with what."""
-    import os
-
     import jax
 
     from experiments.results import PACKAGES, version
@@ -79,46 +141,97 @@ def machine() -> dict:
     }
 
 
-def seconds(call: Callable, *arguments) -> tuple[float, float]:
-    """Median seconds of a call once compiled, and those of the first call beyond that (compilation)."""
+def seconds(call: Callable, *arguments) -> float:
+    """Median seconds of a call, after one that compiles."""
     import jax
     import numpy as np
 
-    def timed():
+    jax.block_until_ready(call(*arguments))
+    spent = []
+    for _ in range(FLAGS.repeats):
         begin = time.perf_counter()
         jax.block_until_ready(call(*arguments))
-        return time.perf_counter() - begin
-
-    first = timed()
-    median = float(np.median([timed() for _ in range(FLAGS.repeats)]))
-    return median, first - median
+        spent.append(time.perf_counter() - begin)
+    return float(np.median(spent))
 
 
 def load():
     """The case that is measured on: the built-in pair, or a pair from --data_dir."""
     from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
     from experiments.demo import hinge_pair
     from experiments.results import Case
     from experiments.validate import load_pair
 
     if FLAGS.data_dir:
-        return load_pair(Path(FLAGS.data_dir) / FLAGS.pair, FLAGS.resolution)
+        folder = Path(FLAGS.data_dir) / FLAGS.pair
+        if not (folder / "pair.json").is_file():
+            raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
+        return load_pair(folder, FLAGS.resolution)
     start, end = hinge_pair()
-    grid = atoms.common_grid([start, end], 1.0, 3.0)
+    grid = atoms.common_grid([start, end], FLAGS.voxel_size, 3.0)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
     return Case(maps[0], [maps[1]], {}, ["built-in"], 3.0, [FLAGS.resolution], start, [end])
 
 
-def prepared(whole_box: bool = False):
-    """The case, its problem, and the default recipe's stages for it."""
-    from cryotrans_jax import prepare, recipes
+def prepared(case, **how):
+    """A case's problem, with the resolutions given; `how` goes to prepare."""
+    from cryotrans_jax import prepare
 
-    case = load()
-    problem = prepare.prepare(case.initial, case.targets, whole_box=whole_box)
-    return case, problem, recipes.default(problem)
+    return prepare.prepare(
+        case.initial,
+        case.targets,
+        initial_resolution=case.initial_resolution,
+        target_resolutions=case.target_resolutions,
+        **how,
+    )
 
 
-def kernel():
+def paper(case, problem):
+    """The published recipe for a case."""
+    from cryotrans_jax import recipes
+
+    return recipes.paper(problem, resolutions=(case.initial_resolution, case.target_resolutions[0]))
+
+
+@contextlib.contextmanager
+def stock_grid():
+    """Within it the transport's kernel is that of ott's `Grid`, as the published recipe would have it in ott-jax."""
+    from unittest import mock
+
+    import jax
+    import jax.numpy as jnp
+    from ott.geometry.grid import Grid
+
+    from cryotrans_jax import transport
+
+    def stock(shape, voxel, epsilon, window):
+        return Grid(x=[jnp.arange(n) * voxel[k] for k, n in enumerate(shape)], epsilon=epsilon)
+
+    jax.clear_caches()  # programs with the one kernel and with the other look alike from outside
+    with mock.patch.object(transport, "VoxelGrid", stock):
+        yield
+    jax.clear_caches()
+
+
+def narrowest(a, b, voxel, epsilon: float) -> tuple[int | None, float]:
+    """The transport's window for which the bound on its error is small enough for the training loop, and that bound.
+
+    One of 7, 15, 23, ... voxels, which use all slices of a group.
+    """
+    import jax
+
+    from cryotrans_jax.train import WINDOW_ERROR
+    from cryotrans_jax.transport import w2_and_error
+
+    bounded = jax.jit(w2_and_error, static_argnums=(3, 4, 5))
+    for window in range(7, max(a.shape) - 1, 8):
+        if (bound := float(bounded(a, b, voxel, epsilon, 5, window)[1])) <= WINDOW_ERROR:
+            return window, bound
+    return None, 0.0
+
+
+def kernel() -> Rows:
     """Rows: one application of the log-domain kernel at epsilon 1e-4 of the box, in seconds, and ratios."""
     import jax
     import jax.numpy as jnp
@@ -128,24 +241,27 @@ def kernel():
 
     from cryotrans_jax.transport import VoxelGrid
 
-    for n in (44, 64, 88):
+    for n in numbers("sizes"):
         smooth = gaussian_filter(np.random.default_rng(0).normal(size=(n, n, n)), n / 15)
         f = jnp.asarray(1e-3 * smooth / smooth.std(), jnp.float32).ravel()
         centres = (jnp.arange(n) + 0.5) / n
         kinds = {"stock Grid": Grid(x=[centres] * 3, epsilon=1e-4)}
-        kinds |= {f"window {w or 'whole'}": VoxelGrid((n,) * 3, (1 / n,) * 3, 1e-4, w) for w in (8, 20, None)}
-        stock = None
+        kinds |= {f"window {w or 'whole'}": VoxelGrid((n,) * 3, (1 / n,) * 3, 1e-4, w) for w in (7, 14, 28, None)}
+        spent = {}
         for name, grid in kinds.items():
             apply = jax.jit(lambda f, grid=grid: grid.apply_lse_kernel(f, jnp.zeros_like(f), 1e-4)[0])
-            median, _ = seconds(apply, f)
-            yield f"kernel {n}³ {name} [s]", median
-            stock = stock or median
-            if median is not stock:
-                yield f"kernel {n}³ stock Grid / {name}", stock / median
+            spent[name] = seconds(apply, f)
+            yield f"kernel {n}³ {name} [s]", spent[name]
+            if name != "stock Grid":
+                yield f"kernel {n}³ stock Grid / {name}", spent["stock Grid"] / spent[name]
 
 
-def sinkhorn():
-    """Rows: five Sinkhorn iterations on the case at its own sampling, and how far the potentials on the mass differ."""
+def sinkhorn() -> Rows:
+    """Rows: five iterations on the case at its own sampling by the stock Grid and by ours, and both one's errors.
+
+    The stock Grid works on a cube, ours on the crop to the mass and 10 voxels about it. Epsilon is 1e-4 of the cube.
+    Errors are those of the potentials where there is mass, against the stock Grid in double precision.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -153,57 +269,70 @@ def sinkhorn():
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as solvers
 
-    from cryotrans_jax.transport import TINY, potentials, window_for
+    from cryotrans_jax.files import InputError
+    from cryotrans_jax.prepare import ALIGN, bounding_box
+    from cryotrans_jax.transport import TINY, potentials
 
-    case, whole, _ = prepared(whole_box=True)
-    _, crop, _ = prepared()
-    epsilon = 1e-4
-    side = max(whole.initial.shape)
-    pad = [(0, side - n) for n in whole.initial.shape]
-    cube = [jnp.maximum(jnp.asarray(np.pad(m, pad)), TINY) for m in (whole.initial, whole.masses[0])]
+    case, epsilon = load(), 1e-4
+    least = max(case.initial.density.shape)
+    side = -(-(FLAGS.cube or least) // ALIGN) * ALIGN
+    if side < least:
+        raise InputError(f"--cube={side} does not hold the maps, which have {least} voxels along one side")
+    problem = prepared(boxed(case, [side] * 3), whole_box=True)
+    cube, voxel = (problem.initial, problem.masses[0]), problem.voxel_size / problem.frame.edge
+    low, high = bounding_box(np.maximum(*cube) > 0)
+    crop = tuple(slice(max(start - 10, 0), stop + 10) for start, stop in zip(low, high, strict=True))
     solver = solvers.Sinkhorn(inner_iterations=5, min_iterations=5, max_iterations=5)
-    grid = Grid(x=[(jnp.arange(side) + 0.5) / side] * 3, epsilon=epsilon)
-    stock = jax.jit(lambda a, b: solver(linear_problem.LinearProblem(grid, a.ravel(), b.ravel())).f)
-    slow, _ = seconds(stock, *cube)
-    # The same epsilon in Å² on the crop, in whose unit box lengths are larger.
-    scale = whole.frame.edge / crop.frame.edge
-    size = crop.voxel_size / crop.frame.edge
-    motion = float(np.percentile(np.linalg.norm(displacement(case), axis=1), 100)) / crop.frame.edge
-    window = window_for(motion, float(size.min()), epsilon * scale**2)
-    ours = jax.jit(lambda a, b: potentials(a, b, size, epsilon * scale**2, 5, window)[0])
-    a, b = jnp.asarray(crop.initial), jnp.asarray(crop.masses[0])
-    fast, _ = seconds(ours, a, b)
-    yield f"sinkhorn stock Grid {side}³ [s]", slow
-    yield f"sinkhorn crop {'x'.join(map(str, crop.initial.shape))} window {window} [s]", fast
-    yield "sinkhorn stock / ours", slow / fast
-    reference = np.asarray(stock(*cube)).reshape((side,) * 3) - epsilon * np.log(np.asarray(cube[0]))
-    inside = np.argwhere(crop.initial > 0)
-    found = np.asarray(ours(a, b))[tuple(inside.T)] / scale**2
-    yield (
-        "sinkhorn largest difference on the mass [epsilon]",
-        float(np.abs(found - reference[tuple((inside + crop.start).T)]).max() / epsilon),
-    )
+
+    @jax.jit
+    def stock(a, b):
+        a, b = jnp.maximum(a, TINY), jnp.maximum(b, TINY)
+        axes = [jnp.arange(side, dtype=a.dtype) * v for v in voxel]
+        out = solver(linear_problem.LinearProblem(Grid(x=axes, epsilon=epsilon), a.ravel(), b.ravel()))
+        return tuple(p.reshape(a.shape) - epsilon * jnp.log(m) for p, m in ((out.f, a), (out.g, b)))
+
+    def error(found, exact, where=()):
+        """Largest difference of the potentials on the mass, in epsilon."""
+        differences = [np.abs(f - e[where])[m[where] > 0] for f, e, m in zip(found, exact, cube, strict=True)]
+        return max(float(d.max()) for d in differences) / epsilon
+
+    slow = seconds(stock, *cube)
+    a, b = (jnp.asarray(m[crop]) for m in cube)
+    window, bound = narrowest(a, b, voxel, epsilon)
+    ours = jax.jit(lambda a, b: potentials(a, b, voxel, epsilon, 5, window))
+    fast = seconds(ours, a, b)
+    theirs, found = ([np.asarray(p, np.float64) for p in pair] for pair in (stock(*cube), ours(a, b)))
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        exact = [np.asarray(p) for p in stock(*(m.astype(np.float64) for m in cube))]
+    yield "sinkhorn: side of the stock Grid's cube [voxels]", side
+    yield "sinkhorn: stock Grid [s]", slow
+    yield "sinkhorn: ours [s]", fast
+    yield "sinkhorn: stock Grid / ours", slow / fast
+    yield "sinkhorn: voxels of the cube / of the crop", side**3 / a.size
+    yield "sinkhorn: window [voxels]", window or max(a.shape)
+    yield "sinkhorn: bound on the window's error [epsilon]", bound
+    yield "sinkhorn: error of ours [epsilon]", error(found, exact, crop)
+    yield "sinkhorn: error of the stock Grid in float32 [epsilon]", error(theirs, exact)
 
 
-def displacement(case):
-    """Displacements (n, 3) in Å of the CA atoms between the case's two models."""
-    from cryotrans_jax.atoms import common_ca
-
-    start, end = common_ca(case.model, case.references[0])
-    return end - start
-
-
-def step():
-    """Rows: seconds of a training step of the default recipe's first and last stage, and of its parts."""
+def step() -> Rows:
+    """Rows: seconds of a training step of the default recipe's stages, and of its parts."""
     import jax
 
-    from cryotrans_jax import train
+    from cryotrans_jax import recipes, train
 
-    _, problem, config = prepared()
+    problem = prepared(load())
+    config = recipes.default(problem)
     params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
-    for stage in (config.stages[0], config.stages[-1]):
-        for name, (function, argument) in parts(problem, config, stage, params).items():
-            yield f"step {stage.loss} bin {stage.bin} {name} [s]", seconds(jax.jit(jax.grad(function)), argument)[0]
+    for name, stage in named(config):
+        for part, (function, argument) in parts(problem, config, stage, params).items():
+            yield f"step, {name}: {part} [s]", seconds(jax.jit(jax.grad(function)), argument)
+
+
+def named(config) -> list[tuple[str, object]]:
+    """The stages of a schedule with their names, and the other way to begin where there is one."""
+    stages = [(f"stage {k + 1} {stage.loss}", stage) for k, stage in enumerate(config.stages)]
+    return [*stages, (f"rival {config.rival.loss}", config.rival)] if config.rival else stages
 
 
 def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
@@ -215,112 +344,321 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
     from cryotrans_jax.splat import splat
     from cryotrans_jax.transport import w2
 
-    level, targets, blur = train.stage_inputs(problem, stage)
-    target, kernel = targets[0], None if blur is None else jax.tree.map(lambda m: m[0], blur)
-    moved, nodes = train.carry(config, params, level)
+    level, goal = one_target(train.stage_inputs(problem, stage))
+    moved, nodes = jax.jit(train.carry, static_argnums=0)(config.flow, params, level)
 
     def put(x):
-        return splat(x, level.rho, target.shape, level.corner, level.voxel)
+        return splat(x, level.rho, goal.volume.shape, level.corner, level.voxel)
 
     def compare(volume):
         if stage.loss == "w2":
-            return w2(volume, target, level.voxel, stage.epsilon, stage.iterations, stage.window)
-        return losses.l2(losses.blur(volume, kernel) if kernel else volume, target)
+            return w2(volume, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
+        blurred = volume if goal.blur is None else losses.blur(volume, goal.blur)
+        if stage.loss == "matched":
+            return losses.unscaled_l2(blurred, goal.volume, goal.power)
+        return losses.l2(blurred, goal.volume)
 
     found = {
-        "whole": (lambda p: train.objective(config, stage, p, level, target, kernel)[0], params),
+        "whole": (lambda p: train.objective(config, stage, p, level, goal)[0], params),
         "flow": (lambda p: jnp.sum(train.carry(config, p, level)[0] ** 2), params),
-        "splat": (lambda x: jnp.sum(put(x) ** 2), moved),
-        "transport" if stage.loss == "w2" else "matched L2": (compare, put(moved)),
     }
+    if stage.loss == "points":
+        found["distances"] = lambda x: train.distance(stage, x, level, goal)[0], moved
+    else:
+        found["splat"] = lambda x: jnp.sum(put(x) ** 2), moved
+        found[{"w2": "transport", "matched": "matched L2"}.get(stage.loss, "L2")] = compare, jax.jit(put)(moved)
     if stage.rigidity:
-        found["rigidity"] = (lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.share), nodes)
+        strain = lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.share, stage.slip)  # noqa: E731
+        found["rigidity"] = strain, nodes
     return found
 
 
-def stage_times(problem, config, label: str, targets: int = 1, count: int = 5):
-    """Rows: seconds of a step and of the compilation of each stage, with the number of points that the network sees."""
+def one_target(inputs: tuple) -> tuple:
+    """A stage's level, and its goal for the first target alone."""
+    import jax
+
+    return inputs[0], jax.tree.map(lambda m: m[0], inputs[1])
+
+
+def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Callable, float, float]:
+    """A call of `count` steps of a stage, the seconds that compiling it took, and its working memory in MiB.
+
+    `inputs` are the stage's for one target; several are so many copies.
+    """
+    import jax
     import jax.numpy as jnp
 
     from cryotrans_jax import train
 
-    for number, stage in enumerate(config.stages):
+    level, goal = inputs
+    goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.start(config, targets)
+    at = jnp.zeros(count), jnp.int32(count), state.params, state.optimiser, level, goal
+    spread = train.Spread(batch=1 if jax.default_backend() == "cpu" else None)
+    begin = time.perf_counter()
+    compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()
+    spent = time.perf_counter() - begin
+    said = compiled.memory_analysis()
+    return lambda: compiled(*at), spent, said.temp_size_in_bytes / 2**20 if said else float("nan")
+
+
+def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -> Rows:
+    """Rows: of each stage the seconds for its inputs, its compilation and a step, and its program's working memory."""
+    from cryotrans_jax import train
+
+    for name, stage in named(config):
+        begin = time.perf_counter()
         inputs = train.stage_inputs(problem, stage)
-        state = train.start(config, targets)
-        start = jnp.zeros(25), jnp.int32(count), state.params, state.optimiser
-        median, compile_ = seconds(train.train_steps, config.flow, stage.program, *start, *inputs)
-        points = inputs[0].x.shape[0] if inputs[0].lattice is None else inputs[0].lattice.nodes.shape[0]
-        name = f"{label} stage {number + 1} {stage.loss} bin {stage.bin}, {points} points in the flow"
-        yield f"{name}: step [s]", median / count
-        yield f"{name}: compile [s]", compile_
+        making = time.perf_counter() - begin
+        call, compiling, memory = program(config, stage, inputs, targets, count)
+        yield f"{label} {name}: step [s]", seconds(call) / count
+        yield f"{label} {name}: inputs [s]", making
+        yield f"{label} {name}: compile [s]", compiling
+        yield f"{label} {name}: working memory [MiB]", memory
 
 
-def stages():
-    """Rows: stage_times of both recipes."""
+def stages() -> Rows:
+    """Rows: stage_times of both recipes; the paper's with the whole kernel, which takes seconds a step."""
     from cryotrans_jax import recipes
 
-    _, problem, config = prepared()
-    yield from stage_times(problem, config, "default")
-    _, problem, _ = prepared(whole_box=True)
-    yield from stage_times(problem, recipes.paper(problem), "paper")
+    case = load()
+    problem = prepared(case)
+    yield from stage_times(problem, recipes.default(problem), "default,")
+    problem = prepared(case, whole_box=True)
+    yield from stage_times(problem, paper(case, problem), "paper,", count=1)
 
 
-def scaling():
-    """Rows: seconds of a step of the default recipe for larger boxes about the same molecule, and for more targets."""
+def scaling() -> Rows:
+    """Rows: seconds and memory of a step against the box's size, the number of points and the number of targets."""
+    from dataclasses import replace
+
+    import jax
+    import jax.numpy as jnp
     import numpy as np
 
-    from cryotrans_jax import prepare, recipes
+    from cryotrans_jax import recipes, train
+
+    case = load()
+    for extra in numbers("pads"):
+        larger = boxed(case, [n + extra for n in case.initial.density.shape])
+        problem = prepared(larger)
+        label = f"box {'x'.join(map(str, larger.initial.density.shape))}, default,"
+        yield from quick(stage_times(problem, recipes.default(problem), label))
+    for extra in numbers("pads")[:2]:
+        larger = boxed(case, [n + extra for n in case.initial.density.shape])
+        problem = prepared(larger, whole_box=True)
+        config = paper(case, problem)
+        config = replace(config, stages=tuple(replace(s, window=14 if s.loss == "w2" else None) for s in config.stages))
+        label = f"box {'x'.join(map(str, larger.initial.density.shape))}, paper with window 14,"
+        yield from quick(stage_times(problem, config, label, count=1))
+    problem = prepared(case)
+    config = recipes.default(problem)
+    stage = next(stage for _, stage in reversed(named(config)) if stage.loss == "w2")
+    level, goal = one_target(train.stage_inputs(problem, stage))
+    x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.start(config, 1).params)
+    gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, goal)[0]))
+    for number in numbers("points"):
+        rows = np.arange(number) % len(x)
+        yield (
+            f"{number} points: gradient of a W2 step [s]",
+            seconds(gradient, params, level._replace(x=level.x[rows], rho=jnp.full(number, 1 / number))),
+        )
+    for number in numbers("targets"):
+        yield from quick(stage_times(problem, config, f"{number} targets, default,", number))
+
+
+def quick(rows: Rows) -> Rows:
+    """The rows of steps and memory."""
+    return (row for row in rows if "step" in row[0] or "memory" in row[0])
+
+
+def boxed(case, shape):
+    """The case in a box of another shape about the same middle."""
+    from dataclasses import replace
+
+    import numpy as np
+
     from cryotrans_jax.maps import Map
 
+    def put(map_):
+        low = [(n - m) // 2 for n, m in zip(shape, map_.density.shape, strict=True)]
+        out = np.zeros(shape, np.float32)
+        there = [slice(max(at, 0), max(at, 0) + m) for at, m in zip(low, map_.density.shape, strict=True)]
+        here = [slice(max(-at, 0), max(-at, 0) + n) for at, n in zip(low, shape, strict=True)]
+        out[tuple(there)] = map_.density[tuple(here)]
+        return Map(out, map_.voxel_size, map_.origin - low * map_.voxel_size)
+
+    return replace(case, initial=put(case.initial), targets=[put(t) for t in case.targets])
+
+
+def recipes() -> Rows:
+    """Rows: seconds of each recipe, and of ours to the FSC at which the paper's ends; see the top of this file."""
+    from dataclasses import replace
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cryotrans_jax import recipes as schedules
+    from cryotrans_jax import train
+
     case = load()
-    for extra in (0, 32, 96):
-        maps = [Map(np.pad(m.density, extra // 2), m.voxel_size, m.origin - extra // 2 * m.voxel_size) for m in
-                (case.initial, case.targets[0])]  # fmt: skip
-        problem = prepare.prepare(maps[0], maps[1:])
-        label = f"default, box {'x'.join(map(str, maps[0].density.shape))},"
-        yield from (row for row in stage_times(problem, recipes.default(problem), label) if "compile" not in row[0])
-    for number in (1, 2, 4, 8):
-        problem = prepare.prepare(case.initial, case.targets * number)
-        rows = stage_times(problem, recipes.default(problem), f"default, {number} targets,", number)
-        yield from (row for row in rows if "compile" not in row[0])
+    problem = prepared(case, whole_box=True)
+    published = paper(case, problem)
+    config = replace(published, stages=train.scaled(published.stages, FLAGS.steps))
+    with stock_grid():
+        programs = [program(config, s, train.stage_inputs(problem, s), count=1) for s in config.stages]
+        if FLAGS.paper_by_stock:
+            fitted = timeline(problem, config)[-1][1]
+            curve = checkpoints(case, problem, config)
+    if not FLAGS.paper_by_stock:
+        level, goal = one_target(train.stage_inputs(problem, config.stages[0]))
+        window, _ = narrowest(jnp.asarray(problem.initial), goal.volume, level.voxel, config.stages[0].epsilon)
+        within = tuple(replace(s, window=window if s.loss == "w2" else None) for s in config.stages)
+        begin = time.perf_counter()
+        curve = checkpoints(case, problem, replace(config, stages=within))
+        yield "recipe paper: the same with our kernel, FSC curve included [s]", time.perf_counter() - begin
+    aim = curve[-1][1]
+    yield "recipe paper: FSC = 0.5 at the end [Å]", aim
+    yield "recipe paper: FSC = 0.5 at its best [Å]", min(fsc for _, fsc in curve)
+
+    problem = prepared(case)
+    ours = schedules.default(problem)
+    ours = replace(ours, stages=train.scaled(ours.stages, FLAGS.steps))
+    curve, fits = checkpoints(case, problem, ours), {}
+    jax.clear_caches()
+    # In turns, so that whatever else this machine does meanwhile slows down both.
+    steps = [[seconds(call) for call, _, _ in programs]]
+    for when in ("compilation included", "compiled before"):
+        fits[when] = dict(timeline(problem, ours))
+        steps.append([seconds(call) for call, _, _ in programs])
+    by_stock = 0.0
+    for number, (stage, spent) in enumerate(zip(config.stages, np.median(steps, axis=0), strict=True)):
+        label = f"recipe paper, stage {number + 1} {stage.loss}:"
+        yield f"{label} step with the stock Grid [s]", float(spent)
+        yield f"{label} working memory with the stock Grid [MiB]", programs[number][2]
+        by_stock += stage.steps * float(spent)
+    by_stock = fitted if FLAGS.paper_by_stock else by_stock
+    yield f"recipe paper: {sum(s.steps for s in config.stages)} steps with the stock Grid [s]", by_stock
+    reached = next((at for at, fsc in curve if fsc <= aim), None)
+    for when, spent in fits.items():
+        yield f"recipe default, {when}: fit [s]", max(spent.values())
+        if reached:
+            yield f"recipe default, {when}: to the paper recipe's final FSC [s]", spent[reached]
+            yield f"recipes, default {when}: paper / default, time to that FSC", by_stock / spent[reached]
+    yield "recipe default: FSC = 0.5 at the end [Å]", curve[-1][1]
+    yield "recipe default: reaches the paper recipe's final FSC (1: yes)", float(reached is not None)
 
 
-def recipes():
-    """Rows: seconds of each recipe, compilation included, and of ours to the FSC at which the paper's ends."""
+def timeline(problem, config) -> list[tuple[tuple[int, int], float]]:
+    """Seconds from the start of one whole fit at which each (stage, step) was done."""
+    from cryotrans_jax import train
+
+    begin, marks = time.perf_counter(), []
+
+    def note(stage, step, losses):
+        marks.append(((stage, step), time.perf_counter() - begin))
+
+    train.fit(problem, config, progress=note)
+    return marks
+
+
+def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
+    """(stage, step) and the pulled-back map's FSC = 0.5 in Å against the target's model, twenty times along a fit."""
     import jax
 
-    from cryotrans_jax import metrics, prepare, train, trajectory
-    from cryotrans_jax import recipes as schedules
+    from cryotrans_jax import metrics, train, trajectory
 
-    case = load()
-    curves = {}
-    for name in ("paper", "default"):
-        problem = prepare.prepare(case.initial, case.targets, whole_box=name == "paper")
-        config = schedules.RECIPES[name](problem)
-        if name == "paper":
-            config = train.Config(**{**vars(config), "stages": train.scaled(config.stages, FLAGS.paper_steps)})
-        state, spent, curve = train.start(config, 1), 0.0, []
-        total = sum(s.steps for s in config.stages)
-        while (done := sum(s.steps for s in config.stages[: state.stage]) + state.step) < total:
-            begin = time.perf_counter()
-            stop = done + max(total // 20, 25)
-            before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages))]
-            reached = lambda stage, step, _, stop=stop, before=before: before[stage] + step >= stop  # noqa: E731
-            state, _ = train.fit(problem, config, state, reached)
-            spent += time.perf_counter() - begin
-            params = jax.tree.map(lambda p: p[0], state.params)
-            level = problem.report["initial"]["threshold"]
-            map_ = next(trajectory.pull_back(config, params, problem.frame, case.initial, level, [1.0]))
-            fsc = metrics.resolution_at(*metrics.model_map_fsc(map_, case.references[0], 3.0), 0.5)
-            curve.append((spent, fsc))
-        curves[name] = curve
-        yield f"recipe {name}: fit [s]", spent
-        yield f"recipe {name}: FSC = 0.5 at the end [Å]", curve[-1][1]
-    aim = curves["paper"][-1][1]
-    reached = [spent for spent, fsc in curves["default"] if fsc <= aim]
-    if reached:
-        yield "recipe default: to the paper recipe's final FSC [s]", reached[0]
-        yield "recipes: paper / default, time to that FSC", curves["paper"][-1][0] / reached[0]
+    before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages) + 1)]
+    state, curve = train.start(config, 1), []
+    while (done := before[state.stage] + state.step) < before[-1]:
+        stop = done + max(before[-1] // 20, 1)
+        reached = lambda stage, step, _, stop=stop: before[stage] + step >= stop  # noqa: E731
+        state, _ = train.fit(problem, config, state, reached)
+        params = jax.tree.map(lambda p: p[0], state.params)
+        threshold = problem.report["initial"]["threshold"]
+        map_ = next(trajectory.pull_back(config, params, problem.frame, case.initial, threshold, [1.0]))
+        fsc = metrics.model_map_fsc(map_, case.references[0], case.initial_resolution)
+        curve.append(((state.stage, state.step), metrics.resolution_at(*fsc, 0.5)))
+    return curve
+
+
+def device() -> Rows:
+    """Rows: at --side³ the paper's step and the default recipe, beside their floors; several targets against one."""
+    from dataclasses import replace
+
+    from cryotrans_jax import recipes as schedules
+    from cryotrans_jax import train
+    from experiments import floor
+
+    case = boxed(load(), [FLAGS.side] * 3)
+    operations, bandwidth, source = floor.peaks(FLAGS.peak_flops, FLAGS.peak_bandwidth)
+    yield f"device: operations a second, {source}", operations
+    yield f"device: bytes a second, {source}", bandwidth
+    problem = prepared(case, whole_box=True)
+    config = paper(case, problem)
+    config = replace(config, stages=config.stages[:1])
+    yield "device: points of mass", float((problem.initial > 0).sum())
+    for row in with_floor(problem, config, "device: paper,", (operations, bandwidth)):
+        yield row
+        if row[0].endswith("step [s]"):
+            yield "device: published step, 64.8 ms at 160³ / ours", PUBLISHED_STEP / row[1]
+    problem = prepared(case)
+    config = schedules.default(problem)
+    yield from with_floor(problem, config, "device: default,", (operations, bandwidth))
+    short = replace(config, stages=train.scaled(config.stages, FLAGS.device_steps))
+    cold, warm = cold_and_warm(lambda: timeline(problem, short))
+    yield "device: default, nothing compiled: fit [s]", cold
+    yield "device: default, programs from the cache: fit [s]", warm
+    number = FLAGS.device_targets
+    for name, stage in named(config):
+        inputs = train.stage_inputs(problem, stage)
+        one, several = (seconds(program(config, stage, inputs, n)[0]) for n in (1, number))
+        yield f"device: default, {name}: {number} targets / one", several / one
+
+
+def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
+    """Rows: stage_times, the least that a step's operations and bytes cost by XLA's count, and the ratio to that."""
+    import jax
+
+    from cryotrans_jax import train
+    from experiments import floor
+
+    params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
+    rows = dict(stage_times(problem, config, label))
+    for name, stage in named(config):
+        loss = lambda p, level, goal, stage=stage: train.objective(config, stage, p, level, goal)[0]  # noqa: E731
+        least = floor.cost(jax.grad(loss), params, *one_target(train.stage_inputs(problem, stage)))
+        rows[f"{label} {name}: operations a step"] = least.operations
+        rows[f"{label} {name}: bytes a step"] = least.bytes
+        rows[f"{label} {name}: floor [s]"] = least.seconds(peaks)
+        rows[f"{label} {name}: step / floor"] = rows[f"{label} {name}: step [s]"] / least.seconds(peaks)
+    yield from rows.items()
+
+
+def cold_and_warm(fit: Callable) -> tuple[float, float]:
+    """Seconds of a fit with nothing compiled, and of one whose programs come from JAX's cache on disk, as a rerun's."""
+    import tempfile
+
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, spent = {name: getattr(jax.config, name) for name in names}, []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name, value in zip(names, (True, folder, 0.0), strict=True):
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            for _ in range(2):
+                jax.clear_caches()
+                begin = time.perf_counter()
+                fit()
+                spent.append(time.perf_counter() - begin)
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+    return spent[0], spent[1]
 
 
 if __name__ == "__main__":
