@@ -16,11 +16,13 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 from scipy import ndimage, spatial
+from scipy.linalg import lapack
 
 from cryotrans_jax.prepare import Level, Problem, binned, block_points, share_level
 
-SPACING = 5.0  # Å between a cloud's points, more where that would make more than MOST of them
+SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
 MOST = 2000
+COARSER = 1.4  # times the spacing: clouds that are coupled first, for the finer ones to start from
 RADIUS = 2.0  # spacings: width of the neighbourhood that is kept together
 DENSITY_WIDTHS = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)  # Å: blurs of the density
 GRADIENT_WIDTHS, TENSOR_WIDTHS = (1.5, 3.0), (4.0, 7.0, 10.0)  # Å: of its gradient, of the structure tensor
@@ -29,6 +31,8 @@ COMPONENTS = 10  # of the whitened descriptors
 LIKENESS = 300.0  # Å² for a unit of squared distance between descriptors
 TOGETHER = 6e4  # Å² for a neighbourhood whose every pair is torn apart
 EPSILONS = np.concatenate([np.geomspace(8.0, 0.8, 20), np.full(10, 0.8)])  # Å², one a round
+LAST_EPSILONS = np.geomspace(2.0, 0.8, 8)  # the same for the finer clouds
+KERNEL_ERROR = 1e-2  # the most by which an entry of a neighbourhood's kernel, 1 at most, may be wrong
 ITERATIONS = 10  # of Sinkhorn in a round
 DOUBT = 0.6  # spacings: spread of a point's images that halves its weight
 
@@ -41,26 +45,47 @@ class Cloud(NamedTuple):
     descriptors: np.ndarray
 
 
+class Found(NamedTuple):
+    """Displacements (Å) of the points of a cloud `spacing` apart, and how sure (0 to 1) each of them is."""
+
+    x: np.ndarray
+    shift: np.ndarray
+    sure: np.ndarray
+    spacing: float
+
+    def at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements of places x (n, 3) in Å, and how sure they are: means over the nearest four of the points."""
+        distance, near = spatial.cKDTree(self.x).query(x, k=min(4, len(self.x)))
+        distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
+        weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * self.spacing)) ** 2)
+        weight /= weight.sum(1, keepdims=True)
+        sure = np.einsum("pk,pk->p", weight, self.sure[near])
+        shift = np.einsum("pk,pkc->pc", weight * self.sure[near], self.shift[near])
+        return shift / np.maximum(sure, 1e-6)[:, None], sure
+
+
 def ends(
     problem: Problem, target: int, level: Level
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
     """Where the points of a level belong in a target, in unit boxes, and the weight (0 to 1) to give to each.
 
-    A point takes the mean displacement of the nearest four of the cloud's points. Those whose coupling spreads over
-    several places count for less.
+    Those whose coupling spreads over several places count for less. Coarse clouds are coupled first, and fine ones
+    from where these lead, in a fraction of the rounds that they would need by themselves.
     """
     spacing = spacing_for(problem)
-    start, end = clouds(problem, target, spacing)
-    image, spread = images(start, end, spacing)
-    sure = 1 / (1 + (spread / (DOUBT * spacing)) ** 2)
+    coarse = find(problem, target, COARSER * spacing, EPSILONS)
+    fine = find(problem, target, spacing, LAST_EPSILONS, coarse)
     x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
-    distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
-    distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
-    weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * spacing)) ** 2)
-    weight /= weight.sum(1, keepdims=True)
-    shift = np.einsum("pk,pkc->pc", weight * sure[near], (image - start.x)[near])
-    sure = np.einsum("pk,pk->p", weight, sure[near])
-    return problem.frame.to_unit(x + shift / np.maximum(sure, 1e-6)[:, None]), sure
+    shift, sure = fine.at(x)
+    return problem.frame.to_unit(x + shift), sure
+
+
+def find(problem: Problem, target: int, spacing: float, epsilons: np.ndarray, before: Found | None = None) -> Found:
+    """Displacements from clouds `spacing` apart, one round of coupling for each of `epsilons`, begun from `before`."""
+    start, end = clouds(problem, target, spacing)
+    guess = start.x if before is None else start.x + before.at(start.x)[0]
+    image, spread = images(start, end, spacing, epsilons, guess)
+    return Found(start.x, image - start.x, 1 / (1 + (spread / (DOUBT * spacing)) ** 2), spacing)
 
 
 def spacing_for(problem: Problem) -> float:
@@ -137,17 +162,36 @@ def whitened(
     return component[: len(first)], component[len(first) :]
 
 
-def images(start: Cloud, end: Cloud, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å."""
-    near, far = (squared(c.x, c.x) for c in (start, end))
-    kernels = [np.exp(-0.5 * d / (RADIUS * spacing) ** 2) for d in (near, far)]
-    linear = squared(start.x, end.x) + LIKENESS * squared(start.descriptors, end.descriptors)
-    weight = TOGETHER / 2 / (start.share @ kernels[0] ** 2 @ start.share)
-    given = (linear, *kernels, start.share, end.share, weight, EPSILONS)
+def images(
+    start: Cloud, end: Cloud, spacing: float, epsilons: np.ndarray = EPSILONS, guess: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å.
+
+    The first coupling is of likeness and of the distances from `guess`, where the points are thought to belong.
+    """
+    likeness = LIKENESS * squared(start.descriptors, end.descriptors)
+    first, linear = (likeness + squared(x, end.x) for x in (start.x if guess is None else guess, start.x))
+    near, near_end = (np.exp(-0.5 * squared(c.x, c.x) / (RADIUS * spacing) ** 2) for c in (start, end))
+    own, own_end = near**2 @ start.share, near_end**2 @ end.share
+    weight = TOGETHER / 2 / (start.share @ own)
+    linear += weight * (own[:, None] + own_end)
+    given = (first, linear, factor(near), factor(near_end), start.share, end.share, weight, epsilons)
     plan = np.asarray(coupling(*(jnp.asarray(a, jnp.float32) for a in given)), np.float64)
     plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
     mean = plan @ end.x
     return mean, np.sqrt(np.maximum(plan @ (end.x**2).sum(1) - (mean**2).sum(1), 0))
+
+
+def factor(kernel: np.ndarray) -> np.ndarray:
+    """A matrix L (n, r) with |kernel − L Lᵀ| ≤ KERNEL_ERROR everywhere, r a fifth of n for a cloud's neighbourhoods.
+
+    Cholesky's decomposition with pivoting, ended early: what is left of a positive definite matrix is positive
+    definite, and its largest entry stands on its diagonal.
+    """
+    lower, order, rank, _ = lapack.dpstrf(kernel, tol=KERNEL_ERROR, lower=1)
+    unordered = np.empty((len(kernel), rank))
+    unordered[order - 1] = np.tril(lower)[:, :rank]
+    return unordered
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -157,21 +201,23 @@ def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def coupling(
+    first: Float[Array, "n m"],
     linear: Float[Array, "n m"],
-    near: Float[Array, "n n"],
-    near_end: Float[Array, "m m"],
+    near: Float[Array, "n r"],
+    near_end: Float[Array, "m q"],
     share: Float[Array, "n"],
     share_end: Float[Array, "m"],
     weight: Float[Array, ""],
     epsilons: Float[Array, "rounds"],
 ) -> Float[Array, "n m"]:
-    """Coupling P that makes <linear, P> + weight/2 Σ (near_ik − near_end_jl)² P_ij P_kl small, with entropy ε.
+    """Coupling P that makes <linear, P> − weight Σ K_ik K'_jl P_ij P_kl small, with entropy ε.
 
-    By successive linearisation (Peyré, Cuturi and Solomon 2016), one a round at that round's ε, each from the
-    potentials of the round before; the first coupling is that of the linear cost alone.
+    K = near nearᵀ and K' = near_end near_endᵀ are the kernels: with given marginals this is weight/2 Σ (K_ik − K'_jl)²
+    P_ij P_kl, but for what depends on one of the clouds alone and belongs to `linear`. By successive linearisation
+    (Peyré, Cuturi and Solomon 2016), one a round at that round's ε, each from the potentials of the round before; the
+    first coupling is that of the cost `first`.
     """
     solver = sinkhorn.Sinkhorn(min_iterations=ITERATIONS, max_iterations=ITERATIONS, inner_iterations=ITERATIONS)
-    own, own_end = near**2 @ share, near_end**2 @ share_end
 
     def solve(cost, epsilon, f, g):
         problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), share, share_end)
@@ -180,9 +226,9 @@ def coupling(
 
     def round_(i, at):
         plan, f, g = at
-        torn = own[:, None] + own_end[None] - 2 * near @ plan @ near_end
-        return solve(linear + weight * torn, epsilons[i], f, g)
+        together = near @ (near.T @ plan @ near_end) @ near_end.T
+        return solve(linear - 2 * weight * together, epsilons[i], f, g)
 
-    first = solve(linear, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
+    begun = solve(first, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
     with jax.default_matmul_precision("float32"):  # accelerators would keep three digits: many ε of these costs
-        return jax.lax.fori_loop(0, len(epsilons), round_, first)[0]
+        return jax.lax.fori_loop(0, len(epsilons), round_, begun)[0]

@@ -205,8 +205,17 @@ def small():
     return cdist(x, y, "sqeuclidean"), near, near_end, share, share_end, np.array(40.0)
 
 
+def given(small, epsilons):
+    """The same problem as `coupling` takes it."""
+    linear, near, near_end, share, share_end, weight = small
+    own = (near**2 @ share)[:, None] + near_end**2 @ share_end
+    roots = (np.linalg.cholesky(k + 1e-9 * np.eye(len(k))) for k in (near, near_end))
+    problem = (linear, linear + weight * own, *roots, share, share_end, weight, epsilons)
+    return [jnp.asarray(a, jnp.float32) for a in problem]
+
+
 def coupled(small, epsilons):
-    return np.asarray(correspond.coupling(*(jnp.asarray(a, jnp.float32) for a in (*small, epsilons))), np.float64)
+    return np.asarray(correspond.coupling(*given(small, epsilons)), np.float64)
 
 
 def test_the_coupling_is_that_of_the_linearisation_written_out(small):
@@ -225,9 +234,8 @@ def test_the_coupling_has_its_marginals(small):
 
 def test_products_of_kernels_and_plan_keep_all_digits_on_an_accelerator(small):
     """These products stand for costs of thousands of ε; by default a GPU keeps three digits and a TPU fewer."""
-    given = [jnp.asarray(a, jnp.float32) for a in (*small, np.ones(3))]
-    written = str(jax.make_jaxpr(correspond.coupling)(*given))
-    assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2
+    written = str(jax.make_jaxpr(correspond.coupling)(*given(small, np.ones(3))))
+    assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 4
 
 
 def test_neighbours_alone_tell_points_apart(small):
@@ -238,6 +246,29 @@ def test_neighbours_alone_tell_points_apart(small):
     plan = coupled((hint, near, near[order][:, order], share, share[order], np.array(300.0)), np.geomspace(2, 0.1, 20))
     np.testing.assert_array_equal(order[plan.argmax(1)], np.arange(10))
     assert plan.max(1).sum() > 0.95
+
+
+def test_the_plan_starts_from_the_first_cost(small):
+    """Two equal places and a strong wish to keep together: the first cost alone tells which of two answers is found."""
+    x = np.array([[0.0, 0, 0], [1, 0, 0]])
+    near = np.exp(-cdist(x, x, "sqeuclidean"))
+    share, nothing = np.full(2, 0.5), np.zeros((2, 2))
+    for turned in (False, True):
+        hint = np.abs(np.eye(2) - (0 if turned else 1)) * 4.0
+        problem = given((nothing, near, near, share, share, np.array(60.0)), np.full(10, 0.5))
+        plan = np.asarray(correspond.coupling(jnp.asarray(hint, jnp.float32), *problem[1:]), np.float64)
+        expected = np.eye(2) if not turned else 1 - np.eye(2)
+        np.testing.assert_allclose(plan, 0.5 * expected, atol=1e-3)
+
+
+def test_a_factor_gives_the_kernel_back_within_its_error_at_a_lower_rank():
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 12, (400, 3))  # in units of the kernel's width squared over two
+    kernel = np.exp(-0.5 * cdist(x, x, "sqeuclidean") / 4.0)
+    root = correspond.factor(kernel)
+    assert root.shape[0] == 400 and root.shape[1] < 300
+    error = np.abs(root @ root.T - kernel)
+    assert 0.1 * correspond.KERNEL_ERROR < error.max() <= correspond.KERNEL_ERROR * (1 + 1e-9)
 
 
 # Images
@@ -281,7 +312,7 @@ def plain(shape=(16, 16, 16), blur=0.0, quieting=0.0, initial=None, target=None)
     frame = prepare.Frame(ORIGIN - 7.0, 50.0)
     report = {"origin": ORIGIN}
     start = np.array([3, 1, 2])
-    variances = np.array([blur]), np.array([quieting])
+    variances = np.array([blur]), np.array([blur]), np.array([quieting])
     return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, *variances, report)
 
 
@@ -298,7 +329,7 @@ def found(monkeypatch):
     def set_(at, image, spread):
         cloud = Cloud(at, np.full(len(at), 1 / len(at)), np.zeros((len(at), 1)))
         monkeypatch.setattr(correspond, "clouds", lambda *_: (cloud, cloud))
-        monkeypatch.setattr(correspond, "images", lambda *_: (image, spread))
+        monkeypatch.setattr(correspond, "images", lambda *_, **__: (image, spread))
 
     return set_
 
@@ -400,7 +431,7 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
     level = prepare.make_level(problem, 2, 2, 0.0, False)
     end, sure = correspond.ends(problem, 0, level)
     x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
-    assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure <= 1).all()
+    assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure < 1 + 1e-9).all()
 
     def off(a, b):
         return np.linalg.norm(a - b, axis=1).mean()
