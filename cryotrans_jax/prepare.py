@@ -18,6 +18,8 @@ from cryotrans_jax.maps import Map
 
 NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
 WIDEST = 8.0  # Å: by as much at most
+SHARP = 0.02  # of a target's power: sharpening must not make its noise more than this
+CLEAR, FADE = 8.0, 4.0  # Å about a target's mass where its noise is not judged, and over which that region begins
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
 
@@ -43,11 +45,12 @@ class Problem:
     """One initial map and one or several targets, ready to be fitted: all on one crop of the maps' grid.
 
     `initial` (x, y, z) is the thresholded initial density over its maximum. `masses` (targets, x, y, z) are the
-    thresholded targets scaled to the initial's total; `densities` the targets without a threshold, scaled as if both
-    levels had been chosen by rule. `start` is the crop's first voxel on the full grid; `voxel_size` in Å; `frame` is
-    the unit box. `blurs` (Å², one a target) is the variance of the blur that takes the initial map to the target's
-    resolution: negative where the target is the sharper one. `quieting` (Å², one a target) is the variance of the blur
-    that took the noise out of the masses. `report` holds, for each map, the level used and the
+    thresholded targets scaled to the initial's total; `densities` the targets without a threshold, sharpened as far as
+    their noise allows, scaled as if both levels had been chosen by rule. `start` is the crop's first voxel on the full
+    grid; `voxel_size` in Å; `frame` is the unit box. Variances in Å², one a target: `blurs` is that of the blur that
+    takes the initial map to the target's resolution, negative where the target is the sharper one; `rests` what is
+    left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses.
+    `report` holds, for each map, the level used and the
     share of its positive mass kept.
     """
 
@@ -58,12 +61,15 @@ class Problem:
     voxel_size: np.ndarray
     frame: Frame
     blurs: np.ndarray
+    rests: np.ndarray
     quieting: np.ndarray
     report: dict
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        chosen = {name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs", "quieting")}
+        chosen = {
+            name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs", "rests", "quieting")
+        }
         return replace(self, **chosen)
 
     @property
@@ -133,6 +139,8 @@ def prepare(
             for r, t in zip(resolutions, targets, strict=True)
         ]
     )
+    gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(targets, wholes, blurs, strict=True)])
+    sharp = [sharpened(t, g) for t, g in zip(targets, gains, strict=True)]
 
     shape = np.array(start_mass.shape)
     if whole_box:
@@ -153,11 +161,12 @@ def prepare(
     return Problem(
         initial=crop(start_mass / scale),
         masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
-        densities=np.stack([crop(t.density * s) for t, s in zip(targets, density_scales, strict=True)]),
+        densities=np.stack([crop(t.density * s) for t, s in zip(sharp, density_scales, strict=True)]),
         start=low,
         voxel_size=initial.voxel_size,
         frame=frame,
         blurs=blurs,
+        rests=blurs - gains,
         quieting=np.array([0.0 if target_threshold is not None else width**2 for _, width in quiet]),
         report=reports,
     )
@@ -251,6 +260,45 @@ def relative_blur(initial: Map, target: Map) -> float:
         return 0.0
     slope = stats.siegelslopes(0.5 * np.log(end[good] / start[good]), s[good] ** 2).slope
     return float(-slope / (2 * np.pi**2))
+
+
+def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -> float:
+    """Variance (Å²), up to `variance`, of the blur that can be undone in the target before its noise is SHARP of it.
+
+    `variance` is what takes the initial map to the target. Noise is, in each Fourier shell, the power of the density
+    further than CLEAR from where `inside` holds, as it is as strong within the molecule, or else what the shell holds
+    beyond twice the power of the initial map blurred, which hardly depends on the conformation.
+    """
+    s, power = shell_power(target)
+    _, start = shell_power(initial)
+    expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
+    band = (s > 0.04) & (s < 0.1)
+    distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
+    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - CLEAR) / FADE, 0, 1))).astype(np.float32)
+    share = np.mean(away**2)
+    if variance <= 0 or share < 0.02 or not band.any():
+        return 0.0
+    _, noise = shell_power(replace(target, density=target.density * away))
+    expected *= np.median(power[band] / expected[band])
+    noise = np.maximum(noise / share, power - 2 * expected)
+    tried = variance * np.linspace(0, 1, 41)
+    gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
+    bearable = gain @ noise < SHARP * (gain @ power)
+    return float(tried[np.flatnonzero(bearable)[-1]]) if bearable.any() else 0.0
+
+
+def sharpened(map_: Map, variance: float) -> Map:
+    """The map with a Gaussian blur of this variance (Å²) undone up to the Nyquist frequency, and nothing beyond."""
+    if variance <= 0:
+        return map_
+    n, v = map_.density.shape, map_.voxel_size
+    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
+    s2 = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
+    limit = (0.5 / v.max()) ** 2
+    gain = np.where(s2 <= limit, np.exp(2 * np.pi**2 * variance * np.minimum(s2, limit)), 0).astype(np.float32)
+    workers = os.cpu_count()
+    density = scipy.fft.irfftn(gain * scipy.fft.rfftn(map_.density, workers=workers), s=n, workers=workers)
+    return replace(map_, density=density)
 
 
 def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
@@ -365,7 +413,7 @@ def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) ->
     if kind == "mass":
         return np.stack([binned(m, bin_) for m in problem.masses]), [0.0] * len(problem.masses)
     volumes, widths = [], []
-    for density, variance in zip(problem.densities, problem.blurs, strict=True):
+    for density, variance in zip(problem.densities, problem.rests, strict=True):
         if (sigma := np.sqrt(max(-variance, 0.0) + extra**2)) > 0:
             kernel = losses.gaussian_blur(density.shape, problem.voxel_size, sigma)
             density = np.asarray(losses.blur(jnp.asarray(density), kernel))

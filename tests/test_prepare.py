@@ -319,3 +319,92 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
     assert prepare.signal_power(volume, inside) == pytest.approx(np.sum(signal**2), rel=0.1)  # of 27000 voxels' noise
     assert prepare.signal_power(volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
     assert prepare.signal_power(volume * ~inside, inside) >= 0
+
+
+# Sharpening
+
+
+@pytest.fixture(scope="module")
+def blurring():
+    """Two states' maps, 3 Å and 7 Å, and the second as noise of this strength over the molecule's leaves it."""
+    start, end = hinge_pair()
+    grid = atoms.common_grid([start, end], 1.0, 4.0, padding=22.0)
+    initial, target = atoms.simulate_map(start, *grid, 3.0), atoms.simulate_map(end, *grid, 7.0)
+    white = np.random.default_rng(0).normal(size=grid[0])
+
+    def make(noise):
+        inside = target.density > prepare.contour_level(target.density)
+        density = target.density + noise * target.density[inside].std() * white
+        return initial, Map(density.astype(np.float32), target.voxel_size, target.origin), inside
+
+    return make
+
+
+VARIANCE = 0.225**2 * 40  # from 3 Å to 7 Å
+
+
+def test_sharpening_undoes_a_blur(blurring):
+    _, target, _ = blurring(0.0)
+    _, end = hinge_pair()
+    sharp = atoms.simulate_map(end, target.density.shape, target.voxel_size, target.origin, 3.0)
+    found = prepare.sharpened(target, VARIANCE)
+    unlike = np.sum((found.density - sharp.density) ** 2) / np.sum(sharp.density**2)
+    before = np.sum((target.density - sharp.density) ** 2) / np.sum(sharp.density**2)
+    assert unlike < 0.02 < 0.3 < before  # what the map of 3 Å holds beyond the frequency of Nyquist is left out
+    np.testing.assert_array_equal(prepare.sharpened(target, 0.0).density, target.density)
+
+
+def test_without_noise_all_of_the_blur_is_undone(blurring):
+    initial, target, inside = blurring(0.0)
+    assert prepare.sharpening(initial, target, inside, VARIANCE) == pytest.approx(VARIANCE)
+    assert prepare.sharpening(initial, target, inside, -1.0) == 0  # the target is the sharper one
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
+def test_as_much_blur_is_undone_as_leaves_the_noise_its_small_share(blurring, noise):
+    """The noise is known here: sharpened by itself, it holds SHARP of the power, and would hold more a step further."""
+    initial, target, inside = blurring(noise)
+    found = prepare.sharpening(initial, target, inside, VARIANCE)
+    assert 0 < found < VARIANCE
+    alone = Map(target.density - blurring(0.0)[1].density, target.voxel_size, target.origin)
+
+    def share(variance):
+        return np.sum(prepare.sharpened(alone, variance).density ** 2) / np.sum(
+            prepare.sharpened(target, variance).density ** 2
+        )
+
+    assert share(found) < 1.2 * prepare.SHARP < share(found + 0.2 * VARIANCE)
+
+
+def test_strong_noise_is_not_sharpened(blurring):
+    initial, target, inside = blurring(1.0)
+    assert prepare.sharpening(initial, target, inside, VARIANCE) == 0
+
+
+def test_no_edge_is_sharpened_into_a_wall(blurring):
+    """A box that cuts through the tails of the density holds frequencies that the molecule has not."""
+    initial, target, inside = blurring(0.0)
+    near = slice(int(np.argmax(target.density.max((1, 2)) > 0.05 * target.density.max())), None)
+    initial, target = (Map(m.density[near], m.voxel_size, m.origin) for m in (initial, target))
+    found = prepare.sharpening(initial, target, inside[near], VARIANCE)
+    assert found < VARIANCE
+
+    def edge(variance):
+        power = prepare.sharpened(target, variance).density ** 2
+        return power[[0, 1, -2, -1]].sum() / power.sum()
+
+    assert edge(found) < 0.02 < edge(VARIANCE)
+
+
+def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurring):
+    initial, target, _ = blurring(0.05)
+    problem = prepare.prepare(initial, [target], initial_resolution=3.0, target_resolutions=[7.0])
+    gain = problem.blurs[0] - problem.rests[0]
+    assert problem.blurs[0] == pytest.approx(VARIANCE) and 0 < gain < VARIANCE
+    sharp = prepare.sharpened(target, gain).density
+    mine = problem.densities[0]
+    cut = tuple(slice(s, s + n) for s, n in zip(problem.start, mine.shape, strict=True))
+    part = sharp[cut]
+    mine = mine[tuple(slice(0, n) for n in part.shape)]
+    np.testing.assert_allclose(mine / mine.max(), part / part.max(), atol=1e-4)
+    assert prepare.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.rests[0]))]
