@@ -1,6 +1,7 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -10,13 +11,11 @@ from cryotrans_jax.train import Config, Stage
 PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # of W2 by the target's resolution, for TmrAB
 PAPER_L2_STEPS = 15000  # the same, where both maps have one resolution
 SAME_RESOLUTION = 0.5  # Å²: blur between two maps below which they count as of one resolution (3 Å and 4.3 Å)
-COARSE, MIDDLE, FINE = (
-    4.0,
-    2.0,
-    1.0,
-)  # Å: of the correspondences' points, and of the voxels on which the two later stages compare
+# Å: of the correspondences' points, and of the voxels on which the first and the later L2 stages compare
+COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
 WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
-BLUR = 2.0  # Å: by which the middle one blurs both maps
+BLURS = 2.0, 1.0  # Å: by which the L2 stages but the last blur both maps
+MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
 SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
 WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
 POINTS = 3000  # about so many points at most follow the correspondences
@@ -41,25 +40,30 @@ def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[floa
 def default(problem: Problem, seed: int = 0) -> Config:
     """Correspondences find the motion, then L2 at matched resolution on voxels of 2 and 1 Å makes it exact.
 
-    All within the crop. The L2 stages integrate the flow on a control lattice; the first of them blurs both maps a
+    All within the crop. The L2 stages integrate the flow on a control lattice; all but the last blur both maps a
     little more, so that a helix is drawn by its own density from further away than by its neighbour's. The rigidity
     lets domains slip along their borders and holds them together within, which allows for a network that can follow
-    both: besides the positions it sees sines of them, which change over WAVE.
+    both: besides the positions it sees sines of them, which change over WAVE. Very large molecules are compared on
+    coarser voxels.
 
     Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     """
     size = problem.voxel_size.min()
     coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
-    while coarse < 8 and (problem.initial > 0).sum() / coarse**3 > POINTS:
+    voxels = (problem.initial > 0).sum()
+    while coarse < 8 and voxels / coarse**3 > POINTS:
         coarse *= 2
+    while fine < 8 and voxels / fine**3 > MOST:
+        fine *= 2
+    middle = max(middle, fine)
+    wide, narrow = 2.5 * middle * size, max(4 * size, 2.5 * fine * size)
+    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP)
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
-        Stage(
-            "matched", 400, 2e-3, 5e-4,
-            bin=middle, sampling=middle, spacing=2.5 * middle * size, blur=BLUR, rigidity=1.0, slip=SLIP,
-        ),
-        Stage("matched", 300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=4 * fine * size, rigidity=1.0, slip=SLIP),
-    )  # fmt: skip
+        closer(400, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0]),
+        closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
+        closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),
+    )
     voxel = coarse * size / problem.frame.edge
     transport = Stage(
         "w2", 500, 1e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=0.45 * voxel**2, window=WINDOW
