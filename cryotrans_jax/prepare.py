@@ -49,7 +49,8 @@ class Problem:
     their noise allows, scaled as if both levels had been chosen by rule. `start` is the crop's first voxel on the full
     grid; `voxel_size` in Å; `frame` is the unit box. Variances in Å², one a target: `blurs` is that of the blur that
     takes the initial map to the target's resolution, negative where the target is the sharper one; `rests` what is
-    left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses.
+    left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses. Where
+    the targets have half-maps, `densities` are the first ones and `judges`, treated alike, the second ones.
     `report` holds, for each map, the level used and the
     share of its positive mass kept.
     """
@@ -64,13 +65,13 @@ class Problem:
     rests: np.ndarray
     quieting: np.ndarray
     report: dict
+    judges: Float[np.ndarray, "targets x y z"] | None = None
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        chosen = {
-            name: getattr(self, name)[list(targets)] for name in ("masses", "densities", "blurs", "rests", "quieting")
-        }
-        return replace(self, **chosen)
+        names = ("masses", "densities", "blurs", "rests", "quieting", "judges")
+        every = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: None if a is None else a[list(targets)] for name, a in every.items()})
 
     @property
     def corner(self) -> np.ndarray:
@@ -104,6 +105,7 @@ def prepare(
     target_threshold: float | None = None,
     initial_resolution: float | None = None,
     target_resolutions: Sequence[float | None] | None = None,
+    halves: Sequence[tuple[Map, Map]] | None = None,
     whole_box: bool = False,
     margin: float = 8.0,
 ) -> Problem:
@@ -139,8 +141,8 @@ def prepare(
             for r, t in zip(resolutions, targets, strict=True)
         ]
     )
-    gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(targets, wholes, blurs, strict=True)])
-    sharp = [sharpened(t, g) for t, g in zip(targets, gains, strict=True)]
+    compared, judges = zip(*halves, strict=True) if halves else (targets, None)
+    gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)])
 
     shape = np.array(start_mass.shape)
     if whole_box:
@@ -158,10 +160,15 @@ def prepare(
     high = low + -(-(high - low) // ALIGN) * ALIGN
     frame = Frame(initial.origin + (box_low - 0.5) * initial.voxel_size, edge)
     crop = lambda a: cropped(a, low, high)  # noqa: E731
+
+    def fine(maps: Sequence[Map]) -> np.ndarray:
+        every = zip(maps, gains, density_scales, strict=True)
+        return np.stack([crop(sharpened(m, gain).density * s) for m, gain, s in every])
+
     return Problem(
         initial=crop(start_mass / scale),
         masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
-        densities=np.stack([crop(t.density * s) for t, s in zip(sharp, density_scales, strict=True)]),
+        densities=fine(compared),
         start=low,
         voxel_size=initial.voxel_size,
         frame=frame,
@@ -169,6 +176,7 @@ def prepare(
         rests=blurs - gains,
         quieting=np.array([0.0 if target_threshold is not None else width**2 for _, width in quiet]),
         report=reports,
+        judges=fine(judges) if judges else None,
     )
 
 

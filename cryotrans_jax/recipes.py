@@ -18,6 +18,7 @@ BLURS = 2.0, 1.0  # Å: by which the L2 stages but the last blur both maps
 MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
 SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
 WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
+PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage goes to its end
 POINTS = 3000  # about so many points at most follow the correspondences
 
 
@@ -57,7 +58,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
         fine *= 2
     middle = max(middle, fine)
     wide, narrow = 2.5 * middle * size, max(4 * size, 2.5 * fine * size)
-    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP)
+    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE)
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         closer(400, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0]),

@@ -42,17 +42,23 @@ class Stage:
     reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
     rigidity: float = 0.0  # weight
     slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
+    patience: int = 0  # chunks of steps without a gain, after which the stage comes to its end; 0: all steps are made
 
     @property
     def program(self) -> "Stage":
         """What the compiled step depends on: neither the number of steps nor the learning rates."""
-        return replace(self, steps=0, learning_rate=0.0, final_learning_rate=0.0)
+        return replace(self, steps=0, learning_rate=0.0, final_learning_rate=0.0, patience=0)
 
     @property
     def rates(self) -> np.ndarray:
         """Learning rate of every step (steps,), along half a cosine."""
         along = 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
         return self.final_learning_rate + along * (self.learning_rate - self.final_learning_rate)
+
+    @property
+    def ending(self) -> int:
+        """The step from which on the learning rates are those of the stage's end, to which it may skip."""
+        return self.steps - round(ENDING * self.steps)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the o
 ADAM = optax.scale_by_adam()
 FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
 TRIAL = 100  # steps of the next stage, after which the better of two starts is known
+GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
+ENDING = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 
 
@@ -136,7 +144,8 @@ class Goal(NamedTuple):
 
     `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
     `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
-    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's.
+    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `judge_power`
+    are volume and power of the target's other half-map, where there is one: no gradient sees it.
     """
 
     volume: Float[Array, "*targets x y z"] | None = None
@@ -145,6 +154,26 @@ class Goal(NamedTuple):
     ends: Float[Array, "*targets points 3"] | None = None
     weight: Float[Array, "*targets points"] | None = None
     reach: Float[Array, "*targets"] | None = None
+    judge: Float[Array, "*targets x y z"] | None = None
+    judge_power: Float[Array, "*targets"] | None = None
+
+    @property
+    def by_judge(self) -> "Goal":
+        """The same with the other half-map to compare with."""
+        return Goal(volume=self.judge, power=self.judge_power, blur=self.blur)
+
+
+class Watch(NamedTuple):
+    """What decides when a stage ends, for each target by itself.
+
+    `best` is the least loss of a chunk so far (the judge's where there is one), `stale` how many chunks there have been
+    since it fell by GAIN, `skipped` how many steps were left out; `kept` are the parameters that the judge likes best.
+    """
+
+    best: np.ndarray
+    stale: np.ndarray
+    skipped: np.ndarray
+    kept: PyTree = None
 
 
 class State(NamedTuple):
@@ -154,6 +183,7 @@ class State(NamedTuple):
     optimiser: PyTree
     stage: int
     step: int  # steps done in the stage
+    watch: Watch
     rivals: tuple[bool, ...] = ()  # targets that went on from the rival start; empty where none was tried
 
 
@@ -166,7 +196,12 @@ def start(config: Config, targets: int) -> State:
     """The state before the first step: every target from the same seed, so that each fits as it would alone."""
     params = config.network.init(jax.random.key(config.seed), jnp.zeros((1, 3)))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (targets, *p.shape)), params)
-    return State(params, jax.vmap(ADAM.init)(params), 0, 0)
+    return State(params, jax.vmap(ADAM.init)(params), 0, 0, unwatched(targets))
+
+
+def unwatched(targets: int) -> Watch:
+    """What is known before a stage's first step."""
+    return Watch(np.full(targets, np.inf), np.zeros(targets, int), np.zeros(targets, int))
 
 
 def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
@@ -211,23 +246,23 @@ def distance(
 def train_steps(
     config: Config,
     stage: Stage,
-    rates: Float[Array, "most"],
     count: Int[Array, ""],
+    rates: Float[Array, "targets most"],
     params: PyTree,
     optimiser_state: PyTree,
     level: Level,
     goal: Goal,
     spread: Spread = Spread(),
 ) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
-    """Parameters and Adam's state after the first `count` of steps at these learning rates, for every target.
+    """Parameters and Adam's state after the first `count` of steps at its learning rates, for every target.
 
     And each step's losses, and the largest error that the transport's window can have made, as
     `transport.window_error` bounds it.
     """
 
     def steps(shared, one):
-        level, rates, count = shared
-        params, state, goal = one
+        level, count = shared
+        rates, params, state, goal = one
 
         def body(i, carried):
             params, state, history, worst = carried
@@ -240,7 +275,20 @@ def train_steps(
         start = params, state, jnp.zeros(rates.shape, level.x.dtype), jnp.zeros((), level.x.dtype)
         return jax.lax.fori_loop(0, count, body, start)
 
-    return spread.map(steps, (level, rates, count), (params, optimiser_state, goal))
+    return spread.map(steps, (level, count), (rates, params, optimiser_state, goal))
+
+
+@partial(jax.jit, static_argnames=("config", "stage", "spread"))
+def judged(
+    config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal, spread: Spread = Spread()
+) -> Float[Array, "targets"]:
+    """The stage's loss without the rigidity, compared with what the fit has not seen, for every target."""
+
+    def loss(level, one):
+        params, goal = one
+        return distance(stage, carry(config, params, level)[0], level, goal.by_judge)[0]
+
+    return spread.map(loss, level, (params, goal))
 
 
 def at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
@@ -277,13 +325,13 @@ def sized(spread: Spread, *call) -> Spread:
     if spread.memory is None:
         return spread
     every = replace(spread, memory=None)
-    *same, params, adam, level, goal = call
+    *same, rates, params, adam, level, goal = call
     count = jax.tree.leaves(goal)[0].shape[0] // spread.devices
 
     def part(n: int) -> tuple:
         shape = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
-        own = jax.tree.map(shape, (params, adam, goal))
-        return (*same, own[0], own[1], level, own[2])
+        *own, own_goal = jax.tree.map(shape, (rates, params, adam, goal))
+        return (*same, *own, level, own_goal)
 
     if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
         return every
@@ -318,7 +366,7 @@ def fit(
 
     def ready(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
-        none = jnp.zeros(chunk, jnp.float32), jnp.int32(0)
+        none = jnp.int32(0), jnp.zeros((len(problem.masses), chunk), jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
         train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
@@ -347,26 +395,51 @@ def fit_stage(
 ) -> tuple[State, np.ndarray, bool]:
     """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
     here = None  # the spread that fits into memory
-    rates, seen = stage.rates, [np.zeros((0, jax.tree.leaves(state.params)[0].shape[0]), np.float32)]
-    while state.step < stage.steps:
-        ahead = rates[state.step : state.step + chunk]
-        padded = jnp.asarray(np.pad(ahead, (0, chunk - len(ahead))), jnp.float32)
-        call = config.flow, stage.program, padded, jnp.int32(len(ahead)), state.params, state.optimiser, *inputs
+    level, goal = inputs
+    seen, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
+    padded = np.pad(stage.rates, (0, stage.steps + chunk))
+    while not stopped and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0:
+        count, at = min(chunk, left), state.step + state.watch.skipped
+        rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)], jnp.float32)
+        call = config.flow, stage.program, jnp.int32(count), rates, state.params, state.optimiser, level, goal
         here = here or sized(spread, *call)
         params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-            stage, here = widened(stage, inputs[1].volume.shape[1:]), None
+            stage, here = widened(stage, goal.volume.shape[1:]), None
             continue  # these steps count for nothing: they are done again
-        state = state._replace(params=params, optimiser=adam, step=state.step + len(ahead))
-        seen.append(np.asarray(loss).T[: len(ahead)])
-        if progress(state.stage, state.step, seen[-1]):
-            return state, np.concatenate(seen), True
-    return state, np.concatenate(seen), False
+        state = state._replace(params=params, optimiser=adam, step=state.step + count)
+        seen.append(np.asarray(loss).T[:count])
+        score = seen[-1].mean(0)
+        if goal.judge is not None:
+            score = np.asarray(judged(config.flow, stage.program, params, level, goal, here))
+        state = state._replace(watch=watched(state, stage, score, goal.judge is not None))
+        stopped = bool(progress(state.stage, state.step, seen[-1]))
+    if not stopped and state.watch.kept is not None:
+        state = state._replace(params=state.watch.kept)
+    return state, np.concatenate(seen), stopped
+
+
+def watched(state: State, stage: Stage, score: np.ndarray, judge: bool) -> Watch:
+    """The watch after a chunk of steps with this score.
+
+    A target that has not gained for `patience` chunks skips to the stage's ending. With a judge the best parameters are
+    kept; the rule is the same without one, by the loss itself.
+    """
+    best, stale, skipped, kept = state.watch
+    better = score < best
+    if judge:
+        old = state.params if kept is None else kept
+        kept = jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), old, state.params)
+    stale = np.where(score < best - GAIN * np.maximum(np.minimum(best, 1e30), SMALL), 0, stale + 1)
+    ahead = stage.ending - (state.step + skipped)
+    skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
+    return Watch(np.minimum(best, score), np.where(skip, 0, stale), skipped + np.where(skip, ahead, 0), kept)
 
 
 def begun(state: State, stage: int) -> State:
     """The state at the first step of a stage."""
-    return state._replace(optimiser=jax.vmap(ADAM.init)(state.params), stage=stage, step=0)
+    adam = jax.vmap(ADAM.init)(state.params)
+    return state._replace(optimiser=adam, stage=stage, step=0, watch=unwatched(len(state.watch.best)))
 
 
 def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
@@ -395,7 +468,7 @@ def better_start(
     For every doubted target by itself; the others keep the first stage's, as they would alone.
     """
     stage, inputs = following
-    trial, silent = replace(stage, steps=min(TRIAL, stage.steps)), lambda *_: False
+    trial, silent = replace(stage, steps=min(TRIAL, stage.steps), patience=0), lambda *_: False
     other = start(config, len(problem.masses))
     other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
     outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
@@ -419,8 +492,17 @@ def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
         found = [correspond.ends(problem, target, level) for target in range(count)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
         return level, Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
-    volumes, widths = level_targets(problem, stage.bin, "density" if stage.loss == "matched" else "mass", stage.blur)
-    power = jnp.asarray(
-        [signal_power(v, binned(m, stage.bin) > 0) for v, m in zip(volumes, problem.masses, strict=True)]
-    )
-    return level, Goal(jnp.asarray(volumes), power, level_blur(problem, stage.bin, widths))
+    kind = "density" if stage.loss == "matched" else "mass"
+    volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
+
+    def compared(volumes) -> tuple[Array, Array]:
+        inside = [binned(mass, stage.bin) > 0 for mass in problem.masses]
+        power = [signal_power(v, i) for v, i in zip(volumes, inside, strict=True)]
+        return jnp.asarray(volumes), jnp.asarray(power)
+
+    goal = Goal(*compared(volumes), level_blur(problem, stage.bin, widths))
+    if kind == "density" and problem.judges is not None:
+        other = replace(problem, densities=problem.judges)
+        judge, power = compared(level_targets(other, stage.bin, kind, stage.blur)[0])
+        goal = goal._replace(judge=judge, judge_power=power)
+    return level, goal

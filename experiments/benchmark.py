@@ -392,7 +392,7 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
 
     level, goal = inputs
     goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.start(config, targets)
-    at = jnp.zeros(count), jnp.int32(count), state.params, state.optimiser, level, goal
+    at = jnp.int32(count), jnp.zeros((targets, count)), state.params, state.optimiser, level, goal
     spread = train.Spread(batch=1 if jax.default_backend() == "cpu" else None)
     begin = time.perf_counter()
     compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()
@@ -570,10 +570,13 @@ def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
 
     before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages) + 1)]
     state, curve = train.start(config, 1), []
-    while (done := before[state.stage] + state.step) < before[-1]:
+    ended, done = False, 0
+    while not ended:
         stop = done + max(before[-1] // 20, 1)
         reached = lambda stage, step, _, stop=stop: before[stage] + step >= stop  # noqa: E731
         state, _ = train.fit(problem, config, state, reached)
+        ended = before[state.stage] + state.step < stop  # a stage may end before all of its steps
+        done = before[state.stage] + state.step
         params = jax.tree.map(lambda p: p[0], state.params)
         threshold = problem.report["initial"]["threshold"]
         map_ = next(trajectory.pull_back(config, params, problem.frame, case.initial, threshold, [1.0]))

@@ -17,6 +17,7 @@ from cryotrans_jax.train import (
     better_start,
     carry,
     fit,
+    judged,
     needed,
     objective,
     scaled,
@@ -41,7 +42,8 @@ CHUNK = 15  # does not divide the first stage's steps
 @pytest.fixture(scope="module")
 def two(problem):
     """Two targets, for which the carried map is blurred by different widths."""
-    return replace(problem, blurs=np.array([0.8, 1.5]))
+    blurs = np.array([0.8, 1.5])
+    return replace(problem, blurs=blurs, rests=blurs)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +258,7 @@ def test_the_first_step_is_as_long_as_its_learning_rate(two):
     """Adam's first step moves every parameter by the rate, whatever its gradient."""
     begin, stage = start(CONFIG, 2), STAGES[1]
     inputs = begin.params, begin.optimiser, *stage_inputs(two, stage)
-    params, *_ = train_steps(CONFIG.flow, stage.program, np.float32([2e-3, 5e-3]), 1, *inputs)
+    params, *_ = train_steps(CONFIG.flow, stage.program, 1, np.float32([[2e-3, 5e-3]] * 2), *inputs)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, begin.params)), strict=True)]
     np.testing.assert_allclose(moved, 2e-3, rtol=1e-2)
 
@@ -284,7 +286,7 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
     begin, inputs = start(CONFIG, 2), stage_inputs(two, stage)
-    few = jnp.full(25, 3e-3), jnp.int32(5), begin.params, begin.optimiser  # of the shapes that `fit` has compiled
+    few = jnp.int32(5), jnp.full((2, 25), 3e-3), begin.params, begin.optimiser  # of the shapes that `fit` has compiled
     *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, Spread())
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
@@ -292,6 +294,69 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
 def test_widening_ends_at_the_whole_grid():
     assert widened(replace(STAGES[0], window=3), (12, 10, 14)).window == 6
     assert widened(replace(STAGES[0], window=7), (12, 10, 14)).window is None
+
+
+# When a stage ends
+
+
+LATE = replace(CONFIG, stages=(replace(STAGES[1], loss="matched", steps=120, patience=2),))
+
+
+def test_a_stage_that_gains_nothing_goes_to_its_end(two):
+    """Two chunks after the first without a gain, and the last fifth of the steps; none is left out without patience."""
+    still = replace(LATE.stages[0], learning_rate=0.0, final_learning_rate=0.0)
+    for patience, made in ((2, 3 * CHUNK + 24), (0, 120)):
+        config = replace(LATE, stages=(replace(still, patience=patience),))
+        _, (losses,) = fit(two, config, chunk=CHUNK)
+        assert len(losses) == made
+
+
+def test_every_target_ends_as_it_would_alone(two):
+    """One that stays the initial map has nothing to gain; the other goes on meanwhile."""
+    blurs = np.zeros(2)
+    own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, rests=blurs)
+    state, _ = fit(own, LATE, chunk=CHUNK)
+    skipped = state.watch.skipped
+    assert skipped[0] > 0 and skipped[0] > skipped[1]
+    for target in range(2):
+        alone, (losses,) = fit(one(own, target), LATE, chunk=CHUNK)
+        assert alone.watch.skipped == skipped[target] and len(losses) == 120 - skipped[target]
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
+            np.testing.assert_allclose(
+                a[target], b[0], atol=1e-3
+            )  # where gradients are next to nothing, Adam makes steps of rounding
+
+
+def test_the_other_half_map_chooses_among_the_parameters(two):
+    """One that is the initial map finds every step worse than the last; one that is the target finds them better."""
+    blurs = np.zeros(2)
+    own = replace(two, blurs=blurs, rests=blurs, judges=np.stack([two.initial, two.densities[1]]))
+    state, (losses,) = fit(own, LATE, chunk=CHUNK)
+    plain, _ = fit(replace(own, judges=None), replace(LATE, stages=(replace(LATE.stages[0], patience=0),)), chunk=CHUNK)
+    first, _ = fit(own, LATE, chunk=CHUNK, progress=lambda *_: True)
+    assert state.watch.skipped[0] == 96 - 3 * CHUNK and len(losses) > 120 - state.watch.skipped[0]
+    for a, kept, begun in zip(*map(jax.tree.leaves, (plain.params, state.params, first.params)), strict=True):
+        np.testing.assert_array_equal(kept[0], begun[0])
+        np.testing.assert_allclose(a[1], kept[1], atol=1e-4)
+    level, goal = stage_inputs(own, LATE.stages[0])
+    seen = judged(CONFIG.flow, LATE.stages[0].program, state.params, level, goal)
+    np.testing.assert_allclose(seen, state.watch.best, rtol=1e-4)
+
+
+def test_a_half_map_changes_no_step(two):
+    """It is looked at, not fitted to."""
+    stage = replace(LATE.stages[0], patience=0)
+    own = replace(two, judges=two.densities[::-1].copy())
+    (_, with_judge), (_, without) = (fit(p, replace(LATE, stages=(stage,)), chunk=CHUNK) for p in (own, two))
+    np.testing.assert_array_equal(with_judge[0], without[0])
+
+
+@pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
+def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(two, stop):
+    own = replace(two, judges=np.stack([two.initial, two.densities[1]]))
+    whole = fit(own, LATE, chunk=CHUNK)[0]
+    middle, _ = fit(own, LATE, chunk=CHUNK, progress=lambda stage, step, _: step == stop)
+    assert middle.step == stop and equal(fit(own, LATE, state=middle, chunk=CHUNK)[0], whole)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
