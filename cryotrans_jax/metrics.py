@@ -107,6 +107,12 @@ def ca_displacement(
     return result
 
 
+def path_distance(frames: Float[np.ndarray, "frames n 3"], path: Float[np.ndarray, "path n 3"]) -> float:
+    """How far a known path is from a trajectory: mean over its models of the least RMSD [Å] to any frame."""
+    squared = ((path[:, None] - frames[None]) ** 2).sum(-1).mean(-1)
+    return float(np.sqrt(squared.min(1)).mean())
+
+
 def _shells(shape, voxel_size):
     """For each coefficient of a real transform, its shell, and how often it stands in the complex one."""
     axes = [scipy.fft.fftfreq(n, d) for n, d in zip(shape[:2], voxel_size[:2], strict=True)]

@@ -3,7 +3,11 @@
 python -m experiments.validate --data_dir=PAIRS --pairs=adk,msba --resolutions=3,5,7 --seeds=0 --out_dir=DIR
 
 A pair is a folder in --data_dir with two models and a pair.json: {"initial": file, "target": file, "superpose": bool}.
-Both are simulated on a common grid, the initial one at 3 Å; every case runs in a process of its own.
+Both are simulated on a common grid, the initial one at 3 Å; every case runs in a process of its own. Where models of
+the way between the states are known ("path": {"models": [files]}, or {"frames": an npz with `xyz` (frames, atoms, 3)
+and `atom_index`, their rows in the initial model}), the table also tells how far they are from the nearest of the
+frames (mean of the least RMSD over CA atoms), for the fit and for straight lines from the initial model to the
+target's.
 """
 
 import json
@@ -20,6 +24,7 @@ from experiments.main import run
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
+FRAMES = 11  # with which a known path is compared
 COLUMNS = {
     "pair": "{}",
     "resolution": "{:g}",
@@ -30,6 +35,8 @@ COLUMNS = {
     "moved_rmsd_after": "{:.2f}",
     "fsc_before": "{:.2f}",
     "fsc_after": "{:.2f}",
+    "path": "{:.2f}",
+    "straight_path": "{:.2f}",
     "seconds": "{:.0f}",
     "peak_mib": "{:.0f}",
 }
@@ -126,6 +133,7 @@ def measure(folder: str, pair: str, resolution: float, seed: int, recipe: str, s
     fit = results.fit_case(case, settings)
     generated = next(iter(fit.frames(case.initial, [1.0])))
     scores = results.score(fit, case, 0, generated)
+    scores |= path_scores(fit, case, Path(folder))
     row = {"pair": pair, "resolution": resolution, "seed": seed, "recipe": recipe}
     measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
@@ -143,6 +151,39 @@ def load_pair(folder: Path, resolution: float):
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
+
+
+def path_scores(fit, case, folder: Path) -> dict:
+    """How far the pair's known path is from the fit's frames and from straight lines; empty where none is known."""
+    import numpy as np
+
+    from cryotrans_jax import atoms, metrics, trajectory
+
+    path = known_path(folder, case.model)
+    if not path:
+        return {}
+    times = trajectory.frame_times(FRAMES)
+    every = atoms.common_ca(case.model, case.references[0], *fit.move(case.model, times), *path)
+    (start, end), frames, path = every[:2], np.stack(every[2 : 2 + FRAMES]), np.stack(every[2 + FRAMES :])
+    straight = start + times[:, None, None] * (end - start)
+    return {"path": metrics.path_distance(frames, path), "straight_path": metrics.path_distance(straight, path)}
+
+
+def known_path(folder: Path, initial) -> list:
+    """Models of the way between a pair's states, on the initial one; none where the pair names none."""
+    import numpy as np
+
+    from cryotrans_jax import atoms
+
+    named = json.loads((folder / "pair.json").read_text()).get("path", {})
+    models = [atoms.read_model(folder / name) for name in named.get("models", [])]
+    if "frames" in named:
+        with np.load(folder / named["frames"], allow_pickle=False) as stored:
+            for xyz in stored["xyz"]:
+                whole = atoms.positions(initial)
+                whole[stored["atom_index"]] = xyz
+                models.append(atoms.moved(initial, whole))
+    return models
 
 
 def write_table(rows: list[dict], out_dir: Path) -> None:

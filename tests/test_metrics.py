@@ -130,3 +130,11 @@ def test_displacement_of_a_shift_is_the_shift(tmp_path):
     expected = dict(n=8, rmsd=0.5, median=0, max=1, initial_rmsd=2, moved_n=2, moved_rmsd=1, moved_initial_rmsd=4)
     assert metrics.ca_displacement(near, target, start) == pytest.approx(expected)
     assert metrics.ca_displacement(start, start, start)["moved_n"] == 0
+
+
+def test_a_path_is_as_far_as_its_models_are_from_the_nearest_frames():
+    """Frames along a line a unit apart; a path beside it, 3 off, whose models stand at frames or half way between."""
+    line = np.arange(5.0)[:, None, None] * [1.0, 0, 0] + np.zeros((5, 7, 3))
+    path = np.array([1.0, 2.5])[:, None, None] * [1.0, 0, 0] + [0, 3.0, 0] + np.zeros((2, 7, 3))
+    assert metrics.path_distance(line, path) == pytest.approx((3 + np.hypot(3, 0.5)) / 2)
+    assert metrics.path_distance(path, path) == 0
