@@ -275,7 +275,8 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
 
     `variance` is what takes the initial map to the target. Noise is, in each Fourier shell, the power of the density
     further than CLEAR from where `inside` holds, as it is as strong within the molecule, or else what the shell holds
-    beyond twice the power of the initial map blurred, which hardly depends on the conformation.
+    beyond twice the power of the initial map blurred, which hardly depends on the conformation, or lacks to half of it:
+    what a filter has taken out of a target cannot be had back.
     """
     s, power = shell_power(target)
     _, start = shell_power(initial)
@@ -288,7 +289,7 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
         return 0.0
     _, noise = shell_power(replace(target, density=target.density * away))
     expected *= np.median(power[band] / expected[band])
-    noise = np.maximum(noise / share, power - 2 * expected)
+    noise = np.maximum.reduce([noise / share, power - 2 * expected, expected / 2 - power])
     tried = variance * np.linspace(0, 1, 41)
     gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
     bearable = gain @ noise < SHARP * (gain @ power)

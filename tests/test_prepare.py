@@ -381,6 +381,15 @@ def test_strong_noise_is_not_sharpened(blurring):
     assert prepare.sharpening(initial, target, inside, VARIANCE) == 0
 
 
+def test_what_a_filter_has_taken_out_is_not_sharpened(blurring):
+    """A target cut at 7 Å, without noise: undoing its blur would ask the carried map for details that it lacks."""
+    initial, target, inside = blurring(0.0)
+    axes = np.meshgrid(*(np.fft.fftfreq(n) for n in target.density.shape), indexing="ij", sparse=True)
+    kept = sum(f**2 for f in axes) < (1 / 7) ** 2  # voxels of 1 Å
+    cut = np.fft.ifftn(np.fft.fftn(target.density) * kept).real.astype(np.float32)
+    assert prepare.sharpening(initial, Map(cut, target.voxel_size, target.origin), inside, VARIANCE) < 0.2 * VARIANCE
+
+
 def test_no_edge_is_sharpened_into_a_wall(blurring):
     """A box that cuts through the tails of the density holds frequencies that the molecule has not."""
     initial, target, inside = blurring(0.0)
