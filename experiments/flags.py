@@ -15,6 +15,17 @@ def define_maps() -> None:
     flags.DEFINE_float("initial_threshold", None, "Contour level of the initial map; chosen by rule if not given.")
     flags.DEFINE_float("target_threshold", None, "Contour level of the target maps; chosen by rule if not given.")
     flags.DEFINE_float(
+        "mass_kda",
+        None,
+        "Molecular weight of what the maps show, kDa: contour levels not given are those that enclose its volume.",
+        lower_bound=0.01,
+    )
+    flags.DEFINE_string("mask", None, "A map of values from 0 to 1, on the initial map's grid, that multiply it.")
+    flags.DEFINE_list("target_mask", None, "The same for the target; one for all, or one for each target.")
+    flags.DEFINE_float(
+        "mask_radius", None, "Take only what lies within so many Å of a map's centre of mass.", lower_bound=0.1
+    )
+    flags.DEFINE_float(
         "initial_resolution",
         None,
         "Resolution of the initial map, Å; read from a name like 6RAH_3A.mrc.",

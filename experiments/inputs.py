@@ -8,7 +8,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from cryotrans_jax import atoms
+from cryotrans_jax import atoms, contour, mask
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments.demo import hinge_pair
@@ -30,6 +30,7 @@ def from_flags(settings, out_dir: Path) -> Case:
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
     initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
+    initial, targets, masks = mask_all(settings, initial, targets)
     for name, target in zip(target_names, targets, strict=True):
         if difference := same_grid(initial, target):
             raise InputError(
@@ -37,7 +38,7 @@ def from_flags(settings, out_dir: Path) -> Case:
                 "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
                 f"experiments.simulate --like={initial_name}"
             )
-    used = {name: files[name] for name in (initial_name, *target_names)}
+    used = {name: files[name] for name in (initial_name, *target_names)} | masks
     model = None
     if settings.model:
         used[settings.model] = existing(settings.model, settings.data_dir)
@@ -58,6 +59,35 @@ def from_flags(settings, out_dir: Path) -> Case:
         model=model,
         references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
     )
+
+
+def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
+    """The maps within the masks that the flags name, each on its own map's grid, and the masks' files by name."""
+    names = settings.target_mask or []
+    if len(names) not in (0, 1, len(targets)):
+        raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
+    files = {name: existing(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
+    each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
+    initial = within(initial, files.get(settings.mask), settings.mask_radius)
+    targets = [within(t, files.get(name), settings.mask_radius) for t, name in zip(targets, each, strict=True)]
+    return initial, targets, files
+
+
+def within(map_: Map, path: Path | None, radius: float | None) -> Map:
+    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass."""
+    if path is not None:
+        map_ = mask.masked(map_, read_map(path), str(path))
+    return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
+
+
+def contours(case: Case, settings) -> list[dict]:
+    """For the initial map and each target what `contour.describe` says, from what the flags give and the model."""
+    levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
+    resolutions = [case.initial_resolution, *case.target_resolutions]
+    return [
+        contour.describe(map_, resolution, given=level, mass_kda=settings.mass_kda, model=case.model)
+        for map_, resolution, level in zip([case.initial, *case.targets], resolutions, levels, strict=True)
+    ]
 
 
 def built_in_pair(out_dir: Path) -> Case:
