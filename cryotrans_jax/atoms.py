@@ -1,5 +1,6 @@
 """Atomic models: read, write, move and compare them, and simulate maps from them."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,21 @@ def heavy_atoms(structure: gemmi.Structure) -> Atoms:
     ]
     table = np.array(atoms, np.float64).reshape(-1, 4)
     return table[:, :3], table[:, 3]
+
+
+def molecular_weight(structure: gemmi.Structure) -> float:
+    """The weight in Da of a model's atoms, without water, with the hydrogens that its residues have.
+
+    Hydrogens come with the heavy atoms that are there, in the residue's own proportion, whether the file has them or
+    not, so that a backbone weighs what a backbone does. Occupancies do not count: an atom that is partly elsewhere is
+    still one.
+    """
+    return sum(
+        _hydrogens(residue.name) * sum(a.element.weight for a in residue.first_conformer() if not a.is_hydrogen())
+        for chain in structure[0]
+        for residue in chain.first_conformer()
+        if not residue.is_water()
+    )
 
 
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
@@ -204,6 +220,19 @@ def _ca_atoms(structure):
         for residue in chain.first_conformer()
         if (ca := residue.find_atom("CA", "*", gemmi.Element("C")))
     }
+
+
+@functools.cache
+def _hydrogens(name):
+    """A residue's weight over that of its heavy atoms; an unknown one's is that of the amino acids."""
+    known = gemmi.find_tabulated_residue(name)
+    if not known.found() or not known.weight:
+        known = gemmi.find_tabulated_residue("LEU")
+    lost = (
+        2 if known.is_amino_acid() or known.is_nucleic_acid() else 0
+    )  # with the water that a bond of the chain sets free
+    weight = known.weight - lost / 2 * 18.015
+    return weight / (weight - 1.008 * (known.hydrogen_count - lost))
 
 
 def _mend_elements(structure):

@@ -92,6 +92,7 @@ def morph(
     target_threshold: float | None = None,
     initial_resolution: float | None = None,
     target_resolution: float | Sequence[float | None] | None = None,
+    volume: float | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
     progress: Any = None,
@@ -101,7 +102,8 @@ def morph(
     """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
 
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
-    and resolutions Å, both chosen or estimated where they are None; `bin` is for the paper's recipe.
+    and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
+    those that enclose it. `bin` is for the paper's recipe.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
@@ -130,6 +132,7 @@ def morph(
         target_threshold=target_threshold,
         initial_resolution=initial_resolution,
         target_resolutions=resolutions,
+        volume=volume,
         whole_box=recipe == "paper",
     )
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}

@@ -21,6 +21,7 @@ WIDEST = 8.0  # Å: by as much at most
 SHARP = 0.02  # of a target's power: sharpening must not make its noise more than this
 CLEAR, FADE = 8.0, 4.0  # Å about a target's mass where its noise is not judged, and over which that region begins
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
+DALTON = 1.21  # Å³: the volume of a dalton of protein, of 0.73 cm³/g
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
 
 
@@ -106,33 +107,35 @@ def prepare(
     initial_resolution: float | None = None,
     target_resolutions: Sequence[float | None] | None = None,
     halves: Sequence[tuple[Map, Map]] | None = None,
+    volume: float | None = None,
     whole_box: bool = False,
     margin: float = 8.0,
 ) -> Problem:
     """The problem of carrying `initial` onto each of `targets`, all on one grid.
 
-    Thresholds not given are chosen by `contour_level`, of targets after `quieted` has taken out their noise. With both
-    resolutions (Å) given, the blur between the maps
+    Thresholds not given are chosen by `contour_level`, or with a `volume` (Å³) given so that they enclose that, of
+    targets after `quieted` has taken out their noise. With both resolutions (Å) given, the blur between the maps
     is that of molmap's Gaussians; otherwise it is estimated by `relative_blur`. `whole_box` takes the maps' whole
     box as unit box and crops nothing (the paper); otherwise the unit box is the cube about the initial map's mass,
     and everything is cropped to the mass of all maps and `margin` Å about it.
 
     Raises InputError when nothing is above a threshold.
     """
-    start_mass, report = thresholded(initial, initial_threshold, "initial map")
+    start_mass, report = thresholded(initial, initial_threshold, "initial map", volume)
     reports, masses = {"initial": report, "targets": []}, []
     quiet = [quieted(target) for target in targets]
     for number, target in enumerate(targets):
         shown = quiet[number][0] if target_threshold is None else target
-        mass, report = thresholded(shown, target_threshold, f"target map {number + 1}")
+        mass, report = thresholded(shown, target_threshold, f"target map {number + 1}", volume)
         masses.append(mass)
         reports["targets"].append(report)
     reports["origin"] = initial.origin
 
     scale = start_mass.max()
     scales = [start_mass.sum() / m.sum() / scale for m in masses]
-    whole = start_mass if initial_threshold is None else thresholded(initial, None, "initial map")[0]
-    wholes = masses if target_threshold is None else [thresholded(q, None, "target map")[0] for q, _ in quiet]
+    ruled = [level is None and volume is None for level in (initial_threshold, target_threshold)]
+    whole = start_mass if ruled[0] else thresholded(initial, None, "initial map")[0]
+    wholes = masses if ruled[1] else [thresholded(q, None, "target map")[0] for q, _ in quiet]
     density_scales = [whole.sum() / w.sum() / scale for w in wholes]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
@@ -217,22 +220,78 @@ def share_level(values: np.ndarray, share: float = 0.98) -> float:
     return float(falling[np.searchsorted(mass, share * mass[-1])])
 
 
-def thresholded(map_: Map, level: float | None, name: str) -> tuple[np.ndarray, dict]:
-    """The map's density with everything below the level (and every negative value) set to 0, and what that keeps."""
-    chosen = contour_level(map_.density) if level is None else level
-    mass = carried_mass(map_.density, chosen)
+def enclosing_level(map_: Map, volume: float) -> float:
+    """The level at which a map encloses a volume in Å³, its specks not counted: to 2 %, or as near as noise allows.
+
+    Raises InputError where not so much of the box has positive density.
+    """
+    values = np.sort(map_.density, axis=None)[::-1]
+    wanted, room = volume / np.prod(map_.voxel_size), np.count_nonzero(values > 0)
+    if wanted > room:
+        raise InputError(
+            f"a volume of {volume:.0f} Å³ was asked for and {room / wanted * volume:.0f} Å³ of the map are positive: "
+            "give another molecular weight, or a threshold"
+        )
+    tries, count = {}, wanted
+    for _ in range(6):  # specks are few at a level that shows a molecule, and then the first or second try is right
+        level = float(values[min(round(count), room) - 1])
+        found = np.count_nonzero(carried_mass(map_.density, level))
+        tries[abs(found - wanted)] = level
+        if min(tries) <= 0.02 * wanted:
+            break
+        count = np.sqrt(count * count * wanted / max(found, 1))  # half the way in logarithms: specks join suddenly
+    return tries[min(tries)]
+
+
+def thresholded(map_: Map, level: float | None, name: str, volume: float | None = None) -> tuple[np.ndarray, dict]:
+    """The map's density with everything below the level (and every negative value) set to 0, and what that keeps.
+
+    Without a level it is the one that encloses the volume (Å³), and without a volume `contour_level`.
+    """
+    how = "given" if level is not None else "by rule" if volume is None else "by volume"
+    if level is None:
+        level = contour_level(map_.density) if volume is None else enclosing_level(map_, volume)
+    mass = carried_mass(map_.density, level)
     if not mass.any():
         raise InputError(
-            f"the {name} has no density above the threshold {chosen:g} (its maximum is {map_.density.max():g}): "
+            f"the {name} has no density above the threshold {level:g} (its maximum is {map_.density.max():g}): "
             "give a lower threshold"
         )
     positive = map_.density[map_.density > 0].sum(dtype=np.float64)
+    kept = np.count_nonzero(mass)
     return mass, {
-        "threshold": float(chosen),
-        "threshold_chosen": "by rule" if level is None else "given",
+        "threshold": float(level),
+        "threshold_chosen": how,
         "share_of_mass": float(mass.sum(dtype=np.float64) / positive),
-        "volume": float((mass > 0).sum() * np.prod(map_.voxel_size)),
+        "volume": float(kept * np.prod(map_.voxel_size)),
+        "specks": 1 - kept / np.count_nonzero((map_.density >= level) & (map_.density > 0)),
+        "clear": None if how == "by rule" else clearness(level, *solvent_noise(np.sort(map_.density, axis=None))),
     }
+
+
+def clearness(level: float, solvent: float, noise: float) -> float:
+    """By how many standard deviations of the noise a level stands above the solvent, 99 at most."""
+    return float(min((level - solvent) / noise, 99.0)) if noise > 0 else 99.0
+
+
+def solvent_noise(values: np.ndarray) -> tuple[float, float]:
+    """The solvent's level, and the standard deviation of the noise about it; of sorted values.
+
+    Deviations are judged below the solvent, whose level is the `common_value`; a masked map's is mostly one number.
+    """
+    solvent = common_value(values)
+    below, equal = values[values < solvent].astype(np.float64), np.count_nonzero(values == solvent)
+    return solvent, float(np.sqrt(2 * ((solvent - below) ** 2).sum() / max(2 * len(below) + equal, 1)))
+
+
+def common_value(values: np.ndarray) -> float:
+    """The middle of the shortest interval that holds half of the sorted values: the solvent's, in a map with room.
+
+    Unlike the median it hardly moves with the part of the box that the molecule fills.
+    """
+    half = len(values) // 2
+    first = np.argmin(values[half : 2 * half] - values[:half])
+    return float(0.5 * (values[first] + values[first + half]))
 
 
 def carried_mass(density: np.ndarray, level: float) -> np.ndarray:

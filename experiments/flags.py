@@ -1,5 +1,7 @@
 """Flags that several jobs share, each defined once."""
 
+import os
+
 from absl import flags
 
 FLAGS = flags.FLAGS
@@ -12,8 +14,23 @@ def define_maps() -> None:
     )
     flags.DEFINE_list("target", None, "The map of the rare conformation; several, separated by commas.")
     flags.DEFINE_string("data_dir", "data", "Folder in which names that are not files are looked up.")
+    flags.DEFINE_bool(
+        "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
+    )
+    define_archives()
     flags.DEFINE_float("initial_threshold", None, "Contour level of the initial map; chosen by rule if not given.")
     flags.DEFINE_float("target_threshold", None, "Contour level of the target maps; chosen by rule if not given.")
+    flags.DEFINE_float(
+        "mass_kda",
+        None,
+        "Molecular weight of what the maps show, kDa: contour levels not given are those that enclose its volume.",
+        lower_bound=0.01,
+    )
+    flags.DEFINE_string("mask", None, "A map of values from 0 to 1, on the initial map's grid, that multiply it.")
+    flags.DEFINE_list("target_mask", None, "The same for the target; one for all, or one for each target.")
+    flags.DEFINE_float(
+        "mask_radius", None, "Take only what lies within so many Å of a map's centre of mass.", lower_bound=0.1
+    )
     flags.DEFINE_float(
         "initial_resolution",
         None,
@@ -26,6 +43,26 @@ def define_maps() -> None:
         "Resolution of the target maps, Å; read from their names, or the blur between the maps is estimated.",
         lower_bound=0.1,
     )
+
+
+def define_archives() -> None:
+    """Nothing; the flags that say where the public archives are, or mirrors of them, are there.
+
+    The environment may name mirrors as well, where the flags do not.
+    """
+    for name, base, held in (
+        ("emdb_api", "https://www.ebi.ac.uk/emdb/api/entry", "descriptions of EMDB entries, without /EMD-22001"),
+        (
+            "emdb_files",
+            "https://ftp.ebi.ac.uk/pub/databases/emdb/structures",
+            "maps, without /EMD-22001/map/emd_22001.map.gz",
+        ),
+        ("pdb_files", "https://files.rcsb.org/download", "models, without /6RAH.cif"),
+    ):
+        variable = f"CRYOTRANS_{name.upper()}"
+        default = os.environ.get(variable) or base
+        flags.DEFINE_string(name, default, f"Address of the archive's {held}; or ${variable}.")
+    flags.DEFINE_float("max_gb", 8.0, "Fetch no file with more gigabytes.", lower_bound=0.0)
 
 
 def define_fit() -> None:

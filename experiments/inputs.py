@@ -8,13 +8,16 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from cryotrans_jax import atoms
+from cryotrans_jax import atoms, contour, mask
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from experiments import archives
 from experiments.demo import hinge_pair
 from experiments.results import Case, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
+HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
+OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
@@ -25,11 +28,15 @@ def from_flags(settings, out_dir: Path) -> Case:
     Raises InputError for whatever cannot be used.
     """
     initial_name, target_names = settings.initial or INITIAL, settings.target
-    if settings.target_resolution and not (settings.initial_resolution or resolution_in(initial_name)):
-        raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
+    if settings.fetch:
+        fetch_missing(settings, [initial_name, *target_names])
+    resolutions = [resolution_of(name, settings.data_dir) for name in (initial_name, *target_names)]
+    if settings.target_resolution and not (settings.initial_resolution or resolutions[0]):
+        raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
+    initial, targets, masks = mask_all(settings, initial, targets)
     for name, target in zip(target_names, targets, strict=True):
         if difference := same_grid(initial, target):
             raise InputError(
@@ -37,7 +44,7 @@ def from_flags(settings, out_dir: Path) -> Case:
                 "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
                 f"experiments.simulate --like={initial_name}"
             )
-    used = {name: files[name] for name in (initial_name, *target_names)}
+    used = {name: files[name] for name in (initial_name, *target_names)} | masks
     model = None
     if settings.model:
         used[settings.model] = existing(settings.model, settings.data_dir)
@@ -53,11 +60,43 @@ def from_flags(settings, out_dir: Path) -> Case:
         targets=targets,
         files=used,
         target_names=unique_stems(target_names),
-        initial_resolution=settings.initial_resolution or resolution_in(initial_name),
-        target_resolutions=[settings.target_resolution or resolution_in(name) for name in target_names],
+        initial_resolution=settings.initial_resolution or resolutions[0],
+        target_resolutions=[settings.target_resolution or resolution for resolution in resolutions[1:]],
         model=model,
         references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
     )
+
+
+def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
+    """The maps within the masks that the flags name, each on its own map's grid, and the masks' files by name."""
+    names = settings.target_mask or []
+    if len(names) not in (0, 1, len(targets)):
+        raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
+    files = {name: existing(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
+    each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
+    initial = within(initial, files.get(settings.mask), settings.mask_radius)
+    targets = [within(t, files.get(name), settings.mask_radius) for t, name in zip(targets, each, strict=True)]
+    return initial, targets, files
+
+
+def within(map_: Map, path: Path | None, radius: float | None) -> Map:
+    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass."""
+    if path is not None:
+        map_ = mask.masked(map_, read_map(path), str(path))
+    return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
+
+
+def contours(case: Case, settings) -> list[dict]:
+    """For the initial map and each target what `contour.describe` says, from what the flags give and the model."""
+    levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
+    resolutions = [case.initial_resolution, *case.target_resolutions]
+    files = list(case.files.values())  # those of the maps come first
+    each = zip([case.initial, *case.targets], files, resolutions, levels, strict=False)
+    known = dict(mass_kda=settings.mass_kda, model=case.model)
+    return [
+        contour.describe(map_, resolution, given=level, deposited=archives.contour(path), **known)
+        for map_, path, resolution, level in each
+    ]
 
 
 def built_in_pair(out_dir: Path) -> Case:
@@ -101,12 +140,46 @@ def resolution_in(name: str) -> float | None:
     return float(match["resolution"]) if match else None
 
 
+def resolution_of(name: str, data_dir: str) -> float | None:
+    """Resolution in Å of a map, by its name or by what the EMDB says of it, if either is there."""
+    path = find(name, data_dir)
+    return resolution_in(name) or (archives.side(path).get("resolution") if path else None)
+
+
+def fetch_missing(settings, maps: list[str]) -> None:
+    """Nothing; entries of the public archives that the flags name and that are not there are in the data folder."""
+    files = [settings.model, settings.mask, *(settings.reference or []), *(settings.target_mask or [])]
+    missing = [name for name in (*maps, *filter(None, files)) if find(name, settings.data_dir) is None]
+    for entry, parts in archives.wanted(missing):
+        Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
+        archives.fetch(entry, archives.of(settings), Path(settings.data_dir), parts)
+
+
 def find(name: str, data_dir: str) -> Path | None:
-    """The file of that name: as it stands, or in the data folder."""
-    for path in (Path(name), Path(data_dir) / name):
+    """The file of that name: as it stands, or in the data folder; EMD-22001 there is emd_22001.map.gz."""
+    places = [Path(name), Path(data_dir) / name]
+    if entry := archives.EMDB.fullmatch(name):
+        places += [Path(data_dir) / f"emd_{entry[1]}.map{suffix}" for suffix in (".gz", "")]
+    for path in places:
         if path.is_file():
             return path
     return None
+
+
+def other_half(path: str | Path) -> Path:
+    """The other of two half-maps: run_half2_class001_unfil.mrc for run_half1_class001_unfil.mrc, and so on.
+
+    Raises InputError where the name is not one of RELION's, cryoSPARC's or the EMDB's, or the file is not there.
+    """
+    path = Path(path)
+    found = [*HALF.finditer(path.name)]
+    if not found:
+        raise InputError(f"{path} is no half-map by its name (half1, half_map_2, map_half_A ...): name both")
+    which = found[-1]
+    other = path.with_name(path.name[: which.start(2)] + OTHER[which[2]] + path.name[which.end(2) :])
+    if not other.is_file():
+        raise InputError(f"the other half-map {other} of {path} is not there: put it there, or name both")
+    return other
 
 
 def find_entry(name: str, data_dir: str) -> Path:
@@ -116,7 +189,10 @@ def find_entry(name: str, data_dir: str) -> Path:
     """
     match = ENTRY.fullmatch(Path(name).name)
     if not match:
-        raise InputError(f"no map {name} here or in {data_dir}: give the path of a file, or another --data_dir")
+        raise InputError(
+            f"no map {name} here or in {data_dir}: give the path of a file, another --data_dir, or for an entry of the "
+            "EMDB --fetch"
+        )
     entry = match["entry"]
     for stem in (entry.upper(), entry.lower(), entry):
         for suffix in MODEL_SUFFIXES:
@@ -124,7 +200,7 @@ def find_entry(name: str, data_dir: str) -> Path:
                 return path
     raise InputError(
         f"no map {name} here or in {data_dir}, and no {entry}.cif or {entry}.pdb there to make it from: download "
-        f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}"
+        f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}, or --fetch"
     )
 
 

@@ -45,13 +45,18 @@ def run(main: Callable[[], None]) -> None:
 def parse_flags() -> None:
     """Nothing; the flags have their values. Prints help where asked to, and stops at bad flags."""
     app.define_help_flags()
+    for owner, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if owner.startswith("experiments.") else ():  # --help has those that jobs share, too
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except SystemExit:  # help was printed; absl calls that a failure
         sys.exit(0)
     except flags.Error as error:
         _stop(MISSING.sub(r"--\1 is missing;", str(error)) + " see --help")
-    if rest:
+    if rest and "entries" in flags.FLAGS:
+        flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
+    elif rest:
         _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     from cryotrans_jax.maps import read_map
     from cryotrans_jax.morph import Fit
     from experiments import results
-    from experiments.inputs import check_inside
+    from experiments.inputs import check_inside, within
 
     run_dir = Path(FLAGS.run_dir)
     if not (run_dir / "config.json").is_file():
@@ -45,6 +45,11 @@ def main() -> None:
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     fit, initial = Fit.load(run_dir / "checkpoint"), read_map(path)
+    if mask := saved["settings"].get("mask"):
+        mask = Path(saved["inputs"][mask]["file"])
+        if not mask.is_file() or checksum(mask) != saved["inputs"][saved["settings"]["mask"]]["sha256"]:
+            raise InputError(f"the run's mask {mask} is gone or changed: put it back")
+    initial = within(initial, mask, saved["settings"].get("mask_radius"))
     model = None
     if FLAGS.model:
         model = atoms.read_model(FLAGS.model)

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from cryotrans_jax import atoms, metrics, trajectory
+from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit, morph
-from cryotrans_jax.prepare import carried_mass
+from cryotrans_jax.prepare import DALTON, carried_mass
 from experiments.progress import Progress
 
 PACKAGES = (
@@ -36,6 +37,7 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
+THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
 FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
 RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc")  # what a run writes about itself
 
@@ -45,6 +47,7 @@ class Case:
     """What a run works on: maps on one grid, their names and files, and what there is to score against.
 
     `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
+    `contours` says at which level to look at the initial map and at each target, and what that shows.
     """
 
     initial: Map
@@ -55,6 +58,7 @@ class Case:
     target_resolutions: list[float | None]
     model: gemmi.Structure | None = None
     references: list[gemmi.Structure | Map | None] = field(default_factory=list)
+    contours: list[dict] = field(default_factory=list)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -110,6 +114,11 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
 
     Of the targets of these numbers only, if `share` is given; from `another` seed, so many after that of the flags.
     """
+
+    def told(report):
+        print_report(report)
+        print_contours(report, case.contours)
+
     with Progress() as progress:
         return morph(
             case.initial,
@@ -121,10 +130,11 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             target_threshold=settings.target_threshold,
             initial_resolution=case.initial_resolution,
             target_resolution=case.target_resolutions,
+            volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
             bin=settings.bin,
             share=share,
             progress=progress,
-            prepared=print_report if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+            prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
         )
 
 
@@ -253,6 +263,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "inputs": {n: {"file": str(p.resolve()), "sha256": checksum(p)} for n, p in case.files.items()},
         "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
         "chosen": report,
+        "contours": case.contours,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "processes": jax.process_count(),
         "device": jax.local_devices()[0].device_kind,
@@ -309,6 +320,35 @@ def print_report(report: dict) -> None:
     for variance in report["blur_variance"]:
         blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
         print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
+
+
+def print_contours(report: dict, contours: Sequence[dict]) -> None:
+    """Nothing; prints at which level to look at each map, how large its molecule is, and where noise is moved."""
+    names = ["initial", *(["target"] * (len(contours) - 1))]
+    for name, used, seen in zip(names, [report["initial"], *report["targets"]], contours, strict=False):
+        print(
+            f"{name} map: to look at, contour it at {seen['contour']:.4g} ({seen['contour_chosen']}), which encloses "
+            f"{seen['contour_volume']:.0f} Å³ and {100 * seen['contour_share_of_mass']:.1f} % of the mass"
+        )
+        if body := seen["body_volume"]:
+            print(f"  blurred to {BODY:g} Å its molecule fills {body:.0f} Å³: {body / DALTON / 1e3:.1f} kDa of protein")
+        for doubt in doubts(used, body):
+            print(f"warning: {name} map: {doubt}: give --mask, --mass_kda or another threshold")
+
+
+def doubts(used: dict, volume: float | None) -> list[str]:
+    """What is to be said against the density that is moved, of a molecule of a volume (Å³) if it could be judged."""
+    found = []
+    if volume is None:
+        found.append("noise is as strong as the molecule at its surface, so that its volume cannot be told")
+    if used["clear"] is not None and used["clear"] < CLEAR:
+        found.append(f"solvent is moved, its threshold is {used['clear']:.1f} standard deviations of noise above that")
+    if used["specks"] > SPECKS:
+        found.append(f"{100 * used['specks']:.0f} % of what stands above its threshold are specks of noise, left out")
+    if volume and used["volume"] < THIN * volume:
+        share = 100 * used["volume"] / volume
+        found.append(f"what is moved fills {share:.0f} % of its molecule's volume, the rest is lost in noise")
+    return found
 
 
 def print_scores(name: str, scores: dict) -> None:

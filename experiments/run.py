@@ -60,9 +60,11 @@ def load(out_dir: Path, share: range):
     if 0 in share:  # the folder itself is the first target's, and the first to fill it fits that
         results.claim(out_dir, FLAGS.overwrite)
     if not (FLAGS.initial or FLAGS.target):
-        return inputs.built_in_pair(out_dir)
-    case = inputs.from_flags(FLAGS, out_dir)
-    results.check_kept(case, out_dir, FLAGS.overwrite, share)
+        case = inputs.built_in_pair(out_dir)
+    else:
+        case = inputs.from_flags(FLAGS, out_dir)
+        results.check_kept(case, out_dir, FLAGS.overwrite, share)
+    case.contours = inputs.contours(case, FLAGS)
     return case
 
 

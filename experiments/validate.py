@@ -128,7 +128,13 @@ def measure(folder: str, pair: str, resolution: float, seed: int, recipe: str, s
     case = load_pair(Path(folder), resolution)
     name, _, bin_ = recipe.partition("/")
     settings = SimpleNamespace(
-        recipe=name, seed=seed, steps=steps, bin=int(bin_ or 1), initial_threshold=None, target_threshold=None
+        recipe=name,
+        seed=seed,
+        steps=steps,
+        bin=int(bin_ or 1),
+        initial_threshold=None,
+        target_threshold=None,
+        mass_kda=None,
     )
     fit = results.fit_case(case, settings)
     generated = next(iter(fit.frames(case.initial, [1.0])))

@@ -128,6 +128,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds",
+        "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
     }  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""Fetches entries of the PDB (mmCIF) and of the EMDB (map, half-maps, masks) into the data folder.
+
+python -m experiments.fetch 6RAH 6RAI EMD-22001
+
+What broke off is resumed by the same command. Beside a map emd_22001.map.gz stands emd_22001.json with its resolution
+and contour level, of which experiments.run makes use.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import flags as shared
+from experiments.main import run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_list("entries", [], "Numbers of entries like 6RAH and EMD-22001; --entries= may be left out.")
+    flags.DEFINE_string("data_dir", "data", "Folder for the files.")
+    flags.DEFINE_list("parts", ["map", "half_maps", "masks"], "What to fetch of entries of the EMDB.")
+    flags.DEFINE_bool("overwrite", False, "Fetch anew what is there, but not as it was fetched.")
+    shared.define_archives()
+
+
+def main() -> None:
+    """Nothing; fetches the entries."""
+    from cryotrans_jax.files import InputError
+    from experiments import archives
+
+    if not FLAGS.entries:
+        raise InputError("no entries are given: name some, like 6RAH or EMD-22001")
+    if unknown := set(FLAGS.parts) - set(archives.PARTS):
+        raise InputError(f"--parts={','.join(sorted(unknown))}: they are {', '.join(archives.PARTS)}")
+    folder = Path(FLAGS.data_dir)
+    for name in FLAGS.entries:  # all of them before the first is fetched
+        archives.check_name(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FLAGS.entries:
+        archives.fetch(name, archives.of(FLAGS, FLAGS.overwrite), folder, tuple(FLAGS.parts))
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
