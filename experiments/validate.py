@@ -10,6 +10,7 @@ frames (mean of the least RMSD over CA atoms), for the fit and for straight line
 target's.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -28,6 +29,7 @@ FRAMES = 11  # with which a known path is compared
 COLUMNS = {
     "pair": "{}",
     "resolution": "{:g}",
+    "signal_to_noise": "{:g}",
     "seed": "{}",
     "recipe": "{}",
     "rmsd_before": "{:.2f}",
@@ -41,15 +43,22 @@ COLUMNS = {
     "peak_mib": "{:.0f}",
 }
 MARKS = "<!-- results: begin -->", "<!-- results: end -->"
-SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "seconds")
+GROUPED = ("pair", "resolution", "signal_to_noise", "recipe")
+SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
 
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
-    flags.DEFINE_list("resolutions", ["3", "5", "7"], "Resolutions of the target map, Å.")
-    flags.DEFINE_list("seeds", ["0"], "Seeds.")
+    flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Resolutions of the target map, Å.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+    flags.DEFINE_list(
+        "signal_to_noise",
+        ["inf"],
+        "White noise all over the target map: standard deviation of the density within its contour over that of the "
+        "noise; inf for none.",
+    )
     flags.DEFINE_list(
         "recipes",
         ["default"],
@@ -83,7 +92,7 @@ def main() -> None:
         write_table(rows, out_dir)
     print(table(rows) + summary(rows))
     if FLAGS.readme:
-        write_into(Path(FLAGS.readme), table(rows) + summary(rows))
+        write_into(Path(FLAGS.readme), summary(rows) or table(rows))
 
 
 def planned() -> list[tuple]:
@@ -104,7 +113,8 @@ def planned() -> list[tuple]:
             recipe, _, only = recipe.partition("@")
             wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
             seeds = numbers(FLAGS.seeds, int, "seeds")
-            cases += [(str(root / name), name, r, seed, recipe, FLAGS.steps) for r in wanted for seed in seeds]
+            every = itertools.product(wanted, numbers(FLAGS.signal_to_noise, float, "signal_to_noise"), seeds)
+            cases += [(str(root / name), name, r, noise, seed, recipe, FLAGS.steps) for r, noise, seed in every]
     return cases
 
 
@@ -118,14 +128,18 @@ def numbers(texts: list[str], kind: type, flag: str) -> list:
         raise InputError(f"--{flag}={','.join(texts)} is not a list of numbers separated by commas") from None
 
 
-def measure(folder: str, pair: str, resolution: float, seed: int, recipe: str, steps: float) -> dict:
-    """One row of the table: the scores of one case, and the seconds and peak memory of this whole process."""
+def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, recipe: str, steps: float) -> dict:
+    """One row of the table: the scores of one case, and the seconds and peak memory of this whole process.
+
+    `noise` is the signal to noise of the target.
+    """
     import time
 
     begin = time.perf_counter()
     from experiments import results
 
     case = load_pair(Path(folder), resolution)
+    case.targets = [noisy(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
     settings = SimpleNamespace(
         recipe=name,
@@ -140,7 +154,7 @@ def measure(folder: str, pair: str, resolution: float, seed: int, recipe: str, s
     generated = next(iter(fit.frames(case.initial, [1.0])))
     scores = results.score(fit, case, 0, generated)
     scores |= path_scores(fit, case, Path(folder))
-    row = {"pair": pair, "resolution": resolution, "seed": seed, "recipe": recipe}
+    row = {"pair": pair, "resolution": resolution, "signal_to_noise": noise, "seed": seed, "recipe": recipe}
     measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
@@ -157,6 +171,20 @@ def load_pair(folder: Path, resolution: float):
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
+
+
+def noisy(map_, signal_to_noise: float):
+    """The map with white noise, always the same, of a standard deviation relative to the density in its contour."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from cryotrans_jax.prepare import contour_level
+
+    density = map_.density
+    strength = density[density > contour_level(density)].std() / signal_to_noise
+    noise = np.random.default_rng(0).standard_normal(density.shape, np.float32)
+    return replace(map_, density=density + np.float32(strength) * noise)
 
 
 def path_scores(fit, case, folder: Path) -> dict:
@@ -210,7 +238,8 @@ def write_into(path: Path, text: str) -> None:
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
         raise InputError(f"{path} lacks the marks {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
-    given = [f"--{name}={','.join(FLAGS[name].value)}" for name in ("pairs", "resolutions", "seeds", "recipes")]
+    names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
+    given = [f"--{name}={','.join(FLAGS[name].value)}" for name in names]
     command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
     with whole_file(path) as temporary:
         temporary.write_text(f"{before}{begin}\n{command}\n\n{text}{end}{after}")
@@ -231,13 +260,13 @@ def summary(rows: list[dict]) -> str:
     """Median and worst over the seeds of each pair, resolution and recipe, in Markdown; empty with one seed."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["pair"], row["resolution"], row["recipe"]), []).append(row)
+        groups.setdefault(tuple(row[key] for key in GROUPED), []).append(row)
     if all(len(group) == 1 for group in groups.values()):
         return ""
-    head = "| pair | resolution | recipe | seeds | " + " | ".join(f"{key}: median, worst" for key in SUMMED)
-    lines = ["", head + " |", "|" + "---|" * (4 + len(SUMMED))]
-    for (pair, resolution, recipe), group in groups.items():
-        cells = [pair, f"{resolution:g}", recipe, str(len(group))]
+    head = "| " + " | ".join((*GROUPED, "seeds", *(f"{key}: median, worst" for key in SUMMED)))
+    lines = ["", head + " |", "|" + "---|" * (len(GROUPED) + 1 + len(SUMMED))]
+    for names, group in groups.items():
+        cells = [COLUMNS[key].format(value) for key, value in zip(GROUPED, names, strict=True)] + [str(len(group))]
         for key in SUMMED:
             values = [row[key] for row in group if key in row]
             style = COLUMNS[key] if values else ""
