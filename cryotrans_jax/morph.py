@@ -19,7 +19,8 @@ class Fit:
     """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
 
     `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
-    losses (steps, targets); `report` what was chosen by rule.
+    losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
+    training loss itself where the stage has none); `report` what was chosen by rule.
     """
 
     config: train.Config
@@ -27,6 +28,7 @@ class Fit:
     frame: prepare.Frame
     threshold: float
     history: tuple[np.ndarray, ...] = ()
+    judged: tuple[np.ndarray, ...] = ()
     report: dict | None = None
 
     def of(self, target: int) -> PyTree:
@@ -37,7 +39,8 @@ class Fit:
         """The same fit with the targets of these numbers, in this order; `report` still tells of all."""
         chosen = list(targets)
         params = jax.tree.map(lambda p: p[chosen], self.params)
-        return replace(self, params=params, history=tuple(losses[:, chosen] for losses in self.history))
+        history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
+        return replace(self, params=params, history=history, judged=judged)
 
     def frames(
         self, initial: Map, times: trajectory.Times, target: int = 0, render: str = "pull_back"
@@ -93,6 +96,7 @@ def morph(
     initial_resolution: float | None = None,
     target_resolution: float | Sequence[float | None] | None = None,
     volume: float | None = None,
+    halves: tuple[Map, Map] | Sequence[tuple[Map, Map]] | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
     progress: Any = None,
@@ -104,6 +108,8 @@ def morph(
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
     those that enclose it. `bin` is for the paper's recipe.
+    `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
+    keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
@@ -116,7 +122,13 @@ def morph(
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     targets = [targets] if isinstance(targets, Map) else list(targets)
-    for target in targets:
+    if halves is not None:
+        halves = [tuple(halves)] if isinstance(halves[0], Map) else list(halves)
+        if len(halves) != len(targets):
+            raise InputError(f"{len(halves)} pairs of half-maps for {len(targets)} targets: give one for each target")
+        if recipe == "paper":
+            raise InputError("half-maps are of no use to the recipe paper: it makes all its steps")
+    for target in (*targets, *(half for pair in halves or () for half in pair)):
         if difference := same_grid(initial, target):
             raise InputError(f"the initial and the target map lie on different grids: {difference}")
     share = [*range(len(targets))] if share is None else [*share]
@@ -132,6 +144,7 @@ def morph(
         target_threshold=target_threshold,
         initial_resolution=initial_resolution,
         target_resolutions=resolutions,
+        halves=halves,
         volume=volume,
         whole_box=recipe == "paper",
     )
@@ -155,5 +168,6 @@ def morph(
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in history),
+        judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report | {"start": [how[rival] for rival in rivals]},
     )

@@ -89,6 +89,7 @@ class Config:
 
 FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
 ADAM = optax.scale_by_adam()
+CHUNK = 25  # steps in one call of the compiled program, after which the host looks at the losses
 FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
 TRIAL = 100  # steps of the next stage, after which the better of two starts is known
 GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
@@ -168,11 +169,13 @@ class Watch(NamedTuple):
 
     `best` is the least loss of a chunk so far (the judge's where there is one), `stale` how many chunks there have been
     since it fell by GAIN, `skipped` how many steps were left out; `kept` are the parameters that the judge likes best.
+    `scores` (chunks, targets) are the losses of all chunks so far.
     """
 
     best: np.ndarray
     stale: np.ndarray
     skipped: np.ndarray
+    scores: np.ndarray
     kept: PyTree = None
 
 
@@ -185,6 +188,7 @@ class State(NamedTuple):
     step: int  # steps done in the stage
     watch: Watch
     rivals: tuple[bool, ...] = ()  # targets that went on from the rival start; empty where none was tried
+    scores: tuple[np.ndarray, ...] = ()  # of each stage that is done, as its watch saw them
 
 
 def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
@@ -201,7 +205,7 @@ def start(config: Config, targets: int) -> State:
 
 def unwatched(targets: int) -> Watch:
     """What is known before a stage's first step."""
-    return Watch(np.full(targets, np.inf), np.zeros(targets, int), np.zeros(targets, int))
+    return Watch(np.full(targets, np.inf), np.zeros(targets, int), np.zeros(targets, int), np.zeros((0, targets)))
 
 
 def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
@@ -352,7 +356,7 @@ def fit(
     config: Config,
     state: State | None = None,
     progress: Progress = lambda stage, step, losses: None,
-    chunk: int = 25,
+    chunk: int = CHUNK,
     spread: Spread | None = None,
 ) -> tuple[State, list[np.ndarray]]:
     """The state after the whole schedule, and each stage's losses (steps, targets) from where `state` stood.
@@ -382,6 +386,7 @@ def fit(
             history.append(losses_)
             if stopped:
                 break
+            state = state._replace(scores=(*state.scores, state.watch.scores))
             if config.rival and number == 0 and (doubted := torn(config, inputs, state)).any():
                 following = config.stages[1], waiting[1].result()
                 state = better_start(problem, config, state, doubted, following, chunk, spread)
@@ -425,7 +430,7 @@ def watched(state: State, stage: Stage, score: np.ndarray, judge: bool) -> Watch
     A target that has not gained for `patience` chunks skips to the stage's ending. With a judge the best parameters are
     kept; the rule is the same without one, by the loss itself.
     """
-    best, stale, skipped, kept = state.watch
+    best, stale, skipped, scores, kept = state.watch
     better = score < best
     if judge:
         old = state.params if kept is None else kept
@@ -433,7 +438,8 @@ def watched(state: State, stage: Stage, score: np.ndarray, judge: bool) -> Watch
     stale = np.where(score < best - GAIN * np.maximum(np.minimum(best, 1e30), SMALL), 0, stale + 1)
     ahead = stage.ending - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
-    return Watch(np.minimum(best, score), np.where(skip, 0, stale), skipped + np.where(skip, ahead, 0), kept)
+    scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
+    return Watch(np.minimum(best, score), np.where(skip, 0, stale), skipped, scores, kept)
 
 
 def begun(state: State, stage: int) -> State:

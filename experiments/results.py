@@ -17,7 +17,7 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import atoms, metrics, trajectory
+from cryotrans_jax import atoms, metrics, train, trajectory
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -292,13 +292,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
-    """Nothing; the file has a row for each step: stage, loss's name, step, and the loss under the target's name."""
+    """Nothing; the file has a row for each step: stage, loss's name, step, and the loss under the target's name.
+
+    With half-maps also, where it was looked at, the loss by the one that the fit does not see.
+    """
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["stage", "loss", "step", name])
+        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.judged))
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
+            judged = fit.judged[number] if fit.judged and stage.loss == "matched" else []
+            last = [min(train.CHUNK * (k + 1), len(history)) - 1 for k in range(len(judged))]
+            seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):
-                rows.writerow([number, stage.loss, step, f"{value:.8g}"])
+                rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
 
 
 def peak_mib() -> float:
