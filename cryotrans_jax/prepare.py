@@ -147,21 +147,10 @@ def prepare(
     compared, judges = zip(*halves, strict=True) if halves else (targets, None)
     gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)])
 
-    shape = np.array(start_mass.shape)
-    if whole_box:
-        low, high = np.zeros(3, int), shape
-        box_low, edge = low, float((shape * initial.voxel_size).max())
-    else:
-        low, high = bounding_box(np.maximum.reduce([start_mass, *masses]) > 0)
-        room = np.ceil(margin / initial.voxel_size).astype(int)
-        low = np.maximum(low - room, 0) // ALIGN * ALIGN
-        high = np.minimum(high + room, shape)
-        box_low, box_high = bounding_box(start_mass > 0)
-        edge = float(((box_high - box_low) * initial.voxel_size).max())
-        middle = 0.5 * (box_low + box_high) * initial.voxel_size
-        box_low = (middle - 0.5 * edge) / initial.voxel_size
+    size, whole_map = initial.voxel_size, (np.zeros(3, int), np.array(start_mass.shape))
+    low, high = whole_map if whole_box else around(np.maximum.reduce([start_mass, *masses]) > 0, margin / size)
     high = low + -(-(high - low) // ALIGN) * ALIGN
-    frame = Frame(initial.origin + (box_low - 0.5) * initial.voxel_size, edge)
+    frame = cube_about(*(whole_map if whole_box else bounding_box(start_mass > 0)), initial, whole_box)
     crop = lambda a: cropped(a, low, high)  # noqa: E731
 
     def fine(maps: Sequence[Map]) -> np.ndarray:
@@ -173,7 +162,7 @@ def prepare(
         masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
         densities=fine(compared),
         start=low,
-        voxel_size=initial.voxel_size,
+        voxel_size=size,
         frame=frame,
         blurs=blurs,
         rests=blurs - gains,
@@ -181,6 +170,24 @@ def prepare(
         report=reports,
         judges=fine(judges) if judges else None,
     )
+
+
+def around(inside: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel along each axis, and one past the last, of the box of what is inside and so many voxels about it.
+
+    The first is a multiple of ALIGN.
+    """
+    low, high = bounding_box(inside)
+    room = np.ceil(room).astype(int)
+    return np.maximum(low - room, 0) // ALIGN * ALIGN, np.minimum(high + room, inside.shape)
+
+
+def cube_about(low: np.ndarray, high: np.ndarray, map_: Map, from_corner: bool) -> Frame:
+    """The cube as wide as the longest edge of these voxels of a map: from their corner, or about their middle."""
+    sides = (high - low) * map_.voxel_size
+    corner = map_.origin + (low - 0.5) * map_.voxel_size
+    edge = float(sides.max())
+    return Frame(corner if from_corner else corner + 0.5 * (sides - edge), edge)
 
 
 def contour_level(density: np.ndarray, share: float = 0.98) -> float:
