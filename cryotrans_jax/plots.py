@@ -175,11 +175,15 @@ def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
 
 
 def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
-    """The loss at every step, a panel for each stage: losses of different kinds are not comparable."""
+    """The loss at every step, a panel for each stage: losses of different kinds are not comparable.
+
+    What is not finite is left out.
+    """
     drawing = Drawing(max(230 * len(stages), 300) + 10, 230)
     for number, (name, losses) in enumerate(stages):
         left = 62 + number * (drawing.width - 10) / len(stages)
-        low, high = float(losses.min()), float(losses.max())
+        steps = np.flatnonzero(np.isfinite(losses))
+        low, high = (float(end(losses[steps])) for end in (np.min, np.max)) if len(steps) else (0.0, 1.0)
         log = low > 0 and high > 5 * low
         pad = 1.08 if log else max(0.06 * (high - low), 1e-9 + 1e-6 * abs(high))
         ylim = (low / pad, high * pad) if log else (low - pad, high + pad)
@@ -187,7 +191,8 @@ def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
         middle = np.sqrt(low * high) if log else (low + high) / 2
         marks = [(value, f"{value:.2g}") for value in dict.fromkeys((low, middle, high))]
         axes.frame(drawing, [(1.0, "1"), (float(len(losses)), str(len(losses)))][: len(losses)], marks)
-        drawing.line(*axes.place(np.arange(len(losses)) + 1.0, losses), CURVES["target_after"][0], 1.2)
+        if len(steps):
+            drawing.line(*axes.place(steps + 1.0, losses[steps]), CURVES["target_after"][0], 1.2)
         drawing.text(left + axes.width / 2, 16, f"stage {number + 1}: {name}")
         drawing.text(left + axes.width / 2, 218, "step")
     return drawing

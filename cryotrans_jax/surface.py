@@ -25,7 +25,8 @@ def isosurface(
 
     if not density.max() > level:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-    vertices, faces, _, _ = marching_cubes(np.pad(density, 1), level)
+    # "ascent" for corners to the left: scikit-image thinks of axes z, y, x, seen in which left is right
+    vertices, faces, _, _ = marching_cubes(np.pad(density, 1), level, gradient_direction="ascent")
     return ((vertices - 1) * voxel_size + origin).astype(np.float32), faces.astype(np.int32)
 
 

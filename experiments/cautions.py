@@ -44,7 +44,7 @@ def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
 def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:
     """What the generated map itself gives to think about."""
     before, after = (scores[f"correlation_with_target_{when}"] for when in ("before", "after"))
-    if after <= before:
+    if not after > before:  # nor where one is no number
         yield Caution(
             True,
             f"The correlation with the target did not rise ({before:.3f} before, {after:.3f} after).",

@@ -51,18 +51,23 @@ def fsc_xml(curve: Curve, title: str) -> str:
 
 
 def chimerax_script(
-    frames: int, models: int, level: float, target: tuple[Path, float] | None, top: float, coloured_model: bool
+    frames: list[str],
+    models: list[str],
+    level: float,
+    target: tuple[Path, float] | None,
+    top: float,
+    coloured_model: bool,
 ) -> str:
     """Commands that show a run's folder in ChimeraX, which runs them there.
 
-    Of so many `frames` and carried `models`; `level` is the initial map's contour level, `target` a map's file and
-    level, and `top` the displacement in Å at the colours' end. Maps are numbered as they are opened.
+    `frames` and `models` are names of files in their order; `level` is the initial map's contour level, `target` a
+    map's file and level, and `top` the displacement in Å at the colours' end. Maps are numbered as they are opened.
     """
     palette = ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE))
     lines = [
         "# Shows this folder's morph in ChimeraX: open this file in a new session.",
         "# 1: the frames as a series, with a slider; 2: the generated map, coloured by how far (Å) each part has come",
-        "open frame_*.mrc vseries true" if frames > 1 else "open frame_*.mrc",
+        f"open {' '.join(frames)}" + " vseries true" * (len(frames) > 1),
         f"volume #1 style surface level {level:.6g} step 1 color #b8c4d0",
         "open generated.mrc",
         "open displacement.mrc",
@@ -89,11 +94,12 @@ def chimerax_script(
             f"hide #{number} models",
         ]
         number += 1
-    if models > 1:
+    if len(models) > 1:
+        last = number + len(models) - 1
         lines += [
-            f"# {number} to {number + models - 1}: the model in every frame, with a slider",
-            "open model_*.cif",
-            f"mseries slider #{number}-{number + models - 1}",
+            f"# {number} to {last}: the model in every frame, with a slider",
+            f"open {' '.join(models)}",
+            f"mseries slider #{number}-{last}",
         ]
     lines += [
         "# at first the generated map and the target are shown; `show #1 models; hide #2 models` shows the series",

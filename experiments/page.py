@@ -40,8 +40,8 @@ FILES = (  # pattern, what it is
 )
 
 FSC_TEXT = (
-    "The generated map against the target as it is: where the target is blurred or noisy, the curve tells of the target "
-    "as much as of the prediction. Pale: the initial map, where the morph starts."
+    "The generated map against the target as it is: where the target is blurred or noisy, the curve tells of that as "
+    "much as of the prediction. Pale: the initial map, where the morph starts."
 )
 
 
@@ -77,7 +77,7 @@ def build(
         "loss": drawings.get("loss", "<p>There is no loss.csv.</p>"),
         "settings": settings(config),
         "files": file_table(made),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
 
@@ -195,7 +195,7 @@ def file_table(made: list[str]) -> str:
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
-def packed_volumes(volumes: dict[str, np.ndarray], levels: dict[str, float]) -> dict[str, dict]:
+def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
     """The volumes as the script unpacks them: a byte a voxel, finer towards the low end, or signed for the difference.
 
     `black` is the density shown as black in slices.

@@ -153,7 +153,7 @@ def write(
     description = describe(fit, case, settings)
     for path in earlier(case, out_dir, share):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    scores = []
+    scores, stories = [], []
     for place, number in enumerate(share):
         one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,10 @@ def write(
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
         print_scores(name, scores[-1])
-        told = story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
+        stories.append(
+            story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
+        )
+    for told in stories:  # once all results are there
         story.tell(told, whole=settings.report)
     print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
     return scores

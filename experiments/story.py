@@ -122,11 +122,11 @@ def measured(story: Story, moved: Moved, views: Views) -> Measured:
     factors, rho = stretches(moved.motion, moved.points), moved.rho
     torn = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
     mass = np.maximum(story.generated.density, 0)
-    inner = mass[RIM:-RIM, RIM:-RIM, RIM:-RIM].sum(dtype=np.float64)
+    inner, whole = (part.sum(dtype=np.float64) for part in (mass[(slice(RIM, -RIM),) * 3], mass))
     return Measured(
         matched=views.matched,
         torn=float(rho[torn].sum() / rho.sum()),
-        at_edge=float(1 - inner / mass.sum(dtype=np.float64)),
+        at_edge=float(1 - inner / whole) if whole else 0.0,
         farthest=float(distances(moved.motion, moved.points).max()),
     )
 
@@ -145,7 +145,7 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
         blur = chosen(config, "blur_variance") or 0.0
         start, end = (blurred(map_.density, blur, map_.voxel_size) for map_ in (initial, generated))
         goal = blurred(target, -blur, initial.voxel_size)
-        scale = float(np.vdot(end, goal) / np.vdot(end, end))
+        scale = float(np.vdot(end, goal) / max(np.vdot(end, end), 1e-30))
         volumes = {"initial": initial.density, "target": target, "generated": generated.density}
         volumes["difference"] = scale * end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
@@ -225,7 +225,7 @@ def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
         "voxel": views.voxel_size.tolist(),
         "origin": views.origin.tolist(),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
-        "volumes": page.packed_volumes(views.volumes, levels),
+        "volumes": page.packed_volumes(views.volumes),
         "motion": page.packed_motion(moved.motion),
         "levels": levels,
         "frames": config["settings"]["frames"],
@@ -239,15 +239,14 @@ def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
 
 def script(story: Story, config: dict, top: float) -> str:
     """The ChimeraX script of the story's folder."""
-    names = [path.name for path in results.made_in(story.folder, results.FRAMES)]
-    count = {kind: sum(name.startswith(f"{kind}_") for name in names) for kind in ("frame", "model")}
+    names = sorted(path.name for path in results.made_in(story.folder, results.FRAMES))
     home, name = story.folder.resolve(), target_name(config)
     target = Path(config["inputs"][name]["file"]) if name else None
     if target and home in target.parents:
         target = target.relative_to(home)  # so that the folder can be moved
     return exchange.chimerax_script(
-        frames=count["frame"],
-        models=count["model"],
+        frames=[name for name in names if name.startswith("frame_")],
+        models=[name for name in names if name.startswith("model_")],
         level=story.fit.threshold,
         target=(target, target_level(config)) if target else None,
         top=top,
