@@ -11,8 +11,8 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import block_points, carried_mass
 
 Carry = Callable[[Float[np.ndarray, "n 3"], Sequence[float]], Float[np.ndarray, "times n 3"]]
-SPACING = 4.0  # Å between nodes: rigidity makes the displacement smooth over about as much
-MOST = 40_000  # nodes; they lie further apart in boxes that would have more
+SPACING = 2.5  # Å between nodes, as where frames are computed
+MOST = 60_000  # nodes; they lie further apart in boxes that would have more
 MARGIN = 4.0  # Å about the molecule
 CELL = 2.0  # Å, the side of the cells of mass whose displacements are averaged
 TIMES = np.linspace(0, 1, 11)

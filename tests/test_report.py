@@ -134,7 +134,7 @@ def test_the_carried_surface_is_the_frames_own(fit, maps, t):
     ahead = [(read_at(frame, carried + step) - read_at(frame, carried - step)) / 0.2 for step in 0.1 * np.eye(3)]
     off = np.abs(read_at(frame, carried) - read_at(start, vertices)) / np.linalg.norm(ahead, axis=0)
     assert np.linalg.norm(carried - vertices, axis=1).min() > 1
-    assert np.percentile(off, 95) < 0.2  # a tenth of a voxel: the motion is linear between nodes 4 Å apart
+    assert np.percentile(off, 95) < 0.2  # a tenth of a voxel: two splines, and a motion linear between nodes
 
 
 def test_the_volumes_in_the_page_are_the_maps(run, data, maps):
