@@ -83,6 +83,15 @@ def moved(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemm
     return copy
 
 
+def with_b_factors(structure: gemmi.Structure, values: Float[np.ndarray, "atoms"]) -> gemmi.Structure:
+    """A copy of a model whose atoms have the values as isotropic B-factors, in the order of `positions`."""
+    copy = structure.clone()
+    for site, value in zip(copy[0].all(), values, strict=True):
+        site.atom.b_iso = float(value)
+        site.atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
+    return copy
+
+
 def heavy_atoms(structure: gemmi.Structure) -> Atoms:
     """Positions [Å] and atomic numbers of all but hydrogens, of the first of alternative conformations."""
     atoms = [

@@ -56,8 +56,11 @@ class Fit:
 
     def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
         """Models at the times, each atom carried by the flow."""
-        xyz = trajectory.move(self.config, self.of(target), self.frame, atoms.positions(model), times)
-        return [atoms.moved(model, at) for at in xyz]
+        return [atoms.moved(model, at) for at in self.carry(atoms.positions(model), times, target)]
+
+    def carry(self, xyz: np.ndarray, times: trajectory.Times, target: int = 0) -> np.ndarray:
+        """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
+        return trajectory.move(self.config, self.of(target), self.frame, xyz, times)
 
     def save(self, path) -> None:
         """Nothing; `Fit.load(path)` gives this fit back, without its history."""

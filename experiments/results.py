@@ -39,7 +39,19 @@ PACKAGES = (
 )
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
 FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
-RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc")  # what a run writes about itself
+RECORDS = re.compile(  # what a run writes about itself
+    r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
+    r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
+)
+SCORES = (  # label, name in metrics.json without _before and _after, style
+    ("correlation with the target map", "correlation_with_target", "{:.3f}"),
+    ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
+    ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
+    ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
+    ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
+    ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
+)
+Curve = tuple[np.ndarray, np.ndarray]  # frequency [1/Å], Fourier shell correlation
 
 
 @dataclass
@@ -146,10 +158,12 @@ def write(
     `fit` is that of the targets of the numbers in `share`, and `others` are the same from other seeds. Files of an
     earlier run are removed only now that there is something to put in their place.
     """
+    from experiments import story  # which tells of results, and so imports this file
+
     description = describe(fit, case, settings)
     for path in earlier(case, out_dir, share):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    scores = []
+    scores, stories = [], []
     for place, number in enumerate(share):
         one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,13 +171,19 @@ def write(
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
         last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
-        scores.append(score(one, case, number, last))
+        compared = compare(one, case, number, last)
+        scores.append(score(one, case, number, last, compared))
         if others:
             scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
         print_scores(name, scores[-1])
-    print(f"Results are in {out_dir}")
+        stories.append(
+            story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
+        )
+    for told in stories:  # once all results are there
+        story.tell(told, whole=settings.report)
+    print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
     return scores
 
 
@@ -196,7 +216,31 @@ def copy_whole(source: Path, destination: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
+@dataclass
+class Compared:
+    """What a target's fit is judged by: where it started, the reference as a map if there is one, and FSC curves."""
+
+    start: Map
+    truth: Map | None
+    curves: dict[str, Curve]
+
+
+def compare(fit: Fit, case: Case, number: int, generated: Map) -> Compared:
+    """What the generated map of the case's target `number`, whose fit this is, is judged by."""
+    reference = case.references[number] if case.references else None
+    truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
+    start = trajectory.carried_part(case.initial, fit.threshold)  # as the generated map has it, without the solvent
+    return Compared(start, truth, fsc_curves(start, generated, case.targets[number], truth))
+
+
+def fsc_curves(start: Map, generated: Map, target: Map, truth: Map | None) -> dict[str, Curve]:
+    """Fourier shell correlations under the names target_before, target_after, reference_before, reference_after."""
+    against = {"target": target} | ({} if truth is None else {"reference": truth})
+    sides = {"before": start, "after": generated}
+    return {f"{a}_{when}": metrics.map_fsc(map_, other) for a, other in against.items() for when, map_ in sides.items()}
+
+
+def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared | None = None) -> dict:
     """Scores of the initial map ("before") and of the generated one ("after") against what there is.
 
     `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
@@ -208,16 +252,14 @@ def score(fit: Fit, case: Case, number: int, generated: Map) -> dict:
         "target": case.target_names[number],
         "mass_kept": mass_kept(case.initial, generated, fit),
     }
-    truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
-    start = trajectory.carried_part(case.initial, fit.threshold)  # as the generated map has it, without the solvent
-    for when, map_ in (("before", start), ("after", generated)):
+    compared = compared or compare(fit, case, number, generated)
+    truth, curves = compared.truth, compared.curves
+    for when, map_ in (("before", compared.start), ("after", generated)):
         out[f"correlation_with_target_{when}"] = metrics.correlation(map_.density, target.density)
-        curve = metrics.map_fsc(map_, target)
-        out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curve, 0.5)
+        out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curves[f"target_{when}"], 0.5)
         if truth is not None:
-            curve = metrics.map_fsc(map_, truth)
-            out[f"fsc_{when}"] = metrics.resolution_at(*curve, 0.5)
-            out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curve, 0.143)
+            out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
+            out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
     if case.model is not None and isinstance(reference, gemmi.Structure):
         moved = fit.move(case.model, [1.0])[0]
@@ -359,16 +401,8 @@ def doubts(used: dict, volume: float | None) -> list[str]:
 
 def print_scores(name: str, scores: dict) -> None:
     """Nothing; prints a small table of scores before and after."""
-    rows = [
-        ("correlation with the target map", "correlation_with_target", "{:.3f}"),
-        ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
-        ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
-        ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
-        ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
-        ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
-    ]
     print(f"{name:42s} {'before':>8s} {'after':>8s}")
-    for label, key, style in rows:
+    for label, key, style in SCORES:
         if f"{key}_after" in scores:
             before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
             print(f"  {label:40s} {before:>8s} {after:>8s}")

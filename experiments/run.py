@@ -31,6 +31,11 @@ def define_flags() -> None:
         "how many Å, the others carry the density elsewhere.",
         lower_bound=1,
     )
+    flags.DEFINE_bool(
+        "report",
+        True,
+        "Write report.html, which shows and explains the run, and its pictures beside the results.",
+    )
     flags.DEFINE_list(
         "reference", None, "Model or map of the target state to score against; one, or one for each target."
     )

@@ -7,10 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a file imports only from layers before its own
-    {"files", "velocity", "flow", "splat", "lattice", "transport", "checkpoints", "losses"},
+    {"files", "velocity", "flow", "splat", "lattice", "transport", "checkpoints", "losses", "plots", "surface"},
     {"maps"},
     {"atoms", "prepare"},
-    {"metrics", "correspond", "contour", "mask"},
+    {"metrics", "correspond", "contour", "mask", "motion"},
     {"train"},
     {"trajectory", "recipes"},
     {"morph"},
@@ -57,7 +57,7 @@ def test_the_package_knows_neither_flags_nor_jobs(name):
 
 def test_jobs_import_nothing_heavy_before_their_flags_are_read():
     """--help is quick: what a job imports at its top leads to none of the numerical packages."""
-    for name in ("run", "predict", "simulate", "fetch", "main", "flags"):
+    for name in ("run", "predict", "report", "simulate", "fetch", "main", "flags"):
         tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         roots = {(a.name if isinstance(n, ast.Import) else n.module) for n in top for a in n.names}

@@ -22,6 +22,9 @@ from experiments import inputs, results
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
+TOLD = {"displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
+PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
+PICTURES |= {"report.html", "morph.gif"}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 
 
@@ -82,7 +85,8 @@ def losses(folder):
 def test_a_run_writes_all_that_it_promises(run, folder):
     frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
-    expected |= {"config.json", "loss.csv", "metrics.json"}
+    expected |= {"config.json", "loss.csv", "metrics.json"} | TOLD | PICTURES
+    expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
     initial = read_map(folder / "initial.mrc")
     for name in (*frames, "generated"):
@@ -127,7 +131,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
     assert set(json.loads((run / "config.json").read_text())["settings"]) == {
         "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
-        "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds",
+        "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
     }  # fmt: skip
 
@@ -156,7 +160,7 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     assert job("run", *arguments(folder, tmp_path, **files))[0] == 0
     ours, theirs = contents(run), contents(tmp_path)
     for name in ours:
-        if name not in ("config.json", "metrics.json") and not name.startswith("checkpoint"):
+        if name not in ("config.json", "metrics.json", "report.html") and not name.startswith("checkpoint"):
             assert ours[name] == theirs[name], name
     a, b = (json.loads(found["metrics.json"]) | {"peak_mib": 0} for found in (ours, theirs))
     assert a == b
@@ -254,8 +258,8 @@ def test_predicting_into_the_run_leaves_it_a_run(folder, run, job, tmp_path):
 
 def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
     assert job("run", *arguments(folder, tmp_path, model=folder / "initial.cif"))[0] == 0
-    assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite")[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite", "--report=false")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == TOLD | {
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint"
     }  # fmt: skip
 
@@ -299,9 +303,9 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
     status, _, error = job("run", *arguments(folder, out, **names))
     assert status == 0, error
     for name in ("2DEF_8A", "3GHI_9.5A"):
-        assert {path.name for path in (out / name).iterdir()} == {
+        assert {path.name for path in (out / name).iterdir()} == TOLD | PICTURES | {
             "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
-            "loss.csv", "checkpoint",
+            "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml",
         }  # fmt: skip
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name

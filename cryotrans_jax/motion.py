@@ -1,0 +1,126 @@
+"""The morph's displacement, sampled on a coarse lattice: how far it carries what, and how much it stretches it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage
+
+from cryotrans_jax.maps import Map
+from cryotrans_jax.prepare import block_points, carried_mass
+
+Carry = Callable[[Float[np.ndarray, "n 3"], Sequence[float]], Float[np.ndarray, "times n 3"]]
+SPACING = 2.5  # Å between nodes, as where frames are computed
+MOST = 60_000  # nodes; they lie further apart in boxes that would have more
+MARGIN = 4.0  # Å about the molecule
+CELL = 2.0  # Å, the side of the cells of mass whose displacements are averaged
+TIMES = np.linspace(0, 1, 11)
+FAINT = 0.02  # of a full cell's weight, blurred: what has less is too far from the molecule to be told anything
+STRAIGHT = 0.01  # Å: a time is left out where straight lines between its neighbours pass as near as this
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Displacements (Å) at `times`, at nodes `spacing` Å apart of which the first stands at `origin` (Å)."""
+
+    times: Float[np.ndarray, "times"]
+    shift: Float[np.ndarray, "times x y z 3"]
+    origin: Float[np.ndarray, "3"]
+    spacing: float
+
+    def knots(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "times n 3"]:
+        """Displacements of the positions xyz (Å) at `times`, linear between nodes."""
+        at = ((xyz - self.origin) / self.spacing).T
+        each = [
+            ndimage.map_coordinates(component, at, order=1, mode="nearest")
+            for shift in self.shift
+            for component in np.moveaxis(shift, -1, 0)
+        ]
+        return np.stack(each).reshape(len(self.times), 3, -1).swapaxes(1, 2)
+
+    def between(self, knots: Float[np.ndarray, "times n 3"], time: float) -> Float[np.ndarray, "n 3"]:
+        """Displacements at any time from 0 to 1, straight between those at `times`."""
+        k = int(np.clip(np.searchsorted(self.times, time, "right") - 1, 0, len(self.times) - 2))
+        share = (time - self.times[k]) / (self.times[k + 1] - self.times[k])
+        return (1 - share) * knots[k] + share * knots[k + 1]
+
+
+def sample(carry: Carry, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Motion:
+    """The motion between two corners (Å) of a box. `carry(xyz, times)` says where positions have come to, in Å.
+
+    Times between which every node moves straight are left out, so that as many remain as the flow has steps.
+    """
+    spacing = max(SPACING, (np.prod(high - low) / MOST) ** (1 / 3))
+    counts = np.ceil((high - low) / spacing).astype(int) + 1
+    grid = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1)
+    nodes = low + spacing * grid.reshape(-1, 3)
+    shift = (carry(nodes, TIMES) - nodes).astype(np.float32)
+    kept = bends(shift)
+    return Motion(TIMES[kept], shift[kept].reshape(-1, *counts, 3), np.asarray(low, np.float64), float(spacing))
+
+
+def bends(path: Float[np.ndarray, "times n 3"]) -> list[int]:
+    """Numbers of the times, of equally spaced ones, between which all points move straight and steadily."""
+    kept = [0]
+    for k in range(1, len(path) - 1):
+        share = 1 / (k + 1 - kept[-1])
+        straight = share * path[kept[-1]] + (1 - share) * path[k + 1]
+        if np.abs(path[k] - straight).max() > STRAIGHT:
+            kept.append(k)
+    return [*kept, len(path) - 1]
+
+
+def mass_points(map_: Map, level: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
+    """Positions (Å) and masses of what the flow carries of a map, in cells of about CELL."""
+    factor = np.maximum(np.rint(CELL / map_.voxel_size), 1).astype(int)
+    mass = carried_mass(map_.density, level)
+    mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
+    place, rho, _ = block_points(mass, factor)
+    return map_.origin + (place - 0.5) * map_.voxel_size, rho
+
+
+def distances(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+    """How far (Å) the whole motion carries the positions xyz (Å)."""
+    return np.linalg.norm(motion.knots(xyz)[-1], axis=-1)
+
+
+def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+    """By what factors the whole motion squeezes (below 1) and stretches (above 1) most at the positions xyz (Å).
+
+    The least and the largest singular value of the map's gradient, over the lattice's spacing.
+    """
+    gradient = np.stack(np.gradient(motion.shift[-1], motion.spacing, axis=(0, 1, 2)), -1) + np.eye(3)
+    at = np.rint((xyz - motion.origin) / motion.spacing).astype(int).clip(0, np.array(gradient.shape[:3]) - 1)
+    each = gradient[tuple(at.T)]
+    squared = np.linalg.eigvalsh(np.swapaxes(each, 1, 2) @ each)
+    return np.sqrt(np.maximum(squared[:, [0, 2]], 0))
+
+
+def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map) -> Map:
+    """How far (Å) what stands at each voxel has come with the whole motion, on the grid of `like`.
+
+    `points` are those of the initial map's mass (`mass_points`). Averaged over some 3 Å and continued as far beyond
+    the molecule, so that its surface can be coloured by it; zero elsewhere.
+    """
+    shift = motion.knots(points)[-1]
+    side = like.voxel_size * np.maximum(np.rint(CELL / like.voxel_size), 1)
+    cells = np.ceil(like.density.shape * like.voxel_size / side).astype(int) + 1
+    at = np.rint((points + shift - like.origin) / side).astype(int)
+    inside = ((at >= 0) & (at < cells)).all(1)
+    flat = np.ravel_multi_index(at[inside].T, cells)
+    near = []
+    for values in (np.ones(inside.sum()), np.linalg.norm(shift[inside], axis=-1)):
+        coarse = np.bincount(flat, values, cells.prod()).reshape(cells).astype(np.float32)
+        near.append(between(ndimage.gaussian_filter(coarse, 1.0, mode="constant"), like, side))
+    weight, total = near
+    return Map(np.where(weight > FAINT, total / np.maximum(weight, FAINT), 0), like.voxel_size, like.origin)
+
+
+def between(coarse: Float[np.ndarray, "a b c"], like: Map, side: Float[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
+    """Values on the voxels of `like`, linear between those of cells `side` (Å) wide with the same first centre."""
+    for axis, (n, voxel) in enumerate(zip(like.density.shape, like.voxel_size, strict=True)):
+        apart = np.abs(np.arange(n)[:, None] * (voxel / side[axis]) - np.arange(coarse.shape[axis]))
+        weights = np.maximum(1 - apart, 0).astype(np.float32)
+        coarse = np.moveaxis(np.tensordot(weights, coarse, axes=([1], [axis])), 0, axis)
+    return np.ascontiguousarray(coarse)

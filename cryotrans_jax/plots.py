@@ -1,0 +1,279 @@
+"""Arrays in, figures and pictures out, as SVG, PNG and GIF. The only user of Pillow; nothing here needs a display.
+
+A figure is a `Drawing`: lines, texts and images, few enough to be written as SVG and as PNG by a few lines each. That
+takes milliseconds, where importing matplotlib takes longer than all else that a report needs (and ott-jax imports it
+wherever it is installed).
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+Real = int | float  # shapes and types are checked in tests, where an int is no float
+Curve = tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]
+PALETTE = ("#c9d0d8", "#f4dd86", "#f2994a", "#d94a38", "#861a68")  # of displacement: grey stays where it is
+CURVES = {  # colour and width: what is before is pale and thin
+    "target_before": ("#8fb3cf", 1.2),
+    "target_after": ("#1f5f8b", 2.0),
+    "reference_before": ("#e3b48d", 1.2),
+    "reference_after": ("#c2571a", 2.0),
+}
+INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
+COLOURS = 96  # of a GIF
+KEY = 26  # pixels below the picture of an animation, for its key
+PAUSE, STEP = 700, 90  # ms that an animation rests at its ends, and between pictures
+
+
+@dataclass
+class Drawing:
+    """Lines, texts and images on a white sheet of width × height, y downwards."""
+
+    width: Real
+    height: Real
+    items: list[tuple] = field(default_factory=list)
+
+    def line(self, x, y, colour: str = INK, width: Real = 1.0) -> None:
+        """Nothing; a line through the points is added."""
+        self.items.append(("line", np.stack([x, y], -1).astype(float), colour, width))
+
+    def text(self, x: Real, y: Real, text: str, anchor: str = "middle", colour: str = INK, size: Real = 11) -> None:
+        """Nothing; a text is added whose baseline starts, has its middle, or ends at the point."""
+        self.items.append(("text", (float(x), float(y)), text, anchor, colour, size))
+
+    def image(self, x: Real, y: Real, width: Real, height: Real, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Nothing; an image is added, stretched over the box."""
+        self.items.append(("image", (x, y, width, height), rgb))
+
+
+def svg(drawing: Drawing) -> str:
+    """The drawing as an SVG element that needs no other file."""
+    parts = []
+    for kind, *what in drawing.items:
+        if kind == "line":
+            points, colour, width = what
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>')
+        elif kind == "text":
+            (x, y), text, anchor, colour, size = what
+            parts.append(
+                f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size:g}">'
+                f"{escape(text)}</text>"
+            )
+        else:
+            (x, y, width, height), rgb = what
+            data = base64.b64encode(png_of(Image.fromarray(rgb))).decode()
+            parts.append(
+                f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+                f'preserveAspectRatio="none" href="data:image/png;base64,{data}"/>'
+            )
+    size = f"{drawing.width:g} {drawing.height:g}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{drawing.width:g}"'
+    head += f' height="{drawing.height:g}" font-family="Helvetica, Arial, sans-serif">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
+
+
+def png(drawing: Drawing, finer: int = 2) -> bytes:
+    """The drawing as a PNG, `finer` pixels to a unit."""
+    over = 2 * finer  # drawn twice as large, so that lines come out smooth
+    sheet = Image.new("RGB", (round(drawing.width * over), round(drawing.height * over)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for kind, *what in drawing.items:
+        if kind == "line":
+            points, colour, width = what
+            draw.line([tuple(p) for p in points * over], fill=colour, width=round(width * over), joint="curve")
+        elif kind == "text":
+            (x, y), text, anchor, colour, size = what
+            write(draw, (x * over, y * over), text, anchor, colour, size * over)
+        else:
+            (x, y, width, height), rgb = what
+            to = (max(round(width * over), 1), max(round(height * over), 1))
+            sheet.paste(Image.fromarray(rgb).resize(to, Image.Resampling.BILINEAR), (round(x * over), round(y * over)))
+    return png_of(sheet.reduce(2))
+
+
+def write(draw: ImageDraw.ImageDraw, at: tuple, text: str, anchor: str, colour: str, size: Real) -> None:
+    """Nothing; the text is drawn. Pillow's own font has no Å: it gets an A with a ring."""
+    font = ImageFont.load_default(size)
+    plain = text.replace("Å", "A")
+    left = at[0] - font.getlength(plain) * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+    draw.text((left, at[1]), plain, fill=colour, font=font, anchor="ls")
+    for place in (k for k, letter in enumerate(text) if letter == "Å"):
+        middle = left + font.getlength(plain[:place]) + font.getlength("A") / 2
+        x, y, r = middle, at[1] - 0.86 * size, 0.11 * size
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=max(round(0.06 * size), 1))
+
+
+def png_of(image: Image.Image) -> bytes:
+    """The image as a PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=4)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A frame at (left, top) of a drawing, width × height, for values within xlim and ylim; y may be logarithmic."""
+
+    left: Real
+    top: Real
+    width: Real
+    height: Real
+    xlim: tuple[Real, Real]
+    ylim: tuple[Real, Real]
+    log: bool = False
+
+    def place(self, x, y):
+        """Where in the drawing the values (x, y) stand."""
+        (x0, x1), (y0, y1) = self.xlim, self.ylim
+        if self.log:
+            y, y0, y1 = np.log(y), np.log(y0), np.log(y1)
+        across, up = (np.asarray(x) - x0) / (x1 - x0), (np.asarray(y) - y0) / (y1 - y0)
+        return self.left + across * self.width, self.top + (1 - up) * self.height
+
+    def frame(self, drawing: Drawing, xticks: Sequence[tuple[Real, str]], yticks: Sequence[tuple[Real, str]]) -> None:
+        """Nothing; the drawing has the left and lower side, rules, and labels at the ticks (value, text)."""
+        for value, label in yticks:
+            x, y = self.place(np.array(self.xlim), np.full(2, value))
+            drawing.line(x, y, RULE)
+            drawing.text(self.left - 5, y[0] + 4, label, "end")
+        for value, label in xticks:
+            x, y = self.place(np.full(2, value), np.full(2, self.ylim[0]))
+            drawing.line(x, y + (0, 4), GREY)
+            for number, row in enumerate(label.split("\n")):
+                drawing.text(x[0], y[0] + 16 + 13 * number, row)
+        bottom = self.top + self.height
+        drawing.line([self.left, self.left, self.left + self.width], [self.top, bottom, bottom], GREY)
+
+
+def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
+    """Fourier shell correlations against frequency; the curves' names are <target or reference>_<before or after>."""
+    drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
+    last = max(float(frequency[-1]) for frequency, _ in curves.values())
+    least = min(0.0, *(float(correlation.min()) for _, correlation in curves.values()))
+    axes = Axes(48, 14, 575, 265, (0.0, last), (least, 1.02))
+    ticks = np.linspace(0, last, 6)[1:]
+    axes.frame(
+        drawing,
+        [(0.0, "0"), *((tick, f"{tick:.2f}\n{1 / tick:.1f} Å") for tick in ticks)],
+        [(0.0, "0"), (0.143, "0.143"), (0.5, "0.5"), (1.0, "1")],
+    )
+    drawing.text(48 + 575 / 2, 324, "spatial frequency [1/Å], and the resolution that it stands for")
+    for number, (name, (frequency, correlation)) in enumerate(curves.items()):
+        drawing.line(*axes.place(frequency[1:], correlation[1:]), *CURVES[name])
+        against, _, when = name.partition("_")
+        x, y = 48 + 300 * (number % 2), 348 + 18 * (number // 2)
+        drawing.line([x, x + 20], [y - 4, y - 4], *CURVES[name])
+        which = "initial" if when == "before" else "generated"
+        drawing.text(x + 25, y, f"{which} against {against}", "start")
+    return drawing
+
+
+def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
+    """The loss at every step, a panel for each stage: losses of different kinds are not comparable.
+
+    What is not finite is left out.
+    """
+    drawing = Drawing(max(230 * len(stages), 300) + 10, 230)
+    for number, (name, losses) in enumerate(stages):
+        left = 62 + number * (drawing.width - 10) / len(stages)
+        steps = np.flatnonzero(np.isfinite(losses))
+        low, high = (float(end(losses[steps])) for end in (np.min, np.max)) if len(steps) else (0.0, 1.0)
+        log = low > 0 and high > 5 * low
+        pad = 1.08 if log else max(0.06 * (high - low), 1e-9 + 1e-6 * abs(high))
+        ylim = (low / pad, high * pad) if log else (low - pad, high + pad)
+        axes = Axes(left, 26, (drawing.width - 10) / len(stages) - 76, 150, (1.0, max(len(losses), 2)), ylim, log)
+        middle = np.sqrt(low * high) if log else (low + high) / 2
+        marks = [(value, f"{value:.2g}") for value in dict.fromkeys((low, middle, high))]
+        axes.frame(drawing, [(1.0, "1"), (float(len(losses)), str(len(losses)))][: len(losses)], marks)
+        if len(steps):
+            drawing.line(*axes.place(steps + 1.0, losses[steps]), CURVES["target_after"][0], 1.2)
+        drawing.text(left + axes.width / 2, 16, f"stage {number + 1}: {name}")
+        drawing.text(left + axes.width / 2, 218, "step")
+    return drawing
+
+
+def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: Float[np.ndarray, "3"]) -> Drawing:
+    """Slices of each volume across z, y and x through the middle of the first one's mass.
+
+    Each from white to black; "difference" on the scale of "target", from blue (below zero) to red.
+    """
+    first = np.maximum(next(iter(volumes.values())), 0)
+    sums = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
+    middle = [int(np.average(np.arange(len(s)), weights=s)) for s in sums]
+    sides = np.array(first.shape) * voxel_size
+    scale = 170 / sides.max()
+    rows = [(axis, *(k for k in range(3) if k != axis)) for axis in (2, 1, 0)]
+    tops = np.cumsum([28, *(sides[up] * scale + 10 for _, _, up in rows)])
+    drawing = Drawing(60 + 180 * len(volumes), float(tops[-1]) + 4)
+    for column, (name, volume) in enumerate(volumes.items()):
+        brightest = volumes["target"] if name == "difference" else volume
+        black = max(float(np.percentile(brightest, 99.9)), 1e-9)
+        drawing.text(60 + 180 * column + 85, 18, name, size=12)
+        for (axis, across, up), top in zip(rows, tops, strict=False):
+            part = volume.take(middle[axis], axis).T[::-1] / black  # up the page is up the axis
+            width, height = sides[across] * scale, sides[up] * scale
+            rgb = diverging(part) if name == "difference" else greys(part)
+            drawing.image(60 + 180 * column + (170 - width) / 2, top, width, height, rgb)
+            if column == 0:
+                drawing.text(6, top + height / 2, f"across {'xyz'[axis]}", "start")
+    return drawing
+
+
+def greys(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels from white (0 and less) to black (1)."""
+    grey = 255 * (1 - np.clip(values, 0, 1))
+    return np.repeat(grey[..., None], 3, -1).astype(np.uint8)
+
+
+def diverging(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels from blue (-1) by white (0) to red (1)."""
+    ends = np.where(values[..., None] < 0, np.array([33, 102, 172]), np.array([178, 24, 43]))
+    share = np.clip(np.abs(values), 0, 1)[..., None]
+    return (255 + share * (ends - 255)).astype(np.uint8)
+
+
+def coloured(values: Float[np.ndarray, "n"], top: Real) -> Float[np.ndarray, "n 3"]:
+    """Red, green and blue (0 to 1) of values from 0 to `top`, by PALETTE."""
+    stops = np.array([[int(stop[k : k + 2], 16) / 255 for k in (1, 3, 5)] for stop in PALETTE])
+    at = np.clip(values / top, 0, 1) * (len(stops) - 1)
+    return np.stack([np.interp(at, np.arange(len(stops)), component) for component in stops.T], -1).astype(np.float32)
+
+
+def captioned(picture: UInt8[np.ndarray, "h w 3"], top: Real, time: Real) -> Image.Image:
+    """The picture at half its size, with the key of its colours (0 to `top` Å) and the time below it."""
+    small = Image.fromarray(picture).reduce(2)
+    whole = Image.new("RGB", (small.width, small.height + KEY), "white")
+    whole.paste(small, (0, 0))
+    key = np.repeat(coloured(np.linspace(0, 1, 60), 1.0)[None], 8, axis=0)
+    whole.paste(Image.fromarray((255 * key).astype(np.uint8)), (18, small.height + 9))
+    draw, line = ImageDraw.Draw(whole), small.height + 17
+    write(draw, (15, line), "0", "end", INK, 11)
+    write(draw, (82, line), f"{top:g} Å", "start", INK, 11)
+    write(draw, (small.width - 4, line), f"t = {time:.2f}", "end", INK, 11)
+    return whole
+
+
+def animation(pictures: Sequence[Image.Image]) -> bytes:
+    """The pictures there and back as an endless GIF that rests at both ends."""
+    chosen = [pictures[k] for k in {0, len(pictures) // 2, len(pictures) - 1}]
+    strip = Image.new("RGB", (sum(p.width for p in chosen), chosen[0].height))
+    for place, picture in enumerate(chosen):
+        strip.paste(picture, (place * picture.width, 0))
+    palette = strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)  # one for all, or colours flicker
+    flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    turn = [*flat, *flat[-2:0:-1]]
+    rests = [PAUSE if k in (0, len(flat) - 1) else STEP for k in range(len(turn))]
+    file = io.BytesIO()
+    turn[0].save(file, "GIF", save_all=True, append_images=turn[1:], duration=rests, loop=0, optimize=False)
+    return file.getvalue()
+
+
+def still(picture: Image.Image) -> bytes:
+    """The picture as a small PNG."""
+    return png_of(picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))

@@ -1,0 +1,239 @@
+"""The page report.html as one text: everything is in it, nothing is fetched, and what strangers named is escaped."""
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryotrans_jax.motion import Motion
+from experiments.cautions import Caution, chosen, number
+from experiments.results import SCORES
+
+ASSETS = Path(__file__).parent / "assets"
+MARK = re.compile(r"\{\{(\w+)\}\}")
+FILES = (  # pattern, what it is
+    (r"generated\.mrc", "the initial map carried to the target's conformation: the prediction"),
+    (r"frame_\d+\.mrc", "the pseudo-trajectory, from the initial map to the generated one"),
+    (r"generated\.(cif|pdb)", "the model carried to the target's conformation"),
+    (r"model_\d+\.cif", "the model in every frame"),
+    (r"view\.cxc", "open it in ChimeraX: frames, generated map coloured by displacement, target, models"),
+    (
+        r"displacement\.mrc",
+        "how far (Å) what stands at each voxel of the generated map has come; to colour surfaces by",
+    ),
+    (r"displacement\.cif", "the carried model with each atom's displacement (Å) as its B-factor"),
+    (r"seed_spread\.mrc", "how far apart (Å) fits from other seeds carry the same density"),
+    (r"morph\.gif", "the morph as an animation"),
+    (r"fsc\.csv", "the Fourier shell correlations"),
+    (r"fsc(_reference)?\.xml", "that of the generated map alone, as EMDB takes it"),
+    (r"(fsc|loss|slices)\.(svg|png)", "the figures of this page"),
+    (r"metrics\.json", "the scores"),
+    (r"config\.json", "every setting, version and input with its checksum"),
+    (r"loss\.csv", "the loss at every step"),
+    (r"checkpoint", "the fit itself, from which experiments.predict makes more frames"),
+)
+
+FSC_TEXT = (
+    "The generated map against the target as it is: where the target is blurred or noisy, the curve tells of that as "
+    "much as of the prediction. Pale: the initial map, where the morph starts."
+)
+
+
+def build(
+    config: dict,
+    scores: dict,
+    found: list[Caution],
+    drawings: dict[str, str],
+    stills: list[bytes],
+    data: dict,
+    made: list[str],
+) -> str:
+    """The page. `drawings` are SVG by name, `stills` PNGs, `data` what the script shows, `made` the files there."""
+    style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    filled = {
+        "title": escape(f"{Path(config['initial']).name} → {config['target']}"),
+        "version": escape(str(config["versions"].get("cryotrans-jax"))),
+        "script_hash": f"sha256-{digest}",  # the page runs this script and no other, whatever stands in a name
+        "style": style,
+        "script": program,
+        "facts": facts(config),
+        "cautions": caution_list(found),
+        "scores": score_table(scores),
+        "top": f"{data['top']:g}",
+        "morph_text": morph_text(config),
+        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(k, stills)}">'
+                          for k, png in enumerate(stills)),
+        "slices": drawings["slices"],
+        "slices_text": slices_text(config, data),
+        "fsc": drawings.get("fsc", "<p>There are no curves: the target map is gone.</p>"),
+        "fsc_text": FSC_TEXT,
+        "loss": drawings.get("loss", "<p>There is no loss.csv.</p>"),
+        "settings": settings(config),
+        "files": file_table(made),
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    }  # fmt: skip
+    return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
+
+
+def alt(k: int, stills: list) -> str:
+    """What stands for a picture of the morph where it is not shown."""
+    return f"the surface of the map at t = {k / max(len(stills) - 1, 1):g} of the morph"
+
+
+def facts(config: dict) -> str:
+    """A line about the run."""
+    told, given = config["settings"], config["chosen"]
+    start = chosen(config, "start")
+    parts = [
+        f"recipe {told['recipe']}",
+        f"seed {told['seed']}",
+        f"{told['frames']} frames ({told['render']})",
+        f"{given['initial']['volume']:.0f} Å³ carried",
+        f"start from {start}" if start else "",
+        f"cryotrans-jax {config['versions'].get('cryotrans-jax')} on {config.get('device', 'an unknown device')}",
+    ]
+    return escape(" · ".join(filter(None, parts)))
+
+
+def caution_list(found: list[Caution]) -> str:
+    """The cautions as a list, the serious ones marked."""
+    rows = [
+        f"<li{' class=warn' if serious else ''}><strong>{escape(what)}</strong> {escape(advice)}</li>"
+        for serious, what, advice in found
+    ]
+    serious = sum(caution.serious for caution in found)
+    head = "Nothing in the numbers is alarming. As ever:" if not serious else f"{serious} of these ask for a look:"
+    return f'<p>{head}</p>\n<ul class="cautions">\n' + "\n".join(rows) + "\n</ul>"
+
+
+def score_table(scores: dict) -> str:
+    """The scores before and after as a table, and those that have no before."""
+    rows = [
+        (label, *(style.format(scores[f"{key}_{when}"]) for when in ("before", "after")))
+        for label, key, style in SCORES
+        if f"{key}_after" in scores
+    ]
+    rows.append(("mass of the generated map, of what was carried", "1", f"{scores['mass_kept']:.3f}"))
+    if "seed_spread_median" in scores:
+        spread = f"{scores['seed_spread_median']:.2f} / {scores['seed_spread_95']:.2f}"
+        rows.append(("seeds apart, median / 95 % [Å]", "", spread))
+    head = '<tr><th></th><th class="number">initial map</th><th class="number">generated map</th></tr>'
+    body = "".join(
+        f'<tr><th>{escape(label)}</th><td class="number">{before}</td><td class="number">{after}</td></tr>'
+        for label, before, after in rows
+    )
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def morph_text(config: dict) -> str:
+    """What the moving surface shows."""
+    same = "It is the frames' own surface: they are pulled back along the same flow."
+    if config["settings"]["render"] == "splat":
+        same = "The frames keep mass instead of peaks (splat): where the flow stretches, their contour lies further in."
+    return (
+        "The initial map's surface, carried along by the fitted flow, coloured by how far each part goes in all. "
+        + same
+    )
+
+
+def slices_text(config: dict, data: dict) -> str:
+    """What the slices show."""
+    if "difference" not in data["volumes"]:
+        return "The target map is gone from where the run read it, so only the initial and the generated map are shown."
+    blur = chosen(config, "blur_variance") or 0.0
+    made = "the generated map"
+    if blur > 0:
+        made += f", blurred as the target is (a Gaussian of {blur**0.5:.1f} Å)"
+    less = "the target" if blur >= 0 else f"the target, blurred to it (a Gaussian of {(-blur) ** 0.5:.1f} Å)"
+    return (
+        f"Initial: the part that is carried. Difference: {made} and scaled to fit, less {less}; red where it has too "
+        "much density, blue where it lacks some, on the target's scale."
+    )
+
+
+def settings(config: dict) -> str:
+    """What was chosen, the inputs, the settings and the versions as tables."""
+    levels = {"initial map": config["chosen"]["initial"], "target map": config["chosen"]["targets"][number(config)]}
+    picked = {
+        f"contour level, {name}": f"{used['threshold']:.4g} ({used['threshold_chosen']}), keeps "
+        f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
+        for name, used in levels.items()
+    }
+    inputs = {name: f"{entry['file']}  sha256 {entry['sha256']}" for name, entry in config["inputs"].items()}
+    parts = [table(picked), f"<details><summary>Inputs</summary>{table(inputs)}</details>"]
+    for title, values in (("Settings", config["settings"]), ("Versions", config["versions"])):
+        parts.append(f"<details><summary>{title}</summary>{table(values)}</details>")
+    command = " ".join(str(word) for word in config.get("command", []))
+    return "\n".join([*parts, f"<details><summary>Command</summary><code>{escape(command)}</code></details>"])
+
+
+def table(values: dict[str, Any]) -> str:
+    """Names and values as a table."""
+    rows = []
+    for name, value in values.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+        rows.append(f'<tr><th>{escape(str(name))}</th><td class="value">{escape(shown)}</td></tr>')
+    return f"<table><tbody>{''.join(rows)}</tbody></table>"
+
+
+def file_table(made: list[str]) -> str:
+    """What each of the run's files is."""
+    rows = []
+    for pattern, what in FILES:
+        names = sorted(name for name in made if re.fullmatch(pattern, name))
+        if names:
+            shown = names if len(names) < 4 else [names[0], "…", names[-1]]
+            cell = " ".join(f"<code>{escape(name)}</code>" for name in shown)
+            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(what)}</td></tr>')
+    return f"<table><tbody>{''.join(rows)}</tbody></table>"
+
+
+def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
+    """The volumes as the script unpacks them: a byte a voxel, finer towards the low end, or signed for the difference.
+
+    `black` is the density shown as black in slices.
+    """
+    black = {name: max(float(np.percentile(volume, 99.9)), 1e-9) for name, volume in volumes.items()}
+    packed = {}
+    for name, volume in volumes.items():
+        if name == "difference":
+            high = max(float(np.abs(volume).max()), 1e-9)
+            codes = np.rint(volume / high * 127) + 128
+            meta = {"high": high, "signed": True, "black": black["target"]}
+        else:
+            low = float(np.percentile(volume, 0.1)) if name == "target" else 0.0
+            high = max(float(volume.max()), low + 1e-9)
+            codes = np.rint(255 * np.sqrt(np.clip((volume - low) / (high - low), 0, 1)))
+            meta = {"low": low, "high": high, "signed": False, "black": black[name]}
+        packed[name] = meta | {"data": packed_bytes(codes.astype(np.uint8))}
+    return packed
+
+
+def packed_motion(motion: Motion) -> dict:
+    """The motion as the script unpacks it: displacements as whole numbers of `scale` Å."""
+    scale = max(float(np.abs(motion.shift).max()), 1e-6) / 32767
+    return {
+        "times": motion.times.tolist(),
+        "shape": list(motion.shift.shape[1:4]),
+        "origin": motion.origin.tolist(),
+        "spacing": motion.spacing,
+        "scale": scale,
+        "data": packed_bytes(np.rint(motion.shift / scale).astype("<i2")),
+    }
+
+
+def packed_bytes(values: np.ndarray) -> str:
+    """The values' bytes, compressed, as base64."""
+    return text(zlib.compress(np.ascontiguousarray(values).tobytes(), 6))
+
+
+def text(data: bytes) -> str:
+    """The bytes as base64."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,40 @@
+"""Writes the report of a finished run, again or for the first time: the page, the pictures, the files for others.
+
+python -m experiments.report --run_dir=DIR
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments.main import run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_string("run_dir", None, "Folder of a finished run; each of its targets gets a report.", required=True)
+    flags.DEFINE_string("initial", None, "The initial map, if it is no longer where the run read it.")
+    flags.DEFINE_string("target", None, "The target map, likewise; for a run of several give the folder of one.")
+
+
+def main() -> None:
+    """Nothing; writes the report of each target's folder."""
+    from cryotrans_jax.files import InputError
+    from experiments import story
+
+    run_dir = Path(FLAGS.run_dir)
+    folders = [p.parent for p in (run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))) if p.is_file()]
+    if not folders:
+        raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    if FLAGS.target and len(folders) > 1:
+        raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
+    for folder in folders:
+        story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
+        print(f"The report is {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

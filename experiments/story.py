@@ -1,0 +1,340 @@
+"""What a finished run has to tell, and the files that tell it: a page, pictures, maps and scripts for others."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from scipy import ndimage
+
+from cryotrans_jax import atoms, metrics, plots, surface, trajectory
+from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.morph import Fit
+from cryotrans_jax.motion import Motion, displacement_map, distances, mass_points, sample, stretches
+from experiments import exchange, page, results
+from experiments.cautions import STRETCH, Measured, cautions, chosen, number
+
+ROOM = 4.0  # Å about the molecule that a report shows
+DRAWN = 400_000  # voxels from which a picture's surface is drawn
+SHOWN = 3_000_000  # voxels of a volume in the page, which then stays below 20 MB however noisy the maps are
+SIDE = 600  # pixels of a picture's longer side, before it is halved
+NARROWEST = 320  # pixels, so that its key has room
+PICTURES, STILLS = 13, 5  # of the animation, and of the page
+RIM = 2  # voxels at the sides of the box
+
+
+@dataclass
+class Story:
+    """A finished run of one target: its folder, which holds the rest, its fit and its maps.
+
+    `initial` is the part of the initial map that is carried, as in the frame at time 0; `target` is None where the
+    file is gone; `curves` are as from `results.fsc_curves`; `model` is the initial state's.
+    """
+
+    folder: Path
+    fit: Fit
+    initial: Map
+    generated: Map
+    target: Map | None
+    curves: dict[str, plots.Curve] = field(default_factory=dict)
+    model: gemmi.Structure | None = None
+
+
+@dataclass
+class Moved:
+    """Points of the initial map's mass (Å), their masses, how they move, and the end of the key to how far (Å)."""
+
+    points: np.ndarray
+    rho: np.ndarray
+    motion: Motion
+    top: float
+
+
+@dataclass
+class Views:
+    """What the page and the pictures show: densities on one grid about the molecule, and how well two of them agree.
+
+    "difference" is the generated map, blurred as the target is and scaled to it, less the target; `matched` are the
+    correlations with the target, blurred likewise, of the initial and the generated map.
+    """
+
+    volumes: dict[str, np.ndarray]
+    voxel_size: np.ndarray
+    origin: np.ndarray
+    matched: tuple[float, float] | None
+
+
+def tell(story: Story, whole: bool = True) -> None:
+    """Nothing; the folder holds the files for other programs, and if `whole` the page and the pictures."""
+    config, scores = (json.loads((story.folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    moved = moved_by(story)
+    write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
+    if story.model is not None:
+        end = story.fit.move(story.model, [1.0])[0]
+        far = np.linalg.norm(atoms.positions(end) - atoms.positions(story.model), axis=-1)
+        atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
+    if story.curves:
+        exchange.write_fsc(story.folder, story.curves)
+    write_file(story.folder / "view.cxc", script(story, config, moved.top))
+    if whole:
+        write_report(story, config, scores, moved)
+
+
+def write_report(story: Story, config: dict, scores: dict, moved: Moved) -> None:
+    """Nothing; the folder holds report.html, and the pictures in it as files."""
+    folder, views = story.folder, views_of(story, config, moved)
+    drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
+    if story.curves:
+        drawings["fsc"] = plots.fsc_drawing(story.curves)
+    if (folder / "loss.csv").is_file():
+        drawings["loss"] = plots.loss_drawing(losses(folder / "loss.csv"))
+    for name, drawing in drawings.items():
+        write_file(folder / f"{name}.svg", plots.svg(drawing))
+        write_file(folder / f"{name}.png", plots.png(drawing))
+    pictures = film(story, moved)
+    write_file(folder / "morph.gif", plots.animation(pictures))
+    text = page.build(
+        config=config,
+        scores=scores,
+        found=cautions(config, scores, measured(story, moved, views)),
+        drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
+        stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
+        data=shown(story, config, moved, views),
+        made=[path.name for path in folder.iterdir()],
+    )
+    write_file(folder / "report.html", text)
+
+
+def moved_by(story: Story) -> Moved:
+    """The story's motion."""
+    points, rho = mass_points(story.initial, story.fit.threshold)
+    motion = sample(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
+    far = max(float(np.percentile(distances(motion, points), 99)), 1.0)
+    unit = 10 ** np.floor(np.log10(far)) / 10
+    return Moved(points, rho, motion, float(np.ceil(far / unit) * unit))
+
+
+def measured(story: Story, moved: Moved, views: Views) -> Measured:
+    """What `cautions` wants to know besides the scores."""
+    factors, rho = stretches(moved.motion, moved.points), moved.rho
+    torn = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
+    mass = np.maximum(story.generated.density, 0)
+    inner, whole = (part.sum(dtype=np.float64) for part in (mass[(slice(RIM, -RIM),) * 3], mass))
+    return Measured(
+        matched=views.matched,
+        torn=float(rho[torn].sum() / rho.sum()),
+        at_edge=float(1 - inner / whole) if whole else 0.0,
+        farthest=float(distances(moved.motion, moved.points).max()),
+    )
+
+
+def views_of(story: Story, config: dict, moved: Moved) -> Views:
+    """What is shown of the story: all that is carried, on its whole way, and the target."""
+    places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
+    if story.target is not None:
+        places.append(mass_points(story.target, target_level(config))[0])
+    low, high = np.min([p.min(0) for p in places], 0) - ROOM, np.max([p.max(0) for p in places], 0) + ROOM
+    initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
+    volumes = {"initial": initial.density, "generated": generated.density}
+    matched = None
+    if story.target is not None:
+        target = part(story.target, low, high).density
+        blur = chosen(config, "blur_variance") or 0.0
+        start, end = (blurred(map_.density, blur, map_.voxel_size) for map_ in (initial, generated))
+        goal = blurred(target, -blur, initial.voxel_size)
+        scale = float(np.vdot(end, goal) / max(np.vdot(end, end), 1e-30))
+        volumes = {"initial": initial.density, "target": target, "generated": generated.density}
+        volumes["difference"] = scale * end - goal
+        matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
+    size, origin, _ = coarse = coarser(initial, SHOWN)
+    return Views({k: resampled(v, coarse) for k, v in volumes.items()}, size, origin, matched)
+
+
+def blurred(density: np.ndarray, variance: float, voxel_size: np.ndarray) -> np.ndarray:
+    """The density blurred by a Gaussian of that variance (Å²); as it is where the variance is not above 0."""
+    if variance <= 0:
+        return density
+    return ndimage.gaussian_filter(density, np.sqrt(variance) / voxel_size, mode="constant")
+
+
+def part(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:
+    """The part of a map between two corners (Å)."""
+    start = np.maximum(np.floor((low - map_.origin) / map_.voxel_size), 0).astype(int)
+    stop = np.minimum(np.ceil((high - map_.origin) / map_.voxel_size) + 1, map_.density.shape).astype(int)
+    density = map_.density[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    return Map(density, map_.voxel_size, map_.origin + start * map_.voxel_size)
+
+
+def coarser(map_: Map, most: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Voxel size, origin and shape of a grid over the map's box: the map's own, or one with `most` voxels."""
+    factor = max((map_.density.size / most) ** (1 / 3), 1.0)
+    shape = np.maximum(np.floor(np.array(map_.density.shape) / factor), 2).astype(int)
+    size = map_.voxel_size * map_.density.shape / shape
+    return size, map_.origin + (size - map_.voxel_size) / 2, tuple(shape.tolist())
+
+
+def resampled(density: np.ndarray, grid: tuple) -> np.ndarray:
+    """The density on a grid from `coarser`, without what is too fine for it."""
+    factor = np.array(density.shape) / grid[2]
+    if np.all(factor == 1):
+        return density
+    smooth = ndimage.gaussian_filter(density, 0.5 * np.sqrt(factor**2 - 1), mode="nearest")
+    return ndimage.zoom(smooth, 1 / factor, order=1, mode="nearest", grid_mode=True)
+
+
+def film(story: Story, moved: Moved) -> list:
+    """Pictures of the initial map's surface, carried along, coloured by how far each part goes in all."""
+    places = moved.points + moved.motion.knots(moved.points)
+    box = part(story.initial, moved.points.min(0) - ROOM, moved.points.max(0) + ROOM)
+    size, origin, _ = grid = coarser(box, DRAWN)
+    vertices, faces = surface.isosurface(resampled(box.density, grid), max(story.fit.threshold, 1e-9), size, origin)
+    knots = moved.motion.knots(vertices)
+    colours = plots.coloured(np.linalg.norm(knots[-1], axis=-1), moved.top)
+    view = surface.best_view(moved.points, places[-1] - moved.points)
+    across = places.reshape(-1, 3) @ view.T
+    low, high = across.min(0) - ROOM, across.max(0) + ROOM
+    centre, sides = view.T @ ((low + high) / 2), (high - low)[:2]
+    scale = SIDE / sides.max()
+    height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
+    return [
+        plots.captioned(
+            surface.render(
+                vertices + moved.motion.between(knots, t), faces, colours, view, centre, scale, (height, width)
+            ),
+            moved.top,
+            t,
+        )
+        for t in np.linspace(0, 1, PICTURES)
+    ]
+
+
+def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
+    """The numbers that the page's script works with."""
+    levels = {"initial": max(story.fit.threshold, 1e-9)}
+    if story.target is not None:
+        levels["target"] = max(target_level(config), 1e-9)
+    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
+    centre = (places.min(0) + places.max(0)) / 2
+    first = np.maximum(views.volumes["initial"], 0)
+    weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
+    return {
+        "shape": list(first.shape),
+        "voxel": views.voxel_size.tolist(),
+        "origin": views.origin.tolist(),
+        "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
+        "volumes": page.packed_volumes(views.volumes),
+        "motion": page.packed_motion(moved.motion),
+        "levels": levels,
+        "frames": config["settings"]["frames"],
+        "palette": plots.PALETTE,
+        "top": moved.top,
+        "centre": centre.tolist(),
+        "radius": float(np.linalg.norm(places - centre, axis=-1).max() + ROOM),
+        "view": surface.best_view(moved.points, moved.motion.knots(moved.points)[-1]).tolist(),
+    }
+
+
+def script(story: Story, config: dict, top: float) -> str:
+    """The ChimeraX script of the story's folder."""
+    names = sorted(path.name for path in results.made_in(story.folder, results.FRAMES))
+    home, name = story.folder.resolve(), target_name(config)
+    target = Path(config["inputs"][name]["file"]) if name else None
+    if target and home in target.parents:
+        target = target.relative_to(home)  # so that the folder can be moved
+    return exchange.chimerax_script(
+        frames=[name for name in names if name.startswith("frame_")],
+        models=[name for name in names if name.startswith("model_")],
+        level=story.fit.threshold,
+        target=(target, target_level(config)) if target else None,
+        top=top,
+        coloured_model=story.model is not None,
+    )
+
+
+def target_level(config: dict) -> float:
+    """The contour level of the folder's target."""
+    return config["chosen"]["targets"][number(config)]["threshold"]
+
+
+def target_name(config: dict) -> str | None:
+    """The name under which the folder's target stands among the inputs; None where the config does not tell it."""
+    given = config["settings"].get("target")
+    name = given[number(config)] if given else next(iter(list(config["inputs"])[1:]), None)
+    return name if name in config["inputs"] else None
+
+
+def losses(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Name and losses of each stage, from a loss.csv."""
+    stages: dict[tuple[str, str], list[float]] = {}
+    with path.open(newline="") as file:
+        for stage, name, _, value in list(csv.reader(file))[1:]:
+            stages.setdefault((stage, name), []).append(float(value))
+    return [(name, np.array(values)) for (_, name), values in stages.items()]
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Nothing; the file holds the text, in UTF-8, or the bytes."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
+    """The story of a finished run, from its folder and its inputs, which may have moved to other paths.
+
+    Raises InputError where the run is not whole, or a path that is given is not that of the run's map.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("checkpoint", "metrics.json", "generated.mrc"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")
+    fit, generated = Fit.load(folder / "checkpoint"), read_map(folder / "generated.mrc")
+    start, goal = first_frame(folder, config, fit, initial), goal_of(config, generated, target)
+    if (folder / "fsc.csv").is_file():
+        curves = exchange.read_fsc(folder / "fsc.csv")
+    else:
+        curves = results.fsc_curves(start, generated, goal, truth_of(config, generated)) if goal else {}
+    whole = (folder / "model_00.cif").is_file() and config["settings"]["frames"] > 1  # a single frame is the last one
+    model = atoms.read_model(folder / "model_00.cif") if whole else None
+    return Story(folder, fit, start, generated, goal, curves, model)
+
+
+def unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
+    """The file of an input of the run, where it still is what it was; None where it is gone or another now.
+
+    Raises InputError where a `path` is given and no such file is there.
+    """
+    entry = config["inputs"].get(name)
+    found = Path(path or (entry or {}).get("file", ""))
+    if entry and found.is_file() and checksum(found) == entry["sha256"]:
+        return found
+    if path:
+        raise InputError(f"{path} is not the run's {name} (it is gone, or checksums differ): give the path of that map")
+    return None
+
+
+def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
+    """What is carried of the initial map: from the map itself, or where it is gone from the frame at time 0."""
+    if path := unchanged(config, config["initial"], given):
+        return trajectory.carried_part(read_map(path), fit.threshold)
+    if (folder / "frame_00.mrc").is_file() and (folder / "frame_01.mrc").is_file():  # a single frame is the last one
+        return read_map(folder / "frame_00.mrc")
+    raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
+
+
+def goal_of(config: dict, generated: Map, given: str | None) -> Map | None:
+    """The target map; None where it is gone, or does not lie on the run's grid as it is."""
+    path = unchanged(config, target_name(config), given)
+    target = read_map(path) if path else None
+    return target if target and same_grid(generated, target) is None else None
+
+
+def truth_of(config: dict, generated: Map) -> Map | None:
+    """The reference as a map; None where the run had none, or it is gone."""
+    names = config["settings"].get("reference") or [None]
+    path = unchanged(config, names[number(config)] if len(names) > 1 else names[0])
+    if path is None:
+        return None
+    return results.reference_map(results.load_reference(path, generated), generated, config["resolutions"]["initial"])

@@ -1,0 +1,557 @@
+"""A run's folder explains itself: the page in a browser, what it says, the files for others, and making it again."""
+
+import csv
+import io
+import json
+import re
+import shlex
+import shutil
+import struct
+import tempfile
+import time
+import zlib
+from base64 import b64decode
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from cryotrans_jax import atoms, surface, trajectory
+from cryotrans_jax.maps import read_map, same_grid, write_map
+from cryotrans_jax.morph import Fit
+from cryotrans_jax.motion import mass_points, sample
+from cryotrans_jax.prepare import Frame
+from cryotrans_jax.train import Config, Stage
+from experiments import cautions, exchange, page, results, story
+
+EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
+TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
+PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
+PICTURES |= {"report.html", "morph.gif"}
+STAGES = tuple(Stage("matched", steps, 1e-3, 1e-4) for steps in (4, 3))
+CONFIG = Config(stages=STAGES, width=32, centre=0.5, euler_steps=5)
+
+
+class Settings(SimpleNamespace):
+    """Flags and their values, as absl has them."""
+
+    def flags_by_module_dict(self):
+        """The flags under the name of a job."""
+        return {"experiments.run": [SimpleNamespace(name=name, value=value) for name, value in vars(self).items()]}
+
+
+@pytest.fixture(scope="module")
+def fit(maps):
+    """A flow that turns and shifts by some 6 Å, as if it had been fitted."""
+    params = jax.jit(CONFIG.network.init)(jax.random.key(4), jnp.zeros((1, 3)))
+    params = jax.tree.map(lambda p: 20 * p, params)
+    params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (32,), minval=-0.3, maxval=0.3)
+    level, volume = float(0.15 * maps[0].density.max()), 5000.0
+    used = {"threshold": level, "threshold_chosen": "by rule", "share_of_mass": 0.98, "volume": volume}
+    report = {"initial": used, "targets": [used], "blur_variance": [1.5], "quieting_variance": [0.0]}
+    return Fit(
+        config=CONFIG,
+        params=jax.tree.map(lambda p: np.asarray(p)[None], params),
+        frame=Frame(np.array([-14.0, 20.0, 50.0]), 33.0),
+        threshold=level,
+        history=(np.array([[3.0], [2.0], [1.5], [1.2]]), np.array([[0.5], [0.4], [0.3]])),
+        report=report | {"start": ["correspondences"]},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, fit, maps, models):
+    """The folder of a run with model and reference, whose target has a stranger's name."""
+    folder = tmp_path_factory.mktemp("report")
+    files = {}
+    for name, map_ in zip(("initial.mrc", f"{EVIL.replace('/', '')}.mrc"), maps, strict=False):
+        files[name] = folder / ("target.mrc" if EVIL[:3] in name else name)
+        write_map(files[name], map_)
+    files["target.cif"] = folder / "target.cif"
+    atoms.write_model(files["target.cif"], models[1])
+    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], models[0], [models[1]])
+    settings = Settings(
+        recipe="default", seed=0, steps=1.0, frames=3, render="pull_back", report=True, seeds=1,
+        target=[list(files)[1]], reference=["target.cif"],
+    )  # fmt: skip
+    results.write(fit, case, settings, folder / "out", [0])
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return (run / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def data(text):
+    """The numbers in the page, as its script reads them."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and texts, in a page."""
+
+    def __init__(self, text):
+        """Reads it."""
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+# ------------------------------------------------------------------------------------- the surface that is shown
+
+
+def read_at(map_, xyz):
+    """The map's density at positions in Å, by cubic splines as frames are made."""
+    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=3)
+
+
+@pytest.mark.parametrize("t", [0.4, 1.0])
+def test_the_carried_surface_is_the_frames_own(fit, maps, t):
+    """f0(Φ⁻¹(y)) has at Φ(x) what f0 has at x. What they differ by is told in Å, by the density's slope there."""
+    start, frame = fit.frames(maps[0], [0.0, t])
+    vertices, _ = surface.isosurface(start.density, fit.threshold, start.voxel_size, start.origin)
+    points, _ = mass_points(start, fit.threshold)
+    sampled = sample(fit.carry, points.min(0) - story.ROOM, points.max(0) + story.ROOM)
+    carried = vertices + sampled.between(sampled.knots(vertices), t)
+    ahead = [(read_at(frame, carried + step) - read_at(frame, carried - step)) / 0.2 for step in 0.1 * np.eye(3)]
+    off = np.abs(read_at(frame, carried) - read_at(start, vertices)) / np.linalg.norm(ahead, axis=0)
+    assert np.linalg.norm(carried - vertices, axis=1).min() > 1
+    assert np.percentile(off, 95) < 0.2  # a tenth of a voxel: two splines, and a motion linear between nodes
+
+
+def test_the_volumes_in_the_page_are_the_maps(run, data, maps):
+    shape, voxel, origin = (np.array(data[key]) for key in ("shape", "voxel", "origin"))
+    start = np.rint((origin - maps[0].origin) / voxel).astype(int)
+    cut = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    np.testing.assert_allclose(maps[0].origin + start * voxel, origin)
+    shown = {"initial": run / "frame_00.mrc", "generated": run / "generated.mrc", "target": run.parent / "target.mrc"}
+    assert set(data["volumes"]) == {*shown, "difference"}
+    for name, path in shown.items():
+        volume, exact = data["volumes"][name], read_map(path).density[cut]
+        codes = np.frombuffer(zlib.decompress(b64decode(volume["data"])), np.uint8).reshape(shape)
+        found = volume["low"] + (volume["high"] - volume["low"]) * (codes / 255.0) ** 2
+        # half a code's width, which grows with the root of the density
+        step = (volume["high"] - volume["low"]) * (codes / 255.0 + 1 / 510) / 255
+        assert (np.abs(found - np.maximum(exact, volume["low"])) <= step + 1e-9).all()
+        assert volume["low"] <= max(0, np.percentile(exact, 0.2)) and volume["high"] >= exact.max()
+
+
+def test_the_motion_in_the_page_is_the_flow(data, fit):
+    motion = data["motion"]
+    values = zlib.decompress(b64decode(motion["data"]))
+    shift = np.array(struct.unpack(f"<{len(values) // 2}h", values)).reshape(-1, *motion["shape"], 3) * motion["scale"]
+    nodes = np.argwhere(np.ones(motion["shape"])) * motion["spacing"] + motion["origin"]
+    exact = fit.carry(nodes, motion["times"]) - nodes
+    np.testing.assert_allclose(shift.reshape(exact.shape), exact, atol=motion["scale"])
+    assert len(motion["times"]) == CONFIG.euler_steps + 1
+
+
+def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(fit, maps, tmp_path):
+    initial = maps[0]
+    blurred = ndimage.gaussian_filter(initial.density, np.sqrt(1.5) / initial.voxel_size, mode="constant")
+    target = type(initial)(3 * blurred, initial.voxel_size, initial.origin)
+    told = story.Story(tmp_path, fit, initial, initial, target)
+    config = {"target": "b", "targets": ["b"], "chosen": fit.report}
+    views = story.views_of(told, config, story.moved_by(told))
+    assert np.abs(views.volumes["difference"]).max() < 0.01 * views.volumes["target"].max()  # of the cut edges
+    np.testing.assert_allclose(views.matched, 1, atol=1e-4)
+
+
+def test_a_volume_too_large_for_the_page_keeps_its_place_and_mass(maps):
+    for most in (maps[0].density.size, 1500):
+        size, origin, shape = grid = story.coarser(maps[0], most)
+        assert np.prod(shape) <= most
+        np.testing.assert_allclose(size * shape, maps[0].voxel_size * maps[0].density.shape)  # the same box
+        np.testing.assert_allclose(origin - size / 2, maps[0].origin - maps[0].voxel_size / 2)
+        density = story.resampled(maps[0].density, grid)
+        assert density.shape == shape
+        mass = density.sum(dtype=float) * np.prod(size)
+        assert mass == pytest.approx(
+            maps[0].density.sum(dtype=float) * np.prod(maps[0].voxel_size), rel=0.03
+        )  # read linearly
+        centre = origin + size * ndimage.center_of_mass(density)
+        exact = maps[0].origin + maps[0].voxel_size * ndimage.center_of_mass(maps[0].density)
+        np.testing.assert_allclose(centre, exact, atol=0.1)
+
+
+# ------------------------------------------------------------------------------------- files for other programs
+
+
+def test_a_run_has_all_files_for_others(run):
+    assert TOLD | PICTURES <= {path.name for path in run.iterdir()}
+    made = {path.name for path in run.iterdir()} - {"checkpoint"}
+    assert {path.name for path in results.made_in(run)} == made  # and --overwrite knows them all
+
+
+def test_displacement_is_that_of_the_flow(run, fit, models):
+    start, end = atoms.positions(models[0]), atoms.positions(atoms.read_model(run / "displacement.cif"))
+    far = np.array([site.atom.b_iso for site in gemmi.read_structure(str(run / "displacement.cif"))[0].all()])
+    np.testing.assert_allclose(far, np.linalg.norm(end - start, axis=1), atol=0.02)  # mmCIF rounds B-factors to 0.01
+    np.testing.assert_allclose(end, fit.carry(start, [1.0])[0], atol=1e-3)
+    map_ = read_map(run / "displacement.mrc")
+    assert same_grid(map_, read_map(run / "generated.mrc")) is None
+    near = ndimage.map_coordinates(map_.density, ((end - map_.origin) / map_.voxel_size).T, order=1)
+    np.testing.assert_allclose(near, far, atol=1.0)  # averaged over some 3 Å, in which it changes by so much
+
+
+def test_curves_are_exchanged_as_they_are(run):
+    frame, generated = (read_map(run / f"{name}.mrc") for name in ("frame_00", "generated"))
+    target = read_map(run.parent / "target.mrc")
+    reference = results.reference_map(atoms.read_model(run.parent / "target.cif"), frame, 8.0)
+    exact = results.fsc_curves(frame, generated, target, reference)
+    found = exchange.read_fsc(run / "fsc.csv")
+    assert list(found) == list(exact) == ["target_before", "target_after", "reference_before", "reference_after"]
+    for name, curve in exact.items():
+        np.testing.assert_allclose(found[name], curve, atol=1e-5)
+    with (run / "fsc.csv").open(newline="") as file:
+        head, first, second, *_ = csv.reader(file)
+    assert head[:2] == ["frequency", "resolution"] and first[1] == ""
+    assert float(second[1]) == pytest.approx(1 / float(second[0]), rel=1e-5)
+    for name, key in (("fsc.xml", "target_after"), ("fsc_reference.xml", "reference_after")):
+        root = ElementTree.parse(run / name).getroot()
+        assert root.tag == "fsc" and set(root.attrib) == {"title", "xaxis", "yaxis"}
+        points = [(float(node.find("x").text), float(node.find("y").text)) for node in root.findall("coordinate")]
+        np.testing.assert_allclose(np.transpose(points), exact[key], atol=1e-5)
+
+
+def test_the_chimerax_script_opens_what_is_there(run, fit):
+    lines = (run / "view.cxc").read_text().splitlines()
+    words = [shlex.split(line.removesuffix(" vseries true"))[1:] for line in lines if line.startswith("open ")]
+    frames, models = ([f"{kind}_{k:02d}.{end}" for k in range(3)] for kind, end in (("frame", "mrc"), ("model", "cif")))
+    target = str(run.parent / "target.mrc")  # the file's own name is harmless, whatever the run called it
+    assert words == [frames, ["generated.mrc"], ["displacement.mrc"], [target], ["displacement.cif"], models]
+    for name in sum(words, []):
+        assert (run / name).is_file()
+    assert f"volume #1 style surface level {fit.threshold:.6g}" in "\n".join(lines)
+    numbered = {int(n) for line in lines if not line.startswith(("#", "open")) for n in re.findall(r"#(\d+)\b", line)}
+    assert numbered <= set(range(1, 5 + 3 + 1))  # a series, two maps, the target, a model, three models
+
+
+def test_a_name_that_is_a_command_stays_out_of_the_chimerax_script():
+    for name in ("a.mrc; exit", 'a".mrc', "a\nexit.mrc", "a*.mrc"):
+        script = exchange.chimerax_script(["frame_00.mrc"], [], 0.1, (Path(name), 0.2), 5.0, False)
+        assert "left out" in script and "exit" not in script and name not in script
+    assert 'open "in puts/b.mrc"' in exchange.chimerax_script(
+        ["frame_00.mrc"], [], 0.1, (Path("in puts/b.mrc"), 0.2), 5.0, False
+    )
+
+
+# ------------------------------------------------------------------------------------- what the page says
+
+
+def test_names_by_strangers_are_texts(text):
+    found = Elements(text)
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert EVIL in "".join(found.texts) and "{{" not in text.replace(EVIL, "").replace("{{data}}", "")
+    assert "<script>alert" not in text
+    program = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    digest = sha256(program.encode()).digest()
+    policy = next(attributes["content"] for tag, attributes in found.tags if "http-equiv" in attributes)
+    allowed = re.search(r"script-src 'sha256-([^']+)'", policy)[1]
+    assert b64decode(allowed) == digest and "default-src 'none'" in policy
+
+
+def test_the_page_needs_nothing_else(text):
+    for tag, attributes in Elements(text).tags:
+        for name in ("src", "href", "data", "action", "poster", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert not re.search(r"@import|url\((?!data:)|fetch\(|XMLHttpRequest|import\(", text)
+    assert len(text) < 1_000_000
+
+
+def test_the_page_has_the_scores_settings_and_cautions(run, text):
+    shown = " ".join(" ".join(Elements(text).texts).split())
+    scores, config = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "config"))
+    assert f"{scores['correlation_with_target_after']:.3f}" in shown and f"{scores['rmsd_before']:.2f}" in shown
+    for name, version in config["versions"].items():
+        assert name in shown and version in shown
+    assert config["inputs"]["initial.mrc"]["sha256"] in shown
+    assert "All detail finer than 9 Å" in shown and "One seed was fitted" in shown
+
+
+GOOD = {
+    "correlation_with_target_before": 0.5, "correlation_with_target_after": 0.8, "mass_kept": 1.01,
+    "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0, "seed_spread_median": 0.2, "seed_spread_95": 0.5,
+}  # fmt: skip
+CALM = cautions.Measured(matched=(0.6, 0.98), torn=0.01, at_edge=0.0, farthest=12.0)
+SET = {
+    "target": "b", "targets": ["a", "b"], "processes": 1,
+    "chosen": {"quieting_variance": [0.0, 0.0], "blur_variance": [2.0, 2.0], "start": ["transport", "correspondences"]},
+    "resolutions": {"initial": 3.0, "targets": [5.0, 7.0]}, "settings": {"recipe": "default", "steps": 1.0, "seeds": 3},
+}  # fmt: skip
+
+
+def test_good_numbers_alarm_nobody():
+    found = cautions.cautions(SET, GOOD, CALM)
+    assert not any(caution.serious for caution in found)
+    assert "finer than 7 Å" in " ".join(caution.what for caution in found)
+
+
+@pytest.mark.parametrize(
+    "scores, chosen, settings, measured, said",
+    [
+        (dict(correlation_with_target_after=0.49), {}, {}, {}, "correlation with the target did not rise (0.500"),
+        (dict(fsc_with_target_after=21.0), {}, {}, {}, "got worse, from 20.0 to 21.0 Å"),
+        (dict(mass_kept=0.85), {}, {}, {}, "15 % of the mass that was carried is missing"),
+        (dict(mass_kept=1.2), {}, {}, {}, "gained 20 %"),
+        (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
+        ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
+        ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
+        ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
+        ({}, {}, {}, dict(matched=(0.4, 0.6)), "correlates with it by 0.60 (before: 0.40)"),
+        ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or squeezed"),
+        ({}, {}, {}, dict(at_edge=0.05), "5.0 % of the generated map's mass lies at the sides"),
+    ],
+)
+def test_bad_numbers_are_told_first(scores, chosen, settings, measured, said):
+    config = SET | {"chosen": SET["chosen"] | chosen, "settings": SET["settings"] | settings}
+    first, *rest = cautions.cautions(config, GOOD | scores, CALM._replace(**measured))
+    assert first.serious and said in first.what and not any(caution.serious for caution in rest)
+
+
+def test_the_start_of_a_target_is_found_among_those_of_its_process():
+    """Process 1 of 2 fits targets 1 and 3 of four, and knows their starts alone."""
+    config = SET | {"targets": list("abcd"), "processes": 2, "chosen": {"start": ["correspondences", "transport"]}}
+    assert [cautions.chosen(config | {"target": t}, "start") for t in "bd"] == ["correspondences", "transport"]
+
+
+# ------------------------------------------------------------------------------------- made again
+
+
+@pytest.fixture
+def old(run, tmp_path):
+    """The run's folder as an older version left it: without anything that tells of it."""
+    shutil.copytree(run, tmp_path / "old")
+    for name in TOLD | PICTURES:
+        (tmp_path / "old" / name).unlink()
+    return tmp_path / "old"
+
+
+def test_the_report_of_an_older_run_is_the_same(run, old, job):
+    status, out, error = job("report", f"--run_dir={old}")
+    assert status == 0, error
+    assert str(old / "report.html") in out
+    assert {path.name for path in old.iterdir()} == {path.name for path in run.iterdir()}
+    for name in ("view.cxc", "loss.svg", "loss.png", "slices.svg", "slices.png"):
+        assert (run / name).read_bytes() == (old / name).read_bytes(), name
+    a, b = (read_map(folder / "displacement.mrc").density for folder in (run, old))
+    np.testing.assert_allclose(a, b, atol=2e-3)  # mmCIF and MRC round what memory did not
+    for name, curve in exchange.read_fsc(run / "fsc.csv").items():
+        np.testing.assert_allclose(exchange.read_fsc(old / "fsc.csv")[name], curve, atol=1e-5)
+
+
+def test_what_is_gone_is_done_without_or_asked_for(old, job, tmp_path):
+    config = json.loads((old / "config.json").read_text())
+    for entry in config["inputs"].values():
+        entry["file"] = str(tmp_path / "gone" / Path(entry["file"]).name)
+    (old / "config.json").write_text(json.dumps(config))
+    assert job("report", f"--run_dir={old}")[0] == 0
+    shown = " ".join(Elements((old / "report.html").read_text()).texts)
+    assert "target map is gone" in shown and not (old / "fsc.csv").exists()
+    (old / "frame_01.mrc").unlink()
+    (old / "frame_02.mrc").unlink()
+    status, _, error = job("report", f"--run_dir={old}")
+    assert status == 2 and "initial.mrc is gone: say where it is now with --initial" in error
+    status, _, error = job("report", f"--run_dir={old}", f"--initial={old / 'generated.mrc'}")
+    assert status == 2 and "is not the run's initial.mrc" in error and error.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_told(job, tmp_path):
+    status, _, error = job("report", f"--run_dir={tmp_path}")
+    assert status == 2 and f"{tmp_path} holds no run" in error
+
+
+# ------------------------------------------------------------------------------------- in a browser
+
+
+def started(*more):
+    """A headless Chromium with a fresh profile, which must not reach any network."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("there is no Chromium with its chromedriver: the page is not tried in a browser")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1000,900",
+        f"user-data-dir={tempfile.mkdtemp()}", *more,
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options, webdriver.ChromeService(driver))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium with WebGL drawn by the processor."""
+    made = started("use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader")
+    yield made
+    made.quit()
+
+
+def opened(browser, path):
+    """The page is open from its file and has shown what it can."""
+    browser.get(path.resolve().as_uri())
+    ready = (
+        "return document.querySelectorAll('#panels canvas').length &&"
+        "(document.getElementById('frame').textContent || !document.getElementById('problem').hidden)"
+    )
+    waited(lambda: browser.execute_script(ready))
+
+
+def waited(condition):
+    """What the condition gives once it holds."""
+    for _ in range(300):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise TimeoutError("the page did not become ready")
+
+
+def errors(browser):
+    """What the console has that is no remark of the graphics driver on its speed."""
+    return [entry for entry in browser.get_log("browser") if "GPU stall" not in entry["message"]]
+
+
+def scene(browser):
+    """The canvas's pixels, once drawn, as a PNG."""
+    code = (
+        "const done = arguments[0], frame = requestAnimationFrame;"
+        "frame(() => frame(() => done(document.getElementById('scene').toDataURL())))"
+    )
+    return b64decode(browser.execute_async_script(code).split(",")[1])
+
+
+def label(browser):
+    """What the page says which time and frame it shows."""
+    return browser.execute_script("return document.getElementById('frame').textContent")
+
+
+def moved(browser, name, value, event="input"):
+    """The control of that name has the value, as if by hand."""
+    browser.execute_script(
+        "const [name, value, event] = arguments, e = document.getElementById(name);"
+        "if (e.type === 'checkbox') e.checked = value; else e.value = value; e.dispatchEvent(new Event(event));",
+        name,
+        value,
+        event,
+    )
+
+
+def test_the_page_shows_the_morph_in_a_browser(run, browser, tmp_path):
+    opened(browser, run / "report.html")
+    assert browser.execute_script("return document.getElementById('problem').hidden")
+    pictures, labels = [], []
+    for t in (0, 0.5, 1):
+        moved(browser, "time", t)
+        pictures.append(scene(browser))
+        labels.append(label(browser))
+    assert len(set(pictures)) == 3 and [f"frame_{k:02d}.mrc" in text for k, text in enumerate(labels)] == [True] * 3
+    assert all(coloured(picture) > 0.01 for picture in pictures)
+    before = pictures[-1]
+    moved(browser, "level", 1.5)
+    assert waited(lambda: (now := scene(browser)) != before and now)  # another contour
+    moved(browser, "target", False, "change")
+    without = scene(browser)
+    moved(browser, "target", True, "change")
+    assert scene(browser) != without
+    browser.execute_script("document.getElementById('play').click()")
+    now = label(browser)
+    waited(lambda: label(browser) != now)
+    browser.execute_script("document.getElementById('play').click()")
+    cuts = "return [...document.querySelectorAll('#panels canvas')].map(c => c.toDataURL())"
+    first = browser.execute_script(cuts)
+    moved(browser, "axis", "0", "change")
+    second = browser.execute_script(cuts)
+    moved(browser, "place", 3)
+    third = browser.execute_script(cuts)
+    assert len(first) == 4 and all(len({a, b, c}) > 1 for a, b, c in zip(first, second, third, strict=True))
+    assert errors(browser) == []
+    browser.save_screenshot(str(tmp_path / "page.png"))
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def coloured(picture):
+    """The share of a picture's pixels that are neither white nor grey."""
+    rgb = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    return (np.ptp(rgb, axis=-1) > 40).mean()
+
+
+def test_the_page_turns_by_hand(run, browser):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    opened(browser, run / "report.html")
+    before, canvas = scene(browser), browser.find_element(By.ID, "scene")
+    ActionChains(browser).drag_and_drop_by_offset(canvas, 80, 30).perform()
+    turned = scene(browser)
+    assert turned != before
+    wheel = "new WheelEvent('wheel', {deltaY: -300, cancelable: true})"
+    browser.execute_script(f"document.getElementById('scene').dispatchEvent({wheel})")
+    assert scene(browser) != turned
+    browser.execute_script("document.getElementById('reset').click()")
+    assert scene(browser) == before and errors(browser) == []
+
+
+def test_a_narrow_window_has_no_need_to_scroll_sideways(run, browser):
+    browser.set_window_size(500, 900)
+    try:
+        opened(browser, run / "report.html")
+        wide = browser.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert wide[0] <= wide[1]
+    finally:
+        browser.set_window_size(1000, 900)
+
+
+def test_without_webgl_there_are_a_message_and_the_pictures(run):
+    browser = started("disable-3d-apis")
+    try:
+        opened(browser, run / "report.html")
+        text, hidden, shown = browser.execute_script(
+            "return [document.getElementById('problem').textContent, document.getElementById('viewer').hidden,"
+            "[...document.querySelectorAll('.stills img')].filter(i => i.naturalWidth > 0).length]"
+        )
+        assert "WebGL" in text and hidden and shown == story.STILLS
+        assert errors(browser) == []
+    finally:
+        browser.quit()
+
+
+def test_volumes_are_packed_to_half_a_code():
+    rng = np.random.default_rng(0)
+    volumes = {"target": rng.normal(size=(5, 6, 7)), "difference": rng.normal(size=(5, 6, 7))}
+    packed = page.packed_volumes(volumes)
+    codes = np.frombuffer(zlib.decompress(b64decode(packed["difference"]["data"])), np.uint8).reshape(5, 6, 7)
+    found = (codes.astype(float) - 128) / 127 * packed["difference"]["high"]
+    np.testing.assert_allclose(found, volumes["difference"], atol=packed["difference"]["high"] / 254 + 1e-9)
+    assert packed["difference"]["black"] == packed["target"]["black"]
+
+
+def test_a_frame_at_time_zero_is_what_is_carried(run, fit, maps):
+    np.testing.assert_allclose(
+        read_map(run / "frame_00.mrc").density,
+        trajectory.carried_part(maps[0], fit.threshold).density,
+        atol=1e-5 * maps[0].density.max(),
+    )

@@ -1,0 +1,92 @@
+"""Isosurfaces are closed and right way out; a picture shows what is nearest, lit, and nothing beyond its outline."""
+
+import numpy as np
+import pytest
+
+from cryotrans_jax import surface
+
+VOXEL, ORIGIN = np.array([1.0, 1.2, 0.9]), np.array([-7.0, 3.0, 11.0])
+CENTRE, RADIUS = np.array([5.0, 17.0, 24.0]), 9.0
+SIZE = 120, 100  # height, width
+FRONT = np.eye(3)  # right is x, up is y, the viewer at z = +infinity
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """A density that is 1 at RADIUS from CENTRE and falls off linearly."""
+    grid = ORIGIN + VOXEL * np.stack(np.meshgrid(*map(np.arange, (26, 24, 30)), indexing="ij"), -1)
+    return (1 + RADIUS - np.linalg.norm(grid - CENTRE, axis=-1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sphere(ball):
+    return surface.isosurface(ball, 1.0, VOXEL, ORIGIN)
+
+
+def volume(vertices, faces):
+    """What the surface encloses, by Gauss's theorem: above 0 where its triangles face outwards."""
+    a, b, c = np.moveaxis(vertices.astype(np.float64)[faces], 1, 0)
+    return np.einsum("fi,fi->", a, np.cross(b, c)) / 6
+
+
+def closed(faces):
+    """Whether every edge of a triangle is run through once in each direction."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return {tuple(e) for e in edges.tolist()} == {tuple(e) for e in edges[:, ::-1].tolist()}
+
+
+def test_a_surface_stands_where_the_density_has_the_level(sphere):
+    vertices, faces = sphere
+    np.testing.assert_allclose(np.linalg.norm(vertices - CENTRE, axis=1), RADIUS, atol=0.05)  # voxel² / 8 RADIUS
+    assert closed(faces)
+    assert volume(vertices, faces) == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.01)
+
+
+def test_a_surface_is_closed_at_the_sides_of_the_box(ball):
+    vertices, faces = surface.isosurface(ball[:13], 1.0, VOXEL, ORIGIN)  # cut through near the middle
+    assert closed(faces) and volume(vertices, faces) > 0.4 * 4 / 3 * np.pi * RADIUS**3
+
+
+def test_there_is_no_surface_where_nothing_is_above_the_level(ball):
+    vertices, faces = surface.isosurface(ball, float(ball.max()), VOXEL, ORIGIN)
+    assert len(vertices) == len(faces) == 0
+    picture = surface.render(vertices, faces, vertices, FRONT, CENTRE, 4.0, SIZE)
+    assert picture.shape == (*SIZE, 3) and (picture == 255).all()
+
+
+def test_a_picture_covers_the_outline_and_nothing_else(sphere):
+    vertices, faces = sphere
+    red = np.broadcast_to(np.float32([1, 0, 0]), vertices.shape)
+    picture = surface.render(vertices, faces, red, FRONT, CENTRE, 4.0, SIZE)
+    row, column = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    away = np.hypot(row - SIZE[0] / 2, column - SIZE[1] / 2) / 4.0
+    reds = (picture[..., 0] > 0) & (picture[..., 1:] == 0).all(-1)
+    assert reds[away < RADIUS - 0.5].all()  # two pixels of outline and rounding
+    assert (picture[away > RADIUS + 0.5] == 255).all()
+    # lit from above, the right and the front
+    light = picture[..., 0].astype(int)
+    middle, far = SIZE[0] // 2, int(4 * 0.6 * RADIUS)
+    assert light[middle - far, SIZE[1] // 2 + far // 2] > light[middle + far, SIZE[1] // 2 - far // 2]
+
+
+def test_what_is_nearer_hides_what_is_farther(sphere):
+    vertices, faces = sphere
+    both = np.concatenate([vertices, vertices + np.float32([0, 0, 30])])
+    twice = np.concatenate([faces, faces + len(vertices)])
+    colours = np.repeat(np.float32([[1, 0, 0], [0, 1, 0]]), len(vertices), axis=0)
+    middle = SIZE[0] // 2, SIZE[1] // 2
+    for view, seen in ((FRONT, 1), (FRONT * [[-1], [1], [-1]], 0)):  # from the front, and from behind
+        picture = surface.render(both, twice, colours, view.astype(float), CENTRE, 3.0, SIZE)
+        assert picture[middle].argmax() == seen
+
+
+def test_the_view_shows_the_motion_and_the_length():
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(500, 3)) * [3, 10, 5]
+    shift = np.outer(rng.uniform(1, 2, 500), [0.8, 0, 0.6])  # along x and z
+    view = surface.best_view(points, shift)
+    np.testing.assert_allclose(view @ view.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(view) == pytest.approx(1)
+    assert abs(view[2] @ [0.8, 0, 0.6]) < 0.02 and view[1, 1] > 0.98
+    # and where nothing moves it is still a view
+    assert np.linalg.det(surface.best_view(points, 0 * shift)) == pytest.approx(1)
