@@ -6,6 +6,7 @@ import gemmi
 import numpy as np
 import scipy.fft
 from jaxtyping import Float
+from scipy import ndimage
 
 from cryotrans_jax.atoms import common_ca, simulate_map
 from cryotrans_jax.files import InputError
@@ -77,6 +78,18 @@ def correlation(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"]) ->
     a, b = (v - v.mean(dtype=np.float64).astype(v.dtype) for v in (a, b))
     aa, ab, bb = (np.sum(u * v, dtype=np.float64) for u, v in ((a, a), (a, b), (b, b)))
     return float(ab / np.sqrt(aa * bb))
+
+
+def matched(map: Map, target: Map, variance: float) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]:
+    """A map's density blurred to a target's resolution and scaled to fit it best, and the target's, on one grid.
+
+    `variance` (Å²) is that of the Gaussian that takes the map to the target; where it is negative, the target is the
+    sharper one and is blurred instead.
+    """
+    width = np.sqrt(abs(variance)) / map.voxel_size
+    blur = lambda density: ndimage.gaussian_filter(density, width, mode="constant")  # noqa: E731
+    a, b = (blur(map.density), target.density) if variance > 0 else (map.density, blur(target.density))
+    return np.vdot(a, b) / max(np.vdot(a, a), 1e-30) * a, b
 
 
 def ca_displacement(

@@ -152,6 +152,7 @@ def morph(
         whole_box=recipe == "paper",
     )
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
+    variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
     report = problem.report | variances
     prepared(report)
     if recipe == "paper":

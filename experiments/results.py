@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,12 @@ PACKAGES = (
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
 FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
 RECORDS = re.compile(  # what a run writes about itself
-    r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
+    r"config\.json|loss\.csv|metrics\.json|unexplained\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
     ("correlation with the target map", "correlation_with_target", "{:.3f}"),
+    ("the same at the target's resolution", "correlation_matched", "{:.3f}"),
     ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
     ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
     ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
@@ -173,6 +174,8 @@ def write(
         last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
         scores.append(score(one, case, number, last, compared))
+        left = compared.start, last, case.targets[number], fit.report["blur_variance"][number]
+        scores[-1] |= write_unexplained(*left, folder)
         if others:
             scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
         scores[-1]["peak_mib"] = peak_mib()
@@ -201,6 +204,17 @@ def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: 
         if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
             atoms.write_model(folder / "generated.pdb", carried)
     return frame
+
+
+def write_unexplained(start: Map, generated: Map, target: Map, variance: float, folder: Path) -> dict:
+    """Correlations with the target at its resolution, `variance` from the maps'; what they leave of it is a map there.
+
+    That is the target less the generated map, blurred and scaled: above zero where the target has more.
+    """
+    end, goal = metrics.matched(generated, target, variance)
+    write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
+    before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
+    return {"correlation_matched_before": before, "correlation_matched_after": after}
 
 
 def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) -> dict:
@@ -368,6 +382,9 @@ def print_report(report: dict) -> None:
     for variance in report["blur_variance"]:
         blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
         print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
+    for variance in report["sharpening_variance"]:
+        if variance:
+            print(f"the target's noise is low: of its blur a Gaussian of {variance**0.5:.2f} Å is undone for the fit")
 
 
 def print_contours(report: dict, contours: Sequence[dict]) -> None:

@@ -141,23 +141,15 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
     if story.target is not None:
-        target = part(story.target, low, high).density
+        target = part(story.target, low, high)
         blur = chosen(config, "blur_variance") or 0.0
-        start, end = (blurred(map_.density, blur, map_.voxel_size) for map_ in (initial, generated))
-        goal = blurred(target, -blur, initial.voxel_size)
-        scale = float(np.vdot(end, goal) / max(np.vdot(end, end), 1e-30))
-        volumes = {"initial": initial.density, "target": target, "generated": generated.density}
-        volumes["difference"] = scale * end - goal
+        start, goal = metrics.matched(initial, target, blur)
+        end, _ = metrics.matched(generated, target, blur)
+        volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
+        volumes["difference"] = end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
     size, origin, _ = coarse = coarser(initial, SHOWN)
     return Views({k: resampled(v, coarse) for k, v in volumes.items()}, size, origin, matched)
-
-
-def blurred(density: np.ndarray, variance: float, voxel_size: np.ndarray) -> np.ndarray:
-    """The density blurred by a Gaussian of that variance (Å²); as it is where the variance is not above 0."""
-    if variance <= 0:
-        return density
-    return ndimage.gaussian_filter(density, np.sqrt(variance) / voxel_size, mode="constant")
 
 
 def part(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cryotrans_jax import atoms, metrics
 from cryotrans_jax.files import InputError
@@ -138,3 +140,16 @@ def test_a_path_is_as_far_as_its_models_are_from_the_nearest_frames():
     path = np.array([1.0, 2.5])[:, None, None] * [1.0, 0, 0] + [0, 3.0, 0] + np.zeros((2, 7, 3))
     assert metrics.path_distance(line, path) == pytest.approx((3 + np.hypot(3, 0.5)) / 2)
     assert metrics.path_distance(path, path) == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_matched_maps_are_alike_at_one_resolution_and_scale(sign):
+    """The sharper of both is blurred; what differs afterwards is what one of them has alone."""
+    sharp = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=(24, 20, 28)), 1.5)
+    soft = ndimage.gaussian_filter(sharp, 3.0 / VOXEL, mode="constant")
+    maps = [Map(d.astype(np.float32), VOXEL, np.zeros(3)) for d in (2 * sharp, soft)[::sign]]
+    a, b = metrics.matched(*maps, sign * 9.0)
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    more = replace(maps[1], density=maps[1].density + np.eye(24, 20, dtype=np.float32)[..., None])
+    a, b = metrics.matched(maps[0], more, sign * 9.0)
+    assert abs(np.vdot(a, b - a)) < 1e-3 * np.vdot(a, a)  # the best scale leaves nothing along a

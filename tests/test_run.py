@@ -14,7 +14,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
+from cryotrans_jax import atoms, metrics
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments import inputs, results
@@ -22,7 +22,7 @@ from experiments import inputs, results
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
-TOLD = {"displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
+TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif"}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -80,6 +80,17 @@ def losses(folder):
     """The rows of loss.csv, as lists of texts."""
     with (folder / "loss.csv").open(newline="") as file:
         return list(csv.reader(file))
+
+
+def test_what_is_unexplained_is_what_the_target_has_more(run, folder):
+    """Its map and the generated one, blurred and scaled, make the target; the correlation is that of the two."""
+    scores, chosen = (json.loads((run / name).read_text()) for name in ("metrics.json", "config.json"))
+    target = read_map(folder / "target.mrc")
+    left, generated = (read_map(run / f"{name}.mrc") for name in ("unexplained", "generated"))
+    end, goal = metrics.matched(generated, target, chosen["chosen"]["blur_variance"][0])
+    np.testing.assert_allclose(left.density, goal - end, atol=1e-5 * goal.max())
+    assert scores["correlation_matched_after"] == pytest.approx(metrics.correlation(end, goal), abs=1e-5)
+    assert scores["correlation_matched_before"] < scores["correlation_matched_after"]
 
 
 def test_a_run_writes_all_that_it_promises(run, folder):
