@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from experiments.results import doubts
+
 MASS = 0.10  # a larger part of the mass gained or lost is told
 STRETCH = 1.25  # stretched by more, or squeezed to less than its inverse: torn
 TORN = 0.05  # a larger share of the mass torn is told
@@ -37,8 +39,21 @@ class Measured(NamedTuple):
 
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
     """All that the numbers call for, the serious first. `config` and `scores` are config.json and metrics.json."""
-    found = [*of_fit(scores, measured), *of_target(config, measured), *of_run(config, scores)]
+    found = [*of_maps(config), *of_fit(scores, measured), *of_target(config, measured), *of_run(config, scores)]
     return sorted(found, key=lambda caution: not caution.serious)
+
+
+def of_maps(config: dict) -> Iterator[Caution]:
+    """What the maps' thresholds give to think about: what the run warned of when it began."""
+    if not config.get("contours"):
+        return
+    place = number(config)
+    for name, used, seen in (
+        ("initial", config["chosen"]["initial"], config["contours"][0]),
+        ("target", config["chosen"]["targets"][place], config["contours"][1 + place]),
+    ):
+        for doubt in doubts(used, seen["body_volume"]):
+            yield Caution(True, f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
 
 
 def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:

@@ -72,7 +72,7 @@ def build(
                           for k, png in enumerate(stills)),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
-        "fsc": drawings.get("fsc", "<p>There are no curves: the target map is gone.</p>"),
+        "fsc": drawings.get("fsc", "<p>There are no curves, for want of the target map.</p>"),
         "fsc_text": FSC_TEXT,
         "loss": drawings.get("loss", "<p>There is no loss.csv.</p>"),
         "settings": settings(config),
@@ -146,7 +146,9 @@ def morph_text(config: dict) -> str:
 def slices_text(config: dict, data: dict) -> str:
     """What the slices show."""
     if "difference" not in data["volumes"]:
-        return "The target map is gone from where the run read it, so only the initial and the generated map are shown."
+        return (
+            "The target map is gone, or not in its file as it was fitted: the initial and the generated map are shown."
+        )
     blur = chosen(config, "blur_variance") or 0.0
     made = "the generated map"
     if blur > 0:
@@ -160,12 +162,16 @@ def slices_text(config: dict, data: dict) -> str:
 
 def settings(config: dict) -> str:
     """What was chosen, the inputs, the settings and the versions as tables."""
-    levels = {"initial map": config["chosen"]["initial"], "target map": config["chosen"]["targets"][number(config)]}
+    place, seen = number(config), config.get("contours")
+    thresholds = {"initial": config["chosen"]["initial"], "target": config["chosen"]["targets"][place]}
     picked = {
-        f"contour level, {name}": f"{used['threshold']:.4g} ({used['threshold_chosen']}), keeps "
+        f"threshold of the {name} map": f"{used['threshold']:.4g} ({used['threshold_chosen']}), keeps "
         f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
-        for name, used in levels.items()
+        for name, used in thresholds.items()
     }
+    for name, look in zip(thresholds, (seen[0], seen[1 + place]), strict=True) if seen else ():
+        told = f"{look['contour']:.4g} ({look['contour_chosen']}), encloses {look['contour_volume']:.0f} Å³"
+        picked[f"contour at which to look at it, {name} map"] = told
     inputs = {name: f"{entry['file']}  sha256 {entry['sha256']}" for name, entry in config["inputs"].items()}
     parts = [table(picked), f"<details><summary>Inputs</summary>{table(inputs)}</details>"]
     for title, values in (("Settings", config["settings"]), ("Versions", config["versions"])):

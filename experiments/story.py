@@ -14,7 +14,7 @@ from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit
 from cryotrans_jax.motion import Motion, displacement_map, distances, mass_points, sample, stretches
-from experiments import exchange, page, results
+from experiments import exchange, inputs, page, results
 from experiments.cautions import STRETCH, Measured, cautions, chosen, number
 
 ROOM = 4.0  # Å about the molecule that a report shows
@@ -24,6 +24,7 @@ SIDE = 600  # pixels of a picture's longer side, before it is halved
 NARROWEST = 320  # pixels, so that its key has room
 PICTURES, STILLS = 13, 5  # of the animation, and of the page
 RIM = 2  # voxels at the sides of the box
+SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
 
 
 @dataclass
@@ -94,7 +95,7 @@ def write_report(story: Story, config: dict, scores: dict, moved: Moved) -> None
     for name, drawing in drawings.items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))
         write_file(folder / f"{name}.png", plots.png(drawing))
-    pictures = film(story, moved)
+    pictures = film(story, levels(config)["initial"], moved)
     write_file(folder / "morph.gif", plots.animation(pictures))
     text = page.build(
         config=config,
@@ -135,7 +136,7 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     """What is shown of the story: all that is carried, on its whole way, and the target."""
     places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
     if story.target is not None:
-        places.append(mass_points(story.target, target_level(config))[0])
+        places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
     low, high = np.min([p.min(0) for p in places], 0) - ROOM, np.max([p.max(0) for p in places], 0) + ROOM
     initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
@@ -177,12 +178,12 @@ def resampled(density: np.ndarray, grid: tuple) -> np.ndarray:
     return ndimage.zoom(smooth, 1 / factor, order=1, mode="nearest", grid_mode=True)
 
 
-def film(story: Story, moved: Moved) -> list:
-    """Pictures of the initial map's surface, carried along, coloured by how far each part goes in all."""
+def film(story: Story, level: float, moved: Moved) -> list:
+    """Pictures of the initial map's surface at a level, carried along, coloured by how far each part goes in all."""
     places = moved.points + moved.motion.knots(moved.points)
     box = part(story.initial, moved.points.min(0) - ROOM, moved.points.max(0) + ROOM)
     size, origin, _ = grid = coarser(box, DRAWN)
-    vertices, faces = surface.isosurface(resampled(box.density, grid), max(story.fit.threshold, 1e-9), size, origin)
+    vertices, faces = surface.isosurface(resampled(box.density, grid), level, size, origin)
     knots = moved.motion.knots(vertices)
     colours = plots.coloured(np.linalg.norm(knots[-1], axis=-1), moved.top)
     view = surface.best_view(moved.points, places[-1] - moved.points)
@@ -205,9 +206,6 @@ def film(story: Story, moved: Moved) -> list:
 
 def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
     """The numbers that the page's script works with."""
-    levels = {"initial": max(story.fit.threshold, 1e-9)}
-    if story.target is not None:
-        levels["target"] = max(target_level(config), 1e-9)
     places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
     centre = (places.min(0) + places.max(0)) / 2
     first = np.maximum(views.volumes["initial"], 0)
@@ -219,7 +217,7 @@ def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
         "volumes": page.packed_volumes(views.volumes),
         "motion": page.packed_motion(moved.motion),
-        "levels": levels,
+        "levels": levels(config),
         "frames": config["settings"]["frames"],
         "palette": plots.PALETTE,
         "top": moved.top,
@@ -239,16 +237,23 @@ def script(story: Story, config: dict, top: float) -> str:
     return exchange.chimerax_script(
         frames=[name for name in names if name.startswith("frame_")],
         models=[name for name in names if name.startswith("model_")],
-        level=story.fit.threshold,
-        target=(target, target_level(config)) if target else None,
+        level=levels(config)["initial"],
+        target=(target, levels(config)["target"]) if target else None,
         top=top,
         coloured_model=story.model is not None,
     )
 
 
-def target_level(config: dict) -> float:
-    """The contour level of the folder's target."""
-    return config["chosen"]["targets"][number(config)]["threshold"]
+def levels(config: dict) -> dict[str, float]:
+    """At which level to look at the initial map and at the folder's target; in older runs their thresholds."""
+    seen, used = config.get("contours"), config["chosen"]
+    initial, target = (
+        (seen[0], seen[1 + number(config)]) if seen else (used["initial"], used["targets"][number(config)])
+    )
+    return {
+        name: max(float(told.get("contour", told.get("threshold"))), 1e-9)  # surfaces are of what is above 0
+        for name, told in (("initial", initial), ("target", target))
+    }
 
 
 def target_name(config: dict) -> str | None:
@@ -283,7 +288,8 @@ def reread(folder: Path, initial: str | None = None, target: str | None = None) 
         if not (folder / name).exists():
             raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")
     fit, generated = Fit.load(folder / "checkpoint"), read_map(folder / "generated.mrc")
-    start, goal = first_frame(folder, config, fit, initial), goal_of(config, generated, target)
+    scores = json.loads((folder / "metrics.json").read_text())
+    start, goal = first_frame(folder, config, fit, initial), goal_of(config, scores, generated, target)
     if (folder / "fsc.csv").is_file():
         curves = exchange.read_fsc(folder / "fsc.csv")
     else:
@@ -308,19 +314,38 @@ def unchanged(config: dict, name: str | None, path: str | None = None) -> Path |
 
 
 def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
-    """What is carried of the initial map: from the map itself, or where it is gone from the frame at time 0."""
-    if path := unchanged(config, config["initial"], given):
-        return trajectory.carried_part(read_map(path), fit.threshold)
-    if (folder / "frame_00.mrc").is_file() and (folder / "frame_01.mrc").is_file():  # a single frame is the last one
+    """What is carried of the initial map: the frame at time 0, or where there is none from the map itself."""
+    if not given and all((folder / f"frame_{k:02d}.mrc").is_file() for k in (0, 1)):  # a single frame is the last one
         return read_map(folder / "frame_00.mrc")
-    raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
+    path = unchanged(config, config["initial"], given)
+    if path is None:
+        raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
+    initial = as_used(config, path, config["settings"].get("mask"))
+    if initial is None:
+        raise InputError(f"the run's mask {config['settings']['mask']} is gone or changed: put it back")
+    return trajectory.carried_part(initial, fit.threshold)
 
 
-def goal_of(config: dict, generated: Map, given: str | None) -> Map | None:
-    """The target map; None where it is gone, or does not lie on the run's grid as it is."""
+def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:
+    """The target map as it was fitted; None where that cannot be had any more.
+
+    It is what the run fitted to if the generated map correlates with it as it did then.
+    """
     path = unchanged(config, target_name(config), given)
-    target = read_map(path) if path else None
-    return target if target and same_grid(generated, target) is None else None
+    masks = config["settings"].get("target_mask") or [None]
+    target = as_used(config, path, masks[number(config)] if len(masks) > 1 else masks[0]) if path else None
+    if target is None or same_grid(generated, target) is not None:
+        return None
+    now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
+    return target if abs(now - then) < SAME else None
+
+
+def as_used(config: dict, path: Path, mask: str | None) -> Map | None:
+    """A map of the run within its masks, as it was used; None where the mask is gone."""
+    within = unchanged(config, mask) if mask else None
+    if mask and within is None:
+        return None
+    return inputs.within(read_map(path), within, config["settings"].get("mask_radius"))
 
 
 def truth_of(config: dict, generated: Map) -> Map | None:

@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cryotrans_jax import atoms, surface, trajectory
+from cryotrans_jax.files import checksum
 from cryotrans_jax.maps import read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit
 from cryotrans_jax.motion import mass_points, sample
@@ -57,6 +58,7 @@ def fit(maps):
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (32,), minval=-0.3, maxval=0.3)
     level, volume = float(0.15 * maps[0].density.max()), 5000.0
     used = {"threshold": level, "threshold_chosen": "by rule", "share_of_mass": 0.98, "volume": volume}
+    used |= {"clear": None, "specks": 0.0}
     report = {"initial": used, "targets": [used], "blur_variance": [1.5], "quieting_variance": [0.0]}
     return Fit(
         config=CONFIG,
@@ -78,7 +80,9 @@ def run(tmp_path_factory, fit, maps, models):
         write_map(files[name], map_)
     files["target.cif"] = folder / "target.cif"
     atoms.write_model(files["target.cif"], models[1])
-    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], models[0], [models[1]])
+    look = {"contour_chosen": "by histogram", "contour_volume": 4000.0, "body_volume": 4100.0}
+    seen = [look | {"contour": 1.2 * fit.threshold}, look | {"contour": 0.7 * fit.threshold}]
+    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], models[0], [models[1]], seen)
     settings = Settings(
         recipe="default", seed=0, steps=1.0, frames=3, render="pull_back", report=True, seeds=1,
         target=[list(files)[1]], reference=["target.cif"],
@@ -240,7 +244,8 @@ def test_the_chimerax_script_opens_what_is_there(run, fit):
     assert words == [frames, ["generated.mrc"], ["displacement.mrc"], [target], ["displacement.cif"], models]
     for name in sum(words, []):
         assert (run / name).is_file()
-    assert f"volume #1 style surface level {fit.threshold:.6g}" in "\n".join(lines)
+    levels = [float(line.split(" level ")[1].split()[0]) for line in lines if " level " in line]  # series, map, target
+    np.testing.assert_allclose(levels, np.array([1.2, 1.2, 0.7]) * fit.threshold, rtol=1e-5)
     numbered = {int(n) for line in lines if not line.startswith(("#", "open")) for n in re.findall(r"#(\d+)\b", line)}
     assert numbered <= set(range(1, 5 + 3 + 1))  # a series, two maps, the target, a model, three models
 
@@ -292,9 +297,13 @@ GOOD = {
     "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0, "seed_spread_median": 0.2, "seed_spread_95": 0.5,
 }  # fmt: skip
 CALM = cautions.Measured(matched=(0.6, 0.98), torn=0.01, at_edge=0.0, farthest=12.0)
+USED = {"clear": 5.0, "specks": 0.0, "volume": 9e3}
+SEEN = {"body_volume": 1e4}
 SET = {
     "target": "b", "targets": ["a", "b"], "processes": 1,
-    "chosen": {"quieting_variance": [0.0, 0.0], "blur_variance": [2.0, 2.0], "start": ["transport", "correspondences"]},
+    "chosen": {"quieting_variance": [0.0, 0.0], "blur_variance": [2.0, 2.0], "start": ["transport", "correspondences"],
+               "initial": USED, "targets": [USED, USED]},
+    "contours": [SEEN, SEEN, SEEN],
     "resolutions": {"initial": 3.0, "targets": [5.0, 7.0]}, "settings": {"recipe": "default", "steps": 1.0, "seeds": 3},
 }  # fmt: skip
 
@@ -315,6 +324,8 @@ def test_good_numbers_alarm_nobody():
         (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
         ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
+        ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is moved"),
+        ({}, dict(initial=USED | {"specks": 0.5}), {}, {}, "In the initial map 50 % of what stands above"),
         ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
         ({}, {}, {}, dict(matched=(0.4, 0.6)), "correlates with it by 0.60 (before: 0.40)"),
         ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or squeezed"),
@@ -372,6 +383,17 @@ def test_what_is_gone_is_done_without_or_asked_for(old, job, tmp_path):
     assert status == 2 and "initial.mrc is gone: say where it is now with --initial" in error
     status, _, error = job("report", f"--run_dir={old}", f"--initial={old / 'generated.mrc'}")
     assert status == 2 and "is not the run's initial.mrc" in error and error.count("\n") == 1
+
+
+def test_a_target_that_is_not_what_was_fitted_is_left_out(old, job, maps, tmp_path):
+    """As a map that was masked or aligned before the fit: the file is the same, the map fitted was another."""
+    write_map(tmp_path / "other.mrc", maps[2])
+    config = json.loads((old / "config.json").read_text())
+    name = config["settings"]["target"][0]
+    config["inputs"][name] = {"file": str(tmp_path / "other.mrc"), "sha256": checksum(tmp_path / "other.mrc")}
+    (old / "config.json").write_text(json.dumps(config))
+    assert job("report", f"--run_dir={old}")[0] == 0
+    assert "target map is gone" in (old / "report.html").read_text()
 
 
 def test_a_folder_without_a_run_is_told(job, tmp_path):
