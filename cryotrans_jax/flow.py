@@ -2,14 +2,17 @@
 
 A velocity field is any callable `x -> v` on points of shape (n, 3); it does not depend on time, so one
 Euler map E(x) = x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the unit box.
+A field that does depend on time is one on points (x, t) of shape (n, 4): see `timed`.
 """
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-Points = Float[Array, "points 3"]
+Points = Float[Array, "points axes"]
 Scalar = float | Float[Array, ""]
 VelocityField = Callable[[Points], Points]
 
@@ -19,13 +22,15 @@ def flow(velocity: VelocityField, x: Points, steps: int) -> Points:
     return euler(velocity, x, 1.0 / steps, steps)[0]
 
 
-def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "{steps}+1 points 3"]:
+def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "{steps}+1 points axes"]:
     """Φ(x, k/steps) for k = 0, ..., steps; the first entry is x itself."""
     _, visited = euler(velocity, x, 1.0 / steps, steps)
-    return jax.numpy.concatenate([x[None], visited])
+    return jnp.concatenate([x[None], visited])
 
 
-def euler(velocity: VelocityField, x: Points, tau: Scalar, steps: int) -> tuple[Points, Float[Array, "steps points 3"]]:
+def euler(
+    velocity: VelocityField, x: Points, tau: Scalar, steps: int
+) -> tuple[Points, Float[Array, "steps points axes"]]:
     """End points after `steps` Euler steps of length `tau`, and the points after each step."""
 
     def step(x, _):
@@ -42,7 +47,7 @@ def inverse(velocity: VelocityField, y: Points, steps: int, tolerance: float = 1
 
 def inverse_euler(
     velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, most: int = 50
-) -> tuple[Points, Float[Array, "steps points 3"]]:
+) -> tuple[Points, Float[Array, "steps points axes"]]:
     """Points that `steps` Euler steps of length `tau` carry to y, and those after each step undone.
 
     Each step x + τ V(x) = y is solved for x by fixed-point iteration x ← y − τ V(x), which converges like
@@ -58,9 +63,38 @@ def inverse_euler(
         def closer(at):
             x, _, count = at
             new = y - tau * velocity(x)
-            return new, jax.numpy.max(jax.numpy.abs(new - x)), count + 1
+            return new, jnp.max(jnp.abs(new - x)), count + 1
 
-        x, _, _ = jax.lax.while_loop(again, closer, (y, jax.numpy.full((), jax.numpy.inf, y.dtype), 0))
+        x, _, _ = jax.lax.while_loop(again, closer, (y, jnp.full((), jnp.inf, y.dtype), 0))
         return x, x
 
     return jax.lax.scan(undo, y, length=steps)
+
+
+def timed(velocity: VelocityField) -> VelocityField:
+    """The field (v(x, t), 1) on points (x, t): time is a fourth coordinate, in which all points go at speed one.
+
+    Its flow is that of a field v that depends on time, and so is the inverse of its flow.
+    """
+    return lambda xt: jnp.concatenate([velocity(xt), jnp.ones_like(xt[:, 3:])], axis=-1)
+
+
+def at_time(x: Float[Array, "points 3"], t: Scalar) -> Float[Array, "points 4"]:
+    """Points (x, t), for a `timed` field."""
+    return jnp.concatenate([x, jnp.full_like(x[:, :1], t)], axis=-1)
+
+
+def split_time(t: float, steps: int) -> tuple[int, float]:
+    """Whole Euler steps before time t, and the part of the next one, in [0, 1)."""
+    whole = int(np.floor(t * steps + 1e-6))
+    part = t * steps - whole
+    return whole, part if part > 1e-6 else 0.0
+
+
+def between(
+    visited: Float[Array | np.ndarray, "visits points axes"], t: float
+) -> Float[Array | np.ndarray, "points axes"]:
+    """Points at time t of a path; between two Euler steps it is straight, which is the scheme's own continuation."""
+    steps = len(visited) - 1
+    whole, part = split_time(t, steps)
+    return visited[whole] + part * (visited[min(whole + 1, steps)] - visited[whole])

@@ -49,6 +49,10 @@ class Fit:
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
         return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
 
+    def consistency(self, initial: Map, target: int = 0) -> float:
+        """How far (Å, rms) density is from its start after it was carried to the end and back."""
+        return trajectory.consistency(self.config, self.of(target), self.frame, initial, self.threshold)
+
     def spread(self, others: Sequence["Fit"], initial: Map, target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
         each = [fit.of(target) for fit in (self, *others)]
@@ -77,6 +81,7 @@ class Fit:
         """The fit saved under `path`. Raises FileNotFoundError where there is none."""
         params, saved = checkpoints.restore(path)
         settings = saved["config"]
+        settings["waypoints"] = tuple(settings.get("waypoints", ()))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         return cls(
@@ -100,6 +105,8 @@ def morph(
     target_resolution: float | Sequence[float | None] | None = None,
     volume: float | None = None,
     halves: tuple[Map, Map] | Sequence[tuple[Map, Map]] | None = None,
+    waypoints: Sequence[tuple[Map, float]] = (),
+    waypoint_resolution: float | Sequence[float | None] | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
     progress: Any = None,
@@ -113,47 +120,56 @@ def morph(
     those that enclose it. `bin` is for the paper's recipe.
     `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
+    `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
+    target's threshold is theirs as well.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
     this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
 
-    Raises InputError where the grids differ, nothing is above a threshold, or there is no such recipe or target.
+    Raises InputError where the grids differ, nothing is above a threshold, there is no such recipe or target, or
+    waypoints have several targets or impossible times.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     targets = [targets] if isinstance(targets, Map) else list(targets)
+    passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], Map) else list(halves)
         if len(halves) != len(targets):
             raise InputError(f"{len(halves)} pairs of half-maps for {len(targets)} targets: give one for each target")
         if recipe == "paper":
             raise InputError("half-maps are of no use to the recipe paper: it makes all its steps")
-    for target in (*targets, *(half for pair in halves or () for half in pair)):
-        if difference := same_grid(initial, target):
-            raise InputError(f"the initial and the target map lie on different grids: {difference}")
+        if times:
+            raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
+    used = [("target", target) for target in (*targets, *(half for pair in halves or () for half in pair))]
+    for name, map_ in used + [("waypoint", map_) for map_ in passed]:
+        if difference := same_grid(initial, map_):
+            raise InputError(f"the initial and the {name} map lie on different grids: {difference}")
+    if times and len(targets) > 1:
+        raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
     count, spread = len(share), spread or train.Spread.automatic(len(share))
-    given = isinstance(target_resolution, list | tuple)
-    resolutions = target_resolution if given else [target_resolution] * len(targets)
+    resolutions = one_each(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
-        targets,
+        passed + targets,
         initial_threshold=initial_threshold,
         target_threshold=target_threshold,
         initial_resolution=initial_resolution,
-        target_resolutions=resolutions,
+        target_resolutions=sharpness + resolutions,
         halves=halves,
         volume=volume,
         whole_box=recipe == "paper",
+        waypoints=times,
     )
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
     variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
-    report = problem.report | variances
+    report = with_waypoints(problem.report | variances, times)
     prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
@@ -164,7 +180,7 @@ def morph(
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    state, history = train.fit(problem.select(rows), config, progress=call, spread=spread)
+    state, history = train.fit(problem if times else problem.select(rows), config, progress=call, spread=spread)
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
@@ -175,3 +191,38 @@ def morph(
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report | {"start": [how[rival] for rival in rivals]},
     )
+
+
+def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
+    """The values given for each, or the one given for all."""
+    return list(given) if isinstance(given, list | tuple) else [given] * count
+
+
+def in_order(
+    waypoints: Sequence[tuple[Map, float]], resolution: float | Sequence[float | None] | None
+) -> tuple[list[Map], list[float], list[float | None]]:
+    """The waypoints' maps, times and resolutions (Å) by rising time.
+
+    Raises InputError where a time is not between 0 and 1, or two are the same.
+    """
+    known = one_each(resolution, len(waypoints))
+    rows = sorted(((map_, float(t), r) for (map_, t), r in zip(waypoints, known, strict=True)), key=lambda row: row[1])
+    times = [t for _, t, _ in rows]
+    if wrong := [t for t in times if not 0 < t < 1]:
+        raise InputError(
+            f"a waypoint is at the time {wrong[0]:g}: give one between 0 (the initial map) and 1 (the end)"
+        )
+    if len(set(times)) < len(times):
+        raise InputError(f"two waypoints are at one time ({', '.join(f'{t:g}' for t in times)}): give each its own")
+    return [row[0] for row in rows], times, [row[2] for row in rows]
+
+
+def with_waypoints(report: dict, times: Sequence[float]) -> dict:
+    """The report with what it tells of the first targets, which are waypoints at these times, under "waypoints"."""
+    rows = {name: value for name, value in report.items() if isinstance(value, list)}
+    apart = {name: value[len(times) :] for name, value in rows.items()}
+    used = [
+        {"time": t, **rows["targets"][k]} | {name: value[k] for name, value in rows.items() if name != "targets"}
+        for k, t in enumerate(times)
+    ]
+    return report | apart | ({"waypoints": used} if used else {})

@@ -52,8 +52,8 @@ class Problem:
     takes the initial map to the target's resolution, negative where the target is the sharper one; `rests` what is
     left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses. Where
     the targets have half-maps, `densities` are the first ones and `judges`, treated alike, the second ones.
-    `report` holds, for each map, the level used and the
-    share of its positive mass kept.
+    `report` holds, for each map, the level used and the share of its positive mass kept. With `waypoints`, all targets
+    lie on one trajectory, which ends at the last of them and is to pass the others at these times.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -67,6 +67,12 @@ class Problem:
     quieting: np.ndarray
     report: dict
     judges: Float[np.ndarray, "targets x y z"] | None = None
+    waypoints: tuple[float, ...] = ()
+
+    @property
+    def trajectories(self) -> int:
+        """How many are to be fitted: one for each target, or one through all of them."""
+        return 1 if self.waypoints else len(self.masses)
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
@@ -110,8 +116,11 @@ def prepare(
     volume: float | None = None,
     whole_box: bool = False,
     margin: float = 8.0,
+    waypoints: Sequence[float] = (),
 ) -> Problem:
     """The problem of carrying `initial` onto each of `targets`, all on one grid.
+
+    Or, if there are `waypoints`, through all of `targets` but the last at these rising times, and at 1 onto the last.
 
     Thresholds not given are chosen by `contour_level`, or with a `volume` (Å³) given so that they enclose that, of
     targets after `quieted` has taken out their noise. With both resolutions (Å) given, the blur between the maps
@@ -126,7 +135,8 @@ def prepare(
     quiet = [quieted(target) for target in targets]
     for number, target in enumerate(targets):
         shown = quiet[number][0] if target_threshold is None else target
-        mass, report = thresholded(shown, target_threshold, f"target map {number + 1}", volume)
+        name = f"waypoint map {number + 1}" if number < len(waypoints) else f"target map {number + 1 - len(waypoints)}"
+        mass, report = thresholded(shown, target_threshold, name, volume)
         masses.append(mass)
         reports["targets"].append(report)
     reports["origin"] = initial.origin
@@ -169,6 +179,7 @@ def prepare(
         quieting=np.array([0.0 if target_threshold is not None else width**2 for _, width in quiet]),
         report=reports,
         judges=fine(judges) if judges else None,
+        waypoints=tuple(waypoints),
     )
 
 

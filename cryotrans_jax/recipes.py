@@ -19,6 +19,7 @@ MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
 SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
 WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage goes to its end
+EULER_STEPS = 5
 POINTS = 3000  # about so many points at most follow the correspondences
 
 
@@ -35,7 +36,7 @@ def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[floa
         Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
         Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
     ]
-    return Config(stages=tuple(s for s in stages if s.steps), seed=seed)
+    return Config(stages=tuple(s for s in stages if s.steps), waypoints=problem.waypoints, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
@@ -70,7 +71,10 @@ def default(problem: Problem, seed: int = 0) -> Config:
         "w2", 500, 1e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=0.45 * voxel**2, window=WINDOW
     )  # fmt: skip
     waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
-    return Config(stages=stages, rival=transport, centre=0.5, euler_steps=5, seed=seed, **waves)
+    passed = problem.waypoints
+    steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # a path may bend at each of them
+    more = {"waypoints": passed, "euler_steps": steps, "seed": seed}
+    return Config(stages=stages, rival=transport, centre=0.5, **waves, **more)
 
 
 def whole_factor(wanted: float) -> int:

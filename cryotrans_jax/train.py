@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from cryotrans_jax import correspond, losses
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax.flow import flow
+from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, timed
 from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
 from cryotrans_jax.splat import splat
 from cryotrans_jax.transport import w2_and_error
@@ -73,6 +73,7 @@ class Config:
     waves: int = 0  # sines among the network's inputs
     wave_number: float = 0.0  # of those at the start, in radians per unit box
     euler_steps: int = 10
+    waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
     seed: int = 0
 
     @property
@@ -141,7 +142,7 @@ class Spread:
 
 
 class Goal(NamedTuple):
-    """What a stage compares with; leaves carry a leading axis of targets.
+    """What a stage compares with; leaves carry a leading axis of targets, and one of times where there are waypoints.
 
     `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
     `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
@@ -198,7 +199,7 @@ def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
 
 def start(config: Config, targets: int) -> State:
     """The state before the first step: every target from the same seed, so that each fits as it would alone."""
-    params = config.network.init(jax.random.key(config.seed), jnp.zeros((1, 3)))
+    params = config.network.init(jax.random.key(config.seed), placed(config, jnp.zeros((1, 3)), 0.0))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (targets, *p.shape)), params)
     return State(params, jax.vmap(ADAM.init)(params), 0, 0, unwatched(targets))
 
@@ -208,21 +209,54 @@ def unwatched(targets: int) -> Watch:
     return Watch(np.full(targets, np.inf), np.zeros(targets, int), np.zeros(targets, int), np.zeros((0, targets)))
 
 
-def carry(config: Config, params: PyTree, level: Level) -> tuple[Float[Array, "points 3"], Float[Array, "nodes 3"]]:
-    """The level's points after the flow, and its nodes (the points themselves without a lattice)."""
+def field(config: Config, params: PyTree) -> VelocityField:
+    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints."""
     velocity = partial(config.network.apply, params)
+    return timed(velocity) if config.waypoints else velocity
+
+
+def placed(config: Config, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
+    """The points on which `field` works: x (n, 3), with the time t as a fourth coordinate if V depends on it."""
+    return at_time(x, t) if config.waypoints else x
+
+
+def carry(
+    config: Config, params: PyTree, level: Level
+) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times nodes 3"]]:
+    """The level's points after the flow, and its nodes (the points themselves without a lattice).
+
+    Where there are waypoints, both at the time of each and at the end.
+    """
+    velocity, begin = field(config, params), level.x if level.lattice is None else level.lattice.nodes
+    if config.waypoints:
+        visited = path(velocity, placed(config, begin, 0.0), config.euler_steps)[..., :3]
+        nodes = jnp.stack([between(visited, t) for t in (*config.waypoints, 1.0)])
+    else:
+        nodes = flow(velocity, begin, config.euler_steps)
     if level.lattice is None:
-        moved = flow(velocity, level.x, config.euler_steps)
-        return moved, moved
-    nodes = flow(velocity, level.lattice.nodes, config.euler_steps)
-    return level.x + lattices.interpolate(level.lattice, nodes - level.lattice.nodes), nodes
+        return nodes, nodes
+    interpolate = partial(lattices.interpolate, level.lattice)
+    return level.x + (jax.vmap(interpolate) if config.waypoints else interpolate)(nodes - begin), nodes
 
 
 def objective(
     config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The stage's loss for one target, and the bound on what the transport's window may have changed, in epsilon."""
+    """The stage's loss for one target, and the bound on what the transport's window may have changed, in epsilon.
+
+    The mean over the waypoints and the end, where there are waypoints.
+    """
     moved, nodes = carry(config, params, level)
+    if not config.waypoints:
+        return misfit(stage, moved, nodes, level, goal)
+    each = jax.lax.map(lambda at: misfit(stage, at[0], at[1], level, at[2]), (moved, nodes, goal))
+    return jnp.mean(each[0]), jnp.max(each[1])
+
+
+def misfit(
+    stage: Stage, moved: Float[Array, "points 3"], nodes: Float[Array, "nodes 3"], level: Level, goal: Goal
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The stage's loss for points and nodes that were carried there, and the same bound."""
     loss, error = distance(stage, moved, level, goal)
     if stage.rigidity:
         strained = losses.rigidity(nodes, level.tetrahedra, level.edges, level.share, stage.slip)
@@ -364,13 +398,13 @@ def fit(
     `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
     may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
     """
-    state = start(config, len(problem.masses)) if state is None else state
+    state = start(config, problem.trajectories) if state is None else state
     spread = Spread() if spread is None else spread
     history = []
 
     def ready(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
-        none = jnp.int32(0), jnp.zeros((len(problem.masses), chunk), jnp.float32)
+        none = jnp.int32(0), jnp.zeros((problem.trajectories, chunk), jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
         train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
@@ -410,7 +444,7 @@ def fit_stage(
         here = here or sized(spread, *call)
         params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-            stage, here = widened(stage, goal.volume.shape[1:]), None
+            stage, here = widened(stage, goal.volume.shape[-3:]), None
             continue  # these steps count for nothing: they are done again
         state = state._replace(params=params, optimiser=adam, step=state.step + count)
         seen.append(np.asarray(loss).T[:count])
@@ -449,15 +483,21 @@ def begun(state: State, stage: int) -> State:
 
 
 def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
-    """For each target, whether the flow leaves more than TORN of the mass far from where correspondences put it."""
+    """For each target, whether the flow leaves more than TORN of the mass far from where correspondences put it.
+
+    There or at a waypoint.
+    """
     level, goal = inputs
 
-    def share(params, goal):
-        moved, _ = carry(config.flow, params, level)
+    def share(moved, goal):
         far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
         return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
 
-    return np.asarray(jax.vmap(share)(state.params, goal)) > TORN
+    def worst(params, goal):
+        moved, _ = carry(config.flow, params, level)
+        return jnp.max(jax.vmap(share)(moved, goal)) if config.waypoints else share(moved, goal)
+
+    return np.asarray(jax.vmap(worst)(state.params, goal)) > TORN
 
 
 def better_start(
@@ -475,7 +515,7 @@ def better_start(
     """
     stage, inputs = following
     trial, silent = replace(stage, steps=min(TRIAL, stage.steps), patience=0), lambda *_: False
-    other = start(config, len(problem.masses))
+    other = start(config, problem.trajectories)
     other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
     outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
     better = doubted & (outcome[1] < outcome[0])
@@ -493,11 +533,17 @@ def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
 def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
     """What a stage's steps work on: points and grid, and what they are compared with."""
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
+    goal = make_goal(problem, stage, level)
+    return level, jax.tree.map(lambda a: a[None], goal) if problem.waypoints else goal
+
+
+def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
+    """What the level's points are compared with in a stage, for each target by itself."""
     if stage.loss == "points":
         count = len(problem.masses)
         found = [correspond.ends(problem, target, level) for target in range(count)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
-        return level, Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
+        return Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
     kind = "density" if stage.loss == "matched" else "mass"
     volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
 
@@ -511,4 +557,4 @@ def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
         other = replace(problem, densities=problem.judges)
         judge, power = compared(level_targets(other, stage.bin, kind, stage.blur)[0])
         goal = goal._replace(judge=judge, judge_power=power)
-    return level, goal
+    return goal

@@ -10,16 +10,17 @@ from jaxtyping import Array, Float, PyTree
 from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax.flow import Scalar, inverse_euler, path
+from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import Frame, bounding_box, carried_mass
 from cryotrans_jax.splat import splat
-from cryotrans_jax.train import Config
+from cryotrans_jax.train import Config, field, placed
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
 CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
 
 
@@ -28,23 +29,20 @@ def frame_times(frames: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
 
 
-def split_time(t: float, steps: int) -> tuple[int, float]:
-    """Whole Euler steps before time t, and the part of the next one, in [0, 1)."""
-    whole = int(np.floor(t * steps + 1e-6))
-    part = t * steps - whole
-    return whole, part if part > 1e-6 else 0.0
-
-
 @partial(jax.jit, static_argnames="config")
 def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
     """Points after each Euler step of the flow, x first."""
-    return path(partial(config.network.apply, params), x, config.euler_steps)
+    return path(field(config, params), placed(config, x, 0.0), config.euler_steps)[..., :3]
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
-def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int):
-    """Points after each of `steps` Euler steps of length tau undone, y first."""
-    return jnp.concatenate([y[None], inverse_euler(partial(config.network.apply, params), y, tau, steps)[1]])
+def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
+    """Points after each of `steps` Euler steps of length tau undone, y first.
+
+    `t` is when the points are at y, which matters only if V depends on time.
+    """
+    undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps)[1]
+    return jnp.concatenate([y[None], undone[..., :3]])
 
 
 def padded(x: np.ndarray) -> Float[Array, "n 3"]:
@@ -62,11 +60,7 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
     visited = np.concatenate(
         [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
-    moved = []
-    for t in times:
-        whole, part = split_time(t, config.euler_steps)
-        ahead = visited[min(whole + 1, config.euler_steps)]
-        moved.append(visited[whole] + part * (ahead - visited[whole]))
+    moved = [between(visited, t) for t in times]
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
 
@@ -106,18 +100,43 @@ def pull_back(
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
     nodes, count = padded(np.asarray(lattice.nodes)), len(lattice.nodes)
     voxels = np.stack(np.unravel_index(np.asarray(lattice.voxels), shape)).astype(np.float32)
-    tau = 1.0 / config.euler_steps
-    undone = {}  # by the part of an Euler step: V does not depend on time, so one inverse path serves many frames
-    for t in times:
-        whole, part = split_time(t, config.euler_steps)
-        if part not in undone:
-            y = backward(config.flow, params, nodes, part * tau, 1)[1] if part else nodes
-            undone[part] = backward(config.flow, params, y, tau, config.euler_steps)
-        shift = (undone[part][whole] - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
+    for origin in origins(config, params, nodes, times):
+        shift = (origin - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
         at = voxels + np.asarray(interpolate(lattice, shift)).T
         density = np.zeros(shape, np.float32)
         density[wanted] = ndimage.map_coordinates(spline, at, order=3, prefilter=False, mode="constant")
         yield Map(density, size, initial.origin)
+
+
+def origins(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+    """For each time, the points (unit boxes, as y) that the flow has carried to y by then."""
+    tau, kept = 1.0 / config.euler_steps, {}
+
+    def undone(part: float, steps: int, t: float):
+        at = backward(config.flow, params, y, part * tau, 1, t)[1] if part else y
+        return backward(config.flow, params, at, tau, steps, t - part * tau)
+
+    for t in times:
+        whole, part = split_time(t, config.euler_steps)
+        if config.waypoints:
+            yield undone(part, whole, t)[whole]
+            continue
+        if part not in kept:  # V does not depend on time, so that one inverse path serves many frames
+            kept[part] = undone(part, config.euler_steps, t)
+        yield kept[part][whole]
+
+
+def consistency(config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float) -> float:
+    """How far (Å, rms) density that is carried to its end, and from there back by the inverse flow, is from its start.
+
+    Next to nothing where the flow is one to one; where it folds, several places are carried to one, and the inverse
+    finds but one of them. Of about SAMPLE voxels above the threshold.
+    """
+    inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
+    xyz = initial.origin + inside[:: -(-len(inside) // SAMPLE)] * initial.voxel_size
+    end = frame.to_unit(move(config, params, frame, xyz, [1.0])[0])
+    back = np.asarray(next(origins(config, params, padded(end), [1.0])))[: len(xyz)]
+    return float(np.sqrt(((frame.to_angstrom(back.astype(np.float64)) - xyz) ** 2).sum(-1).mean()))
 
 
 interpolate = jax.jit(lattices.interpolate)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+TIME = 4.0  # by which the network multiplies the time, so that the field can soon change along the way
+
 
 class Velocity(nn.Module):
     """Velocity V(x) in unit boxes per unit time at points x in the unit box.
@@ -17,6 +19,9 @@ class Velocity(nn.Module):
     With `waves`, the layers also see so many sines of x, whose wave vectors start from N(0, `wave_number`²) (radians
     per unit box), so that the field can change over that distance early on (Tancik et al. 2020); then the hidden
     layers start from He's normal distribution, and only the last layer from N(0, `init_std`²).
+
+    Points (x, t) have a fourth coordinate, the time, which the first hidden layer sees besides. It starts blind to it,
+    so that the field depends on time only as far as it has to.
     """
 
     width: int = 100
@@ -28,17 +33,21 @@ class Velocity(nn.Module):
     wave_number: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*points 3"]) -> Float[Array, "*points 3"]:
-        """V(x), the same shape as x."""
+    def __call__(self, x: Float[Array, "*points axes"]) -> Float[Array, "*points 3"]:
+        """V(x), or V(x, t)."""
         small = nn.initializers.normal(self.init_std)
         hidden = nn.initializers.he_normal() if self.waves else small
-        h = x - self.centre
+        h = x[..., :3] - self.centre
         if self.waves:
             start = {
                 "kernel_init": nn.initializers.normal(self.wave_number),
                 "bias_init": nn.initializers.uniform(2 * np.pi),
             }
             h = jnp.concatenate([h, jnp.sin(nn.Dense(self.waves, name="waves_in", **start)(h))], axis=-1)
-        for _ in range(self.depth):
-            h = nn.leaky_relu(nn.Dense(self.width, kernel_init=hidden)(h), self.slope)
+        for layer in range(self.depth):
+            h = nn.Dense(self.width, kernel_init=hidden)(h)
+            if layer == 0 and x.shape[-1] > 3:
+                late = TIME * (x[..., 3:] - 0.5)
+                h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(late)
+            h = nn.leaky_relu(h, self.slope)
         return nn.Dense(3, kernel_init=small)(h)

@@ -13,11 +13,12 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments import archives
 from experiments.demo import hinge_pair
-from experiments.results import Case, load_reference
+from experiments.results import Case, Waypoint, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
+WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
@@ -30,21 +31,25 @@ def from_flags(settings, out_dir: Path) -> Case:
     initial_name, target_names = settings.initial or INITIAL, settings.target
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
+    passed = waypoints_in(settings.waypoint)
+    names = [*target_names, *(name for name, _ in passed)]
     if settings.fetch:
-        fetch_missing(settings, [initial_name, *target_names])
-    resolutions = [resolution_of(name, settings.data_dir) for name in (initial_name, *target_names)]
-    if settings.target_resolution and not (settings.initial_resolution or resolutions[0]):
+        fetch_missing(settings, [initial_name, *names])
+    known = [resolution_of(name, settings.data_dir) for name in (initial_name, *names)]
+    if settings.target_resolution and not (settings.initial_resolution or known[0]):
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
-    initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
-    initial, targets, masks = mask_all(settings, initial, targets)
-    for name, target in zip(target_names, targets, strict=True):
+    resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
+    initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
+    initial, maps, masks = mask_all(settings, initial, maps)
+    targets = maps[: len(target_names)]
+    for name, target in zip(names, maps, strict=True):
         if difference := same_grid(initial, target):
             raise InputError(
                 f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target "
                 "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
                 f"experiments.simulate --like={initial_name}"
             )
-    used = {name: files[name] for name in (initial_name, *target_names)} | masks
+    used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
     if settings.model:
         used[settings.model] = existing(settings.model, settings.data_dir)
@@ -60,11 +65,29 @@ def from_flags(settings, out_dir: Path) -> Case:
         targets=targets,
         files=used,
         target_names=unique_stems(target_names),
-        initial_resolution=settings.initial_resolution or resolutions[0],
-        target_resolutions=[settings.target_resolution or resolution for resolution in resolutions[1:]],
+        initial_resolution=settings.initial_resolution or known[0],
+        target_resolutions=resolutions[: len(targets)],
         model=model,
         references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
+        waypoints=[
+            Waypoint(name, map_, time, resolution)
+            for (name, time), map_, resolution in zip(
+                passed, maps[len(targets) :], resolutions[len(targets) :], strict=True
+            )
+        ],
     )
+
+
+def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
+    """The files and times that texts like a.mrc@0.3,b.mrc@0.6 name. Raises InputError where one is not of that form."""
+    found = []
+    for text in itertools.chain.from_iterable(texts.split(",") for texts in given):
+        if not (match := WAYPOINT.fullmatch(text)):
+            raise InputError(
+                f"--waypoint={text} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
+            )
+        found.append((match["name"], float(match["time"])))
+    return found
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:

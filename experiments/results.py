@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gemmi
 import jax
@@ -55,12 +55,22 @@ SCORES = (  # label, name in metrics.json without _before and _after, style
 Curve = tuple[np.ndarray, np.ndarray]  # frequency [1/Å], Fourier shell correlation
 
 
+class Waypoint(NamedTuple):
+    """A map that the flow is to pass at a time between 0 and 1; its resolution in Å, or None."""
+
+    name: str
+    map: Map
+    time: float
+    resolution: float | None
+
+
 @dataclass
 class Case:
     """What a run works on: maps on one grid, their names and files, and what there is to score against.
 
     `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
     `contours` says at which level to look at the initial map and at each target, and what that shows.
+    Where there are `waypoints`, there is one target.
     """
 
     initial: Map
@@ -72,6 +82,7 @@ class Case:
     model: gemmi.Structure | None = None
     references: list[gemmi.Structure | Map | None] = field(default_factory=list)
     contours: list[dict] = field(default_factory=list)
+    waypoints: list[Waypoint] = field(default_factory=list)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -144,6 +155,8 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             initial_resolution=case.initial_resolution,
             target_resolution=case.target_resolutions,
             volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
+            waypoints=[(w.map, w.time) for w in case.waypoints],
+            waypoint_resolution=[w.resolution for w in case.waypoints],
             bin=settings.bin,
             share=share,
             progress=progress,
@@ -259,12 +272,14 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
 
     `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
     FSC against it (a model is simulated at the initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with
-    a model of both states, CA displacement in Å.
+    a model of both states, CA displacement in Å. For each waypoint the correlation with it of the initial map and of
+    the frame at its time. And how consistent the flow is with its inverse, in Å.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
     out: dict[str, Any] = {
         "target": case.target_names[number],
         "mass_kept": mass_kept(case.initial, generated, fit),
+        "consistency": fit.consistency(case.initial),
     }
     compared = compared or compare(fit, case, number, generated)
     truth, curves = compared.truth, compared.curves
@@ -275,6 +290,8 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
+    if case.waypoints:
+        out["waypoints"] = [score_waypoint(fit, case.initial, compared.start, waypoint) for waypoint in case.waypoints]
     if case.model is not None and isinstance(reference, gemmi.Structure):
         moved = fit.move(case.model, [1.0])[0]
         found = metrics.ca_displacement(moved, reference, case.model)
@@ -290,6 +307,15 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             "moved_n": "moved_n",
         }
         out |= {name: found[key] for key, name in names.items() if key in found}
+    return out
+
+
+def score_waypoint(fit: Fit, initial: Map, start: Map, waypoint: Waypoint) -> dict:
+    """Correlation and FSC = 0.5 [Å] with a waypoint, of the initial map's part `start` and of the frame at its time."""
+    out: dict[str, Any] = {"waypoint": waypoint.name, "time": waypoint.time}
+    for when, map_ in (("before", start), ("after", next(iter(fit.frames(initial, [waypoint.time]))))):
+        out[f"correlation_{when}"] = metrics.correlation(map_.density, waypoint.map.density)
+        out[f"fsc_{when}"] = metrics.resolution_at(*metrics.map_fsc(map_, waypoint.map), 0.5)
     return out
 
 
@@ -318,6 +344,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "targets": case.target_names,
         "inputs": {n: {"file": str(p.resolve()), "sha256": checksum(p)} for n, p in case.files.items()},
         "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
+        "waypoints": [{"waypoint": waypoint.name, "time": waypoint.time} for waypoint in case.waypoints],
         "chosen": report,
         "contours": case.contours,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -371,7 +398,8 @@ def peak_mib() -> float:
 
 def print_report(report: dict) -> None:
     """Nothing; prints the contour levels used, what they keep, and the blur between the maps."""
-    for name, used in [("initial", report["initial"]), *(("target", t) for t in report["targets"])]:
+    passed = [(f"waypoint {used['time']:g}", used) for used in report.get("waypoints", [])]
+    for name, used in [("initial", report["initial"]), *passed, *(("target", t) for t in report["targets"])]:
         print(
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
@@ -423,6 +451,9 @@ def print_scores(name: str, scores: dict) -> None:
         if f"{key}_after" in scores:
             before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
             print(f"  {label:40s} {before:>8s} {after:>8s}")
+    for passed in scores.get("waypoints", []):
+        label = f"correlation with the waypoint at {passed['time']:g}"
+        print(f"  {label:40s} {passed['correlation_before']:8.3f} {passed['correlation_after']:8.3f}")
     if "seed_spread_median" in scores:
         label = "spread over seeds: median, 95 % [Å]"
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")

@@ -36,6 +36,12 @@ def define_flags() -> None:
         True,
         "Write report.html, which shows and explains the run, and its pictures beside the results.",
     )
+    flags.DEFINE_multi_string(
+        "waypoint",
+        [],
+        "FILE@TIME: a map that the flow is to pass on its way to the one target, at a time between 0 and 1. Several, "
+        "separated by commas or each with a flag of its own.",
+    )
     flags.DEFINE_list(
         "reference", None, "Model or map of the target state to score against; one, or one for each target."
     )

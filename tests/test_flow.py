@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.linalg import expm
 
-from cryotrans_jax.flow import euler, flow, inverse, path
+from cryotrans_jax.flow import at_time, between, euler, flow, inverse, path, split_time, timed
 from cryotrans_jax.velocity import Velocity
 
 CENTRE = np.array([0.3, 0.5, 0.6])
@@ -87,3 +87,31 @@ def test_gradient_of_the_flow_is_that_of_finite_differences(x, params):
             return flow(partial(network.apply, params), x, 4)
 
         check_grads(end, (params, points), order=1, modes=["rev"], eps=1e-6)
+
+
+def test_flow_of_a_field_that_grows_with_time_is_the_sum_of_its_steps(x):
+    """Σ τ (k τ) for k = 0, ..., 9, τ = 1/10, is 9/20; time itself arrives at 1."""
+    c = np.array([0.4, -0.2, 0.3], np.float32)
+    field = timed(lambda xt: xt[:, 3:] * c)
+    visited = path(field, at_time(x, 0.0), 10)
+    np.testing.assert_allclose(visited[-1, :, :3], x + 9 / 20 * c, atol=1e-6)  # float32
+    np.testing.assert_allclose(visited[:, 0, 3], np.arange(11) / 10, atol=1e-6)
+
+
+def test_inverse_undoes_a_flow_that_depends_on_time(x, params):
+    network = Velocity(width=16)
+    field = timed(lambda xt: jnp.cos(4 * xt[:, 3:]) * network.apply(params, xt[:, :3]))
+    y = flow(field, at_time(x, 0.0), 10)
+    assert np.abs(y[:, :3] - x).max() > 0.05
+    back = inverse(field, y, 10)
+    np.testing.assert_allclose(back, at_time(x, 0.0), atol=2e-6)  # float32, ten steps
+    late = inverse(field, y + np.float32([0, 0, 0, 0.5]), 10)
+    assert np.abs(late[:, :3] - x).max() > 0.05  # at another time it is another field
+
+
+def test_a_path_is_straight_between_two_steps(x):
+    visited = path(linear, x, 5)
+    np.testing.assert_allclose(between(visited, 0.5), (visited[2] + visited[3]) / 2, atol=1e-6)  # float32
+    for k in range(6):
+        np.testing.assert_array_equal(between(visited, k / 5), visited[k])
+    assert split_time(0.33, 5) == (1, pytest.approx(0.65))

@@ -136,6 +136,7 @@ def test_frames_and_models_start_at_the_input_and_approach_the_target(run, folde
     assert scores["correlation_with_target_after"] == pytest.approx(correlation(last), abs=1e-5)
     assert scores["correlation_with_target_before"] == pytest.approx(correlation(first), abs=1e-4)
     assert all(np.isfinite(value) for value in scores.values() if not isinstance(value, str))
+    assert scores["consistency"] < 1e-2  # Å: the inverse flow finds the way back
 
 
 def test_the_settings_written_down_are_the_flags_of_the_run(run):
@@ -144,6 +145,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
+        "waypoint",
     }  # fmt: skip
 
 
@@ -188,6 +190,24 @@ def test_several_seeds_say_where_they_differ(run, folder, job, tmp_path):
     spread, generated = read_map(out / "seed_spread.mrc"), read_map(out / "generated.mrc")
     assert not same_grid(spread, generated)
     assert (out / "generated.mrc").read_bytes() == (run / "generated.mrc").read_bytes()
+
+
+def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
+    """Half way between the states by the models, which the flow is to pass at a quarter of the way."""
+    given = dict(recipe="paper", bin=2, steps=0.02, frames=5, waypoint=f"{folder}/between.mrc@0.25")
+    status, printed, error = job("run", *arguments(folder, tmp_path, **given))
+    assert status == 0, error
+    (passed,) = json.loads((tmp_path / "metrics.json").read_text())["waypoints"]
+    assert (passed["waypoint"], passed["time"]) == (f"{folder}/between.mrc", 0.25)
+    assert passed["correlation_after"] > 0.5 + 0.5 * passed["correlation_before"]
+    quarter, between = (read_map(path).density for path in (tmp_path / "frame_01.mrc", folder / "between.mrc"))
+    assert passed["correlation_after"] == pytest.approx(np.corrcoef(quarter.ravel(), between.ravel())[0, 1], abs=1e-4)
+    assert f"correlation with the waypoint at 0.25 {passed['correlation_before']:11.3f}" in printed
+    assert "waypoint 0.25 map: contour level" in printed
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["recipe"]["waypoints"] == [0.25] and f"{folder}/between.mrc" in saved["inputs"]
+    assert job("predict", f"--run_dir={tmp_path}", "--frames=5")[0] == 0
+    assert (tmp_path / "predict_5/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
 
 
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
@@ -380,6 +400,15 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(reference="{}/smaller.mrc"), ["smaller.mrc lies on another grid"]),
         (dict(reference="{0}/target.cif,{0}/target.cif"), ["2 references for 1 targets"]),
         (dict(out_dir="{}/initial.mrc"), ["initial.mrc is a file, not a folder"]),
+        (dict(waypoint="{}/between.mrc"), ["--waypoint={}/between.mrc is not FILE@TIME"]),
+        (dict(waypoint="{}/between.mrc@half"), ["@half is not FILE@TIME"]),
+        (dict(waypoint="none.mrc@0.5"), ["no map none.mrc here or in {}/data"]),
+        (dict(waypoint="{}/smaller.mrc@0.5"), ["smaller.mrc lie on different grids"]),
+        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["a waypoint is at the time 1.5"]),
+        (
+            dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
+            ["waypoints are for one target"],
+        ),
         (dict(recipe="foo"), ["--recipe=foo"]),
         (dict(steps=0), ["--steps=0"]),
         (dict(frames="many"), ["--frames=many"]),

@@ -121,3 +121,21 @@ def test_the_wave_number_sets_over_which_distance_the_field_changes():
     near, far = change(10.0, 0.03), change(10.0, 0.09)
     assert change(30.0, 0.03) == pytest.approx(far, rel=0.25)  # besides the waves, the layers see the positions
     assert far > 2 * near
+
+
+@pytest.mark.parametrize("waves", [0, 8])
+def test_velocity_sees_the_time_beside_the_positions_and_starts_blind_to_it(waves):
+    network = Velocity(width=20, centre=0.5, waves=waves, wave_number=4.0)
+    x = jax.random.uniform(jax.random.key(1), (6, 3))
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    early, late = (jnp.concatenate([x, jnp.full((6, 1), t)], axis=-1) for t in (0.0, 0.75))
+    still = network.init(jax.random.key(0), jnp.zeros((1, 3)))
+    for at in (early, late):
+        np.testing.assert_array_equal(network.apply(params, at), network.apply(still, x))
+    kernel = jax.random.normal(jax.random.key(2), (1, 20))
+    params["params"]["time_in"] = {"kernel": kernel}
+    assert np.abs(network.apply(params, early) - network.apply(params, late)).max() > 1e-4
+    # a bias of the first hidden layer that grows with time: four units a unit of it, none half way
+    moved = jax.tree.map(lambda p: p, still)
+    moved["params"]["Dense_0"]["bias"] = still["params"]["Dense_0"]["bias"] + kernel[0] * 4.0 * 0.25
+    np.testing.assert_allclose(network.apply(params, late), network.apply(moved, x), atol=1e-6)  # float32

@@ -1,0 +1,171 @@
+"""A trajectory passes its waypoints: along a curve, out and back, and where they ask for nothing, as without them."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cryotrans_jax import atoms, prepare, trajectory
+from cryotrans_jax.files import InputError
+from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.recipes import default
+from cryotrans_jax.train import Config, Stage, fit, stage_inputs, start, torn
+
+MATCHED = Stage("matched", 400, 1e-2, 1e-4, bin=2, sampling=2, blur=4.0, rigidity=0.1)
+POINTS = Stage("points", 10, 1e-3, 1e-3, bin=2, sampling=2)
+CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
+ALONG, ACROSS = np.array([7.0, 0.0, 0.0]), np.array([0.0, 0.0, 5.0])  # Å
+
+
+@pytest.fixture(scope="module")
+def shifted(models, maps):
+    """The initial map with all atoms shifted by so many Å."""
+
+    def shifted(by):
+        model = atoms.moved(models[0], atoms.positions(models[0]) + by)
+        grid = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
+        return atoms.simulate_map(model, *grid, 8.0)
+
+    return shifted
+
+
+@pytest.fixture(scope="module")
+def followed(shifted, maps, models):
+    """Displacements (times, atoms, 3) of the atoms at some times, by a fit through some shifts."""
+
+    @cache
+    def fitted(end, *waypoints):
+        waypoints, end = {t: np.array(by) for t, *by in waypoints}, np.array(end)
+        ends = [shifted(by) for by in (*waypoints.values(), end)]
+        problem = prepare.prepare(
+            maps[0], ends, initial_resolution=8.0, target_resolutions=[8.0] * len(ends), waypoints=[*waypoints]
+        )
+        config = replace(CONFIG, waypoints=problem.waypoints)
+        return config, jax.tree.map(lambda p: p[0], fit(problem, config)[0].params), problem.frame
+
+    def followed(end, waypoints, times):
+        xyz = atoms.positions(models[0])
+        return trajectory.move(*fitted((*end,), *((t, *by) for t, by in waypoints.items())), xyz, times) - xyz
+
+    return followed
+
+
+def test_a_waypoint_half_way_along_the_straight_line_changes_nothing(followed):
+    """Within 0.3 Å, which two fits differ by anyway."""
+    free, passing = (followed(ALONG, way, [0.5, 1.0]).mean(1) for way in ({}, {0.5: ALONG / 2}))
+    np.testing.assert_allclose(passing, free, atol=0.3)
+    np.testing.assert_allclose(passing, [ALONG / 2, ALONG], atol=0.3)
+
+
+def test_a_curve_is_followed_with_a_waypoint_and_not_without(followed):
+    through = ALONG / 2 + ACROSS
+    free, passing = (followed(ALONG, way, [0.5, 1.0]) for way in ({}, {0.5: through}))
+    np.testing.assert_allclose(free.mean(1), [ALONG / 2, ALONG], atol=0.3)
+    np.testing.assert_allclose(passing.mean(1), [through, ALONG], atol=0.3)
+    np.testing.assert_allclose(passing[0], np.broadcast_to(through, passing[0].shape), atol=2.0)  # every atom
+
+
+def test_a_way_out_and_back_takes_a_field_that_depends_on_time(followed):
+    """No field that does not can turn a point round; two waypoints, between two Euler steps and on one."""
+    out = followed(np.zeros(3), {0.375: ACROSS, 0.75: ACROSS / 2}, [0.375, 0.75, 1.0]).mean(1)
+    np.testing.assert_allclose(out, [ACROSS, ACROSS / 2, np.zeros(3)], atol=0.4)
+
+
+@pytest.fixture(scope="module")
+def problem(shifted, maps):
+    ends = [shifted(by) for by in (ACROSS, ALONG)]
+    return prepare.prepare(maps[0], ends, initial_resolution=8.0, target_resolutions=[9.0, 10.0], waypoints=[0.25])
+
+
+def test_goals_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(problem):
+    alone = replace(problem, waypoints=())
+    assert (problem.trajectories, alone.trajectories) == (1, 2)
+    for stage in (replace(MATCHED, blur=0.0), POINTS):
+        together, apart = (stage_inputs(p, stage)[1] for p in (problem, alone))
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+            np.testing.assert_array_equal(a, b[None])
+
+
+def test_a_start_is_torn_where_it_misses_a_waypoint(problem):
+    """At the end every point is where it belongs, and at the waypoint a part is not."""
+    config = replace(CONFIG, waypoints=problem.waypoints)
+    level, goal = stage_inputs(problem, POINTS)
+    state = start(config, 1)
+    still = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
+    there = goal._replace(ends=jnp.broadcast_to(level.x, goal.ends.shape), weight=jnp.ones_like(goal.weight))
+    assert not torn(config, (level, there), still).any()
+    away = there._replace(ends=there.ends.at[0, 0, : len(level.x) // 2, 1].add(4 * goal.reach[0, 0]))
+    assert torn(config, (level, away), still).all()
+
+
+def test_the_default_recipe_takes_more_steps_through_waypoints_and_time_as_an_input(problem):
+    alone, config = default(replace(problem, waypoints=())), default(problem)
+    assert config.waypoints == (0.25,) and config.euler_steps > alone.euler_steps
+    inputs = {c.waypoints: start(c, 1).params["params"] for c in (alone, config)}
+    assert not inputs[(0.25,)].pop("time_in")["kernel"].any()  # from the default's start, blind to time
+    jax.tree.map(np.testing.assert_array_equal, *inputs.values())
+
+
+@pytest.fixture(scope="module")
+def bent(shifted, maps):
+    """A short fit whose field depends on time, and its maps' first."""
+    waypoints = [(shifted(ALONG), 0.8), (shifted(ACROSS), 0.37)]
+    known = dict(initial_resolution=8.0, target_resolution=8.0, waypoint_resolution=8.0)
+    return morph(maps[0], maps[1], "paper", bin=4, steps=0.01, waypoints=waypoints, **known)
+
+
+def test_waypoints_are_taken_by_rising_time(bent):
+    assert bent.config.waypoints == (0.37, 0.8) and [used["time"] for used in bent.report["waypoints"]] == [0.37, 0.8]
+    for name in ("targets", "blur_variance", "start"):  # of the target alone
+        assert len(bent.report[name]) == 1
+    assert all(used["volume"] > 0 and "blur_variance" in used for used in bent.report["waypoints"])
+
+
+def test_a_saved_fit_gives_the_same_frames(bent, maps, tmp_path):
+    bent.save(tmp_path / "fit")
+    again = Fit.load(tmp_path / "fit")
+    assert again.config == bent.config
+    for a, b in zip(*(each.frames(maps[0], [0.3, 1.0]) for each in (bent, again)), strict=True):
+        np.testing.assert_array_equal(a.density, b.density)
+
+
+@pytest.mark.parametrize("t", [0.2, 0.37, 0.99, 1.0])
+def test_the_inverse_undoes_the_motion_at_any_time(bent, models, t):
+    xyz = atoms.positions(models[0])
+    moved = trajectory.move(bent.config, bent.of(0), bent.frame, xyz, [t])[0]
+    y = trajectory.padded(bent.frame.to_unit(moved))
+    # also after other times, and before: paths are not shared among them
+    origins = [*trajectory.origins(bent.config, bent.of(0), y, [0.5 * t, t, 1.0])]
+    back = [bent.frame.to_angstrom(np.asarray(x)[: len(xyz)]) for x in origins]
+    np.testing.assert_allclose(back[1], xyz, atol=1e-3)  # Å: float32, and the inverse's tolerance
+    assert np.abs(back[0] - xyz).max() > 0.1
+
+
+def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps, models):
+    """f_t(Φ(x, t)) = f_0(x), at a waypoint's time and at others."""
+    smooth = atoms.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
+    strong = np.argwhere(smooth.density > 0.3 * smooth.density.max())
+    times = [0.37, 0.6, 1.0]
+    xyz = trajectory.move(bent.config, bent.of(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times)
+    density = smooth.density[tuple(strong.T)]
+    for to, frame in zip(xyz, bent.frames(smooth, times), strict=True):
+        found = ndimage.map_coordinates(frame.density, ((to - smooth.origin) / smooth.voxel_size).T, order=3)
+        np.testing.assert_allclose(found, density, atol=0.03 * density.max())  # two splines, and the control lattice
+
+
+def test_waypoints_that_cannot_be_are_refused(shifted, maps):
+    mid = shifted(ALONG)
+    moved = replace(mid, origin=mid.origin + 1)
+    for targets, waypoints, sentence in (
+        (maps[1], [(mid, 0.0)], "at the time 0: give one between 0"),
+        (maps[1], [(mid, 1.0)], "at the time 1: give one between 0"),
+        (maps[1], [(mid, 0.5), (mid, 0.5)], r"two waypoints are at one time \(0.5, 0.5\)"),
+        (maps[1:], [(mid, 0.5)], "waypoints are for one target, and there are 2"),
+        (maps[1], [(moved, 0.5)], "the initial and the waypoint map lie on different grids"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            morph(maps[0], targets, waypoints=waypoints)
