@@ -15,6 +15,7 @@ from cryotrans_jax.maps import Map
 
 SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
 REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
+PDB_ATOMS = 99999  # the PDB format's numbers have five digits
 BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
 BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # within an amino acid
@@ -64,6 +65,38 @@ def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
             structure.write_pdb(str(temporary))
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path} cannot hold this model ({error}): end the name in .cif") from error
+
+
+def write_trajectory(path: str | os.PathLike, frames: Sequence[gemmi.Structure]) -> None:
+    """Nothing; the frames of one model are in the file as its models 1, 2, ..., mmCIF or PDB by its suffix.
+
+    Raises:
+        InputError: as `write_model` does.
+    """
+    together = frames[0].clone()
+    for number, frame in enumerate(frames[1:], 2):
+        model = frame[0].clone()
+        model.num = number
+        together.add_model(model)
+    write_model(path, together)
+
+
+def pdb_obstacle(structure: gemmi.Structure) -> str | None:
+    """Why the PDB format cannot hold a model for all programs, in words; None if it can."""
+    count, chains = structure[0].count_atom_sites(), [chain.name for chain in structure[0]]
+    numbers = [residue.seqid.num for chain in structure[0] for residue in chain]
+    if count + len(chains) > PDB_ATOMS:  # each chain's end is numbered too
+        return f"it has {count} atoms, more than {PDB_ATOMS}"
+    if long := [name for name in chains if len(name) > 1]:
+        return f"its chain {long[0]} has a name of more than one letter"
+    if long := [residue.name for chain in structure[0] for residue in chain if len(residue.name) > 3]:
+        return f"its residue {long[0]} has a name of more than three letters"
+    if not -999 <= min(numbers) <= max(numbers) <= 9999:
+        return f"its residues are numbered from {min(numbers)} to {max(numbers)}"
+    low, high = positions(structure).min(), positions(structure).max()
+    if low <= -999.9995 or high >= 9999.9995:
+        return f"its coordinates are from {low:.0f} to {high:.0f} Å"
+    return None
 
 
 def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:

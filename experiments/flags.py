@@ -100,6 +100,9 @@ def define_output(frames: int = 11) -> None:
     """Nothing; the flags that decide what is written are there."""
     flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)
     flags.DEFINE_string("model", None, "Atomic model of the initial state (PDB or mmCIF), carried along.")
+    flags.DEFINE_bool(
+        "idealise", False, "Give carried models the initial one's bonds, angles and side chains again, and no clashes."
+    )
     flags.DEFINE_enum(
         "render", "pull_back", ["pull_back", "splat"], "How frames are made: keeping detail, or keeping mass."
     )

@@ -22,6 +22,8 @@ FILES = (  # pattern, what it is
     (r"frame_\d+\.mrc", "the pseudo-trajectory, from the initial map to the generated one"),
     (r"generated\.(cif|pdb)", "the model carried to the target's conformation"),
     (r"model_\d+\.cif", "the model in every frame"),
+    (r"trajectory\.(pdb|cif)", "all of these as one movie for ChimeraX, PyMOL and VMD"),
+    (r"geometry\.csv", "the model's bonds, hands and clashes in every frame"),
     (r"view\.cxc", "open it in ChimeraX: frames, generated map coloured by displacement, target, models"),
     (
         r"displacement\.mrc",

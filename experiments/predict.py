@@ -64,7 +64,9 @@ def main() -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for old in earlier:
         old.unlink()
-    results.write_frames(fit, initial, model, FLAGS.frames, FLAGS.render, out_dir)
+    results.write_frames(fit, initial, FLAGS.frames, FLAGS.render, out_dir)
+    if model is not None:
+        results.write_models(fit, model, FLAGS, out_dir)
     print(f"{FLAGS.frames} frames are in {out_dir}")
 
 

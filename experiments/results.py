@@ -17,7 +17,7 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import atoms, metrics, train, trajectory
+from cryotrans_jax import atoms, geometry, metrics, train, trajectory
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -38,7 +38,9 @@ PACKAGES = (
     "scipy",
 )
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
-FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
+FRAMES = re.compile(  # what a run, or predict, makes of a fit
+    r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
+)
 RECORDS = re.compile(  # what a run writes about itself
     r"config\.json|loss\.csv|metrics\.json|unexplained\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
@@ -51,6 +53,10 @@ SCORES = (  # label, name in metrics.json without _before and _after, style
     ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
     ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
     ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
+    ("share of CA-CA bonds of 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
+    ("bond lengths off by, rms [Å]", "bond_rms", "{:.3f}"),
+    ("centres of the other hand", "mirrored", "{:.0f}"),
+    ("clashes of heavy atoms below 2.2 Å", "clashes", "{:.0f}"),
 )
 Curve = tuple[np.ndarray, np.ndarray]  # frequency [1/Å], Fourier shell correlation
 
@@ -184,11 +190,14 @@ def write(
         write_json(folder / "config.json", {"target": name} | description)
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
-        last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
+        last = write_frames(one, case.initial, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
         scores.append(score(one, case, number, last, compared))
         left = compared.start, last, case.targets[number], fit.report["blur_variance"][number]
         scores[-1] |= write_unexplained(*left, folder)
+        if case.model is not None:
+            reference = case.references[number] if case.references else None
+            scores[-1] |= write_models(one, case.model, settings, folder, reference)
         if others:
             scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
         scores[-1]["peak_mib"] = peak_mib()
@@ -203,19 +212,12 @@ def write(
     return scores
 
 
-def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: int, render: str, folder: Path) -> Map:
-    """The last frame; all frames, the generated map and the carried models of a fit of one target are in the folder."""
+def write_frames(fit: Fit, initial: Map, frames: int, render: str, folder: Path) -> Map:
+    """The last frame; all frames and the generated map of a fit of one target are in the folder."""
     times = trajectory.frame_times(frames)
-    width = max(2, len(str(frames - 1)))  # so that names sort by time
     for number, frame in enumerate(fit.frames(initial, times, render=render)):
-        write_map(folder / f"frame_{number:0{width}d}.mrc", frame)
-    copy_whole(folder / f"frame_{number:0{width}d}.mrc", folder / "generated.mrc")
-    if model is not None:
-        for number, carried in enumerate(fit.move(model, times)):
-            atoms.write_model(folder / f"model_{number:0{width}d}.cif", carried)
-        atoms.write_model(folder / "generated.cif", carried)
-        if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
-            atoms.write_model(folder / "generated.pdb", carried)
+        write_map(folder / f"frame_{numbered(number, frames)}.mrc", frame)
+    copy_whole(folder / f"frame_{numbered(number, frames)}.mrc", folder / "generated.mrc")
     return frame
 
 
@@ -228,6 +230,60 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
     return {"correlation_matched_before": before, "correlation_matched_after": after}
+
+
+def numbered(number: int, count: int) -> str:
+    """The number of one of so many frames, with as many digits as let names sort by time."""
+    return f"{number:0{max(2, len(str(count - 1)))}d}"
+
+
+def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, reference: Any = None) -> dict:
+    """How the model's geometry has fared; the carried models, their trajectory and geometry.csv are in the folder.
+
+    With settings.idealise the models written have their geometry again, and the scores are theirs; the file has the
+    columns carried_... for those before. With a reference model also their CA RMSD, if idealised.
+    """
+    times = trajectory.frame_times(settings.frames)
+    frames, topology = fit.move(model, times), geometry.topology(model)
+    rows = [measured(topology, carried) for carried in frames]
+    if settings.idealise:
+        ideal = [geometry.idealised(topology, atoms.positions(carried)) for carried in frames]
+        frames = [atoms.moved(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
+        before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
+        rows = [measured(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
+    for number, carried in enumerate(frames):
+        atoms.write_model(folder / f"model_{numbered(number, len(frames))}.cif", carried)
+    atoms.write_model(folder / "generated.cif", carried)
+    if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
+        atoms.write_model(folder / "generated.pdb", carried)
+    obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
+    if obstacle:
+        print(f"the model does not fit the PDB format, as {obstacle}: the trajectory is in mmCIF, trajectory.cif")
+    atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
+    write_rows(
+        folder / "geometry.csv",
+        [{"frame": n, "time": t} | row for n, (t, row) in enumerate(zip(times, rows, strict=True))],
+    )
+    start = measured(topology, model)
+    scores = {f"{key}_{when}": row[key] for key in start for when, row in (("before", start), ("after", rows[-1]))}
+    scores["clashes_worst"] = max(row["clashes"] for row in rows)
+    if settings.idealise and isinstance(reference, gemmi.Structure):
+        scores["rmsd_idealised"] = metrics.ca_displacement(carried, reference)["rmsd"]
+    return scores
+
+
+def measured(topology: geometry.Topology, model: gemmi.Structure) -> dict:
+    """`geometry.measure` of a model, without what it has not."""
+    found = geometry.measure(topology, atoms.positions(model))
+    return {key: value for key, value in found.items() if np.isfinite(value)}
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Nothing; the file holds the rows as CSV, headed by their keys."""
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) -> dict:
@@ -454,6 +510,8 @@ def print_scores(name: str, scores: dict) -> None:
     for passed in scores.get("waypoints", []):
         label = f"correlation with the waypoint at {passed['time']:g}"
         print(f"  {label:40s} {passed['correlation_before']:8.3f} {passed['correlation_after']:8.3f}")
+    if "rmsd_idealised" in scores:
+        print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
     if "seed_spread_median" in scores:
         label = "spread over seeds: median, 95 % [Å]"
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")

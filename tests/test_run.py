@@ -96,7 +96,7 @@ def test_what_is_unexplained_is_what_the_target_has_more(run, folder):
 def test_a_run_writes_all_that_it_promises(run, folder):
     frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
-    expected |= {"config.json", "loss.csv", "metrics.json"} | TOLD | PICTURES
+    expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb"} | TOLD | PICTURES
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
     initial = read_map(folder / "initial.mrc")
@@ -145,7 +145,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
-        "waypoint",
+        "waypoint", "idealise",
     }  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def test_predict_makes_more_frames_of_the_same_fit(run, folder, job):
     made = run / "predict_5"
     assert {path.name for path in made.iterdir()} == (
         {f"frame_{k:02d}.mrc" for k in range(5)} | {f"model_{k:02d}.cif" for k in range(5)}
-        | {"generated.mrc", "generated.cif"}
+        | {"generated.mrc", "generated.cif", "geometry.csv", "trajectory.pdb"}
     )  # fmt: skip
     for ours, theirs in (("frame_04", "generated"), ("frame_02", "frame_01"), ("generated", "generated")):
         assert (made / f"{ours}.mrc").read_bytes() == before[f"{theirs}.mrc"]
@@ -336,7 +336,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
     for name in ("2DEF_8A", "3GHI_9.5A"):
         assert {path.name for path in (out / name).iterdir()} == TOLD | PICTURES | {
             "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
-            "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml",
+            "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
         }  # fmt: skip
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name
@@ -455,6 +455,29 @@ def test_as_a_command_it_fails_in_one_line_too(folder):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: no map none.mrc here or in") and done.stderr.count("\n") == 1
+
+
+def test_the_geometry_of_every_frame_is_written_down_and_mended_where_asked_for(run, folder, job, tmp_path):
+    """The model is CA atoms alone, 3.8 Å apart in the chain."""
+    with (run / "geometry.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["frame"], float(row["time"])) for row in rows] == [("0", 0.0), ("1", 0.5), ("2", 1.0)]
+    for number, row in enumerate(rows):
+        xyz = atoms.positions(atoms.read_model(run / f"model_{number:02d}.cif"))
+        apart = np.linalg.norm(np.diff(xyz, axis=0), axis=1)
+        assert float(row["ca_bonds"]) == pytest.approx(np.mean(np.abs(apart - 3.8) <= 0.3))
+        nearer = np.linalg.norm(xyz[:, None] - xyz, axis=-1) < 2.2
+        assert int(row["clashes"]) == np.triu(nearer, 2).sum()
+    scores = json.loads((run / "metrics.json").read_text())
+    assert scores["ca_bonds_before"] == 1 and scores["ca_bonds_after"] == pytest.approx(float(rows[-1]["ca_bonds"]))
+    files = f"--model={folder}/initial.cif", f"--out_dir={tmp_path}", "--frames=3", "--idealise"
+    assert job("predict", f"--run_dir={run}", *files)[0] == 0
+    with (tmp_path / "geometry.csv").open(newline="") as file:
+        mended = list(csv.DictReader(file))
+    for old, new in zip(rows, mended, strict=True):
+        assert new["carried_ca_bonds"] == old["ca_bonds"] and float(new["ca_bonds"]) == 1
+    before, after = (atoms.positions(atoms.read_model(f / "generated.cif")) for f in (run, tmp_path))
+    assert 0 < np.sqrt(((after - before) ** 2).sum(1).mean()) < 1
 
 
 def test_models_that_are_written_are_read_by_gemmi_with_all_atoms(run, models):

@@ -1,0 +1,269 @@
+"""A model's geometry is judged against the initial model's, and mended; trajectories hold all that a model holds."""
+
+from types import SimpleNamespace
+
+import gemmi
+import numpy as np
+import pytest
+
+from cryotrans_jax import atoms, geometry
+from cryotrans_jax.files import InputError
+from experiments import results
+from experiments.demo import HELICES, hinge_pair
+
+TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Seven ideal helices, closed and open."""
+    return hinge_pair()
+
+
+@pytest.fixture(scope="module")
+def top(pair):
+    return geometry.topology(pair[0])
+
+
+def built(*residues):
+    """A model of residues (chain, number, name, [(atom, element, position, alternative)])."""
+    model = gemmi.Structure()
+    model.add_model(gemmi.Model(1))
+    for chain, number, name, parts in residues:
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = name, gemmi.SeqId(number, " ")
+        for atom_name, element, position, altloc in parts:
+            atom = gemmi.Atom()
+            atom.name, atom.element, atom.altloc = atom_name, gemmi.Element(element), altloc
+            atom.pos, atom.b_iso, atom.occ = gemmi.Position(*position), 20.0 + number, 0.75
+            residue.add_atom(atom)
+        found = model[0].find_chain(chain) or model[0].add_chain(chain)
+        found.add_residue(residue)
+    model.setup_entities()
+    return model
+
+
+def test_bonds_are_those_of_the_chain(pair, top):
+    """A residue has a bond less than atoms, and within a helix each is bonded to the next.
+
+    The straight side chains of two helices meet, and are taken to be bonded.
+    """
+    residues, sites = list(pair[0][0]["A"]), list(pair[0][0].all())
+    inside = len(residues) - len(HELICES)
+    own = [np.ptp([sites[k].residue.seqid.num for k in bond]) <= 1 for bond in top.bonds]
+    assert sum(own) == sum(len(residue) - 1 for residue in residues) + inside and len(own) - sum(own) == 1
+    assert len(top.chain) == inside
+    for i, j in top.chain:
+        assert sites[i].atom.name == sites[j].atom.name == "CA"
+        assert sites[j].residue.seqid.num == sites[i].residue.seqid.num + 1
+    # angles share an atom with two bonds: a, b to c gives the pair (a, b)
+    joined = {frozenset(pair.tolist()) for pair in top.bonds}
+    for i, j in top.angles[::17]:
+        assert any(frozenset((i, k)) in joined and frozenset((k, j)) in joined for k in range(len(sites)))
+        assert frozenset((i, j)) not in joined
+
+
+def test_a_rigid_motion_changes_nothing_and_is_not_undone(top):
+    moved = top.xyz @ TURN.T + [30, -20, 10]
+    found = geometry.measure(top, moved)
+    assert found == pytest.approx(geometry.measure(top, top.xyz), abs=1e-9) and found["ca_bonds"] == 1
+    np.testing.assert_allclose(geometry.idealised(top, moved), moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("stretch", [1.02, 1.1])
+def test_stretching_shows_in_bonds_and_chain(top, stretch):
+    """All bonds grow alike; 3.8 Å times 1.02 is within 0.3 Å of 3.8 and times 1.1 is not."""
+    found = geometry.measure(top, stretch * top.xyz)
+    lengths = np.linalg.norm(np.diff(top.xyz[top.bonds], axis=1), axis=-1)
+    assert found["bond_rms"] == pytest.approx((stretch - 1) * np.sqrt(np.mean(lengths**2)))
+    assert found["ca_bonds"] == (stretch < 1.08)
+
+
+@pytest.mark.parametrize(
+    "apart, element, altloc, number, expected",
+    [
+        (2.1, "C", "\0", 5, 1),
+        (2.3, "C", "\0", 5, 0),
+        (2.1, "H", "\0", 5, 0),  # hydrogens are placed by programs
+        (2.1, "C", "B", 5, 0),  # the second of two conformations
+        (2.1, "C", "\0", 1, 0),  # of the same residue
+    ],
+)
+def test_clashes_are_of_heavy_atoms_of_other_residues(apart, element, altloc, number, expected):
+    other = [("CB", element, (9, 0, 0), altloc)]
+    other += [("CB", "C", (9, 9, 9), "A")] if altloc == "B" else []
+    one = ("A", 1, "ALA", [("CA", "C", (0, 0, 0), "\0")])
+    model = built(one, ("A", number, "ALA", other)) if number > 1 else built((*one[:3], one[3] + other))
+    top = geometry.topology(model)
+    xyz = top.xyz.copy()
+    xyz[1] = [apart, 0, 0]
+    assert geometry.measure(top, xyz)["clashes"] == expected
+
+
+def test_residues_that_are_bonded_may_be_near():
+    """A disulphide and a metal with its ligand, whose other atoms are closer than clashes."""
+    sulphur = [("SG", "S", (0, 0, 0), "\0"), ("CB", "C", (-1.8, 0, 0), "\0")]
+    other = [("SG", "S", (2.05, 0, 0), "\0")]
+    model = built(("A", 1, "CYS", sulphur), ("A", 9, "CYS", other), ("B", 1, "ZN", [("ZN", "Zn", (0, 2.3, 0), "\0")]))
+    top = geometry.topology(model)
+    assert len(top.bonds) == 3
+    xyz = top.xyz.copy()
+    xyz[2] = xyz[1] + [0, 0, 1.5]
+    assert geometry.measure(top, xyz)["clashes"] == 0
+
+
+@pytest.mark.parametrize("kind", ["distances", "volumes", "places"])
+def test_the_gradient_is_that_of_the_energy(top, kind):
+    rng = np.random.default_rng(0)
+    pairs, count = np.concatenate([top.bonds[:40], top.residue[:40]]), len(top.xyz)
+    energy = {
+        "distances": geometry.distance_energy(
+            pairs, geometry.distances(top.xyz, pairs), rng.uniform(1, 9, 80), 60, count
+        ),
+        "volumes": geometry.volume_energy(top.centres, geometry.volumes(top.xyz, top.centres)[0]),
+        "places": geometry.place_energy(top.xyz),
+    }[kind]
+    flat = geometry.summed([energy, energy])
+    x, along = (top.xyz + rng.normal(0, 0.3, top.xyz.shape)).ravel(), rng.normal(size=top.xyz.size)
+    numeric = (flat(x + 1e-5 * along)[0] - flat(x - 1e-5 * along)[0]) / 2e-5
+    assert flat(x)[1] @ along == pytest.approx(numeric, rel=1e-6)
+    assert energy(top.xyz)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_disturbed_model_gets_its_geometry_back_and_comes_nearer_to_what_it_was(pair, top):
+    """Errors of 0.25 Å in every coordinate, and two domains that have turned."""
+    true = atoms.positions(pair[1])
+    rough = true + np.random.default_rng(0).normal(0, 0.25, true.shape)
+    mended = geometry.idealised(top, rough)
+    before, after = geometry.measure(top, rough), geometry.measure(top, mended)
+    # a bond's change is that of two atoms along one line: sqrt(2) of 0.25
+    assert before["bond_rms"] == pytest.approx(0.25 * np.sqrt(2), rel=0.1)
+    assert after["bond_rms"] < 0.05 * before["bond_rms"] and after["ca_bonds"] == 1 and after["clashes"] == 0
+    ca = [site.atom.name == "CA" for site in pair[1][0].all()]
+    rms = [np.sqrt(((xyz - true)[ca] ** 2).sum(1).mean()) for xyz in (rough, mended)]
+    assert rms[1] < 0.8 * rms[0]
+
+
+def test_residues_keep_their_hand_even_where_the_flow_has_mirrored_them(pair, top):
+    """The volume that N, C and CB span at CA has a sign, which distances do not have."""
+    atoms_of = {
+        name: [k for k, s in enumerate(pair[0][0].all()) if s.atom.name == name] for name in ("CA", "N", "C", "CB")
+    }
+
+    def volumes(xyz):
+        n, c, cb = (xyz[atoms_of[name]] - xyz[atoms_of["CA"]] for name in ("N", "C", "CB"))
+        return np.einsum("ij,ij->i", n, np.cross(c, cb))
+
+    carried = top.xyz.copy()
+    cb = np.array(atoms_of["CB"][::9])
+    toward = np.array(atoms_of["CA"][::9])
+    carried[cb] += 1.6 * (carried[toward] - carried[cb])  # to the other side
+    before, hurt, after = (volumes(xyz) for xyz in (top.xyz, carried, geometry.idealised(top, carried)))
+    assert (before * hurt < 0).sum() == len(cb) <= geometry.measure(top, carried)["mirrored"]
+    assert geometry.measure(top, geometry.idealised(top, carried))["mirrored"] == 0
+    np.testing.assert_allclose(after, before, rtol=0.2)
+
+
+def test_clashing_parts_are_moved_apart():
+    rows = [("A", 3 * k + 1, "GLY", [("CA", "C", (6.0 * k, 0, 0), "\0")]) for k in range(4)]
+    top = geometry.topology(built(*rows))
+    near = top.xyz * [0.3, 1, 1]  # 1.8 Å apart
+    assert geometry.measure(top, near)["clashes"] == 3
+    assert geometry.measure(top, geometry.idealised(top, near))["clashes"] == 0
+
+
+@pytest.fixture(scope="module")
+def complex_():
+    """Two chains with an insertion, alternative conformations, a ligand and water."""
+    alanine = [("CA", "C", (1.0, 2.0, 3.0), "\0"), ("CB", "C", (2.5, 2, 3), "A"), ("CB", "C", (1, 3.5, 3), "B")]
+    model = built(
+        ("A", 1, "ALA", alanine),
+        ("A", 2, "GLY", [("CA", "C", (4.8, 2, 3), "\0")]),
+        ("B", -3, "GLY", [("CA", "C", (-40.123, 2, 3), "\0")]),
+        ("B", 201, "ATP", [("PG", "P", (9, 9, 9), "\0"), ("MG", "Mg", (11, 9, 9), "\0")]),
+        ("B", 301, "HOH", [("O", "O", (19, 9, 9), "\0")]),
+    )
+    model[0]["A"][1].seqid.icode = "C"
+    return model
+
+
+def described(model):
+    """All of a model's atoms but their positions."""
+    return [
+        (s.chain.name, str(s.residue.seqid), s.residue.name)
+        + (s.atom.name, s.atom.altloc, s.atom.element.name, s.atom.b_iso, s.atom.occ)
+        for s in model.all()
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_a_trajectory_holds_every_frame_with_all_that_the_model_has(complex_, tmp_path, suffix):
+    xyz = [atoms.positions(complex_) + [k, 0.5 * k, 0] for k in range(4)]
+    frames = [atoms.moved(complex_, x) for x in xyz]
+    atoms.write_trajectory(tmp_path / f"trajectory{suffix}", frames)
+    read = gemmi.read_structure(str(tmp_path / f"trajectory{suffix}"))
+    assert [model.num for model in read] == [1, 2, 3, 4]
+    for model, x in zip(read, xyz, strict=True):
+        assert described(model) == described(complex_[0])
+        np.testing.assert_allclose([s.atom.pos.tolist() for s in model.all()], x, atol=6e-4)  # three decimals
+
+
+def test_the_lines_of_a_pdb_trajectory_are_as_other_programs_want_them(complex_, tmp_path):
+    """MODEL and ENDMDL about each frame, and in each the same atoms with the same serial numbers."""
+    atoms.write_trajectory(tmp_path / "t.pdb", [complex_] * 3)
+    frames, inside = [], None
+    for line in (tmp_path / "t.pdb").read_text().splitlines():
+        if line.startswith("MODEL"):
+            inside = []
+            assert int(line[10:14]) == len(frames) + 1
+        elif line.startswith("ENDMDL"):
+            frames, inside = [*frames, inside], None
+        elif line.startswith(("ATOM", "HETATM")):
+            inside.append(line)
+            assert line[30:54] == "".join(f"{float(line[k : k + 8]):8.3f}" for k in (30, 38, 46))
+    assert len(frames) == 3 and frames[0] == frames[1] == frames[2]
+    assert len(frames[0]) == complex_[0].count_atom_sites() == len({line[6:11] for line in frames[0]})
+    assert [line[:6].strip() for line in frames[0] if line[17:20] not in "ALA GLY"] == ["HETATM"] * 3
+
+
+def crowd(count):
+    atom = [("O", "O", (0, 0, 0), "\0")]
+    return built(*(("A", k % 9000 + 1, "HOH", atom) for k in range(count)))
+
+
+@pytest.mark.parametrize(
+    "model, sentence",
+    [
+        (lambda: built(("AA", 1, "GLY", [("CA", "C", (0, 0, 0), "\0")])), "its chain AA has a name"),
+        (lambda: built(("A", 1, "A1LU6", [("C", "C", (0, 0, 0), "\0")])), "its residue A1LU6 has a name"),
+        (lambda: built(("A", 12000, "GLY", [("CA", "C", (0, 0, 0), "\0")])), "numbered from 12000 to 12000"),
+        (lambda: built(("A", 1, "GLY", [("CA", "C", (12345, 0, 0), "\0")])), "coordinates are from 0 to 12345 Å"),
+        (lambda: crowd(99999), "it has 99999 atoms, more than 99999"),  # with the chain's end
+        (lambda: crowd(9), None),
+    ],
+    ids=["chain", "residue", "number", "place", "size", "none"],
+)
+def test_what_does_not_fit_a_pdb_file_is_told(model, sentence):
+    found = atoms.pdb_obstacle(model())
+    assert found is None if sentence is None else sentence in found
+
+
+def test_a_trajectory_has_a_models_name(complex_, tmp_path):
+    with pytest.raises(InputError, match="end it in .cif or .pdb"):
+        atoms.write_trajectory(tmp_path / "t.xyz", [complex_])
+
+
+@pytest.mark.parametrize("chain, file", [("A", "trajectory.pdb"), ("AB", "trajectory.cif")])
+def test_a_model_too_large_for_a_pdb_file_has_its_trajectory_in_mmcif(complex_, tmp_path, capsys, chain, file):
+    model = complex_.clone()
+    model[0]["A"].name = chain
+    shift = {0.0: 0, 0.5: 1, 1.0: 2}
+    fit = SimpleNamespace(move=lambda m, times: [atoms.moved(m, atoms.positions(m) + shift[t]) for t in times])
+    scores = results.write_models(fit, model, SimpleNamespace(frames=3, idealise=False), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        file, "generated.cif", "geometry.csv", *(f"model_{k:02d}.cif" for k in range(3))
+    }  # fmt: skip
+    read = gemmi.read_structure(str(tmp_path / file))
+    assert [described(frame) for frame in read] == [described(model[0])] * 3
+    assert ("its chain AB has a name of more than one letter" in capsys.readouterr().out) == (chain == "AB")
+    assert scores["bond_rms_after"] == pytest.approx(0, abs=1e-9) and scores["clashes_worst"] == 0
