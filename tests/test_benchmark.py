@@ -13,6 +13,7 @@ from cryotrans_jax import recipes, train, transport
 from cryotrans_jax.train import Config, Stage
 from experiments import benchmark, floor
 
+pytestmark = pytest.mark.slow  # a minute of compilations
 TINY = (
     "--voxel_size=4",
     "--repeats=1",
