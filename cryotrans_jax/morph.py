@@ -116,7 +116,10 @@ def morph(
     targets = [targets] if isinstance(targets, Map) else list(targets)
     for target in targets:
         if difference := same_grid(initial, target):
-            raise InputError(f"the initial and the target map lie on different grids: {difference}")
+            raise InputError(
+                f"the initial and the target map lie on different grids ({difference}): bring the target onto the "
+                "initial map's first, with align.onto"
+            )
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")

@@ -10,7 +10,7 @@ LAYERS = (  # a file imports only from layers before its own
     {"files", "velocity", "flow", "splat", "lattice", "transport", "checkpoints", "losses"},
     {"maps"},
     {"atoms", "prepare"},
-    {"metrics", "correspond"},
+    {"metrics", "correspond", "align"},
     {"train"},
     {"trajectory", "recipes"},
     {"morph"},
