@@ -28,6 +28,20 @@ def define_maps() -> None:
     )
 
 
+def define_alignment() -> None:
+    """Nothing; the flags that decide how targets are laid over the initial map are there."""
+    flags.DEFINE_enum(
+        "align",
+        "auto",
+        ["auto", "none"],
+        "Lay targets over the initial map where that fits clearly better, or take them where their origins put them.",
+    )
+    flags.DEFINE_bool("check_hand", False, "Say so if a target's mirror image fits the initial map clearly better.")
+    flags.DEFINE_enum(
+        "frame", "initial", ["initial", "target"], "In whose frame results are written: the initial map's, or targets'."
+    )
+
+
 def define_fit() -> None:
     """Nothing; the flags that decide the fit are there."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 import gemmi
+import jax
 import numpy as np
 
-from cryotrans_jax import atoms
+from cryotrans_jax import align, atoms
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments.demo import hinge_pair
-from experiments.results import Case, load_reference
+from experiments.results import Case, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
@@ -30,13 +31,6 @@ def from_flags(settings, out_dir: Path) -> Case:
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
     initial, targets, files = load(initial_name, target_names, settings.data_dir, out_dir)
-    for name, target in zip(target_names, targets, strict=True):
-        if difference := same_grid(initial, target):
-            raise InputError(
-                f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target "
-                "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
-                f"experiments.simulate --like={initial_name}"
-            )
     used = {name: files[name] for name in (initial_name, *target_names)}
     model = None
     if settings.model:
@@ -47,17 +41,63 @@ def from_flags(settings, out_dir: Path) -> Case:
     if len(given) not in (0, 1, len(targets)):
         raise InputError(f"{len(given)} references for {len(targets)} targets: give one, or one for each target")
     used |= {name: existing(name, settings.data_dir) for name in given}
-    references = [load_reference(used[name], initial) for name in given]
+    superposed = base_model(initial_name, settings.data_dir) is not None  # and so were targets made from models
+    placed = [
+        place(initial, target, settings, superposed and files[name].parent == out_dir / "inputs")
+        for name, target in zip(target_names, targets, strict=True)
+    ]
+    for name, (_, found) in zip(target_names, placed, strict=True):
+        print_alignment(files[name], found)
+    given = given * len(targets) if len(given) == 1 else given or [None] * len(targets)
     return Case(
         initial=initial,
-        targets=targets,
+        targets=[target for target, _ in placed],
         files=used,
         target_names=unique_stems(target_names),
         initial_resolution=settings.initial_resolution or resolution_in(initial_name),
         target_resolutions=[settings.target_resolution or resolution_in(name) for name in target_names],
         model=model,
-        references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
+        references=[
+            name and load_reference(used[name], initial, found.transform)
+            for name, (_, found) in zip(given, placed, strict=True)
+        ],
+        alignments=[found for _, found in placed],
+        boxes=[box(target) for target in targets],
     )
+
+
+def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
+    """The target on the initial map's grid as the flags want it, and how it was laid there."""
+    return align.onto(
+        initial,
+        target,
+        "none" if superposed else settings.align,
+        check_hand=settings.check_hand,
+        initial_threshold=settings.initial_threshold,
+        target_threshold=settings.target_threshold,
+    )
+
+
+def print_alignment(path: Path, found: align.Alignment) -> None:
+    """Nothing; prints, once for all processes, how a target lies, and what to think of."""
+    if jax.process_index():
+        return
+    how = f"{path.name} is {found.status}"
+    if found.overlap is not None:
+        how += f": its overlap with the initial map at {found.resolutions[0]:.0f} Å is {found.overlap:.3f}"
+    if found.transform is not align.IDENTITY:
+        how += (
+            f" (from {found.overlap_before:.3f}, turned by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
+        )
+    print(how)
+    if found.inside is not None and found.inside < 0.98:
+        print(f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad that map")
+    if found.mirrored is not None:
+        compared = f"correlation {found.mirrored:.2f} against {found.best:.2f}"
+        if found.wrong_hand:
+            print(f"the mirror image of {path.name} fits clearly better ({compared}): flip the map whose hand is wrong")
+        else:
+            print(f"the mirror image of {path.name} does not fit clearly better ({compared})")
 
 
 def built_in_pair(out_dir: Path) -> Case:

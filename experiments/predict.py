@@ -59,7 +59,7 @@ def main() -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for old in earlier:
         old.unlink()
-    results.write_frames(fit, initial, model, FLAGS.frames, FLAGS.render, out_dir)
+    results.write_frames(fit, initial, model, FLAGS.frames, FLAGS.render, out_dir, results.saved_view(saved))
     print(f"{FLAGS.frames} frames are in {out_dir}")
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from cryotrans_jax import atoms, metrics, trajectory
+from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit, morph
@@ -37,7 +38,7 @@ PACKAGES = (
     "scipy",
 )
 FRAMES = re.compile(r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)")  # what a run, or predict, makes of a fit
-RECORDS = re.compile(r"config\.json|loss\.csv|metrics\.json|seed_spread\.mrc")  # what a run writes about itself
+RECORDS = re.compile(r"(config|metrics|transform)\.json|loss\.csv|seed_spread\.mrc")  # what a run writes about itself
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Case:
     """What a run works on: maps on one grid, their names and files, and what there is to score against.
 
     `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
+    `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
+    are empty where the maps were made for one another.
     """
 
     initial: Map
@@ -55,6 +58,24 @@ class Case:
     target_resolutions: list[float | None]
     model: gemmi.Structure | None = None
     references: list[gemmi.Structure | Map | None] = field(default_factory=list)
+    alignments: list[Alignment] = field(default_factory=list)
+    boxes: list[Map] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class View:
+    """The frame in which results are written, where that is not the initial map's: the grid, and the way there."""
+
+    grid: Map
+    transform: Transform
+
+    def map(self, map_: Map) -> Map:
+        """A map on the initial map's grid, brought to this one."""
+        return resampled(map_, self.grid, self.transform)
+
+    def model(self, model: gemmi.Structure) -> gemmi.Structure:
+        """A model in the initial map's frame, brought to this one."""
+        return self.transform.moved(model)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -143,13 +164,16 @@ def write(
     for place, number in enumerate(share):
         one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"target": name} | description)
+        view, about = view_of(case, number, settings.frame), described_alignment(case, number, settings.frame)
+        write_json(folder / "config.json", {"target": name} | about | description)
+        if about:
+            write_json(folder / "transform.json", about["alignment"])
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
-        last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder)
+        last = write_frames(one, case.initial, case.model, settings.frames, settings.render, folder, view)
         scores.append(score(one, case, number, last))
         if others:
-            scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
+            scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder, view)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
         print_scores(name, scores[-1])
@@ -157,15 +181,27 @@ def write(
     return scores
 
 
-def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: int, render: str, folder: Path) -> Map:
-    """The last frame; all frames, the generated map and the carried models of a fit of one target are in the folder."""
+def write_frames(
+    fit: Fit,
+    initial: Map,
+    model: gemmi.Structure | None,
+    frames: int,
+    render: str,
+    folder: Path,
+    view: View | None = None,
+) -> Map:
+    """The last frame; all frames, the generated map and the carried models of a fit of one target are in the folder.
+
+    What is written is brought to the view, if one is given; what is returned is on the initial map's grid.
+    """
     times = trajectory.frame_times(frames)
     width = max(2, len(str(frames - 1)))  # so that names sort by time
     for number, frame in enumerate(fit.frames(initial, times, render=render)):
-        write_map(folder / f"frame_{number:0{width}d}.mrc", frame)
+        write_map(folder / f"frame_{number:0{width}d}.mrc", view.map(frame) if view else frame)
     copy_whole(folder / f"frame_{number:0{width}d}.mrc", folder / "generated.mrc")
     if model is not None:
         for number, carried in enumerate(fit.move(model, times)):
+            carried = view.model(carried) if view else carried
             atoms.write_model(folder / f"model_{number:0{width}d}.cif", carried)
         atoms.write_model(folder / "generated.cif", carried)
         if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
@@ -173,11 +209,62 @@ def write_frames(fit: Fit, initial: Map, model: gemmi.Structure | None, frames: 
     return frame
 
 
-def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) -> dict:
+def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path, view: View | None = None) -> dict:
     """Median and 95th percentile (Å) of the spread over seeds, which is a map in the folder."""
     spread, apart = fit.spread(others, initial)
-    write_map(folder / "seed_spread.mrc", spread)
+    write_map(folder / "seed_spread.mrc", view.map(spread) if view else spread)
     return {"seed_spread_median": float(np.median(apart)), "seed_spread_95": float(np.percentile(apart, 95))}
+
+
+def box(map_: Map) -> Map:
+    """The grid of a map, as a map without density, which takes no memory."""
+    return Map(np.broadcast_to(np.float32(0), map_.density.shape), map_.voxel_size, map_.origin)
+
+
+def view_of(case: Case, number: int, frame: str) -> View | None:
+    """The view in which the results of a target are written; None for the initial map's frame.
+
+    The target's box, with its own voxels or, where these are finer, the initial map's.
+    """
+    if frame == "initial" or not case.boxes:
+        return None
+    target, transform = case.boxes[number], case.alignments[number].transform
+    if transform is IDENTITY and same_grid(target, case.initial) is None:
+        return None
+    size = np.minimum(target.voxel_size, case.initial.voxel_size)
+    shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
+    grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
+    return View(grid, transform.inverse)
+
+
+def described_alignment(case: Case, number: int, frame: str) -> dict:
+    """How a target was laid over the initial map, as config.json and transform.json tell it; empty if it was not."""
+    if not case.alignments:
+        return {}
+    found = case.alignments[number]
+    told = found._asdict() | {
+        "transform": found.transform.matrix.tolist(),
+        "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
+        "chimerax": found.transform.chimerax,
+        "rotation": found.transform.angle,
+        "wrong_hand": found.wrong_hand if found.mirrored is not None else None,
+        "frame": frame,
+    }
+    if view := view_of(case, number, frame):
+        grid = {"shape": view.grid.density.shape, "voxel_size": view.grid.voxel_size, "origin": view.grid.origin}
+        told["grid"] = {key: np.asarray(value).tolist() for key, value in grid.items()}
+    return {"alignment": told}
+
+
+def saved_view(config: dict) -> View | None:
+    """The view in which a run's results were written, by its config.json."""
+    told = config.get("alignment", {})
+    if "grid" not in told:
+        return None
+    size, origin = (np.array(told["grid"][key], np.float64) for key in ("voxel_size", "origin"))
+    matrix = np.array(told["transform"], np.float64)
+    grid = Map(np.broadcast_to(np.float32(0), tuple(told["grid"]["shape"])), size, origin)
+    return View(grid, Transform(matrix[:3, :3], matrix[:3, 3]).inverse)
 
 
 def copy_whole(source: Path, destination: Path) -> None:
@@ -331,11 +418,12 @@ def print_scores(name: str, scores: dict) -> None:
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
 
 
-def load_reference(path: Path, initial: Map) -> gemmi.Structure | Map:
-    """A model or, where the suffix is a map's, a map on the initial map's grid."""
+def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
+    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
     if path.name.lower().endswith((".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")):
         reference = read_map(path)
-        if difference := same_grid(initial, reference):
-            raise InputError(f"the reference {path} lies on another grid than the initial map: {difference}")
-        return reference
-    return atoms.read_model(path)
+        if transform is IDENTITY and same_grid(initial, reference) is None:
+            return reference
+        return resampled(reference, initial, transform)
+    model = atoms.read_model(path)
+    return model if transform is IDENTITY else transform.moved(model)

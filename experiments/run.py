@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     shared.define_maps()
+    shared.define_alignment()
     shared.define_fit()
     shared.define_output()
     shared.define_machine()
@@ -32,7 +33,9 @@ def define_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_list(
-        "reference", None, "Model or map of the target state to score against; one, or one for each target."
+        "reference",
+        None,
+        "Model or map of the target state, in the target map's frame, to score against; one, or one for each target.",
     )
 
 
