@@ -11,10 +11,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import gemmi
 import mrcfile
 import numpy as np
 from jaxtyping import Float
 from mrcfile.dtypes import HEADER_DTYPE
+from scipy import ndimage
 
 from cryotrans_jax.files import InputError, whole_file
 
@@ -44,10 +46,11 @@ def read_map(path: str | os.PathLike) -> Map:
 
     The voxel size is the cell over its sampling; the origin is ORIGIN where set, else the start in voxels.
     Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. No more
-    memory is taken than the file has data, whatever its header says.
+    memory is taken than the file has data, whatever its header says. A map on a skewed cell (of a crystal) is brought
+    to an orthogonal grid, see `orthogonal`; all others keep their values as they are.
 
     Raises:
-        InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, skewed,
+        InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, of an impossible cell,
             without voxel size, constant, or holds values that are not finite.
     """
     path = Path(path)
@@ -66,7 +69,28 @@ def read_map(path: str | os.PathLike) -> Map:
     axes = np.argsort(_file_axes(header))  # the file's axis for each of x, y, z
     density = np.ascontiguousarray(values.transpose(axes), np.float32)
     _check_values(path, density)
-    return Map(density, *_frame(path, header, density.shape, axes))
+    return _placed(path, header, density, axes)
+
+
+def orthogonal(
+    density: Float[np.ndarray, "x y z"], steps: Float[np.ndarray, "3 3"], origin: Float[np.ndarray, "3"]
+) -> Map:
+    """The map on an orthogonal grid of a density whose voxels are the columns of `steps` (Å) apart.
+
+    `steps` is an upper triangle, a along x and b in the plane of x and y (the PDB's convention), and its diagonal the
+    new voxel size: no axis then changes its length, and layers only slide along one another. Cubic splines between
+    voxels; zero where the skewed box has nothing. `origin` is where voxel (0, 0, 0) of the density is, Å.
+    """
+    size = np.diag(steps).copy()
+    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(density.shape) - 1)
+    corners = ends @ steps.T / size
+    low = np.floor(corners.min(0) + 1e-6)
+    shape = tuple(int(n) for n in np.ceil(corners.max(0) - 1e-6) - low + 1)
+    back = np.linalg.inv(steps)
+    sheared = ndimage.affine_transform(
+        density, back * size, back @ (low * size), shape, np.float32, order=3, mode="grid-constant"
+    )
+    return Map(sheared, size, origin + low * size)
 
 
 def write_map(path: str | os.PathLike, map: Map) -> None:
@@ -158,9 +182,9 @@ def _header(path, head: bytes) -> np.void:
 
 
 def _check_volume(path, header):
-    """Nothing; raises InputError unless the header is that of one real volume on an orthogonal grid."""
+    """Nothing; raises InputError unless the header is that of one real volume."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
-    mode, group, angles = int(header["mode"]), int(header["ispg"]), header["cellb"].item()
+    mode, group = int(header["mode"]), int(header["ispg"])
     if mode in (3, 4):
         raise InputError(f"{path} holds complex numbers (mode {mode}), a transform: give the real-space map")
     if mode not in MODES:
@@ -171,9 +195,6 @@ def _check_volume(path, header):
         raise InputError(f"{path} is a stack of volumes (space group {group}): give a file with one volume")
     if group == 0 and header["mz"] == 1:
         raise InputError(f"{path} is a stack of {size[2]} images, no volume: if it is one, set mz to nz")
-    if any(angles) and not np.allclose(angles, 90, rtol=0, atol=0.1):
-        skew = ", ".join(f"{angle:.1f}" for angle in angles)
-        raise InputError(f"{path} has a skewed cell (angles {skew}°): resample it on an orthogonal grid")
     if sorted(_file_axes(header)) != [0, 1, 2]:
         raise InputError(f"{path} has axis order {_raw_axes(header)}: expected 1, 2, 3 in some order")
 
@@ -219,12 +240,26 @@ def _check_values(path, density):
         raise InputError(f"{path} has the value {density.flat[0]:g} throughout: give a map with a density")
 
 
-def _frame(path, header, shape, axes) -> tuple[np.ndarray, np.ndarray]:
-    """Voxel size and origin, both (3,) in Å along x, y, z."""
+def _placed(path, header, density, axes) -> Map:
+    """The density with its voxel size and origin, on an orthogonal grid."""
     cell, origin = (np.array(header[key].item(), np.float64) for key in ("cella", "origin"))
     sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
-    voxel_size = cell / np.where(sampling > 0, sampling, shape)
+    voxel_size = cell / np.where(sampling > 0, sampling, density.shape)
     if not np.all(np.isfinite(voxel_size) & (voxel_size > 0)):
         raise InputError(f"{path} has no voxel size (its cell is {_vector(cell)} Å): set it in the header")
     start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
-    return voxel_size, origin if np.isfinite(origin).all() and origin.any() else start * voxel_size
+    angles = np.array(header["cellb"].item(), np.float64)
+    right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)
+    steps = np.diag(voxel_size) if right else _skewed_steps(path, voxel_size, angles)
+    origin = origin if np.isfinite(origin).all() and origin.any() else steps @ start
+    return Map(density, voxel_size, origin) if right else orthogonal(density, steps, origin)
+
+
+def _skewed_steps(path, voxel_size, angles) -> np.ndarray:
+    """The three steps (Å) from voxel to voxel, as columns, in a cell of these angles (degrees)."""
+    between = np.cos(np.radians(angles))
+    volume = 1 - between @ between + 2 * between.prod()  # squared, of a cell with edges of 1
+    if not (np.all((angles > 0) & (angles < 180)) and volume > 1e-3):
+        found = ", ".join(f"{angle:.1f}" for angle in angles)
+        raise InputError(f"{path} has an impossible cell (angles {found}°): set them in the header, 90 if in doubt")
+    return np.array(gemmi.UnitCell(*voxel_size, *angles).orth.mat.tolist())

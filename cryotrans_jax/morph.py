@@ -147,7 +147,10 @@ def morph(
     used = [("target", target) for target in (*targets, *(half for pair in halves or () for half in pair))]
     for name, map_ in used + [("waypoint", map_) for map_ in passed]:
         if difference := same_grid(initial, map_):
-            raise InputError(f"the initial and the {name} map lie on different grids: {difference}")
+            raise InputError(
+                f"the initial and the {name} map lie on different grids ({difference}): bring that onto the initial "
+                "map's first, with align.onto"
+            )
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
     share = [*range(len(targets))] if share is None else [*share]

@@ -13,6 +13,12 @@ def define_maps() -> None:
         "initial", None, "The sharp map of the common conformation. 6RAH_3A.mrc if only --target is given."
     )
     flags.DEFINE_list("target", None, "The map of the rare conformation; several, separated by commas.")
+    flags.DEFINE_list(
+        "target_half1",
+        None,
+        "A half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
+    )
+    flags.DEFINE_list("target_half2", None, "The other half-map; found by its name if not given (half1, half_A ...).")
     flags.DEFINE_string("data_dir", "data", "Folder in which names that are not files are looked up.")
     flags.DEFINE_bool(
         "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
@@ -63,6 +69,23 @@ def define_archives() -> None:
         default = os.environ.get(variable) or base
         flags.DEFINE_string(name, default, f"Address of the archive's {held}; or ${variable}.")
     flags.DEFINE_float("max_gb", 8.0, "Fetch no file with more gigabytes.", lower_bound=0.0)
+
+
+def define_alignment() -> None:
+    """Nothing; the flags that decide how targets are laid over the initial map are there."""
+    flags.DEFINE_enum(
+        "align",
+        "auto",
+        ["auto", "none"],
+        "Lay targets over the initial map where that fits clearly better, or take them where their origins put them.",
+    )
+    flags.DEFINE_bool("check_hand", False, "Say so if a target's mirror image fits the initial map clearly better.")
+    flags.DEFINE_enum(
+        "frame",
+        "initial",
+        ["initial", "target"],
+        "In whose frame maps and models are written: the initial map's, or the target's as well (folder target_frame).",
+    )
 
 
 def define_fit() -> None:

@@ -6,14 +6,15 @@ import re
 from pathlib import Path
 
 import gemmi
+import jax
 import numpy as np
 
-from cryotrans_jax import atoms, contour, mask
+from cryotrans_jax import align, atoms, contour, mask
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments import archives
 from experiments.demo import hinge_pair
-from experiments.results import Case, Waypoint, load_reference
+from experiments.results import Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
@@ -41,14 +42,6 @@ def from_flags(settings, out_dir: Path) -> Case:
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
     initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
     initial, maps, masks = mask_all(settings, initial, maps)
-    targets = maps[: len(target_names)]
-    for name, target in zip(names, maps, strict=True):
-        if difference := same_grid(initial, target):
-            raise InputError(
-                f"{files[initial_name]} and {files[name]} lie on different grids ({difference}): resample the target "
-                "on the initial map's grid (in ChimeraX: volume resample #2 onGrid #1, then save), or make it with "
-                f"experiments.simulate --like={initial_name}"
-            )
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
     if settings.model:
@@ -56,26 +49,100 @@ def from_flags(settings, out_dir: Path) -> Case:
         model = atoms.read_model(used[settings.model])
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     given = settings.reference or []
-    if len(given) not in (0, 1, len(targets)):
-        raise InputError(f"{len(given)} references for {len(targets)} targets: give one, or one for each target")
+    if len(given) not in (0, 1, len(target_names)):
+        raise InputError(f"{len(given)} references for {len(target_names)} targets: give one, or one for each target")
     used |= {name: existing(name, settings.data_dir) for name in given}
-    references = [load_reference(used[name], initial) for name in given]
+    given = given * len(target_names) if len(given) == 1 else given or [None] * len(target_names)
+    superposed = base_model(initial_name, settings.data_dir) is not None  # and so were targets made from models
+    placed = [
+        place(initial, map_, settings, superposed and files[name].parent == out_dir / "inputs")
+        for name, map_ in zip(names, maps, strict=True)
+    ]
+    for name, (_, found) in zip(names, placed, strict=True):
+        print_alignment(files[name], found)
+    count, alignments = len(target_names), [found for _, found in placed]
+    maps, boxes = [map_ for map_, _ in placed], [box(map_) for map_ in maps]
+    halves, paths = half_maps(settings, initial, alignments[:count])
     return Case(
         initial=initial,
-        targets=targets,
-        files=used,
+        targets=maps[:count],
+        files=used | {str(path): path for path in paths},
         target_names=unique_stems(target_names),
         initial_resolution=settings.initial_resolution or known[0],
-        target_resolutions=resolutions[: len(targets)],
+        target_resolutions=resolutions[:count],
         model=model,
-        references=references * len(targets) if len(references) == 1 else references or [None] * len(targets),
+        references=[
+            name and load_reference(used[name], initial, found.transform)
+            for name, found in zip(given, alignments, strict=False)
+        ],
         waypoints=[
             Waypoint(name, map_, time, resolution)
-            for (name, time), map_, resolution in zip(
-                passed, maps[len(targets) :], resolutions[len(targets) :], strict=True
-            )
+            for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
+        halves=halves,
+        alignments=alignments[:count],
+        boxes=boxes[:count],
     )
+
+
+def half_maps(settings, initial: Map, alignments: list[align.Alignment]) -> tuple[list[tuple[Map, Map]], list[Path]]:
+    """Each target's half-maps, laid over the initial map as the target was, and their files; none if none are named.
+
+    The second ones are found by name where only the first ones are given.
+    """
+    first, second = settings.target_half1 or [], settings.target_half2 or []
+    if second and not first:
+        raise InputError("--target_half2 is given without --target_half1: name the first half-map as well")
+    if not first:
+        return [], []
+    first = [existing(name, settings.data_dir) for name in first]
+    second = [existing(name, settings.data_dir) for name in second] or [other_half(path) for path in first]
+    if not len(first) == len(second) == len(alignments):
+        raise InputError(
+            f"{len(first)} first and {len(second)} second half-maps for {len(alignments)} targets: give two for each"
+        )
+
+    def laid(path: Path, found: align.Alignment) -> Map:
+        half = read_map(path)
+        there = found.transform is align.IDENTITY and same_grid(initial, half) is None
+        return half if there else align.resampled(half, initial, found.transform)
+
+    pairs = zip(first, second, alignments, strict=True)
+    return [(laid(one, found), laid(other, found)) for one, other, found in pairs], [*first, *second]
+
+
+def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
+    """The target on the initial map's grid as the flags want it, and how it was laid there."""
+    return align.onto(
+        initial,
+        target,
+        "none" if superposed else settings.align,
+        check_hand=settings.check_hand,
+        initial_threshold=settings.initial_threshold,
+        target_threshold=settings.target_threshold,
+    )
+
+
+def print_alignment(path: Path, found: align.Alignment) -> None:
+    """Nothing; prints, once for all processes, how a target lies, and what to think of."""
+    if jax.process_index():
+        return
+    how = f"{path.name} is {found.status}"
+    if found.overlap is not None:
+        how += f": its overlap with the initial map at {found.resolutions[0]:.0f} Å is {found.overlap:.3f}"
+    if found.transform is not align.IDENTITY:
+        how += (
+            f" (from {found.overlap_before:.3f}, turned by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
+        )
+    print(how)
+    if found.inside is not None and found.inside < 0.98:
+        print(f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad that map")
+    if found.mirrored is not None:
+        compared = f"correlation {found.mirrored:.2f} against {found.best:.2f}"
+        if found.wrong_hand:
+            print(f"the mirror image of {path.name} fits clearly better ({compared}): flip the map whose hand is wrong")
+        else:
+            print(f"the mirror image of {path.name} does not fit clearly better ({compared})")
 
 
 def waypoints_in(given: list[str]) -> list[tuple[str, float]]:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from cryotrans_jax import atoms, geometry, metrics, train, trajectory
+from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -42,7 +43,7 @@ FRAMES = re.compile(  # what a run, or predict, makes of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
-    r"config\.json|loss\.csv|metrics\.json|unexplained\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
+    r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -76,7 +77,9 @@ class Case:
 
     `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
     `contours` says at which level to look at the initial map and at each target, and what that shows.
-    Where there are `waypoints`, there is one target.
+    Where there are `waypoints`, there is one target. `halves` are the targets' half-maps, if there are any.
+    `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
+    are empty where the maps were made for one another.
     """
 
     initial: Map
@@ -89,6 +92,9 @@ class Case:
     references: list[gemmi.Structure | Map | None] = field(default_factory=list)
     contours: list[dict] = field(default_factory=list)
     waypoints: list[Waypoint] = field(default_factory=list)
+    halves: list[tuple[Map, Map]] = field(default_factory=list)
+    alignments: list[Alignment] = field(default_factory=list)
+    boxes: list[Map] = field(default_factory=list)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -122,7 +128,7 @@ def folders(case: Case, out_dir: Path) -> list[Path]:
 def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
     """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
     own = {folders(case, out_dir)[number] for number in share}
-    found = [path for folder in own for path in made_in(folder)]
+    found = [path for folder in own for path in (*made_in(folder), *made_in(folder / "target_frame"))]
     if 0 in share and out_dir not in own:  # a run of one target leaves its files in `out_dir` itself
         found += made_in(out_dir)
         found += [out_dir / "checkpoint"] if (out_dir / "checkpoint" / "arrays").is_dir() else []
@@ -163,6 +169,7 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
             waypoints=[(w.map, w.time) for w in case.waypoints],
             waypoint_resolution=[w.resolution for w in case.waypoints],
+            halves=case.halves or None,
             bin=settings.bin,
             share=share,
             progress=progress,
@@ -187,7 +194,10 @@ def write(
     for place, number in enumerate(share):
         one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"target": name} | description)
+        about = described_alignment(case, number)
+        write_json(folder / "config.json", {"target": name} | about | description)
+        if about:
+            write_json(folder / "transform.json", about["alignment"])
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
         last = write_frames(one, case.initial, settings.frames, settings.render, folder)
@@ -202,6 +212,8 @@ def write(
             scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
+        if case.boxes and settings.frame == "target":
+            write_in_target_frame(case, number, folder)
         print_scores(name, scores[-1])
         stories.append(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
@@ -291,6 +303,45 @@ def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) ->
     spread, apart = fit.spread(others, initial)
     write_map(folder / "seed_spread.mrc", spread)
     return {"seed_spread_median": float(np.median(apart)), "seed_spread_95": float(np.percentile(apart, 95))}
+
+
+def box(map_: Map) -> Map:
+    """The grid of a map, as a map without density, which takes no memory."""
+    return Map(np.broadcast_to(np.float32(0), map_.density.shape), map_.voxel_size, map_.origin)
+
+
+def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
+    """Nothing; the folder target_frame has the frames, the generated map and the models where the target lay.
+
+    The maps on the target's own grid, with its voxels or, where these are finer, the initial map's.
+    """
+    own, back = folder / "target_frame", case.alignments[number].transform.inverse
+    own.mkdir(exist_ok=True)
+    target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
+    shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
+    grid = box(Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin))
+    for path in made_in(folder, FRAMES):
+        if path.suffix == ".mrc":
+            write_map(own / path.name, resampled(read_map(path), grid, back))
+        elif path.name.startswith(("model", "generated")):
+            atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
+
+
+def described_alignment(case: Case, number: int) -> dict:
+    """How a target was laid over the initial map, as config.json and transform.json tell it; empty if it was not."""
+    if not case.alignments:
+        return {}
+    found = case.alignments[number]
+    return {
+        "alignment": found._asdict()
+        | {
+            "transform": found.transform.matrix.tolist(),
+            "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
+            "chimerax": found.transform.chimerax,
+            "rotation": found.transform.angle,
+            "wrong_hand": found.wrong_hand if found.mirrored is not None else None,
+        }
+    }
 
 
 def copy_whole(source: Path, destination: Path) -> None:
@@ -517,11 +568,12 @@ def print_scores(name: str, scores: dict) -> None:
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
 
 
-def load_reference(path: Path, initial: Map) -> gemmi.Structure | Map:
-    """A model or, where the suffix is a map's, a map on the initial map's grid."""
+def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
+    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
     if path.name.lower().endswith((".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")):
         reference = read_map(path)
-        if difference := same_grid(initial, reference):
-            raise InputError(f"the reference {path} lies on another grid than the initial map: {difference}")
-        return reference
-    return atoms.read_model(path)
+        if transform is IDENTITY and same_grid(initial, reference) is None:
+            return reference
+        return resampled(reference, initial, transform)
+    model = atoms.read_model(path)
+    return model if transform is IDENTITY else transform.moved(model)

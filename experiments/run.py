@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     shared.define_maps()
+    shared.define_alignment()
     shared.define_fit()
     shared.define_output()
     shared.define_machine()
@@ -43,7 +44,9 @@ def define_flags() -> None:
         "separated by commas or each with a flag of its own.",
     )
     flags.DEFINE_list(
-        "reference", None, "Model or map of the target state to score against; one, or one for each target."
+        "reference",
+        None,
+        "Model or map of the target state, in the target map's frame, to score against; one, or one for each target.",
     )
 
 

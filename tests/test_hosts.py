@@ -43,6 +43,7 @@ def arguments(folder, out_dir, targets=NAMES):
         "--bin=2",
         "--steps=0.01",
         "--frames=2",
+        "--align=none",
     ]
 
 

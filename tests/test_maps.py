@@ -107,7 +107,8 @@ def test_compression_is_known_by_content(tmp_path, density):
         (dict(mode=3), "complex numbers"),
         (dict(mode=101), "MRC mode 101"),
         (dict(cella=(0, 0, 0)), "no voxel size"),
-        (dict(cellb=(90, 94.3, 90)), "skewed cell .*94.3"),
+        (dict(cellb=(90, 10, 150)), "impossible cell .*10.0, 150.0"),
+        (dict(cellb=(90, 94.3, 0)), "impossible cell .*94.3, 0.0"),
         (dict(mapc=1, mapr=1, maps=3), "axis order"),
         (
             dict(nz=30000, ny=30000, nx=30000),
@@ -192,8 +193,48 @@ def test_real_files_are_read_and_written(tmp_path, name):
     np.testing.assert_array_equal(again.density, map.density)
 
 
+def blob(position, centre):
+    """A Gaussian of 2 Å about a centre, at positions (..., 3), all in Å."""
+    return np.exp(-((position - centre) ** 2).sum(-1) / 8).astype(np.float32)
+
+
+@pytest.mark.parametrize("angles", [(90, 94.3, 90), (75, 110, 120)])
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_density_on_a_skewed_cell_is_read_where_it_is(tmp_path, angles, order):
+    """a along x, b in the plane of x and y, by the cosines of the angles; a blob is found at its place in Å."""
+    alpha, beta, gamma = np.cos(np.radians(angles))
+    a, b = np.array([1.0, 0, 0]), np.array([gamma, np.sqrt(1 - gamma**2), 0])
+    along = (alpha - beta * gamma) / b[1]
+    steps = np.stack([a, b, [beta, along, np.sqrt(1 - beta**2 - along**2)]], 1) * (0.8, 0.9, 0.7)
+    shape, start = (40, 36, 44), np.array([-10, 4, 7])
+    at = (np.stack(np.indices(shape), -1) + start) @ steps.T
+    centre = at.reshape(-1, 3).mean(0) + [1.0, -0.5, 0.7]
+    fields = dict(zip(("nxstart", "nystart", "nzstart"), start[np.array(order) - 1], strict=True))
+    cell = tuple(np.array(shape) * (0.8, 0.9, 0.7))
+    map = read_map(store(tmp_path / "a.mrc", blob(at, centre), order, cella=cell, cellb=angles, **fields))
+    np.testing.assert_allclose(map.voxel_size, np.diag(steps), rtol=1e-5)
+    there = map.origin + map.voxel_size * np.stack(np.indices(map.density.shape), -1)
+    np.testing.assert_allclose(map.density, blob(there, centre), atol=2e-3)  # cubic splines, and the blob's rim
+    placed = store(tmp_path / "b.mrc", blob(at, centre), order, cella=cell, cellb=angles, origin=(5, 6, 7), **fields)
+    np.testing.assert_allclose(read_map(placed).origin - map.origin, np.array([5, 6, 7]) - steps @ start, atol=1e-4)
+
+
 @pytest.mark.skipif(not FORMATS.is_dir(), reason="needs the real maps in ../shared/data/maps/formats")
 @pytest.mark.parametrize("name", ["EMD-3001.map", "EMD-3001.map.bz2"])
-def test_the_real_skewed_crystal_map_is_refused(name):
-    with pytest.raises(InputError, match=r"skewed cell \(angles 90.0, 94.3, 90.0°\)"):
-        read_map(FORMATS / name)
+def test_the_real_skewed_crystal_map_is_read(tmp_path, name):
+    """Stored as z, x, y; the cell 17.93, 4.71, 33.03 Å with beta 94.33° in 40, 12, 72 voxels, from 0, -12, -21 on.
+
+    The third axis leans by 72 steps of 0.4588 cos 94.33° = -0.0346 Å towards -x, 2.49 Å or 5.6 voxels.
+    """
+    map = read_map(FORMATS / name)
+    voxel = np.array([17.93 / 40, 4.71 / 12, 33.03 / 72 * np.sin(np.radians(94.326))])
+    np.testing.assert_allclose(map.voxel_size, voxel, rtol=1e-5)
+    assert map.density.shape == (43 + 6, 25, 73)
+    np.testing.assert_allclose(map.origin, voxel * (-21 - 6, -12, 0), rtol=1e-5)
+    with mrcfile.open(FORMATS / name, permissive=True) as file:
+        stored = file.data.transpose(1, 0, 2)  # sections y, rows x, columns z
+    np.testing.assert_allclose(map.density[6:, :, 0], stored[:, :, 0], atol=1e-5)  # the first layer leans by nothing
+    write_map(tmp_path / "a.mrc", map)
+    again = read_map(tmp_path / "a.mrc")
+    assert same_grid(map, again) is None and is_valid(tmp_path / "a.mrc")
+    np.testing.assert_array_equal(again.density, map.density)

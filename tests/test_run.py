@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms, metrics
+from cryotrans_jax.align import Transform
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments import inputs, results
@@ -36,9 +37,7 @@ def folder(tmp_path_factory, maps, models):
         write_map(folder / f"{name}.mrc", map)
         atoms.write_model(folder / f"{name}.cif", model)
     initial = maps[0]
-    write_map(folder / "smaller.mrc", Map(initial.density[:, :-1], initial.voxel_size, initial.origin))
-    write_map(folder / "stretched.mrc", Map(initial.density, initial.voxel_size * 1.01, initial.origin))
-    write_map(folder / "elsewhere.mrc", Map(initial.density, initial.voxel_size, initial.origin + 1))
+    write_map(folder / "elsewhere.mrc", Map(initial.density, initial.voxel_size, initial.origin + 100))
     write_map(folder / "flat.mrc", Map(0 * initial.density + 1, initial.voxel_size, initial.origin))
     whole = (folder / "initial.mrc").read_bytes()
     (folder / "cut.mrc").write_bytes(whole[:-100])
@@ -56,7 +55,7 @@ def folder(tmp_path_factory, maps, models):
 def arguments(folder, out_dir, **others):
     """The arguments of a good run."""
     flags = dict(initial=folder / "initial.mrc", target=folder / "target.mrc", out_dir=out_dir)
-    flags |= dict(data_dir=folder / "data", steps=STEPS, frames=FRAMES) | others
+    flags |= dict(data_dir=folder / "data", steps=STEPS, frames=FRAMES, align="none") | others
     return [f"--{name}={value}" for name, value in flags.items() if value is not None]
 
 
@@ -97,6 +96,7 @@ def test_a_run_writes_all_that_it_promises(run, folder):
     frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
     expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb"} | TOLD | PICTURES
+    expected |= {"transform.json"}
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
     initial = read_map(folder / "initial.mrc")
@@ -145,7 +145,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
-        "waypoint", "idealise",
+        "waypoint", "idealise", "align", "check_hand", "frame", "target_half1", "target_half2",
     }  # fmt: skip
 
 
@@ -271,6 +271,101 @@ def test_predict_makes_more_frames_of_the_same_fit(run, folder, job):
     assert again[0] == 2 and "holds frames already" in again[2]
 
 
+TURNED = Transform(TURN, np.array([30.0, -20, 10]))  # from the initial map's frame to one of the targets' own
+
+
+@pytest.fixture(scope="module")
+def far(folder, models):
+    """The target state turned and shifted, its map on a grid of its own, and a map of it on another one."""
+    there = TURNED.moved(models[1])
+    atoms.write_model(folder / "far.cif", there)
+    for name, size in (("far", np.array([1.7, 1.9, 1.8])), ("far_reference", np.full(3, 2.0))):
+        write_map(folder / f"{name}.mrc", atoms.simulate_map(there, *atoms.common_grid([there], size, 8.0), 8.0))
+    return folder / "far.mrc"
+
+
+@pytest.mark.parametrize("frame", ["initial", "target"])
+def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, run, far, job, tmp_path, frame):
+    """Aligned, fitted and scored with one command; maps and models in the target's frame as well where asked for."""
+    files = dict(target=far, model=folder / "initial.cif", reference=folder / "far.cif", align="auto", frame=frame)
+    status, out, error = job("run", *arguments(folder, tmp_path, **files))
+    assert status == 0, error
+    assert "far.mrc is aligned: its overlap with the initial map" in out
+    told = json.loads((tmp_path / "transform.json").read_text())
+    assert told == json.loads((tmp_path / "config.json").read_text())["alignment"]
+    assert told["status"] == "aligned" and told["overlap"] > told["overlap_before"]
+    matrix = np.array(told["transform"])
+    back = Transform(matrix[:3, :3], matrix[:3, 3])
+    assert told["chimerax"] == back.chimerax
+    scores, before = (json.loads((place / "metrics.json").read_text()) for place in (tmp_path, run))
+    assert scores["rmsd_after"] < before["rmsd_after"] + 0.3  # another pose, half the steps would do for that
+    start, end = (atoms.positions(atoms.read_model(tmp_path / f"model_0{k}.cif")) for k in (0, 2))
+    initial, target = (atoms.positions(atoms.read_model(folder / f"{name}.cif")) for name in ("initial", "far"))
+    np.testing.assert_allclose(start, initial, atol=2e-3)
+    rmsd = np.sqrt(((end - back(target)) ** 2).sum(1).mean())
+    assert rmsd == pytest.approx(scores["rmsd_after"], abs=5e-3)
+    own = tmp_path if frame == "initial" else tmp_path / "target_frame"
+    assert (tmp_path / "target_frame").is_dir() == (frame == "target")
+    generated, model = read_map(own / "generated.mrc"), atoms.read_model(own / "generated.cif")
+    assert same_grid(generated, read_map(far if frame == "target" else folder / "initial.mrc")) is None
+    there = back.inverse(end) if frame == "target" else end
+    np.testing.assert_allclose(atoms.positions(model), there, atol=2e-3)
+    exact = atoms.simulate_map(model, *grid_of(generated), 8.0).density
+    assert np.corrcoef(exact.ravel(), generated.density.ravel())[0, 1] > 0.97
+    assert job("predict", f"--run_dir={tmp_path}", "--frames=3")[0] == 0
+    assert (tmp_path / "predict_3/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
+
+
+def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
+    """Laid over the initial map as their target is; the judge's losses are in loss.csv; the other half is found."""
+    target, rng = read_map(far), np.random.default_rng(0)
+    for k in (1, 2):
+        noise = 0.02 * target.density.max() * rng.normal(size=target.density.shape)
+        half = Map((target.density + noise).astype(np.float32), target.voxel_size, target.origin)
+        write_map(tmp_path / f"run_half{k}_class001_unfil.mrc", half)
+    one, other = (tmp_path / f"run_half{k}_class001_unfil.mrc" for k in (1, 2))
+    out = tmp_path / "out"
+    status, _, error = job("run", *arguments(folder, out, target=far, align="auto", frames=1, target_half1=one))
+    assert status == 0, error
+    head, *rows = losses(out)
+    assert head[-1] == "other half-map"
+    judged = [float(row[-1]) for row in rows if row[1] == "matched" and len(row) == len(head)]
+    assert len(judged) >= 3 and all(0 < value < 2 for value in judged)
+    assert not any(len(row) == len(head) for row in rows if row[1] == "points")
+    assert str(other) in json.loads((out / "config.json").read_text())["inputs"]
+    for files, said in (({"target_half2": other}, "without --target_half1"), ({"target_half1": far}, "no half-map by")):
+        status, _, error = job("run", *arguments(folder, tmp_path / "none", target=far, **files))
+        assert status == 2 and said in error
+
+
+def grid_of(map):
+    """A map's shape, voxel size and origin."""
+    return map.density.shape, map.voxel_size, map.origin
+
+
+def test_a_reference_lies_in_the_targets_frame_be_it_a_model_or_a_map(folder, far, job, monkeypatch, tmp_path):
+    monkeypatch.setattr("cryotrans_jax.align.ROTATIONS", 300)
+    cases = []
+
+    def stop(case, *_):
+        cases.append(case)
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.results.fit_case", stop)
+    found = {}
+    for name in ("far.cif", "far_reference.mrc", "far.mrc"):
+        files = dict(target=far, reference=folder / name, align="auto", check_hand=name == "far.cif")
+        status, out, error = job("run", *arguments(folder, tmp_path, **files))
+        assert (status, error) == (2, "error: enough\n")
+        assert ("the mirror image of far.mrc" in out) == (name == "far.cif")
+        (found[name],) = cases[-1].references
+    case = cases[-1]
+    at = case.alignments[0].transform(atoms.positions(atoms.read_model(folder / "far.cif")))
+    np.testing.assert_allclose(atoms.positions(found["far.cif"]), at, atol=1e-9)
+    np.testing.assert_array_equal(found["far.mrc"].density, case.targets[0].density)
+    assert np.corrcoef(found["far_reference.mrc"].density.ravel(), case.targets[0].density.ravel())[0, 1] > 0.995
+
+
 def test_splatted_frames_keep_the_mass(run, folder, job, tmp_path):
     out = tmp_path / "splat"
     assert job("predict", f"--run_dir={run}", f"--out_dir={out}", "--frames=3", "--render=splat")[0] == 0
@@ -291,7 +386,8 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
     assert job("run", *arguments(folder, tmp_path, model=folder / "initial.cif"))[0] == 0
     assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite", "--report=false")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == TOLD | {
-        "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint"
+        "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
+        "transform.json",
     }  # fmt: skip
 
 
@@ -337,6 +433,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
         assert {path.name for path in (out / name).iterdir()} == TOLD | PICTURES | {
             "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
             "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
+            "transform.json",
         }  # fmt: skip
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name
@@ -390,20 +487,18 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(initial="{}/flat.mrc"), ["flat.mrc has the value 1 throughout"]),
         (dict(initial_threshold=7.5), ["initial map has no density above the threshold 7.5", "its maximum is 0.0"]),
         (dict(target_threshold=7.5), ["target map 1 has no density above the threshold 7.5"]),
-        (dict(target="{}/smaller.mrc"), ["smaller.mrc lie on different grids (24 x 20 x 28 against 24 x 19 x 28"]),
-        (dict(target="{}/stretched.mrc"), ["different grids (voxels of (2, 2.2, 2.1) against (2.02"]),
-        (dict(target="{}/elsewhere.mrc"), ["different grids (origin"]),
+        (dict(target="{}/elsewhere.mrc"), ["only 0 % of the target map's mass lies in the initial map's box: align"]),
+        (dict(align="best"), ["--align=best"]),
+        (dict(frame="middle"), ["--frame=middle"]),
         (dict(model="{}/outside.cif"), ["of 16 atoms of {}/outside.cif lie outside the map"]),
         (dict(model="none.cif"), ["no file none.cif here or in {}/data"]),
         (dict(model="{}/initial.mrc"), ["initial.mrc has no atoms: give an atomic model"]),
         (dict(reference="none.cif"), ["no file none.cif here or in {}/data"]),
-        (dict(reference="{}/smaller.mrc"), ["smaller.mrc lies on another grid"]),
         (dict(reference="{0}/target.cif,{0}/target.cif"), ["2 references for 1 targets"]),
         (dict(out_dir="{}/initial.mrc"), ["initial.mrc is a file, not a folder"]),
         (dict(waypoint="{}/between.mrc"), ["--waypoint={}/between.mrc is not FILE@TIME"]),
         (dict(waypoint="{}/between.mrc@half"), ["@half is not FILE@TIME"]),
         (dict(waypoint="none.mrc@0.5"), ["no map none.mrc here or in {}/data"]),
-        (dict(waypoint="{}/smaller.mrc@0.5"), ["smaller.mrc lie on different grids"]),
         (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["a waypoint is at the time 1.5"]),
         (
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
