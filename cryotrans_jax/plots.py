@@ -174,16 +174,18 @@ def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
     return drawing
 
 
-def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
+def loss_drawing(stages: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Drawing:
     """The loss at every step, a panel for each stage: losses of different kinds are not comparable.
 
-    What is not finite is left out.
+    In another colour the loss by the other half-map, where there is one. What is not finite is left out.
     """
     drawing = Drawing(max(230 * len(stages), 300) + 10, 230)
-    for number, (name, losses) in enumerate(stages):
+    for number, (name, losses, judged) in enumerate(stages):
         left = 62 + number * (drawing.width - 10) / len(stages)
         steps = np.flatnonzero(np.isfinite(losses))
-        low, high = (float(end(losses[steps])) for end in (np.min, np.max)) if len(steps) else (0.0, 1.0)
+        asked = np.flatnonzero(np.isfinite(judged))
+        every = np.concatenate([losses[steps], judged[asked]])
+        low, high = (float(end(every)) for end in (np.min, np.max)) if len(every) else (0.0, 1.0)
         log = low > 0 and high > 5 * low
         pad = 1.08 if log else max(0.06 * (high - low), 1e-9 + 1e-6 * abs(high))
         ylim = (low / pad, high * pad) if log else (low - pad, high + pad)
@@ -193,6 +195,8 @@ def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
         axes.frame(drawing, [(1.0, "1"), (float(len(losses)), str(len(losses)))][: len(losses)], marks)
         if len(steps):
             drawing.line(*axes.place(steps + 1.0, losses[steps]), CURVES["target_after"][0], 1.2)
+        if len(asked):
+            drawing.line(*axes.place(asked + 1.0, judged[asked]), CURVES["reference_after"][0], 1.2)
         drawing.text(left + axes.width / 2, 16, f"stage {number + 1}: {name}")
         drawing.text(left + axes.width / 2, 218, "step")
     return drawing

@@ -263,13 +263,16 @@ def target_name(config: dict) -> str | None:
     return name if name in config["inputs"] else None
 
 
-def losses(path: Path) -> list[tuple[str, np.ndarray]]:
-    """Name and losses of each stage, from a loss.csv."""
-    stages: dict[tuple[str, str], list[float]] = {}
+def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of each stage the name, the losses, and those by the other half-map (nan where it was not asked).
+
+    From a loss.csv.
+    """
+    stages: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with path.open(newline="") as file:
-        for stage, name, _, value in list(csv.reader(file))[1:]:
-            stages.setdefault((stage, name), []).append(float(value))
-    return [(name, np.array(values)) for (_, name), values in stages.items()]
+        for stage, name, _, value, *judged in list(csv.reader(file))[1:]:
+            stages.setdefault((stage, name), []).append((float(value), float(*judged or ["nan"])))
+    return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
 def write_file(path: Path, content: str | bytes) -> None:
