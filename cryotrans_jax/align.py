@@ -129,7 +129,8 @@ def onto(
     moving, found = body(target, target_threshold, "target map"), Alignment()
     if align == "auto" or check_hand:
         chosen = aligned(body(initial, initial_threshold, "initial map"), moving, check_hand)
-        found = chosen if align == "auto" else found._replace(best=chosen.best, mirrored=chosen.mirrored)
+        keep = {name: getattr(chosen, name) for name in ("best", "mirrored", "resolutions")}
+        found = chosen if align == "auto" else found._replace(**keep)
     found = found._replace(inside=share_inside(moving, initial, found.transform))
     if found.inside < NOWHERE:
         raise InputError(

@@ -21,6 +21,8 @@ HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNOR
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
+POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
+INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box, the user is told
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
 
@@ -135,7 +137,12 @@ def print_alignment(path: Path, found: align.Alignment) -> None:
             f" (from {found.overlap_before:.3f}, turned by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
         )
     print(how)
-    if found.inside is not None and found.inside < 0.98:
+    if found.best is not None and found.best < POOR:
+        print(
+            f"{path.name} fits the initial map poorly in any pose (correlation {found.best:.2f} at "
+            f"{found.resolutions[1]:.0f} Å): see that its voxel size and its hand are right (--check_hand)"
+        )
+    if found.inside is not None and found.inside < INSIDE:
         print(f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad that map")
     if found.mirrored is not None:
         compared = f"correlation {found.mirrored:.2f} against {found.best:.2f}"
