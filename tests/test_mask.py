@@ -79,7 +79,7 @@ def fitted(folder, job, tmp_path, monkeypatch):
     def of(*flags):
         taken.clear()
         monkeypatch.setattr("experiments.results.morph", stop)
-        maps = f"--initial={folder}/initial.mrc", f"--target={folder}/target.mrc"
+        maps = f"--initial={folder}/initial.mrc", f"--target={folder}/target.mrc", "--align=none"
         error = job("run", *maps, f"--out_dir={tmp_path}", *flags)[2]
         return taken or error
 

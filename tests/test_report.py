@@ -84,8 +84,8 @@ def run(tmp_path_factory, fit, maps, models):
     seen = [look | {"contour": 1.2 * fit.threshold}, look | {"contour": 0.7 * fit.threshold}]
     case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], models[0], [models[1]], seen)
     settings = Settings(
-        recipe="default", seed=0, steps=1.0, frames=3, render="pull_back", report=True, seeds=1,
-        target=[list(files)[1]], reference=["target.cif"],
+        idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
+        report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
     )  # fmt: skip
     results.write(fit, case, settings, folder / "out", [0])
     return folder / "out"
