@@ -55,6 +55,7 @@ def from_flags(settings, out_dir: Path) -> Case:
         raise InputError(f"{len(given)} references for {len(target_names)} targets: give one, or one for each target")
     used |= {name: existing(name, settings.data_dir) for name in given}
     given = given * len(target_names) if len(given) == 1 else given or [None] * len(target_names)
+    halves = half_maps(settings, len(target_names))
     superposed = base_model(initial_name, settings.data_dir) is not None  # and so were targets made from models
     placed = [
         place(initial, map_, settings, superposed and files[name].parent == out_dir / "inputs")
@@ -64,11 +65,10 @@ def from_flags(settings, out_dir: Path) -> Case:
         print_alignment(files[name], found)
     count, alignments = len(target_names), [found for _, found in placed]
     maps, boxes = [map_ for map_, _ in placed], [box(map_) for map_ in maps]
-    halves, paths = half_maps(settings, initial, alignments[:count])
     return Case(
         initial=initial,
         targets=maps[:count],
-        files=used | {str(path): path for path in paths},
+        files=used | {str(path): path for pair in halves for path in pair},
         target_names=unique_stems(target_names),
         initial_resolution=settings.initial_resolution or known[0],
         target_resolutions=resolutions[:count],
@@ -81,36 +81,36 @@ def from_flags(settings, out_dir: Path) -> Case:
             Waypoint(name, map_, time, resolution)
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
-        halves=halves,
+        halves=[
+            tuple(laid(initial, path, found) for path in pair) for pair, found in zip(halves, alignments, strict=False)
+        ],
         alignments=alignments[:count],
         boxes=boxes[:count],
     )
 
 
-def half_maps(settings, initial: Map, alignments: list[align.Alignment]) -> tuple[list[tuple[Map, Map]], list[Path]]:
-    """Each target's half-maps, laid over the initial map as the target was, and their files; none if none are named.
+def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
+    """The files of each target's half-maps, of which there are `count` pairs or none.
 
     The second ones are found by name where only the first ones are given.
     """
     first, second = settings.target_half1 or [], settings.target_half2 or []
     if second and not first:
         raise InputError("--target_half2 is given without --target_half1: name the first half-map as well")
-    if not first:
-        return [], []
     first = [existing(name, settings.data_dir) for name in first]
     second = [existing(name, settings.data_dir) for name in second] or [other_half(path) for path in first]
-    if not len(first) == len(second) == len(alignments):
+    if len(first) != len(second) or len(first) not in (0, count):
         raise InputError(
-            f"{len(first)} first and {len(second)} second half-maps for {len(alignments)} targets: give two for each"
+            f"{len(first)} first and {len(second)} second half-maps for {count} targets: give two for each"
         )
+    return [*zip(first, second, strict=True)]
 
-    def laid(path: Path, found: align.Alignment) -> Map:
-        half = read_map(path)
-        there = found.transform is align.IDENTITY and same_grid(initial, half) is None
-        return half if there else align.resampled(half, initial, found.transform)
 
-    pairs = zip(first, second, alignments, strict=True)
-    return [(laid(one, found), laid(other, found)) for one, other, found in pairs], [*first, *second]
+def laid(initial: Map, path: Path, found: align.Alignment) -> Map:
+    """The half-map in a file, laid over the initial map as its target was."""
+    half = read_map(path)
+    there = found.transform is align.IDENTITY and same_grid(initial, half) is None
+    return half if there else align.resampled(half, initial, found.transform)
 
 
 def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
