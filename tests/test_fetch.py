@@ -317,7 +317,13 @@ def test_a_run_fetches_what_it_lacks_and_knows_what_the_archive_says(server, job
         server.files[f"/emdb/EMD-{number}/map/emd_{number}.map.gz"] = (tmp_path / "here.map.gz").read_bytes()
     server.files["/api/EMD-22002"] = json.dumps({"emdb_id": "EMD-22002"}).encode()
     data = tmp_path / "data"
-    command = ["--initial=EMD-22001", "--target=emd_22002.map.gz", f"--data_dir={data}", *mirrors(server)]
+    command = [
+        "--initial=EMD-22001",
+        "--target=emd_22002.map.gz",
+        f"--data_dir={data}",
+        "--align=none",
+        *mirrors(server),
+    ]
     status, _, error = job("run", *command, f"--out_dir={tmp_path}/a")
     assert status == 2 and "for an entry of the EMDB --fetch" in error
     status, _, error = job("run", *command, f"--out_dir={tmp_path}/b", "--fetch")
