@@ -41,6 +41,7 @@ for a, b in zip(one.history, many.history, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_fit_three_targets_as_one_device_does():
     """float32's 1e-7 grows over twenty steps of Adam; three targets on eight devices are also no equal share."""
     flags = "--xla_force_host_platform_device_count=8"

@@ -64,6 +64,7 @@ def together(count, *arguments):
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(folder, job, tmp_path):
     """Three targets, the first and the third by process 0; every folder is a run by itself."""
     one, two = tmp_path / "one", tmp_path / "two"

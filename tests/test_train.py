@@ -279,6 +279,7 @@ def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
     assert tuple(replace(s, steps=o.steps) for s, o in zip(stages, STAGES, strict=True)) == STAGES
 
 
+@pytest.mark.slow
 def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     """The fit from a window of one voxel is that of the whole grid: the steps done with the narrow one do not count."""
     stage = replace(STAGES[0], steps=20)
@@ -382,6 +383,7 @@ def test_as_many_targets_at_once_as_memory_holds(limit, fixed, each, targets, ba
     assert at_once(float(limit), float(fixed), float(each), targets) == batch
 
 
+@pytest.mark.slow
 def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_result(two):
     """The memory is made up: a fifth left free, it lies between what two and five at once need by the count of XLA."""
     stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
