@@ -13,7 +13,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map
 from experiments.demo import hinge_pair
 
-REAL = Path("/work/shared/data")  # a developer's copy of public depositions
+REAL = Path(__file__).parents[2] / "shared" / "data"  # public depositions, where they are at hand
 ROOM = 20.0  # Å of solvent about a model: noise needs room to be seen
 
 
