@@ -80,10 +80,9 @@ class Alignment(NamedTuple):
     """How a target was laid over an initial map.
 
     `transform` takes the target's frame to the initial map's, and its centre of mass by `moved` Å; `status` says in
-    words how it was chosen. `overlap` is
-    the correlation at the first of the `resolutions` [Å], in the pose `before` and in that of the transform;
-    `correlation` the sharp one at the second. With a check of the hand, `mirrored` is the sharp correlation of the
-    best pose of the target's mirror image, and `best` that of the target itself. `inside` is the share of the
+    words how it was chosen. `overlap` is the correlation at the first of the `resolutions` [Å], in the pose `before`
+    and in that of the transform; `correlation` the sharp one at the second, and `best` that of the best pose of all.
+    With a check of the hand, `mirrored` is the same for the target's mirror image. `inside` is the share of the
     target's mass in the initial map's box. None is what was not looked for.
     """
 
@@ -280,17 +279,17 @@ class Overlap:
         As some of a body's extent is lost in its points, they fit it better than by 1: that is in the norm.
         """
         x, mass = self.moving.points(self.resolution / 3)
-        (a, *_), (b, spline, size, first) = (self.blurred(body) for body in (self.fixed, self.moving))
-        own = mass @ ndimage.map_coordinates(spline, ((x - first) / size).T, prefilter=False, mode="constant")
-        return x, mass * np.sqrt(b / a) / own
+        spectrum, size, shape, first = self.spectrum(self.moving)
+        blurred = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
+        own = mass @ ndimage.map_coordinates(blurred, ((x - first) / size).T, mode="constant")
+        return x, mass * np.sqrt(self.energy(self.moving) / self.energy(self.fixed)) / own
 
-    def blurred(self, body: Body) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        """⟨b, K b⟩, coefficients of a cubic spline of K b, their voxel size and the first one's place."""
-        spectrum, size, shape, first = self.spectrum(body)
-        kernel = self.kernel(shape, size)
-        energy = float(scipy.fft.irfftn(np.abs(spectrum) ** 2 * kernel, shape)[0, 0, 0])
-        volume = scipy.fft.irfftn(spectrum * kernel, shape, workers=os.cpu_count())
-        return energy, ndimage.spline_filter(volume, output=np.float32, mode="mirror"), size, first
+    def energy(self, body: Body) -> float:
+        """⟨b, K b⟩."""
+        spectrum, size, shape, _ = self.spectrum(body)
+        power = np.abs(spectrum) ** 2 * self.kernel(shape, size)
+        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the frequencies
+        return float((twice - power[..., -1].sum() if shape[2] % 2 == 0 else twice) / np.prod(shape))
 
     def spectrum(self, body: Body) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
         """The transform of a body's mass with room about it: (itself, voxel size, shape, the first voxel's place, Å).
@@ -393,16 +392,18 @@ def aligned(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
     what it lacks to 1: states of one molecule have no one right pose, and that in which they come may be preferred.
     """
     levels = resolutions(fixed, moving)
+    overlaps = [Overlap(fixed, moving, level, sharp=True) for level in levels]
     present = Pose(Rotation.identity(), moving.centre - fixed.centre, 0.0)
-    before = Overlap(fixed, moving, levels[-1], True).score(*present[:2])[0]
-    chosen = near = refined(fixed, moving, levels, [present])[0]
+    before = overlaps[-1].score(*present[:2])[0]
+    chosen = near = refined(overlaps, [present])[0]
     best = mirrored = None
     if near.score < EQUAL or check_hand:  # else none can be so much better
-        found = search(fixed, moving, levels)
+        found = search(overlaps)
         chosen = near if near.score >= EQUAL * found.score else found
         best = max(found.score, near.score)
-        mirrored = search(fixed, moving.mirrored, levels).score if check_hand else None
-    coarse = Overlap(fixed, moving, levels[0], False)
+        image = [Overlap(fixed, moving.mirrored, level, sharp=True) for level in levels]
+        mirrored = search(image).score if check_hand else None
+    coarse = Overlap(fixed, moving, levels[0], sharp=False)
     old, new = (coarse.score(*pose[:2])[0] for pose in (present, chosen))
     far = apart(moving, chosen, present)[0] > NEAR * min(fixed.radius, moving.radius)
     moves = new - old > (-FALL if far else max(min(GAIN, SHARE * (1 - old)), LEAST))
@@ -435,20 +436,18 @@ def resolutions(fixed: Body, moving: Body) -> tuple[float, float, float]:
     return coarse, float(np.sqrt(coarse * fine)), fine
 
 
-def search(fixed: Body, moving: Body, levels: Sequence[float]) -> Pose:
+def search(overlaps: Sequence[Overlap]) -> Pose:
     """The best pose of all: every shift of evenly spread rotations, the most promising refined."""
-    first = Overlap(fixed, moving, levels[0], True).everywhere(even_rotations(ROTATIONS))
-    return refined(fixed, moving, levels, first)[0]
+    return refined(overlaps, overlaps[0].everywhere(even_rotations(ROTATIONS)))[0]
 
 
-def refined(fixed: Body, moving: Body, levels: Sequence[float], poses: list[Pose]) -> list[Pose]:
+def refined(overlaps: Sequence[Overlap], poses: list[Pose]) -> list[Pose]:
     """The poses refined at one resolution after the other, ever fewer of them; best first."""
-    for resolution, kept, close in zip(levels, KEPT, CLOSE, strict=True):
-        overlap = Overlap(fixed, moving, resolution, True)
+    for overlap, kept, close in zip(overlaps, KEPT, CLOSE, strict=True):
         overlap.points, overlap.splines  # noqa: B018  computed once, before the threads want them
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             poses = list(pool.map(partial(overlap.climb, close=close), poses[:kept]))
-        poses = distinct(sorted(poses, key=lambda pose: -pose.score), moving)
+        poses = distinct(sorted(poses, key=lambda pose: -pose.score), overlap.moving)
     return poses
 
 
