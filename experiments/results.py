@@ -268,10 +268,7 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     atoms.write_model(folder / "generated.cif", carried)
     if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
         atoms.write_model(folder / "generated.pdb", carried)
-    obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
-    if obstacle:
-        print(f"the model does not fit the PDB format, as {obstacle}: the trajectory is in mmCIF, trajectory.cif")
-    atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
+    write_movie(frames, folder)
     write_rows(
         folder / "geometry.csv",
         [{"frame": n, "time": t} | row for n, (t, row) in enumerate(zip(times, rows, strict=True))],
@@ -282,6 +279,14 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     if settings.idealise and isinstance(reference, gemmi.Structure):
         scores["rmsd_idealised"] = metrics.ca_displacement(carried, reference)["rmsd"]
     return scores
+
+
+def write_movie(frames: Sequence[gemmi.Structure], folder: Path) -> None:
+    """Nothing; the models are in one file, trajectory.pdb or, where they do not fit that format, trajectory.cif."""
+    obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
+    if obstacle:
+        print(f"the model does not fit the PDB format, as {obstacle}: the trajectory is in mmCIF, trajectory.cif")
+    atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
 
 
 def measured(topology: geometry.Topology, model: gemmi.Structure) -> dict:
@@ -325,6 +330,8 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
             write_map(own / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
             atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
+    if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(own / name) for name in carried], own)
 
 
 def described_alignment(case: Case, number: int) -> dict:

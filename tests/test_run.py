@@ -310,6 +310,8 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, ru
     assert same_grid(generated, read_map(far if frame == "target" else folder / "initial.mrc")) is None
     there = back.inverse(end) if frame == "target" else end
     np.testing.assert_allclose(atoms.positions(model), there, atol=2e-3)
+    movie = gemmi.read_structure(str(own / "trajectory.pdb"))
+    np.testing.assert_allclose([site.atom.pos.tolist() for site in movie[2].all()], there, atol=2e-3)
     exact = atoms.simulate_map(model, *grid_of(generated), 8.0).density
     assert np.corrcoef(exact.ravel(), generated.density.ravel())[0, 1] > 0.97
     assert job("predict", f"--run_dir={tmp_path}", "--frames=3")[0] == 0
