@@ -85,6 +85,27 @@ def extrapolation(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, 
     return sources, trust * (1 / trust.sum(1)[:, None] + np.einsum("rj,rkj->rk", slope, arms))
 
 
+def abreast(lattices: Sequence[Lattice]) -> Lattice:
+    """Lattices over boxes of one shape as one, whose leaves have a leading axis of them, for `jax.vmap`.
+
+    Nodes are padded to the largest number of them, with places off the dense lattice, where nothing is laid out.
+    """
+    outside = int(np.prod([w.shape[1] for w in lattices[0].weights]))
+    fills = dict(index=outside, rim=outside)
+    each = {
+        name: stacked([getattr(lattice, name) for lattice in lattices], fills.get(name, 0))
+        for name in Lattice._fields
+        if name != "weights"
+    }
+    return Lattice(weights=tuple(jnp.stack(axis) for axis in zip(*(a.weights for a in lattices), strict=True)), **each)
+
+
+def stacked(arrays: Sequence[Array], fill: float = 0) -> Array:
+    """The arrays as one, each padded at its end along its first axis to the longest of them."""
+    most = max(len(a) for a in arrays)
+    return jnp.stack([jnp.pad(a, [(0, most - len(a))] + [(0, 0)] * (a.ndim - 1), constant_values=fill) for a in arrays])
+
+
 def node_places(lattice: Lattice) -> np.ndarray:
     """Place (nodes, 3) of each active node on the dense lattice."""
     shape = tuple(w.shape[1] for w in lattice.weights)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import gemmi
@@ -12,6 +13,7 @@ from jaxtyping import PyTree
 from cryotrans_jax import atoms, checkpoints, prepare, recipes, train, trajectory
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, same_grid
+from cryotrans_jax.partition import Partition, from_flow
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Fit:
 
     `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
     losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
-    training loss itself where the stage has none); `report` what was chosen by rule.
+    training loss itself where the stage has none); `report` what was chosen by rule. With a `partition` of the initial
+    map, each part has a field of its own, along the second axis of `params`.
     """
 
     config: train.Config
@@ -30,6 +33,7 @@ class Fit:
     history: tuple[np.ndarray, ...] = ()
     judged: tuple[np.ndarray, ...] = ()
     report: dict | None = None
+    partition: Partition | None = None
 
     def of(self, target: int) -> PyTree:
         """The parameters for one target."""
@@ -47,24 +51,32 @@ class Fit:
     ) -> Iterator[Map]:
         """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
-        return how(self.config, self.of(target), self.frame, initial, self.threshold, times)
+        return how(self.config, self.of(target), self.frame, initial, self.threshold, times, self.partition)
 
     def consistency(self, initial: Map, target: int = 0) -> float:
         """How far (Å, rms) density is from its start after it was carried to the end and back."""
-        return trajectory.consistency(self.config, self.of(target), self.frame, initial, self.threshold)
+        flow = self.config, self.of(target), self.frame
+        return trajectory.consistency(*flow, initial, self.threshold, self.partition)
 
     def spread(self, others: Sequence["Fit"], initial: Map, target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
-        each = [fit.of(target) for fit in (self, *others)]
-        return trajectory.spread(self.config, each, self.frame, initial, self.threshold)
+        carries = [partial(fit.carry, target=target) for fit in (self, *others)]
+        return trajectory.spread(carries, self.frame, initial, self.threshold)
 
     def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
-        """Models at the times, each atom carried by the flow."""
-        return [atoms.moved(model, at) for at in self.carry(atoms.positions(model), times, target)]
+        """Models at the times, each atom carried by the flow; where there are parts, by that of its residue's."""
+        xyz, part = atoms.positions(model), self.partition and self.partition.of_atoms(model)
+        each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, part)
+        return [atoms.moved(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
-        return trajectory.move(self.config, self.of(target), self.frame, xyz, times)
+        part = self.partition and self.partition.at(xyz)
+        return trajectory.move(self.config, self.of(target), self.frame, xyz, times, part)
+
+    def parts_map(self, initial: Map) -> Map:
+        """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
+        return self.partition.shown(trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0)
 
     def save(self, path) -> None:
         """Nothing; `Fit.load(path)` gives this fit back, without its history."""
@@ -74,13 +86,18 @@ class Fit:
             "edge": self.frame.edge,
             "threshold": self.threshold,
         }
-        checkpoints.save(path, self.params, described)
+        arrays = self.params
+        if self.partition:
+            grid = {"voxel_size": self.partition.voxel_size.tolist(), "origin": self.partition.origin.tolist()}
+            arrays, described["partition"] = arrays | {"labels": self.partition.labels}, grid
+        checkpoints.save(path, arrays, described)
 
     @classmethod
     def load(cls, path) -> "Fit":
         """The fit saved under `path`. Raises FileNotFoundError where there is none."""
         params, saved = checkpoints.restore(path)
-        settings = saved["config"]
+        settings, parts = saved["config"], saved.get("partition")
+        labels = params.pop("labels") if parts else None
         settings["waypoints"] = tuple(settings.get("waypoints", ()))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
@@ -89,6 +106,9 @@ class Fit:
             params=params,
             frame=prepare.Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
+            partition=Partition(labels, *(np.array(parts[name]) for name in ("voxel_size", "origin")))
+            if parts
+            else None,
         )
 
 
@@ -107,6 +127,8 @@ def morph(
     halves: tuple[Map, Map] | Sequence[tuple[Map, Map]] | None = None,
     waypoints: Sequence[tuple[Map, float]] = (),
     waypoint_resolution: float | Sequence[float | None] | None = None,
+    parts: Partition | str | None = None,
+    part_rigidity: Sequence[float] | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
     progress: Any = None,
@@ -122,13 +144,15 @@ def morph(
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
     target's threshold is theirs as well.
+    `parts` of the initial map each move by a field of their own; "auto" are the bodies that a first fit moves nearly
+    rigidly, from whose field each goes on. `part_rigidity` multiplies the weight of the rigidity in each part.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
     this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
 
     Raises InputError where the grids differ, nothing is above a threshold, there is no such recipe or target, or
-    waypoints have several targets or impossible times.
+    waypoints have several targets or impossible times, or parts cannot be.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
@@ -153,6 +177,7 @@ def morph(
             )
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
+    check_parts(parts, part_rigidity, initial, len(targets))
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
@@ -181,9 +206,20 @@ def morph(
         config = recipes.default(problem, seed)
     rival = train.scaled((config.rival,), steps)[0] if config.rival else None
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
+    first = max(1, len(config.stages) // 2)  # stages before what moves is sorted into bodies
+    if parts == "auto":
+        config = replace(config, stages=config.stages[:first] + config.stages[first - 1 :])
+    if part_rigidity and not any(stage.rigidity for stage in config.stages):
+        raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    state, history = train.fit(problem if times else problem.select(rows), config, progress=call, spread=spread)
+    fit = partial(train.fit, progress=call, spread=spread)
+    problem = problem if times else problem.select(rows)
+    if parts == "auto":
+        state, history, parts, off = by_bodies(problem, config, fit, initial, first)
+        report = report | {"bodies_rms": off}
+    else:
+        state, history = fit(problem.divided(parts.labels, part_rigidity) if parts else problem, config)
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
@@ -193,6 +229,7 @@ def morph(
         history=tuple(losses[:, :count] for losses in history),
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report | {"start": [how[rival] for rival in rivals]},
+        partition=parts,
     )
 
 
@@ -229,3 +266,37 @@ def with_waypoints(report: dict, times: Sequence[float]) -> dict:
         for k, t in enumerate(times)
     ]
     return report | apart | ({"waypoints": used} if used else {})
+
+
+def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None, initial: Map, targets: int) -> None:
+    """Nothing; raises InputError where the parts, or their weights of the rigidity, cannot be."""
+    if isinstance(parts, str) and parts != "auto":
+        raise InputError(f"there are no parts {parts!r}: give a partition, or auto")
+    if isinstance(parts, Partition) and parts.labels.shape != initial.density.shape:
+        raise InputError("the parts lie on another grid than the initial map: make them for this one")
+    if parts == "auto" and targets > 1:
+        raise InputError(f"bodies are those of one motion, and there are {targets} targets: fit each by itself")
+    if rigidity and not isinstance(parts, Partition):
+        raise InputError("part_rigidity is for parts that are known: give them as well, and not as auto")
+    if rigidity and min(rigidity) < 0:
+        raise InputError(f"part_rigidity holds {min(rigidity):g}: weights of the rigidity are not negative")
+
+
+def by_bodies(
+    problem: prepare.Problem, config: train.Config, fit: Callable, initial: Map, first: int
+) -> tuple[train.State, list[np.ndarray], Partition | None, list[float]]:
+    """State, losses and partition of a fit whose `first` stages find the bodies, and the rms distances (Å) from rigid
+    motions with one body, two and so on.
+
+    Each body goes on from the field of the whole; where there is but one, that is all. The last of the first stages
+    comes twice in the schedule, and so is made again with the bodies free of one another.
+    """
+    state, history = fit(problem, replace(config, stages=config.stages[:first]))
+    carry = partial(trajectory.move, config, jax.tree.map(lambda p: p[0], state.params), problem.frame)
+    parts, off = from_flow(carry, initial, problem.report["initial"]["threshold"])
+    if parts.count == 1:
+        parts, state = None, train.begun(state, first)
+    else:
+        problem, state = problem.divided(parts.labels), train.divided(state, parts.count, first)
+    state, rest = fit(problem, config, state=state)
+    return state, history + rest, parts, off

@@ -53,7 +53,9 @@ class Problem:
     left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses. Where
     the targets have half-maps, `densities` are the first ones and `judges`, treated alike, the second ones.
     `report` holds, for each map, the level used and the share of its positive mass kept. With `waypoints`, all targets
-    lie on one trajectory, which ends at the last of them and is to pass the others at these times.
+    lie on one trajectory, which ends at the last of them and is to pass the others at these times. Where the initial
+    map is divided into parts, `labels` (1, 2, ...) say to which of them each voxel belongs, and `stiffness` by what to
+    multiply the weight of the rigidity in each.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -68,11 +70,33 @@ class Problem:
     report: dict
     judges: Float[np.ndarray, "targets x y z"] | None = None
     waypoints: tuple[float, ...] = ()
+    labels: Int[np.ndarray, "x y z"] | None = None
+    stiffness: tuple[float, ...] = ()
 
     @property
     def trajectories(self) -> int:
         """How many are to be fitted: one for each target, or one through all of them."""
         return 1 if self.waypoints else len(self.masses)
+
+    @property
+    def parts(self) -> int:
+        """How many there are with velocity fields of their own; 0 where there is one field for the whole."""
+        return len(self.stiffness)
+
+    def divided(self, labels: Int[np.ndarray, "nx ny nz"], stiffness: Sequence[float] | None = None) -> "Problem":
+        """The same problem with the initial map divided into parts by labels (1, 2, ...) on the maps' whole grid.
+
+        Raises InputError where a part holds no mass, or there are not as many weights as parts.
+        """
+        count = int(labels.max())
+        stiffness = (1.0,) * count if stiffness is None else tuple(map(float, stiffness))
+        if len(stiffness) != count:
+            raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
+        own = cropped(labels, self.start, self.start + self.initial.shape).astype(int)
+        for label in range(1, count + 1):
+            if not self.initial[own == label].any():
+                raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
+        return replace(self, labels=own, stiffness=stiffness)
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
@@ -92,16 +116,24 @@ class Level(NamedTuple):
     Points `x` of mass `rho` and the grid (corner, voxel) on which they are compared with a target; `lattice`
     controls the points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice), `edges`
     and the `share` of the mass in each are for the rigidity.
+
+    Where the initial map is divided, `x`, `lattice`, `tetrahedra` and `share` have a leading axis of parts, padded to
+    the largest of them with points of no mass, and `rho` is that of all points, part after part.
     """
 
-    x: Float[Array, "points 3"]
-    rho: Float[Array, "points"]
+    x: Float[Array, "*parts points 3"]
+    rho: Float[Array, "all"]
     corner: Float[Array, "3"]
     voxel: Float[Array, "3"]
     lattice: lattices.Lattice | None = None
-    tetrahedra: Int[Array, "tetrahedra 4"] | None = None
+    tetrahedra: Int[Array, "*parts tetrahedra 4"] | None = None
     edges: Float[Array, "3"] | None = None
-    share: Float[Array, "tetrahedra"] | None = None
+    share: Float[Array, "*parts tetrahedra"] | None = None
+
+    @property
+    def divided(self) -> bool:
+        """Whether there is an axis of parts."""
+        return self.x.ndim == 3
 
 
 def prepare(
@@ -449,8 +481,46 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     `spacing` (Å) is the control lattice's; 0 integrates the flow at every point. `tetrahedra` asks for those of
     the rigidity.
     """
+    asked = bin_, sampling, spacing, tetrahedra
+    if not problem.parts:
+        return level_of(problem, problem.initial, *asked)
+    masses = [np.where(problem.labels == part + 1, problem.initial, 0) for part in range(problem.parts)]
+    boxes = [bounding_box(mass > 0) for mass in masses]
+    room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
+    return abreast([level_of(problem, mass, *asked, room) for mass in masses], problem.stiffness)
+
+
+def abreast(levels: Sequence[Level], stiffness: Sequence[float]) -> Level:
+    """The levels of several parts as one; a part's share in the rigidity is its mass's, times its stiffness."""
+    held = np.array([float(level.rho.sum()) for level in levels])
+    weights = held / held.sum() * stiffness
+    both = levels[0]._replace(
+        x=lattices.stacked([level.x for level in levels]), rho=lattices.stacked([level.rho for level in levels]).ravel()
+    )
+    if both.lattice is not None:
+        both = both._replace(lattice=lattices.abreast([level.lattice for level in levels]))
+    if both.share is not None:
+        shares = [jnp.float32(weight) * level.share for weight, level in zip(weights, levels, strict=True)]
+        rows = lattices.stacked([level.tetrahedra for level in levels])
+        both = both._replace(tetrahedra=rows, share=lattices.stacked(shares))
+    return both
+
+
+def level_of(
+    problem: Problem,
+    mass: np.ndarray,
+    bin_: int,
+    sampling: int,
+    spacing: float,
+    tetrahedra: bool,
+    room: Int[np.ndarray, "3"] | None = None,
+) -> Level:
+    """The same for this mass, a part of the initial map's, under one velocity field.
+
+    `room` is the size of the lattice's box in sampled voxels, where it is to be larger than the mass.
+    """
     unit = problem.voxel_size / problem.frame.edge
-    place, rho, filled = block_points(problem.initial, sampling)
+    place, rho, filled = block_points(mass, sampling)
     level = Level(
         x=jnp.asarray(problem.corner + place * unit, jnp.float32),
         rho=jnp.asarray(rho, jnp.float32),
@@ -462,6 +532,8 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
         low, high = bounding_box(filled)
         pitch = spacing / (sampling * problem.voxel_size.min())
         box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
+        if room is not None:
+            box = np.pad(box, [(0, n - m) for n, m in zip(room, box.shape, strict=True)])
         lattice = lattices.make_lattice(box, problem.corner + low * sampling * unit, sampling * unit, pitch)
         level = level._replace(lattice=lattice)
         cells = lattices.cell_of(cells - low, spacing / (sampling * problem.voxel_size))

@@ -197,11 +197,21 @@ def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
     return tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in stages)
 
 
-def start(config: Config, targets: int) -> State:
-    """The state before the first step: every target from the same seed, so that each fits as it would alone."""
+def start(config: Config, targets: int, parts: int = 0) -> State:
+    """The state before the first step: every target from the same seed, so that each fits as it would alone.
+
+    With `parts`, each has a velocity field of its own, along a second axis of the parameters.
+    """
     params = config.network.init(jax.random.key(config.seed), placed(config, jnp.zeros((1, 3)), 0.0))
-    params = jax.tree.map(lambda p: jnp.broadcast_to(p, (targets, *p.shape)), params)
+    axes = (targets, parts) if parts else (targets,)
+    params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
     return State(params, jax.vmap(ADAM.init)(params), 0, 0, unwatched(targets))
+
+
+def divided(state: State, parts: int, stage: int) -> State:
+    """The state at the first step of a stage, from which each part goes on with the field of the whole."""
+    params = jax.tree.map(lambda p: jnp.repeat(p[:, None], parts, axis=1), state.params)
+    return begun(state._replace(params=params), stage)
 
 
 def unwatched(targets: int) -> Watch:
@@ -222,21 +232,32 @@ def placed(config: Config, x: Points, t: Scalar) -> Float[Array, "points coordin
 
 def carry(
     config: Config, params: PyTree, level: Level
-) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times nodes 3"]]:
+) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times_parts nodes 3"]]:
     """The level's points after the flow, and its nodes (the points themselves without a lattice).
 
-    Where there are waypoints, both at the time of each and at the end.
+    Where there are waypoints, both at the time of each and at the end. Where there are parts, nodes have an axis of
+    them before the last two, and points are those of all, part after part.
     """
-    velocity, begin = field(config, params), level.x if level.lattice is None else level.lattice.nodes
+    if not level.divided:
+        return carry_one(config, params, level.x, level.lattice)
+    moved, nodes = jax.vmap(partial(carry_one, config), out_axes=-3)(params, level.x, level.lattice)
+    return moved.reshape(*moved.shape[:-3], -1, 3), nodes
+
+
+def carry_one(
+    config: Config, params: PyTree, x: Float[Array, "points 3"], lattice: lattices.Lattice | None
+) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times nodes 3"]]:
+    """The same for points under one velocity field."""
+    velocity, begin = field(config, params), x if lattice is None else lattice.nodes
     if config.waypoints:
         visited = path(velocity, placed(config, begin, 0.0), config.euler_steps)[..., :3]
         nodes = jnp.stack([between(visited, t) for t in (*config.waypoints, 1.0)])
     else:
         nodes = flow(velocity, begin, config.euler_steps)
-    if level.lattice is None:
+    if lattice is None:
         return nodes, nodes
-    interpolate = partial(lattices.interpolate, level.lattice)
-    return level.x + (jax.vmap(interpolate) if config.waypoints else interpolate)(nodes - begin), nodes
+    interpolate = partial(lattices.interpolate, lattice)
+    return x + (jax.vmap(interpolate) if config.waypoints else interpolate)(nodes - begin), nodes
 
 
 def objective(
@@ -254,14 +275,24 @@ def objective(
 
 
 def misfit(
-    stage: Stage, moved: Float[Array, "points 3"], nodes: Float[Array, "nodes 3"], level: Level, goal: Goal
+    stage: Stage, moved: Float[Array, "points 3"], nodes: Float[Array, "*parts nodes 3"], level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The stage's loss for points and nodes that were carried there, and the same bound."""
     loss, error = distance(stage, moved, level, goal)
     if stage.rigidity:
-        strained = losses.rigidity(nodes, level.tetrahedra, level.edges, level.share, stage.slip)
-        loss = loss + stage.rigidity * strained
+        loss = loss + stage.rigidity * strain(stage, nodes, level)
     return loss, error
+
+
+def strain(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Level) -> Float[Array, ""]:
+    """The rigidity, a mean over the mass; parts are free of one another."""
+
+    def one(nodes, tetrahedra, share):
+        return losses.rigidity(nodes, tetrahedra, level.edges, share, stage.slip)
+
+    if not level.divided:
+        return one(nodes, level.tetrahedra, level.share)
+    return jnp.sum(jax.vmap(one)(nodes, level.tetrahedra, level.share))
 
 
 def distance(
@@ -398,7 +429,7 @@ def fit(
     `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
     may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
     """
-    state = start(config, problem.trajectories) if state is None else state
+    state = start(config, problem.trajectories, problem.parts) if state is None else state
     spread = Spread() if spread is None else spread
     history = []
 
@@ -515,7 +546,7 @@ def better_start(
     """
     stage, inputs = following
     trial, silent = replace(stage, steps=min(TRIAL, stage.steps), patience=0), lambda *_: False
-    other = start(config, problem.trajectories)
+    other = start(config, problem.trajectories, problem.parts)
     other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
     outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
     better = doubted & (outcome[1] < outcome[0])
@@ -541,7 +572,8 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     """What the level's points are compared with in a stage, for each target by itself."""
     if stage.loss == "points":
         count = len(problem.masses)
-        found = [correspond.ends(problem, target, level) for target in range(count)]
+        whole = level._replace(x=level.x.reshape(-1, 3))
+        found = [correspond.ends(problem, target, whole) for target in range(count)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
         return Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
     kind = "density" if stage.loss == "matched" else "mass"

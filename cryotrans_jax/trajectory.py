@@ -1,6 +1,7 @@
 """From a fit to the pseudo-trajectory: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,6 +13,8 @@ from scipy import ndimage
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
+from cryotrans_jax.motion import Carry
+from cryotrans_jax.partition import Partition
 from cryotrans_jax.prepare import Frame, bounding_box, carried_mass
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config, field, placed
@@ -51,11 +54,19 @@ def padded(x: np.ndarray) -> Float[Array, "n 3"]:
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
 
-def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times) -> np.ndarray:
+def move(
+    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
+) -> np.ndarray:
     """Positions (times, n, 3) in Å to which the flow has carried the positions xyz (n, 3) at each time.
 
-    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation. Where there are several
+    fields, `part` (n,) is the number of the one by which each position moves.
     """
+    if part is not None:
+        moved = np.empty((len(times), *xyz.shape))
+        for own, field_ in by_part(params, part):
+            moved[:, own] = move(config, field_, frame, xyz[own], times)
+        return moved
     parts = np.split(xyz, range(CHUNK, len(xyz), CHUNK))
     visited = np.concatenate(
         [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
@@ -63,6 +74,15 @@ def move(config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: T
     moved = [between(visited, t) for t in times]
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+
+
+def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
+    """Of which positions each part consists, and the parameters of its field; without parts all, and the only ones."""
+    if part is None:
+        yield slice(None), params
+        return
+    for number in np.unique(part):
+        yield part == number, jax.tree.map(lambda p, k=number: p[k], params)
 
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
@@ -84,19 +104,42 @@ def carried_part(initial: Map, threshold: float) -> Map:
 
 
 def pull_back(
-    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Times
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    times: Times,
+    partition: Partition | None = None,
 ) -> Iterator[Map]:
     """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
 
     The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels,
     and f0 is interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the
-    splat keeps mass.
+    splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
     """
-    shape, size = initial.density.shape, initial.voxel_size
-    mask = soft_support(initial.density, threshold, size)
-    spline = ndimage.spline_filter(initial.density * mask, order=3, output=np.float32, mode="constant")
-    wanted = visited_voxels(config, params, frame, initial, mask > 0)
-    corner = frame.to_unit(initial.origin - 0.5 * size)
+    mask = soft_support(initial.density, threshold, initial.voxel_size)
+    carried = Map(initial.density * mask, initial.voxel_size, initial.origin)
+    if partition is None:
+        yield from pulled(config, params, frame, carried, mask > 0, times)
+        return
+    shares = partition.shares(mask > 0)
+    each = [
+        pulled(config, field_, frame, replace(carried, density=carried.density * share), share > 0, times)
+        for share, (_, field_) in zip(shares, by_part(params, np.arange(len(shares))), strict=True)
+    ]
+    for frames in zip(*each, strict=True):
+        yield replace(carried, density=np.sum([part.density for part in frames], axis=0))
+
+
+def pulled(
+    config: Config, params: PyTree, frame: Frame, carried: Map, support: np.ndarray, times: Times
+) -> Iterator[Map]:
+    """The same of all of a map, whose density is zero where `support` (bool) does not hold, under one field."""
+    shape, size = carried.density.shape, carried.voxel_size
+    spline = ndimage.spline_filter(carried.density, order=3, output=np.float32, mode="constant")
+    wanted = visited_voxels(config, params, frame, carried, support)
+    corner = frame.to_unit(carried.origin - 0.5 * size)
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
     nodes, count = padded(np.asarray(lattice.nodes)), len(lattice.nodes)
     voxels = np.stack(np.unravel_index(np.asarray(lattice.voxels), shape)).astype(np.float32)
@@ -105,7 +148,7 @@ def pull_back(
         at = voxels + np.asarray(interpolate(lattice, shift)).T
         density = np.zeros(shape, np.float32)
         density[wanted] = ndimage.map_coordinates(spline, at, order=3, prefilter=False, mode="constant")
-        yield Map(density, size, initial.origin)
+        yield Map(density, size, carried.origin)
 
 
 def origins(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
@@ -126,7 +169,14 @@ def origins(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times
         yield kept[part][whole]
 
 
-def consistency(config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float) -> float:
+def consistency(
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    partition: Partition | None = None,
+) -> float:
     """How far (Å, rms) density that is carried to its end, and from there back by the inverse flow, is from its start.
 
     Next to nothing where the flow is one to one; where it folds, several places are carried to one, and the inverse
@@ -134,9 +184,11 @@ def consistency(config: Config, params: PyTree, frame: Frame, initial: Map, thre
     """
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // SAMPLE)] * initial.voxel_size
-    end = frame.to_unit(move(config, params, frame, xyz, [1.0])[0])
-    back = np.asarray(next(origins(config, params, padded(end), [1.0])))[: len(xyz)]
-    return float(np.sqrt(((frame.to_angstrom(back.astype(np.float64)) - xyz) ** 2).sum(-1).mean()))
+    back = np.empty_like(xyz)
+    for own, field_ in by_part(params, partition and partition.at(xyz)):
+        end = frame.to_unit(move(config, field_, frame, xyz[own], [1.0])[0])
+        back[own] = frame.to_angstrom(np.asarray(next(origins(config, field_, padded(end), [1.0])))[: len(end)])
+    return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
 interpolate = jax.jit(lattices.interpolate)
@@ -161,7 +213,13 @@ def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, s
 
 
 def push_forward(
-    config: Config, params: PyTree, frame: Frame, initial: Map, threshold: float, times: Times
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    times: Times,
+    partition: Partition | None = None,
 ) -> Iterator[Map]:
     """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid.
 
@@ -171,16 +229,18 @@ def push_forward(
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(config, params, frame, xyz, times):
+    for moved in move(config, params, frame, xyz, times, partition and partition.at(xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
         density = put(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
 
 
 def spread(
-    config: Config, each: Sequence[PyTree], frame: Frame, initial: Map, threshold: float
+    carries: Sequence[Carry], frame: Frame, initial: Map, threshold: float
 ) -> tuple[Map, Float[np.ndarray, "points"]]:
     """How far apart several fits of one target, from different seeds, carry the same density: a map in Å.
+
+    Each is given by what tells where it carries positions (n, 3) in Å at some times.
 
     For each voxel of the initial map above the threshold the rms distance of its carried positions from their mean;
     on the voxels where the first fit carries it, averaged by mass, zero where it carries nothing. And that distance for
@@ -189,7 +249,7 @@ def spread(
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
-    ends = np.concatenate([move(config, params, frame, xyz, [1.0]) for params in each])
+    ends = np.concatenate([carry(xyz, [1.0]) for carry in carries])
     apart = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
     mass, voxel = initial.density[inside], initial.voxel_size / frame.edge
     x, corner = jnp.asarray(frame.to_unit(ends[0]), jnp.float32), frame.to_unit(initial.origin - initial.voxel_size / 2)

@@ -9,12 +9,12 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import align, atoms, contour, mask
+from cryotrans_jax import align, atoms, contour, mask, partition
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from experiments import archives
 from experiments.demo import hinge_pair
-from experiments.results import Case, Waypoint, box, load_reference
+from experiments.results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
@@ -162,6 +162,30 @@ def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
             )
         found.append((match["name"], float(match["time"])))
     return found
+
+
+def add_parts(case: Case, settings) -> None:
+    """Nothing; the case has the parts that the flags name, and their weights of the rigidity."""
+    try:
+        case.part_rigidity = [float(weight) for weight in settings.part_rigidity or []]
+    except ValueError:
+        raise InputError(f"--part_rigidity={','.join(settings.part_rigidity)} is not numbers such as 1,3") from None
+    if settings.parts is None or settings.parts == "auto":
+        case.parts = settings.parts
+        return
+    names = settings.parts.split(",")
+    if not all(name.lower().endswith(MAP_SUFFIXES) for name in names):
+        if case.model is None:
+            raise InputError(f"--parts={settings.parts} is no map, and to select of a model takes --model as well")
+        case.parts = partition.from_model(case.model, settings.parts, case.initial)
+        return
+    files = {name: existing(name, settings.data_dir) for name in names}
+    case.files |= files
+    maps = [read_map(files[name]) for name in names]
+    if len(maps) == 1:
+        case.parts = partition.from_labels(maps[0], case.initial, names[0])
+    else:
+        case.parts = partition.from_masks(maps, case.initial, names)
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:

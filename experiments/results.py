@@ -23,6 +23,7 @@ from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from experiments.progress import Progress
 
@@ -38,12 +39,14 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
+MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
 FRAMES = re.compile(  # what a run, or predict, makes of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
-    r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc|report\.html|morph\.gif"
+    r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
+    r"|report\.html|morph\.gif"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -77,7 +80,8 @@ class Case:
 
     `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
     `contours` says at which level to look at the initial map and at each target, and what that shows.
-    Where there are `waypoints`, there is one target. `halves` are the targets' half-maps, if there are any.
+    Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
+    targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
     are empty where the maps were made for one another.
     """
@@ -95,6 +99,8 @@ class Case:
     halves: list[tuple[Map, Map]] = field(default_factory=list)
     alignments: list[Alignment] = field(default_factory=list)
     boxes: list[Map] = field(default_factory=list)
+    parts: Partition | str | None = None
+    part_rigidity: list[float] = field(default_factory=list)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -170,6 +176,8 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             waypoints=[(w.map, w.time) for w in case.waypoints],
             waypoint_resolution=[w.resolution for w in case.waypoints],
             halves=case.halves or None,
+            parts=case.parts,
+            part_rigidity=case.part_rigidity or None,
             bin=settings.bin,
             share=share,
             progress=progress,
@@ -200,6 +208,8 @@ def write(
             write_json(folder / "transform.json", about["alignment"])
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
+        if one.partition:
+            write_map(folder / "parts.mrc", one.parts_map(case.initial))
         last = write_frames(one, case.initial, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
         scores.append(score(one, case, number, last, compared))
@@ -387,7 +397,8 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
     `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
     FSC against it (a model is simulated at the initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with
     a model of both states, CA displacement in Å. For each waypoint the correlation with it of the initial map and of
-    the frame at its time. And how consistent the flow is with its inverse, in Å.
+    the frame at its time. How consistent the flow is with its inverse, in Å. And how each part moves, where there are
+    several.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
     out: dict[str, Any] = {
@@ -404,6 +415,9 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
+    if fit.partition:
+        moves = part_motions(fit.partition, fit.carry, case.initial, fit.threshold)
+        out["parts"] = [move._asdict() for move in moves]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, case.initial, compared.start, waypoint) for waypoint in case.waypoints]
     if case.model is not None and isinstance(reference, gemmi.Structure):
@@ -570,6 +584,11 @@ def print_scores(name: str, scores: dict) -> None:
         print(f"  {label:40s} {passed['correlation_before']:8.3f} {passed['correlation_after']:8.3f}")
     if "rmsd_idealised" in scores:
         print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
+    for number, part in enumerate(scores.get("parts", [])):
+        print(
+            f"  part {number + 1}, {100 * part['share_of_mass']:.0f} % of the mass, turns by {part['turn']:.1f}° and "
+            f"shifts by {part['shift']:.1f} Å, {part['from_rigid']:.2f} Å rms from a rigid motion"
+        )
     if "seed_spread_median" in scores:
         label = "spread over seeds: median, 95 % [Å]"
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
@@ -577,7 +596,7 @@ def print_scores(name: str, scores: dict) -> None:
 
 def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
     """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
-    if path.name.lower().endswith((".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")):
+    if path.name.lower().endswith(MAP_SUFFIXES):
         reference = read_map(path)
         if transform is IDENTITY and same_grid(initial, reference) is None:
             return reference

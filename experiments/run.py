@@ -43,6 +43,14 @@ def define_flags() -> None:
         "FILE@TIME: a map that the flow is to pass on its way to the one target, at a time between 0 and 1. Several, "
         "separated by commas or each with a flag of its own.",
     )
+    flags.DEFINE_string(
+        "parts",
+        None,
+        "Parts of the initial map, each with a velocity field of its own: a map of labels (LABELS.mrc), a mask for "
+        "each (A.mrc,B.mrc), chains or residues of --model (A:1-320;A:321-650,B), or auto: the bodies that a first fit "
+        "moves nearly rigidly.",
+    )
+    flags.DEFINE_list("part_rigidity", None, "Factors of the rigidity's weight, one for each part (1,3).")
     flags.DEFINE_list(
         "reference",
         None,
@@ -75,8 +83,10 @@ def load(out_dir: Path, share: range):
         results.claim(out_dir, FLAGS.overwrite)
     if not (FLAGS.initial or FLAGS.target):
         case = inputs.built_in_pair(out_dir)
+        inputs.add_parts(case, FLAGS)
     else:
         case = inputs.from_flags(FLAGS, out_dir)
+        inputs.add_parts(case, FLAGS)
         results.check_kept(case, out_dir, FLAGS.overwrite, share)
     case.contours = inputs.contours(case, FLAGS)
     return case

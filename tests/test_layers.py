@@ -10,7 +10,7 @@ LAYERS = (  # a file imports only from layers before its own
     {"files", "velocity", "flow", "splat", "lattice", "transport", "checkpoints", "losses", "plots", "surface"},
     {"maps"},
     {"atoms", "prepare"},
-    {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align"},
+    {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition"},
     {"train"},
     {"trajectory", "recipes"},
     {"morph"},

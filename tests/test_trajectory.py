@@ -194,7 +194,8 @@ def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
 
 
 def test_fits_that_agree_have_no_spread(initial, bending, threshold):
-    shown, apart = trajectory.spread(CONFIG, [bending, bending], FRAME, initial, threshold)
+    carry = partial(move, CONFIG, bending, FRAME)
+    shown, apart = trajectory.spread([carry, carry], FRAME, initial, threshold)
     assert np.abs(apart).max() < 1e-5 and np.abs(shown.density).max() < 1e-5
 
 
@@ -203,7 +204,8 @@ def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_th
 ):
     """Two fits that carry everything by the shift, and not at all, are each half the shift from their mean."""
     still = jax.tree.map(jnp.zeros_like, translation)
-    shown, apart = trajectory.spread(CONFIG, [translation, still], FRAME, initial, threshold)
+    carries = [partial(move, CONFIG, params, FRAME) for params in (translation, still)]
+    shown, apart = trajectory.spread(carries, FRAME, initial, threshold)
     half = np.linalg.norm(SHIFT) / 2
     np.testing.assert_allclose(apart, half, rtol=1e-4)
     there = shown.density > 0

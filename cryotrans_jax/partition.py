@@ -1,0 +1,313 @@
+"""Partitions: the initial map cut into parts, each moved by a velocity field of its own (paper, eq. 8-15).
+
+They come from a map of labels, from masks, from an atomic model's chains and residues, or from a flow, as the bodies
+that it moves nearly rigidly.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import ndimage, sparse, spatial
+
+from cryotrans_jax import atoms
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map, same_grid
+from cryotrans_jax.prepare import block_points, bounding_box, carried_mass
+
+SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
+NEAR = 8.0  # Å about a model within which a voxel's nearest atom is looked for; beyond, the nearest such voxel
+SPACING = 5.0  # Å between the points that are sorted into bodies
+WIDTH = 5.0  # Å: width of the neighbourhood that votes on the body of a point
+SEED = 12.0  # Å: radius of the neighbourhood from whose motion a further body is tried
+SEEDS = 12  # places at which one is tried
+MOST = 8  # bodies
+GAIN = 0.75  # a further body has to bring the rms distance from rigid motions down to this part of what it was
+STILL = 0.5  # Å: an rms distance that is no motion
+SMALLEST = 0.02  # of the mass: a body holds more
+SELECTION = re.compile(r"(?P<chain>[^:]*)(:(?P<first>-?\d+)(-(?P<last>-?\d+))?)?")
+
+Points = Float[np.ndarray, "points 3"]
+Motions = list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]  # x → x R + t, of rows x in Å
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The parts of a map: `labels` (1, 2, ...) say of every voxel of its grid to which of them it belongs."""
+
+    labels: Int[np.ndarray, "x y z"]
+    voxel_size: Float[np.ndarray, "3"]
+    origin: Float[np.ndarray, "3"]
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return int(self.labels.max())
+
+    def at(self, xyz: Points) -> Int[np.ndarray, "points"]:
+        """The part, counted from 0, of each position (Å): that of the nearest voxel."""
+        voxel = np.rint((xyz - self.origin) / self.voxel_size).astype(int)
+        return self.labels[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
+
+    def of_atoms(self, model: gemmi.Structure) -> Int[np.ndarray, "atoms"]:
+        """The part of each atom: that in which most atoms of its residue lie, so that no residue is torn."""
+        each = self.at(atoms.positions(model))
+        residue = np.array([number for number, r in enumerate(residues(model)) for _ in r])
+        votes = np.zeros((residue[-1] + 1, self.count), int)
+        np.add.at(votes, (residue, each), 1)
+        return votes.argmax(1)[residue]
+
+    def shares(self, support: np.ndarray) -> list[Float[np.ndarray, "x y z"]]:
+        """For each part a mask from 0 to 1 that passes into the others' over SEAM on either side of its borders.
+
+        They add up to one wherever `support` (bool, on the labels' grid) holds, and are zero elsewhere.
+        """
+        low, high = bounding_box(support)
+        near = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        ramps = np.zeros((self.count, *support[near].shape), np.float32)
+        for ramp, label in zip(ramps, range(1, self.count + 1), strict=True):
+            outside = self.labels[near] != label
+            if not outside.all():
+                distance = ndimage.distance_transform_edt(outside, sampling=self.voxel_size)
+                ramp[:] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))
+        ramps *= support[near] / ramps.sum(0)
+        shares = np.zeros((self.count, *support.shape), np.float32)
+        shares[(slice(None), *near)] = ramps
+        return list(shares)
+
+    def shown(self, support: np.ndarray) -> Map:
+        """The labels as a map of whole numbers, zero where `support` (bool) does not hold."""
+        return Map(np.where(support, self.labels, 0).astype(np.float32), self.voxel_size, self.origin)
+
+
+def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
+    """All residues of the first model, in the order of `atoms.positions`."""
+    return [residue for chain in model[0] for residue in chain]
+
+
+def completed(labels: np.ndarray, like: Map) -> Partition:
+    """The partition with these labels on the grid of `like`; voxels labelled 0 belong to the nearest labelled one."""
+    if not (labels > 0).all():
+        nearest = ndimage.distance_transform_edt(
+            labels == 0, sampling=like.voxel_size, return_distances=False, return_indices=True
+        )
+        labels = labels[tuple(nearest)]
+    return Partition(labels.astype(np.int16), like.voxel_size, like.origin)
+
+
+def from_labels(labels: Map, initial: Map, name: str = "the label map") -> Partition:
+    """The partition by a map of whole numbers on the initial map's grid, parts in the order of these numbers.
+
+    Voxels labelled 0 belong to the nearest labelled one. Raises InputError where the grids differ, or values are no
+    labels.
+    """
+    if difference := same_grid(initial, labels):
+        raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
+    whole = np.rint(labels.density)
+    if np.abs(labels.density - whole).max() > 1e-3 or whole.min() < 0:
+        raise InputError(f"{name} holds values that are no labels: give whole numbers, 0 where there is no part")
+    values, numbers = np.unique(whole, return_inverse=True)
+    numbers = numbers.reshape(whole.shape) + (values[0] > 0)
+    if len(values) > np.iinfo(np.int16).max or not numbers.any():
+        raise InputError(f"{name} holds {len(values)} different labels: give at least one part, and not so many")
+    return completed(numbers, initial)
+
+
+def from_masks(masks: Sequence[Map], initial: Map, names: Sequence[str] | None = None) -> Partition:
+    """The partition by a mask for each part, on the initial map's grid: a voxel belongs to the largest one there.
+
+    Voxels where all are 0 belong to the nearest others. Raises InputError where the grids differ, or a mask is below
+    the others everywhere.
+    """
+    names = names or [f"mask {number + 1}" for number in range(len(masks))]
+    for mask, name in zip(masks, names, strict=True):
+        if difference := same_grid(initial, mask):
+            raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
+    values = np.stack([mask.density for mask in masks])
+    labels = np.where(values.max(0) > 0, values.argmax(0) + 1, 0)
+    for number, name in enumerate(names):
+        if not (labels == number + 1).any():
+            raise InputError(f"{name} is nowhere the largest of the masks: give one for each part, 0 outside of it")
+    return completed(labels, initial)
+
+
+def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
+    """The partition by an atomic model in the initial map: a voxel belongs to the part of the nearest selected atom.
+
+    `parts` are separated by semicolons, and selections of one part by commas: A:1-320;A:321-650,B. A selection is a
+    chain, or residues of it by number. Atoms in no selection are not asked, so that what is about them goes with the
+    nearest part. Raises InputError where a selection is not of that form, selects nothing, or what another part has.
+    """
+    sites = residues(model)
+    owner = np.zeros(len(sites), int)
+    for number, part in enumerate(parts.split(";")):
+        for text in part.split(","):
+            chosen = selected(model, text.strip())
+            if (owner[chosen] > 0).any() and (owner[chosen] != number + 1).any():
+                raise InputError(
+                    f"{text} in --parts selects residues of an earlier part as well: give each to one part"
+                )
+            owner[chosen] = number + 1
+    each = np.repeat(owner, [len(residue) for residue in sites])
+    tree = spatial.cKDTree(atoms.positions(model)[each > 0])
+    shape = initial.density.shape
+    seen = np.zeros(shape, bool)
+    place = np.rint((tree.data - initial.origin) / initial.voxel_size).astype(int).clip(0, np.array(shape) - 1)
+    seen[tuple(place.T)] = True
+    near = np.argwhere(ndimage.distance_transform_edt(~seen, sampling=initial.voxel_size) < NEAR)
+    _, nearest = tree.query(initial.origin + near * initial.voxel_size, workers=-1)
+    labels = np.zeros(shape, int)
+    labels[tuple(near.T)] = each[each > 0][nearest]
+    return completed(labels, initial)
+
+
+def selected(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
+    """The numbers, in the order of `residues`, of the residues that CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST selects."""
+    if not text or not (match := SELECTION.fullmatch(text)):
+        raise InputError(f"{text!r} in --parts is no selection: give CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST")
+    names = [chain.name for chain in model[0] for _ in chain]
+    first = int(match["first"]) if match["first"] else None
+    last = int(match["last"]) if match["last"] else first
+    chosen = [
+        number
+        for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
+        if name == match["chain"] and (first is None or first <= residue.seqid.num <= last)
+    ]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(names))
+        raise InputError(f"{text} in --parts selects no residue: the model has the chains {known}")
+    return np.array(chosen)
+
+
+class PartMotion(NamedTuple):
+    """How a part moves: its share of the mass, the angle (degrees) and the shift of its middle (Å) of the rigid motion
+    next to its own, and how far (Å, rms) its own is from that.
+    """
+
+    share_of_mass: float
+    turn: float
+    shift: float
+    from_rigid: float
+
+
+def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
+    """The motion of each part to the end of a flow, `carry` as for `from_flow`."""
+    x, mass = cloud(initial, threshold)
+    y, owner = carry(x, [1.0])[0], partition.at(x)
+    found = []
+    for part in range(partition.count):
+        a, b, m = (v[owner == part] for v in (x, y, mass))
+        motion = rigid(a, b, m)
+        turn = np.degrees(np.arccos(np.clip((np.trace(motion[0]) - 1) / 2, -1, 1)))
+        shift, off = np.linalg.norm(m @ (b - a)) / m.sum(), np.sqrt(m @ squares(a, b, [motion])[:, 0] / m.sum())
+        found.append(PartMotion(*map(float, (m.sum() / mass.sum(), turn, shift, off))))
+    return found
+
+
+class Bodies(NamedTuple):
+    """Points sorted into bodies: the number of each one's, the bodies' motions, and the rms distance (Å) from them."""
+
+    owner: Int[np.ndarray, "points"]
+    motions: Motions
+    rms: float
+
+
+def from_flow(carry: Callable, initial: Map, threshold: float) -> tuple[Partition, list[float]]:
+    """The partition by the bodies that a flow moves nearly rigidly, and the rms distances (Å) from rigid motions with
+    one body, with two and so on, of which the last was one too many.
+
+    `carry(xyz, times)` says where positions (n, 3) in Å have come to.
+    """
+    x, mass = cloud(initial, threshold)
+    found, tried = bodies(x, carry(x, [1.0])[0], mass)
+    inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
+    _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
+    labels = np.zeros(initial.density.shape, int)
+    labels[tuple(inside.T)] = found.owner[nearest] + 1
+    return completed(labels, initial), tried
+
+
+def cloud(initial: Map, threshold: float) -> tuple[Points, Float[np.ndarray, "points"]]:
+    """Points (Å) about SPACING apart and their masses, of what the flow carries of the initial map."""
+    factor = np.maximum(np.rint(SPACING / initial.voxel_size), 1).astype(int)
+    mass = carried_mass(initial.density, threshold)
+    mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
+    place, rho, _ = block_points(mass, factor)
+    return initial.origin + (place - 0.5) * initial.voxel_size, rho
+
+
+def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]:
+    """As few bodies as will do, and the rms distances (Å) from rigid motions that were found with 1, 2, ... of them.
+
+    Bodies are added one by one until a further one brings that distance down to no less than GAIN of what it was, or
+    there is no motion left, or no body of SMALLEST of the mass.
+    """
+    tree = spatial.cKDTree(x)
+    vote = neighbourhood(tree, mass)
+    found = settled(x, y, mass, vote, [rigid(x, y, mass)])
+    tried = [found.rms]
+    while found.rms > STILL and len(found.motions) < MOST:
+        further = one_more(x, y, mass, tree, vote, found)
+        if further is None:
+            break
+        tried.append(further.rms)
+        if further.rms > GAIN * found.rms:
+            break
+        found = further
+    return found, tried
+
+
+def one_more(x, y, mass, tree: spatial.cKDTree, vote: sparse.csr_matrix, found: Bodies) -> Bodies | None:
+    """The best with one body more, of those that begin with the motion about one of the points that fit worst."""
+    off = vote @ squares(x, y, found.motions)[np.arange(len(x)), found.owner]
+    best = None
+    for _ in range(SEEDS):
+        near = tree.query_ball_point(x[off.argmax()], SEED)
+        off[near] = 0
+        further = settled(x, y, mass, vote, [*found.motions, rigid(x[near], y[near], mass[near])])
+        if further is not None and (best is None or further.rms < best.rms):
+            best = further
+    return best
+
+
+def settled(x, y, mass, vote: sparse.csr_matrix, motions: Motions, rounds: int = 100) -> Bodies | None:
+    """Bodies from these motions on: points go to the one that suits their neighbourhood, and motions are fitted anew.
+
+    Until no point changes any more. None where a body becomes too small.
+    """
+    owner = np.full(len(x), -1)
+    for _ in range(rounds):
+        before, owner = owner, (vote @ squares(x, y, motions)).argmin(1)
+        if np.bincount(owner, mass, len(motions)).min() < SMALLEST * mass.sum():
+            return None
+        if (owner == before).all():
+            break
+        motions = [rigid(*(a[owner == body] for a in (x, y, mass))) for body in range(len(motions))]
+    off = squares(x, y, motions)[np.arange(len(x)), owner]
+    return Bodies(owner, motions, float(np.sqrt(mass @ off / mass.sum())))
+
+
+def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray) -> sparse.csr_matrix:
+    """Weights (points, points) of the mean over each point's neighbourhood, itself included."""
+    pairs = tree.sparse_distance_matrix(tree, 2.5 * WIDTH, output_type="coo_matrix")
+    weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / WIDTH) ** 2) * mass[pairs.col], (pairs.row, pairs.col)))
+    weights = weights + sparse.diags(mass - weights.diagonal())
+    return sparse.csr_matrix(sparse.diags(1 / np.asarray(weights.sum(1)).ravel()) @ weights)
+
+
+def squares(x: Points, y: Points, motions: Motions) -> Float[np.ndarray, "points bodies"]:
+    """Squared distances (Å²) between where each motion takes the points and where they go."""
+    return np.stack([((x @ turn + shift - y) ** 2).sum(1) for turn, shift in motions], axis=1)
+
+
+def rigid(x: Points, y: Points, mass: np.ndarray) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """The rigid motion that takes x nearest to y (Kabsch 1976)."""
+    share = mass / mass.sum()
+    a, b = share @ x, share @ y
+    u, _, vt = np.linalg.svd((x - a).T @ ((y - b) * share[:, None]))
+    turn = (u * [1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    return turn, b - a @ turn
