@@ -100,7 +100,7 @@ def abreast(lattices: Sequence[Lattice]) -> Lattice:
     return Lattice(weights=tuple(jnp.stack(axis) for axis in zip(*(a.weights for a in lattices), strict=True)), **each)
 
 
-def stacked(arrays: Sequence[Array], fill: float = 0) -> Array:
+def stacked(arrays: Sequence[Array], fill: int = 0) -> Array:
     """The arrays as one, each padded at its end along its first axis to the longest of them."""
     most = max(len(a) for a in arrays)
     return jnp.stack([jnp.pad(a, [(0, most - len(a))] + [(0, 0)] * (a.ndim - 1), constant_values=fill) for a in arrays])

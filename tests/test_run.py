@@ -145,7 +145,8 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
-        "waypoint", "idealise", "align", "check_hand", "frame", "target_half1", "target_half2",
+        "waypoint", "parts", "part_rigidity", "idealise", "align", "check_hand", "frame", "target_half1",
+        "target_half2",
     }  # fmt: skip
 
 
@@ -208,6 +209,28 @@ def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
     assert saved["recipe"]["waypoints"] == [0.25] and f"{folder}/between.mrc" in saved["inputs"]
     assert job("predict", f"--run_dir={tmp_path}", "--frames=5")[0] == 0
     assert (tmp_path / "predict_5/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
+
+
+def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, job, tmp_path):
+    """The chain's halves, by residues of the model and then by the map of them; and the model goes with the map."""
+    given = dict(recipe="paper", bin=4, steps=0.02, frames=2, model=folder / "initial.cif", report="false")
+    out, again = tmp_path / "out", tmp_path / "again"
+    status, printed, error = job("run", *arguments(folder, out, parts="A:1-8;A:9-16", **given))
+    assert status == 0, error
+    parts, initial = read_map(out / "parts.mrc"), read_map(folder / "initial.mrc")
+    assert same_grid(parts, initial) is None and set(np.unique(parts.density)) == {0, 1, 2}
+    level = json.loads((out / "config.json").read_text())["chosen"]["initial"]["threshold"]
+    assert (parts.density[initial.density >= level] > 0).all()
+    moves = json.loads((out / "metrics.json").read_text())["parts"]
+    assert sum(part["share_of_mass"] for part in moves) == pytest.approx(1)
+    assert f"part 2, {100 * moves[1]['share_of_mass']:.0f} % of the mass, turns by {moves[1]['turn']:.1f}°" in printed
+    status, _, error = job("run", *arguments(folder, again, parts=out / "parts.mrc", **given))
+    assert status == 0, error
+    for name in ("generated.mrc", "generated.cif", "parts.mrc", "loss.csv"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+    assert str(out / "parts.mrc") in json.loads((again / "config.json").read_text())["inputs"]
+    assert job("predict", f"--run_dir={again}", "--frames=2", f"--model={folder}/initial.cif")[0] == 0
+    assert (again / "predict_2/generated.mrc").read_bytes() == (out / "generated.mrc").read_bytes()
 
 
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
@@ -506,6 +529,20 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
             ["waypoints are for one target"],
         ),
+        (dict(parts="A:1-8;A:9-16"), ["--parts=A:1-8;A:9-16 is no map, and to select of a model takes --model"]),
+        (
+            dict(parts="A:1-8;B", model="{}/initial.cif"),
+            ["B in --parts selects no residue: the model has the chains A"],
+        ),
+        (dict(parts="{}/elsewhere.mrc"), ["elsewhere.mrc lies on another grid than the initial map"]),
+        (dict(parts="{}/between.mrc"), ["between.mrc holds values that are no labels"]),
+        (dict(parts="{0}/between.mrc,none.mrc"), ["no file none.mrc here or in {}/data"]),
+        (dict(parts="auto", part_rigidity="1,2"), ["part_rigidity is for parts that are known"]),
+        (
+            dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
+            ["1 weights of the rigidity for 2 parts"],
+        ),
+        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x is not numbers"]),
         (dict(recipe="foo"), ["--recipe=foo"]),
         (dict(steps=0), ["--steps=0"]),
         (dict(frames="many"), ["--frames=many"]),

@@ -1,0 +1,205 @@
+"""Every voxel has a part, by labels, masks, a model or the bodies of a flow; the masks of parts add up to one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+
+from cryotrans_jax import atoms, partition
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+from cryotrans_jax.partition import SEAM, Partition, bodies, from_flow, from_labels, from_masks, from_model, rigid
+
+GRID = np.array([1.5, 2.0, 1.0]), np.array([-7.0, 3.0, 20.0])  # voxel size, origin
+SHAPE = (9, 7, 11)
+
+
+@pytest.fixture(scope="module")
+def initial():
+    return Map(np.random.default_rng(0).uniform(0.1, 1, SHAPE).astype(np.float32), *GRID)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    """Two labelled blocks that do not touch, and nothing elsewhere."""
+    labels = np.zeros(SHAPE, np.float32)
+    labels[1:4, 1:3, 2:6], labels[5:8, 3:6, 6:10] = 40, 7
+    return labels
+
+
+def places(shape=SHAPE):
+    return GRID[1] + np.argwhere(np.ones(shape, bool)) * GRID[0]
+
+
+def test_voxels_without_a_label_belong_to_the_nearest_part(initial, labels):
+    """Parts are numbered in the order of their labels; found by comparing all distances."""
+    found = from_labels(Map(labels, *GRID), initial)
+    assert found.count == 2
+    near = np.stack(
+        [cKDTree(GRID[1] + np.argwhere(labels == value) * GRID[0]).query(places())[0] for value in (7, 40)], axis=1
+    )
+    clear = np.abs(near[:, 0] - near[:, 1]) > 1e-6
+    np.testing.assert_array_equal(found.labels.ravel()[clear], near.argmin(1)[clear] + 1)
+    np.testing.assert_array_equal(found.at(places()), found.labels.ravel() - 1)
+
+
+def test_a_partition_that_is_written_and_read_is_the_same(initial, labels):
+    first = from_labels(Map(labels, *GRID), initial)
+    support = np.random.default_rng(1).uniform(size=SHAPE) < 0.5
+    shown = first.shown(support)
+    assert not shown.density[~support].any() and (shown.density[support] > 0).all()
+    again = from_labels(shown, initial)
+    np.testing.assert_array_equal(again.labels[support], first.labels[support])
+
+
+def test_of_masks_the_largest_has_the_voxel(initial):
+    one = np.clip(np.linspace(2, -1, 9), 0, 1)[:, None, None] * np.ones(SHAPE)
+    other = np.clip(np.linspace(-2, 1, 9), 0, 1)[:, None, None] * np.ones(SHAPE)
+    found = from_masks([Map(m.astype(np.float32), *GRID) for m in (one, other)], initial)
+    np.testing.assert_array_equal(found.labels[one > other], 1)
+    np.testing.assert_array_equal(found.labels[one < other], 2)
+    with pytest.raises(InputError, match="mask 2 is nowhere the largest"):
+        from_masks([Map(m.astype(np.float32), *GRID) for m in (one + 0.1, one)], initial)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda m: replace(m, origin=m.origin + 1), "lies on another grid than the initial map"),
+        (lambda m: replace(m, density=m.density + 0.5), "holds values that are no labels"),
+        (lambda m: replace(m, density=m.density - 1), "holds values that are no labels"),
+        (lambda m: replace(m, density=0 * m.density), "give at least one part"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(initial, labels, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        from_labels(change(Map(labels, *GRID)), initial)
+
+
+def test_voxels_belong_to_the_part_of_the_nearest_selected_atom(models, maps):
+    """Residues 4 to 6 are in no selection: what is about them is shared between the others."""
+    model, initial = models[0], maps[0]
+    found = from_model(model, "A:1-3,A:12-16;A:7-11", initial)
+    owner = np.array([1] * 3 + [0] * 3 + [2] * 5 + [1] * 5)
+    xyz = atoms.positions(model)
+    inside = np.argwhere(initial.density > 0.05 * initial.density.max())
+    _, nearest = cKDTree(xyz[owner > 0]).query(initial.origin + inside * initial.voxel_size)
+    np.testing.assert_array_equal(found.labels[tuple(inside.T)], owner[owner > 0][nearest])
+    assert set(np.unique(found.labels)) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("A:1-3;A:3-5", "A:3-5 in --parts selects residues of an earlier part"),
+        ("A:1-3;B", "B in --parts selects no residue: the model has the chains A"),
+        ("A:20-30", "A:20-30 in --parts selects no residue"),
+        ("A:1-3;", "'' in --parts is no selection"),
+        ("A:x", "'A:x' in --parts is no selection"),
+    ],
+)
+def test_a_selection_that_selects_nothing_is_refused(models, maps, text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        from_model(models[0], text, maps[0])
+
+
+@pytest.mark.parametrize("text, numbers", [("A", range(16)), ("A:5", [4]), ("A:-2-2", [0, 1]), ("A:15-40", [14, 15])])
+def test_selections_are_chains_and_residues_by_number(models, text, numbers):
+    np.testing.assert_array_equal(partition.selected(models[0], text), [*numbers])
+
+
+def test_no_residue_is_torn(models, maps):
+    """An atom just across a border goes with its residue."""
+    model = models[0].clone()
+    residue = model[0][0][7]
+    for shift in (-0.5, -0.4, 0.9):
+        atom = residue[0].clone()
+        atom.pos.z += shift
+        residue.add_atom(atom)
+    xyz = atoms.positions(model)
+    half = maps[0].origin[2] + np.arange(maps[0].density.shape[2]) * maps[0].voxel_size[2] > xyz[7, 2] + 0.3
+    cut = Partition(np.where(half, 2, 1) * np.ones(maps[0].density.shape, int), maps[0].voxel_size, maps[0].origin)
+    each = cut.of_atoms(model)
+    assert len(set(cut.at(xyz)[7:11])) == 2 and len(set(each[7:11])) == 1
+    np.testing.assert_array_equal(np.delete(each, range(7, 11)), np.delete(cut.at(xyz), range(7, 11)))
+
+
+def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_borders(initial, labels):
+    found = from_labels(Map(labels, *GRID), initial)
+    support = np.zeros(SHAPE, bool)
+    support[1:8, 1:6, 2:10] = True
+    shares = np.stack(found.shares(support))
+    np.testing.assert_allclose(shares.sum(0), support, atol=1e-6)  # float32
+    inside = support.ravel()
+    for part in range(2):
+        own = found.labels.ravel() == part + 1
+        to_others, to_own = (cKDTree(places()[which & inside]).query(places())[0] for which in (~own, own))
+        share = shares[part].ravel()
+        np.testing.assert_allclose(share[inside & own & (to_others >= SEAM)], 1, atol=1e-6)
+        np.testing.assert_array_equal(share[inside & (to_own >= SEAM)], 0)
+        assert (np.abs(share[inside & own & (to_others < SEAM)] - 0.5) <= 0.5).all()
+        assert ((share > 0.01) & (share < 0.99) & inside).any()
+
+
+def turned(x, angle, about):
+    """Positions turned about the z axis through a point."""
+    c, s = np.cos(angle), np.sin(angle)
+    return (x - about) @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) + about
+
+
+@pytest.fixture(scope="module")
+def points():
+    """A rod of 900 points, some 5 Å apart, 100 Å long."""
+    rng = np.random.default_rng(3)
+    return rng.uniform(0, 1, (900, 3)) * [100, 30, 30], rng.uniform(0.5, 1.5, 900)
+
+
+def test_a_rigid_motion_is_found(points):
+    x, mass = points
+    turn, shift = rigid(x, turned(x, 0.4, np.array([3.0, 1.0, 0.0])) + [1, 2, 3], mass)
+    np.testing.assert_allclose(x @ turn + shift, turned(x, 0.4, np.array([3.0, 1.0, 0.0])) + [1, 2, 3], atol=1e-9)
+    assert np.linalg.det(turn) == pytest.approx(1)
+
+
+def test_what_moves_as_one_is_one_body(points):
+    x, mass = points
+    for y in (x, turned(x, 0.5, np.zeros(3)) + 10, x + np.random.default_rng(0).normal(0, 0.2, x.shape)):
+        found, off = bodies(x, y, mass)
+        assert len(found.motions) == 1 and not found.owner.any() and len(off) == 1
+
+
+def test_hinged_bodies_are_found_and_no_more_of_them(points):
+    """A third of the rod turns at each end; between them the flow bends, as a network's does, within 5 Å."""
+    x, mass = points
+    left, right = (turned(x, angle, np.array([at, 15.0, 0])) for angle, at in ((0.5, 33.0), (0.7, 67.0)))
+    ramp = [0.5 + 0.5 * np.tanh(side / 2.5) for side in (33 - x[:, :1], x[:, :1] - 67)]
+    y = x + ramp[0] * (left - x) + ramp[1] * (right - x)
+    found, off = bodies(x, y, mass)
+    assert len(found.motions) == 3 and len(off) == 4
+    assert off[0] > 3 * off[2] and off[3] > partition.GAIN * off[2]
+    expected = np.digitize(x[:, 0], [33, 67])
+    far = (np.abs(x[:, 0] - 33) > 6) & (np.abs(x[:, 0] - 67) > 6)
+    for body in range(3):
+        assert len(set(found.owner[far & (expected == body)])) == 1
+
+
+def test_bodies_of_a_flow_are_parts_of_the_map(points):
+    """Of a map that is dense in a box about the rod; a voxel goes with the nearest point."""
+    density = np.zeros((60, 20, 20), np.float32)
+    density[5:55, 2:18, 2:18] = 1
+    initial = Map(density, np.array([2.0, 2.0, 2.0]), np.zeros(3))
+
+    def carry(xyz, times):
+        return np.where(xyz[:, :1] < 60, xyz, turned(xyz, 0.6, np.array([60.0, 20.0, 0])))[None]
+
+    found, _ = from_flow(carry, initial, 0.5)
+    assert found.count == 2
+    first, last = found.at(np.array([[20.0, 20, 20], [100.0, 20, 20]]))
+    x = np.argwhere(density > 0)[:, 0] * 2.0
+    at = found.labels[density > 0] - 1
+    assert (at[x < 52] == first).all() and (at[x > 68] == last).all() and first != last
+    motions = partition.part_motions(found, carry, initial, 0.5)
+    still, moving = motions[first], motions[last]
+    assert still.turn < 3 and moving.turn == pytest.approx(np.degrees(0.6), abs=3)
+    assert still.share_of_mass + moving.share_of_mass == pytest.approx(1) and moving.shift > 5 > still.shift

@@ -1,0 +1,251 @@
+"""Parts move each by a field of its own, and are added: one part is the whole, two may slide past each other."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cryotrans_jax import atoms, prepare, trajectory
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.partition import Partition
+from cryotrans_jax.prepare import make_level
+from cryotrans_jax.train import Config, Stage, carry, divided, fit, objective, stage_inputs, start
+
+POINTS = Stage("points", 30, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
+MATCHED = Stage("matched", 30, 3e-3, 1e-3, spacing=6.0, rigidity=1.0)
+CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
+
+
+@pytest.fixture(scope="module")
+def alone(problem):
+    """From the initial state to one target."""
+    return problem.select([0])
+
+
+@pytest.fixture(scope="module")
+def halves(maps):
+    """The chain's two halves, which turn about its middle; the first one the smaller."""
+    above = maps[0].origin[2] + np.arange(maps[0].density.shape[2]) * maps[0].voxel_size[2] > 66.0
+    labels = np.where(above, 2, 1) * np.ones(maps[0].density.shape, int)
+    return Partition(labels, maps[0].voxel_size, maps[0].origin)
+
+
+@pytest.fixture(scope="module")
+def both(alone, halves):
+    return alone.divided(halves.labels)
+
+
+@jax.jit
+def carried(params, level):
+    return carry(CONFIG, params, level)
+
+
+def masses(problem):
+    return [np.where(problem.labels == part + 1, problem.initial, 0) for part in range(problem.parts)]
+
+
+@pytest.mark.parametrize("spacing", [0.0, 6.0])
+@pytest.mark.parametrize("sampling", [1, 2])
+def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling, spacing):
+    """The rest is padding: points of no mass, tetrahedra of no share."""
+    level = make_level(both, sampling, sampling, spacing, True)
+    each = [make_level(replace(alone, initial=m), sampling, sampling, spacing, True) for m in masses(both)]
+    rho = level.rho.reshape(2, -1)
+    for part, own in enumerate(each):
+        n, rows = len(own.x), len(own.share)
+        np.testing.assert_array_equal(level.x[part, :n], own.x)
+        np.testing.assert_array_equal(rho[part, :n], own.rho)
+        held = float(own.rho.sum() / level.rho.sum())
+        np.testing.assert_allclose(level.share[part, :rows], held * own.share, rtol=1e-5)  # float32
+        assert not rho[part, n:].any() and not level.share[part, rows:].any()
+    assert level.rho.sum() == pytest.approx(alone.initial.sum(dtype=float), rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [0.0, 6.0])
+def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both, spacing):
+    fields = [
+        jax.tree.map(lambda p: p[0] * 3, start(replace(CONFIG, seed=seed), 1).params) for seed in (1, 2)
+    ]  # fmt: skip
+    level = make_level(both, 1, 1, spacing, False)
+    moved, nodes = carried(jax.tree.map(lambda *p: jnp.stack(p), *fields), level)
+    moved = moved.reshape(2, -1, 3)
+    for part, (field, mass) in enumerate(zip(fields, masses(both), strict=True)):
+        own = make_level(replace(alone, initial=mass), 1, 1, spacing, False)
+        there, at_nodes = carried(field, own)
+        assert np.abs(there - own.x).max() > 0.01
+        np.testing.assert_allclose(moved[part, : len(there)], there, atol=1e-6)  # float32
+        np.testing.assert_allclose(nodes[part, : len(at_nodes)], at_nodes, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def losses():
+    """Loss, and its gradient, of some parameters in a stage."""
+
+    @partial(jax.jit, static_argnums=0)
+    def loss(stage, params, level, goal):
+        return jax.value_and_grad(lambda p: objective(CONFIG, stage, p, level, goal)[0])(params)
+
+    def losses(problem, stage, params):
+        level, goals = stage_inputs(problem, stage)
+        return loss(stage, params, level, jax.tree.map(lambda a: a[0], goals))
+
+    return losses
+
+
+@pytest.mark.parametrize("stage", [POINTS, MATCHED], ids=["points", "matched"])
+def test_one_part_is_no_parts(alone, losses, stage):
+    """The same loss and gradient, in float32; so is the start."""
+    one = alone.divided(np.ones(tuple(alone.start + alone.initial.shape), int))
+    params, own = start(CONFIG, 1).params, start(CONFIG, 1, 1).params
+    jax.tree.map(lambda p, q: np.testing.assert_array_equal(p[0], q[0, 0]), params, own)
+    whole, part = (losses(p, stage, jax.tree.map(lambda a: a[0], q)) for p, q in ((alone, params), (one, own)))
+    assert part[0] == pytest.approx(float(whole[0]), rel=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (whole[1], part[1])), strict=True):
+        np.testing.assert_allclose(a, b[0], atol=1e-5 * np.abs(a).max())
+
+
+def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
+    """The loss is that of the whole, as carried points are the same; only tetrahedra across the border are missing."""
+    stage = replace(MATCHED, spacing=0.0, rigidity=0.0)
+    field = start(CONFIG, 1)
+    params = [jax.tree.map(lambda p: p[0], state.params) for state in (field, divided(field, 2, 0))]
+    whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
+    assert parts[0] == pytest.approx(float(whole[0]), rel=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True):
+        np.testing.assert_allclose(a, b.sum(0), atol=1e-5 * np.abs(a).max())
+
+
+def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
+    state = start(replace(CONFIG, seed=3), 1)
+    params = jax.tree.map(lambda p: 3 * p[0], divided(state, 2, 0).params)
+    stage = replace(MATCHED, rigidity=1.0)
+    plain, first, second = (
+        float(losses(alone.divided(halves.labels, stiffness), stage, params)[0])
+        for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0))
+    )
+    none = float(losses(alone.divided(halves.labels), replace(stage, rigidity=0.0), params)[0])
+    assert first > plain and second > plain > none
+    # rigidity is r1 + r2: 3 r1 + r2 and r1 + 5 r2
+    assert (first - plain) / 2 + (second - plain) / 4 == pytest.approx(plain - none, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def sliding():
+    """Two rods side by side, and the same after they slid past each other by 8 Å: maps, labels."""
+    rng = np.random.default_rng(0)
+    size, shape = np.full(3, 2.0), (20, 20, 30)
+    z = np.arange(14.0, 46.0, 1.5)
+    x = np.concatenate([np.stack([np.full_like(z, at), np.full_like(z, 20.0), z], -1) for at in (15.0, 25.0)])
+    x += rng.normal(0, 1.5, x.shape)
+    shift = np.where(x[:, :1] < 20, [0, 0, 4.0], [0, 0, -4.0])
+    initial, target = (
+        atoms.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 6.0) for at in (x, x + shift)
+    )
+    labels = np.where(np.arange(20)[:, None, None] < 10, 1, 2) * np.ones(shape, int)
+    return initial, target, Partition(labels, size, np.zeros(3)), x, shift
+
+
+STIFF = Stage("matched", 300, 1e-2, 1e-4, bin=2, sampling=1, blur=3.0, rigidity=3.0)
+
+
+def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_one_field(sliding):
+    """Under a rigidity that forbids to shear; without it the one field follows as well."""
+    initial, target, partition, x, shift = sliding
+    problem = prepare.prepare(initial, [target], initial_resolution=6.0, target_resolutions=[6.0])
+    config, part = replace(CONFIG, stages=(STIFF,)), partition.at(x)
+    off = {}
+    for name, given, which in (("one", problem, None), ("two", problem.divided(partition.labels), part)):
+        state, history = fit(given, config)
+        params = jax.tree.map(lambda p: p[0], state.params)
+        moved = trajectory.move(config, params, problem.frame, x, [1.0], which)[0]
+        off[name] = np.sqrt(((moved - x - shift) ** 2).sum(-1).mean()), history[0][-1, 0]
+    assert off["two"][0] < 0.2 and off["one"][0] > 1.5  # Å, of 4
+    assert off["two"][1] < 0.1 * off["one"][1]
+
+
+@pytest.fixture(scope="module")
+def slid(sliding):
+    """A fit that carries the parts of the rods by constant velocities, which a network without weights has."""
+    initial, _, partition, *_ = sliding
+    frame = prepare.Frame(np.zeros(3), 60.0)
+    config = Config(stages=(), width=8, euler_steps=4)
+    params = jax.tree.map(jnp.zeros_like, start(config, 1, 2).params)
+    shift = jnp.array([[0, 0, 4.0], [0, 0, -4.0]]) / frame.edge
+    params["params"]["Dense_2"]["bias"] = shift[None].astype(jnp.float32)
+    return Fit(config, params, frame, 0.05 * float(initial.density.max()), partition=partition)
+
+
+@pytest.mark.parametrize("render", ["pull_back", "splat"])
+def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render):
+    """By 4 Å, two voxels: the end is the parts' densities moved by whole voxels."""
+    initial, _, partition, *_ = sliding
+    first, last = slid.frames(initial, [0.0, 1.0], render=render)
+    carried = prepare.carried_mass(initial.density, slid.threshold)
+    mask = carried > 0
+    shares = [partition.labels == 1, partition.labels == 2]
+    if render == "pull_back":  # with soft masks and a soft edge
+        mask = trajectory.soft_support(initial.density, slid.threshold, initial.voxel_size)
+        shares, carried = partition.shares(mask > 0), initial.density * mask
+    np.testing.assert_allclose(first.density, carried, atol=2e-5 * carried.max())  # no seam; float32
+    moved = np.roll(carried * shares[0], 2, axis=2) + np.roll(carried * shares[1], -2, axis=2)
+    np.testing.assert_allclose(last.density, moved, atol=2e-3 * carried.max())  # the spline between float32 places
+    assert np.abs(moved - carried).max() > 0.2 * carried.max()
+
+
+def test_positions_move_with_the_part_in_which_they_are(sliding, slid):
+    initial, *_, x, shift = sliding
+    np.testing.assert_allclose(slid.carry(x, [0.5, 1.0]), x + np.array([0.5, 1.0])[:, None, None] * shift, atol=1e-4)
+    assert slid.consistency(initial) < 1e-3  # Å
+
+
+def test_a_saved_fit_of_parts_gives_the_same_frames(sliding, slid, tmp_path):
+    initial = sliding[0]
+    slid.save(tmp_path / "fit")
+    again = Fit.load(tmp_path / "fit")
+    np.testing.assert_array_equal(again.partition.labels, slid.partition.labels)
+    for a, b in zip(*(each.frames(initial, [0.3, 1.0]) for each in (slid, again)), strict=True):
+        np.testing.assert_array_equal(a.density, b.density)
+
+
+def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeypatch):
+    """With a schedule of one stage, which so comes twice; the whole's field has no parts."""
+    initial, target, *_, x, shift = sliding
+    soft = replace(CONFIG, stages=(replace(STIFF, rigidity=0.01),))
+    monkeypatch.setattr("cryotrans_jax.recipes.default", lambda problem, seed: soft)
+    found = morph(initial, target, parts="auto", initial_resolution=6.0, target_resolution=6.0)
+    assert found.partition.count == 2 and len(found.config.stages) == 2 == len(found.history)
+    part = found.partition.at(x)
+    assert (part == part[0])[x[:, 0] < 17].mean() > 0.9 and (part != part[0])[x[:, 0] > 23].mean() > 0.9
+    off = found.report["bodies_rms"]
+    assert len(off) >= 2 and off[1] < 0.75 * off[0]
+    assert jax.tree.leaves(found.params)[0].shape[:2] == (1, 2)
+    # goes on where it stood, but for what the rigidity said across the border
+    assert 0.7 * found.history[0][-1] < found.history[1][0] < 1.01 * found.history[0][-1]
+
+
+def test_parts_that_cannot_be_are_refused(maps, halves):
+    empty = Partition(np.where(np.arange(24)[:, None, None] < 1, 2, halves.labels.clip(1, 1)), *GRID(maps))
+    small = Partition(halves.labels[1:], *GRID(maps))
+    for parts, rigidity, targets, sentence in (
+        (empty, None, 1, "part 2 holds no density above the initial map's threshold"),
+        (small, None, 1, "the parts lie on another grid"),
+        ("some", None, 1, "there are no parts 'some'"),
+        ("auto", None, 2, "bodies are those of one motion, and there are 2 targets"),
+        ("auto", [1.0, 2.0], 1, "part_rigidity is for parts that are known"),
+        (None, [1.0], 1, "part_rigidity is for parts that are known"),
+        (halves, [1.0], 1, "1 weights of the rigidity for 2 parts"),
+        (halves, [1.0, -1.0], 1, "part_rigidity holds -1"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            morph(maps[0], maps[1 : 1 + targets], parts=parts, part_rigidity=rigidity)
+    with pytest.raises(InputError, match="the recipe paper has no rigidity"):
+        morph(maps[0], maps[1], "paper", parts=halves, part_rigidity=[1.0, 2.0])
+
+
+def GRID(maps: tuple[Map, ...]):
+    return maps[0].voxel_size, maps[0].origin
