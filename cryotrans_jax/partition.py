@@ -139,7 +139,7 @@ def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
     """The partition by an atomic model in the initial map: a voxel belongs to the part of the nearest selected atom.
 
     `parts` are separated by semicolons, and selections of one part by commas: A:1-320;A:321-650,B. A selection is a
-    chain, or residues of it by number. Atoms in no selection are not asked, so that what is about them goes with the
+    chain, or residues of it by number; a chain without a name is written so too (:1-320). Atoms in no selection are not asked, so that what is about them goes with the
     nearest part. Raises InputError where a selection is not of that form, selects nothing, or what another part has.
     """
     sites = residues(model)
@@ -169,16 +169,16 @@ def selected(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
     """The numbers, in the order of `residues`, of the residues that CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST selects."""
     if not text or not (match := SELECTION.fullmatch(text)):
         raise InputError(f"{text!r} in --parts is no selection: give CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST")
-    names = [chain.name for chain in model[0] for _ in chain]
+    names = [chain.name.strip() for chain in model[0] for _ in chain]
     first = int(match["first"]) if match["first"] else None
     last = int(match["last"]) if match["last"] else first
     chosen = [
         number
         for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
-        if name == match["chain"] and (first is None or first <= residue.seqid.num <= last)
+        if name == match["chain"].strip() and (first is None or first <= residue.seqid.num <= last)
     ]
     if not chosen:
-        known = ", ".join(dict.fromkeys(names))
+        known = ", ".join(name or "(no name, as in :1-320)" for name in dict.fromkeys(names))
         raise InputError(f"{text} in --parts selects no residue: the model has the chains {known}")
     return np.array(chosen)
 

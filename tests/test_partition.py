@@ -109,6 +109,14 @@ def test_selections_are_chains_and_residues_by_number(models, text, numbers):
     np.testing.assert_array_equal(partition.selected(models[0], text), [*numbers])
 
 
+def test_a_chain_without_a_name_is_selected_by_none(models):
+    model = models[0].clone()
+    model[0][0].name = " "
+    np.testing.assert_array_equal(partition.selected(model, ":2-3"), [1, 2])
+    with pytest.raises(InputError, match="the model has the chains .no name, as in :1-320."):
+        partition.selected(model, "A:2-3")
+
+
 def test_no_residue_is_torn(models, maps):
     """An atom just across a border goes with its residue."""
     model = models[0].clone()
