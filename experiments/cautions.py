@@ -12,6 +12,7 @@ APART = 1.0, 3.0  # Å: a median or 95th percentile of the seeds' spread above t
 MATCHED = 0.8  # a correlation at the target's resolution below this is told
 STILL = 1.0  # Å: a morph that moves nothing further is told
 WORSE = 1.02  # an FSC = 0.5 more than so many times what it was is told
+FOLDED = 0.1  # Å, rms: density that the inverse flow brings back to no nearer than this is told
 EDGE = 0.001  # a larger share of the mass at the sides of the box is told
 
 
@@ -88,6 +89,13 @@ def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:
             f"{100 * measured.torn:.0f} % of the mass is stretched or squeezed by more than a quarter.",
             "Domains should move as bodies. Look for it in the morph: a part that dissolves and condenses elsewhere "
             "has been taken for another one.",
+        )
+    if scores.get("consistency", 0) > FOLDED:
+        yield Caution(
+            True,
+            f"The flow carried there and back misses its start by {scores['consistency']:.2f} Å, rms.",
+            "It folds somewhere: two places are carried to one, and frames that are pulled back show only one of them. "
+            "Another --seed, or --parts where domains slide along each other, may be free of it.",
         )
     if measured.at_edge > EDGE:
         yield Caution(

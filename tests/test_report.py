@@ -293,7 +293,7 @@ def test_the_page_has_the_scores_settings_and_cautions(run, text):
 
 
 GOOD = {
-    "correlation_with_target_before": 0.5, "correlation_with_target_after": 0.8, "mass_kept": 1.01,
+    "correlation_with_target_before": 0.5, "correlation_with_target_after": 0.8, "mass_kept": 1.01, "consistency": 0.002,
     "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0, "seed_spread_median": 0.2, "seed_spread_95": 0.5,
 }  # fmt: skip
 CALM = cautions.Measured(matched=(0.6, 0.98), torn=0.01, at_edge=0.0, farthest=12.0)
@@ -321,6 +321,7 @@ def test_good_numbers_alarm_nobody():
         (dict(fsc_with_target_after=21.0), {}, {}, {}, "got worse, from 20.0 to 21.0 Å"),
         (dict(mass_kept=0.85), {}, {}, {}, "15 % of the mass that was carried is missing"),
         (dict(mass_kept=1.2), {}, {}, {}, "gained 20 %"),
+        (dict(consistency=0.25), {}, {}, {}, "misses its start by 0.25 Å"),
         (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
         ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
