@@ -22,7 +22,6 @@ from cryotrans_jax.prepare import Level, Problem, binned, block_points, share_le
 
 SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
 MOST = 2000
-COARSER = 1.4  # times the spacing: clouds that are coupled first, for the finer ones to start from
 RADIUS = 2.0  # spacings: width of the neighbourhood that is kept together
 DENSITY_WIDTHS = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)  # Å: blurs of the density
 GRADIENT_WIDTHS, TENSOR_WIDTHS = (1.5, 3.0), (4.0, 7.0, 10.0)  # Å: of its gradient, of the structure tensor
@@ -31,7 +30,6 @@ COMPONENTS = 10  # of the whitened descriptors
 LIKENESS = 300.0  # Å² for a unit of squared distance between descriptors
 TOGETHER = 6e4  # Å² for a neighbourhood whose every pair is torn apart
 EPSILONS = np.concatenate([np.geomspace(8.0, 0.8, 20), np.full(10, 0.8)])  # Å², one a round
-LAST_EPSILONS = np.geomspace(2.0, 0.8, 8)  # the same for the finer clouds
 KERNEL_ERROR = 1e-2  # the most by which an entry of a neighbourhood's kernel, 1 at most, may be wrong
 ITERATIONS = 10  # of Sinkhorn in a round
 DOUBT = 0.6  # spacings: spread of a point's images that halves its weight
@@ -45,47 +43,26 @@ class Cloud(NamedTuple):
     descriptors: np.ndarray
 
 
-class Found(NamedTuple):
-    """Displacements (Å) of the points of a cloud `spacing` apart, and how sure (0 to 1) each of them is."""
-
-    x: np.ndarray
-    shift: np.ndarray
-    sure: np.ndarray
-    spacing: float
-
-    def at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Displacements of places x (n, 3) in Å, and how sure they are: means over the nearest four of the points."""
-        distance, near = spatial.cKDTree(self.x).query(x, k=min(4, len(self.x)))
-        distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
-        weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * self.spacing)) ** 2)
-        weight /= weight.sum(1, keepdims=True)
-        sure = np.einsum("pk,pk->p", weight, self.sure[near])
-        shift = np.einsum("pk,pkc->pc", weight * self.sure[near], self.shift[near])
-        return shift / np.maximum(sure, 1e-6)[:, None], sure
-
-
 def ends(
     problem: Problem, target: int, level: Level
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
     """Where the points of a level belong in a target, in unit boxes, and the weight (0 to 1) to give to each.
 
-    Those whose coupling spreads over several places count for less. Coarse clouds are coupled first, and fine ones
-    from where these lead, in a fraction of the rounds that they would need by themselves.
+    Means over the nearest four points of the initial map's cloud; those whose coupling spreads over several places
+    count for less.
     """
     spacing = spacing_for(problem)
-    coarse = find(problem, target, COARSER * spacing, EPSILONS)
-    fine = find(problem, target, spacing, LAST_EPSILONS, coarse)
-    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
-    shift, sure = fine.at(x)
-    return problem.frame.to_unit(x + shift), sure
-
-
-def find(problem: Problem, target: int, spacing: float, epsilons: np.ndarray, before: Found | None = None) -> Found:
-    """Displacements from clouds `spacing` apart, one round of coupling for each of `epsilons`, begun from `before`."""
     start, end = clouds(problem, target, spacing)
-    guess = start.x if before is None else start.x + before.at(start.x)[0]
-    image, spread = images(start, end, spacing, epsilons, guess)
-    return Found(start.x, image - start.x, 1 / (1 + (spread / (DOUBT * spacing)) ** 2), spacing)
+    image, spread = images(start, end, spacing)
+    certain = 1 / (1 + (spread / (DOUBT * spacing)) ** 2)
+    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
+    distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
+    weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * spacing)) ** 2)
+    weight /= weight.sum(1, keepdims=True)
+    sure = np.einsum("pk,pk->p", weight, certain[near])
+    shift = np.einsum("pk,pkc->pc", weight * certain[near], (image - start.x)[near])
+    return problem.frame.to_unit(x + shift / np.maximum(sure, 1e-6)[:, None]), sure
 
 
 def spacing_for(problem: Problem) -> float:
@@ -162,20 +139,14 @@ def whitened(
     return component[: len(first)], component[len(first) :]
 
 
-def images(
-    start: Cloud, end: Cloud, spacing: float, epsilons: np.ndarray = EPSILONS, guess: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å.
-
-    The first coupling is of likeness and of the distances from `guess`, where the points are thought to belong.
-    """
-    likeness = LIKENESS * squared(start.descriptors, end.descriptors)
-    first, linear = (likeness + squared(x, end.x) for x in (start.x if guess is None else guess, start.x))
+def images(start: Cloud, end: Cloud, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å."""
+    first = LIKENESS * squared(start.descriptors, end.descriptors) + squared(start.x, end.x)
     near, near_end = (np.exp(-0.5 * squared(c.x, c.x) / (RADIUS * spacing) ** 2) for c in (start, end))
     own, own_end = near**2 @ start.share, near_end**2 @ end.share
     weight = TOGETHER / 2 / (start.share @ own)
-    linear += weight * (own[:, None] + own_end)
-    given = (first, linear, factor(near), factor(near_end), start.share, end.share, weight, epsilons)
+    linear = first + weight * (own[:, None] + own_end)
+    given = (first, linear, factor(near), factor(near_end), start.share, end.share, weight, EPSILONS)
     plan = np.asarray(coupling(*(jnp.asarray(a, jnp.float32) for a in given)), np.float64)
     plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
     mean = plan @ end.x

@@ -139,8 +139,9 @@ def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
     """The partition by an atomic model in the initial map: a voxel belongs to the part of the nearest selected atom.
 
     `parts` are separated by semicolons, and selections of one part by commas: A:1-320;A:321-650,B. A selection is a
-    chain, or residues of it by number; a chain without a name is written so too (:1-320). Atoms in no selection are not asked, so that what is about them goes with the
-    nearest part. Raises InputError where a selection is not of that form, selects nothing, or what another part has.
+    chain, or residues of it by number; a chain without a name is written so too (:1-320). Atoms in no selection are not
+    asked, so that what is about them goes with the nearest part. Raises InputError where a selection is not of that
+    form, selects nothing, or what another part has.
     """
     sites = residues(model)
     owner = np.zeros(len(sites), int)

@@ -46,8 +46,9 @@ class Stage:
 
     @property
     def program(self) -> "Stage":
-        """What the compiled step depends on: neither the number of steps nor the learning rates."""
-        return replace(self, steps=0, learning_rate=0.0, final_learning_rate=0.0, patience=0)
+        """What the compiled step depends on, besides the shapes of its inputs."""
+        used = {name: getattr(self, name) for name in ("epsilon", "iterations", "window", "rigidity", "slip")}
+        return Stage(self.loss, 0, 0.0, 0.0, **used)
 
     @property
     def rates(self) -> np.ndarray:
@@ -202,10 +203,16 @@ def start(config: Config, targets: int, parts: int = 0) -> State:
 
     With `parts`, each has a velocity field of its own, along a second axis of the parameters.
     """
-    params = config.network.init(jax.random.key(config.seed), placed(config, jnp.zeros((1, 3)), 0.0))
     axes = (targets, parts) if parts else (targets,)
+    return State(*weights(config.flow, axes, config.seed), 0, 0, unwatched(targets))
+
+
+@partial(jax.jit, static_argnames=("config", "axes"))
+def weights(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+    """Parameters and Adam's state at the start, with these leading axes."""
+    params = config.network.init(jax.random.key(seed), placed(config, jnp.zeros((1, 3)), 0.0))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
-    return State(params, jax.vmap(ADAM.init)(params), 0, 0, unwatched(targets))
+    return params, jax.vmap(ADAM.init)(params)
 
 
 def divided(state: State, parts: int, stage: int) -> State:
@@ -440,7 +447,7 @@ def fit(
         train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
 
-    background = ThreadPoolExecutor(2)  # makes the later stages ready, compiled, meanwhile
+    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, in turn, meanwhile
     try:
         waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
@@ -518,17 +525,22 @@ def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
 
     There or at a waypoint.
     """
-    level, goal = inputs
+    return np.asarray(left_behind(config.flow, state.params, *inputs)) > TORN
+
+
+@partial(jax.jit, static_argnames="config")
+def left_behind(config: Config, params: PyTree, level: Level, goal: Goal) -> Float[Array, "targets"]:
+    """For each target, the share of the mass that the flow leaves far from its ends, at the worst of the times."""
 
     def share(moved, goal):
         far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
         return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
 
     def worst(params, goal):
-        moved, _ = carry(config.flow, params, level)
+        moved, _ = carry(config, params, level)
         return jnp.max(jax.vmap(share)(moved, goal)) if config.waypoints else share(moved, goal)
 
-    return np.asarray(jax.vmap(worst)(state.params, goal)) > TORN
+    return jax.vmap(worst)(params, goal)
 
 
 def better_start(

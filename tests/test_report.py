@@ -293,8 +293,9 @@ def test_the_page_has_the_scores_settings_and_cautions(run, text):
 
 
 GOOD = {
-    "correlation_with_target_before": 0.5, "correlation_with_target_after": 0.8, "mass_kept": 1.01, "consistency": 0.002,
-    "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0, "seed_spread_median": 0.2, "seed_spread_95": 0.5,
+    "correlation_with_target_before": 0.5, "correlation_with_target_after": 0.8, "mass_kept": 1.01,
+    "consistency": 0.002, "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0,
+    "seed_spread_median": 0.2, "seed_spread_95": 0.5,
 }  # fmt: skip
 CALM = cautions.Measured(matched=(0.6, 0.98), torn=0.01, at_edge=0.0, farthest=12.0)
 USED = {"clear": 5.0, "specks": 0.0, "volume": 9e3}
