@@ -18,7 +18,7 @@ from ott.solvers.linear import sinkhorn
 from scipy import ndimage, spatial
 from scipy.linalg import lapack
 
-from cryotrans_jax.prepare import Level, Problem, binned, block_points, share_level
+from cryotrans_jax.prepare import Problem, binned, block_points, share_level
 
 SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
 MOST = 2000
@@ -44,9 +44,9 @@ class Cloud(NamedTuple):
 
 
 def ends(
-    problem: Problem, target: int, level: Level
+    problem: Problem, target: int, x: Float[Array, "points 3"]
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
-    """Where the points of a level belong in a target, in unit boxes, and the weight (0 to 1) to give to each.
+    """Where points x of the initial map belong in a target, all in unit boxes, and the weight (0 to 1) of each.
 
     Means over the nearest four points of the initial map's cloud; those whose coupling spreads over several places
     count for less.
@@ -55,7 +55,7 @@ def ends(
     start, end = clouds(problem, target, spacing)
     image, spread = images(start, end, spacing)
     certain = 1 / (1 + (spread / (DOUBT * spacing)) ** 2)
-    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    x = problem.frame.to_angstrom(np.asarray(x, np.float64))
     distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
     distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
     weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * spacing)) ** 2)

@@ -9,11 +9,12 @@ import gemmi
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax import atoms, checkpoints, prepare, recipes, train, trajectory
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, same_grid
-from cryotrans_jax.partition import Partition, from_flow
+from cryotrans_jax.partition import Partition, from_flow, reassigned
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Fit:
 
     `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
     losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
-    training loss itself where the stage has none); `report` what was chosen by rule. With a `partition` of the initial
-    map, each part has a field of its own, along the second axis of `params`.
+    training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
+    each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
     """
 
     config: train.Config
@@ -33,30 +34,35 @@ class Fit:
     history: tuple[np.ndarray, ...] = ()
     judged: tuple[np.ndarray, ...] = ()
     report: dict | None = None
-    partition: Partition | None = None
+    partitions: tuple[Partition, ...] = ()
 
     def of(self, target: int) -> PyTree:
         """The parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
+
+    def partition(self, target: int = 0) -> Partition | None:
+        """The parts that a target's flow has, None where it is one field."""
+        return self.partitions[target] if self.partitions else None
 
     def select(self, targets: Sequence[int]) -> "Fit":
         """The same fit with the targets of these numbers, in this order; `report` still tells of all."""
         chosen = list(targets)
         params = jax.tree.map(lambda p: p[chosen], self.params)
         history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
-        return replace(self, params=params, history=history, judged=judged)
+        partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
+        return replace(self, params=params, history=history, judged=judged, partitions=partitions)
 
     def frames(
         self, initial: Map, times: trajectory.Times, target: int = 0, render: str = "pull_back"
     ) -> Iterator[Map]:
         """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
         how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
-        return how(self.config, self.of(target), self.frame, initial, self.threshold, times, self.partition)
+        return how(self.config, self.of(target), self.frame, initial, self.threshold, times, self.partition(target))
 
     def consistency(self, initial: Map, target: int = 0) -> float:
         """How far (Å, rms) density is from its start after it was carried to the end and back."""
         flow = self.config, self.of(target), self.frame
-        return trajectory.consistency(*flow, initial, self.threshold, self.partition)
+        return trajectory.consistency(*flow, initial, self.threshold, self.partition(target))
 
     def spread(self, others: Sequence["Fit"], initial: Map, target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
@@ -65,18 +71,20 @@ class Fit:
 
     def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
         """Models at the times, each atom carried by the flow; where there are parts, by that of its residue's."""
-        xyz, part = atoms.positions(model), self.partition and self.partition.of_atoms(model)
-        each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, part)
+        xyz, parts = atoms.positions(model), self.partition(target)
+        each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
         return [atoms.moved(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
-        part = self.partition and self.partition.at(xyz)
-        return trajectory.move(self.config, self.of(target), self.frame, xyz, times, part)
+        parts = self.partition(target)
+        return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
 
-    def parts_map(self, initial: Map) -> Map:
+    def parts_map(self, initial: Map, target: int = 0) -> Map:
         """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
-        return self.partition.shown(trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0)
+        return self.partition(target).shown(
+            trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
+        )
 
     def save(self, path) -> None:
         """Nothing; `Fit.load(path)` gives this fit back, without its history."""
@@ -87,17 +95,19 @@ class Fit:
             "threshold": self.threshold,
         }
         arrays = self.params
-        if self.partition:
-            grid = {"voxel_size": self.partition.voxel_size.tolist(), "origin": self.partition.origin.tolist()}
-            arrays, described["partition"] = arrays | {"labels": self.partition.labels}, grid
+        if self.partitions:
+            first = self.partitions[0]
+            described["partition"] = {"voxel_size": first.voxel_size.tolist(), "origin": first.origin.tolist()}
+            arrays = arrays | {"labels": np.stack([each.labels for each in self.partitions])}
         checkpoints.save(path, arrays, described)
 
     @classmethod
     def load(cls, path) -> "Fit":
         """The fit saved under `path`. Raises FileNotFoundError where there is none."""
         params, saved = checkpoints.restore(path)
-        settings, parts = saved["config"], saved.get("partition")
-        labels = params.pop("labels") if parts else None
+        settings, grid = saved["config"], saved.get("partition")
+        labels = params.pop("labels") if grid else ()
+        grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
         settings["waypoints"] = tuple(settings.get("waypoints", ()))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
@@ -106,9 +116,7 @@ class Fit:
             params=params,
             frame=prepare.Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
-            partition=Partition(labels, *(np.array(parts[name]) for name in ("voxel_size", "origin")))
-            if parts
-            else None,
+            partitions=tuple(Partition(each, *grid) for each in labels),
         )
 
 
@@ -127,7 +135,7 @@ def morph(
     halves: tuple[Map, Map] | Sequence[tuple[Map, Map]] | None = None,
     waypoints: Sequence[tuple[Map, float]] = (),
     waypoint_resolution: float | Sequence[float | None] | None = None,
-    parts: Partition | str | None = None,
+    parts: Partition | str | None = "auto",
     part_rigidity: Sequence[float] | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
@@ -144,8 +152,9 @@ def morph(
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
     target's threshold is theirs as well.
-    `parts` of the initial map each move by a field of their own; "auto" are the bodies that a first fit moves nearly
-    rigidly, from whose field each goes on. `part_rigidity` multiplies the weight of the rigidity in each part.
+    `parts` of the initial map each move by a field of their own; "auto" are, for each target, the bodies that the flow
+    moves nearly rigidly after the recipe's first stages, from which each goes on by itself; with None one field moves
+    all. `part_rigidity` multiplies the weight of the rigidity in each part.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
@@ -177,7 +186,7 @@ def morph(
             )
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
-    check_parts(parts, part_rigidity, initial, len(targets))
+    check_parts(parts, part_rigidity, initial)
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
@@ -206,20 +215,18 @@ def morph(
         config = recipes.default(problem, seed)
     rival = train.scaled((config.rival,), steps)[0] if config.rival else None
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
-    first = max(1, len(config.stages) // 2)  # stages before what moves is sorted into bodies
-    if parts == "auto":
-        config = replace(config, stages=config.stages[:first] + config.stages[first - 1 :])
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
     fit = partial(train.fit, progress=call, spread=spread)
     problem = problem if times else problem.select(rows)
-    if parts == "auto":
-        state, history, parts, off = by_bodies(problem, config, fit, initial, first)
-        report = report | {"bodies_rms": off}
+    if parts == "auto" and config.bodies:
+        state, history, parts, off = by_bodies(problem, config, fit, initial)
+        report = report | {"bodies_rms": off[:count]}
     else:
-        state, history = fit(problem.divided(parts.labels, part_rigidity) if parts else problem, config)
+        parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
+        state, history = fit(problem.divided([p.labels for p in parts], part_rigidity) if parts else problem, config)
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
@@ -229,7 +236,7 @@ def morph(
         history=tuple(losses[:, :count] for losses in history),
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report | {"start": [how[rival] for rival in rivals]},
-        partition=parts,
+        partitions=tuple(parts[:count]),
     )
 
 
@@ -268,14 +275,12 @@ def with_waypoints(report: dict, times: Sequence[float]) -> dict:
     return report | apart | ({"waypoints": used} if used else {})
 
 
-def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None, initial: Map, targets: int) -> None:
+def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None, initial: Map) -> None:
     """Nothing; raises InputError where the parts, or their weights of the rigidity, cannot be."""
     if isinstance(parts, str) and parts != "auto":
         raise InputError(f"there are no parts {parts!r}: give a partition, or auto")
     if isinstance(parts, Partition) and parts.labels.shape != initial.density.shape:
         raise InputError("the parts lie on another grid than the initial map: make them for this one")
-    if parts == "auto" and targets > 1:
-        raise InputError(f"bodies are those of one motion, and there are {targets} targets: fit each by itself")
     if rigidity and not isinstance(parts, Partition):
         raise InputError("part_rigidity is for parts that are known: give them as well, and not as auto")
     if rigidity and min(rigidity) < 0:
@@ -283,20 +288,44 @@ def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None,
 
 
 def by_bodies(
-    problem: prepare.Problem, config: train.Config, fit: Callable, initial: Map, first: int
-) -> tuple[train.State, list[np.ndarray], Partition | None, list[float]]:
-    """State, losses and partition of a fit whose `first` stages find the bodies, and the rms distances (Å) from rigid
-    motions with one body, two and so on.
+    problem: prepare.Problem, config: train.Config, fit: Callable, initial: Map
+) -> tuple[train.State, list[np.ndarray], list[Partition], list[list[float]]]:
+    """State, losses and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
-    Each body goes on from the field of the whole; where there is but one, that is all. The last of the first stages
-    comes twice in the schedule, and so is made again with the bodies free of one another.
+    And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
+    the field of the whole; after a further stage their borders are drawn anew, by which field explains the target
+    best. No partitions where there is but one body for every target.
     """
-    state, history = fit(problem, replace(config, stages=config.stages[:first]))
-    carry = partial(trajectory.move, config, jax.tree.map(lambda p: p[0], state.params), problem.frame)
-    parts, off = from_flow(carry, initial, problem.report["initial"]["threshold"])
-    if parts.count == 1:
-        parts, state = None, train.begun(state, first)
+    state, history = fit(problem, replace(config, stages=config.stages[: config.bodies]))
+    threshold, found = problem.report["initial"]["threshold"], []
+    for target in range(problem.trajectories):
+        params = jax.tree.map(lambda p, k=target: p[k], state.params)
+        found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold))
+    parts, off = map(list, zip(*found, strict=True))
+    count = max(each.count for each in parts)
+    if count == 1:
+        parts, state = [], train.begun(state, config.bodies)
     else:
-        problem, state = problem.divided(parts.labels), train.divided(state, parts.count, first)
+        whole, stage = problem, config.bodies
+        problem, state = whole.divided([p.labels for p in parts]), train.divided(state, count, stage)
+        state, more = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
+        parts = [redrawn(whole, config, state, each, initial, target) for target, each in enumerate(parts)]
+        problem, state = whole.divided([p.labels for p in parts]), train.begun(state, stage + 1)
+        history = history + more
     state, rest = fit(problem, config, state=state)
     return state, history + rest, parts, off
+
+
+def redrawn(
+    problem: prepare.Problem, config: train.Config, state: train.State, parts: Partition, initial: Map, target: int
+) -> Partition:
+    """A target's parts with their borders where their fields explain the target, or the trajectory's end, best."""
+    fields = [jax.tree.map(lambda p, k=k: p[target, k], state.params) for k in range(parts.count)]
+    carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
+    number = target - problem.trajectories  # from the last, which is the end where there are waypoints
+    rest, size = problem.rests[number], initial.voxel_size
+    start, end = initial.density, problem.densities[number]
+    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
+    start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
+    there = Map(end, size, initial.origin + problem.start * size)
+    return reassigned(parts, carries, Map(start, size, initial.origin), there, problem.report["initial"]["threshold"])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
@@ -54,8 +55,8 @@ class Problem:
     the targets have half-maps, `densities` are the first ones and `judges`, treated alike, the second ones.
     `report` holds, for each map, the level used and the share of its positive mass kept. With `waypoints`, all targets
     lie on one trajectory, which ends at the last of them and is to pass the others at these times. Where the initial
-    map is divided into parts, `labels` (1, 2, ...) say to which of them each voxel belongs, and `stiffness` by what to
-    multiply the weight of the rigidity in each.
+    map is divided into parts, for each trajectory in its own way, `labels` (1, 2, ...) say to which of them each voxel
+    belongs, and `stiffness` by what to multiply the weight of the rigidity in each.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -70,7 +71,7 @@ class Problem:
     report: dict
     judges: Float[np.ndarray, "targets x y z"] | None = None
     waypoints: tuple[float, ...] = ()
-    labels: Int[np.ndarray, "x y z"] | None = None
+    labels: Int[np.ndarray, "trajectories x y z"] | None = None
     stiffness: tuple[float, ...] = ()
 
     @property
@@ -83,24 +84,28 @@ class Problem:
         """How many there are with velocity fields of their own; 0 where there is one field for the whole."""
         return len(self.stiffness)
 
-    def divided(self, labels: Int[np.ndarray, "nx ny nz"], stiffness: Sequence[float] | None = None) -> "Problem":
-        """The same problem with the initial map divided into parts by labels (1, 2, ...) on the maps' whole grid.
+    def divided(
+        self, labels: Sequence[Int[np.ndarray, "nx ny nz"]], stiffness: Sequence[float] | None = None
+    ) -> "Problem":
+        """The same problem with the initial map divided into parts, for each trajectory by its labels (1, 2, ...).
 
-        Raises InputError where a part holds no mass, or there are not as many weights as parts.
+        These are on the maps' whole grid. Trajectories may have different numbers of parts. Raises InputError where a
+        part holds no mass, or there are not as many weights as parts.
         """
-        count = int(labels.max())
+        count = max(int(each.max()) for each in labels)
         stiffness = (1.0,) * count if stiffness is None else tuple(map(float, stiffness))
         if len(stiffness) != count:
             raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
-        own = cropped(labels, self.start, self.start + self.initial.shape).astype(int)
-        for label in range(1, count + 1):
-            if not self.initial[own == label].any():
-                raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
+        own = np.stack([cropped(each, self.start, self.start + self.initial.shape) for each in labels]).astype(np.int16)
+        for each in own:
+            for label in range(1, int(each.max()) + 1):
+                if not self.initial[each == label].any():
+                    raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
         return replace(self, labels=own, stiffness=stiffness)
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        names = ("masses", "densities", "blurs", "rests", "quieting", "judges")
+        names = ("masses", "densities", "blurs", "rests", "quieting", "judges", "labels")
         every = {name: getattr(self, name) for name in names}
         return replace(self, **{name: None if a is None else a[list(targets)] for name, a in every.items()})
 
@@ -117,23 +122,28 @@ class Level(NamedTuple):
     controls the points where there is one; `tetrahedra` (indices of nodes, or of points without a lattice), `edges`
     and the `share` of the mass in each are for the rigidity.
 
-    Where the initial map is divided, `x`, `lattice`, `tetrahedra` and `share` have a leading axis of parts, padded to
-    the largest of them with points of no mass, and `rho` is that of all points, part after part.
+    Where the initial map is divided, everything has a leading axis of trajectories, and `x`, `lattice`, `tetrahedra`
+    and `share` have one of parts after it, padded to the largest of them with points of no mass; `rho` is that of all
+    points, part after part. `of` gives one trajectory's level.
     """
 
-    x: Float[Array, "*parts points 3"]
-    rho: Float[Array, "all"]
-    corner: Float[Array, "3"]
-    voxel: Float[Array, "3"]
+    x: Float[Array, "*trajectories_parts points 3"]
+    rho: Float[Array, "*trajectories all"]
+    corner: Float[Array, "*trajectories 3"]
+    voxel: Float[Array, "*trajectories 3"]
     lattice: lattices.Lattice | None = None
-    tetrahedra: Int[Array, "*parts tetrahedra 4"] | None = None
-    edges: Float[Array, "3"] | None = None
-    share: Float[Array, "*parts tetrahedra"] | None = None
+    tetrahedra: Int[Array, "*trajectories_parts tetrahedra 4"] | None = None
+    edges: Float[Array, "*trajectories 3"] | None = None
+    share: Float[Array, "*trajectories_parts tetrahedra"] | None = None
 
     @property
     def divided(self) -> bool:
         """Whether there is an axis of parts."""
-        return self.x.ndim == 3
+        return self.x.ndim > 2
+
+    def of(self, trajectory: int) -> "Level":
+        """One trajectory's level: its own where the initial map is divided, else that of all."""
+        return jax.tree.map(lambda a: a[trajectory], self) if self.divided else self
 
 
 def prepare(
@@ -484,26 +494,47 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     asked = bin_, sampling, spacing, tetrahedra
     if not problem.parts:
         return level_of(problem, problem.initial, *asked)
-    masses = [np.where(problem.labels == part + 1, problem.initial, 0) for part in range(problem.parts)]
-    boxes = [bounding_box(mass > 0) for mass in masses]
+    masses = [
+        [np.where(labels == part + 1, problem.initial, 0) for part in range(int(labels.max()))]
+        for labels in problem.labels
+    ]
+    boxes = [bounding_box(mass > 0) for own in masses for mass in own]
     room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
-    return abreast([level_of(problem, mass, *asked, room) for mass in masses], problem.stiffness)
+    levels = [[level_of(problem, mass, *asked, room) for mass in own] for own in masses]
+    return abreast(levels, problem.stiffness)
 
 
-def abreast(levels: Sequence[Level], stiffness: Sequence[float]) -> Level:
-    """The levels of several parts as one; a part's share in the rigidity is its mass's, times its stiffness."""
-    held = np.array([float(level.rho.sum()) for level in levels])
-    weights = held / held.sum() * stiffness
-    both = levels[0]._replace(
-        x=lattices.stacked([level.x for level in levels]), rho=lattices.stacked([level.rho for level in levels]).ravel()
+def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Level:
+    """The levels of each trajectory's parts as one; a part's share in the rigidity is its mass's, times its stiffness.
+
+    Where a trajectory has fewer parts than others, parts of no mass fill up.
+    """
+    parts, count = len(stiffness), len(levels)
+    absent = lambda level: level._replace(  # noqa: E731
+        rho=0 * level.rho, share=None if level.share is None else 0 * level.share
     )
-    if both.lattice is not None:
-        both = both._replace(lattice=lattices.abreast([level.lattice for level in levels]))
-    if both.share is not None:
-        shares = [jnp.float32(weight) * level.share for weight, level in zip(weights, levels, strict=True)]
-        rows = lattices.stacked([level.tetrahedra for level in levels])
-        both = both._replace(tetrahedra=rows, share=lattices.stacked(shares))
-    return both
+    filled = [[*own, *[absent(own[0])] * (parts - len(own))] for own in levels]
+    held = np.array([[float(level.rho.sum()) for level in own] for own in filled])
+    weights = (held / held.sum(1, keepdims=True) * stiffness).ravel()
+    each = [level for own in filled for level in own]
+
+    def both(a: Array) -> Array:
+        return a.reshape(count, parts, *a.shape[1:])
+
+    first = each[0]
+    all_ = first._replace(
+        x=both(lattices.stacked([level.x for level in each])),
+        rho=lattices.stacked([level.rho for level in each]).reshape(count, -1),
+        **{name: jnp.stack([getattr(first, name)] * count) for name in ("corner", "voxel")},
+    )
+    if first.lattice is not None:
+        all_ = all_._replace(lattice=jax.tree.map(both, lattices.abreast([level.lattice for level in each])))
+    if first.share is not None:
+        shares = [jnp.float32(weight) * level.share for weight, level in zip(weights, each, strict=True)]
+        rows = lattices.stacked([level.tetrahedra for level in each])
+        edges = jnp.stack([first.edges] * count)
+        all_ = all_._replace(tetrahedra=both(rows), share=both(lattices.stacked(shares)), edges=edges)
+    return all_
 
 
 def level_of(

@@ -48,6 +48,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
     both: besides the positions it sees sines of them, which change over WAVE. Very large molecules are compared on
     coarser voxels.
 
+    After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; the second one and all later ones
+    have a field for each of them (`Config.bodies`), so that they may slide along each other.
+
     Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     """
     size = problem.voxel_size.min()
@@ -62,7 +65,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE)
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
-        closer(400, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0]),
+        *2 * (closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0]),),
         closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
         closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),
     )
@@ -74,7 +77,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     passed = problem.waypoints
     steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # a path may bend at each of them
     more = {"waypoints": passed, "euler_steps": steps, "seed": seed}
-    return Config(stages=stages, rival=transport, centre=0.5, **waves, **more)
+    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, **waves, **more)
 
 
 def whole_factor(wanted: float) -> int:

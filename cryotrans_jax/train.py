@@ -74,13 +74,14 @@ class Config:
     waves: int = 0  # sines among the network's inputs
     wave_number: float = 0.0  # of those at the start, in radians per unit box
     euler_steps: int = 10
+    bodies: int = 0  # stages after which what moves nearly as a body goes on with a field of its own; 0: never
     waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
     seed: int = 0
 
     @property
     def flow(self) -> "Config":
         """What compiled programs depend on: neither seed nor schedule, so that these do not compile them anew."""
-        return replace(self, stages=(), rival=None, seed=0)
+        return replace(self, stages=(), rival=None, bodies=0, seed=0)
 
     @property
     def network(self) -> Velocity:
@@ -337,8 +338,9 @@ def train_steps(
     """
 
     def steps(shared, one):
-        level, count = shared
-        rates, params, state, goal = one
+        count, whole = shared
+        rates, params, state, goal, own = one
+        level = whole or own
 
         def body(i, carried):
             params, state, history, worst = carried
@@ -351,7 +353,13 @@ def train_steps(
         start = params, state, jnp.zeros(rates.shape, level.x.dtype), jnp.zeros((), level.x.dtype)
         return jax.lax.fori_loop(0, count, body, start)
 
-    return spread.map(steps, (level, count), (rates, params, optimiser_state, goal))
+    whole, own = whose(level)
+    return spread.map(steps, (count, whole), (rates, params, optimiser_state, goal, own))
+
+
+def whose(level: Level) -> tuple[Level | None, Level | None]:
+    """The level where all trajectories share it, and where each has its own, with a leading axis of them."""
+    return (None, level) if level.divided else (level, None)
 
 
 @partial(jax.jit, static_argnames=("config", "stage", "spread"))
@@ -360,11 +368,13 @@ def judged(
 ) -> Float[Array, "targets"]:
     """The stage's loss without the rigidity, compared with what the fit has not seen, for every target."""
 
-    def loss(level, one):
-        params, goal = one
+    def loss(whole, one):
+        params, goal, own = one
+        level = whole or own
         return distance(stage, carry(config, params, level)[0], level, goal.by_judge)[0]
 
-    return spread.map(loss, level, (params, goal))
+    whole, own = whose(level)
+    return spread.map(loss, whole, (params, goal, own))
 
 
 def at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
@@ -405,9 +415,8 @@ def sized(spread: Spread, *call) -> Spread:
     count = jax.tree.leaves(goal)[0].shape[0] // spread.devices
 
     def part(n: int) -> tuple:
-        shape = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
-        *own, own_goal = jax.tree.map(shape, (rates, params, adam, goal))
-        return (*same, *own, level, own_goal)
+        few = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype))
+        return (*same, *few((rates, params, adam)), few(level) if level.divided else level, few(goal))
 
     if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
         return every
@@ -536,11 +545,12 @@ def left_behind(config: Config, params: PyTree, level: Level, goal: Goal) -> Flo
         far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
         return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
 
-    def worst(params, goal):
-        moved, _ = carry(config, params, level)
+    def worst(params, goal, own):
+        moved, _ = carry(config, params, whole or own)
         return jnp.max(jax.vmap(share)(moved, goal)) if config.waypoints else share(moved, goal)
 
-    return jax.vmap(worst)(params, goal)
+    whole, own = whose(level)
+    return jax.vmap(worst)(params, goal, own)
 
 
 def better_start(
@@ -584,10 +594,11 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     """What the level's points are compared with in a stage, for each target by itself."""
     if stage.loss == "points":
         count = len(problem.masses)
-        whole = level._replace(x=level.x.reshape(-1, 3))
-        found = [correspond.ends(problem, target, whole) for target in range(count)]
+        own = [level.of(target % problem.trajectories) for target in range(count)]
+        found = [correspond.ends(problem, target, one.x.reshape(-1, 3)) for target, one in enumerate(own)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
-        return Goal(ends=end, weight=weight * level.rho, reach=jnp.full(count, stage.reach / problem.frame.edge))
+        weight = weight * jnp.stack([one.rho for one in own])
+        return Goal(ends=end, weight=weight, reach=jnp.full(count, stage.reach / problem.frame.edge))
     kind = "density" if stage.loss == "matched" else "mass"
     volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
 

@@ -550,7 +550,7 @@ def recipes() -> Rows:
 
 
 def timeline(problem, config) -> list[tuple[tuple[int, int], float]]:
-    """Seconds from the start of one whole fit at which each (stage, step) was done."""
+    """Seconds from the start of one whole fit, with one field for all, at which each (stage, step) was done."""
     from cryotrans_jax import train
 
     begin, marks = time.perf_counter(), []

@@ -170,8 +170,8 @@ def add_parts(case: Case, settings) -> None:
         case.part_rigidity = [float(weight) for weight in settings.part_rigidity or []]
     except ValueError:
         raise InputError(f"--part_rigidity={','.join(settings.part_rigidity)} is not numbers such as 1,3") from None
-    if settings.parts is None or settings.parts == "auto":
-        case.parts = settings.parts
+    if settings.parts in ("auto", "none"):
+        case.parts = settings.parts if settings.parts == "auto" else None
         return
     names = settings.parts.split(",")
     if not all(name.lower().endswith(MAP_SUFFIXES) for name in names):

@@ -99,7 +99,7 @@ class Case:
     halves: list[tuple[Map, Map]] = field(default_factory=list)
     alignments: list[Alignment] = field(default_factory=list)
     boxes: list[Map] = field(default_factory=list)
-    parts: Partition | str | None = None
+    parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
 
 
@@ -208,7 +208,7 @@ def write(
             write_json(folder / "transform.json", about["alignment"])
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
-        if one.partition:
+        if one.partitions:
             write_map(folder / "parts.mrc", one.parts_map(case.initial))
         last = write_frames(one, case.initial, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
@@ -415,8 +415,8 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
-    if fit.partition:
-        moves = part_motions(fit.partition, fit.carry, case.initial, fit.threshold)
+    if fit.partitions:
+        moves = part_motions(fit.partition(), fit.carry, case.initial, fit.threshold)
         out["parts"] = [move._asdict() for move in moves]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, case.initial, compared.start, waypoint) for waypoint in case.waypoints]

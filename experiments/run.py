@@ -45,10 +45,10 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "parts",
-        None,
-        "Parts of the initial map, each with a velocity field of its own: a map of labels (LABELS.mrc), a mask for "
-        "each (A.mrc,B.mrc), chains or residues of --model (A:1-320;A:321-650,B), or auto: the bodies that a first fit "
-        "moves nearly rigidly.",
+        "auto",
+        "Parts of the initial map, each with a velocity field of its own: auto, the bodies that the flow moves nearly "
+        "rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a mask for each "
+        "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
     )
     flags.DEFINE_list("part_rigidity", None, "Factors of the rigidity's weight, one for each part (1,3).")
     flags.DEFINE_list(

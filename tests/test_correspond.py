@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import correspond, prepare
-from cryotrans_jax.correspond import Cloud, Level
+from cryotrans_jax.correspond import Cloud
 from cryotrans_jax.maps import Map
 
 SHAPE = (38, 28, 32)
@@ -316,10 +316,9 @@ def plain(shape=(16, 16, 16), blur=0.0, quieting=0.0, initial=None, target=None)
     return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, *variances, report)
 
 
-def level_at(problem, x):
-    """Points at these places (Å) as a level."""
-    unit = jnp.asarray(problem.frame.to_unit(x), jnp.float32)
-    return Level(unit, jnp.ones(len(x)), jnp.zeros(3), jnp.ones(3))
+def unit(problem, x):
+    """Places (Å) in unit boxes."""
+    return jnp.asarray(problem.frame.to_unit(x), jnp.float32)
 
 
 @pytest.fixture
@@ -341,11 +340,11 @@ def test_points_go_with_the_clouds_points_about_them(found):
     x = ORIGIN + np.random.default_rng(0).uniform(0, 20, (40, 3))
     shift = np.array([3.0, -8.0, 5.0])
     found(at, at + shift, np.zeros(len(at)))
-    end, sure = correspond.ends(problem, 0, level_at(problem, x))
+    end, sure = correspond.ends(problem, 0, unit(problem, x))
     np.testing.assert_allclose(problem.frame.to_angstrom(end), x + shift, atol=1e-4)  # float32
     np.testing.assert_allclose(sure, 1)
     found(at, at + 0.2 * (at - ORIGIN), np.zeros(len(at)))
-    end, _ = correspond.ends(problem, 0, level_at(problem, at))
+    end, _ = correspond.ends(problem, 0, unit(problem, at))
     # others are ten angstrom further off: exp(−½ (10 / 4)²) = 0.044 each, three of them
     moved = problem.frame.to_angstrom(end) - at - 0.2 * (at - ORIGIN)
     assert 0 < np.abs(moved).max() < 0.2 * 10 * 0.044 / 1.13 * 1.5
@@ -358,7 +357,7 @@ def test_a_spread_image_counts_for_less(found):
     shift = np.array([[0.0, 2, 0], [0, 6, 0], [0, 0, 9], [0, 0, 9]])
     middle = ORIGIN + np.array([[2.0, 0, 0], [100, 2, 0]])
     found(at, at + shift, doubt * np.array([0, np.sqrt(3), 1, 1]))  # weights 1, 1/4, 1/2, 1/2
-    end, sure = correspond.ends(problem, 0, level_at(problem, middle))
+    end, sure = correspond.ends(problem, 0, unit(problem, middle))
     np.testing.assert_allclose(sure, [(1 + 1 / 4) / 2, 1 / 2], rtol=1e-4)
     expected = [[0, (2 + 6 / 4) / (1 + 1 / 4), 0], [0, 0, 9]]
     np.testing.assert_allclose(problem.frame.to_angstrom(end) - middle, expected, atol=1e-4)
@@ -367,7 +366,7 @@ def test_a_spread_image_counts_for_less(found):
 def test_fewer_than_four_points_are_enough(found):
     problem, at = plain(), ORIGIN[None]
     found(at, at + 2.0, np.zeros(1))
-    end, sure = correspond.ends(problem, 0, level_at(problem, at + [[1.0, 0, 0]]))
+    end, sure = correspond.ends(problem, 0, unit(problem, at + [[1.0, 0, 0]]))
     np.testing.assert_allclose(problem.frame.to_angstrom(end), at + [[3.0, 2, 2]], atol=1e-4)
     assert sure.shape == (1,)
 
@@ -429,7 +428,7 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
     """To about the distance between the cloud's points; half of that is not the shift of a domain but its turn."""
     problem, belongs = exchanged
     level = prepare.make_level(problem, 2, 2, 0.0, False)
-    end, sure = correspond.ends(problem, 0, level)
+    end, sure = correspond.ends(problem, 0, level.x)
     x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
     assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure < 1 + 1e-9).all()
 
@@ -451,6 +450,6 @@ def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     problem, _ = exchanged
     still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
     level = prepare.make_level(still, 2, 2, 0.0, False)
-    end, sure = correspond.ends(still, 0, level)
+    end, sure = correspond.ends(still, 0, level.x)
     moved = np.linalg.norm(end - np.asarray(level.x), axis=1) * problem.frame.edge
     assert moved.max() < 0.01 * correspond.SPACING and sure.min() > 0.98

@@ -132,7 +132,7 @@ def test_the_goal_of_correspondences_is_theirs_for_each_target(two, followed):
     _, level, goal = followed
     assert goal.volume is None and goal.blur is None
     for target in range(2):
-        end, sure = correspond.ends(two, target, level)
+        end, sure = correspond.ends(two, target, level.x)
         np.testing.assert_allclose(goal.ends[target], end, atol=1e-6)  # float32
         np.testing.assert_allclose(goal.weight[target], sure * np.asarray(level.rho), rtol=1e-5)
         assert goal.reach[target] * two.frame.edge == pytest.approx(POINTS.reach, rel=1e-6)
