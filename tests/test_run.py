@@ -96,7 +96,7 @@ def test_a_run_writes_all_that_it_promises(run, folder):
     frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
     expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb"} | TOLD | PICTURES
-    expected |= {"transform.json"}
+    expected |= {"transform.json", "parts.mrc"}
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
     initial = read_map(folder / "initial.mrc")
@@ -135,7 +135,9 @@ def test_frames_and_models_start_at_the_input_and_approach_the_target(run, folde
     assert scores["rmsd_before"] == pytest.approx(rmsd(start), abs=2e-3)
     assert scores["correlation_with_target_after"] == pytest.approx(correlation(last), abs=1e-5)
     assert scores["correlation_with_target_before"] == pytest.approx(correlation(first), abs=1e-4)
-    assert all(np.isfinite(value) for value in scores.values() if not isinstance(value, str))
+    numbers = [value for part in scores["parts"] for value in part.values()]
+    numbers += [value for value in scores.values() if not isinstance(value, str | list)]
+    assert len(scores["parts"]) >= 2 and np.isfinite(numbers).all()
     assert scores["consistency"] < 1e-2  # Å: the inverse flow finds the way back
 
 
