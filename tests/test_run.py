@@ -414,7 +414,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
     assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite", "--report=false")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == TOLD | {
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
-        "transform.json",
+        "transform.json", "parts.mrc",
     }  # fmt: skip
 
 
