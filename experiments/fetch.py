@@ -18,9 +18,15 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_list("entries", [], "Numbers of entries like 6RAH and EMD-22001; --entries= may be left out.")
-    flags.DEFINE_string("data_dir", "data", "Folder for the files.")
-    flags.DEFINE_list("parts", ["map", "half_maps", "masks"], "What to fetch of entries of the EMDB.")
+    flags.DEFINE_list(
+        "entries", [], "ENTRY,...: numbers of entries like 6RAH and EMD-22001; --entries= may be left out."
+    )
+    flags.DEFINE_string("data_dir", "data", "FOLDER: for the files.")
+    flags.DEFINE_list(
+        "parts",
+        ["map", "half_maps", "masks"],
+        "PART,...: what to fetch of entries of the EMDB, of map, half_maps and masks.",
+    )
     flags.DEFINE_bool("overwrite", False, "Fetch anew what is there, but not as it was fetched.")
     shared.define_archives()
 

@@ -1,56 +1,71 @@
-"""Flags that several jobs share, each defined once."""
+"""Flags that several jobs share, each defined once, in the groups in which --help shows them."""
 
 import os
 
 from absl import flags
 
+from experiments.usage import group
+
 FLAGS = flags.FLAGS
 
 
+@group("Maps")
 def define_maps() -> None:
     """Nothing; the flags that name the inputs are there."""
     flags.DEFINE_string(
-        "initial", None, "The sharp map of the common conformation. 6RAH_3A.mrc if only --target is given."
+        "initial", None, "MAP: the sharp map of the common conformation. 6RAH_3A.mrc if only --target is given."
     )
-    flags.DEFINE_list("target", None, "The map of the rare conformation; several, separated by commas.")
-    flags.DEFINE_list(
-        "target_half1",
-        None,
-        "A half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
-    )
-    flags.DEFINE_list("target_half2", None, "The other half-map; found by its name if not given (half1, half_A ...).")
-    flags.DEFINE_string("data_dir", "data", "Folder in which names that are not files are looked up.")
-    flags.DEFINE_bool(
-        "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
-    )
-    define_archives()
-    flags.DEFINE_float("initial_threshold", None, "Contour level of the initial map; chosen by rule if not given.")
-    flags.DEFINE_float("target_threshold", None, "Contour level of the target maps; chosen by rule if not given.")
-    flags.DEFINE_float(
-        "mass_kda",
-        None,
-        "Molecular weight of what the maps show, kDa: contour levels not given are those that enclose its volume.",
-        lower_bound=0.01,
-    )
-    flags.DEFINE_string("mask", None, "A map of values from 0 to 1, on the initial map's grid, that multiply it.")
-    flags.DEFINE_list("target_mask", None, "The same for the target; one for all, or one for each target.")
-    flags.DEFINE_float(
-        "mask_radius", None, "Take only what lies within so many Å of a map's centre of mass.", lower_bound=0.1
-    )
+    flags.DEFINE_list("target", None, "MAP,...: the map of the rare conformation; several, separated by commas.")
     flags.DEFINE_float(
         "initial_resolution",
         None,
-        "Resolution of the initial map, Å; read from a name like 6RAH_3A.mrc.",
+        "Å: resolution of the initial map; read from a name like 6RAH_3A.mrc, or from what the EMDB says of the entry.",
         lower_bound=0.1,
     )
     flags.DEFINE_float(
         "target_resolution",
         None,
-        "Resolution of the target maps, Å; read from their names, or the blur between the maps is estimated.",
+        "Å: resolution of the target maps, read likewise; without the two the blur between the maps is estimated.",
         lower_bound=0.1,
+    )
+    flags.DEFINE_list(
+        "target_half1",
+        None,
+        "MAP,...: a half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
+    )
+    flags.DEFINE_list(
+        "target_half2", None, "MAP,...: the other half-map; found by its name if not given (half1, half_A ...)."
+    )
+    flags.DEFINE_string("data_dir", "data", "FOLDER: where names that are not files are looked up.")
+    flags.DEFINE_bool(
+        "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
     )
 
 
+@group("Contour and masks")
+def define_contour() -> None:
+    """Nothing; the flags that say which density is the molecule's are there."""
+    flags.DEFINE_float(
+        "initial_threshold",
+        None,
+        "LEVEL: density of the initial map below this, in the map's own units, is not moved; chosen by rule if not "
+        "given.",
+    )
+    flags.DEFINE_float("target_threshold", None, "LEVEL: the same for the target maps.")
+    flags.DEFINE_float(
+        "mass_kda",
+        None,
+        "kDa: molecular weight of what the maps show; levels not given are those that enclose its volume.",
+        lower_bound=0.01,
+    )
+    flags.DEFINE_string("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
+    flags.DEFINE_list("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
+    flags.DEFINE_float(
+        "mask_radius", None, "Å: take only what lies within this distance of a map's centre of mass.", lower_bound=0.1
+    )
+
+
+@group("Public archives")
 def define_archives() -> None:
     """Nothing; the flags that say where the public archives are, or mirrors of them, are there.
 
@@ -67,10 +82,11 @@ def define_archives() -> None:
     ):
         variable = f"CRYOTRANS_{name.upper()}"
         default = os.environ.get(variable) or base
-        flags.DEFINE_string(name, default, f"Address of the archive's {held}; or ${variable}.")
-    flags.DEFINE_float("max_gb", 8.0, "Fetch no file with more gigabytes.", lower_bound=0.0)
+        flags.DEFINE_string(name, default, f"ADDRESS: of the archive's {held}; or ${variable}.")
+    flags.DEFINE_float("max_gb", 8.0, "GB: fetch no larger file.", lower_bound=0.0)
 
 
+@group("Alignment")
 def define_alignment() -> None:
     """Nothing; the flags that decide how targets are laid over the initial map are there."""
     flags.DEFINE_enum(
@@ -88,15 +104,19 @@ def define_alignment() -> None:
     )
 
 
+@group("Fit")
 def define_fit() -> None:
     """Nothing; the flags that decide the fit are there."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")
+    flags.DEFINE_float(
+        "steps", 1.0, "FACTOR: multiplies the number of steps of every stage; 0.1 is a quick look.", lower_bound=1e-4
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
     flags.DEFINE_integer("bin", 1, "Bin the maps by this factor, 1, 2, 4 or 8 (recipe paper only).")
     flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
-    flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
-    flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
 
 
+@group("Several hosts")
 def define_hosts() -> None:
     """Nothing; the flags by which several processes share a run's targets are there."""
     flags.DEFINE_bool(
@@ -106,12 +126,15 @@ def define_hosts() -> None:
         "MPI or the TPU pod. Start the same command in each.",
     )
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT at which process 0 can be reached, where JAX does not find out by itself."
+        "coordinator",
+        None,
+        "HOST:PORT: where process 0 can be reached, if JAX does not find out by itself.",
     )
-    flags.DEFINE_integer("processes", None, "The number of processes; with --coordinator.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "The number of this process, from 0; with --coordinator.", lower_bound=0)
+    flags.DEFINE_integer("processes", None, "Number of processes; with --coordinator.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Number of this process, from 0; with --coordinator.", lower_bound=0)
 
 
+@group("Machine")
 def define_machine() -> None:
     """Nothing; the flags that decide how the machine computes are there."""
     flags.DEFINE_bool(
@@ -119,14 +142,23 @@ def define_machine() -> None:
     )
 
 
-def define_output(frames: int = 11) -> None:
-    """Nothing; the flags that decide what is written are there."""
-    flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)
-    flags.DEFINE_string("model", None, "Atomic model of the initial state (PDB or mmCIF), carried along.")
+@group("Atomic models")
+def define_models() -> None:
+    """Nothing; the flags of models to be carried along are there."""
+    flags.DEFINE_string("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
     flags.DEFINE_bool(
         "idealise", False, "Give carried models the initial one's bonds, angles and side chains again, and no clashes."
     )
+
+
+@group("Output")
+def define_output(frames: int = 11) -> None:
+    """Nothing; the flags that decide what is written are there."""
+    flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)
     flags.DEFINE_enum(
-        "render", "pull_back", ["pull_back", "splat"], "How frames are made: keeping detail, or keeping mass."
+        "render",
+        "pull_back",
+        ["pull_back", "splat"],
+        "How frames are made: keeping the detail and the height of peaks, or keeping the mass.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from experiments import usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 FAILED, INTERRUPTED = 2, 128 + signal.SIGINT
@@ -16,10 +18,14 @@ FAILED, INTERRUPTED = 2, 128 + signal.SIGINT
 def run(main: Callable[[], None]) -> None:
     """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 130 on Ctrl-C.
 
-    Flags are parsed first. Bad flags, InputError, OSError and MemoryError become one line on stderr; other
-    errors are faults of the program and keep their traceback. Nothing heavy is imported before the flags
-    are parsed, so that --help is quick: let `main` import what it needs.
+    Flags are parsed first; where the command line asks for help, they are described instead, below what the module of
+    `main` says of itself. Bad flags, InputError, OSError and MemoryError become one line on stderr; other errors are
+    faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
+    --help is quick: let `main` import what it needs.
     """
+    if usage.asked(sys.argv):
+        print(usage.shown(sys.modules[main.__module__].__doc__))
+        sys.exit(0)
     parse_flags()
     keep_compiled()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
@@ -43,17 +49,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def parse_flags() -> None:
-    """Nothing; the flags have their values. Prints help where asked to, and stops at bad flags."""
-    app.define_help_flags()
-    for owner, defined in flags.FLAGS.flags_by_module_dict().items():
-        for flag in defined if owner.startswith("experiments.") else ():  # --help has those that jobs share, too
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    """Nothing; the flags have their values. Stops at bad flags."""
     try:
         rest = flags.FLAGS(sys.argv)[1:]
-    except SystemExit:  # help was printed; absl calls that a failure
-        sys.exit(0)
     except flags.Error as error:
-        _stop(MISSING.sub(r"--\1 is missing;", str(error)) + " see --help")
+        _stop(MISSING.sub(r"--\1 is missing;", str(error)).rstrip(".;") + "; see --help")
     if rest and "entries" in flags.FLAGS:
         flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
     elif rest:

@@ -16,9 +16,12 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("run_dir", None, "Folder of the run whose fit is used.", required=True)
-    flags.DEFINE_string("out_dir", None, "Folder for the frames; <run_dir>/predict_<frames> if not given.")
-    flags.DEFINE_string("initial", None, "The initial map, if it is no longer where the run read it.")
+    with shared.group("Run"):
+        flags.DEFINE_string("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
+        flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+    shared.define_models()
+    with shared.group("Output"):
+        flags.DEFINE_string("out_dir", None, "FOLDER: for the frames; <run_dir>/predict_<frames> if not given.")
     shared.define_output()
     shared.define_machine()
 

@@ -14,9 +14,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("run_dir", None, "Folder of a finished run; each of its targets gets a report.", required=True)
-    flags.DEFINE_string("initial", None, "The initial map, if it is no longer where the run read it.")
-    flags.DEFINE_string("target", None, "The target map, likewise; for a run of several give the folder of one.")
+    flags.DEFINE_string(
+        "run_dir", None, "FOLDER: of a finished run; each of its targets gets a report. Must be given.", required=True
+    )
+    flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+    flags.DEFINE_string("target", None, "MAP: the target map, likewise; for a run of several give the folder of one.")
 
 
 def main() -> None:

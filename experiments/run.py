@@ -20,42 +20,51 @@ def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     shared.define_maps()
     shared.define_alignment()
+    shared.define_contour()
+    shared.define_models()
+    with shared.group("Atomic models"):
+        flags.DEFINE_list(
+            "reference",
+            None,
+            "MODEL|MAP,...: of the target state, if it is known, in the target map's frame, to score the result "
+            "against; one, or one for each target.",
+        )
     shared.define_fit()
+    with shared.group("Fit"):
+        flags.DEFINE_integer(
+            "seeds",
+            1,
+            "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and "
+            "by how many Å, the others carry the density elsewhere.",
+            lower_bound=1,
+        )
+        flags.DEFINE_multi_string(
+            "waypoint",
+            [],
+            "FILE@TIME,...: a map that the flow is to pass on its way to the one target, at a time between 0 and 1. "
+            "Several, separated by commas or each with a flag of its own.",
+        )
+        flags.DEFINE_string(
+            "parts",
+            "auto",
+            "Parts of the initial map, each with a velocity field of its own: auto, the bodies that the flow moves "
+            "nearly rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a "
+            "mask for each (A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
+        )
+        flags.DEFINE_list(
+            "part_rigidity", None, "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3."
+        )
+    with shared.group("Output"):
+        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
+        flags.DEFINE_bool(
+            "report",
+            True,
+            "Write report.html, which shows and explains the run, and its pictures beside the results.",
+        )
     shared.define_output()
     shared.define_machine()
     shared.define_hosts()
-    flags.DEFINE_string("out_dir", None, "Folder for the results; runs/<initial>_to_<target> if not given.")
-    flags.DEFINE_integer(
-        "seeds",
-        1,
-        "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and by "
-        "how many Å, the others carry the density elsewhere.",
-        lower_bound=1,
-    )
-    flags.DEFINE_bool(
-        "report",
-        True,
-        "Write report.html, which shows and explains the run, and its pictures beside the results.",
-    )
-    flags.DEFINE_multi_string(
-        "waypoint",
-        [],
-        "FILE@TIME: a map that the flow is to pass on its way to the one target, at a time between 0 and 1. Several, "
-        "separated by commas or each with a flag of its own.",
-    )
-    flags.DEFINE_string(
-        "parts",
-        "auto",
-        "Parts of the initial map, each with a velocity field of its own: auto, the bodies that the flow moves nearly "
-        "rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a mask for each "
-        "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
-    )
-    flags.DEFINE_list("part_rigidity", None, "Factors of the rigidity's weight, one for each part (1,3).")
-    flags.DEFINE_list(
-        "reference",
-        None,
-        "Model or map of the target state, in the target map's frame, to score against; one, or one for each target.",
-    )
+    shared.define_archives()
 
 
 def main() -> None:

@@ -12,13 +12,15 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
-    flags.DEFINE_string("model", None, "Atomic model, PDB or mmCIF.", required=True)
-    flags.DEFINE_float("resolution", None, "Resolution of the map, Å.", lower_bound=0.1, required=True)
-    flags.DEFINE_string("output", None, "Map to write: .mrc, .map, .ccp4, or these with .gz.", required=True)
-    flags.DEFINE_string("like", None, "A map whose grid to use; else a box about the model.")
-    flags.DEFINE_float("voxel_size", None, "Voxel size, Å; resolution / 3 if not given.", lower_bound=0.01)
-    flags.DEFINE_list("cover", [], "Further models that the box must hold, separated by commas.")
-    flags.DEFINE_string("superpose_on", None, "A model to move the model onto first, by common CA atoms.")
+    flags.DEFINE_string("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
+    flags.DEFINE_float("resolution", None, "Å: resolution of the map. Must be given.", lower_bound=0.1, required=True)
+    flags.DEFINE_string(
+        "output", None, "MAP: to write, .mrc, .map, .ccp4, or these with .gz. Must be given.", required=True
+    )
+    flags.DEFINE_string("like", None, "MAP: whose grid to use; else a box about the model.")
+    flags.DEFINE_float("voxel_size", None, "Å: voxel size; resolution / 3 if not given.", lower_bound=0.01)
+    flags.DEFINE_list("cover", [], "MODEL,...: further models that the box must hold, separated by commas.")
+    flags.DEFINE_string("superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms.")
     flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
 
 

@@ -1,0 +1,68 @@
+"""--help and the page of flags: every flag of a job is there once, in its group, with what it takes and its default."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import usage
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
+DEFINED = re.compile(r"flags\.DEFINE_(?:string|list|bool|integer|float|enum|multi_string)\(\s*\"(\w+)\"")
+FORM = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_has_each_of_the_jobs_flags_once(job, name):
+    status, out, error = job(name, "--help")
+    shown = FORM.findall(out)
+    assert (status, error) == (0, "") and len(shown) == len(set(shown))
+    assert set(DEFINED.findall((ROOT / "experiments" / f"{name}.py").read_text())) <= set(shown)
+
+
+def test_help_tells_forms_defaults_and_groups(job):
+    _, out, _ = job("run", "--help")
+    words = " ".join(out.split())
+    assert words.startswith("The main job: two density maps in;")
+    for said in (
+        "--initial_resolution=Å Resolution of the initial map;",
+        "--align=<auto|none> Lay targets",
+        "--frames=N Number of frames, from 0 to 1 in time. [11]",
+        "--seed=N Seed of the network's first weights. [0]",
+        "--[no]report Write report.html, which shows and explains the run, and its pictures beside the results. [yes]",
+        "--waypoint=FILE@TIME,... A map that the flow is to pass",
+    ):
+        assert said in words
+    titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert titles[:3] == ["Maps", "Alignment", "Contour and masks"] and titles[-1] == "Public archives"
+    assert not usage.described()  # the job's flags are gone with it, and so are their groups
+
+
+def test_the_groups_of_another_job_do_not_stay(job):
+    _, run, _ = job("run", "--help")
+    _, predict, _ = job("predict", "--help")
+    assert "Run:\n  --run_dir" in predict and "Run:" not in run
+    assert job("run", "--help")[1] == run
+
+
+def test_help_is_asked_for_in_a_new_process_and_quick():
+    start = time.monotonic()
+    command = [sys.executable, "-m", "experiments.run", "-h"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
+    assert done.returncode == 0 and "--initial=MAP" in done.stdout and time.monotonic() - start < 2
+    assert max(map(len, done.stdout.split("Maps:")[1].splitlines())) <= 80
+
+
+def test_the_page_holds_what_help_holds(job):
+    page = subprocess.run(
+        [sys.executable, "-m", "experiments.usage", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    _, out, _ = job("run", "--help")
+    listed = re.findall(r"^\| `--(?:\[no\])?(\w+)", page, re.MULTILINE)
+    assert listed == FORM.findall(out)
+    assert "| `--align=<auto\\|none>` | Lay targets" in page and "| `auto` |" in page
