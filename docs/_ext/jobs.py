@@ -1,0 +1,49 @@
+"""Made at build time: the description of every command's flags, and the list of the package's modules."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others follow in the order of their names
+
+
+def flags() -> str:
+    """All jobs' flags, as Markdown."""
+    found = {path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text()}
+    names = [*JOBS, *sorted(found - {*JOBS})]
+    pages = [subprocess.Popen(command(name), cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in names]
+    texts = [page.communicate()[0] for page in pages]
+    if any(page.returncode for page in pages):
+        raise RuntimeError("experiments.usage failed, see above")
+    return "\n".join(texts)
+
+
+def command(name: str) -> list[str]:
+    """The command that describes a job's flags."""
+    return [sys.executable, "-m", "experiments.usage", name]
+
+
+def modules() -> str:
+    """All modules of the package's folder, as Markdown: a heading and a directive of autodoc for each."""
+    names = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
+    parts = [("cryotrans_jax", "cryotrans_jax"), *((name, f"cryotrans_jax.{name}") for name in names)]
+    return "\n".join(
+        f"## {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n" for title, module in parts
+    )
+
+
+def write(app) -> None:
+    """Nothing; both texts are in the folder that the pages include them from, changed only where they differ."""
+    folder = Path(app.srcdir) / "_made"
+    folder.mkdir(exist_ok=True)
+    for name, text in (("flags", flags()), ("api", modules())):
+        page = folder / f"{name}.md"
+        if not page.is_file() or page.read_text() != text:
+            page.write_text(text)
+
+
+def setup(app) -> dict:
+    """What Sphinx asks of an extension."""
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True}
