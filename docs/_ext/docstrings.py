@@ -10,7 +10,7 @@ NOTHING = "\\\\ "  # with which reStructuredText ends a word where there is no s
 
 def escape(app, what, name, obj, options, lines: list[str]) -> None:
     """Lets stars, bars and trailing underscores of a docstring stand for themselves, and code end within a word."""
-    lines[:] = [plain(line) for line in lines]
+    lines[:] = [plain(line) for line in lines if not line.startswith("Alias for field number")]
 
 
 def plain(line: str) -> str:
