@@ -28,9 +28,7 @@ def modules() -> str:
     """All modules of the package's folder, as Markdown: a heading and a directive of autodoc for each."""
     names = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
     parts = [("cryotrans_jax", "cryotrans_jax"), *((name, f"cryotrans_jax.{name}") for name in names)]
-    return "\n".join(
-        f"## {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n" for title, module in parts
-    )
+    return "\n".join(f"## {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n" for title, module in parts)
 
 
 def write(app) -> None:
