@@ -19,6 +19,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"  # browsers show MathML by themselves: no script, no fonts, nothing from elsewhere
 
+smartquotes = False  # they would make one dash of the two before a flag
 default_role = "code"  # docstrings write `x` for code, as Markdown does
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 napoleon_use_ivar = True

@@ -1,9 +1,10 @@
 """The main job: two density maps in; the morph between them, the generated map and its scores out.
 
-python -m experiments.run                                    the built-in pair, nothing else needed
-python -m experiments.run --target=6RAI_5A.mrc               from 6RAH_3A.mrc to 6RAI_5A.mrc in data/
+python -m experiments.run                                  the built-in pair
+python -m experiments.run --target=6RAI_5A.mrc             from 6RAH_3A.mrc in data/
 python -m experiments.run --initial=A.mrc --target=B.mrc --out_dir=DIR
-python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc,D.mrc --distributed     in each of a cluster's processes
+python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
+                                                           in each process of a cluster
 """
 
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import re
 from pathlib import Path
 
@@ -86,3 +87,15 @@ def test_every_page_is_in_the_table_of_contents():
 def test_pictures_are_small():
     sizes = [path.stat().st_size for path in (ROOT / "docs" / "figures").iterdir()]
     assert sizes and max(sizes) < 200_000 and sum(sizes) < 1_000_000
+
+
+def test_only_code_in_backticks_is_markup_in_a_docstring():
+    """For reStructuredText: nothing in bare text starts emphasis or a reference, and code may end within a word."""
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "_ext" / "docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.plain("F_a F_b* and |x| of a_ but `w * |x|_` stays") == (
+        r"F_a F_b\* and \|x\| of a\_ but `w * |x|_` stays"
+    )
+    assert module.plain("N(0, `s`²), x`y`, (`z`): `t`.") == r"N(0, `s`\ ²), x\ `y`, (`z`): `t`."
+    assert module.plain("plain words, 3-4") == "plain words, 3-4"
