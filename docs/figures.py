@@ -1,6 +1,6 @@
-"""The tutorial's pictures from a run's folder, small: its slices, its curves, and its report as Chromium shows it.
+"""The tutorial's pictures from a run's folder, small: its slices, and its report as Chromium shows it.
 
-python docs/figures.py RUN NAME     writes docs/figures/NAME_slices.png, NAME_fsc.png and NAME_report.png
+python docs/figures.py RUN NAME     writes docs/figures/NAME_slices.png and NAME_report.png
 """
 
 import sys
@@ -43,10 +43,9 @@ def report(page: Path, picture: Path) -> None:
 
 
 def main(run: Path, name: str) -> None:
-    """Nothing; the three pictures are in the folder of figures."""
+    """Nothing; both pictures are in the folder of figures."""
     FIGURES.mkdir(exist_ok=True)
-    for kind in ("slices", "fsc"):
-        small(run / f"{kind}.png", f"{name}_{kind}")
+    small(run / "slices.png", f"{name}_slices")
     shot = FIGURES / f"{name}_report.png"
     report(run / "report.html", shot)
     small(shot, shot.stem, 96)
