@@ -108,8 +108,7 @@ def from_labels(labels: Map, initial: Map, name: str = "the label map") -> Parti
     Voxels labelled 0 belong to the nearest labelled one. Raises InputError where the grids differ, or values are no
     labels.
     """
-    if difference := same_grid(initial, labels):
-        raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
+    check_grid(labels, initial, name)
     whole = np.rint(labels.density)
     if np.abs(labels.density - whole).max() > 1e-3 or whole.min() < 0:
         raise InputError(f"{name} holds values that are no labels: give whole numbers, 0 where there is no part")
@@ -128,14 +127,19 @@ def from_masks(masks: Sequence[Map], initial: Map, names: Sequence[str] | None =
     """
     names = names or [f"mask {number + 1}" for number in range(len(masks))]
     for mask, name in zip(masks, names, strict=True):
-        if difference := same_grid(initial, mask):
-            raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
+        check_grid(mask, initial, name)
     values = np.stack([mask.density for mask in masks])
     labels = np.where(values.max(0) > 0, values.argmax(0) + 1, 0)
     for number, name in enumerate(names):
         if not (labels == number + 1).any():
             raise InputError(f"{name} is nowhere the largest of the masks: give one for each part, 0 outside of it")
     return completed(labels, initial)
+
+
+def check_grid(map_: Map, initial: Map, name: str) -> None:
+    """Nothing; raises InputError where the map, of that name, lies on another grid than the initial one."""
+    if difference := same_grid(initial, map_):
+        raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
 
 
 def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
@@ -200,7 +204,7 @@ class PartMotion(NamedTuple):
 
 def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
     """The motion of each part to the end of a flow, `carry` as for `from_flow`."""
-    x, mass = cloud(initial, threshold)
+    x, mass = cloud(carried_mass(initial.density, threshold), initial)
     y, owner = carry(x, [1.0])[0], partition.at(x)
     found = []
     for part in range(partition.count):
@@ -226,9 +230,10 @@ def from_flow(carry: Callable, initial: Map, threshold: float) -> tuple[Partitio
 
     `carry(xyz, times)` says where positions (n, 3) in Å have come to.
     """
-    x, mass = cloud(initial, threshold)
+    carried = carried_mass(initial.density, threshold)
+    x, mass = cloud(carried, initial)
     found, tried = bodies(x, carry(x, [1.0])[0], mass)
-    inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
+    inside = np.argwhere(carried > 0)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     labels[tuple(inside.T)] = found.owner[nearest] + 1
@@ -264,7 +269,7 @@ def reassigned(
     """
     size, labels = initial.voxel_size, partition.labels
     carried = carried_mass(initial.density, threshold) > 0
-    found = np.full((len(carries), *labels.shape), np.inf, np.float32)
+    least, nearest = np.full(labels.shape, np.inf, np.float32), np.zeros(labels.shape, int)
     scale = None
     for part, carry in enumerate(carries):
         own = labels == part + 1
@@ -277,16 +282,17 @@ def reassigned(
         off, weight = np.zeros((2, *labels.shape), np.float32)
         off[near], weight[near] = (here - scale * there) ** 2, 1
         off, weight = (ndimage.gaussian_filter(a, WINDOW / size, mode="constant") for a in (off, weight))
-        found[part][near] = off[near] / weight[near]
-    better = whole_pieces(np.where(carried, found.argmin(0) + 1, 0), size)
+        off[near] /= weight[near]
+        closer = near & (off < least)
+        least[closer], nearest[closer] = off[closer], part + 1
+    better = whole_pieces(nearest, size)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
     return completed(better, initial) if held.min() > SMALLEST * held.sum() else partition
 
 
-def cloud(initial: Map, threshold: float) -> tuple[Points, Float[np.ndarray, "points"]]:
-    """Points (Å) about SPACING apart and their masses, of what the flow carries of the initial map."""
+def cloud(mass: Float[np.ndarray, "x y z"], initial: Map) -> tuple[Points, Float[np.ndarray, "points"]]:
+    """Points (Å) about SPACING apart and their masses, of the mass that the flow carries of the initial map."""
     factor = np.maximum(np.rint(SPACING / initial.voxel_size), 1).astype(int)
-    mass = carried_mass(initial.density, threshold)
     mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
     place, rho, _ = block_points(mass, factor)
     return initial.origin + (place - 0.5) * initial.voxel_size, rho

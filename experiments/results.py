@@ -21,7 +21,7 @@ from cryotrans_jax import atoms, geometry, metrics, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
-from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, same_grid, write_map
 from cryotrans_jax.morph import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
@@ -39,7 +39,7 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
-MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")
+MAP_SUFFIXES = (*SUFFIXES, *(suffix + packed for packed in COMPRESSION for suffix in SUFFIXES))
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
 FRAMES = re.compile(  # what a run, or predict, makes of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"

@@ -91,12 +91,10 @@ def load(out_dir: Path, share: range):
 
     if 0 in share:  # the folder itself is the first target's, and the first to fill it fits that
         results.claim(out_dir, FLAGS.overwrite)
-    if not (FLAGS.initial or FLAGS.target):
-        case = inputs.built_in_pair(out_dir)
-        inputs.add_parts(case, FLAGS)
-    else:
-        case = inputs.from_flags(FLAGS, out_dir)
-        inputs.add_parts(case, FLAGS)
+    given = bool(FLAGS.initial or FLAGS.target)
+    case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
+    inputs.add_parts(case, FLAGS)
+    if given:
         results.check_kept(case, out_dir, FLAGS.overwrite, share)
     case.contours = inputs.contours(case, FLAGS)
     return case

@@ -88,8 +88,8 @@ def markdown(job: str) -> str:
     """A job's options as Markdown, below a heading with its name. Its flags are defined by this."""
     module = importlib.import_module(f"experiments.{job}")
     module.define_flags()
-    about = module.__doc__.strip().replace("\npython -m", "\n    python -m", 1)
-    about = "\n".join("    " + line if line.startswith("python -m") else line for line in about.splitlines())
+    about = module.__doc__.strip().splitlines()
+    about = "\n".join("    " + line if line.startswith("python -m") else line for line in about)
     lines = [f"## {job}", "", about]
     for title, options in described().items():
         lines += ["", f"### {title}", "", "| flag | meaning | if not given |", "|---|---|---|"]
