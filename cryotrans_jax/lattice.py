@@ -17,7 +17,7 @@ NEAREST = 12  # nodes from which a node of the rim is extrapolated
 
 
 class Lattice(NamedTuple):
-    """Nodes that control the voxels of a box; arrays only, so that it passes through jit.
+    """Nodes that control the voxels of a box; arrays only (NumPy's as they are made), so that it passes through jit.
 
     `nodes` are the positions (unit box) of the active nodes, the corners of the cells in which voxels are wanted, and
     `index` their place in the dense lattice (flat). Cubic interpolation also leans on a `rim` of nodes one further out:
@@ -50,13 +50,13 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
     where, outside = np.argwhere(active), np.argwhere(rim)
     sources, shares = extrapolation(outside, where)
     return Lattice(
-        nodes=jnp.asarray(corner + voxel * ((where - 1) * pitch + 0.5), jnp.float32),
-        index=jnp.asarray(np.ravel_multi_index(where.T, active.shape)),
-        rim=jnp.asarray(np.ravel_multi_index(outside.T, active.shape)),
-        rim_sources=jnp.asarray(sources),
-        rim_weights=jnp.asarray(shares, jnp.float32),
-        weights=tuple(jnp.asarray(w, jnp.float32) for w in weights),
-        voxels=jnp.asarray(np.flatnonzero(wanted)),
+        nodes=(corner + voxel * ((where - 1) * pitch + 0.5)).astype(np.float32),
+        index=np.ravel_multi_index(where.T, active.shape),
+        rim=np.ravel_multi_index(outside.T, active.shape),
+        rim_sources=sources,
+        rim_weights=shares.astype(np.float32),
+        weights=tuple(w.astype(np.float32) for w in weights),
+        voxels=np.flatnonzero(wanted),
     )
 
 
@@ -97,19 +97,21 @@ def abreast(lattices: Sequence[Lattice]) -> Lattice:
         for name in Lattice._fields
         if name != "weights"
     }
-    return Lattice(weights=tuple(jnp.stack(axis) for axis in zip(*(a.weights for a in lattices), strict=True)), **each)
+    weights = zip(*(lattice.weights for lattice in lattices), strict=True)
+    return Lattice(weights=tuple(np.stack(axis) for axis in weights), **each)
 
 
-def stacked(arrays: Sequence[Array], fill: int = 0) -> Array:
+def stacked(arrays: Sequence[np.ndarray], fill: int = 0) -> np.ndarray:
     """The arrays as one, each padded at its end along its first axis to the longest of them."""
     most = max(len(a) for a in arrays)
-    return jnp.stack([jnp.pad(a, [(0, most - len(a))] + [(0, 0)] * (a.ndim - 1), constant_values=fill) for a in arrays])
+    rows = [np.pad(a, [(0, most - len(a))] + [(0, 0)] * (a.ndim - 1), constant_values=fill) for a in arrays]
+    return np.stack(rows)
 
 
 def node_places(lattice: Lattice) -> np.ndarray:
     """Place (nodes, 3) of each active node on the dense lattice."""
     shape = tuple(w.shape[1] for w in lattice.weights)
-    return np.stack(np.unravel_index(np.asarray(lattice.index), shape), -1)
+    return np.stack(np.unravel_index(lattice.index, shape), -1)
 
 
 def cell_of(voxels: np.ndarray, pitch: np.ndarray) -> np.ndarray:

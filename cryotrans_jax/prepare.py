@@ -123,8 +123,8 @@ class Level(NamedTuple):
     and the `share` of the mass in each are for the rigidity.
 
     Where the initial map is divided, everything has a leading axis of trajectories, and `x`, `lattice`, `tetrahedra`
-    and `share` have one of parts after it, padded to the largest of them with points of no mass; `rho` is that of all
-    points, part after part. `of` gives one trajectory's level.
+    and `share` have one of parts after it, padded to the largest of them; `kept` are the points of all parts, one after
+    the other, that are no padding, and `rho` is their mass. `of` gives one trajectory's level.
     """
 
     x: Float[Array, "*trajectories_parts points 3"]
@@ -135,11 +135,17 @@ class Level(NamedTuple):
     tetrahedra: Int[Array, "*trajectories_parts tetrahedra 4"] | None = None
     edges: Float[Array, "*trajectories 3"] | None = None
     share: Float[Array, "*trajectories_parts tetrahedra"] | None = None
+    kept: Int[Array, "trajectories all"] | None = None
 
     @property
     def divided(self) -> bool:
         """Whether there is an axis of parts."""
         return self.x.ndim > 2
+
+    @property
+    def points(self) -> Float[Array, "all 3"]:
+        """Those of one trajectory's level that have mass, those of all parts where there are some."""
+        return self.x if self.kept is None else self.x.reshape(-1, 3)[self.kept]
 
     def of(self, trajectory: int) -> "Level":
         """One trajectory's level: its own where the initial map is divided, else that of all."""
@@ -493,7 +499,7 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     """
     asked = bin_, sampling, spacing, tetrahedra
     if not problem.parts:
-        return level_of(problem, problem.initial, *asked)
+        return on_device(level_of(problem, problem.initial, *asked))
     masses = [
         [np.where(labels == part + 1, problem.initial, 0) for part in range(int(labels.max()))]
         for labels in problem.labels
@@ -501,7 +507,13 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     boxes = [bounding_box(mass > 0) for own in masses for mass in own]
     room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
     levels = [[level_of(problem, mass, *asked, room) for mass in own] for own in masses]
-    return abreast(levels, problem.stiffness)
+    return on_device(abreast(levels, problem.stiffness))
+
+
+def on_device(level: Level) -> Level:
+    """The level with JAX's arrays. It is made with NumPy's: what JAX computes on its own it has to compile, anew for
+    every shape."""
+    return jax.tree.map(jnp.asarray, level)
 
 
 def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Level:
@@ -510,29 +522,27 @@ def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Le
     Where a trajectory has fewer parts than others, parts of no mass fill up.
     """
     parts, count = len(stiffness), len(levels)
-    absent = lambda level: level._replace(  # noqa: E731
-        rho=0 * level.rho, share=None if level.share is None else 0 * level.share
-    )
-    filled = [[*own, *[absent(own[0])] * (parts - len(own))] for own in levels]
-    held = np.array([[float(level.rho.sum()) for level in own] for own in filled])
-    weights = (held / held.sum(1, keepdims=True) * stiffness).ravel()
-    each = [level for own in filled for level in own]
+    each = [level for own in levels for level in [*own, *[own[0]] * (parts - len(own))]]
+    held = np.array([[float(level.rho.sum()) for level in own] + [0.0] * (parts - len(own)) for own in levels])
 
-    def both(a: Array) -> Array:
+    def both(a: np.ndarray) -> np.ndarray:
         return a.reshape(count, parts, *a.shape[1:])
 
-    first = each[0]
+    first, x = each[0], both(lattices.stacked([level.x for level in each]))
+    places = [[k * x.shape[2] + np.arange(len(level.x)) for k, level in enumerate(own)] for own in levels]
     all_ = first._replace(
-        x=both(lattices.stacked([level.x for level in each])),
-        rho=lattices.stacked([level.rho for level in each]).reshape(count, -1),
-        **{name: jnp.stack([getattr(first, name)] * count) for name in ("corner", "voxel")},
+        x=x,
+        kept=lattices.stacked([np.concatenate(own) for own in places]),
+        rho=lattices.stacked([np.concatenate([level.rho for level in own]) for own in levels]),
+        **{name: np.stack([getattr(first, name)] * count) for name in ("corner", "voxel")},
     )
     if first.lattice is not None:
         all_ = all_._replace(lattice=jax.tree.map(both, lattices.abreast([level.lattice for level in each])))
     if first.share is not None:
-        shares = [jnp.float32(weight) * level.share for weight, level in zip(weights, each, strict=True)]
+        weights = (held / held.sum(1, keepdims=True) * stiffness).astype(np.float32).ravel()
+        shares = [weight * level.share for weight, level in zip(weights, each, strict=True)]
         rows = lattices.stacked([level.tetrahedra for level in each])
-        edges = jnp.stack([first.edges] * count)
+        edges = np.stack([first.edges] * count)
         all_ = all_._replace(tetrahedra=both(rows), share=both(lattices.stacked(shares)), edges=edges)
     return all_
 
@@ -553,10 +563,10 @@ def level_of(
     unit = problem.voxel_size / problem.frame.edge
     place, rho, filled = block_points(mass, sampling)
     level = Level(
-        x=jnp.asarray(problem.corner + place * unit, jnp.float32),
-        rho=jnp.asarray(rho, jnp.float32),
-        corner=jnp.asarray(problem.corner, jnp.float32),
-        voxel=jnp.asarray(bin_ * unit, jnp.float32),
+        x=(problem.corner + place * unit).astype(np.float32),
+        rho=rho.astype(np.float32),
+        corner=problem.corner.astype(np.float32),
+        voxel=(bin_ * unit).astype(np.float32),
     )
     cells, edges = np.argwhere(filled), sampling * unit
     if spacing:
@@ -572,9 +582,7 @@ def level_of(
     if tetrahedra:
         nodes = lattices.node_places(level.lattice) if spacing else cells
         rows, share = neighbours(nodes, cells, rho)
-        level = level._replace(
-            tetrahedra=jnp.asarray(rows), edges=jnp.asarray(edges, jnp.float32), share=jnp.asarray(share, jnp.float32)
-        )
+        level = level._replace(tetrahedra=rows, edges=edges.astype(np.float32), share=share.astype(np.float32))
     return level
 
 

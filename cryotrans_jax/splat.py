@@ -4,6 +4,9 @@ A volume's voxel (i, j, k) is centred at corner + (i + 1/2, j + 1/2, k + 1/2) * 
 The paper puts voxel i at i/N; centres at (i + 1/2)/N make the grid symmetric about the middle of the box.
 """
 
+import itertools
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -20,37 +23,40 @@ def splat(
     Total mass and centre of mass are kept; mass outside the outermost voxel centres is lost in part, and
     beyond one voxel from them altogether. Differentiable in x and rho.
     """
-    index, weight = corners(x, corner, voxel)
-    volume = jnp.zeros(shape, rho.dtype)
+    index, weight = corners(x, shape, corner, voxel)
+    padded = tuple(n + 2 for n in shape)
+    volume = jnp.zeros(math.prod(padded), rho.dtype)
     for i, w in zip(index, weight, strict=True):
-        volume = volume.at[i[:, 0], i[:, 1], i[:, 2]].add(w * rho, mode="drop")
-    return volume
+        volume = volume.at[i].add(w * rho, mode="promise_in_bounds")
+    return volume.reshape(padded)[1:-1, 1:-1, 1:-1]
 
 
 def gather(volume: Float[Array, "x y z"], x: Points, corner: Vector, voxel: Vector) -> Float[Array, "points"]:
     """Trilinear interpolation of the volume at x, with zero outside: <splat(x, rho), v> = <rho, gather(v, x)>."""
-    index, weight = corners(x, corner, voxel)
-    return sum(
-        w * volume.at[i[:, 0], i[:, 1], i[:, 2]].get(mode="fill", fill_value=0.0)
-        for i, w in zip(index, weight, strict=True)
-    )
+    index, weight = corners(x, volume.shape, corner, voxel)
+    flat = jnp.pad(volume, 1).ravel()
+    return sum(w * flat.at[i].get(mode="promise_in_bounds") for i, w in zip(index, weight, strict=True))
 
 
 def corners(
-    x: Points, corner: Vector, voxel: Vector
-) -> tuple[list[Int[Array, "points 3"]], list[Float[Array, "points"]]]:
-    """Indices of the 8 voxels about each point, and their trilinear weights.
+    x: Points, shape: tuple[int, int, int], corner: Vector, voxel: Vector
+) -> tuple[list[Int[Array, "points"]], list[Float[Array, "points"]]]:
+    """For the 8 voxels about each point, their flat indices in the volume with a voxel more on every side, and weights.
 
-    Indices below the volume are moved far above it, because JAX counts negative indices from the end.
+    Points that touch no voxel of the volume have no weights, and indices inside: no index needs to be checked, which
+    makes both the sum and its gradient more than twice as fast on a CPU.
     """
     u = (x - corner) / voxel - 0.5
     low = jnp.floor(u)
-    part = u - low
-    low = low.astype(jnp.int32)
+    part, size = u - low, jnp.array(shape)
+    misses = jnp.any((low < -1) | (low >= size), axis=-1)
+    low = jnp.clip(low.astype(jnp.int32), -1, size - 1) + 1  # as integers: also where a fit has gone to NaN
+    row = shape[2] + 2  # how far apart neighbours along y are, and along x:
+    plane = (shape[1] + 2) * row
+    first = low[:, 0] * plane + low[:, 1] * row + low[:, 2]
+    near = jnp.where(misses, 0, (1 - part).T), jnp.where(misses, 0, part.T)  # of the lower and of the upper voxel
     index, weight = [], []
-    for offset in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)):
-        o = jnp.array(offset)
-        i = low + o
-        index.append(jnp.where(i < 0, jnp.iinfo(jnp.int32).max, i))
-        weight.append(jnp.prod(jnp.where(o == 1, part, 1 - part), axis=-1))
+    for a, b, c in itertools.product((0, 1), repeat=3):
+        index.append(first + (a * plane + b * row + c))
+        weight.append(near[a][0] * near[b][1] * near[c][2])
     return index, weight

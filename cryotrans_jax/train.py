@@ -218,7 +218,7 @@ def weights(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tupl
 
 def divided(state: State, parts: int, stage: int) -> State:
     """The state at the first step of a stage, from which each part goes on with the field of the whole."""
-    params = jax.tree.map(lambda p: jnp.repeat(p[:, None], parts, axis=1), state.params)
+    params = jax.tree.map(lambda p: jnp.asarray(np.repeat(np.asarray(p)[:, None], parts, axis=1)), state.params)
     return begun(state._replace(params=params), stage)
 
 
@@ -244,12 +244,12 @@ def carry(
     """The level's points after the flow, and its nodes (the points themselves without a lattice).
 
     Where there are waypoints, both at the time of each and at the end. Where there are parts, nodes have an axis of
-    them before the last two, and points are those of all, part after part.
+    them before the last two, and points are those of all that have mass, part after part.
     """
     if not level.divided:
         return carry_one(config, params, level.x, level.lattice)
     moved, nodes = jax.vmap(partial(carry_one, config), out_axes=-3)(params, level.x, level.lattice)
-    return moved.reshape(*moved.shape[:-3], -1, 3), nodes
+    return moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :], nodes
 
 
 def carry_one(
@@ -525,8 +525,12 @@ def watched(state: State, stage: Stage, score: np.ndarray, judge: bool) -> Watch
 
 def begun(state: State, stage: int) -> State:
     """The state at the first step of a stage."""
-    adam = jax.vmap(ADAM.init)(state.params)
-    return state._replace(optimiser=adam, stage=stage, step=0, watch=unwatched(len(state.watch.best)))
+    return state._replace(
+        optimiser=adam_at_rest(state.params), stage=stage, step=0, watch=unwatched(len(state.watch.best))
+    )
+
+
+adam_at_rest = jax.jit(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
 
 
 def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
@@ -595,7 +599,7 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     if stage.loss == "points":
         count = len(problem.masses)
         own = [level.of(target % problem.trajectories) for target in range(count)]
-        found = [correspond.ends(problem, target, one.x.reshape(-1, 3)) for target, one in enumerate(own)]
+        found = [correspond.ends(problem, target, one.points) for target, one in enumerate(own)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
         weight = weight * jnp.stack([one.rho for one in own])
         return Goal(ends=end, weight=weight, reach=jnp.full(count, stage.reach / problem.frame.edge))

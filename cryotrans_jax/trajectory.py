@@ -130,8 +130,9 @@ def pull_back(
         pulled(config, field_, frame, replace(carried, density=carried.density * share), share > 0, times)
         for share, (_, field_) in zip(shares, by_part(params, np.arange(len(shares))), strict=True)
     ]
-    for frames in zip(*each, strict=True):
-        yield replace(carried, density=np.sum([part.density for part in frames], axis=0))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
+        for _ in times:
+            yield replace(carried, density=sum(part.density for part in pool.map(next, each)))
 
 
 def pulled(
@@ -143,8 +144,8 @@ def pulled(
     wanted = visited_voxels(config, params, frame, carried, support)
     corner = frame.to_unit(carried.origin - 0.5 * size)
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
-    nodes, count = padded(np.asarray(lattice.nodes)), len(lattice.nodes)
-    voxels = np.stack(np.unravel_index(np.asarray(lattice.voxels), shape)).astype(np.float32)
+    nodes, count = padded(lattice.nodes), len(lattice.nodes)
+    voxels = np.stack(np.unravel_index(lattice.voxels, shape)).astype(np.float32)
     for origin in origins(config, params, nodes, times):
         shift = (origin - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
         at = voxels + np.asarray(interpolate(lattice, shift)).T

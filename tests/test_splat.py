@@ -69,6 +69,13 @@ def test_mass_is_lost_in_part_past_the_outermost_centre_and_whole_a_voxel_from_i
         assert (volume >= 0).all()
 
 
+def test_a_place_that_is_no_number_is_seen_and_one_at_infinity_is_lost():
+    for place in (np.nan, np.inf, -np.inf, 1e30):
+        x = jnp.asarray([[place, 0.5, 1.0]], jnp.float32)
+        total = float(splat(x, jnp.ones(1), SHAPE, CORNER, VOXEL).sum())
+        assert np.isnan(total) if np.isnan(place) else total == 0
+
+
 def test_gradient_of_splat_is_that_of_finite_differences():
     with jax.enable_x64(True):
         x, rho = (jnp.asarray(np.asarray(p), jnp.float64) for p in points(20, beyond=1))
