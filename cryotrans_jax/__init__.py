@@ -1,1 +1,87 @@
-"""CryoTRANS in JAX: carry one cryo-EM density map onto another by a neural flow and optimal transport."""
+"""CryoTRANS in JAX: carry one cryo-EM density map onto another by a neural flow and optimal transport.
+
+    import cryotrans_jax as ct
+
+    fit = ct.morph("A.mrc", "B.mrc", progress=True)
+    for number, frame in enumerate(fit.frames(11)):
+        ct.write_map(f"frame_{number:02d}.mrc", frame)
+    ct.write_model("moved.cif", fit.move(ct.read_model("A.cif")))
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryotrans_jax import plots
+    from cryotrans_jax.align import Alignment, Transform, onto, resampled
+    from cryotrans_jax.atoms import (
+        read_model,
+        simulate,
+        superpose,
+        write_model,
+        write_trajectory,
+    )
+    from cryotrans_jax.demo import hinge_pair
+    from cryotrans_jax.files import InputError
+    from cryotrans_jax.maps import Map, read_map, write_map
+    from cryotrans_jax.metrics import ca_displacement, correlation, map_fsc, model_map_fsc, resolution_at
+    from cryotrans_jax.morphing import Fit, morph
+
+__all__ = [
+    "Alignment",
+    "Fit",
+    "InputError",
+    "Map",
+    "Transform",
+    "ca_displacement",
+    "correlation",
+    "hinge_pair",
+    "map_fsc",
+    "model_map_fsc",
+    "morph",
+    "onto",
+    "plots",
+    "read_map",
+    "read_model",
+    "resampled",
+    "resolution_at",
+    "simulate",
+    "superpose",
+    "write_map",
+    "write_model",
+    "write_trajectory",
+]
+_MODULES = {
+    "align": ("Alignment", "Transform", "onto", "resampled"),
+    "atoms": (
+        "read_model",
+        "simulate",
+        "superpose",
+        "write_model",
+        "write_trajectory",
+    ),
+    "demo": ("hinge_pair",),
+    "files": ("InputError",),
+    "maps": ("Map", "read_map", "write_map"),
+    "metrics": ("ca_displacement", "correlation", "map_fsc", "model_map_fsc", "resolution_at"),
+    "morphing": ("Fit", "morph"),
+    "plots": (),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module that holds some, loaded now (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

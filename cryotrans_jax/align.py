@@ -136,17 +136,18 @@ def onto(
             f"only {100 * found.inside:.0f} % of the target map's mass lies in the initial map's box: align the maps "
             "(--align=auto), or see that both have the right origin and voxel size"
         )
-    if found.transform is IDENTITY and there:
-        return target, found
     return resampled(target, initial, found.transform), found
 
 
 def resampled(map_: Map, like: Map, transform: Transform = IDENTITY) -> Map:
     """The map, moved, on the grid of `like`: cubic splines, zero outside of the box that it comes from.
 
+    A map that is not moved, and is on that grid already, is given back as it is.
     Before it goes to coarser voxels it is blurred by a Gaussian of half a voxel (of the variance that is missing), so
     that detail beyond the new Nyquist frequency does not come back as noise.
     """
+    if transform is IDENTITY and same_grid(like, map_) is None:
+        return map_
     turn = transform.rotation
     density, scale = without_aliases(map_, like, turn), 1 / map_.voxel_size
     matrix = scale[:, None] * turn.T * like.voxel_size

@@ -192,6 +192,30 @@ def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structur
     return copy
 
 
+def simulate(
+    structure: gemmi.Structure,
+    resolution: float,
+    *,
+    like: Map | None = None,
+    voxel_size: float | Float[np.ndarray, "3"] | None = None,
+    cover: Sequence[gemmi.Structure] = (),
+) -> Map:
+    """The map of a model at a resolution in Å (`simulate_map`), on the grid of a map `like`, or in a box about it.
+
+    The box also holds the models `cover`; its voxels [Å] are a third of the resolution unless given.
+
+    Raises:
+        InputError: both a grid and what is to make one are given.
+    """
+    if like is None:
+        grid = common_grid([structure, *cover], voxel_size or resolution / 3, resolution)
+    elif voxel_size or cover:
+        raise InputError("the map like already sets the grid: leave out voxel_size and cover")
+    else:
+        grid = like.density.shape, like.voxel_size, like.origin
+    return simulate_map(structure, *grid, resolution)
+
+
 def simulate_map(
     atoms: gemmi.Structure | Atoms,
     shape: tuple[int, int, int],

@@ -26,7 +26,7 @@ COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
 CHUNK = 1 << 24  # bytes read at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Map:
     """A density on a grid of voxels whose axes are x, y, z.
 
@@ -39,6 +39,18 @@ class Map:
     density: Float[np.ndarray, "x y z"]
     voxel_size: Float[np.ndarray, "3"]
     origin: Float[np.ndarray, "3"]
+
+    def __repr__(self) -> str:
+        """The grid, without the densities."""
+        return f"Map({describe(self)})"
+
+
+MapLike = Map | str | os.PathLike  # a map, or the path of its file
+
+
+def as_map(given: MapLike) -> Map:
+    """The map that is given, or that is in the file of that path."""
+    return given if isinstance(given, Map) else read_map(given)
 
 
 def read_map(path: str | os.PathLike) -> Map:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
+from cryotrans_jax.files import InputError
 from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
@@ -32,6 +33,21 @@ CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layer
 def frame_times(frames: int) -> np.ndarray:
     """Times of `frames` equally spaced frames, from 0 to 1; a single frame is the last one."""
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
+
+
+def as_times(given: int | Times) -> np.ndarray:
+    """The times that are given, or those of a whole number of equally spaced frames.
+
+    Raises InputError where they are not from 0 to 1, or there are no frames.
+    """
+    if isinstance(given, int | np.integer):
+        if given < 1:
+            raise InputError(f"{given} frames are asked for: give a number from 1 on, or times from 0 to 1")
+        return frame_times(int(given))
+    times = np.asarray(given, float)
+    if times.ndim != 1 or not ((times >= 0) & (times <= 1)).all():
+        raise InputError(f"the times {given} are not numbers from 0 (the initial map) to 1 (the end), in a list")
+    return times
 
 
 @partial(jax.jit, static_argnames="config")

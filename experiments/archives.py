@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cryotrans_jax.files import InputError, checksum, whole_file
-from experiments.download import download
+
+from .download import download
 
 EMDB = re.compile(r"emd[-_]?([0-9]{4,6})", re.IGNORECASE)
 PDB = re.compile(r"(?:pdb_0000)?([0-9][a-z0-9]{3})", re.IGNORECASE)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.main import run
+from .main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes", "device")
@@ -64,7 +64,8 @@ def main() -> None:
     """Nothing; prints and writes the table, anew after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
     from cryotrans_jax.files import InputError
-    from experiments.results import write_json
+
+    from .results import write_json
 
     out_dir = Path(FLAGS.out_dir)
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
@@ -93,7 +94,7 @@ def rows_of(section: str) -> Rows:
     """A section's rows, and the peaks of memory after it."""
     import jax
 
-    from experiments.results import peak_mib
+    from .results import peak_mib
 
     yield from globals()[section]()
     yield f"{section}: peak memory of the host so far [MiB]", peak_mib()
@@ -133,7 +134,7 @@ def machine() -> dict:
     """What was measured on, and with what."""
     import jax
 
-    from experiments.results import PACKAGES, version
+    from .results import PACKAGES, version
 
     device = jax.devices()[0]
     return {"device": device.device_kind, "devices": jax.device_count(), "cores": os.cpu_count()} | {
@@ -158,10 +159,11 @@ def seconds(call: Callable, *arguments) -> float:
 def load():
     """The case that is measured on: the built-in pair, or a pair from --data_dir."""
     from cryotrans_jax import atoms
+    from cryotrans_jax.demo import hinge_pair
     from cryotrans_jax.files import InputError
-    from experiments.demo import hinge_pair
-    from experiments.results import Case
-    from experiments.validate import load_pair
+
+    from .results import Case
+    from .validate import load_pair
 
     if FLAGS.data_dir:
         folder = Path(FLAGS.data_dir) / FLAGS.pair
@@ -591,7 +593,8 @@ def device() -> Rows:
 
     from cryotrans_jax import recipes as schedules
     from cryotrans_jax import train
-    from experiments import floor
+
+    from . import floor
 
     case = boxed(load(), [FLAGS.side] * 3)
     operations, bandwidth, source = floor.peaks(FLAGS.peak_flops, FLAGS.peak_bandwidth)
@@ -624,7 +627,8 @@ def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
     import jax
 
     from cryotrans_jax import train
-    from experiments import floor
+
+    from . import floor
 
     params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
     rows = dict(stage_times(problem, config, label))
@@ -664,6 +668,11 @@ def cold_and_warm(fit: Callable) -> tuple[float, float]:
     return spent[0], spent[1]
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

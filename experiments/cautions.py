@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from experiments.results import doubts
+from .results import doubts
 
 MASS = 0.10  # a larger part of the mass gained or lost is told
 STRETCH = 1.25  # stretched by more, or squeezed to less than its inverse: torn

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import flags as shared
-from experiments.main import run
+from . import flags as shared
+from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -34,7 +34,8 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; fetches the entries."""
     from cryotrans_jax.files import InputError
-    from experiments import archives
+
+    from . import archives
 
     if not FLAGS.entries:
         raise InputError("no entries are given: name some, like 6RAH or EMD-22001")
@@ -48,6 +49,11 @@ def main() -> None:
         archives.fetch(name, archives.of(FLAGS, FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

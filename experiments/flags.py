@@ -4,7 +4,7 @@ import os
 
 from absl import flags
 
-from experiments.usage import group
+from .usage import group
 
 FLAGS = flags.FLAGS
 

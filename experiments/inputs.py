@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from cryotrans_jax import align, atoms, contour, mask, partition
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from experiments import archives
-from experiments.demo import hinge_pair
-from experiments.results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
+
+from . import archives
+from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
@@ -108,9 +109,7 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
 
 def laid(initial: Map, path: Path, found: align.Alignment) -> Map:
     """The half-map in a file, laid over the initial map as its target was."""
-    half = read_map(path)
-    there = found.transform is align.IDENTITY and same_grid(initial, half) is None
-    return half if there else align.resampled(half, initial, found.transform)
+    return align.resampled(read_map(path), initial, found.transform)
 
 
 def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import usage
+from . import usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
+JOB = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.(\w+)")  # another job, as texts name it
+INSTALLED = "cryotrans-"  # what the names of installed commands begin with
 FAILED, INTERRUPTED = 2, 128 + signal.SIGINT
 
 
@@ -24,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
     --help is quick: let `main` import what it needs.
     """
     if usage.asked(sys.argv):
-        print(usage.shown(sys.modules[main.__module__].__doc__))
+        print(named(usage.shown(sys.modules[main.__module__].__doc__)))
         sys.exit(0)
     parse_flags()
     keep_compiled()
@@ -60,6 +62,22 @@ def parse_flags() -> None:
         _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
 
 
+def named(text: str) -> str:
+    """The text with jobs named as the user starts them, which is as the one was started that runs now.
+
+    In a checkout that is `python -m experiments.run`, as texts have it; else `cryotrans-run`, the installed command.
+    """
+    installed = Path(sys.argv[0]).name.startswith(INSTALLED)
+    if __package__ == "experiments" and not installed:
+        return text
+    start = INSTALLED if installed else f"python -m {__package__}."
+
+    def typed(match: re.Match) -> str:
+        return start + match[1] if Path(__file__).with_name(f"{match[1]}.py").is_file() else match[0]
+
+    return JOB.sub(typed, text)
+
+
 def keep_compiled() -> None:
     """Nothing; JAX keeps compiled programs in the user's cache folder from one run to the next.
 
@@ -82,5 +100,5 @@ def compute_deterministically() -> None:
 
 def _stop(message: str, status: int = FAILED) -> None:
     """Ends the program with a message of one line."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(named(message).split()), file=sys.stderr)
     sys.exit(status)

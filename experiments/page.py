@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from cryotrans_jax.motion import Motion
-from experiments.cautions import Caution, chosen, number
-from experiments.results import SCORES
+
+from .cautions import Caution, chosen, number
+from .main import named
+from .results import SCORES
 
 ASSETS = Path(__file__).parent / "assets"
 MARK = re.compile(r"\{\{(\w+)\}\}")
@@ -199,7 +201,7 @@ def file_table(made: list[str]) -> str:
         if names:
             shown = names if len(names) < 4 else [names[0], "…", names[-1]]
             cell = " ".join(f"<code>{escape(name)}</code>" for name in shown)
-            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(what)}</td></tr>')
+            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(named(what))}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import flags as shared
-from experiments.main import run
+from . import flags as shared
+from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -31,9 +31,10 @@ def main() -> None:
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError, checksum
     from cryotrans_jax.maps import read_map
-    from cryotrans_jax.morph import Fit
-    from experiments import results
-    from experiments.inputs import check_inside, within
+    from cryotrans_jax.morphing import Fit
+
+    from . import results
+    from .inputs import check_inside, within
 
     run_dir = Path(FLAGS.run_dir)
     if not (run_dir / "config.json").is_file():
@@ -47,12 +48,12 @@ def main() -> None:
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    fit, initial = Fit.load(run_dir / "checkpoint"), read_map(path)
     if mask := saved["settings"].get("mask"):
         mask = Path(saved["inputs"][mask]["file"])
         if not mask.is_file() or checksum(mask) != saved["inputs"][saved["settings"]["mask"]]["sha256"]:
             raise InputError(f"the run's mask {mask} is gone or changed: put it back")
-    initial = within(initial, mask, saved["settings"].get("mask_radius"))
+    initial = within(read_map(path), mask, saved["settings"].get("mask_radius"))
+    fit = Fit.load(run_dir / "checkpoint", initial)
     model = None
     if FLAGS.model:
         model = atoms.read_model(FLAGS.model)
@@ -67,12 +68,17 @@ def main() -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for old in earlier:
         old.unlink()
-    results.write_frames(fit, initial, FLAGS.frames, FLAGS.render, out_dir)
+    results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
     if model is not None:
         results.write_models(fit, model, FLAGS, out_dir)
     print(f"{FLAGS.frames} frames are in {out_dir}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

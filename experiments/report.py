@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.main import run
+from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -24,7 +24,8 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; writes the report of each target's folder."""
     from cryotrans_jax.files import InputError
-    from experiments import story
+
+    from . import story
 
     run_dir = Path(FLAGS.run_dir)
     folders = [p.parent for p in (run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))) if p.is_file()]
@@ -37,6 +38,11 @@ def main() -> None:
         print(f"The report is {folder / 'report.html'}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

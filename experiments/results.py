@@ -22,10 +22,9 @@ from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, same_grid, write_map
-from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
-from experiments.progress import Progress
 
 PACKAGES = (
     "cryotrans-jax",
@@ -161,28 +160,28 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
         print_report(report)
         print_contours(report, case.contours)
 
-    with Progress() as progress:
-        return morph(
-            case.initial,
-            case.targets,
-            settings.recipe,
-            seed=settings.seed + another,
-            steps=settings.steps,
-            initial_threshold=settings.initial_threshold,
-            target_threshold=settings.target_threshold,
-            initial_resolution=case.initial_resolution,
-            target_resolution=case.target_resolutions,
-            volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
-            waypoints=[(w.map, w.time) for w in case.waypoints],
-            waypoint_resolution=[w.resolution for w in case.waypoints],
-            halves=case.halves or None,
-            parts=case.parts,
-            part_rigidity=case.part_rigidity or None,
-            bin=settings.bin,
-            share=share,
-            progress=progress,
-            prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
-        )
+    return morph(
+        case.initial,
+        case.targets,
+        settings.recipe,
+        align="none",  # they are laid over it already
+        seed=settings.seed + another,
+        steps=settings.steps,
+        initial_threshold=settings.initial_threshold,
+        target_threshold=settings.target_threshold,
+        initial_resolution=case.initial_resolution,
+        target_resolution=case.target_resolutions,
+        volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
+        waypoints=[(w.map, w.time) for w in case.waypoints],
+        waypoint_resolution=[w.resolution for w in case.waypoints],
+        halves=case.halves or None,
+        parts=case.parts,
+        part_rigidity=case.part_rigidity or None,
+        bin=settings.bin,
+        share=share,
+        progress=True,
+        prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+    )
 
 
 def write(
@@ -193,7 +192,7 @@ def write(
     `fit` is that of the targets of the numbers in `share`, and `others` are the same from other seeds. Files of an
     earlier run are removed only now that there is something to put in their place.
     """
-    from experiments import story  # which tells of results, and so imports this file
+    from . import story  # which tells of results, and so imports this file
 
     description = describe(fit, case, settings)
     for path in earlier(case, out_dir, share):
@@ -209,8 +208,8 @@ def write(
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
         if one.partitions:
-            write_map(folder / "parts.mrc", one.parts_map(case.initial))
-        last = write_frames(one, case.initial, settings.frames, settings.render, folder)
+            write_map(folder / "parts.mrc", one.parts_map())
+        last = write_frames(one, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
         scores.append(score(one, case, number, last, compared))
         left = compared.start, last, case.targets[number], fit.report["blur_variance"][number]
@@ -219,7 +218,7 @@ def write(
             reference = case.references[number] if case.references else None
             scores[-1] |= write_models(one, case.model, settings, folder, reference)
         if others:
-            scores[-1] |= write_spread(one, [other.select([place]) for other in others], case.initial, folder)
+            scores[-1] |= write_spread(one, [other.select([place]) for other in others], folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
         if case.boxes and settings.frame == "target":
@@ -234,10 +233,9 @@ def write(
     return scores
 
 
-def write_frames(fit: Fit, initial: Map, frames: int, render: str, folder: Path) -> Map:
+def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
     """The last frame; all frames and the generated map of a fit of one target are in the folder."""
-    times = trajectory.frame_times(frames)
-    for number, frame in enumerate(fit.frames(initial, times, render=render)):
+    for number, frame in enumerate(fit.frames(frames, render=render)):
         write_map(folder / f"frame_{numbered(number, frames)}.mrc", frame)
     copy_whole(folder / f"frame_{numbered(number, frames)}.mrc", folder / "generated.mrc")
     return frame
@@ -313,9 +311,9 @@ def write_rows(path: Path, rows: Sequence[dict]) -> None:
         table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def write_spread(fit: Fit, others: Sequence[Fit], initial: Map, folder: Path) -> dict:
+def write_spread(fit: Fit, others: Sequence[Fit], folder: Path) -> dict:
     """Median and 95th percentile (Å) of the spread over seeds, which is a map in the folder."""
-    spread, apart = fit.spread(others, initial)
+    spread, apart = fit.spread(others)
     write_map(folder / "seed_spread.mrc", spread)
     return {"seed_spread_median": float(np.median(apart)), "seed_spread_95": float(np.percentile(apart, 95))}
 
@@ -404,7 +402,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
     out: dict[str, Any] = {
         "target": case.target_names[number],
         "mass_kept": mass_kept(case.initial, generated, fit),
-        "consistency": fit.consistency(case.initial),
+        "consistency": fit.consistency(),
     }
     compared = compared or compare(fit, case, number, generated)
     truth, curves = compared.truth, compared.curves
@@ -419,9 +417,9 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
         moves = part_motions(fit.partition(), fit.carry, case.initial, fit.threshold)
         out["parts"] = [move._asdict() for move in moves]
     if case.waypoints:
-        out["waypoints"] = [score_waypoint(fit, case.initial, compared.start, waypoint) for waypoint in case.waypoints]
+        out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
     if case.model is not None and isinstance(reference, gemmi.Structure):
-        moved = fit.move(case.model, [1.0])[0]
+        moved = fit.move(case.model)
         found = metrics.ca_displacement(moved, reference, case.model)
         names = {
             "initial_rmsd": "rmsd_before",
@@ -438,10 +436,10 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
     return out
 
 
-def score_waypoint(fit: Fit, initial: Map, start: Map, waypoint: Waypoint) -> dict:
+def score_waypoint(fit: Fit, start: Map, waypoint: Waypoint) -> dict:
     """Correlation and FSC = 0.5 [Å] with a waypoint, of the initial map's part `start` and of the frame at its time."""
     out: dict[str, Any] = {"waypoint": waypoint.name, "time": waypoint.time}
-    for when, map_ in (("before", start), ("after", next(iter(fit.frames(initial, [waypoint.time]))))):
+    for when, map_ in (("before", start), ("after", next(fit.frames([waypoint.time])))):
         out[f"correlation_{when}"] = metrics.correlation(map_.density, waypoint.map.density)
         out[f"fsc_{when}"] = metrics.resolution_at(*metrics.map_fsc(map_, waypoint.map), 0.5)
     return out
@@ -484,7 +482,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
 def settings_of(settings: Any) -> dict:
     """Our own flags and their values, without those that libraries bring along."""
     modules = settings.flags_by_module_dict()
-    own = [name for name in modules if name.startswith("experiments") or name in ("__main__", sys.argv[0])]
+    own = [name for name in modules if name.startswith(f"{__package__}.") or name in ("__main__", sys.argv[0])]
     return {flag.name: flag.value for name in own for flag in modules[name]}
 
 
@@ -597,9 +595,6 @@ def print_scores(name: str, scores: dict) -> None:
 def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
     """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
     if path.name.lower().endswith(MAP_SUFFIXES):
-        reference = read_map(path)
-        if transform is IDENTITY and same_grid(initial, reference) is None:
-            return reference
-        return resampled(reference, initial, transform)
+        return resampled(read_map(path), initial, transform)
     model = atoms.read_model(path)
     return model if transform is IDENTITY else transform.moved(model)

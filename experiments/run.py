@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import flags as shared
-from experiments.main import run
+from . import flags as shared
+from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -70,10 +70,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; writes the run's folder."""
-    from experiments import hosts
+    from . import hosts
 
     hosts.join(FLAGS)
-    from experiments import results
+    from . import results
 
     share = hosts.share(len(FLAGS.target or ["built in"]))
     out_dir = Path(FLAGS.out_dir or default_folder())
@@ -87,7 +87,7 @@ def main() -> None:
 
 def load(out_dir: Path, share: range):
     """The case that the flags name, once it is certain that fits of its targets in `share` may go to the folder."""
-    from experiments import inputs, results
+    from . import inputs, results
 
     if 0 in share:  # the folder itself is the first target's, and the first to fill it fits that
         results.claim(out_dir, FLAGS.overwrite)
@@ -102,7 +102,7 @@ def load(out_dir: Path, share: range):
 
 def default_folder() -> Path:
     """runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
-    from experiments.inputs import INITIAL
+    from .inputs import INITIAL
 
     if not (FLAGS.initial or FLAGS.target):
         return Path("runs/demo")
@@ -110,6 +110,11 @@ def default_folder() -> Path:
     return Path("runs") / f"{Path(FLAGS.initial or INITIAL).name.split('.')[0]}_to_{name}"
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

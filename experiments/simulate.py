@@ -5,7 +5,7 @@ python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mr
 
 from absl import flags
 
-from experiments.main import run
+from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -28,36 +28,27 @@ def main() -> None:
     """Nothing; writes the map that the flags ask for."""
     from cryotrans_jax import atoms, files, maps
 
+    from .inputs import check_inside
+
     if FLAGS.like and (FLAGS.voxel_size or FLAGS.cover):
         raise files.InputError("--like already sets the grid: leave out --voxel_size and --cover")
     maps.check_output(FLAGS.output, FLAGS.overwrite)
     model = atoms.read_model(FLAGS.model)
     if FLAGS.superpose_on:
         model = atoms.superpose(model, atoms.read_model(FLAGS.superpose_on))
-    map = simulate(model, FLAGS.resolution, FLAGS.like, FLAGS.voxel_size, FLAGS.cover)
+    like, cover = FLAGS.like and maps.read_map(FLAGS.like), [atoms.read_model(path) for path in FLAGS.cover]
+    if like:
+        check_inside(model, like.density.shape, like.voxel_size, like.origin, "the model")
+    map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=FLAGS.voxel_size, cover=cover)
     maps.write_map(FLAGS.output, map)
     print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")
 
 
-def simulate(model, resolution: float, like=None, voxel_size=None, cover=()):
-    """The map of a model on the grid of the map file `like`, or in a box that holds it and the `cover` files.
-
-    Raises:
-        InputError: a file cannot be used, or atoms lie outside the map `like`.
-    """
-    from cryotrans_jax import atoms, maps
-    from experiments.inputs import check_inside
-
-    if like:
-        grid = maps.read_map(like)
-        shape, voxel_size, origin = grid.density.shape, grid.voxel_size, grid.origin
-        check_inside(model, shape, voxel_size, origin, "the model")
-    else:
-        models = [model, *(atoms.read_model(path) for path in cover)]
-        shape, voxel_size, origin = atoms.common_grid(models, voxel_size or resolution / 3, resolution)
-    return atoms.simulate_map(model, shape, voxel_size, origin, resolution)
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
+    define_flags()
+    run(main)
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    command()

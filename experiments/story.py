@@ -12,10 +12,11 @@ from scipy import ndimage
 from cryotrans_jax import atoms, metrics, plots, surface, trajectory
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from cryotrans_jax.morph import Fit
+from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import Motion, displacement_map, distances, mass_points, sample, stretches
-from experiments import exchange, inputs, page, results
-from experiments.cautions import STRETCH, Measured, cautions, chosen, number
+
+from . import exchange, inputs, page, results
+from .cautions import STRETCH, Measured, cautions, chosen, number
 
 ROOM = 4.0  # Å about the molecule that a report shows
 DRAWN = 400_000  # voxels from which a picture's surface is drawn
@@ -74,7 +75,7 @@ def tell(story: Story, whole: bool = True) -> None:
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
-        end = story.fit.move(story.model, [1.0])[0]
+        end = story.fit.move(story.model)
         far = np.linalg.norm(atoms.positions(end) - atoms.positions(story.model), axis=-1)
         atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
     if story.curves:

@@ -86,7 +86,7 @@ def shown(about: str) -> str:
 
 def markdown(job: str) -> str:
     """A job's options as Markdown, below a heading with its name. Its flags are defined by this."""
-    module = importlib.import_module(f"experiments.{job}")
+    module = importlib.import_module(f"{__package__}.{job}")
     module.define_flags()
     about = module.__doc__.strip().splitlines()
     about = "\n".join("    " + line if line.startswith("python -m") else line for line in about)
@@ -103,7 +103,7 @@ def _own() -> list[str]:
     """Names of the flags that jobs define, not libraries."""
     owned = FLAGS.flags_by_module_dict().items()
     return [
-        flag.name for owner, own in owned if owner.startswith("experiments.") or owner == sys.argv[0] for flag in own
+        flag.name for owner, own in owned if owner.startswith(f"{__package__}.") or owner == sys.argv[0] for flag in own
     ]
 
 
@@ -114,6 +114,6 @@ def _takes(flag: flags.Flag) -> str:
 
 
 if __name__ == "__main__":
-    from experiments import usage  # this module as jobs know it, with their groups
+    from . import usage  # this module as jobs know it, with their groups
 
     print(usage.markdown(sys.argv[1]))

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from experiments.main import run
+from .main import run
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
@@ -136,7 +136,7 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
     import time
 
     begin = time.perf_counter()
-    from experiments import results
+    from . import results
 
     case = load_pair(Path(folder), resolution)
     case.targets = [noisy(target, noise) for target in case.targets]
@@ -151,7 +151,7 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
         mass_kda=None,
     )
     fit = results.fit_case(case, settings)
-    generated = next(iter(fit.frames(case.initial, [1.0])))
+    generated = fit.generated()
     scores = results.score(fit, case, 0, generated)
     scores |= path_scores(fit, case, Path(folder))
     row = {"pair": pair, "resolution": resolution, "signal_to_noise": noise, "seed": seed, "recipe": recipe}
@@ -162,7 +162,8 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
 def load_pair(folder: Path, resolution: float):
     """The case of a pair's folder: both models' maps on a common grid."""
     from cryotrans_jax import atoms
-    from experiments.results import Case
+
+    from .results import Case
 
     named = json.loads((folder / "pair.json").read_text())
     start, end = (atoms.read_model(folder / named[state]) for state in ("initial", "target"))
@@ -223,7 +224,8 @@ def known_path(folder: Path, initial) -> list:
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds validate.json and validate.md."""
     from cryotrans_jax.files import whole_file
-    from experiments.results import write_json
+
+    from .results import write_json
 
     write_json(out_dir / "validate.json", rows)
     with whole_file(out_dir / "validate.md") as temporary:
@@ -275,6 +277,11 @@ def summary(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import align, atoms
 from cryotrans_jax.align import IDENTITY, Transform, onto, resampled
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid
-from experiments.demo import hinge_pair
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 TURN = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([13.0, -40.0, 22.0]))

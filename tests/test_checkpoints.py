@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import checkpoints, recipes
-from cryotrans_jax.morph import Fit
+from cryotrans_jax.morphing import Fit
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.train import start
 

@@ -9,9 +9,9 @@ import scipy.fft
 from scipy import ndimage
 
 from cryotrans_jax import atoms, contour, prepare
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map
-from experiments.demo import hinge_pair
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # public depositions, where they are at hand
 ROOM = 20.0  # Å of solvent about a model: noise needs room to be seen

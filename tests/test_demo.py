@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from cryotrans_jax import atoms
-from experiments.demo import HELICES, HINGE, HINGE_AXIS, MOVING, hinge_pair
+from cryotrans_jax.demo import HELICES, HINGE, HINGE_AXIS, MOVING, hinge_pair
 
 
 @pytest.fixture(scope="module")

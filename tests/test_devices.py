@@ -12,12 +12,12 @@ import pytest
 
 from cryotrans_jax import recipes
 from cryotrans_jax.files import InputError
-from cryotrans_jax.morph import morph
+from cryotrans_jax.morphing import morph
 
 PROGRAM = """
 import jax, numpy as np
 from cryotrans_jax.maps import Map
-from cryotrans_jax.morph import morph
+from cryotrans_jax.morphing import morph
 from cryotrans_jax.train import Spread
 from cryotrans_jax.trajectory import move
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms, geometry
+from cryotrans_jax.demo import HELICES, hinge_pair
 from cryotrans_jax.files import InputError
 from experiments import results
-from experiments.demo import HELICES, hinge_pair
 
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 

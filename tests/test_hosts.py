@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.maps import Map, read_map, write_map
-from cryotrans_jax.morph import Fit
+from cryotrans_jax.morphing import Fit
 from experiments import hosts
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import pytest
 from cryotrans_jax import atoms, prepare, trajectory
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
-from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition
 from cryotrans_jax.prepare import make_level
 from cryotrans_jax.train import Config, Stage, carry, divided, fit, objective, stage_inputs, start

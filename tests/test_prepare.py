@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from cryotrans_jax import atoms, prepare
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
-from experiments.demo import hinge_pair
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from scipy import ndimage
 from cryotrans_jax import atoms, surface, trajectory
 from cryotrans_jax.files import checksum
 from cryotrans_jax.maps import read_map, same_grid, write_map
-from cryotrans_jax.morph import Fit
+from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import mass_points, sample
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.train import Config, Stage

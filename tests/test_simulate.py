@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.maps import read_map, same_grid
-from experiments.demo import hinge_pair
 
 ROOT = Path(__file__).parents[1]
 

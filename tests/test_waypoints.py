@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from cryotrans_jax import atoms, prepare, trajectory
 from cryotrans_jax.files import InputError
-from cryotrans_jax.morph import Fit, morph
+from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.recipes import default
 from cryotrans_jax.train import Config, Stage, fit, stage_inputs, start, torn
 

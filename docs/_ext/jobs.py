@@ -1,5 +1,6 @@
 """Made at build time: the description of every command's flags, and the list of the package's modules."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,17 @@ def command(name: str) -> list[str]:
 def modules() -> str:
     """All modules of the package's folder, as Markdown: a heading and a directive of autodoc for each."""
     names = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
-    parts = [("cryotrans_jax", "cryotrans_jax"), *((name, f"cryotrans_jax.{name}") for name in names)]
-    return "\n".join(f"## {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n" for title, module in parts)
+    parts = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n" for name in names]
+    return "\n".join([library(), *parts])
+
+
+def library() -> str:
+    """What the package is, and its public names, each with a link to the module that defines it."""
+    whole = importlib.import_module("cryotrans_jax")
+    names = [f"{getattr(getattr(whole, name), '__module__', 'cryotrans_jax')}.{name}" for name in whole.__all__]
+    links = ", ".join(f"{{py:obj}}`~{name}`" for name in names)
+    about = "```{eval-rst}\n.. automodule:: cryotrans_jax\n   :no-members:\n```"
+    return f"## cryotrans_jax\n\n{about}\n\nPublic names: {links}.\n"
 
 
 def write(app) -> None:

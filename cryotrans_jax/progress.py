@@ -1,12 +1,15 @@
-"""Progress of a fit: a bar where there is a terminal, and lines that a log can hold where there is none."""
+"""Progress of a fit: a bar where there is a terminal or a notebook, and lines that a log can hold elsewhere."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 EVERY = 10.0  # seconds between lines in a log
+Told = Callable[[Any, int, int, np.ndarray], object]  # called with config, stage, steps done of it, and last losses
 
 
 class Progress:
@@ -31,7 +34,9 @@ class Progress:
         done = sum(s.steps for s in config.stages[:stage]) + step
         name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
         loss = f"loss {losses[-1].mean():.4g}"
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            from tqdm.auto import tqdm  # the notebook's kind, or the terminal's
+
             self.bar = self.bar or tqdm(total=total, unit="step", dynamic_ncols=True)
             self.bar.set_description(name, refresh=False)
             self.bar.set_postfix_str(loss, refresh=False)
@@ -41,3 +46,13 @@ class Progress:
             left = (now - self.begin) * (total - done) / done
             message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
             print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def told(progress: bool | Told) -> Iterator[Told]:
+    """What to call as a fit goes on: where `progress` is True a `Progress`, closed at the end; else what it is."""
+    if progress is True:
+        with Progress() as shown:
+            yield shown
+    else:
+        yield progress or (lambda *_: None)

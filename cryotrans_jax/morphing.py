@@ -1,9 +1,10 @@
 """The whole way as one function: two maps in, a fit out, from which frames and moved models are had."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import overload
 
 import gemmi
 import jax
@@ -12,12 +13,16 @@ from jaxtyping import PyTree
 from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax import atoms, checkpoints, prepare, recipes, train, trajectory
+from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, same_grid
+from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.partition import Partition, from_flow, reassigned
+from cryotrans_jax.progress import Told, told
+
+RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
 
@@ -25,6 +30,11 @@ class Fit:
     losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
     training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
     each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
+    `initial` is the initial map, None in a fit that was loaded without it; `alignments` tells how `morph` laid each
+    target over it.
+
+    Methods that need the initial map raise InputError where it is not there. Where there are several targets, `target`
+    is the number of the one that is meant, from 0 on.
     """
 
     config: train.Config
@@ -35,6 +45,23 @@ class Fit:
     judged: tuple[np.ndarray, ...] = ()
     report: dict | None = None
     partitions: tuple[Partition, ...] = ()
+    initial: Map | None = None
+    alignments: tuple[Alignment, ...] = ()
+
+    def __repr__(self) -> str:
+        """What was fitted, in a few lines."""
+        count, stages = len(jax.tree.leaves(self.params)[0]), self.config.stages
+        plural = "s" * (count > 1)
+        lines = [f"Fit of {count} target{plural}: {len(stages)} stages of {sum(s.steps for s in stages)} steps at most"]
+        grid = "not there" if self.initial is None else describe(self.initial)
+        lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
+        for target in range(count):
+            parts = self.partition(target)
+            facts = [self.alignments[target].status] if self.alignments else []
+            facts += [f"{parts.count} parts" if parts else "one flow for all"]
+            facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            lines.append(f"target {target}: {'; '.join(facts)}")
+        return "\n  ".join(lines)
 
     def of(self, target: int) -> PyTree:
         """The parameters for one target."""
@@ -50,50 +77,88 @@ class Fit:
         params = jax.tree.map(lambda p: p[chosen], self.params)
         history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
-        return replace(self, params=params, history=history, judged=judged, partitions=partitions)
+        alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
+        return replace(
+            self, params=params, history=history, judged=judged, partitions=partitions, alignments=alignments
+        )
 
-    def frames(
-        self, initial: Map, times: trajectory.Times, target: int = 0, render: str = "pull_back"
-    ) -> Iterator[Map]:
-        """Maps at the times (0 to 1), on the initial map's grid, by "pull_back" (sharp) or "splat" (keeps mass)."""
-        how = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}[render]
-        return how(self.config, self.of(target), self.frame, initial, self.threshold, times, self.partition(target))
+    def start(self) -> Map:
+        """The initial map. Raises InputError where the fit was loaded without it."""
+        if self.initial is None:
+            raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
+        return self.initial
 
-    def consistency(self, initial: Map, target: int = 0) -> float:
+    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str = "pull_back") -> Iterator[Map]:
+        """Maps at the times (0 to 1), on the initial map's grid, one after the other.
+
+        A whole number asks for so many equally spaced frames, from the initial map to the end. `render` is "pull_back",
+        which keeps the detail, or "splat", which keeps the mass.
+
+        Raises InputError where times or `render` cannot be.
+        """
+        if render not in RENDERS:
+            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERS)}")
+        flow = self.config, self.of(target), self.frame
+        times = trajectory.as_times(times)
+        return RENDERS[render](*flow, self.start(), self.threshold, times, self.partition(target))
+
+    def generated(self, target: int = 0) -> Map:
+        """The initial map carried to the target's conformation: the last of the frames."""
+        return next(self.frames([1.0], target))
+
+    def consistency(self, target: int = 0) -> float:
         """How far (Å, rms) density is from its start after it was carried to the end and back."""
         flow = self.config, self.of(target), self.frame
-        return trajectory.consistency(*flow, initial, self.threshold, self.partition(target))
+        return trajectory.consistency(*flow, self.start(), self.threshold, self.partition(target))
 
-    def spread(self, others: Sequence["Fit"], initial: Map, target: int = 0) -> tuple[Map, np.ndarray]:
+    def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
         carries = [partial(fit.carry, target=target) for fit in (self, *others)]
-        return trajectory.spread(carries, self.frame, initial, self.threshold)
+        return trajectory.spread(carries, self.frame, self.start(), self.threshold)
 
-    def move(self, model: gemmi.Structure, times: trajectory.Times, target: int = 0) -> list[gemmi.Structure]:
-        """Models at the times, each atom carried by the flow; where there are parts, by that of its residue's."""
-        xyz, parts = atoms.positions(model), self.partition(target)
+    @overload
+    def move(self, model: gemmi.Structure, times: None = None, target: int = 0) -> gemmi.Structure: ...
+
+    @overload
+    def move(self, model: gemmi.Structure, times: int | trajectory.Times, target: int = 0) -> list[gemmi.Structure]: ...
+
+    def move(
+        self, model: gemmi.Structure, times: int | trajectory.Times | None = None, target: int = 0
+    ) -> gemmi.Structure | list[gemmi.Structure]:
+        """The initial state's model, each atom carried by the flow to the end; or a list of models at the times.
+
+        Times are as for `frames`. Where there are parts, atoms move by the flow of their residue's. The model lies in
+        the initial map's frame.
+        """
+        if times is None:
+            return self.move(model, [1.0], target)[0]
+        xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
         each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
         return [atoms.moved(model, at) for at in each]
 
-    def carry(self, xyz: np.ndarray, times: trajectory.Times, target: int = 0) -> np.ndarray:
+    def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
-        parts = self.partition(target)
+        parts, times = self.partition(target), trajectory.as_times(times)
         return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
 
-    def parts_map(self, initial: Map, target: int = 0) -> Map:
+    def parts_map(self, target: int = 0) -> Map:
         """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
+        initial = self.start()
         return self.partition(target).shown(
             trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
         )
 
-    def save(self, path) -> None:
-        """Nothing; `Fit.load(path)` gives this fit back, without its history."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Nothing; `Fit.load(path, initial)` gives this fit back, without its history and the initial map."""
         described = {
             "config": asdict(self.config),
             "corner": self.frame.corner.tolist(),
             "edge": self.frame.edge,
             "threshold": self.threshold,
         }
+        if self.initial is not None:
+            shape, size, origin = self.initial.density.shape, self.initial.voxel_size, self.initial.origin
+            described["grid"] = {"shape": shape, "voxel_size": size.tolist(), "origin": origin.tolist()}
         arrays = self.params
         if self.partitions:
             first = self.partitions[0]
@@ -102,8 +167,13 @@ class Fit:
         checkpoints.save(path, arrays, described)
 
     @classmethod
-    def load(cls, path) -> "Fit":
-        """The fit saved under `path`. Raises FileNotFoundError where there is none."""
+    def load(cls, path: str | os.PathLike, initial: MapLike | None = None) -> "Fit":
+        """The fit saved under `path`, of the initial map that is given; without it only atoms can be moved.
+
+        Raises:
+            FileNotFoundError: there is no fit.
+            InputError: the map is not on the grid of the initial one.
+        """
         params, saved = checkpoints.restore(path)
         settings, grid = saved["config"], saved.get("partition")
         labels = params.pop("labels") if grid else ()
@@ -111,20 +181,27 @@ class Fit:
         settings["waypoints"] = tuple(settings.get("waypoints", ()))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
+        initial = None if initial is None else as_map(initial)
+        if initial and (known := saved.get("grid")):
+            was = Map(np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin")))
+            if difference := same_grid(initial, was):
+                raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
         return cls(
             config=train.Config(stages=stages, rival=rival, **settings),
             params=params,
             frame=prepare.Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
             partitions=tuple(Partition(each, *grid) for each in labels),
+            initial=initial,
         )
 
 
 def morph(
-    initial: Map,
-    targets: Map | Sequence[Map],
+    initial: MapLike,
+    targets: MapLike | Sequence[MapLike],
     recipe: str = "default",
     *,
+    align: str = "auto",
     seed: int = 0,
     steps: float = 1.0,
     initial_threshold: float | None = None,
@@ -132,19 +209,21 @@ def morph(
     initial_resolution: float | None = None,
     target_resolution: float | Sequence[float | None] | None = None,
     volume: float | None = None,
-    halves: tuple[Map, Map] | Sequence[tuple[Map, Map]] | None = None,
-    waypoints: Sequence[tuple[Map, float]] = (),
+    halves: tuple[MapLike, MapLike] | Sequence[tuple[MapLike, MapLike]] | None = None,
+    waypoints: Sequence[tuple[MapLike, float]] = (),
     waypoint_resolution: float | Sequence[float | None] | None = None,
     parts: Partition | str | None = "auto",
     part_rigidity: Sequence[float] | None = None,
     bin: int = 1,
     share: Sequence[int] | None = None,
-    progress: Any = None,
+    progress: bool | Told = False,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
 ) -> Fit:
-    """A fit of the flow that carries `initial` onto each of the targets, all on one grid.
+    """A fit of the flow that carries `initial` onto each of the targets: maps, or paths of MRC files.
 
+    With `align` "auto" targets are laid over the initial map where that fits clearly better, with "none" they are taken
+    where their origins put them; either way they are brought onto its grid. `Fit.alignments` tells where each lay.
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
     those that enclose it. `bin` is for the paper's recipe.
@@ -157,46 +236,42 @@ def morph(
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
-    `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
-    this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
+    `progress=True` shows how far the fit is, in a notebook, a terminal or a log; or it is a function that is called
+    every few steps with the config, the stage, steps done of it, and the last losses. `prepared(report)` is told the
+    contour levels before the first step. Several targets are shared by all devices of this host, or as `spread` says.
 
-    Raises InputError where the grids differ, nothing is above a threshold, there is no such recipe or target, or
-    waypoints have several targets or impossible times, or parts cannot be.
+    Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
+    above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
+    parts cannot be.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
-    targets = [targets] if isinstance(targets, Map) else list(targets)
+    targets = [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
-        halves = [tuple(halves)] if isinstance(halves[0], Map) else list(halves)
+        halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
         if len(halves) != len(targets):
             raise InputError(f"{len(halves)} pairs of half-maps for {len(targets)} targets: give one for each target")
         if recipe == "paper":
             raise InputError("half-maps are of no use to the recipe paper: it makes all its steps")
         if times:
             raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
-    used = [("target", target) for target in (*targets, *(half for pair in halves or () for half in pair))]
-    for name, map_ in used + [("waypoint", map_) for map_ in passed]:
-        if difference := same_grid(initial, map_):
-            raise InputError(
-                f"the initial and the {name} map lie on different grids ({difference}): bring that onto the initial "
-                "map's first, with align.onto"
-            )
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
     check_parts(parts, part_rigidity, initial)
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
+    initial, levels = as_map(initial), {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
+    passed, targets, halves, alignments = laid(initial, passed, targets, halves, align, levels)
     count, spread = len(share), spread or train.Spread.automatic(len(share))
     resolutions = one_each(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
         passed + targets,
-        initial_threshold=initial_threshold,
-        target_threshold=target_threshold,
+        **levels,
         initial_resolution=initial_resolution,
         target_resolutions=sharpness + resolutions,
         halves=halves,
@@ -217,16 +292,17 @@ def morph(
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
-    call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    fit = partial(train.fit, progress=call, spread=spread)
     problem = problem if times else problem.select(rows)
-    if parts == "auto" and config.bodies:
-        state, history, parts, off = by_bodies(problem, config, fit, initial)
-        report = report | {"bodies_rms": off[:count]}
-    else:
-        parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        state, history = fit(problem.divided([p.labels for p in parts], part_rigidity) if parts else problem, config)
+    with told(progress) as tell:
+        fit = partial(train.fit, progress=partial(tell, config), spread=spread)
+        if parts == "auto" and config.bodies:
+            state, history, parts, off = by_bodies(problem, config, fit, initial)
+            report = report | {"bodies_rms": off[:count]}
+        else:
+            parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
+            divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
+            state, history = fit(divided, config)
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
@@ -237,7 +313,31 @@ def morph(
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report | {"start": [how[rival] for rival in rivals]},
         partitions=tuple(parts[:count]),
+        initial=initial,
+        alignments=tuple(alignments[number] for number in share),
     )
+
+
+def laid(
+    initial: Map,
+    waypoints: Sequence[MapLike],
+    targets: Sequence[MapLike],
+    halves: Sequence[tuple[MapLike, MapLike]] | None,
+    align: str,
+    levels: dict[str, float | None],
+) -> tuple[list[Map], list[Map], list[tuple[Map, ...]] | None, list[Alignment]]:
+    """Waypoints, targets and half-maps on the initial map's grid, and how each target was laid there.
+
+    Each is aligned by itself, but half-maps, which go where their target went. `levels` are the thresholds.
+    """
+    each = [onto(initial, as_map(given), align, **levels) for given in (*waypoints, *targets)]
+    maps, alignments = [map_ for map_, _ in each], [found for _, found in each][len(waypoints) :]
+    if halves is not None:
+        halves = [
+            tuple(resampled(as_map(half), initial, found.transform) for half in pair)
+            for pair, found in zip(halves, alignments, strict=True)
+        ]
+    return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments
 
 
 def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
@@ -246,8 +346,8 @@ def one_each(given: float | Sequence[float | None] | None, count: int) -> list[f
 
 
 def in_order(
-    waypoints: Sequence[tuple[Map, float]], resolution: float | Sequence[float | None] | None
-) -> tuple[list[Map], list[float], list[float | None]]:
+    waypoints: Sequence[tuple[MapLike, float]], resolution: float | Sequence[float | None] | None
+) -> tuple[list[MapLike], list[float], list[float | None]]:
     """The waypoints' maps, times and resolutions (Å) by rising time.
 
     Raises InputError where a time is not between 0 and 1, or two are the same.
