@@ -14,17 +14,17 @@ TIMES = np.array([0.5, 1.0])
 
 
 @pytest.fixture
-def fit(problem):
+def fit(problem, maps):
     config = replace(recipes.default(problem, seed=3), width=16)
-    return Fit(config, start(config, 2).params, Frame(np.array([-20.1, 12.0, 41.0]), 30.3), 0.004)
+    return Fit(config, start(config, 2).params, Frame(np.array([-20.1, 12.0, 41.0]), 30.3), 0.004, initial=maps[0])
 
 
 def test_a_loaded_fit_makes_identical_frames_and_models(tmp_path, fit, maps, models):
     fit.save(tmp_path / "checkpoint")
-    loaded = Fit.load(tmp_path / "checkpoint")
+    loaded = Fit.load(tmp_path / "checkpoint", maps[0])
     assert loaded.config == fit.config and loaded.threshold == fit.threshold
     for target in (0, 1):
-        for a, b in zip(fit.frames(maps[0], TIMES, target), loaded.frames(maps[0], TIMES, target), strict=True):
+        for a, b in zip(fit.frames(TIMES, target), loaded.frames(TIMES, target), strict=True):
             np.testing.assert_array_equal(a.density, b.density)
     for a, b in zip(fit.move(models[0], TIMES, 1), loaded.move(models[0], TIMES, 1), strict=True):
         assert a[0]["A"][5]["CA"][0].pos.tolist() == b[0]["A"][5]["CA"][0].pos.tolist()

@@ -27,8 +27,8 @@ as_map = lambda density: Map(density, np.full(3, 2.0), np.zeros(3))
 start = as_map(blobs((10, 8, 9), (12, 10, 18)))
 ends = [as_map(blobs((10, 8, 9), (12 + shift, 10, 18 - shift))) for shift in (1, 2, 3)]
 assert jax.device_count() == 8
-one = morph(start, ends, "paper", bin=2, steps=0.01, spread=Spread(batch=1))
-many = morph(start, ends, "paper", bin=2, steps=0.01)
+one = morph(start, ends, "paper", align="none", bin=2, steps=0.01, spread=Spread(batch=1))
+many = morph(start, ends, "paper", align="none", bin=2, steps=0.01)
 assert many.params["params"]["Dense_0"]["kernel"].shape[0] == 3
 xyz = np.argwhere(start.density > 0.3) * 2.0
 for k in range(3):
@@ -60,7 +60,7 @@ def test_a_share_of_the_targets_is_fitted_as_among_all(maps, monkeypatch):
         recipes, "default", lambda *args: replace(c := default(*args), stages=c.stages[1:2], rival=None)
     )
     wide = replace(maps[1], density=np.roll(maps[1].density, -4, axis=2))
-    targets, how = [*maps[1:], wide], dict(steps=0.03)
+    targets, how = [*maps[1:], wide], dict(steps=0.03, align="none")
     whole = morph(maps[0], targets, **how)
     part = morph(maps[0], targets, share=[1, 0], **how)
     assert part.config == whole.config and part.frame.edge == whole.frame.edge and len(part.report["targets"]) == 3

@@ -67,6 +67,7 @@ def fit(maps):
         threshold=level,
         history=(np.array([[3.0], [2.0], [1.5], [1.2]]), np.array([[0.5], [0.4], [0.3]])),
         report=report | {"start": ["correspondences"]},
+        initial=maps[0],
     )
 
 
@@ -130,7 +131,7 @@ def read_at(map_, xyz):
 @pytest.mark.parametrize("t", [0.4, 1.0])
 def test_the_carried_surface_is_the_frames_own(fit, maps, t):
     """f0(Φ⁻¹(y)) has at Φ(x) what f0 has at x. What they differ by is told in Å, by the density's slope there."""
-    start, frame = fit.frames(maps[0], [0.0, t])
+    start, frame = fit.frames([0.0, t])
     vertices, _ = surface.isosurface(start.density, fit.threshold, start.voxel_size, start.origin)
     points, _ = mass_points(start, fit.threshold)
     sampled = sample(fit.carry, points.min(0) - story.ROOM, points.max(0) + story.ROOM)
