@@ -99,6 +99,13 @@ class Alignment(NamedTuple):
     inside: float | None = None
 
     @property
+    def described(self) -> str:
+        """The status, and by how much the target was moved if it was."""
+        if self.transform is IDENTITY:
+            return self.status
+        return f"{self.status}: turned by {self.transform.angle:.1f}° and moved by {self.moved:.1f} Å"
+
+    @property
     def wrong_hand(self) -> bool:
         """The mirror image of the target fits clearly better than the target."""
         return self.mirrored is not None and self.mirrored > MIRRORED * self.best

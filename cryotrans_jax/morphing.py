@@ -57,7 +57,7 @@ class Fit:
         lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
         for target in range(count):
             parts = self.partition(target)
-            facts = [self.alignments[target].status] if self.alignments else []
+            facts = [self.alignments[target].described] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
             lines.append(f"target {target}: {'; '.join(facts)}")

@@ -38,6 +38,10 @@ class Drawing:
     height: Real
     items: list[tuple] = field(default_factory=list)
 
+    def _repr_svg_(self) -> str:
+        """The drawing as notebooks show it."""
+        return svg(self)
+
     def line(self, x, y, colour: str = INK, width: Real = 1.0) -> None:
         """Nothing; a line through the points is added."""
         self.items.append(("line", np.stack([x, y], -1).astype(float), colour, width))
