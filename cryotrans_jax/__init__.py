@@ -53,33 +53,27 @@ __all__ = [
     "write_model",
     "write_trajectory",
 ]
-_MODULES = {
+_FILES = {  # that hold them
     "align": ("Alignment", "Transform", "onto", "resampled"),
-    "atoms": (
-        "read_model",
-        "simulate",
-        "superpose",
-        "write_model",
-        "write_trajectory",
-    ),
+    "atoms": ("read_model", "simulate", "superpose", "write_model", "write_trajectory"),
     "demo": ("hinge_pair",),
     "files": ("InputError",),
     "maps": ("Map", "read_map", "write_map"),
     "metrics": ("ca_displacement", "correlation", "map_fsc", "model_map_fsc", "resolution_at"),
     "morphing": ("Fit", "morph"),
-    "plots": (),
+    "plots": ("plots",),  # the file itself
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: file for file, names in _FILES.items() for name in names}
 
+if not TYPE_CHECKING:  # which would take any name for one that is there
 
-def __getattr__(name: str) -> Any:
-    """A public name, or a module that holds some, loaded now (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        """A public name, loaded now (PEP 562)."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+        value = globals()[name] = module if name == _HOME[name] else getattr(module, name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -248,7 +248,7 @@ def morph(
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
-    targets = [targets] if isinstance(targets, MapLike) else list(targets)
+    initial, targets = as_map(initial), [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
@@ -264,7 +264,7 @@ def morph(
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
-    initial, levels = as_map(initial), {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
+    levels = {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
     passed, targets, halves, alignments = laid(initial, passed, targets, halves, align, levels)
     count, spread = len(share), spread or train.Spread.automatic(len(share))
     resolutions = one_each(target_resolution, len(targets))

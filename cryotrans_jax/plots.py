@@ -30,13 +30,17 @@ KEY = 26  # pixels below the picture of an animation, for its key
 PAUSE, STEP = 700, 90  # ms that an animation rests at its ends, and between pictures
 
 
-@dataclass
+@dataclass(repr=False)
 class Drawing:
     """Lines, texts and images on a white sheet of width × height, y downwards."""
 
     width: Real
     height: Real
     items: list[tuple] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Its size, without all that is in it."""
+        return f"Drawing({self.width:g} x {self.height:g})"
 
     def _repr_svg_(self) -> str:
         """The drawing as notebooks show it."""

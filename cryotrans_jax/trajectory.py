@@ -35,7 +35,7 @@ def frame_times(frames: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
 
 
-def as_times(given: int | Times) -> np.ndarray:
+def as_times(given: int | np.integer | Times) -> np.ndarray:
     """The times that are given, or those of a whole number of equally spaced frames.
 
     Raises InputError where they are not from 0 to 1, or there are no frames.

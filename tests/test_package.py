@@ -1,0 +1,165 @@
+"""The project as a package: commands, what wheel and source distribution hold, and that they work by themselves."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from experiments import main
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "\ndef define_flags" in path.read_text())
+
+
+def test_every_job_is_an_installed_command():
+    inside = "cryotrans_jax.experiments"
+    assert PROJECT["scripts"] == {f"cryotrans-{job}": f"{inside}.{job}:command" for job in JOBS}
+    for job in JOBS:
+        tree = ast.parse((ROOT / "experiments" / f"{job}.py").read_text())
+        assert "command" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_jobs_work_under_any_name():
+    """Their files import one another by relative imports."""
+    for path in (ROOT / "experiments").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert "experiments" not in {name.split(".")[0] for name in names}, path
+
+
+@pytest.mark.parametrize(
+    "typed, package, shown",
+    [
+        ("run.py", "experiments", "python -m experiments.run; finished experiments.run; x/experiments.run"),
+        ("/a/cryotrans-run", "cryotrans_jax.experiments", "cryotrans-run; finished cryotrans-run; x/experiments.run"),
+        (
+            "run.py",
+            "cryotrans_jax.experiments",
+            "python -m cryotrans_jax.experiments.run; finished python -m cryotrans_jax.experiments.run; "
+            "x/experiments.run",
+        ),
+    ],
+)
+def test_texts_name_jobs_as_they_were_started_and_leave_files_alone(monkeypatch, typed, package, shown):
+    monkeypatch.setattr(sys, "argv", [typed])
+    monkeypatch.setattr(main, "__package__", package)
+    assert main.named("python -m experiments.run; finished experiments.run; x/experiments.run") == shown
+    assert main.named("experiments.mrc") == "experiments.mrc"
+
+
+def test_messages_name_the_command_that_was_typed(monkeypatch, capsys, tmp_path):
+    from experiments import report
+
+    monkeypatch.setattr(sys, "argv", ["bin/cryotrans-report"])
+    monkeypatch.setattr(main, "parse_flags", lambda: None)
+    monkeypatch.setattr(report, "FLAGS", type("Flags", (), {"run_dir": str(tmp_path), "target": None}))
+    with pytest.raises(SystemExit):
+        main.run(report.main)
+    assert capsys.readouterr().err.endswith("give the --out_dir of a finished cryotrans-run\n")
+
+
+def test_the_licence_is_the_one_that_is_declared():
+    text = (ROOT / PROJECT["license-files"][0]).read_text()
+    assert PROJECT["license"] == "Apache-2.0" and "Apache License\n" in text and "Version 2.0, January 2004" in text
+
+
+# ---------------------------------------------------------------------------------------------- what is distributed
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source distribution, the former made from the latter."""
+    out = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", out, ROOT], capture_output=True, text=True, timeout=300
+    )
+    if "No matching distribution found" in done.stdout + done.stderr:
+        pytest.skip("setuptools cannot be fetched here to build the package with")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Package would be ignored" not in done.stdout + done.stderr
+    (wheel,), (source,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, source
+
+
+@pytest.mark.slow
+def test_wheel_and_source_hold_what_the_folders_hold(built):
+    wheel, source = zipfile.ZipFile(built[0]), tarfile.open(built[1])
+    kept = {
+        str(path.relative_to(ROOT))
+        for folder in ("cryotrans_jax", "experiments")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == {
+        re.sub("^experiments/", "cryotrans_jax/experiments/", name) for name in kept
+    }
+    inside = {name.partition("/")[2] for name in source.getnames()}
+    others = {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "examples/morph.ipynb"}
+    assert kept | others <= inside
+    (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
+    for line in ("Name: cryotrans-jax", "License-Expression: Apache-2.0", "License-File: LICENSE", "# cryotrans-jax"):
+        assert f"\n{line}\n" in metadata
+    assert f"Version: {PROJECT['version']}" in metadata and "Author: " in metadata
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """A function that runs a command of a new virtual environment, which has the wheel, in an empty folder.
+
+    What the package needs is taken from the environment of the tests, so that nothing has to be fetched; the package
+    is not, as paths that are installed for it there are not followed from another environment.
+    """
+    home, work = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("elsewhere")
+    venv.create(home, with_pip=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def call(name, *arguments):
+        command = [home / "bin" / name, *map(str, arguments)]
+        return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600)
+
+    done = call("python", "-m", "pip", "install", "--no-deps", "--no-index", built[0])
+    assert done.returncode == 0, done.stderr
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return call, work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_installed_commands_help_by_their_own_names(installed, job):
+    call, _ = installed
+    done = call(f"cryotrans-{job}", "--help")
+    assert done.returncode == 0 and f"cryotrans-{job}" in done.stdout and "experiments." not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_installed_package_works_by_itself(installed):
+    """A run of the built-in pair with its report, more frames of it, and the library, without the checkout."""
+    call, work = installed
+    done = call("cryotrans-run", "--steps=0.02", "--frames=2", "--parts=none")
+    assert done.returncode == 0, done.stderr
+    page = (work / "runs/demo/report.html").read_text()
+    assert "cryotrans-predict makes more frames" in page and "experiments.predict" not in page
+    config = json.loads((work / "runs/demo/config.json").read_text())
+    assert config["settings"]["steps"] == 0.02 and config["versions"]["cryotrans-jax"] == PROJECT["version"]
+    done = call("cryotrans-predict", "--run_dir=runs/demo", "--frames=3")
+    assert done.returncode == 0 and (work / "runs/demo/predict_3/frame_02.mrc").is_file(), done.stderr
+    done = call("cryotrans-predict", "--run_dir=none")
+    assert done.returncode == 2 and done.stderr.endswith("of a finished cryotrans-run\n")
+    done = call(
+        "python", "-c", "import cryotrans_jax as ct; print(ct.__file__, ct.read_map('runs/demo/generated.mrc'))"
+    )
+    assert "Map(60 x 48 x 100 voxels" in done.stdout and str(ROOT) not in done.stdout
