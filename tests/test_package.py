@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -81,10 +82,11 @@ def test_the_licence_is_the_one_that_is_declared():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Wheel and source distribution, the former made from the latter."""
-    out = tmp_path_factory.mktemp("dist")
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", out, ROOT], capture_output=True, text=True, timeout=300
-    )
+    out, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "copy"  # builds leave files behind
+    left = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data", "shared")
+    shutil.copytree(ROOT, copy, ignore=left)
+    command = [sys.executable, "-m", "build", "--outdir", out, copy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if "No matching distribution found" in done.stdout + done.stderr:
         pytest.skip("setuptools cannot be fetched here to build the package with")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
