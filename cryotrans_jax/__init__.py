@@ -78,4 +78,4 @@ if not TYPE_CHECKING:  # which would take any name for one that is there
 
 def __dir__() -> list[str]:
     """The public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    return list(__all__)
