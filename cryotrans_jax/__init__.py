@@ -1,5 +1,7 @@
 """CryoTRANS in JAX: carry one cryo-EM density map onto another by a neural flow and optimal transport.
 
+Two files in, a trajectory and a moved model out::
+
     import cryotrans_jax as ct
 
     fit = ct.morph("A.mrc", "B.mrc", progress=True)
