@@ -5,8 +5,8 @@ Two files in, a trajectory and a moved model out::
     import cryotrans_jax as ct
 
     fit = ct.morph("A.mrc", "B.mrc", progress=True)
-    for number, frame in enumerate(fit.frames(11)):
-        ct.write_map(f"frame_{number:02d}.mrc", frame)
+    frames = list(fit.frames(11))
+    ct.write_map("generated.mrc", frames[-1])
     ct.write_model("moved.cif", fit.move(ct.read_model("A.cif")))
 
 Names are loaded when they are first used, so that importing the package costs nothing.
