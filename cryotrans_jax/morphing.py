@@ -17,7 +17,7 @@ from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.partition import Partition, from_flow, reassigned
-from cryotrans_jax.progress import Told, told
+from cryotrans_jax.progress import Told, shown
 
 RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -196,6 +196,7 @@ class Fit:
         )
 
 
+@shown
 def morph(
     initial: MapLike,
     targets: MapLike | Sequence[MapLike],
@@ -236,9 +237,9 @@ def morph(
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
-    `progress=True` shows how far the fit is, in a notebook, a terminal or a log; or it is a function that is called
-    every few steps with the config, the stage, steps done of it, and the last losses. `prepared(report)` is told the
-    contour levels before the first step. Several targets are shared by all devices of this host, or as `spread` says.
+    With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
+    `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
+    this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
 
     Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
     above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
@@ -292,17 +293,16 @@ def morph(
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
+    call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
+    fit = partial(train.fit, progress=call, spread=spread)
     problem = problem if times else problem.select(rows)
-    with told(progress) as tell:
-        fit = partial(train.fit, progress=partial(tell, config), spread=spread)
-        if parts == "auto" and config.bodies:
-            state, history, parts, off = by_bodies(problem, config, fit, initial)
-            report = report | {"bodies_rms": off[:count]}
-        else:
-            parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-            divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
-            state, history = fit(divided, config)
+    if parts == "auto" and config.bodies:
+        state, history, parts, off = by_bodies(problem, config, fit, initial)
+        report = report | {"bodies_rms": off[:count]}
+    else:
+        parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
+        state, history = fit(problem.divided([p.labels for p in parts], part_rigidity) if parts else problem, config)
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,

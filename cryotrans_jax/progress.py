@@ -1,14 +1,16 @@
 """Progress of a fit: a bar where there is a terminal or a notebook, and lines that a log can hold elsewhere."""
 
-import contextlib
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 EVERY = 10.0  # seconds between lines in a log
+P = ParamSpec("P")
+Fitted = TypeVar("Fitted")
 Told = Callable[[Any, int, int, np.ndarray], object]  # called with config, stage, steps done of it, and last losses
 
 
@@ -49,11 +51,14 @@ class Progress:
             print(message, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def told(progress: bool | Told) -> Iterator[Told]:
-    """What to call as a fit goes on: where `progress` is True a `Progress`, closed at the end; else what it is."""
-    if progress is True:
-        with Progress() as shown:
-            yield shown
-    else:
-        yield progress or (lambda *_: None)
+def shown(fitting: Callable[P, Fitted]) -> Callable[P, Fitted]:
+    """The function, with a `Progress` that is closed at the end where it is called with `progress=True`."""
+
+    @functools.wraps(fitting)
+    def told(*args: P.args, **kwargs: P.kwargs) -> Fitted:
+        if kwargs.get("progress") is not True:
+            return fitting(*args, **kwargs)
+        with Progress() as kwargs["progress"]:
+            return fitting(*args, **kwargs)
+
+    return told

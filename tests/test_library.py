@@ -1,6 +1,7 @@
 """The package as a library: its public names, maps by path and in any pose, fits that hold their initial map."""
 
 import ast
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -207,14 +208,16 @@ def test_the_bar_is_full_at_the_end_of_a_fit_that_stopped_early_and_not_after_an
     config, bars = fit.config, []
     done = config.stages[0].steps - 1
     for error in (None, KeyboardInterrupt):
-        try:
-            with progress.told(True) as tell:
-                tell(config, 0, done, np.ones((1, 2)))
-                bars.append(tell.bar)
-                if error:
-                    raise error
-        except KeyboardInterrupt:
-            pass
+
+        @progress.shown
+        def fitting(progress, error=error):
+            progress(config, 0, done, np.ones((1, 2)))
+            bars.append(progress.bar)
+            if error:
+                raise error
+
+        with contextlib.suppress(KeyboardInterrupt):
+            fitting(progress=True)
     total = sum(stage.steps for stage in config.stages)
     assert [(bar.n, bar.total, bar.disable) for bar in bars] == [(done, done, True), (done, total, True)]
 
