@@ -25,6 +25,7 @@ from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, same_grid, 
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
+from cryotrans_jax.progress import Progress
 
 PACKAGES = (
     "cryotrans-jax",
@@ -160,28 +161,29 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
         print_report(report)
         print_contours(report, case.contours)
 
-    return morph(
-        case.initial,
-        case.targets,
-        settings.recipe,
-        align="none",  # they are laid over it already
-        seed=settings.seed + another,
-        steps=settings.steps,
-        initial_threshold=settings.initial_threshold,
-        target_threshold=settings.target_threshold,
-        initial_resolution=case.initial_resolution,
-        target_resolution=case.target_resolutions,
-        volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
-        waypoints=[(w.map, w.time) for w in case.waypoints],
-        waypoint_resolution=[w.resolution for w in case.waypoints],
-        halves=case.halves or None,
-        parts=case.parts,
-        part_rigidity=case.part_rigidity or None,
-        bin=settings.bin,
-        share=share,
-        progress=True,
-        prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
-    )
+    with Progress() as progress:
+        return morph(
+            case.initial,
+            case.targets,
+            settings.recipe,
+            align="none",  # they are laid over it already
+            seed=settings.seed + another,
+            steps=settings.steps,
+            initial_threshold=settings.initial_threshold,
+            target_threshold=settings.target_threshold,
+            initial_resolution=case.initial_resolution,
+            target_resolution=case.target_resolutions,
+            volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
+            waypoints=[(w.map, w.time) for w in case.waypoints],
+            waypoint_resolution=[w.resolution for w in case.waypoints],
+            halves=case.halves or None,
+            parts=case.parts,
+            part_rigidity=case.part_rigidity or None,
+            bin=settings.bin,
+            share=share,
+            progress=progress,
+            prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+        )
 
 
 def write(
