@@ -28,7 +28,7 @@ class Progress:
     def __exit__(self, kind, *_):
         """Nothing; the bar is closed, and full unless something was raised: stages may end before their last step."""
         if self.bar is not None:
-            self.bar.total = self.bar.total if kind else self.bar.n
+            self.bar.update(0 if kind else self.bar.total - self.bar.n)
             self.bar.close()
 
     def __call__(self, config, stage: int, step: int, losses: np.ndarray) -> None:

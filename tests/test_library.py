@@ -219,7 +219,7 @@ def test_the_bar_is_full_at_the_end_of_a_fit_that_stopped_early_and_not_after_an
         with contextlib.suppress(KeyboardInterrupt):
             fitting(progress=True)
     total = sum(stage.steps for stage in config.stages)
-    assert [(bar.n, bar.total, bar.disable) for bar in bars] == [(done, done, True), (done, total, True)]
+    assert [(bar.n, bar.total, bar.disable) for bar in bars] == [(total, total, True), (done, total, True)]
 
 
 # ------------------------------------------------------------------------------------------------- simulated maps
