@@ -37,7 +37,7 @@ class Progress:
         done = sum(s.steps for s in config.stages[:stage]) + step
         name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
         loss = f"loss {losses[-1].mean():.4g}"
-        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        if sys.stderr.isatty() or in_notebook():
             from tqdm.auto import tqdm  # the notebook's kind, or the terminal's
 
             self.bar = self.bar or tqdm(total=total, unit="step", dynamic_ncols=True)
@@ -49,6 +49,12 @@ class Progress:
             left = (now - self.begin) * (total - done) / done
             message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
             print(message, file=sys.stderr, flush=True)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    kernels = sys.modules.get("ipykernel.kernelapp")
+    return kernels is not None and kernels.IPKernelApp.initialized()
 
 
 def shown(fitting: Callable[P, Fitted]) -> Callable[P, Fitted]:

@@ -40,7 +40,7 @@ def test_the_notebook_runs_and_shows_what_is_kept_in_it(monkeypatch):
     found, kept = executed(QUICK, monkeypatch), nbformat.read(NOTEBOOK, as_version=4)
     assert kinds(found) == kinds(kept) and sum("image/svg+xml" in kind for kind in kinds(kept)) == 4
     assert printed(found).keys() == printed(kept).keys()
-    assert any("stage " in o.get("text", "") for cell in found.cells for o in cell.get("outputs", []))  # the bar
+    assert any("\rstage " in o.get("text", "") for cell in found.cells for o in cell.get("outputs", []))  # the bar
 
 
 @pytest.mark.slow
