@@ -21,7 +21,7 @@ from cryotrans_jax import atoms, geometry, metrics, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
-from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, same_grid, write_map
+from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
