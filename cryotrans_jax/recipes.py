@@ -1,6 +1,7 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -51,6 +52,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; the second one and all later ones
     have a field for each of them (`Config.bodies`), so that they may slide along each other.
 
+    Mass that the target does not have is let go in the L2 stages, by and by in the first of them.
+
     Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     """
     size = problem.voxel_size.min()
@@ -62,10 +65,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
         fine *= 2
     middle = max(middle, fine)
     wide, narrow = 2.5 * middle * size, max(4 * size, 2.5 * fine * size)
-    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE)
+    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=(1.0, 1.0))
+    first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
-        *2 * (closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0]),),
+        replace(first, lighten=(0.0, 1.0)),
+        first,
         closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
         closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),
     )

@@ -17,7 +17,7 @@ from cryotrans_jax import correspond, losses
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, timed
 from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
-from cryotrans_jax.splat import splat
+from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
 from cryotrans_jax.velocity import Velocity
 
@@ -42,19 +42,30 @@ class Stage:
     reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
     rigidity: float = 0.0  # weight
     slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
+    lighten: tuple[float, float] = (0.0, 0.0)  # at its start and end ("matched" only): see `lightened`
     patience: int = 0  # chunks of steps without a gain, after which the stage comes to its end; 0: all steps are made
 
     @property
     def program(self) -> "Stage":
         """What the compiled step depends on, besides the shapes of its inputs."""
         used = {name: getattr(self, name) for name in ("epsilon", "iterations", "window", "rigidity", "slip")}
-        return Stage(self.loss, 0, 0.0, 0.0, **used)
+        return Stage(self.loss, 0, 0.0, 0.0, lighten=(float(max(self.lighten) > 0), 0.0), **used)
+
+    @property
+    def left(self) -> np.ndarray:
+        """How much of the stage's way is left at every step (steps,), from 1 to 0 along half a cosine."""
+        return 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
 
     @property
     def rates(self) -> np.ndarray:
-        """Learning rate of every step (steps,), along half a cosine."""
-        along = 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
-        return self.final_learning_rate + along * (self.learning_rate - self.final_learning_rate)
+        """Learning rate of every step (steps,)."""
+        return self.final_learning_rate + self.left * (self.learning_rate - self.final_learning_rate)
+
+    @property
+    def powers(self) -> np.ndarray:
+        """The power of `lightened` at every step (steps,)."""
+        start, end = self.lighten
+        return end + self.left * (start - end)
 
     @property
     def ending(self) -> int:
@@ -97,6 +108,7 @@ FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this
 TRIAL = 100  # steps of the next stage, after which the better of two starts is known
 GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
 ENDING = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
+NEARBY = 3.0  # Å: over which mass is looked for in the target
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 
 
@@ -149,7 +161,8 @@ class Goal(NamedTuple):
     `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
     `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
     level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `judge_power`
-    are volume and power of the target's other half-map, where there is one: no gradient sees it.
+    are volume and power of the target's other half-map, where there is one: no gradient sees it. `nearby` are the
+    matrices of a blur by NEARBY, where the stage lightens what the target has not.
     """
 
     volume: Float[Array, "*targets x y z"] | None = None
@@ -160,6 +173,7 @@ class Goal(NamedTuple):
     reach: Float[Array, "*targets"] | None = None
     judge: Float[Array, "*targets x y z"] | None = None
     judge_power: Float[Array, "*targets"] | None = None
+    nearby: losses.Blur | losses.Blurs | None = None
 
     @property
     def by_judge(self) -> "Goal":
@@ -278,7 +292,10 @@ def objective(
     moved, nodes = carry(config, params, level)
     if not config.waypoints:
         return misfit(stage, moved, nodes, level, goal)
-    each = jax.lax.map(lambda at: misfit(stage, at[0], at[1], level, at[2]), (moved, nodes, goal))
+    each = jax.lax.map(
+        lambda at: misfit(stage, at[0], at[1], level._replace(rho=at[2]), at[3]),
+        (moved, nodes, jnp.broadcast_to(level.rho, moved.shape[:-1]), goal),
+    )
     return jnp.mean(each[0]), jnp.max(each[1])
 
 
@@ -319,12 +336,36 @@ def distance(
     return losses.l2(carried, goal.volume), jnp.zeros(())
 
 
+def lightened(
+    config: Config, params: PyTree, level: Level, goal: Goal, power: Float[Array, ""]
+) -> Float[Array, "*times points"]:
+    """The points' mass, less where the target has less than they carry there: times the ratio of the two, to a power.
+
+    Of target and carried map, blurred by NEARBY, and at most 1. What has no counterpart in the target (a domain that
+    is not there) is so let go, and pulls on nothing; what is merely not yet in place comes back as it arrives. A power
+    that rises as the flow takes shape leaves the first steps to find the way.
+    """
+
+    def at_one_time(moved, goal):
+        carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
+        if goal.blur is not None:
+            carried = losses.blur(carried, goal.blur)
+        here, there = (jnp.maximum(losses.blur(volume, goal.nearby), 0) for volume in (carried, goal.volume))
+        here = here * jnp.vdot(here, there) / jnp.maximum(jnp.vdot(here, here), 1e-30)
+        found = jnp.clip(there / jnp.maximum(here, 1e-6 * here.max()), 0, 1)
+        return level.rho * gather(found, moved, level.corner, level.voxel) ** power
+
+    moved, _ = carry(config, params, level)
+    return jax.lax.map(lambda at: at_one_time(*at), (moved, goal)) if config.waypoints else at_one_time(moved, goal)
+
+
 @partial(jax.jit, static_argnames=("config", "stage", "spread"))
 def train_steps(
     config: Config,
     stage: Stage,
     count: Int[Array, ""],
     rates: Float[Array, "targets most"],
+    powers: Float[Array, "targets"],
     params: PyTree,
     optimiser_state: PyTree,
     level: Level,
@@ -334,13 +375,15 @@ def train_steps(
     """Parameters and Adam's state after the first `count` of steps at its learning rates, for every target.
 
     And each step's losses, and the largest error that the transport's window can have made, as
-    `transport.window_error` bounds it.
+    `transport.window_error` bounds it. `powers` are those by which mass is `lightened` before the first of the steps.
     """
 
     def steps(shared, one):
         count, whole = shared
-        rates, params, state, goal, own = one
+        rates, power, params, state, goal, own = one
         level = whole or own
+        if max(stage.lighten) > 0:
+            level = level._replace(rho=lightened(config, params, level, goal, power))
 
         def body(i, carried):
             params, state, history, worst = carried
@@ -354,7 +397,7 @@ def train_steps(
         return jax.lax.fori_loop(0, count, body, start)
 
     whole, own = whose(level)
-    return spread.map(steps, (count, whole), (rates, params, optimiser_state, goal, own))
+    return spread.map(steps, (count, whole), (rates, powers, params, optimiser_state, goal, own))
 
 
 def whose(level: Level) -> tuple[Level | None, Level | None]:
@@ -411,12 +454,12 @@ def sized(spread: Spread, *call) -> Spread:
     if spread.memory is None:
         return spread
     every = replace(spread, memory=None)
-    *same, rates, params, adam, level, goal = call
+    *same, rates, powers, params, adam, level, goal = call
     count = jax.tree.leaves(goal)[0].shape[0] // spread.devices
 
     def part(n: int) -> tuple:
         few = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype))
-        return (*same, *few((rates, params, adam)), few(level) if level.divided else level, few(goal))
+        return (*same, *few((rates, powers, params, adam)), few(level) if level.divided else level, few(goal))
 
     if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
         return every
@@ -451,7 +494,8 @@ def fit(
 
     def ready(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
-        none = jnp.int32(0), jnp.zeros((problem.trajectories, chunk), jnp.float32)
+        count = problem.trajectories
+        none = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
         train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
         return inputs
@@ -483,11 +527,12 @@ def fit_stage(
     here = None  # the spread that fits into memory
     level, goal = inputs
     seen, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
-    padded = np.pad(stage.rates, (0, stage.steps + chunk))
+    padded, powers = (np.pad(a, (0, stage.steps + chunk)) for a in (stage.rates, stage.powers))
     while not stopped and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0:
         count, at = min(chunk, left), state.step + state.watch.skipped
         rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)], jnp.float32)
-        call = config.flow, stage.program, jnp.int32(count), rates, state.params, state.optimiser, level, goal
+        power = jnp.asarray(powers[at], jnp.float32)
+        call = config.flow, stage.program, jnp.int32(count), rates, power, state.params, state.optimiser, level, goal
         here = here or sized(spread, *call)
         params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
@@ -616,4 +661,6 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
         other = replace(problem, densities=problem.judges)
         judge, power = compared(level_targets(other, stage.bin, kind, stage.blur)[0])
         goal = goal._replace(judge=judge, judge_power=power)
+    if max(stage.lighten) > 0:
+        goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY] * len(problem.masses)))
     return goal

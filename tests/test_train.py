@@ -18,6 +18,7 @@ from cryotrans_jax.train import (
     carry,
     fit,
     judged,
+    lightened,
     needed,
     objective,
     scaled,
@@ -257,10 +258,50 @@ def test_the_learning_rate_falls_along_half_a_cosine(step, share):
 def test_the_first_step_is_as_long_as_its_learning_rate(two):
     """Adam's first step moves every parameter by the rate, whatever its gradient."""
     begin, stage = start(CONFIG, 2), STAGES[1]
-    inputs = begin.params, begin.optimiser, *stage_inputs(two, stage)
+    inputs = np.zeros(2, np.float32), begin.params, begin.optimiser, *stage_inputs(two, stage)
     params, *_ = train_steps(CONFIG.flow, stage.program, 1, np.float32([[2e-3, 5e-3]] * 2), *inputs)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, begin.params)), strict=True)]
     np.testing.assert_allclose(moved, 2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9993)), (1.0, 1.0, (1.0, 1.0, 1.0))])
+def test_the_power_that_lightens_goes_along_half_a_cosine(start, end, expected):
+    powers = replace(STAGES[1], lighten=(start, end)).powers
+    assert powers[[0, 30, 59]] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def ball_and_more(problem):
+    """A problem whose target is the initial map but for a corner of it, a level of it, and which points lie there."""
+    gone = np.zeros(problem.initial.shape, bool)
+    gone[: gone.shape[0] // 2, : gone.shape[1] // 2] = True
+    left = np.where(gone, 0, problem.initial)
+    fields = dict(masses=[left], densities=[left], blurs=np.zeros(1), rests=np.zeros(1), quieting=np.zeros(1))
+    lacking = replace(problem, **fields)
+    stage = replace(STAGES[1], lighten=(1.0, 1.0))
+    level, goal = stage_inputs(lacking, stage)
+    return level, jax.tree.map(lambda a: a[0], goal), gone[problem.initial > 0]
+
+
+def still(power, level, goal):
+    """The shares of their mass that the points keep in a flow that moves nothing."""
+    params = jax.tree.map(lambda p: 0 * p[0], start(CONFIG, 1).params)
+    return np.asarray(lightened(CONFIG, params, level, goal, jnp.float32(power)) / level.rho)
+
+
+def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(ball_and_more):
+    level, goal, gone = ball_and_more
+    kept = still(1.0, level, goal)
+    assert (kept <= 1 + 1e-6).all() and (kept >= 0).all()
+    away, here = (np.average(kept[which], weights=level.rho[which]) for which in (gone, ~gone))
+    assert away < 0.5 < 0.85 < here  # they meet within NEARBY of the border
+    assert kept[gone].min() < 0.1 and np.median(kept[~gone]) > 0.95
+
+
+def test_the_square_lets_go_twice_and_the_power_zero_nothing(ball_and_more):
+    once, twice, never = (still(power, *ball_and_more[:2]) for power in (1.0, 2.0, 0.0))
+    np.testing.assert_allclose(twice, once**2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(never, 1)
 
 
 def test_neither_rates_nor_steps_compile_anew(two):
@@ -287,7 +328,13 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
     begin, inputs = start(CONFIG, 2), stage_inputs(two, stage)
-    few = jnp.int32(5), jnp.full((2, 25), 3e-3), begin.params, begin.optimiser  # of the shapes that `fit` has compiled
+    few = (
+        jnp.int32(5),
+        jnp.full((2, 25), 3e-3),
+        jnp.zeros(2),
+        begin.params,
+        begin.optimiser,
+    )  # of the shapes that `fit` has compiled
     *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, Spread())
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
