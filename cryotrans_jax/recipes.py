@@ -65,11 +65,11 @@ def default(problem: Problem, seed: int = 0) -> Config:
         fine *= 2
     middle = max(middle, fine)
     wide, narrow = 2.5 * middle * size, max(4 * size, 2.5 * fine * size)
-    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=(1.0, 1.0))
+    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
     first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
-        replace(first, lighten=(0.0, 1.0)),
+        replace(first, lighten=0.0),
         first,
         closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
         closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),

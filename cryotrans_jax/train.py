@@ -42,14 +42,20 @@ class Stage:
     reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
     rigidity: float = 0.0  # weight
     slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
-    lighten: tuple[float, float] = (0.0, 0.0)  # at its start and end ("matched" only): see `lightened`
+    lighten: float = 0.0  # power by which mass is `lightened` at the start ("matched" only)
+    final_lighten: float = 0.0  # reached along half a cosine
     patience: int = 0  # chunks of steps without a gain, after which the stage comes to its end; 0: all steps are made
 
     @property
     def program(self) -> "Stage":
         """What the compiled step depends on, besides the shapes of its inputs."""
         used = {name: getattr(self, name) for name in ("epsilon", "iterations", "window", "rigidity", "slip")}
-        return Stage(self.loss, 0, 0.0, 0.0, lighten=(float(max(self.lighten) > 0), 0.0), **used)
+        return Stage(self.loss, 0, 0.0, 0.0, final_lighten=float(self.lightens), **used)
+
+    @property
+    def lightens(self) -> bool:
+        """Whether it lets go of mass that the target does not have."""
+        return max(self.lighten, self.final_lighten) > 0
 
     @property
     def left(self) -> np.ndarray:
@@ -64,8 +70,7 @@ class Stage:
     @property
     def powers(self) -> np.ndarray:
         """The power of `lightened` at every step (steps,)."""
-        start, end = self.lighten
-        return end + self.left * (start - end)
+        return self.final_lighten + self.left * (self.lighten - self.final_lighten)
 
     @property
     def ending(self) -> int:
@@ -382,7 +387,7 @@ def train_steps(
         count, whole = shared
         rates, power, params, state, goal, own = one
         level = whole or own
-        if max(stage.lighten) > 0:
+        if stage.lightens:
             level = level._replace(rho=lightened(config, params, level, goal, power))
 
         def body(i, carried):
@@ -661,6 +666,6 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
         other = replace(problem, densities=problem.judges)
         judge, power = compared(level_targets(other, stage.bin, kind, stage.blur)[0])
         goal = goal._replace(judge=judge, judge_power=power)
-    if max(stage.lighten) > 0:
+    if stage.lightens:
         goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY] * len(problem.masses)))
     return goal

@@ -267,7 +267,7 @@ def test_the_first_step_is_as_long_as_its_learning_rate(two):
 
 @pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9993)), (1.0, 1.0, (1.0, 1.0, 1.0))])
 def test_the_power_that_lightens_goes_along_half_a_cosine(start, end, expected):
-    powers = replace(STAGES[1], lighten=(start, end)).powers
+    powers = replace(STAGES[1], lighten=start, final_lighten=end).powers
     assert powers[[0, 30, 59]] == pytest.approx(expected, abs=1e-3)
 
 
@@ -279,7 +279,7 @@ def lacking(problem):
     depth = problem.voxel_size[2] * (np.arange(gone.shape[2]) - gone.shape[2] // 2 + 0.5)
     left, none = np.where(gone, 0, problem.initial)[None], np.zeros(1)
     without = replace(problem.select([0]), masses=left, densities=left, blurs=none, rests=none, quieting=none)
-    stage = replace(STAGES[1], lighten=(1.0, 1.0))
+    stage = replace(STAGES[1], final_lighten=1.0)
     level, goal = stage_inputs(without, stage)
     return level, jax.tree.map(lambda a: a[0], goal), np.broadcast_to(depth, gone.shape)[problem.initial > 0]
 
