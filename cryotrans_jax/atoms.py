@@ -27,22 +27,24 @@ def read_model(path: str | os.PathLike) -> gemmi.Structure:
     Raises:
         InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
-    try:
-        structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
-        reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
-        raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
-    if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
+    structure = _read(path)
     del structure[1:]
-    if not np.isfinite(positions(structure)).all():
-        raise InputError(f"{path} has coordinates that are not numbers: mend or remove those atoms")
-    _mend_elements(structure)
-    return structure
+    return _checked(path, structure)
+
+
+def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
+    """All models of such a file, each by itself: the frames of a trajectory.
+
+    Raises:
+        InputError: as `read_model` does.
+    """
+    whole, each = _read(path), []
+    for model in whole:
+        one = gemmi.Structure()
+        one.name, one.cell = whole.name, whole.cell
+        one.add_model(model)
+        each.append(_checked(path, one))
+    return each
 
 
 def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
@@ -268,6 +270,30 @@ def common_grid(
     needed = np.ceil((xyz.max(0) + padding) / voxel_size).astype(int) - low + 1
     shape = tuple(2 * scipy.fft.next_fast_len(int(n + 1) // 2, real=True) for n in needed)
     return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size
+
+
+def _read(path):
+    """All that a file holds. Raises InputError where that is no model."""
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
+    try:
+        structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+        reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
+        raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
+    return structure
+
+
+def _checked(path, structure):
+    """The structure of one model, with its elements. Raises InputError where positions are no numbers."""
+    if not np.isfinite(positions(structure)).all():
+        raise InputError(f"{path} has coordinates that are not numbers: mend or remove those atoms")
+    _mend_elements(structure)
+    return structure
 
 
 def _blocks(x):

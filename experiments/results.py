@@ -17,7 +17,7 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import atoms, geometry, metrics, train, trajectory
+from cryotrans_jax import atoms, geometry, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, whole_file
@@ -57,6 +57,8 @@ SCORES = (  # label, name in metrics.json without _before and _after, style
     ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
     ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
     ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
+    ("TM-score against the reference", "tm_score", "{:.3f}"),
+    ("Q-score of the reference's model", "q_score", "{:.3f}"),
     ("share of CA-CA bonds of 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
     ("bond lengths off by, rms [Å]", "bond_rms", "{:.3f}"),
     ("centres of the other hand", "mirrored", "{:.0f}"),
@@ -396,8 +398,9 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
 
     `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
     FSC against it (a model is simulated at the initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with
-    a model of both states, CA displacement in Å. For each waypoint the correlation with it of the initial map and of
-    the frame at its time. How consistent the flow is with its inverse, in Å. And how each part moves, where there are
+    a model of both states, CA displacement in Å and TM-score; with a model of the target state its Q-score in the
+    map. For each waypoint the correlation with it of the initial map and of the frame at its time. How consistent the
+    flow is with its inverse, in Å. And how each part moves, where there are
     several.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
@@ -435,6 +438,11 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             "moved_n": "moved_n",
         }
         out |= {name: found[key] for key, name in names.items() if key in found}
+        for when, carried in (("before", case.model), ("after", moved)):
+            out[f"tm_score_{when}"] = metrics.tm_score(carried, reference)
+    if isinstance(reference, gemmi.Structure):
+        for when, map_ in (("before", compared.start), ("after", generated)):
+            out[f"q_score_{when}"] = qscore.q_score(map_, reference)
     return out
 
 

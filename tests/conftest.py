@@ -47,6 +47,12 @@ def bent_chain(turn):
 
 
 @pytest.fixture(scope="session")
+def bent():
+    """Makes the model with its second half turned by an angle."""
+    return bent_chain
+
+
+@pytest.fixture(scope="session")
 def models():
     """Models of the initial state, of the target state, and of one half way."""
     return bent_chain(0.0), bent_chain(0.6), bent_chain(0.3)

@@ -23,7 +23,7 @@ LAYERS = (  # a file imports only from layers before its own
     },
     {"maps"},
     {"atoms", "prepare"},
-    {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition"},
+    {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition", "qscore"},
     {"train"},
     {"trajectory", "recipes"},
     {"morphing"},

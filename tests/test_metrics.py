@@ -11,6 +11,7 @@ import pytest
 from scipy import ndimage
 
 from cryotrans_jax import atoms, metrics
+from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, write_map
 
@@ -153,3 +154,92 @@ def test_matched_maps_are_alike_at_one_resolution_and_scale(sign):
     more = replace(maps[1], density=maps[1].density + np.eye(24, 20, dtype=np.float32)[..., None])
     a, b = metrics.matched(maps[0], more, sign * 9.0)
     assert abs(np.vdot(a, b - a)) < 1e-3 * np.vdot(a, a)  # the best scale leaves nothing along a
+
+
+def test_the_tm_score_is_blind_to_pose_and_one_of_the_same():
+    model, other = hinge_pair()
+    turned = atoms.moved(model, atoms.positions(model) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 7)
+    assert metrics.tm_score(turned, model) == pytest.approx(1)
+    assert metrics.tm_score(other, model) == pytest.approx(metrics.tm_score(other, turned), abs=1e-6)
+    mirrored = atoms.moved(model, atoms.positions(model) * (1, 1, -1))
+    assert metrics.tm_score(mirrored, model) < 0.9
+
+
+def test_the_tm_score_finds_the_larger_domain():
+    """The first domain does not move: laid on itself it scores at least its share of the residues."""
+    model, other = hinge_pair()
+    (x,) = atoms.common_ca(model)
+    numbers = np.array([residue.seqid.num for residue in model[0][0]])
+    still = (numbers < 101).mean()
+    d0 = 1.24 * (len(x) - 15) ** (1 / 3) - 1.8
+    moved = np.linalg.norm(atoms.common_ca(other)[0] - x, axis=1)
+    in_place = (1 / (1 + (moved / d0) ** 2)).mean()
+    assert still < in_place <= metrics.tm_score(other, model) + 1e-9 < 1
+
+
+def test_the_tm_score_counts_residues_that_are_missing():
+    model = hinge_pair()[0]
+    half = model.clone()
+    del half[0][0][70:]
+    assert metrics.tm_score(half, model) == pytest.approx(70 / 140)
+
+
+def test_the_tm_score_is_that_of_tmtools_where_its_alignment_is_the_same():
+    """Of models that differ by little, so that structures align as residues do."""
+    tmtools = pytest.importorskip("tmtools")
+    model = hinge_pair()[0]
+    (y,) = atoms.common_ca(model)
+    shift = 2.5 * np.sin(y[:, [1, 2, 0]] / 9)
+    other = atoms.moved(model, atoms.positions(model) + 2.5 * np.sin(atoms.positions(model)[:, [1, 2, 0]] / 9))
+    letters = "ACDEFGHIKLMNPQRSTVWY" * 7
+    found = tmtools.tm_align(y + shift, y, letters, letters)
+    assert metrics.tm_score(other, model) == pytest.approx(found.tm_norm_chain2, abs=2e-3)
+
+
+def test_coverage_is_what_was_built_and_in_its_order():
+    model = hinge_pair()[0]
+    part = model.clone()
+    part[0][0].name = "X"
+    for number, residue in enumerate(part[0][0]):
+        residue.seqid.num = 1000 - number  # names and numbers are the program's own
+    del part[0][0][35:]
+    found = metrics.coverage(part, model)
+    assert found == {"n": 35, "coverage": 0.25, "precision": 1.0, "rmsd": 0.0, "order": 1.0}
+    far = atoms.moved(part, atoms.positions(part) + 200)
+    assert metrics.coverage(far, model)["n"] == 0
+    near = atoms.moved(part, atoms.positions(part) + (1.0, 0, 0))
+    assert metrics.coverage(near, model)["rmsd"] == pytest.approx(1, abs=1e-6)
+
+
+def test_detail_is_the_share_of_a_wave(noise):
+    """Of two waves of equal power one lies in the band; a mean does not count."""
+    x = np.arange(40)
+    waves = (
+        np.cos(2 * np.pi * 0.4 * x)[:, None, None] + np.cos(2 * np.pi * 0.1 * x)[None, :, None] + np.zeros((1, 1, 41))
+    )
+    assert metrics.detail(5 + waves) == pytest.approx(0.5)
+    smooth = ndimage.gaussian_filter(noise[0], 1.0)  # which leaves exp(-4 π² s²) of the power, 0.002 at 0.4
+    assert metrics.detail(smooth) < 0.3 * metrics.detail(noise[0])
+
+
+def test_mass_that_moves_a_little_does_not_appear_and_mass_that_jumps_does():
+    a = np.zeros((24, 20, 22), np.float32)
+    a[4:8, 4:8, 4:8] = 1
+    a[12:16, 4:8, 4:8] = 2
+    near = np.roll(a, (3, -2, 1), (0, 1, 2))
+    assert metrics.appearing(a, near, 4) == pytest.approx((0, 0), abs=1e-4)
+    jumped = a.copy()
+    jumped[4:8, 4:8, 4:8], jumped[4:8, 12:16, 12:16] = 0, 1  # 64 of the mass, 8 voxels away along two axes
+    assert metrics.appearing(a, jumped, 4) == pytest.approx((64, 64), abs=1e-3)
+    assert metrics.appearing(a, jumped, 4, reach=2) == pytest.approx((0, 0), abs=1e-3)
+    assert metrics.appearing(a, 0.5 * a, 4) == pytest.approx((0, 96), abs=1e-3)
+    assert metrics.appearing(0 * a, 0 * a, 4) == (0, 0)
+
+
+def test_between_is_what_neither_end_covers():
+    density = np.ones((4, 5, 6), np.float32)
+    ends = np.zeros((4, 5, 6), bool)
+    ends[:3] = True
+    assert metrics.between(density, ends) == pytest.approx(1 / 4)
+    density[3] = -1
+    assert metrics.between(density, ends) == 0
