@@ -24,6 +24,7 @@ CURVES = {  # colour and width: what is before is pale and thin
     "reference_before": ("#e3b48d", 1.2),
     "reference_after": ("#c2571a", 2.0),
 }
+SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
 INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
 COLOURS = 96  # of a GIF
 KEY = 26  # pixels below the picture of an animation, for its key
@@ -208,6 +209,50 @@ def loss_drawing(stages: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Drawin
         drawing.text(left + axes.width / 2, 16, f"stage {number + 1}: {name}")
         drawing.text(left + axes.width / 2, 218, "step")
     return drawing
+
+
+def panels_drawing(panels: dict[str, dict[str, tuple]], across: str, floor: Real | None = None) -> Drawing:
+    """A panel for each title, two abreast, with a curve (x, y) for each name, of one colour in all of them.
+
+    `across` tells what x is; the scale of y reaches down to `floor` at least, where one is given.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colours = {name: SERIES[k % len(SERIES)] for k, name in enumerate(names)}
+    columns = min(len(panels), 2)
+    rows, lines = -(-len(panels) // columns), -(-len(names) // 4)
+    drawing = Drawing(350 * columns + 10, 250 * rows + 18 * lines + 12)
+    for number, (title, curves) in enumerate(panels.items()):
+        left, top = 46 + 350 * (number % columns), 30 + 250 * (number // columns)
+        every = [np.concatenate([np.ravel(curve[axis]) for curve in curves.values()]) for axis in (0, 1)]
+        low, high = (float(end(every[1])) for end in (np.min, np.max))
+        low = low if floor is None else min(low, float(floor))
+        step = tick_step(high - low)
+        first, last = np.floor(low / step + 1e-9) * step, np.ceil(high / step - 1e-9) * step
+        axes = Axes(
+            left, top, 300, 170, (float(every[0].min()), float(every[0].max())), (first, max(last, first + step))
+        )
+        ticks = np.arange(first, axes.ylim[1] + step / 2, step)
+        apart = tick_step(axes.xlim[1] - axes.xlim[0])
+        marks = np.arange(np.ceil(axes.xlim[0] / apart) * apart, axes.xlim[1] + apart * 1e-6, apart)
+        axes.frame(
+            drawing, [(float(v), f"{v:g}") for v in marks.round(9)], [(float(v), f"{v:g}") for v in ticks.round(9)]
+        )
+        for name, (x, y) in reversed(curves.items()):  # the first one on top
+            drawing.line(*axes.place(x, y), colours[name], 1.6)
+        drawing.text(left + 150, top - 12, title, size=12)
+        drawing.text(left + 150, top + 204, across)
+    for number, name in enumerate(names):
+        x, y = 46 + 170 * (number % 4), 250 * rows + 18 * (number // 4) + 14
+        drawing.line([x, x + 20], [y - 4, y - 4], colours[name], 2.4)
+        drawing.text(x + 25, y, name, "start")
+    return drawing
+
+
+def tick_step(span: Real) -> float:
+    """The distance of about five ticks over a span: 1, 2 or 5 times a power of ten."""
+    rough = max(float(span), 1e-9) / 5
+    unit = 10 ** np.floor(np.log10(rough))
+    return float(unit * next(k for k in (1, 2, 5, 10) if k * unit >= rough * (1 - 1e-9)))
 
 
 def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: Float[np.ndarray, "3"]) -> Drawing:

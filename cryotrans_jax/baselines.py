@@ -1,0 +1,154 @@
+"""Other ways from one map to another: linear blend, transport barycentre, a flow by squared difference alone, models.
+
+Each gives frames at times from 0 to 1 on the maps' grid, or a fit that does, so that all are scored alike.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ott.problems.linear.barycenter_problem import FixedBarycenterProblem
+from ott.solvers.linear.discrete_barycenter import FixedBarycenter
+
+from cryotrans_jax import atoms, prepare, recipes, train
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+from cryotrans_jax.morphing import Fit
+from cryotrans_jax.trajectory import Times
+from cryotrans_jax.transport import TINY, VoxelGrid
+
+EPSILON = 0.3  # squared voxels: as sharp as the frames that MorphOT's authors publish
+SWEEPS = 60  # of Sinkhorn's iteration for each frame, which goes on from the frame before
+WINDOW = 16  # voxels along each axis over which mass can be moved
+FAINT = 1e-3  # of a map's maximum: a barycentre is computed in the box of what is more
+
+
+def blend(initial: Map, target: Map, times: Times) -> Iterator[Map]:
+    """(1 − t) f0 + t f1 at each time: what ChimeraX's `volume morph` shows."""
+    for t in times:
+        yield replace(initial, density=np.float32(1 - t) * initial.density + np.float32(t) * target.density)
+
+
+def barycentre(
+    initial: Map, target: Map, times: Times, epsilon: float = EPSILON, sweeps: int = SWEEPS, window: int = WINDOW
+) -> Iterator[Map]:
+    """The entropic Wasserstein-2 barycentre of two maps with the weights 1 − t and t at each time (as MorphOT).
+
+    By ott-jax's fixed-support solver (Janati et al. 2020, without debiasing) in the log domain; `epsilon` in squared
+    voxels. Densities are taken for masses, negative ones for none; both totals are the initial map's.
+    """
+    masses = [np.maximum(m.density, 0) for m in (initial, target)]
+    total = masses[0].sum(dtype=np.float64)
+    shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
+    box = tuple(slice(a, b) for a, b in zip(*prepare.bounding_box(shown), strict=True))
+    pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
+    voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
+    start = jnp.zeros((2, pair[0].size))
+    for t in times:
+        weights = jnp.array([1 - t, t], jnp.float32)
+        between, start = mean_measure(pair, weights, voxel, epsilon, sweeps, window, start)
+        density = np.zeros(initial.density.shape, np.float32)
+        density[box] = total * np.asarray(between)
+        yield replace(initial, density=density)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def mean_measure(
+    pair: Float[Array, "2 x y z"],
+    weights: Float[Array, "2"],
+    voxel: Float[Array, "3"],
+    epsilon: float | Float[Array, ""],
+    sweeps: int,
+    window: int,
+    start: Float[Array, "2 voxels"],
+) -> tuple[Float[Array, "x y z"], Float[Array, "2 voxels"]]:
+    """The barycentre of two measures with these weights, and the potentials from which the next one may start."""
+    geometry = VoxelGrid(pair.shape[1:], voxel, epsilon, window)
+    measures = jnp.maximum(pair, TINY).reshape(2, -1)
+    solver = FixedBarycenter(min_iterations=sweeps, max_iterations=sweeps, inner_iterations=sweeps)
+    found = solver(FixedBarycenterProblem(geometry, measures, weights), start)
+    return found.histogram.reshape(pair.shape[1:]), found.g
+
+
+def squared_flow(
+    initial: Map,
+    target: Map,
+    *,
+    seed: int = 0,
+    steps: float = 1.0,
+    initial_threshold: float | None = None,
+    target_threshold: float | None = None,
+    resolutions: tuple[float | None, float | None] = (None, None),
+    progress: Callable | None = None,
+) -> Fit:
+    """A fit by squared difference alone: the default recipe without its correspondences, and with one field.
+
+    Both maps on one grid; `steps`, thresholds and resolutions (Å) as in `morph`; `progress(config, stage, step,
+    losses)` is called every few steps. Raises InputError where nothing is above a threshold.
+    """
+    problem = prepare.prepare(
+        initial,
+        [target],
+        initial_threshold=initial_threshold,
+        target_threshold=target_threshold,
+        initial_resolution=resolutions[0],
+        target_resolutions=[resolutions[1]],
+    )
+    config = recipes.default(problem, seed)
+    stages = train.scaled(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
+    config = replace(config, stages=stages, rival=None, bodies=0)
+    state, history = train.fit(problem, config, progress=lambda *at: progress and progress(config, *at))
+    params = jax.tree.map(np.asarray, state.params)
+    threshold = problem.report["initial"]["threshold"]
+    return Fit(config, params, problem.frame, threshold, tuple(history), initial=initial)
+
+
+def straight(
+    initial: gemmi.Structure, target: gemmi.Structure, like: Map, resolution: float, times: Times
+) -> Iterator[Map]:
+    """Maps of models on the straight line between the two states' models, at a resolution in Å, on the grid of `like`.
+
+    This knows the answer: the last frame is the target's own model, at the resolution asked for. Heavy atoms that both
+    have, by chain, residue number and name.
+
+    Raises:
+        InputError: the models have no atom in common.
+    """
+    start, end, weights = common_heavy(initial, target)
+    for t in times:
+        yield atoms.simulate_map(
+            (start + t * (end - start), weights), like.density.shape, like.voxel_size, like.origin, resolution
+        )
+
+
+def common_heavy(
+    a: gemmi.Structure, b: gemmi.Structure
+) -> tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]:
+    """Positions in two models of the heavy atoms that both have, and their atomic numbers.
+
+    Chains need not have the same name where there is but one in each.
+    """
+    one, other = (_heavy(model) for model in (a, b))
+    if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):
+        one, other = ({key[1:]: value for key, value in table.items()} for table in (one, other))
+    shared = [key for key in one if key in other]
+    if not shared:
+        raise InputError("the models have no heavy atom in common: give them one naming of chains and residues")
+    positions = (np.array([table[key][0] for key in shared]) for table in (one, other))
+    return *positions, np.array([one[key][1] for key in shared], np.float64)
+
+
+def _heavy(model):
+    """Position and atomic number by chain, residue number and atom name, of the first conformation."""
+    return {
+        (chain.name, str(residue.seqid), atom.name): (atom.pos.tolist(), atom.element.atomic_number)
+        for chain in model[0]
+        for residue in chain.first_conformer()
+        for atom in residue.first_conformer()
+        if not atom.is_hydrogen()
+    }

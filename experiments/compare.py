@@ -1,0 +1,308 @@
+"""Our morph beside other ways between the same two maps, all scored alike in one table.
+
+python -m experiments.compare --initial=A.mrc --target=B.mrc "--frames_of=MorphOT:morphot/*.mrc"
+python -m experiments.compare --data_dir=PAIRS --pair=adk --target_resolution=7
+
+Methods (--methods): ours, the default recipe; blend, the maps mixed, as ChimeraX's volume morph does; barycentre,
+entropic optimal transport, as MorphOT does; l2, our flow by squared difference alone, without correspondences; paper,
+the published schedule (slow); models, the straight line between models of both states, where they are known: it knows
+the answer. Frames of other programs come by --frames_of.
+
+A --pair is a folder in --data_dir with models of both states, as for experiments.validate. Its target map is simulated
+with noise, so that by its Fourier shell correlation it is worth its resolution, as a real map is: one without noise is
+blurred, but has lost nothing.
+"""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+from . import flags as shared
+from .main import run
+
+FLAGS = flags.FLAGS
+METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
+USUAL = ("ours", "blend", "barycentre", "l2", "models")
+MADE = ("compare.json", "compare.csv", "compare.txt", "along.csv")
+MADE += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
+EDGE = 1.15  # of the resolution's frequency: where the filter of a simulated target's noise has ended
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    shared.define_maps()
+    with shared.group("Maps"):
+        flags.DEFINE_string(
+            "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
+        )
+        flags.DEFINE_bool("noise", True, "Give the target of a --pair as much noise as leaves it worth its resolution.")
+        flags.DEFINE_float(
+            "voxel_size", None, "Å: voxel size of all maps, where their headers are wrong.", lower_bound=1e-3
+        )
+    shared.define_alignment()
+    shared.define_contour()
+    with shared.group("Atomic models"):
+        flags.DEFINE_string("model", None, "MODEL: of the initial state.")
+        flags.DEFINE_string("target_model", None, "MODEL: of the target state, which only the method models is told.")
+        flags.DEFINE_list(
+            "reference", None, "MODEL|MAP: of the target state, to score against; --target_model if not given."
+        )
+    with shared.group("Methods"):
+        flags.DEFINE_list("methods", list(USUAL), f"NAME,...: which of {', '.join(METHODS)}.")
+        flags.DEFINE_multi_string(
+            "frames_of",
+            [],
+            "NAME:FILES: frames of another program (MorphOT:out/*.mrc, or MorphOT:a.mrc,b.mrc,c.mrc), equally spaced "
+            "in time, those of a pattern by their names; or its last frame alone.",
+        )
+        flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
+        flags.DEFINE_float("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", lower_bound=1e-4)
+    with shared.group("Output"):
+        flags.DEFINE_integer("frames", 11, "Number of frames, from 0 to 1 in time.", lower_bound=3, upper_bound=1000)
+        flags.DEFINE_bool("keep_frames", False, "Write the frames of the methods computed here as well.")
+        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
+        flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+    shared.define_machine()
+    shared.define_archives()
+
+
+def main() -> None:
+    """Nothing; prints the table, and writes it with its figures."""
+    from cryotrans_jax.files import InputError
+
+    from . import contest, results
+
+    if unknown := [name for name in FLAGS.methods if name not in METHODS]:
+        raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
+    files = contest.listed(FLAGS.frames_of)
+    name = FLAGS.pair or Path((FLAGS.target or ["none"])[0]).name.split(".")[0]
+    out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
+    if not FLAGS.overwrite and any((out_dir / made).exists() for made in MADE):
+        raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
+    case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
+    bout = bout_of(case, path)
+    judge = contest.Judge(bout)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for method in FLAGS.methods:
+        if method == "models" and bout.models is None:
+            print("models of both states are not known: their straight line is left out")
+            continue
+        print(f"{method} ...", flush=True)
+        begin = time.perf_counter()
+        frames, far = computed(method, case, bout)
+        entries.append(judge.entry(method, frames, bout.times, time.perf_counter() - begin, far))
+        if FLAGS.keep_frames:
+            write_frames(frames, out_dir / method)
+    for name, paths in files.items():
+        frames = [read_frame(path, bout) for path in paths]
+        entries.append(judge.entry(name, frames, spaced(len(frames))))
+    about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
+    contest.write(entries, bout, about, out_dir)
+    print(contest.table(entries))
+    print(f"The table and its figures are in {out_dir}")
+
+
+def from_pair():
+    """The case of a pair's folder, its target noisy if so asked, and models of the way between the states."""
+    from cryotrans_jax.files import InputError
+
+    from . import validate
+
+    folder = Path(FLAGS.data_dir) / FLAGS.pair
+    if not (folder / "pair.json").is_file():
+        raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
+    resolution = FLAGS.target_resolution or 7.0
+    case = validate.load_pair(folder, resolution)
+    if FLAGS.noise:
+        case.targets = [worn(case.targets[0], resolution)]
+    return case, validate.known_path(folder, case.model)
+
+
+def from_maps(out_dir: Path):
+    """The case that the flags name, and no models of the way."""
+    from dataclasses import replace
+
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    from . import inputs
+
+    if not FLAGS.target or len(FLAGS.target) > 1:
+        raise InputError("give --initial and one --target, or a --pair of models")
+    given = SimpleNamespace(**FLAGS.flag_values_dict(), waypoint=[])
+    given.reference = FLAGS.reference or ([FLAGS.target_model] if FLAGS.target_model else None)
+    case = inputs.from_flags(given, out_dir)
+    if FLAGS.target_model:
+        found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
+        model = atoms.read_model(found)
+        case.references = [*case.references, case.alignments[0].transform.moved(model)]
+    if FLAGS.voxel_size:
+        size = FLAGS.voxel_size
+
+        def resized(map_):
+            return replace(map_, voxel_size=map_.voxel_size * 0 + size, origin=map_.origin / map_.voxel_size * size)
+
+        case.initial, case.targets = resized(case.initial), [resized(case.targets[0])]
+    return case, []
+
+
+def bout_of(case, path):
+    """What all methods are given: both maps without their solvent, and what they are judged by.
+
+    The fits see the maps as they are, and find the solvent by themselves.
+    """
+    from dataclasses import replace
+
+    import gemmi
+    import numpy as np
+
+    from cryotrans_jax import contour, prepare, trajectory
+
+    from . import contest
+    from .results import reference_map
+
+    seen = contour.describe(case.initial, case.initial_resolution, given=FLAGS.initial_threshold, model=case.model)
+    maps, masses = [], []
+    given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
+    for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
+        shown = map_ if threshold is not None or name == "initial" else prepare.quieted(map_)[0]
+        mass, report = prepare.thresholded(shown, threshold, f"{name} map")
+        mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
+        maps.append(replace(map_, density=map_.density * mask))
+        masses.append(mass)
+    target = replace(
+        maps[1], density=maps[1].density * np.float32(masses[0].sum(dtype=np.float64) / masses[1].sum(dtype=np.float64))
+    )
+    reference = case.references[0] if case.references else None
+    known = [model for model in (case.model, *case.references[-1:]) if isinstance(model, gemmi.Structure)]
+    sharp = case.initial_resolution or 3.0
+    return contest.Bout(
+        initial=maps[0],
+        target=target,
+        level=seen["contour"],
+        times=spaced(FLAGS.frames),
+        resolution=sharp,
+        inside=(masses[0] > 0) | (masses[1] > 0),
+        truth=None if reference is None else reference_map(reference, case.initial, sharp),
+        models=tuple(known) if len(known) == 2 else None,
+        path=path,
+    )
+
+
+def computed(method: str, case, bout):
+    """A method's frames, and how far (Å) a known path is from its models, None where that is not known."""
+    import numpy as np
+
+    from cryotrans_jax import atoms, baselines, metrics
+
+    from . import contest
+
+    if method == "blend":
+        return list(baselines.blend(bout.initial, bout.target, bout.times)), None
+    if method == "barycentre":
+        return list(baselines.barycentre(bout.initial, bout.target, bout.times)), None
+    if method == "models":
+        frames = list(baselines.straight(*bout.models, bout.initial, bout.resolution, bout.times))
+        if not bout.path:
+            return frames, None
+        start, end, *path = atoms.common_ca(*bout.models, *bout.path)
+        return frames, metrics.path_distance(start + bout.times[:, None, None] * (end - start), np.stack(path))
+    fit = fitted(method, case)
+    far = contest.path_distance(bout, fit.move(case.model, bout.times)) if bout.path else None
+    return list(fit.frames(bout.times)), far
+
+
+def fitted(method: str, case):
+    """The fit of a method that is a flow."""
+    from cryotrans_jax import baselines
+    from cryotrans_jax.progress import Progress
+
+    from . import results
+
+    settings = {name: FLAGS[name].value for name in ("seed", "steps", "initial_threshold", "target_threshold")}
+    if method == "l2":
+        known = case.initial_resolution, case.target_resolutions[0]
+        with Progress() as progress:
+            return baselines.squared_flow(
+                case.initial, case.targets[0], resolutions=known, progress=progress, **settings
+            )
+    recipe = "paper" if method == "paper" else "default"
+    return results.fit_case(case, SimpleNamespace(recipe=recipe, bin=1, mass_kda=FLAGS.mass_kda, **settings))
+
+
+def worn(map_, resolution: float):
+    """The map with noise, always the same, as strong as leaves its FSC with itself at 0.5 at the resolution (Å).
+
+    White noise of three times the map's power there; both are filtered away beyond, as is usual with real maps.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+    import scipy.fft
+
+    from cryotrans_jax.prepare import shell_power
+
+    s, power = shell_power(map_)
+    strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
+    noise = np.random.default_rng(0).standard_normal(map_.density.shape, np.float32)
+    axes = [scipy.fft.fftfreq(n, v) for n, v in zip(map_.density.shape[:2], map_.voxel_size[:2], strict=True)]
+    axes.append(scipy.fft.rfftfreq(map_.density.shape[2], map_.voxel_size[2]))
+    s = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    passed = 0.5 + 0.5 * np.cos(np.pi * np.clip((s * resolution - 1) / (EDGE - 1), 0, 1))
+    coefficients = scipy.fft.rfftn(map_.density + np.float32(strength) * noise) * passed.astype(np.float32)
+    return replace(map_, density=scipy.fft.irfftn(coefficients, s=map_.density.shape).astype(np.float32))
+
+
+def spaced(count: int):
+    """Times of equally spaced frames; that of a single one is 1."""
+    from cryotrans_jax.trajectory import frame_times
+
+    return frame_times(count)
+
+
+def read_frame(path: Path, bout):
+    """The frame in a file on the maps' grid."""
+    from dataclasses import replace
+
+    from cryotrans_jax.maps import read_map
+
+    from . import contest
+
+    frame = read_map(path)
+    if FLAGS.voxel_size:
+        size = FLAGS.voxel_size
+        frame = replace(frame, voxel_size=frame.voxel_size * 0 + size, origin=frame.origin / frame.voxel_size * size)
+    return contest.on_grid(frame, bout.initial, str(path))
+
+
+def described(case, files) -> dict:
+    """The files used, with their checksums."""
+    from cryotrans_jax.files import checksum
+
+    used = {name: path for name, path in case.files.items()}
+    used |= {str(path): path for paths in files.values() for path in paths}
+    return {name: {"file": str(path.resolve()), "sha256": checksum(path)} for name, path in used.items()}
+
+
+def write_frames(frames, folder: Path) -> None:
+    """Nothing; the folder holds the frames."""
+    from cryotrans_jax.maps import write_map
+
+    from .results import numbered
+
+    folder.mkdir(exist_ok=True)
+    for number, frame in enumerate(frames):
+        write_map(folder / f"frame_{numbered(number, len(frames))}.mrc", frame)
+
+
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
+    define_flags()
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

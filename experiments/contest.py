@@ -1,0 +1,268 @@
+"""Frames of any method between two maps, scored alike; the table, the curves and the figures that come of it."""
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from cryotrans_jax import atoms, metrics, plots
+from cryotrans_jax.files import InputError, whole_file
+from cryotrans_jax.maps import Map
+
+from . import results
+
+BLOCK = 4.0  # Å at least: blocks from each of which mass may go to the next ones from frame to frame
+MOST_BLOCKS = 4000  # filled ones: with more of them the search for what has appeared takes minutes
+KNOWN = 20  # models at most of a known path, evenly picked, that maps are compared with
+COLUMNS = (  # key, head, what it is, style
+    ("correlation_with_target", "CC target", "correlation of the last frame with the target", "{:.3f}"),
+    ("fsc_with_target", "FSC target", "FSC = 0.5 of the last frame against the target [Å]", "{:.2f}"),
+    ("correlation_with_truth", "CC truth", "correlation of the last frame with the truth", "{:.3f}"),
+    ("fsc_with_truth", "FSC truth", "FSC = 0.5 of the last frame against the truth [Å]", "{:.2f}"),
+    (
+        "detail_halfway",
+        "detail",
+        "power of the frame half way at 0.35 to 0.45 cycles a voxel, as a share of all its power, relative to the mean "
+        "of that of the two maps",
+        "{:.2f}",
+    ),
+    (
+        "detail_end",
+        "detail end",
+        "the same of the last frame",
+        "{:.2f}",
+    ),
+    (
+        "mass_halfway",
+        "mass",
+        "mass above the initial map's contour in the frame half way, relative to the mean of the first and the last "
+        "frame's: below 1 where density fades on its way",
+        "{:.2f}",
+    ),
+    (
+        "between",
+        "between",
+        "share of the mass of the frame half way where neither map has density above its contour: what moves passes "
+        "there, a blend has none",
+        "{:.3f}",
+    ),
+    (
+        "fleeting",
+        "fleeting",
+        "mass above the contour that on the whole way appears or vanishes without having moved, in the mean of both, "
+        f"relative to the initial map's; between two frames it may move to the next block of {BLOCK:g} Å, or more "
+        "in large molecules",
+        "{:.3f}",
+    ),
+    ("path_correlation", "CC path", "mean over a known path of the best correlation with any frame", "{:.3f}"),
+    ("path", "path [Å]", "mean over a known path of the least RMSD of CA atoms to any frame", "{:.2f}"),
+    ("seconds", "seconds", "to make the frames, start-up and compilation included", "{:.0f}"),
+)
+
+
+@dataclass
+class Bout:
+    """What all methods are given, on one grid: the initial map and the target, the former's contour level, the times.
+
+    And what they are judged by, where it is known: a `truth` that shows the target state sharply, models of both states
+    and of the way between them. `resolution` is the initial map's, Å; `inside` (bool) is where
+    one of the maps has density above its contour.
+    """
+
+    initial: Map
+    target: Map
+    level: float
+    times: np.ndarray
+    resolution: float
+    inside: np.ndarray
+    truth: Map | None = None
+    models: tuple[gemmi.Structure, gemmi.Structure] | None = None
+    path: list[gemmi.Structure] = field(default_factory=list)
+
+
+@dataclass
+class Entry:
+    """One method's scores, its curves along the path (times, values), FSC curves of its last frame, and a frame."""
+
+    name: str
+    scores: dict[str, float]
+    along: dict[str, tuple[np.ndarray, np.ndarray]]
+    fsc: dict[str, plots.Curve]
+    halfway: np.ndarray | None
+
+
+class Judge:
+    """Scores frames for one bout; the known path's maps are made once."""
+
+    def __init__(self, bout: Bout):
+        """Make what every method is compared with."""
+        self.bout = bout
+        self.detail = (metrics.detail(bout.initial.density) + metrics.detail(bout.target.density)) / 2
+        filled = bout.initial.density >= bout.level
+        self.block = max(round(BLOCK / bout.initial.voxel_size.min()), 1)
+        while np.count_nonzero(filled) > MOST_BLOCKS * self.block**3:
+            self.block += 1
+        known = bout.path[:: -(-len(bout.path) // KNOWN)] if bout.path else []
+        grid = bout.initial.density.shape, bout.initial.voxel_size, bout.initial.origin
+        maps = [atoms.simulate_map(model, *grid, bout.resolution).density for model in known]
+        self.known = np.stack([_standard(density) for density in maps]) if maps else None
+
+    def entry(
+        self,
+        name: str,
+        frames: Sequence[Map],
+        times: np.ndarray,
+        seconds: float | None = None,
+        path: float | None = None,
+    ) -> Entry:
+        """The scores of a method's frames at these times, the last of which is its prediction of the target state.
+
+        What needs a frame half way is left out where there are fewer than three.
+        """
+        bout, last = self.bout, frames[-1].density
+        scale = 1.0
+        if len(frames) > 1:  # units of other programs are made the initial map's
+            first = frames[0].density
+            scale = float(np.vdot(first, bout.initial.density) / np.vdot(first, first))
+        curves = {"target": metrics.map_fsc(frames[-1], bout.target)}
+        scores = {"correlation_with_target": metrics.correlation(last, bout.target.density)}
+        if bout.truth is not None:
+            curves["truth"] = metrics.map_fsc(frames[-1], bout.truth)
+            scores["correlation_with_truth"] = metrics.correlation(last, bout.truth.density)
+        scores |= {f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()}
+        details = np.array([metrics.detail(frame.density) for frame in frames]) / self.detail
+        masses = np.array([metrics.visible(scale * frame.density, bout.level) for frame in frames])
+        along = {"detail": (times, details), "mass": (times, masses / max(masses[0], 1e-30))}
+        for end, other in (("initial", bout.initial), ("target", bout.target)):
+            values = [metrics.correlation(frame.density, other.density) for frame in frames]
+            along[f"correlation with the {end} map"] = times, np.array(values)
+        scores["detail_end"] = float(details[-1])
+        middle = int(np.argmin(np.abs(times - 0.5)))
+        if len(frames) > 2:
+            shown = [np.where(scale * f.density >= bout.level, scale * f.density, 0) for f in frames]
+            steps = [metrics.appearing(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
+            lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / metrics.visible(
+                bout.initial.density, bout.level
+            )
+            along["fleeting mass"] = times, lost
+            scores["detail_halfway"] = float(details[middle])
+            scores["mass_halfway"] = float(masses[middle] / max((masses[0] + masses[-1]) / 2, 1e-30))
+            scores["between"] = metrics.between(frames[middle].density, bout.inside)
+            scores["fleeting"] = float(lost[-1])
+        if self.known is not None:
+            found = self.known @ np.stack([_standard(frame.density) for frame in frames], -1)
+            scores["path_correlation"] = float(found.max(1).mean())
+        scores |= {key: value for key, value in (("path", path), ("seconds", seconds)) if value is not None}
+        return Entry(name, scores, along, curves, frames[middle].density if len(frames) > 2 else None)
+
+
+def path_distance(bout: Bout, frames: Sequence[gemmi.Structure]) -> float | None:
+    """How far (Å) the bout's known path is from frames of models; None where no path is known."""
+    if not bout.path:
+        return None
+    every = atoms.common_ca(*frames, *bout.path)
+    return metrics.path_distance(np.stack(every[: len(frames)]), np.stack(every[len(frames) :]))
+
+
+def write(entries: Sequence[Entry], bout: Bout, about: dict, folder: Path) -> None:
+    """Nothing; the folder holds the table as text, JSON and CSV, the curves as CSV, and the figures."""
+    results.write_json(folder / "compare.json", about | {"scores": {e.name: e.scores for e in entries}})
+    keys = [key for key, *_ in COLUMNS if any(key in e.scores for e in entries)]
+    rows = [{"method": e.name} | {key: e.scores.get(key, "") for key in keys} for e in entries]
+    results.write_rows(folder / "compare.csv", rows)
+    curves = [
+        {"method": e.name, "quantity": name, "time": float(t), "value": float(v)}
+        for e in entries
+        for name, curve in e.along.items()
+        for t, v in zip(*curve, strict=True)
+    ]
+    results.write_rows(folder / "along.csv", curves)
+    _write(folder / "compare.txt", table(entries))
+    for name, drawing in figures(entries, bout).items():
+        _write(folder / f"{name}.svg", plots.svg(drawing))
+        _write(folder / f"{name}.png", plots.png(drawing))
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """The scores in columns, a line for each method, and what the columns are."""
+    used = [column for column in COLUMNS if any(column[0] in e.scores for e in entries)]
+    width = max(len(e.name) for e in entries)
+    lines = [" " * width + "".join(f"  {head:>10s}" for _, head, _, _ in used)]
+    for e in entries:
+        cells = [style.format(e.scores[key]) if key in e.scores else "" for key, _, _, style in used]
+        lines.append(f"{e.name:{width}s}" + "".join(f"  {cell:>10s}" for cell in cells))
+    return "\n".join([*lines, "", *(f"{head}: {what}" for _, head, what, _ in used)]) + "\n"
+
+
+def figures(entries: Sequence[Entry], bout: Bout) -> dict[str, plots.Drawing]:
+    """The figures by name: along the path, FSC of the last frames, and the frames half way beside the two maps."""
+    names = [name for name in ("detail", "mass", "fleeting mass") if any(name in e.along for e in entries)]
+    titles = {
+        "detail": "detail kept",
+        "mass": "mass above the contour, to that at t = 0",
+        "fleeting mass": "mass that has appeared or vanished",
+    }
+    panels = {titles[name]: {e.name: e.along[name] for e in entries if name in e.along} for name in names}
+    ends = ("correlation with the initial map", "correlation with the target map")
+    panels |= {name: {e.name: e.along[name] for e in entries} for name in ends}
+    drawn = {"along": plots.panels_drawing(panels, "time along the path", floor=0.0)}
+    against = {"target": "the target map", "truth": "the truth"}
+    fsc = {
+        f"FSC of the last frame against {against[kind]}": {
+            e.name: (e.fsc[kind][0][1:], e.fsc[kind][1][1:]) for e in entries if kind in e.fsc
+        }
+        for kind in against
+        if any(kind in e.fsc for e in entries)
+    }
+    drawn["ends"] = plots.panels_drawing(fsc, "spatial frequency [1/Å]", floor=0.0)
+    frames = {e.name: e.halfway for e in entries if e.halfway is not None}
+    volumes = {"initial": bout.initial.density} | frames | {"target": bout.target.density}
+    drawn["halfway"] = plots.slices_drawing(volumes, bout.initial.voxel_size)
+    return drawn
+
+
+def on_grid(frame: Map, like: Map, name: str) -> Map:
+    """Another program's frame on the maps' grid. Raises InputError where the boxes lie apart."""
+    from cryotrans_jax.align import IDENTITY, resampled
+    from cryotrans_jax.maps import same_grid
+
+    if same_grid(like, frame) is None:
+        return frame
+    moved = resampled(frame, like, IDENTITY)
+    if not moved.density.any():
+        raise InputError(f"{name} lies outside of the initial map's box: write it on that map's grid, or in its frame")
+    return moved
+
+
+def _standard(density: np.ndarray) -> np.ndarray:
+    """The density without its mean, of length 1, flat: products of two are correlations."""
+    flat = density.ravel() - density.mean(dtype=np.float64).astype(np.float32)
+    return flat / np.float32(np.sqrt(np.sum(flat**2, dtype=np.float64)))
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Nothing; the file holds the text, in UTF-8, or the bytes."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def listed(texts: Iterable[str]) -> dict[str, list[Path]]:
+    """The files of each NAME:FILES, those of a pattern in the order of their names; of several with one name together.
+
+    Raises:
+        InputError: a text has no name, or no file is found.
+    """
+    found: dict[str, list[Path]] = {}
+    for text in texts:
+        name, _, patterns = text.partition(":")
+        if not (name and patterns):
+            raise InputError(f"--frames_of={text} is not NAME:FILES: give a name and files, such as MorphOT:out/*.mrc")
+        for pattern in patterns.split(","):
+            files = sorted(glob.glob(pattern))
+            if not files:
+                raise InputError(f"--frames_of={text}: there is no file {pattern}; give frames in MRC format")
+            found.setdefault(name, []).extend(map(Path, files))
+    return found
