@@ -1,0 +1,125 @@
+"""What it takes to have a model built anew into a generated map, and how much of the backbone such a model has found.
+
+python -m experiments.rebuild --run_dir=DIR --reference=B.cif                        the files and commands for Phenix
+python -m experiments.rebuild --run_dir=DIR --reference=B.cif --rebuilt=built.cif    the scores of what was built
+
+The first writes the folder DIR/rebuild: the sequence, the reference in the initial map's frame, and build.sh, which
+calls Phenix (map_to_model, then chain_comparison). Phenix is not part of this project, and need not be there to score.
+The scores are of CA atoms within 3 Å; that the right residue was built there is for Phenix to say.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from .main import run
+
+FLAGS = flags.FLAGS
+BUILD = """#!/bin/sh
+# Builds a model into the generated map and compares it with the reference; needs Phenix (https://phenix-online.org).
+set -e
+cd "$(dirname "$0")"
+phenix.map_to_model ../generated.mrc seq_file=sequence.fasta resolution={resolution:g} pdb_out=rebuilt.pdb
+phenix.chain_comparison reference.pdb rebuilt.pdb
+phenix.map_model_cc ../generated.mrc rebuilt.pdb resolution={resolution:g}
+"""
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_string(
+        "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
+    )
+    flags.DEFINE_string(
+        "reference", None, "MODEL: of the target state, in the target map's frame; the run's if not given."
+    )
+    flags.DEFINE_string("rebuilt", None, "MODEL: built into the run's generated map, to score.")
+    flags.DEFINE_float("within", 3.0, "Å: from how near CA atoms are the same.", lower_bound=0.1)
+    flags.DEFINE_bool("overwrite", False, "Replace what the folder holds.")
+
+
+def main() -> None:
+    """Nothing; writes the folder, or prints and writes the scores."""
+    from cryotrans_jax import atoms, metrics
+    from cryotrans_jax.files import InputError
+
+    from . import results
+
+    run_dir = Path(FLAGS.run_dir)
+    folder = run_dir / "rebuild"
+    if not ((run_dir / "config.json").is_file() and (run_dir / "generated.mrc").is_file()):
+        raise InputError(f"{run_dir} holds no run: give the --out_dir of a finished experiments.run")
+    saved = json.loads((run_dir / "config.json").read_text())
+    reference = in_frame(saved)
+    if FLAGS.rebuilt:
+        if (folder / "coverage.json").exists() and not FLAGS.overwrite:
+            raise InputError(f"{folder} holds scores already: add --overwrite to replace them")
+        found = metrics.coverage(atoms.read_model(FLAGS.rebuilt), reference, FLAGS.within)
+        folder.mkdir(exist_ok=True)
+        results.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
+        print(f"of the reference's CA atoms {100 * found['coverage']:.1f} % are found within {FLAGS.within:g} Å")
+        print(
+            f"of the rebuilt ones {100 * found['precision']:.1f} % are found; these are {found['rmsd']:.2f} Å rms off"
+        )
+        print(f"of neighbours that are both found {100 * found['order']:.1f} % are neighbours in the rebuilt chain")
+        return
+    if (folder / "build.sh").exists() and not FLAGS.overwrite:
+        raise InputError(f"{folder} is there already: add --overwrite to replace its files")
+    folder.mkdir(exist_ok=True)
+    resolution = saved["resolutions"]["initial"] or 3.0
+    atoms.write_model(folder / "reference.pdb", reference)
+    write(folder / "sequence.fasta", fasta(reference))
+    write(folder / "build.sh", BUILD.format(resolution=resolution))
+    print(f"sh {folder / 'build.sh'} builds a model with Phenix; score it with --rebuilt={folder / 'rebuilt.pdb'}")
+
+
+def in_frame(saved: dict):
+    """The reference's model in the initial map's frame, where the generated map is."""
+    import numpy as np
+
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    known = saved["settings"].get("reference") or []
+    name = FLAGS.reference or (known[0] if len(known) == 1 else None)
+    if name is None:
+        raise InputError("the run had no reference, or several: name the target state's model with --reference")
+    model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"])
+    laid = saved.get("alignment")
+    if laid is None:
+        return model
+    turn = np.array(laid["transform"])
+    return atoms.moved(model, atoms.positions(model) @ turn[:3, :3].T + turn[:3, 3])
+
+
+def fasta(model) -> str:
+    """The sequences of a model's protein chains, in one letter a residue."""
+    import gemmi
+
+    model = model.clone()
+    model.setup_entities()
+    lines = []
+    for chain in model[0]:
+        names = [residue.name for residue in chain.get_polymer()]
+        if letters := gemmi.one_letter_code(names):
+            lines += [f">{chain.name}", letters]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Nothing; the file holds the text."""
+    from cryotrans_jax.files import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
+    define_flags()
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,194 @@
+"""A finished run's pseudo-trajectory against dynamics: when it passes each frame of a known trajectory, and how near.
+
+python -m experiments.trajectory --run_dir=DIR --dynamics=path.pdb           a PDB or mmCIF file of many models
+python -m experiments.trajectory --run_dir=DIR --dynamics=top.psf,run.dcd    whatever MDAnalysis reads, if installed
+python -m experiments.trajectory --run_dir=DIR --dynamics=PAIRS/adk          a pair's folder that names its path
+
+The run must have carried a model (--model). Pseudo-time is matched to time in order, by dynamic programming, over the
+CA atoms in common; beside it stands the straight line between the known trajectory's own ends, which knows both.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from .main import run
+
+FLAGS = flags.FLAGS
+MADE = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    flags.DEFINE_string(
+        "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
+    )
+    flags.DEFINE_list("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
+    flags.DEFINE_string("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
+    flags.DEFINE_bool("superpose", False, "Lay the trajectory over the initial model first, by its nearer end.")
+    flags.DEFINE_integer("times", 101, "At so many times the run's trajectory is looked at.", lower_bound=2)
+    flags.DEFINE_bool("overwrite", False, "Replace the results that the run's folder holds.")
+
+
+def main() -> None:
+    """Nothing; prints how near the path is, and writes it into the run's folder."""
+    import numpy as np
+
+    from cryotrans_jax import atoms, metrics, plots, trajectory
+    from cryotrans_jax.files import InputError, whole_file
+    from cryotrans_jax.morphing import Fit
+
+    from . import results
+
+    folder = Path(FLAGS.run_dir)
+    if not FLAGS.overwrite and any((folder / name).exists() for name in MADE):
+        raise InputError(f"{folder} holds such a comparison already: add --overwrite to replace it")
+    model = carried_model(folder)
+    path = known(model)
+    times = trajectory.frame_times(FLAGS.times)
+    start, *xyz = atoms.common_ca(model, *path)
+    path, turned = oriented(np.stack(xyz), start)
+    if len(path) < 3:
+        raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
+    line = path[0] + times[:, None, None] * (path[-1] - path[0])
+    rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
+    for name, frames in (("run", Fit.load(folder / "checkpoint").carry(start, times)), ("straight", line)):
+        match, error = metrics.along_path(frames, path)
+        ways[name] = times[match], error
+        for row, t, far in zip(rows, times[match], error, strict=True):
+            row |= {f"{name}_time": float(t), f"{name}_rmsd": float(far)}
+    found = {
+        f"{name}_{key}": value
+        for name, (_, error) in ways.items()
+        for key, value in (("mean", float(error.mean())), ("max", float(error.max())), ("end", float(error[-1])))
+    }
+    found |= {"atoms": len(start), "frames": len(path), "reversed": turned}
+    along = np.linspace(0, 1, len(path))
+    panels = {
+        "RMSD of CA atoms to the frame matched [Å]": {name: (along, error) for name, (_, error) in ways.items()},
+        "pseudo-time matched": {name: (along, matched) for name, (matched, _) in ways.items()},
+    }
+    drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
+    results.write_rows(folder / "dynamics.csv", rows)
+    results.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
+    for name, content in (("svg", plots.svg(drawing).encode()), ("png", plots.png(drawing))):
+        with whole_file(folder / f"dynamics.{name}") as temporary:
+            temporary.write_bytes(content)
+    print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
+    print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
+    for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
+        print(f"{label:28s} " + " ".join(f"{found[f'{name}_{key}']:6.2f}" for key in ("mean", "max", "end")))
+
+
+def carried_model(folder: Path):
+    """The model that the run carried."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    saved = json.loads((folder / "config.json").read_text())
+    name = saved["settings"].get("model")
+    if not (FLAGS.model or name):
+        raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
+    return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"])
+
+
+def known(model) -> list:
+    """The models of the known trajectory, laid over the initial one if asked to."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    from .validate import known_path
+
+    first = Path(FLAGS.dynamics[0])
+    if (first / "pair.json").is_file():
+        path, named = known_path(first, model), json.loads((first / "pair.json").read_text())
+        if "models" in named.get("path", {}):  # those are of the way between the pair's own states
+            end = atoms.read_model(first / named["target"])
+            path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]
+    elif first.is_dir():
+        raise InputError(f"{first} is a folder without a pair.json: give a file of models, or a pair's folder")
+    elif len(FLAGS.dynamics) > 1:
+        path = with_mdanalysis(FLAGS.dynamics)
+    else:
+        path = atoms.read_models(first)
+    if not path:
+        raise InputError(f"{first} names no path: give a file of models, or the folder of a pair with a path")
+    return laid(path, model) if FLAGS.superpose else path
+
+
+def with_mdanalysis(files: list[str]) -> list:
+    """A topology's protein at every frame of its trajectories, by MDAnalysis."""
+    import gemmi
+
+    from cryotrans_jax.files import InputError
+
+    try:
+        import MDAnalysis
+    except ImportError:
+        raise InputError(
+            "topology and trajectory are read by MDAnalysis, which is not installed: python -m pip install MDAnalysis"
+        ) from None
+    universe = MDAnalysis.Universe(*files)
+    chosen = universe.select_atoms("protein and name CA")
+    if not len(chosen):
+        raise InputError(f"{files[0]} has no CA atoms of a protein: give the topology of one")
+    models = []
+    for _ in universe.trajectory:
+        structure = gemmi.Structure()
+        structure.add_model(gemmi.Model(1))
+        chain = None
+        for atom in chosen:
+            name = str(getattr(atom, "chainID", "") or atom.segid)
+            if chain is None or chain.name != name:
+                chain = structure[0].add_chain(name)
+            residue = gemmi.Residue()
+            residue.name, residue.seqid = str(atom.resname), gemmi.SeqId(int(atom.resid), " ")
+            ca = gemmi.Atom()
+            ca.name, ca.element, ca.pos = "CA", gemmi.Element("C"), gemmi.Position(*map(float, atom.position))
+            residue.add_atom(ca)
+            chain.add_residue(residue)
+        models.append(structure)
+    universe.trajectory.close()
+    return models
+
+
+def laid(path: list, model) -> list:
+    """The models, all moved by what lays the one of their ends that is more like the initial model over that."""
+    from cryotrans_jax import atoms, metrics
+
+    def moved(end):
+        return metrics.ca_displacement(atoms.superpose(end, model), model)["rmsd"]
+
+    near = min((path[0], path[-1]), key=moved)
+    over = atoms.superpose(near, model)
+    turn = fitted(atoms.positions(near), atoms.positions(over))
+    return [atoms.moved(one, atoms.positions(one) @ turn[0].T + turn[1]) for one in path]
+
+
+def fitted(x, y):
+    """Rotation and shift that take positions x (n, 3) to y, which are the same turned."""
+    from scipy.spatial.transform import Rotation
+
+    turn = Rotation.align_vectors(y - y.mean(0), x - x.mean(0))[0].as_matrix()
+    return turn, y.mean(0) - turn @ x.mean(0)
+
+
+def oriented(path, start):
+    """The path (frames, n, 3) from its end nearer to the start on, and whether it was turned round for that."""
+    import numpy as np
+
+    far = [float(np.square(end - start).sum()) for end in (path[0], path[-1])]
+    return (path[::-1], True) if far[1] < far[0] else (path, False)
+
+
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
+    define_flags()
+    run(main)
+
+
+if __name__ == "__main__":
+    command()
