@@ -10,7 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-INTERNAL = {"benchmark", "validate", "floor"}  # jobs for those who measure the program; their messages need no page
+INTERNAL = {
+    "benchmark",
+    "validate",
+    "floor",
+    "waypoints",
+}  # jobs for those who measure the program; their messages need no page
 LISTED = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
 FIXED = 12  # letters of a message that do not vary, at least, for it to be told from others
 
