@@ -26,6 +26,16 @@ def unscaled_l2(a: Volume, b: Volume, power: Scalar) -> Float[Array, ""]:
     return 1 - jnp.sum(a * b) ** 2 / (jnp.sum(a**2) * power)
 
 
+def found(carried: Volume, target: Volume) -> Volume:
+    """How much of a carried volume the target has, 0 to 1 in every voxel, with the scale that suits both best.
+
+    Both blurred alike, so that small displacements do not count.
+    """
+    here, there = jnp.maximum(carried, 0), jnp.maximum(target, 0)
+    here = here * jnp.sum(here * there) / jnp.maximum(jnp.sum(here**2), 1e-30)
+    return jnp.clip(there / jnp.maximum(here, 1e-6 * here.max() + 1e-30), 0, 1)
+
+
 def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
     """Weighted mean of Huber's loss of the distances between points and where they belong, in units of `reach`.
 

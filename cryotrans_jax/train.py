@@ -355,9 +355,7 @@ def lightened(
         carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
         if goal.blur is not None:
             carried = losses.blur(carried, goal.blur)
-        here, there = (jnp.maximum(losses.blur(volume, goal.nearby), 0) for volume in (carried, goal.volume))
-        here = here * jnp.vdot(here, there) / jnp.maximum(jnp.vdot(here, here), 1e-30)
-        found = jnp.clip(there / jnp.maximum(here, 1e-6 * here.max()), 0, 1)
+        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in (carried, goal.volume)))
         return level.rho * gather(found, moved, level.corner, level.voxel) ** power
 
     moved, _ = carry(config, params, level)

@@ -13,6 +13,7 @@ MATCHED = 0.8  # a correlation at the target's resolution below this is told
 STILL = 1.0  # Å: a morph that moves nothing further is told
 WORSE = 1.02  # an FSC = 0.5 more than so many times what it was is told
 FOLDED = 0.1  # Å, rms: density that the inverse flow brings back to no nearer than this is told
+LACKING = 0.05  # a larger share of the mass that the target has no density for is told
 EDGE = 0.001  # a larger share of the mass at the sides of the box is told
 
 
@@ -96,6 +97,13 @@ def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:
             f"The flow carried there and back misses its start by {scores['consistency']:.2f} Å, rms.",
             "It folds somewhere: two places are carried to one, and frames that are pulled back show only one of them. "
             "Another --seed, or --parts where domains slide along each other, may be free of it.",
+        )
+    if scores.get("target_lacks", 0) > LACKING:
+        yield Caution(
+            True,
+            f"For {100 * scores['target_lacks']:.0f} % of the generated map's mass the target has no density.",
+            "A part that the target lacks is let go by the fit, and goes along with what it hangs on: do not read its "
+            "place as seen. Below zero in unexplained.mrc is where. Or a motion was not found.",
         )
     if measured.at_edge > EDGE:
         yield Caution(

@@ -248,12 +248,14 @@ def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
 def write_unexplained(start: Map, generated: Map, target: Map, variance: float, folder: Path) -> dict:
     """Correlations with the target at its resolution, `variance` from the maps'; what they leave of it is a map there.
 
-    That is the target less the generated map, blurred and scaled: above zero where the target has more.
+    That is the target less the generated map, blurred and scaled: above zero where the target has more. And the share
+    of the generated map's mass that the target lacks.
     """
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
-    return {"correlation_matched_before": before, "correlation_matched_after": after}
+    lacking = metrics.lacking(end, goal, target.voxel_size, train.NEARBY)
+    return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
 def numbered(number: int, count: int) -> str:

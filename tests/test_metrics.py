@@ -68,6 +68,22 @@ def test_fsc_equals_sums_over_the_whole_transform(noise):
         np.testing.assert_allclose(frequency[k], k / side)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_what_the_target_lacks_is_the_share_of_mass_in_what_was_taken_out(share):
+    """Of balls of one size, 25 Å apart, and whatever the scale; a quarter of them is one of four."""
+    at = np.stack(np.meshgrid(*map(np.arange, (64, 64, 16)), indexing="ij"), -1) * 1.0
+    centres = [(20, 20, 8), (20, 45, 8), (45, 20, 8), (45, 45, 8)]
+    balls = [np.exp(-0.5 * ((at - centre) ** 2).sum(-1) / 9) for centre in centres]
+    kept = sum(balls[int(4 * share) :], np.zeros(at.shape[:3]))
+    assert metrics.lacking(sum(balls), 3 * kept, np.ones(3), 3.0) == pytest.approx(share, abs=0.01)
+
+
+def test_a_displacement_below_the_width_lacks_little():
+    x = np.arange(48.0)
+    a, b = (np.exp(-0.5 * ((x - c) / 4) ** 2)[:, None, None] * np.ones((1, 8, 8)) for c in (20.0, 21.0))
+    assert 0 < metrics.lacking(a, b, np.ones(3), 3.0) < 0.15 < metrics.lacking(a, np.roll(b, 12, 0), np.ones(3), 3.0)
+
+
 def test_signal_with_equal_noise_correlates_by_the_square_root_of_a_half(noise):
     """E FSC(f, f + n) = 1 / sqrt(1 + |n|^2 / |f|^2)."""
     curve = metrics.fsc(noise[0], noise[0] + noise[1], 1.0)[1]

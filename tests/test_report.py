@@ -324,6 +324,7 @@ def test_good_numbers_alarm_nobody():
         (dict(mass_kept=0.85), {}, {}, {}, "15 % of the mass that was carried is missing"),
         (dict(mass_kept=1.2), {}, {}, {}, "gained 20 %"),
         (dict(consistency=0.25), {}, {}, {}, "misses its start by 0.25 Å"),
+        (dict(target_lacks=0.08), {}, {}, {}, "For 8 % of the generated map's mass the target has no density"),
         (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
         ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),

@@ -90,6 +90,7 @@ def test_what_is_unexplained_is_what_the_target_has_more(run, folder):
     np.testing.assert_allclose(left.density, goal - end, atol=1e-5 * goal.max())
     assert scores["correlation_matched_after"] == pytest.approx(metrics.correlation(end, goal), abs=1e-5)
     assert scores["correlation_matched_before"] < scores["correlation_matched_after"]
+    assert 0 <= scores["target_lacks"] < 1
 
 
 def test_a_run_writes_all_that_it_promises(run, folder):
