@@ -10,22 +10,24 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from cryotrans_jax.files import InputError, whole_file
-from cryotrans_jax.maps import Map
+from cryotrans_jax.files import InputError, taken, unpacked, whole_file
+from cryotrans_jax.maps import FARTHEST, Map
 
 SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
 REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
 PDB_ATOMS = 99999  # the PDB format's numbers have five digits
 BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
+ASCII = bytes(range(128)) + b"?" * 128
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
 BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # within an amino acid
 
 
 def read_model(path: str | os.PathLike) -> gemmi.Structure:
-    """The first model of a PDB or mmCIF file, plain or with .gz, with elements even if the file lacks them.
+    """The first model of a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
 
     Raises:
-        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers.
+        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers or no
+            place.
     """
     structure = _read(path)
     del structure[1:]
@@ -86,13 +88,15 @@ def write_trajectory(path: str | os.PathLike, frames: Sequence[gemmi.Structure])
 def pdb_obstacle(structure: gemmi.Structure) -> str | None:
     """Why the PDB format cannot hold a model for all programs, in words; None if it can."""
     count, chains = structure[0].count_atom_sites(), [chain.name for chain in structure[0]]
-    numbers = [residue.seqid.num for chain in structure[0] for residue in chain]
+    numbers: list[int | None] = [residue.seqid.num for chain in structure[0] for residue in chain]
     if count + len(chains) > PDB_ATOMS:  # each chain's end is numbered too
         return f"it has {count} atoms, more than {PDB_ATOMS}"
     if long := [name for name in chains if len(name) > 1]:
         return f"its chain {long[0]} has a name of more than one letter"
     if long := [residue.name for chain in structure[0] for residue in chain if len(residue.name) > 3]:
         return f"its residue {long[0]} has a name of more than three letters"
+    if None in numbers:
+        return "it has a residue without a number"
     if not -999 <= min(numbers) <= max(numbers) <= 9999:
         return f"its residues are numbered from {min(numbers)} to {max(numbers)}"
     low, high = positions(structure).min(), positions(structure).max()
@@ -278,8 +282,16 @@ def _read(path):
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
+    with unpacked(path) as (stream, most):
+        text = bytes(stream.read() if most is None else taken(stream, most + 1))
+        if most is not None and len(text) > most:
+            raise InputError(
+                f"{path} unpacks to more than {most} bytes: if that is right, unpack it first, with gunzip"
+            )
+    if not text.isascii():  # a byte for a byte, as PDB has columns; neither format has other names
+        text = text.translate(ASCII)
     try:
-        structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
+        structure = gemmi.read_structure_string(text, format=gemmi.CoorFormat.Detect)
     except (RuntimeError, ValueError, OSError, IndexError) as error:
         reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
         raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
@@ -289,9 +301,13 @@ def _read(path):
 
 
 def _checked(path, structure):
-    """The structure of one model, with its elements. Raises InputError where positions are no numbers."""
-    if not np.isfinite(positions(structure)).all():
+    """The structure of one model, with its elements. Raises InputError where positions are no numbers or no place."""
+    xyz = positions(structure)
+    if not np.isfinite(xyz).all():
         raise InputError(f"{path} has coordinates that are not numbers: mend or remove those atoms")
+    far = np.abs(xyz).max(initial=0.0)
+    if far > FARTHEST:
+        raise InputError(f"{path} has an atom {far:g} Å from 0: mend or remove it, coordinates are in Å")
     _mend_elements(structure)
     return structure
 

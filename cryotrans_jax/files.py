@@ -1,12 +1,26 @@
-"""Files written whole or not at all, and the error that tells the user what is wrong with an input."""
+"""Files written whole or not at all, files of strangers read within bounds, and the error that tells the user what is
+wrong with an input.
+"""
 
+import bz2
 import contextlib
 import errno
+import gzip
 import hashlib
+import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 24  # bytes read at a time
+ROOM = 1 << 28  # bytes that any compressed file may unpack to
+SQUEEZED = 100  # times its own size that a larger one may; densities and coordinates come nowhere near
+RECORD_BYTES = 50_000_000  # a description in JSON has no more
+DEPTH = 64  # nor lists in lists deeper than this
 
 
 class InputError(ValueError):
@@ -32,6 +46,62 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | None]]:
+    """The file's bytes as a stream, unpacked if its first bytes are those of gzip or bzip2, and how many may be taken.
+
+    None stands for all: a plain file's size is its own. A compressed one may be a bomb, kilobytes that unpack to
+    terabytes, and is taken for one beyond ROOM and SQUEEZED times its size.
+
+    Raises:
+        InputError: the compressed bytes are damaged.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(3)
+    packed = gzip.open if magic[:2] == b"\x1f\x8b" else bz2.open if magic == b"BZh" else None
+    try:
+        with packed(path) if packed else open(path, "rb") as stream:
+            yield stream, max(ROOM, SQUEEZED * os.path.getsize(path)) if packed else None
+    except (EOFError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None):  # the disk's trouble, not the data's
+            raise
+        raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
+
+
+def taken(stream: BufferedIOBase, count: int) -> bytearray:
+    """The next `count` bytes, or fewer where the stream ends; memory grows with what is really there."""
+    data = bytearray()
+    while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
+        data += chunk
+    return data
+
+
+def read_json(path: str | os.PathLike, otherwise: str = "") -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: there is none, it is larger than RECORD_BYTES or nested deeper than DEPTH; with the words of
+            `otherwise` if given.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(RECORD_BYTES + 1)
+        content = json.loads(text) if len(text) <= RECORD_BYTES else None
+    except (ValueError, RecursionError):  # also of bytes that are no text
+        content = None
+    if not isinstance(content, dict) or _deeper(content, DEPTH):
+        raise InputError(otherwise or f"{path} does not hold a JSON object as it should: remove it, or copy it again")
+    return content
+
+
+def _deeper(content: Any, depth: int) -> bool:
+    """Whether lists and objects are nested deeper than this."""
+    level = [content]
+    for _ in range(depth):
+        level = [v for c in level if isinstance(c, dict | list) for v in (c.values() if isinstance(c, dict) else c)]
+    return bool(level)
 
 
 def checksum(path: str | os.PathLike) -> str:

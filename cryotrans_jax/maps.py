@@ -3,11 +3,8 @@
 Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
 """
 
-import bz2
-import gzip
 import io
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +15,16 @@ from jaxtyping import Float
 from mrcfile.dtypes import HEADER_DTYPE
 from scipy import ndimage
 
-from cryotrans_jax.files import InputError, whole_file
+from cryotrans_jax.files import InputError, taken, unpacked, whole_file
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 SUFFIXES = (".mrc", ".map", ".ccp4")
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
-CHUNK = 1 << 24  # bytes read at a time
+SMALLEST, LARGEST = 1e-14, 1e14  # of densities: sums of squares of a billion such stay within float32
+VOXELS = 1e-2, 1e3  # Å: from the finest diffraction maps to the coarsest tomograms
+FARTHEST = 1e6  # Å from 0 that anything lies: float32 then still tells places 0.1 Å apart
+SHEARED = 16  # times a skewed map's voxels that its orthogonal grid may have
+ALWAYS = 1 << 22  # voxels that it may have in any case
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,21 +64,17 @@ def read_map(path: str | os.PathLike) -> Map:
 
     Raises:
         InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, of an impossible cell,
-            without voxel size, constant, or holds values that are not finite.
+            without voxel size, nowhere near 0, constant, or holds values that are not finite or cannot be computed
+            with.
     """
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
-    try:
-        with _unpacked(path) as stream:
-            header = _header(path, stream.read(HEADER_DTYPE.itemsize))
-            _check_volume(path, header)
-            values = _values(path, header, stream)
-    except (EOFError, zlib.error, OSError) as error:
-        if getattr(error, "errno", None):  # the disk's trouble, not the data's
-            raise
-        raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
+    with unpacked(path) as (stream, most):
+        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
+        _check_volume(path, header)
+        values = _values(path, header, stream, most)
     axes = np.argsort(_file_axes(header))  # the file's axis for each of x, y, z
     density = np.ascontiguousarray(values.transpose(axes), np.float32)
     _check_values(path, density)
@@ -173,15 +170,6 @@ def _vector(values) -> str:
     return "(" + ", ".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in values) + ")"
 
 
-def _unpacked(path):
-    """The file's bytes as a stream, uncompressed; compression is known by its first bytes, not by name."""
-    with open(path, "rb") as file:
-        magic = file.read(3)
-    if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path)
-    return bz2.open(path) if magic == b"BZh" else open(path, "rb")
-
-
 def _header(path, head: bytes) -> np.void:
     """The header, in the byte order in which its sizes are possible (old machine stamps are often wrong)."""
     if len(head) == HEADER_DTYPE.itemsize:
@@ -221,26 +209,24 @@ def _file_axes(header) -> list[int]:
     return [axis - 1 for axis in _raw_axes(header)] if any(_raw_axes(header)) else [0, 1, 2]
 
 
-def _values(path, header, stream) -> np.ndarray:
-    """The stored numbers with axes columns, rows, sections."""
+def _values(path, header, stream, most: int | None) -> np.ndarray:
+    """The stored numbers with axes columns, rows, sections; no more than `most` bytes of the stream are taken."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
     kind = np.dtype(MODES[int(header["mode"])]).newbyteorder(header.dtype["mode"].byteorder)
     skipped, wanted = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
-    data = _read(stream, wanted) if len(_read(stream, skipped)) == skipped else b""
+    if most is not None and HEADER_DTYPE.itemsize + skipped + wanted > most:
+        raise InputError(
+            f"{path} is compressed and would unpack to {skipped + wanted} bytes by its header, {_sides(size)} voxels: "
+            "if that is right, unpack it first, with gunzip or bunzip2"
+        )
+    stream.seek(skipped, os.SEEK_CUR)  # in a compressed file it is unpacked piece by piece, and nothing of it kept
+    data = taken(stream, wanted)
     if len(data) < wanted:
         raise InputError(
             f"{path} is truncated: its header promises {_sides(size)} voxels, {wanted} bytes, "
             f"and {len(data)} are there: copy it again"
         )
     return np.frombuffer(data, kind).reshape(size[::-1]).T
-
-
-def _read(stream, count: int) -> bytearray:
-    """The next `count` bytes, or fewer where the stream ends; memory grows with what is really there."""
-    data = bytearray()
-    while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
-        data += chunk
-    return data
 
 
 def _check_values(path, density):
@@ -250,6 +236,9 @@ def _check_values(path, density):
         raise InputError(f"{path} holds {bad} values that are NaN or infinite: set them to 0 first")
     if density.min() == density.max():
         raise InputError(f"{path} has the value {density.flat[0]:g} throughout: give a map with a density")
+    largest = max(-density.min(), density.max())
+    if not SMALLEST <= largest <= LARGEST:
+        raise InputError(f"{path} has values of up to {largest:g}, which cannot be squared: scale them to about 1")
 
 
 def _placed(path, header, density, axes) -> Map:
@@ -259,12 +248,25 @@ def _placed(path, header, density, axes) -> Map:
     voxel_size = cell / np.where(sampling > 0, sampling, density.shape)
     if not np.all(np.isfinite(voxel_size) & (voxel_size > 0)):
         raise InputError(f"{path} has no voxel size (its cell is {_vector(cell)} Å): set it in the header")
+    if voxel_size.min() < VOXELS[0] or voxel_size.max() > VOXELS[1]:
+        found = ", ".join(f"{size:g}" for size in voxel_size)
+        raise InputError(f"{path} has voxels of {found} Å, outside {VOXELS[0]:g} to {VOXELS[1]:g}: set the cell in Å")
     start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
     angles = np.array(header["cellb"].item(), np.float64)
     right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)
     steps = np.diag(voxel_size) if right else _skewed_steps(path, voxel_size, angles)
     origin = origin if np.isfinite(origin).all() and origin.any() else steps @ start
-    return Map(density, voxel_size, origin) if right else orthogonal(density, steps, origin)
+    if np.abs(origin).max() > FARTHEST:
+        found = ", ".join(f"{x:g}" for x in origin)
+        raise InputError(f"{path} lies at ({found}) Å by its header: set its origin, to 0 if in doubt")
+    if right:
+        return Map(density, voxel_size, origin)
+    sides = np.ceil(np.abs(steps / np.diag(steps)[:, None]) @ density.shape)
+    if sides.prod() > max(SHEARED * density.size, ALWAYS):
+        raise InputError(
+            f"{path} has too skewed a cell: a box of {_sides(sides.astype(int))} voxels would hold it: resample it"
+        )
+    return orthogonal(density, steps, origin)
 
 
 def _skewed_steps(path, voxel_size, angles) -> np.ndarray:

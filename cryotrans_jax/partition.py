@@ -32,7 +32,7 @@ REACH = 8.0  # Å on either side of a border within which density may turn out t
 WINDOW = 3.0  # Å: width of the neighbourhood over which density is compared to find out
 GAP = 1.2  # Å from density to where it still holds together with the next
 SMALLEST = 0.02  # of the mass: a body holds more
-SELECTION = re.compile(r"(?P<chain>[^:]*)(:(?P<first>-?\d+)(-(?P<last>-?\d+))?)?")
+SELECTION = re.compile(r"(?P<chain>[^:]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
 Motions = list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]  # x → x R + t, of rows x in Å
@@ -183,7 +183,8 @@ def selected(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
     chosen = [
         number
         for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
-        if name == match["chain"].strip() and (first is None or first <= residue.seqid.num <= last)
+        if name == match["chain"].strip()
+        and (first is None or residue.seqid.num is not None and first <= residue.seqid.num <= last)
     ]
     if not chosen:
         known = ", ".join(name or "(no name, as in :1-320)" for name in dict.fromkeys(names))

@@ -1,13 +1,14 @@
 """Entries of the public archives: which files belong to them, and what the EMDB says of its maps."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 
 from .download import download
 
@@ -15,6 +16,7 @@ EMDB = re.compile(r"emd[-_]?([0-9]{4,6})", re.IGNORECASE)
 PDB = re.compile(r"(?:pdb_0000)?([0-9][a-z0-9]{3})", re.IGNORECASE)
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # the name of a file in its folder, and not a hidden one
 PARTS = {"map": "map", "half_maps": "other", "masks": "masks"}  # what belongs to an entry, and its folder there
+RESOLUTIONS = 0.1, 1000.0  # Å, of maps
 ENTRY_BYTES = 5e7  # an entry's description has no more
 
 
@@ -68,7 +70,7 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
     """The files of an entry in the EMDB, in the folder now, and emd_<number>.json, which says what is `described`."""
     beside = side_path(folder, number)
     entry = described(number, ask(number, archives, folder))
-    records = read_json(beside).get("files", {}) if beside.is_file() else {}
+    records = {file: told for file, told in told_files(beside).items() if known(told)}
     paths = []
     for part in parts:
         if not entry[part]:
@@ -123,6 +125,17 @@ def described(number: str, content: dict) -> dict:
     return entry
 
 
+def told_files(beside: Path) -> dict:
+    """What stands in the file beside a map about the files that were fetched, by their names."""
+    files = read_json(beside).get("files") if beside.is_file() else None
+    return files if isinstance(files, dict) else {}
+
+
+def known(record: Any) -> bool:
+    """Whether this is the record of a file as `download` gives it."""
+    return isinstance(record, dict) and isinstance(record.get("bytes"), int) and isinstance(record.get("sha256"), str)
+
+
 def at(content: Any, *keys: str) -> list:
     """All values under these keys, one below the other; every item of a list on the way, nothing for a missing key."""
     if isinstance(content, list):
@@ -133,11 +146,12 @@ def at(content: Any, *keys: str) -> list:
 
 
 def number_in(values: list) -> float | None:
-    """The first value as a number, None where there is none."""
+    """The first value as a number, None where there is none that is finite."""
     for value in values:
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            if math.isfinite(found := float(value)):
+                return found
+        except (TypeError, ValueError, OverflowError):
             continue
     return None
 
@@ -173,13 +187,21 @@ def side_path(folder: Path, number: str) -> Path:
 
 
 def side(path: Path) -> dict:
-    """What stands in the file beside a map of the EMDB, if the map is one of those that it names; otherwise nothing."""
+    """What stands in the file beside a map of the EMDB, if the map is one of those that it names; otherwise nothing.
+
+    `resolution` and `contour` are numbers, or not there; a resolution is one that a map can have.
+    """
     found = EMDB.match(path.name)
     told = side_path(path.parent, found[1]) if found else None
     if not told or not told.is_file():
         return {}
     entry = read_json(told)
-    return entry if path.name in at(entry, "map") + at(entry, "half_maps") else {}
+    if path.name not in at(entry, "map") + at(entry, "half_maps"):
+        return {}
+    numbers = {name: number_in([entry.get(name)]) for name in ("resolution", "contour")}
+    if not RESOLUTIONS[0] <= (numbers["resolution"] or 0.0) <= RESOLUTIONS[1]:
+        numbers["resolution"] = None
+    return entry | numbers
 
 
 def contour(path: Path) -> float | None:
@@ -192,17 +214,6 @@ def write_side(path: Path, entry: dict) -> None:
     """Nothing; the file tells of an entry."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, otherwise: str = "") -> dict:
-    """The object in a file. Raises InputError where there is none, with the words of `otherwise` if given."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # also of bytes that are no text
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(otherwise or f"{path} does not hold a JSON object: remove it and fetch it again")
-    return content
 
 
 def wanted(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -15,7 +15,6 @@ fits it with the stock Grid from its first step to its last, which takes hours o
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -104,12 +103,12 @@ def rows_of(section: str) -> Rows:
 
 def read_rows(path: str) -> dict[str, float]:
     """The rows of an earlier run. Raises InputError where the file holds none."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.files import InputError, read_json
 
     try:
-        rows = json.loads(Path(path).read_text())["rows"]
+        rows = read_json(path)["rows"]
         return {label: float(value) for label, value in rows.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from cryotrans_jax.files import InputError, whole_file
+from cryotrans_jax.files import InputError, read_json, whole_file
 
 CHUNK = 1 << 18  # bytes read at a time
 TIMEOUT = 30.0  # seconds without a byte after which a server counts as silent
@@ -85,10 +85,19 @@ def asked(url: str, part: Path):
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"{url} is no address of a server: give one of the form https://...")
     headers = {"User-Agent": "cryotrans-jax"}
-    note = json.loads(beside(part).read_text()) if beside(part).is_file() else {}
-    if size(part) and note.get("url") == url and note["validator"]:
-        headers |= {"Range": f"bytes={size(part)}-", "If-Range": note["validator"]}
+    if size(part) and (validator := noted(part, url)):
+        headers |= {"Range": f"bytes={size(part)}-", "If-Range": validator}
     return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+
+
+def noted(part: Path, url: str) -> str:
+    """By what the server tells that the file at the address is still that of which `part` is the beginning, or ""."""
+    try:
+        note = read_json(beside(part))
+    except (InputError, FileNotFoundError):
+        return ""
+    validator = note.get("validator")
+    return validator if note.get("url") == url and isinstance(validator, str) and validator.isprintable() else ""
 
 
 def receive(reply, url: str, part: Path, what: str, limit: float) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cryotrans_jax.files import whole_file
+from cryotrans_jax.files import InputError, whole_file
 from cryotrans_jax.plots import PALETTE, Curve
 
 UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]")  # what ChimeraX would not take as part of a file's name
@@ -32,11 +32,14 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:
-    """The curves in an fsc.csv."""
-    with path.open(newline="") as file:
-        head, *rows = csv.reader(file)
-    table = np.array([[float(cell or "inf") for cell in row] for row in rows])
-    return {name: (table[:, 0], table[:, k]) for k, name in enumerate(head) if k > 1}
+    """The curves in an fsc.csv. Raises InputError where there are none."""
+    try:
+        with path.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        table = np.array([[float(cell or "inf") for cell in row] for row in rows])
+        return {name: (table[:, 0], table[:, k]) for k, name in enumerate(head) if k > 1}
+    except (ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path} holds no curves ({error}): remove it, and they are computed anew") from error
 
 
 def fsc_xml(curve: Curve, title: str) -> str:

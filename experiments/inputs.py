@@ -248,7 +248,7 @@ def unique_stems(names: list[str]) -> list[str]:
     """File names without folders and suffixes, numbered where two would be the same."""
     stems: list[str] = []
     for name in names:
-        stem = Path(name).name.split(".mrc")[0].split(".map")[0]
+        stem = Path(name).name.split(".mrc")[0].split(".map")[0].lstrip(".") or "target"  # never the folder above
         tries = (stem if k == 1 else f"{stem}_{k}" for k in itertools.count(1))
         stems.append(next(s for s in tries if s not in stems))
     return stems
@@ -256,8 +256,12 @@ def unique_stems(names: list[str]) -> list[str]:
 
 def resolution_in(name: str) -> float | None:
     """Resolution in Å that a name like 6RAH_3A.mrc tells, if it has that form."""
-    match = ENTRY.fullmatch(Path(name).name)
-    return float(match["resolution"]) if match else None
+    if not (match := ENTRY.fullmatch(Path(name).name)):
+        return None
+    resolution = float(match["resolution"])
+    if not archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]:
+        raise InputError(f"{Path(name).name} names a resolution of {resolution:g} Å, which no map has: rename the file")
+    return resolution
 
 
 def resolution_of(name: str, data_dir: str) -> float | None:

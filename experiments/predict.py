@@ -3,7 +3,6 @@
 python -m experiments.predict --run_dir=DIR --frames=51
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -41,14 +40,14 @@ def main() -> None:
         if several := sorted(run_dir.glob("*/config.json")):
             raise InputError(f"{run_dir} holds several targets: name the folder of one, such as {several[0].parent}")
         raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
-    saved = json.loads((run_dir / "config.json").read_text())
+    saved = results.recorded(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    if mask := saved["settings"].get("mask"):
+    if (mask := saved["settings"].get("mask")) in saved["inputs"]:
         mask = Path(saved["inputs"][mask]["file"])
         if not mask.is_file() or checksum(mask) != saved["inputs"][saved["settings"]["mask"]]["sha256"]:
             raise InputError(f"the run's mask {mask} is gone or changed: put it back")

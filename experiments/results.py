@@ -20,7 +20,7 @@ import numpy as np
 from cryotrans_jax import atoms, geometry, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
@@ -119,6 +119,22 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Nothing; raises InputError where the folder holds results that may not be replaced."""
     if not overwrite and (made_in(folder) or (folder / "checkpoint").exists()):
         raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
+
+
+def recorded(folder: Path) -> dict:
+    """What stands in the config.json of a run's folder. Raises InputError where that is not as a run writes it."""
+    wrong = f"{folder / 'config.json'} is not as a run writes it: restore it, or repeat the run with --overwrite"
+    config = read_json(folder / "config.json", wrong)
+    inputs = config.get("inputs")
+    if not isinstance(inputs, dict) or config.get("initial") not in list(inputs):
+        raise InputError(wrong)
+    if not all(isinstance(e, dict) and {str} == {type(e.get(k)) for k in ("file", "sha256")} for e in inputs.values()):
+        raise InputError(wrong)
+    if not isinstance(config.get("targets"), list) or config.get("target") not in config["targets"]:
+        raise InputError(wrong)
+    if not all(isinstance(config.get(name), dict) for name in ("settings", "chosen", "versions")):
+        raise InputError(wrong)
+    return config
 
 
 def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:

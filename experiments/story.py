@@ -1,7 +1,6 @@
 """What a finished run has to tell, and the files that tell it: a page, pictures, maps and scripts for others."""
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from cryotrans_jax import atoms, metrics, plots, surface, trajectory
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import Motion, displacement_map, distances, mass_points, sample, stretches
@@ -71,7 +70,7 @@ class Views:
 
 def tell(story: Story, whole: bool = True) -> None:
     """Nothing; the folder holds the files for other programs, and if `whole` the page and the pictures."""
-    config, scores = (json.loads((story.folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    config, scores = results.recorded(story.folder), read_json(story.folder / "metrics.json")
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
@@ -267,19 +266,22 @@ def target_name(config: dict) -> str | None:
 def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Of each stage the name, the losses, and those by the other half-map (nan where it was not asked).
 
-    From a loss.csv.
+    From a loss.csv. Raises InputError where it is none.
     """
     stages: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    with path.open(newline="") as file:
-        for stage, name, _, value, *judged in list(csv.reader(file))[1:]:
-            stages.setdefault((stage, name), []).append((float(value), float(*judged or ["nan"])))
+    try:
+        with path.open(newline="") as file:
+            for stage, name, _, value, *judged in list(csv.reader(file))[1:]:
+                stages.setdefault((stage, name), []).append((float(value), float(*judged or ["nan"])))
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} is not as a run writes it ({error}): remove it to do without the figure") from error
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Nothing; the file holds the text, in UTF-8, or the bytes."""
+    """Nothing; the file holds the text, in UTF-8 (without what of a file's name is none), or the bytes."""
     with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
@@ -287,12 +289,12 @@ def reread(folder: Path, initial: str | None = None, target: str | None = None) 
 
     Raises InputError where the run is not whole, or a path that is given is not that of the run's map.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = results.recorded(folder)
     for name in ("checkpoint", "metrics.json", "generated.mrc"):
         if not (folder / name).exists():
             raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")
     fit, generated = Fit.load(folder / "checkpoint"), read_map(folder / "generated.mrc")
-    scores = json.loads((folder / "metrics.json").read_text())
+    scores = read_json(folder / "metrics.json")
     start, goal = first_frame(folder, config, fit, initial), goal_of(config, scores, generated, target)
     if (folder / "fsc.csv").is_file():
         curves = exchange.read_fsc(folder / "fsc.csv")

@@ -11,13 +11,13 @@ target's.
 """
 
 import itertools
-import json
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
 
@@ -25,6 +25,8 @@ from .main import run
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
+MOST_BYTES = 1 << 30  # of the frames of a known path
+FARTHEST = 1e6  # Å from 0 that an atom lies
 FRAMES = 11  # with which a known path is compared
 COLUMNS = {
     "pair": "{}",
@@ -165,8 +167,8 @@ def load_pair(folder: Path, resolution: float):
 
     from .results import Case
 
-    named = json.loads((folder / "pair.json").read_text())
-    start, end = (atoms.read_model(folder / named[state]) for state in ("initial", "target"))
+    named = described(folder)
+    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in ("initial", "target"))
     if named.get("superpose"):
         end = atoms.superpose(end, start)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
@@ -206,19 +208,85 @@ def path_scores(fit, case, folder: Path) -> dict:
 
 def known_path(folder: Path, initial) -> list:
     """Models of the way between a pair's states, on the initial one; none where the pair names none."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    named = described(folder).get("path", {})
+    if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
+        raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
+    models = [atoms.read_model(beside(folder, name)) for name in named.get("models", [])]
+    if "frames" in named:
+        index, frames = stored_frames(beside(folder, named["frames"]))
+        for xyz in frames:
+            whole = atoms.positions(initial)
+            if index.max(initial=-1) >= len(whole) or index.min(initial=0) < 0:
+                raise InputError(f"{named['frames']} moves atoms that {folder / named['initial']} lacks")
+            whole[index] = xyz
+            models.append(atoms.moved(initial, whole))
+    return models
+
+
+def described(folder: Path) -> dict:
+    """What stands in the pair.json of a pair's folder. Raises InputError where there is no object."""
+    from cryotrans_jax.files import read_json
+
+    return read_json(folder / "pair.json")
+
+
+def beside(folder: Path, name: Any) -> Path:
+    """The file of that name in a pair's folder. Raises InputError where it is no name, or one that leads elsewhere."""
+    from cryotrans_jax.files import InputError
+
+    if not isinstance(name, str) or Path(name).name != name:
+        raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
+    return folder / name
+
+
+def stored_frames(path: Path):
+    """The rows of the atoms that move (moving,) and where they are in each frame (frames, moving, 3), in Å.
+
+    From an .npz with `atom_index` and `xyz`. Raises InputError where it is none, or its arrays take more than
+    MOST_BYTES.
+    """
+    import zipfile
+    import zlib
+
+    from cryotrans_jax.files import InputError
+
+    try:
+        with zipfile.ZipFile(path) as packed:
+            index, frames = (stored_array(packed, name) for name in ("atom_index", "xyz"))
+    except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} holds no frames ({error}): give an .npz with atom_index and xyz") from error
+    if index.ndim != 1 or index.dtype.kind not in "iu" or frames.dtype.kind != "f" or frames.ndim != 3:
+        raise InputError(f"{path} holds no frames: atom_index is to be whole numbers, xyz (frames, atoms, 3)")
+    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < FARTHEST).all():
+        raise InputError(f"{path} has frames {frames.shape} of {len(index)} atoms: xyz is to be their places in Å")
+    return index, frames
+
+
+def stored_array(packed, name: str):
+    """The array of an opened .npz. What its header promises is not allocated before it is there; nothing is pickled.
+
+    Raises ValueError or KeyError where there is none.
+    """
+    import math
+
     import numpy as np
 
-    from cryotrans_jax import atoms
+    from cryotrans_jax.files import taken
 
-    named = json.loads((folder / "pair.json").read_text()).get("path", {})
-    models = [atoms.read_model(folder / name) for name in named.get("models", [])]
-    if "frames" in named:
-        with np.load(folder / named["frames"], allow_pickle=False) as stored:
-            for xyz in stored["xyz"]:
-                whole = atoms.positions(initial)
-                whole[stored["atom_index"]] = xyz
-                models.append(atoms.moved(initial, whole))
-    return models
+    with packed.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, kind = read(file)
+        wanted = math.prod(shape) * kind.itemsize
+        if kind.hasobject or not 0 < wanted <= MOST_BYTES:
+            raise ValueError(f"{name} would be {wanted} bytes of {kind}")
+        data = taken(file, wanted)
+    if len(data) < wanted:
+        raise ValueError(f"of the {wanted} bytes of {name} {len(data)} are there")
+    return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")
 
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
