@@ -239,6 +239,8 @@ def beside(folder: Path, name: Any) -> Path:
 
     if not isinstance(name, str) or Path(name).name != name:
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
+    if not (folder / name).is_file():
+        raise InputError(f"{folder} has no {name}, which its pair.json names: put it there")
     return folder / name
 
 
@@ -256,7 +258,7 @@ def stored_frames(path: Path):
     try:
         with zipfile.ZipFile(path) as packed:
             index, frames = (stored_array(packed, name) for name in ("atom_index", "xyz"))
-    except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no frames ({error}): give an .npz with atom_index and xyz") from error
     if index.ndim != 1 or index.dtype.kind not in "iu" or frames.dtype.kind != "f" or frames.ndim != 3:
         raise InputError(f"{path} holds no frames: atom_index is to be whole numbers, xyz (frames, atoms, 3)")
