@@ -121,6 +121,7 @@ def write_map(path: str | os.PathLike, map: Map) -> None:
     with whole_file(path) as temporary:
         with mrcfile.new(temporary, compression=COMPRESSION.get(path.suffix), overwrite=True) as file:
             file.set_data(np.ascontiguousarray(map.density.T, np.float32))
+            file.header.dmean = file.data.mean(dtype=np.float64)  # in float32 large values of both signs leave nothing
             file.set_volume()  # ISPG 1, mz = nz
             file.voxel_size = tuple(map.voxel_size)
             file.header.origin = tuple(map.origin)
