@@ -4,8 +4,8 @@ python -m experiments.fuzz --count=20000 --out_dir=runs/fuzz
 
 Whole files, of the built-in pair and of --data_dir, are cut, spliced, flipped bit by bit, and have fields set to
 extremes, before or after they are compressed. Each kind of file is read in a process of its own, which may take a GiB
-and ten seconds of the processor a file. What ends in anything but a result or an InputError is kept, with its traceback, in the folder
-found. The same seed makes the same files.
+and, for a file, ten seconds of the processor. What ends in anything but a result or an InputError is kept, with its
+traceback, in the folder found. The same seed makes the same files.
 """
 
 import contextlib
