@@ -15,6 +15,7 @@ from cryotrans_jax.maps import FARTHEST, Map
 
 SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
 REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
+BOX = 1 << 31  # voxels that are made about models at most; more than that a stray atom asks for
 PDB_ATOMS = 99999  # the PDB format's numbers have five digits
 BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
 ASCII = bytes(range(128)) + b"?" * 128
@@ -265,13 +266,18 @@ def common_grid(
     """Shape, voxel size and origin [Å] of the smallest box that holds all models with padding on every side.
 
     The padding is 3 × resolution unless given [Å]. Sides are even and quick to transform; the origin is a
-    whole number of voxels from 0.
+    whole number of voxels from 0. Raises InputError where the box would have more than BOX voxels.
     """
     padding = 3 * resolution if padding is None else padding
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3).copy()
     xyz = np.concatenate([positions(structure) for structure in structures])
     low = np.floor((xyz.min(0) - padding) / voxel_size).astype(int)
     needed = np.ceil((xyz.max(0) + padding) / voxel_size).astype(int) - low + 1
+    if (sides := needed.astype(float)).prod() > BOX:
+        raise InputError(
+            f"the box about the models would be {' x '.join(f'{n:.0f}' for n in sides)} voxels: take larger voxels, or "
+            "remove atoms that lie far from the rest"
+        )
     shape = tuple(2 * scipy.fft.next_fast_len(int(n + 1) // 2, real=True) for n in needed)
     return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size
 

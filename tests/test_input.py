@@ -260,6 +260,12 @@ def test_an_atom_beyond_reach_is_explained(tmp_path):
         atoms.read_model(tmp_path / "a.pdb")
 
 
+def test_a_stray_atom_makes_no_box(tmp_path):
+    (tmp_path / "a.pdb").write_text(LINE + LINE.replace("  10.000  11.000", "9999.0009999.000"))
+    with pytest.raises(InputError, match="the box about the models would be .* voxels: take larger voxels"):
+        atoms.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
+
+
 def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
     for depth in (DEPTH + 1, 100_000):
         (tmp_path / "a.json").write_text('{"a":' * depth + "0" + "}" * depth)
