@@ -108,7 +108,7 @@ class Alignment(NamedTuple):
     @property
     def wrong_hand(self) -> bool:
         """The mirror image of the target fits clearly better than the target."""
-        return self.mirrored is not None and self.mirrored > MIRRORED * self.best
+        return self.mirrored is not None and self.best is not None and self.mirrored > MIRRORED * self.best
 
 
 def onto(
@@ -137,10 +137,11 @@ def onto(
         chosen = aligned(body(initial, initial_threshold, "initial map"), moving, check_hand)
         keep = {name: getattr(chosen, name) for name in ("best", "mirrored", "resolutions")}
         found = chosen if align == "auto" else found._replace(**keep)
-    found = found._replace(inside=share_inside(moving, initial, found.transform))
-    if found.inside < NOWHERE:
+    inside = share_inside(moving, initial, found.transform)
+    found = found._replace(inside=inside)
+    if inside < NOWHERE:
         raise InputError(
-            f"only {100 * found.inside:.0f} % of the target map's mass lies in the initial map's box: align the maps "
+            f"only {100 * inside:.0f} % of the target map's mass lies in the initial map's box: align the maps "
             "(--align=auto), or see that both have the right origin and voxel size"
         )
     return resampled(target, initial, found.transform), found

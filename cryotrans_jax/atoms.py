@@ -89,14 +89,14 @@ def write_trajectory(path: str | os.PathLike, frames: Sequence[gemmi.Structure])
 def pdb_obstacle(structure: gemmi.Structure) -> str | None:
     """Why the PDB format cannot hold a model for all programs, in words; None if it can."""
     count, chains = structure[0].count_atom_sites(), [chain.name for chain in structure[0]]
-    numbers: list[int | None] = [residue.seqid.num for chain in structure[0] for residue in chain]
+    numbers = [n for chain in structure[0] for residue in chain if (n := residue.seqid.num) is not None]
     if count + len(chains) > PDB_ATOMS:  # each chain's end is numbered too
         return f"it has {count} atoms, more than {PDB_ATOMS}"
     if long := [name for name in chains if len(name) > 1]:
         return f"its chain {long[0]} has a name of more than one letter"
     if long := [residue.name for chain in structure[0] for residue in chain if len(residue.name) > 3]:
         return f"its residue {long[0]} has a name of more than three letters"
-    if None in numbers:
+    if len(numbers) < sum(len(chain) for chain in structure[0]):
         return "it has a residue without a number"
     if not -999 <= min(numbers) <= max(numbers) <= 9999:
         return f"its residues are numbered from {min(numbers)} to {max(numbers)}"
@@ -193,9 +193,9 @@ def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structur
     onto, move = common_ca(fixed, mobile)
     if len(onto) < 3:
         raise InputError(f"the models have {len(onto)} CA atoms in common: superposing them takes three")
-    lists = [[gemmi.Position(*position) for position in xyz] for xyz in (onto, move)]
+    places, moving = ([gemmi.Position(*position) for position in xyz] for xyz in (onto, move))
     copy = mobile.clone()
-    copy[0].transform_pos_and_adp(gemmi.superpose_positions(*lists).transform)
+    copy[0].transform_pos_and_adp(gemmi.superpose_positions(places, moving).transform)
     return copy
 
 

@@ -50,7 +50,7 @@ def hinge_pair() -> tuple[gemmi.Structure, gemmi.Structure]:
     initial.setup_entities()
     target = initial.clone()
     for site in target[0].all():
-        if site.residue.seqid.num >= MOVING:
+        if (site.residue.seqid.num or 0) >= MOVING:
             site.atom.pos = gemmi.Position(*(HINGE + rotation() @ (np.array(site.atom.pos.tolist()) - HINGE)))
     return initial, target
 
@@ -74,8 +74,8 @@ def _helix(first, length, centre, direction, turn):
         residue.name = list(SIDE_CHAINS)[(3 * i + 5 * first + i * i // 4) % len(SIDE_CHAINS)]
         residue.seqid = gemmi.SeqId(first + i, " ")
         residue.entity_type = gemmi.EntityType.Polymer
-        for name, place in _places(residue.name).items():
-            place = _cylinder(*place, i - (length - 1) / 2, turn)
+        for name, (radius, phase, height) in _places(residue.name).items():
+            place = _cylinder(radius, phase, height, i - (length - 1) / 2, turn)
             residue.add_atom(_atom(name, np.array(centre) + frame @ place))
         yield residue
 

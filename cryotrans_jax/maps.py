@@ -202,7 +202,7 @@ def _check_volume(path, header):
 
 def _raw_axes(header) -> tuple[int, int, int]:
     """The header's axis order as stored: 1, 2, 3 for x, y, z of columns, rows and sections."""
-    return tuple(int(header[key]) for key in ("mapc", "mapr", "maps"))
+    return int(header["mapc"]), int(header["mapr"]), int(header["maps"])
 
 
 def _file_axes(header) -> list[int]:
@@ -272,9 +272,10 @@ def _placed(path, header, density, axes) -> Map:
 
 def _skewed_steps(path, voxel_size, angles) -> np.ndarray:
     """The three steps (Å) from voxel to voxel, as columns, in a cell of these angles (degrees)."""
-    between = np.cos(np.radians(angles))
+    possible = bool(np.all((angles > 0) & (angles < 180)))
+    between = np.cos(np.radians(angles if possible else [0.0, 0.0, 0.0]))
     volume = 1 - between @ between + 2 * between.prod()  # squared, of a cell with edges of 1
-    if not (np.all((angles > 0) & (angles < 180)) and volume > 1e-3):
+    if not (possible and volume > 1e-3):
         found = ", ".join(f"{angle:.1f}" for angle in angles)
         raise InputError(f"{path} has an impossible cell (angles {found}°): set them in the header, 90 if in doubt")
     return np.array(gemmi.UnitCell(*voxel_size, *angles).orth.mat.tolist())

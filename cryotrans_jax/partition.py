@@ -183,13 +183,17 @@ def selected(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
     chosen = [
         number
         for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
-        if name == match["chain"].strip()
-        and (first is None or residue.seqid.num is not None and first <= residue.seqid.num <= last)
+        if name == match["chain"].strip() and (first is None or last is None or numbered(residue, first, last))
     ]
     if not chosen:
         known = ", ".join(name or "(no name, as in :1-320)" for name in dict.fromkeys(names))
         raise InputError(f"{text} in --parts selects no residue: the model has the chains {known}")
     return np.array(chosen)
+
+
+def numbered(residue: gemmi.Residue, first: int, last: int) -> bool:
+    """Whether the residue has a number, from the first to the last."""
+    return residue.seqid.num is not None and first <= residue.seqid.num <= last
 
 
 class PartMotion(NamedTuple):
@@ -308,6 +312,7 @@ def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]
     tree = spatial.cKDTree(x)
     vote = neighbourhood(tree, mass)
     found = settled(x, y, mass, vote, [rigid(x, y, mass)])
+    assert found is not None  # one body is all of it
     tried = [found.rms]
     while found.rms > STILL and len(found.motions) < MOST:
         further = one_more(x, y, mass, tree, vote, found)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,8 @@ def prepare(
     Raises InputError when nothing is above a threshold.
     """
     start_mass, report = thresholded(initial, initial_threshold, "initial map", volume)
-    reports, masses = {"initial": report, "targets": []}, []
+    reports: dict[str, Any] = {"initial": report, "targets": []}
+    masses = []
     quiet = [quieted(target) for target in targets]
     for number, target in enumerate(targets):
         shown = quiet[number][0] if target_threshold is None else target

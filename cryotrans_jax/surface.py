@@ -111,8 +111,8 @@ def barycentric(parts: int) -> Float[np.ndarray, "3 p"]:
     """Weights of a triangle's corners for points spread over it, `parts` intervals along each side."""
     i, j = np.meshgrid(np.arange(parts + 1), np.arange(parts + 1), indexing="ij")
     inside = i + j <= parts
-    i, j = i[inside] / parts, j[inside] / parts
-    return np.stack([i, j, 1 - i - j]).astype(np.float32)
+    a, b = i[inside] / parts, j[inside] / parts
+    return np.stack([a, b, 1 - a - b]).astype(np.float32)
 
 
 def outline(depth: Float[np.ndarray, "h w"], edge: float) -> Bool[np.ndarray, "h w"]:

@@ -237,7 +237,7 @@ def beside(folder: Path, name: Any) -> Path:
     """The file of that name in a pair's folder. Raises InputError where it is no name, or one that leads elsewhere."""
     from cryotrans_jax.files import InputError
 
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
     if not (folder / name).is_file():
         raise InputError(f"{folder} has no {name}, which its pair.json names: put it there")

@@ -1,5 +1,6 @@
 """A fit saved and loaded is the same fit; what is no checkpoint says so."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,17 @@ def test_arrays_and_description_survive(tmp_path):
     np.testing.assert_array_equal(found["a"]["b"], arrays["a"]["b"])
     np.testing.assert_array_equal(found["c"], arrays["c"])
     assert said == described
+
+
+def test_no_checkpoint_is_unpickled(tmp_path, monkeypatch):
+    """What a stranger's checkpoint holds is arrays and JSON: unpickling would run what it says."""
+    checkpoints.save(tmp_path / "c", {"a": np.arange(3.0)}, {"x": 1})
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.delattr(pickle, name)
+    arrays, described = checkpoints.restore(tmp_path / "c")
+    assert described == {"x": 1} and arrays["a"].tolist() == [0, 1, 2]
+    for path in (tmp_path / "c").rglob("*"):
+        assert path.is_dir() or not path.read_bytes().startswith(b"\x80")  # as pickles begin
 
 
 def test_saving_again_replaces(tmp_path):

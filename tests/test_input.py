@@ -213,6 +213,7 @@ def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
         (dict(cella=(1e-30, 9, 9)), "voxels of 2e-31"),
         (dict(origin=(0, 3e38, 0)), "lies at .0, 3e.38, 0. Å by its header: set its origin"),
         (dict(origin=(0, 0, 0), nxstart=2**31 - 1), "lies at .3.22123e.09, 0, 0"),
+        (dict(cellb=(90, np.inf, 90)), "an impossible cell"),
         (dict(cellb=(90, 90, 2.0), cella=(5, 600, 9)), "too skewed a cell"),
     ],
 )

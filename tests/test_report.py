@@ -83,7 +83,9 @@ def run(tmp_path_factory, fit, maps, models):
     atoms.write_model(files["target.cif"], models[1])
     look = {"contour_chosen": "by histogram", "contour_volume": 4000.0, "body_volume": 4100.0}
     seen = [look | {"contour": 1.2 * fit.threshold}, look | {"contour": 0.7 * fit.threshold}]
-    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], models[0], [models[1]], seen)
+    marked = models[0].clone()  # a stranger's as well
+    marked.name, marked.info["_struct.title"], marked[0][0].name = EVIL, EVIL, "<b>"
+    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], marked, [models[1]], seen)
     settings = Settings(
         idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
@@ -267,7 +269,7 @@ def test_names_by_strangers_are_texts(text):
     found = Elements(text)
     assert [tag for tag, _ in found.tags].count("script") == 2
     assert EVIL in "".join(found.texts) and "{{" not in text.replace(EVIL, "").replace("{{data}}", "")
-    assert "<script>alert" not in text
+    assert "<script>alert" not in text and "<b>" not in text
     program = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
     digest = sha256(program.encode()).digest()
     policy = next(attributes["content"] for tag, attributes in found.tags if "http-equiv" in attributes)
