@@ -376,6 +376,8 @@ def read_labels(folder: Path, data: bytes, random) -> None:
 
 def read_a_model(folder: Path, data: bytes, random) -> None:
     """Nothing; the model was read, looked at, turned into a map, and written again."""
+    import numpy as np
+
     from cryotrans_jax import atoms, partition
     from cryotrans_jax.files import InputError
 
@@ -386,8 +388,9 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
         partition.selected(model, "A:2-4")
     with contextlib.suppress(InputError):
         atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
-    with contextlib.suppress(InputError):
-        atoms.simulate(model, 12.0, voxel_size=8.0)
+    atoms.simulate_map(
+        model, (8, 7, 12), 6.0, np.zeros(3), 12.0
+    )  # a box about it may be large, and is refused elsewhere
     atoms.write_model(folder / "b.cif", model)
     atoms.read_model(folder / "b.cif")
     if atoms.pdb_obstacle(model) is None:
