@@ -8,7 +8,6 @@ calls Phenix (map_to_model, then chain_comparison). Phenix is not part of this p
 The scores are of CA atoms within 3 Å; that the right residue was built there is for Phenix to say.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -42,7 +41,7 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; writes the folder, or prints and writes the scores."""
     from cryotrans_jax import atoms, metrics
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.files import InputError, read_json
 
     from . import results
 
@@ -50,7 +49,7 @@ def main() -> None:
     folder = run_dir / "rebuild"
     if not ((run_dir / "config.json").is_file() and (run_dir / "generated.mrc").is_file()):
         raise InputError(f"{run_dir} holds no run: give the --out_dir of a finished experiments.run")
-    saved = json.loads((run_dir / "config.json").read_text())
+    saved = read_json(run_dir / "config.json")
     reference = in_frame(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:

@@ -8,7 +8,6 @@ The run must have carried a model (--model). Pseudo-time is matched to time in o
 CA atoms in common; beside it stands the straight line between the known trajectory's own ends, which knows both.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -84,11 +83,11 @@ def main() -> None:
 def carried_model(folder: Path):
     """The model that the run carried."""
     from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.files import InputError, read_json
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_json(folder / "config.json")
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
@@ -100,11 +99,11 @@ def known(model) -> list:
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from .validate import known_path
+    from .validate import described, known_path
 
     first = Path(FLAGS.dynamics[0])
     if (first / "pair.json").is_file():
-        path, named = known_path(first, model), json.loads((first / "pair.json").read_text())
+        path, named = known_path(first, model), described(first)
         if "models" in named.get("path", {}):  # those are of the way between the pair's own states
             end = atoms.read_model(first / named["target"])
             path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]

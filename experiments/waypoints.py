@@ -8,7 +8,6 @@ those models of the path that no fit was told of. Two straight lines stand besid
 states, and from each of these to the true model of the waypoint, which no one has who needs this program.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,7 +117,7 @@ def way(folder: Path, initial) -> tuple[list, int]:
     path = validate.known_path(folder, initial)
     if len(path) < 2:
         raise InputError(f"{folder}/pair.json names {len(path)} models of the way: name two at least, one to be passed")
-    if json.loads((folder / "pair.json").read_text())["path"].get("runs_from") == "target":
+    if validate.described(folder)["path"].get("runs_from") == "target":
         path = path[::-1]
     return path, len(path) // 2
 

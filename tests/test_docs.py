@@ -14,6 +14,7 @@ INTERNAL = {
     "benchmark",
     "validate",
     "floor",
+    "fuzz",
     "waypoints",
 }  # jobs for those who measure the program; their messages need no page
 LISTED = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
