@@ -32,7 +32,7 @@ REACH = 8.0  # Å on either side of a border within which density may turn out t
 WINDOW = 3.0  # Å: width of the neighbourhood over which density is compared to find out
 GAP = 1.2  # Å from density to where it still holds together with the next
 SMALLEST = 0.02  # of the mass: a body holds more
-SELECTION = re.compile(r"(?P<chain>[^:]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
+SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
 Motions = list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]  # x → x R + t, of rows x in Å

@@ -213,7 +213,7 @@ def mutated(random, seeds: list[bytes]) -> bytes:
     for _ in range(random.integers(1, 5)):
         data = ways[random.integers(len(ways))](random, data, seeds)
     if packing > 1:
-        data = bytearray((gzip.compress, bz2.compress)[packing - 2](bytes(data)))
+        data = bytearray(gzip.compress(data, mtime=0) if packing == 2 else bz2.compress(data))
         if random.random() < 0.5:
             data = (flipped, cut)[random.integers(2)](random, data, seeds)
     return bytes(data)
