@@ -318,7 +318,7 @@ def map_seeds(data_dir: Path | None) -> list[bytes]:
     narrow = bytearray(plain[:1024] + np.rint(100 * map_.density.T / map_.density.max()).astype("<i2").tobytes())
     narrow[12:16] = np.array(1, "<i4").tobytes()
     labels = bytearray(plain[:1024] + np.rint(3 * map_.density.T / map_.density.max()).astype("<f4").tobytes())
-    made = [plain, bytes(skewed), bytes(narrow), bytes(labels), gzip.compress(plain), bz2.compress(plain)]
+    made = [plain, bytes(skewed), bytes(narrow), bytes(labels), gzip.compress(plain, mtime=0), bz2.compress(plain)]
     return made + real(data_dir, (".mrc", ".map", ".map.gz", ".map.bz2"))
 
 
@@ -335,7 +335,7 @@ def model_seeds(data_dir: Path | None) -> list[bytes]:
     atoms.write_model("seed.cif", start)
     made = [Path(name).read_bytes() for name in ("seed.pdb", "seed.cif")]
     given = [b"".join(text.splitlines(keepends=True)[:300]) for text in real(data_dir, (".pdb", ".cif", ".ent"))]
-    return [*made, *map(gzip.compress, made), *given]
+    return [*made, *(gzip.compress(text, mtime=0) for text in made), *given]
 
 
 def real(data_dir: Path | None, suffixes: tuple[str, ...]) -> list[bytes]:
