@@ -30,6 +30,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, final)
+    except OSError as error:
+        if error.errno and error.filename is None:  # as of a disk that is full: say where
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.partition import Partition, from_flow, reassigned
 from cryotrans_jax.progress import Told, shown
+from cryotrans_jax.snapshots import Recorder, Snapshot
 
 RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -31,7 +32,8 @@ class Fit:
     training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
     each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
     `initial` is the initial map, None in a fit that was loaded without it; `alignments` tells how `morph` laid each
-    target over it.
+    target over it. Where targets were given up, `failed` says why of each ("" of the others): their parameters are of
+    no use.
 
     Methods that need the initial map raise InputError where it is not there. Where there are several targets, `target`
     is the number of the one that is meant, from 0 on.
@@ -47,6 +49,7 @@ class Fit:
     partitions: tuple[Partition, ...] = ()
     initial: Map | None = None
     alignments: tuple[Alignment, ...] = ()
+    failed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """What was fitted, in a few lines."""
@@ -60,6 +63,7 @@ class Fit:
             facts = [self.alignments[target].described] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
 
@@ -78,8 +82,15 @@ class Fit:
         history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
+        failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
         return replace(
-            self, params=params, history=history, judged=judged, partitions=partitions, alignments=alignments
+            self,
+            params=params,
+            history=history,
+            judged=judged,
+            partitions=partitions,
+            alignments=alignments,
+            failed=failed,
         )
 
     def start(self) -> Map:
@@ -140,6 +151,11 @@ class Fit:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
         parts, times = self.partition(target), trajectory.as_times(times)
         return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
+
+    def volumes(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
+        """By what factor the flow changes volume at positions xyz (n, 3) in Å; it folds where that is not above 0."""
+        parts = self.partition(target)
+        return trajectory.volumes(self.config, self.of(target), self.frame, xyz, parts and parts.at(xyz))
 
     def parts_map(self, target: int = 0) -> Map:
         """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
@@ -220,6 +236,9 @@ def morph(
     progress: bool | Told = False,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
+    begun: Snapshot | None = None,
+    keep: Callable[[Snapshot], None] | None = None,
+    say: Callable[[int, str], None] = train.warn,
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets: maps, or paths of MRC files.
 
@@ -240,10 +259,13 @@ def morph(
     With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
     this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
+    `keep(snapshot)` is handed after every few steps, and at the end, what a later call with otherwise the same
+    arguments takes as `begun` to go on from there, to the same end bit for bit. `say(target, what)` is told where a
+    target's numbers went wrong: see `train.fit`. Targets that were given up are named in the fit's `failed`.
 
     Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
     above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
-    parts cannot be.
+    parts cannot be, or every target was given up.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
@@ -295,26 +317,36 @@ def morph(
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    fit = partial(train.fit, progress=call, spread=spread)
-    problem = problem if times else problem.select(rows)
+    recorder = Recorder(begun, keep)
+    fit = partial(train.fit, progress=call, spread=spread, keep=recorder, say=say)
+    problem, state = problem if times else problem.select(rows), begun and begun.state
     if parts == "auto" and config.bodies:
-        state, history, parts, off = by_bodies(problem, config, fit, initial)
+        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder)
         report = report | {"bodies_rms": off[:count]}
     else:
         parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        state, history = fit(problem.divided([p.labels for p in parts], part_rigidity) if parts else problem, config)
+        divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
+        state, _ = fit(divided, config, state=state)
+    if train.lost(state):
+        raise InputError(f"the fit went wrong: {state.failed[0]}; see that the maps are sound and of one molecule")
+    if keep:
+        end = recorder.snapshot(state._replace(stage=len(config.stages)))  # from which nothing is left to be done
+        keep(replace(end, finished=True))
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
-        history=tuple(losses[:, :count] for losses in history),
+        history=tuple(losses[:, :count] for losses in recorder.history),
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
-        report=report | {"start": [how[rival] for rival in rivals]},
+        report=report
+        | {"start": [how[rival] for rival in rivals]}
+        | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
         partitions=tuple(parts[:count]),
         initial=initial,
         alignments=tuple(alignments[number] for number in share),
+        failed=state.failed[:count],
     )
 
 
@@ -388,32 +420,52 @@ def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None,
 
 
 def by_bodies(
-    problem: prepare.Problem, config: train.Config, fit: Callable, initial: Map
-) -> tuple[train.State, list[np.ndarray], list[Partition], list[list[float]]]:
-    """State, losses and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
+    problem: prepare.Problem,
+    config: train.Config,
+    fit: Callable,
+    initial: Map,
+    state: train.State | None,
+    recorder: Recorder,
+) -> tuple[train.State, list[Partition], list[list[float]]]:
+    """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
     And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
     the field of the whole; after a further stage their borders are drawn anew, by which field explains the target
     best. No partitions where there is but one body for every target.
     """
-    state, history = fit(problem, replace(config, stages=config.stages[: config.bodies]))
+    whole, stage = problem, config.bodies
+    if state is None or state.stage < stage:
+        state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
+        if train.lost(state):
+            return state, [], []
+        parts, off = bodies_of(problem, config, state, initial)
+        count = max(each.count for each in parts)
+        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
+        state = train.divided(state, count, stage) if count > 1 else train.begun(state, stage)
+    if recorder.partitions and state.stage == stage:
+        problem = whole.divided([p.labels for p in recorder.partitions])
+        state, _ = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
+        if train.lost(state):
+            return state, [], []
+        each = enumerate(recorder.partitions)
+        recorder.partitions = tuple(redrawn(whole, config, state, own, initial, target) for target, own in each)
+        state = train.begun(state, stage + 1)
+    if recorder.partitions:
+        problem = whole.divided([p.labels for p in recorder.partitions])
+    state, _ = fit(problem, config, state=state)
+    return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
+
+
+def bodies_of(
+    problem: prepare.Problem, config: train.Config, state: train.State, initial: Map
+) -> tuple[list[Partition], list[list[float]]]:
+    """For each target the bodies that its flow moves nearly rigidly, and what `from_flow` says of other numbers."""
     threshold, found = problem.report["initial"]["threshold"], []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold))
-    parts, off = map(list, zip(*found, strict=True))
-    count = max(each.count for each in parts)
-    if count == 1:
-        parts, state = [], train.begun(state, config.bodies)
-    else:
-        whole, stage = problem, config.bodies
-        problem, state = whole.divided([p.labels for p in parts]), train.divided(state, count, stage)
-        state, more = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
-        parts = [redrawn(whole, config, state, each, initial, target) for target, each in enumerate(parts)]
-        problem, state = whole.divided([p.labels for p in parts]), train.begun(state, stage + 1)
-        history = history + more
-    state, rest = fit(problem, config, state=state)
-    return state, history + rest, parts, off
+    parts, off = zip(*found, strict=True)
+    return [*parts], [*off]
 
 
 def redrawn(

@@ -162,3 +162,20 @@ def define_output(frames: int = 11) -> None:
         "How frames are made: keeping the detail and the height of peaks, or keeping the mass.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+
+
+@group("Output")
+def define_resume() -> None:
+    """Nothing; the flags that decide how a run that was stopped goes on are there."""
+    flags.DEFINE_bool(
+        "resume",
+        None,
+        "Go on with the unfinished run that the output folder holds. If not given: where it is the same run, of the "
+        "same inputs; --noresume never, --resume or not at all.",
+    )
+    flags.DEFINE_float(
+        "checkpoint_minutes",
+        1.0,
+        "Keep the state of a fit so often, so that it can go on from there; 0: after every few steps.",
+        lower_bound=0.0,
+    )

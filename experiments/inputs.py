@@ -3,13 +3,14 @@
 import contextlib
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import align, atoms, contour, mask, partition
+from cryotrans_jax import align, atoms, contour, mask, partition, prepare
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -88,6 +89,42 @@ def from_flags(settings, out_dir: Path) -> Case:
         alignments=alignments[:count],
         boxes=boxes[:count],
     )
+
+
+def leave_out_unusable(settings) -> dict[str, str]:
+    """Why targets cannot be used, by the names of their folders; the settings' lists do not name them any more.
+
+    Where several are named and some of them are there and can be used. A run of many maps is then not lost for one;
+    names of which there is no file are mistakes to be mended, and stop it.
+    """
+    names = settings.target or []
+    if len(names) < 2:
+        return {}
+    stems, found = unique_stems(names), [unusable(settings, number) for number in range(len(names))]
+    if all(found) or not any(found):
+        return {}
+    for name, why in zip(names, found, strict=True):
+        if why:
+            print(f"warning: {name} is left out: {why}", file=sys.stderr)
+    kept = [number for number, why in enumerate(found) if not why]
+    for key in ("target", "target_half1", "target_half2", "target_mask", "reference"):
+        if len(given := getattr(settings, key) or []) == len(names):
+            setattr(settings, key, [given[number] for number in kept])
+    return {stem: why for stem, why in zip(stems, found, strict=True) if why}
+
+
+def unusable(settings, number: int) -> str:
+    """Why the target of this number cannot be used though it is there; "" if it can."""
+    path = find(settings.target[number], settings.data_dir)
+    masks = settings.target_mask or []
+    try:
+        if path is not None:
+            name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
+            map_ = within(read_map(path), name and find(name, settings.data_dir), settings.mask_radius)
+            prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
@@ -210,7 +247,8 @@ def contours(case: Case, settings) -> list[dict]:
     """For the initial map and each target what `contour.describe` says, from what the flags give and the model."""
     levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
     resolutions = [case.initial_resolution, *case.target_resolutions]
-    files = list(case.files.values())  # those of the maps come first
+    names = [settings.initial or INITIAL, *settings.target] if settings.target else case.files
+    files = [case.files[name] for name in names]  # those of the maps come first
     each = zip([case.initial, *case.targets], files, resolutions, levels, strict=False)
     known = dict(mass_kda=settings.mass_kda, model=case.model)
     return [
