@@ -24,6 +24,11 @@ HOW = dict(steps=0.2, frames=2, align="none", report="false", recipe="default")
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "unexplained.mrc", "displacement.mrc", "fsc.csv", "parts.mrc")
 
 
+def slow(*values):
+    """A case of a test that is left to those who have the time."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Killed(BaseException):
     """As kill -9 is: nothing that waits for errors or signals sees it."""
 
@@ -94,7 +99,7 @@ def handled(number, how):
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("name, chunk", [("SIGTERM", 1), ("SIGINT", 4), ("SIGUSR1", 7)])
+@pytest.mark.parametrize("name, chunk", [("SIGTERM", 4), slow("SIGINT", 1), slow("SIGUSR1", 7)])
 def test_a_signal_ends_a_run_cleanly_and_the_same_command_goes_on(folder, whole, job, tmp_path, name, chunk):
     """In the first stage, where one field moves all, and where bodies have their own."""
     out, number = tmp_path / "out", getattr(signal, name)
@@ -118,7 +123,7 @@ def test_a_signal_that_was_ignored_from_the_start_is_ignored():
         os.kill(os.getpid(), signal.SIGHUP)
 
 
-@pytest.mark.parametrize("chunk", [2, 5, 11])
+@pytest.mark.parametrize("chunk", [slow(2), 5, slow(11)])
 def test_a_run_that_is_killed_goes_on_from_what_was_kept_last(folder, whole, job, tmp_path, chunk):
     out = tmp_path / "out"
     with at_chunk(chunk, kill), pytest.raises(Killed):
@@ -244,6 +249,7 @@ def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tm
     assert mine.is_file()
 
 
+@pytest.mark.slow
 def test_fits_from_several_seeds_go_on_where_they_stood(folder, job, tmp_path):
     """The first seed's is not made again, and the second one's goes on."""
     out, uninterrupted = tmp_path / "out", tmp_path / "whole"
@@ -317,6 +323,7 @@ def test_too_little_memory_says_so_before_the_fit(folder, job, tmp_path, monkeyp
 # Several targets
 
 
+@pytest.mark.slow
 def test_a_map_that_cannot_be_used_is_left_out_and_named(folder, whole, job, tmp_path):
     names = ",".join(str(folder / f"{name}.mrc") for name in ("target", "nan", "other"))
     status, _, error = job("run", *arguments(folder, tmp_path, target=names))
@@ -331,12 +338,14 @@ def test_a_map_that_cannot_be_used_is_left_out_and_named(folder, whole, job, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"target", "nan", "other"}
 
 
+@pytest.mark.slow
 def test_one_sound_map_of_two_has_its_own_folder_still(folder, job, tmp_path):
     names = f"{folder}/nan.mrc,{folder}/target.mrc"
     assert job("run", *arguments(folder, tmp_path, target=names))[0] == main.PARTLY
     assert (tmp_path / "target/generated.mrc").is_file() and not (tmp_path / "generated.mrc").exists()
 
 
+@pytest.mark.slow
 def test_a_target_that_is_given_up_spoils_no_other(folder, job, tmp_path, monkeypatch):
     """One whose numbers go wrong again and again; the other's results are those of a run in which nothing does."""
     names = ",".join(str(folder / f"{name}.mrc") for name in ("target", "other"))
@@ -359,6 +368,7 @@ def test_a_target_that_is_given_up_spoils_no_other(folder, job, tmp_path, monkey
         assert (tmp_path / "bad/target" / name).read_bytes() == (tmp_path / "clean/target" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_map_onto_itself_is_no_divergence(folder, job, tmp_path):
     status, _, error = job("run", *arguments(folder, tmp_path, target=folder / "initial.mrc"))
     assert status == 0 and "goes back" not in error

@@ -48,7 +48,14 @@ def test_snapshots_tell_the_whole_course(course):
     assert same(seen[-1].history, fit.history) and same(seen[-1].state.params, fit.params)
 
 
-@pytest.mark.parametrize("which", ["first", "last", "of bodies", "before bodies", "redrawn"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "first",
+        "of bodies",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("last", "before bodies", "redrawn")),
+    ],
+)
 def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, tmp_path, which):
     """Before the first stage's end, at the end, and on either side of where the map is cut into bodies."""
     fit, seen = course
@@ -63,6 +70,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     assert same_fit(morph(maps[0], maps[1:], **HOW, begun=found), fit)
 
 
+@pytest.mark.slow
 def test_a_widened_window_is_not_forgotten(problem):
     """The stage goes on with the window that it was found to need, and not with the one that it began with."""
     stage = train.Stage("w2", 30, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=1)
@@ -145,6 +153,7 @@ def test_a_target_that_goes_on_going_wrong_is_given_up_alone(problem, clean, mon
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
 
+@pytest.mark.slow
 def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
     said = []
     poisoned(monkeypatch, 0, 10**6)
