@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+MARGIN = 2**17  # bytes, of what orbax writes besides
 ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it writes for the whole process, and mixes up two threads
 
 
@@ -35,6 +38,7 @@ def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -
 def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
     """Nothing; the same from the only process."""
     path = Path(path).absolute()
+    check_room(path, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
     try:
         with ONE_AT_A_TIME, ocp.Checkpointer(handler()) as checkpointer:
@@ -51,6 +55,20 @@ def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) 
         for part in path.parent.glob(f"{new.name}.orbax-checkpoint-tmp*"):
             remove(part)
     remove(old)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Nothing; raises OSError where the disk has no room for so many bytes beside `path`.
+
+    Orbax's threads would fill the screen with what each of them makes of that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:  # of no name: nothing is left of it
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size + MARGIN)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from error
 
 
 def remove(folder: Path) -> None:

@@ -56,11 +56,16 @@ class Row(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a run ended: its status (None: it was killed), what it printed, and the last line of its errors."""
+    """How a run ended: its status (None: it was killed), what it printed, and its errors."""
 
     status: int | None
     printed: str
-    said: str
+    errors: str
+
+    @property
+    def said(self) -> str:
+        """The last line of the errors; all of them where something else is there than our own words."""
+        return self.errors if "Traceback" in self.errors else (self.errors.strip().splitlines() or [""])[-1]
 
 
 def define_flags() -> None:
@@ -129,7 +134,7 @@ def finish(words: list[str], kill_after: float | None = None) -> Ended:
         process.kill()
         process.communicate()
         return Ended(None, "", "killed")
-    return Ended(process.returncode, out, (error.strip().splitlines() or [""])[-1])
+    return Ended(process.returncode, out, error)
 
 
 def same(one: Path, other: Path) -> bool:
@@ -193,7 +198,8 @@ def disk(folder: Path) -> Iterator[Row]:
     ended = finish(order(folder, out, "--overwrite", before=LIMITED))
     kept = all(path.is_file() and path.read_bytes() == data for path, data in before.items())
     again = finish(order(folder, out, "--overwrite"))
-    good = ended.status == 2 and kept and again.status == 0 and same(whole, out)
+    told = ended.said.startswith("error: ")  # and not what libraries make of it
+    good = ended.status == 2 and told and kept and again.status == 0 and same(whole, out)
     yield Row("disk full when results are written", 1, int(good), f"earlier results kept; {quoted(ended, folder)}")
     shut = folder / "shut"
     shut.mkdir(mode=0o555)

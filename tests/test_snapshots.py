@@ -1,5 +1,6 @@
 """A fit that goes on from any of its snapshots ends as if it had never stopped, bit for bit."""
 
+import resource
 from dataclasses import replace
 
 import jax
@@ -94,6 +95,20 @@ def test_what_stands_on_disk_is_replaced_only_by_what_is_whole(tmp_path, monkeyp
     arrays, told = checkpoints.restore(tmp_path / "c")
     assert told == {"n": 1} and len(arrays["a"]) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_disk_without_room_says_so_before_anything_is_written(tmp_path, capfd):
+    """In one error of the system's own, from which a file's size may not go beyond."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        checkpoints.save(tmp_path / "a", {"a": np.zeros(1000)}, {})
+        with pytest.raises(OSError, match="too large") as error:
+            checkpoints.save(tmp_path / "b", {"a": np.zeros(10**6)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / "b") and "Traceback" not in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 # Numbers that go wrong
