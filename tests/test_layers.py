@@ -24,7 +24,7 @@ LAYERS = (  # a file imports only from layers before its own
     {"maps"},
     {"atoms", "prepare"},
     {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition", "qscore"},
-    {"train"},
+    {"train", "symmetry"},
     {"trajectory", "recipes"},
     {"morphing"},
     {"baselines"},
