@@ -25,6 +25,14 @@ CURVES = {  # colour and width: what is before is pale and thin
     "reference_after": ("#c2571a", 2.0),
 }
 SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
+DISTINCT = (  # colour and width of curves with names of their own
+    ("#8fb3cf", 2.0),
+    ("#c2571a", 2.0),
+    ("#1f5f8b", 2.4),
+    ("#c8cfd6", 1.2),
+    ("#e3b48d", 1.2),
+    ("#861a68", 1.6),
+)
 INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
 COLOURS = 96  # of a GIF
 KEY = 26  # pixels below the picture of an animation, for its key
@@ -162,9 +170,25 @@ class Axes:
 
 def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
     """Fourier shell correlations against frequency; the curves' names are <target or reference>_<before or after>."""
+    each = []
+    for name, curve in curves.items():
+        against, _, when = name.partition("_")
+        which = "initial" if when == "before" else "generated"
+        each.append((f"{which} against {against}", curve, *CURVES[name]))
+    return correlations(each)
+
+
+def curves_drawing(curves: dict[str, Curve]) -> Drawing:
+    """Fourier shell correlations against frequency, named as they are given, six at most of different colours."""
+    colours = zip(curves.items(), [*DISTINCT, *[("#9aa3ad", 1.2)] * len(curves)], strict=False)
+    return correlations([(name, curve, *style) for (name, curve), style in colours])
+
+
+def correlations(curves: Sequence[tuple[str, Curve, str, Real]]) -> Drawing:
+    """Curves of a name, a colour and a width, against frequency, over the key to them."""
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
-    last = max(float(frequency[-1]) for frequency, _ in curves.values())
-    least = min(0.0, *(float(correlation.min()) for _, correlation in curves.values()))
+    last = max(float(curve[0][-1]) for _, curve, *_ in curves)
+    least = min(0.0, *(float(curve[1].min()) for _, curve, *_ in curves))
     axes = Axes(48, 14, 575, 265, (0.0, last), (least, 1.02))
     ticks = np.linspace(0, last, 6)[1:]
     axes.frame(
@@ -173,13 +197,11 @@ def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
         [(0.0, "0"), (0.143, "0.143"), (0.5, "0.5"), (1.0, "1")],
     )
     drawing.text(48 + 575 / 2, 324, "spatial frequency [1/Å], and the resolution that it stands for")
-    for number, (name, (frequency, correlation)) in enumerate(curves.items()):
-        drawing.line(*axes.place(frequency[1:], correlation[1:]), *CURVES[name])
-        against, _, when = name.partition("_")
+    for number, (name, (frequency, correlation), *style) in enumerate(curves):
+        drawing.line(*axes.place(frequency[1:], correlation[1:]), *style)
         x, y = 48 + 300 * (number % 2), 348 + 18 * (number // 2)
-        drawing.line([x, x + 20], [y - 4, y - 4], *CURVES[name])
-        which = "initial" if when == "before" else "generated"
-        drawing.text(x + 25, y, f"{which} against {against}", "start")
+        drawing.line([x, x + 20], [y - 4, y - 4], *style)
+        drawing.text(x + 25, y, name, "start")
     return drawing
 
 

@@ -234,5 +234,3 @@ def chain_names():
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     yield from letters
     yield from (first + second for first in letters for second in letters)
-
-

@@ -159,16 +159,25 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
 
+def load_models(folder: Path) -> tuple:
+    """The models of a pair's folder, in one frame. Raises InputError where there is no pair."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    if not (folder / "pair.json").is_file():
+        raise InputError(f"no {folder}/pair.json: give the folder of a pair")
+    named = json.loads((folder / "pair.json").read_text())
+    start, end = (atoms.read_model(folder / named[state]) for state in ("initial", "target"))
+    return start, atoms.superpose(end, start) if named.get("superpose") else end
+
+
 def load_pair(folder: Path, resolution: float):
     """The case of a pair's folder: both models' maps on a common grid."""
     from cryotrans_jax import atoms
 
     from .results import Case
 
-    named = json.loads((folder / "pair.json").read_text())
-    start, end = (atoms.read_model(folder / named[state]) for state in ("initial", "target"))
-    if named.get("superpose"):
-        end = atoms.superpose(end, start)
+    start, end = load_models(folder)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])

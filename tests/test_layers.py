@@ -21,7 +21,7 @@ LAYERS = (  # a file imports only from layers before its own
         "demo",
         "progress",
     },
-    {"maps"},
+    {"maps", "projection"},
     {"atoms", "prepare"},
     {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition", "qscore"},
     {"train", "symmetry"},
