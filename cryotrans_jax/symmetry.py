@@ -70,7 +70,7 @@ class Symmetry:
         match = NAME.fullmatch(name.strip())
         if not match:
             raise InputError(
-                f"there is no symmetry {name!r}: give C2, C3, ..., D2, D3, ..., T, O, I, or an mmCIF file with an assembly"
+                f"there is no symmetry {name!r}: give C2, C3, ..., D2, D3, ..., T, O, I, or a file with an assembly"
             )
         turns = closed(generators_of(match))
         if match["kind"]:

@@ -116,6 +116,26 @@ def define_fit() -> None:
     flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
 
 
+@group("Symmetry")
+def define_symmetry() -> None:
+    """Nothing; the flags that say how the maps are symmetric are there."""
+    flags.DEFINE_string(
+        "symmetry",
+        None,
+        "GROUP|MODEL: of all maps, C2, D8, T, O, I and so on, or the assembly of an mmCIF file; the morph keeps it.",
+    )
+    flags.DEFINE_list("symmetry_axis", None, "X,Y,Z: direction of the axis of Cn and Dn; 0,0,1 if not given.")
+    flags.DEFINE_list(
+        "symmetry_centre", None, "X,Y,Z: a point on the axis in the initial map's frame, Å; found if not given."
+    )
+    flags.DEFINE_bool(
+        "one_unit",
+        False,
+        "The maps, or what their masks leave, show one unit: it is morphed alone, and the folder assembly has frames "
+        "and models repeated by the operators of --symmetry.",
+    )
+
+
 @group("Several hosts")
 def define_hosts() -> None:
     """Nothing; the flags by which several processes share a run's targets are there."""

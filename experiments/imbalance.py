@@ -10,7 +10,7 @@ truth. A pair is a folder with two models and a pair.json, as for experiments.va
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -33,7 +33,7 @@ ROOM = 8.0  # Å about the molecule, from whatever side it is seen
 class Class(NamedTuple):
     """Maps of one conformation's particles: of all, of both halves; and the halves' FSC."""
 
-    whole: "object"
+    whole: Any  # a Map, whose file is not imported before the flags are read
     halves: tuple
     curve: tuple
 
@@ -96,7 +96,7 @@ def pair() -> tuple:
 
 
 def truth(model, models):
-    """A model's map at twice the voxel size, in a cube in which all models have room from whatever side they are seen."""
+    """A model's map at twice the voxel size, in a cube with room for all models from whatever side they are seen."""
     import numpy as np
     import scipy.fft
 
@@ -170,9 +170,8 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     compared["common"]["rmsd"] = metrics.ca_displacement(*models)["rmsd"]
     compared["generated"]["rmsd"] = metrics.ca_displacement(fit.move(models[0]), models[1])["rmsd"]
     rows = [{"map": name} | compared[name] for name in maps]
-    about = {
-        name: FLAGS[name].value for name in ("pair", "particles", "rare", "signal_to_noise", "voxel_size", "steps")
-    }
+    names = ("pair", "particles", "rare", "signal_to_noise", "voxel_size", "particles_seed", "recipe", "steps", "seed")
+    about = {name: FLAGS[name].value for name in names}
     write_json(out_dir / "imbalance.json", {"settings": about, "rows": rows})
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}

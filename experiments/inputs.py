@@ -13,6 +13,7 @@ from cryotrans_jax import align, atoms, contour, mask, partition
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.symmetry import Symmetry
 
 from . import archives
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
@@ -185,6 +186,45 @@ def add_parts(case: Case, settings) -> None:
         case.parts = partition.from_labels(maps[0], case.initial, names[0])
     else:
         case.parts = partition.from_masks(maps, case.initial, names)
+
+
+def add_symmetry(case: Case, settings) -> None:
+    """Nothing; the case has the symmetry that the flags name, of its maps or of the assembly of which they show a unit.
+
+    Raises InputError where flags do not go together, or there is no such symmetry.
+    """
+    given = settings.symmetry
+    if not given:
+        if settings.one_unit or settings.symmetry_axis or settings.symmetry_centre:
+            raise InputError(
+                "--one_unit, --symmetry_axis and --symmetry_centre say more of a --symmetry: name that too"
+            )
+        return
+    if settings.one_unit and settings.align != "none" and case.alignments:
+        raise InputError(
+            "laid over by itself a unit may leave its place about the axis: add --align=none to --one_unit"
+        )
+    axis, centre = (vector(settings, name) for name in ("symmetry_axis", "symmetry_centre"))
+    if (path := find(given, settings.data_dir)) is not None:
+        case.files[given], found = path, Symmetry.from_file(path)
+    elif centre is None and axis is None:
+        found = Symmetry.of(given, case.initial) if settings.one_unit else given
+    else:
+        middle = case.initial.origin + np.array(case.initial.density.shape) // 2 * case.initial.voxel_size
+        found = Symmetry.named(given, middle if centre is None else centre, axis or (0, 0, 1))
+    if settings.one_unit:
+        case.repeated = found
+    else:
+        case.symmetry = found
+
+
+def vector(settings, name: str) -> list[float] | None:
+    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three numbers."""
+    given = settings[name].value
+    with contextlib.suppress(ValueError):
+        if given is None or len(given) == 3:
+            return given and [float(text) for text in given]
+    raise InputError(f"--{name}={','.join(given)} is not three numbers such as 0,0,1")
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:

@@ -26,6 +26,7 @@ from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from cryotrans_jax.progress import Progress
+from cryotrans_jax.symmetry import Symmetry
 
 PACKAGES = (
     "cryotrans-jax",
@@ -85,7 +86,8 @@ class Case:
     Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
-    are empty where the maps were made for one another.
+    are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
+    `repeated` in the assembly.
     """
 
     initial: Map
@@ -103,6 +105,8 @@ class Case:
     boxes: list[Map] = field(default_factory=list)
     parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
+    symmetry: Symmetry | str | None = None
+    repeated: Symmetry | None = None
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -136,7 +140,8 @@ def folders(case: Case, out_dir: Path) -> list[Path]:
 def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
     """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
     own = {folders(case, out_dir)[number] for number in share}
-    found = [path for folder in own for path in (*made_in(folder), *made_in(folder / "target_frame"))]
+    inside = ("", "target_frame", "assembly")
+    found = [path for folder in own for name in inside for path in made_in(folder / name)]
     if 0 in share and out_dir not in own:  # a run of one target leaves its files in `out_dir` itself
         found += made_in(out_dir)
         found += [out_dir / "checkpoint"] if (out_dir / "checkpoint" / "arrays").is_dir() else []
@@ -181,6 +186,7 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             halves=case.halves or None,
             parts=case.parts,
             part_rigidity=case.part_rigidity or None,
+            symmetry=case.symmetry,
             bin=settings.bin,
             share=share,
             progress=progress,
@@ -225,6 +231,8 @@ def write(
             scores[-1] |= write_spread(one, [other.select([place]) for other in others], folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
+        if case.repeated is not None:
+            write_assembly(case.repeated, folder)
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
         print_scores(name, scores[-1])
@@ -345,6 +353,19 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         elif path.name.startswith(("model", "generated")):
             atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(own / name) for name in carried], own)
+
+
+def write_assembly(symmetry: Symmetry, folder: Path) -> None:
+    """Nothing; the folder assembly has the frames, the generated map and the models of one unit repeated."""
+    own = folder / "assembly"
+    own.mkdir(exist_ok=True)
+    for path in made_in(folder, FRAMES):
+        if path.suffix == ".mrc":
+            write_map(own / path.name, symmetry.repeated(read_map(path)))
+        elif path.name.startswith(("model", "generated")) and path.suffix == ".cif":
+            atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
+    if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
 
@@ -542,6 +563,8 @@ def print_report(report: dict) -> None:
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
+    if found := report.get("symmetry"):
+        print(f"the flow keeps the symmetry {found['name']} about ({', '.join(f'{c:.1f}' for c in found['centre'])}) Å")
     for variance in report["quieting_variance"]:
         if variance:
             print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")

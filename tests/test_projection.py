@@ -42,7 +42,7 @@ def test_straight_projections_are_sums_along_the_axis(density):
     """And their transforms the central slice; within what interpolation is expected to lose, and here does not."""
     (image,) = projection.project(density, np.eye(3, dtype=np.float32)[None])
     np.testing.assert_allclose(image, density.sum(2), atol=0.03 * density.sum(2).max())
-    whole, plane = (projection.transform(a) for a in (density, image))
+    whole, plane = (projection.transform(jax.numpy.asarray(a)) for a in (density, image))
     np.testing.assert_allclose(plane, whole[:, :, N // 2], atol=0.03 * abs(plane).max())
 
 
