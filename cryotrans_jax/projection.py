@@ -83,21 +83,25 @@ def inserted(images: Images, turns: Turns) -> Sums:
     return Sums(real_ + 1j * imaginary, weight, jnp.float32(count))
 
 
-@jax.jit
-def back_projected(sums: Sums, noise: Float[Array, "shells"]) -> Float[Array, "n n n"]:
+def back_projected(sums: Sums, noise: Float[np.ndarray, "shells"]) -> Float[Array, "n n n"]:
     """The density whose projections the images are: Σ w S / (Σ w + ridge) transformed back.
 
     The ridge of a shell, from 0 on up to Nyquist, is its `noise` times its mean weight: Wiener's filter, where that is
     the ratio of noise to signal of the density (0: no filter, but for what keeps unseen samples at 0).
     """
     n = sums.weight.shape[0] // PUT
-    shell = jnp.asarray(shells(n))
-    count = jnp.bincount(shell.ravel(), length=n // 2 + 1)
-    mean = jnp.bincount(shell.ravel(), sums.weight.ravel(), length=n // 2 + 1) / jnp.maximum(count, 1)
-    ridge = (mean * (noise + FLOOR))[shell] + 1e-12
-    whole = jnp.where(shell < n // 2, sums.signal / (sums.weight + ridge), 0)
+    shell = shells(n)  # by NumPy: as constants of a compiled program these would take minutes to fold
+    mean = np.bincount(shell.ravel(), np.asarray(sums.weight).ravel()) / np.bincount(shell.ravel())
+    ridge = np.where(shell < n // 2, (mean * (noise + FLOOR))[shell] + 1e-12, np.inf).astype(np.float32)
+    return divided(sums, ridge)
+
+
+@jax.jit
+def divided(sums: Sums, ridge: Float[Array, "m m m"]) -> Float[Array, "n n n"]:
+    """The density of these sums with a ridge for each sample, infinite where that is to be 0."""
+    n = ridge.shape[0] // PUT
     first = (PUT - 1) * n // 2
-    return back(whole).real[(slice(first, first + n),) * 3] / decay(n, PUT)
+    return back(sums.signal / (sums.weight + ridge)).real[(slice(first, first + n),) * 3] / decay(n, PUT)
 
 
 def noise_of(correlation: Float[np.ndarray, "shells"]) -> Float[np.ndarray, "shells"]:

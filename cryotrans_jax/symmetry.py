@@ -28,6 +28,7 @@ LIKE = 0.9  # correlation of a map with itself turned by an operator, from which
 SAME_TURN, SAME_SHIFT = 1e-2, 0.1  # by which operators may differ (Å) that are one: files round them
 SLIGHT = 0.01  # of the largest share of a voxel that a unit has: less of it is left out
 
+Vector = Sequence[int | float] | Float[np.ndarray, "3"]
 Points = Float[np.ndarray, "points 3"]
 
 
@@ -60,7 +61,7 @@ class Symmetry:
         return tuple(found)
 
     @classmethod
-    def named(cls, name: str, centre: Sequence[float] = (0, 0, 0), axis: Sequence[float] = (0, 0, 1)) -> "Symmetry":
+    def named(cls, name: str, centre: Vector = (0, 0, 0), axis: Vector = (0, 0, 1)) -> "Symmetry":
         """The group C1, C2, ..., D1, D2, ..., T, O or I about a centre (Å).
 
         `axis` is that of highest order of Cn and Dn; the others of Dn are across it, one of them along x where the axis
@@ -199,7 +200,7 @@ def generators_of(match: re.Match) -> list[Float[np.ndarray, "3 3"]]:
     return [*first, turned(FIVEFOLD, 5)] if solid == "I" else first
 
 
-def turned(axis: Sequence[float], fold: int) -> Float[np.ndarray, "3 3"]:
+def turned(axis: Vector, fold: int) -> Float[np.ndarray, "3 3"]:
     """The rotation about an axis by so many parts of a full turn."""
     along = np.asarray(axis, float)
     return Rotation.from_rotvec(2 * np.pi / fold * along / np.linalg.norm(along)).as_matrix()

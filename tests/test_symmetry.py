@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import bent_chain
 
 import cryotrans_jax as ct
-from conftest import bent_chain
 from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.symmetry import Symmetry
@@ -217,7 +217,7 @@ def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
 
 
 def hinges(name):
-    """Assemblies of both states of the built-in pair, side by side about the axis, above each other in dihedral ones."""
+    """Assemblies of both states of the built-in pair, beside the axis, and above the plane of the others in D2."""
     models = ct.hinge_pair()
     every = np.concatenate([atoms.positions(model) for model in models])
     up = 3.0 - every[:, 2].min() if name[0] == "D" else 0.0
