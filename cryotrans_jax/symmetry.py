@@ -100,10 +100,10 @@ class Symmetry:
         return cls(Path(path).name, tuple(found))
 
     @classmethod
-    def of(cls, given: "Symmetry | str", map_: Map, mass: Map | None = None) -> "Symmetry":
+    def of(cls, given: "Symmetry | str", map_: Map, mass: Map | None = None, axis: Vector = (0, 0, 1)) -> "Symmetry":
         """The symmetry that is given; or the group, or the file, of that name, for a map.
 
-        A group lies about an axis along z, through that of three centres about which `mass`, the map's density without
+        A group lies about the axis, through that of three centres about which `mass`, the map's density without
         the solvent, is most symmetric: the box's middle, the voxel after it where programs that reconstruct maps have
         their axis, and the centre of mass. Without `mass`, through that voxel.
         """
@@ -114,10 +114,11 @@ class Symmetry:
         shape = np.array(map_.density.shape)
         voxel = map_.origin + (shape // 2) * map_.voxel_size
         if mass is None:
-            return cls.named(given, voxel)
+            return cls.named(given, voxel, axis)
         middle = map_.origin + (shape - 1) / 2 * map_.voxel_size
         heavy = mass.origin + np.array(ndimage.center_of_mass(mass.density)) * mass.voxel_size
-        return max((cls.named(given, centre) for centre in (voxel, middle, heavy)), key=lambda one: one.likeness(mass))
+        tried = [cls.named(given, centre, axis) for centre in (voxel, middle, heavy)]
+        return max(tried, key=lambda one: one.likeness(mass))
 
     def likeness(self, map_: Map) -> float:
         """The least correlation of a map with itself turned by an operator, 1 where there is but the identity."""
@@ -148,6 +149,8 @@ class Symmetry:
         The unit is what lies nearer to one point than to its copies, with borders that fade out over `width` (Å): a
         sharp one would cut voxels that lie across it, and its copies leave gaps or overlap there.
         """
+        if len(self.operators) == 1:
+            return np.ones(len(xyz))
         arms = np.random.default_rng(0).standard_normal((256, 3))  # any will do that is far from its copies
         arms /= np.linalg.norm(arms, axis=1, keepdims=True)
         turns = np.stack([operator.rotation for operator in self.operators if not same(operator.rotation, np.eye(3))])
@@ -164,8 +167,6 @@ class Symmetry:
         """The shares that one unit has of a map's voxels which hold density, zero at the others."""
         inside = map_.density > 0
         share, size = np.zeros(inside.shape, np.float32), map_.voxel_size
-        if len(self.operators) == 1:
-            return inside.astype(np.float32)
         share[inside] = self.shares(map_.origin + np.argwhere(inside) * size, float(size.max()))
         return share
 

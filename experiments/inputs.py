@@ -9,7 +9,7 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import align, atoms, contour, mask, partition
+from cryotrans_jax import align, atoms, contour, mask, partition, prepare
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -205,17 +205,24 @@ def add_symmetry(case: Case, settings) -> None:
             "laid over by itself a unit may leave its place about the axis: add --align=none to --one_unit"
         )
     axis, centre = (vector(settings, name) for name in ("symmetry_axis", "symmetry_centre"))
+    axis = axis or (0, 0, 1)
     if (path := find(given, settings.data_dir)) is not None:
         case.files[given], found = path, Symmetry.from_file(path)
-    elif centre is None and axis is None:
-        found = Symmetry.of(given, case.initial) if settings.one_unit else given
-    else:
-        middle = case.initial.origin + np.array(case.initial.density.shape) // 2 * case.initial.voxel_size
-        found = Symmetry.named(given, middle if centre is None else centre, axis or (0, 0, 1))
+    elif centre is not None:
+        found = Symmetry.named(given, centre, axis)
+    else:  # a unit does not tell where its axis is
+        found = Symmetry.of(given, case.initial, None if settings.one_unit else solid(case.initial, settings), axis)
     if settings.one_unit:
         case.repeated = found
     else:
         case.symmetry = found
+
+
+def solid(initial: Map, settings) -> Map:
+    """The initial map without its solvent."""
+    level = settings.initial_threshold
+    level = prepare.contour_level(initial.density) if level is None else level
+    return Map(prepare.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 
 def vector(settings, name: str) -> list[float] | None:
