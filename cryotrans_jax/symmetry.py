@@ -228,7 +228,7 @@ def closed(generators: Sequence[Float[np.ndarray, "3 3"]]) -> list[Float[np.ndar
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two rotations (3, 3) or operators (4, 4) are one."""
     off = np.abs(a - b)
-    return off[:3, :3].max() < SAME_TURN and (a.shape == (3, 3) or off[:3, 3].max() < SAME_SHIFT)
+    return bool(off[:3, :3].max() < SAME_TURN and (a.shape == (3, 3) or off[:3, 3].max() < SAME_SHIFT))
 
 
 def chain_names():

@@ -227,7 +227,7 @@ def solid(initial: Map, settings) -> Map:
 
 def vector(settings, name: str) -> list[float] | None:
     """The three numbers of a flag, None where it is not given. Raises InputError where they are not three numbers."""
-    given = settings[name].value
+    given = getattr(settings, name)
     with contextlib.suppress(ValueError):
         if given is None or len(given) == 3:
             return given and [float(text) for text in given]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import gemmi
 import jax
@@ -214,6 +215,66 @@ def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
     parts = Partition(np.ones(maps[0].density.shape, np.int16), VOXEL, maps[0].origin)
     with pytest.raises(ct.InputError, match="parts and a symmetry do not go together"):
         ct.morph(*maps, symmetry="C2", parts=parts, align="none")
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def case_for(maps, alignments=()):
+    from experiments.results import Case
+
+    return Case(maps[0], [maps[1]], {}, ["b"], None, [None], alignments=list(alignments))
+
+
+def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pair):
+    from experiments.inputs import add_symmetry
+
+    _, _, maps = pair
+
+    def found(alignments=(), **flags):
+        case = case_for(maps, alignments)
+        settings = dict(symmetry=None, symmetry_axis=None, symmetry_centre=None, initial_threshold=None)
+        settings |= dict(one_unit=False, align="auto", data_dir="none") | flags
+        add_symmetry(case, SimpleNamespace(**settings))
+        return case
+
+    assert found().symmetry is None
+    np.testing.assert_allclose(found(symmetry="C2").symmetry.centre[:2], 0, atol=0.1)
+    case = found(symmetry="C3", symmetry_axis=["1", "0", "0"], symmetry_centre=["1", "2", "3"], one_unit=True)
+    assert case.symmetry is None and case.repeated.name == "C3"
+    for operator in case.repeated.operators:
+        np.testing.assert_allclose(operator(np.array([[9.0, 2.0, 3.0]])), [[9, 2, 3]], atol=1e-9)  # on the axis
+    voxel = maps[0].origin + np.array([14, 12, 11]) * VOXEL  # the one after the middle of 28, 24, 22
+    np.testing.assert_allclose(found(symmetry="D2", one_unit=True).repeated.centre, voxel)
+    for sentence, flags in {
+        "say more of a --symmetry": dict(one_unit=True),
+        "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
+        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=["0", "1"]),
+        "--symmetry_centre=a,b,c is not three numbers": dict(symmetry="C2", symmetry_centre=["a", "b", "c"]),
+    }.items():
+        with pytest.raises(ct.InputError, match=sentence):
+            found(**flags)
+
+
+def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
+    from experiments.results import write_assembly
+
+    group, _, maps = pair
+    one = ct.simulate(unit(0.0), 8.0, like=maps[0])
+    ct.write_map(tmp_path / "frame_00.mrc", one)
+    ct.write_map(tmp_path / "parts.mrc", one)
+    for name in ("model_00.cif", "model_01.cif", "generated.cif"):
+        ct.write_model(tmp_path / name, unit(0.0))
+    write_assembly(group, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
+    assert names == ["frame_00.mrc", "generated.cif", "model_00.cif", "model_01.cif", "trajectory.pdb"]
+    whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density
+    np.testing.assert_allclose(whole, maps[0].density, atol=0.02 * maps[0].density.max())
+    xyz = atoms.positions(ct.read_model(tmp_path / "assembly/generated.cif"))
+    assert len(xyz) == 32 and from_each_to_nearest(group.operators[1](xyz), xyz) < 2e-3  # as the file rounds them
+
+
+# ------------------------------------------------------------------------------------------------ the built-in pair
 
 
 def hinges(name):
