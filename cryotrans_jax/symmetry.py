@@ -47,17 +47,17 @@ class Symmetry:
     @property
     def is_group(self) -> bool:
         """Whether any two operators, one after the other, are again one of them."""
-        every = [a.matrix @ b.matrix for a in self.operators for b in self.operators]
-        return all(any(same(product, one.matrix) for one in self.operators) for product in every)
+        every = np.stack([operator.matrix for operator in self.operators])
+        return all(known(product, every) for one in every for product in one @ every)
 
     @property
     def generators(self) -> tuple[Transform, ...]:
         """Operators, as few as were found, whose products are all of the group."""
-        found, known = [], [np.eye(3)]
+        found, made = [], [np.eye(3)]
         for operator in self.operators:
-            if not any(same(operator.rotation, turn) for turn in known):
+            if not known(operator.rotation, made):
                 found.append(operator)
-                known = closed([one.rotation for one in found])
+                made = closed([one.rotation for one in found])
         return tuple(found)
 
     @classmethod
@@ -94,9 +94,9 @@ class Symmetry:
             for operator in generator.operators:
                 turn, shift = operator.transform.mat.tolist(), operator.transform.vec.tolist()
                 one = Transform(np.array(turn), np.array(shift))
-                if not any(same(one.matrix, other.matrix) for other in found):
+                if not found or not known(one.matrix, [other.matrix for other in found]):
                     found.append(one)
-        found.sort(key=lambda one: not same(one.matrix, np.eye(4)))
+        found.sort(key=lambda one: not known(one.matrix, [np.eye(4)]))
         return cls(Path(path).name, tuple(found))
 
     @classmethod
@@ -153,15 +153,13 @@ class Symmetry:
             return np.ones(len(xyz))
         arms = np.random.default_rng(0).standard_normal((256, 3))  # any will do that is far from its copies
         arms /= np.linalg.norm(arms, axis=1, keepdims=True)
-        turns = np.stack([operator.rotation for operator in self.operators if not same(operator.rotation, np.eye(3))])
+        turns = np.stack([one.rotation for one in self.operators if not known(one.rotation, [np.eye(3)])])
         apart = np.linalg.norm(arms @ turns.transpose(0, 2, 1) - arms, axis=-1).min(0)
         arm = arms[apart.argmax()] / (apart.max() * width)
         x = xyz - self.centre
-        total, most = np.ones(len(x)), np.ones(len(x))
-        for turn in turns:
-            other = np.exp(np.clip(x @ (turn.T @ arm - arm), None, 50.0))
-            total, most = total + other, np.maximum(most, other)
-        return np.where(most * SLIGHT < 1, 1 / total, 0.0)
+        others = np.exp(np.clip(np.stack([x @ (turn.T @ arm - arm) for turn in turns]), None, 50.0))  # own counts as 1
+        least = SLIGHT * np.maximum(others.max(0), 1)
+        return np.where(least < 1, 1 / (1 + np.where(others > least, others, 0).sum(0)), 0.0)
 
     def unit(self, map_: Map) -> Float[np.ndarray, "x y z"]:
         """The shares that one unit has of a map's voxels which hold density, zero at the others."""
@@ -180,7 +178,7 @@ class Symmetry:
         whole = model.clone()
         taken = {chain.name for chain in model[0]}
         for operator in self.operators:
-            if same(operator.matrix, np.eye(4)):
+            if known(operator.matrix, [np.eye(4)]):
                 continue
             copy, names = operator.moved(model), iter(chain_names())
             for chain in copy[0]:
@@ -216,19 +214,19 @@ def turn_onto(axis: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
 
 def closed(generators: Sequence[Float[np.ndarray, "3 3"]]) -> list[Float[np.ndarray, "3 3"]]:
     """All products of rotations, the identity first."""
-    known = [np.eye(3)]
-    for turn in known:  # which grows meanwhile
+    found = [np.eye(3)]
+    for turn in found:  # which grows meanwhile
         for generator in generators:
-            product = generator @ turn
-            if not any(same(product, other) for other in known):
-                known.append(product)
-    return known
+            if not known(product := generator @ turn, found):
+                found.append(product)
+    return found
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two rotations (3, 3) or operators (4, 4) are one."""
-    off = np.abs(a - b)
-    return bool(off[:3, :3].max() < SAME_TURN and (a.shape == (3, 3) or off[:3, 3].max() < SAME_SHIFT))
+def known(one: np.ndarray, others: Sequence[np.ndarray] | np.ndarray) -> bool:
+    """Whether a rotation (3, 3) or an operator (4, 4) is one of some."""
+    off = np.abs(np.asarray(others) - one)
+    same = (off[:, :3, :3].max((1, 2)) < SAME_TURN) & (off[:, :3, 3:].max((1, 2), initial=0) < SAME_SHIFT)
+    return bool(same.any())
 
 
 def chain_names():
