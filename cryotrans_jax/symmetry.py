@@ -48,7 +48,7 @@ class Symmetry:
     def is_group(self) -> bool:
         """Whether any two operators, one after the other, are again one of them."""
         every = np.stack([operator.matrix for operator in self.operators])
-        return all(known(product, every) for one in every for product in one @ every)
+        return all(among(one @ every, every).all() for one in every)
 
     @property
     def generators(self) -> tuple[Transform, ...]:
@@ -222,11 +222,16 @@ def closed(generators: Sequence[Float[np.ndarray, "3 3"]]) -> list[Float[np.ndar
     return found
 
 
-def known(one: np.ndarray, others: Sequence[np.ndarray] | np.ndarray) -> bool:
+def known(one: np.ndarray, others: Sequence[np.ndarray]) -> bool:
     """Whether a rotation (3, 3) or an operator (4, 4) is one of some."""
-    off = np.abs(np.asarray(others) - one)
-    same = (off[:, :3, :3].max((1, 2)) < SAME_TURN) & (off[:, :3, 3:].max((1, 2), initial=0) < SAME_SHIFT)
-    return bool(same.any())
+    return bool(among(one[None], np.stack(others))[0])
+
+
+def among(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of some rotations (m, 3, 3) or operators (m, 4, 4) are among others (n, ...)."""
+    off = np.abs(ones[:, None] - others)
+    same = off[..., :3, :3].max((-1, -2)) < SAME_TURN
+    return (same & (off[..., :3, 3:].max((-1, -2), initial=0) < SAME_SHIFT)).any(1)
 
 
 def chain_names():

@@ -42,7 +42,7 @@ def test_named_groups_are_groups_of_rotations_about_the_centre(name):
         np.testing.assert_allclose(operator.rotation @ operator.rotation.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(operator.rotation) > 0
         np.testing.assert_allclose(operator(CENTRE[None])[0], CENTRE, atol=1e-12)
-    np.testing.assert_allclose(group.centre, CENTRE, atol=1e-12)
+        np.testing.assert_allclose(operator(group.centre[None])[0], group.centre, atol=1e-12)
     regained = symmetry.closed([one.rotation for one in group.generators])
     assert len(regained) == ORDERS[name]
 
@@ -88,7 +88,7 @@ def test_a_files_assembly_is_read_and_one_that_is_no_point_group_told(tmp_path, 
 
 @pytest.mark.parametrize("name", ["C2", "C5", "D3", "O"])
 def test_the_units_shares_add_up_to_one_over_its_copies(name):
-    group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(0, 20, (2000, 3))
+    group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(CENTRE, 20, (2000, 3))
     total = sum(group.shares(operator(x), 1.0) for operator in group.operators)
     np.testing.assert_allclose(total, 1, atol=1e-9)
     far = group.shares(x, 1e-3)  # a sharp border: each position belongs to one copy
