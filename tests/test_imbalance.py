@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from experiments import imbalance
@@ -28,13 +27,13 @@ def test_the_table_has_a_row_for_each_map_and_blanks_where_nothing_is_known():
 @pytest.mark.slow
 def test_the_generated_map_is_nearer_to_the_truth_than_the_rare_one(job, tmp_path):
     """And the common class resolves more than the rare one."""
-    flags = ["--particles=2000", "--voxel_size=3", "--steps=0.1", f"--out_dir={tmp_path}"]
+    flags = ["--particles=2000", "--steps=0.1", f"--out_dir={tmp_path}"]
     status, out, error = job("imbalance", *flags)
     assert status == 0, error
     rows = {row["map"]: row for row in json.loads((tmp_path / "imbalance.json").read_text())["rows"]}
     assert rows["common"]["resolution"] < rows["rare"]["resolution"]
-    assert rows["generated"]["fsc"] < rows["rare"]["fsc"] and rows["generated"]["rmsd"] < rows["common"]["rmsd"]
-    assert np.isfinite([row["correlation"] for row in rows.values()]).all()
+    assert rows["generated"]["correlation"] > max(rows[name]["correlation"] for name in ("rare", "common"))
+    assert rows["generated"]["rmsd"] < 0.3 * rows["common"]["rmsd"]
     made = {path.name for path in tmp_path.iterdir()}
     maps = {f"{name}.mrc" for name in ("common", "rare", "generated", "truth")}
     assert made == maps | {"imbalance.md", "imbalance.json", "fsc.png", "fsc.svg"}
