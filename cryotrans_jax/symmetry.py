@@ -139,7 +139,7 @@ class Symmetry:
         if (found := self.likeness(mass)) < LIKE:
             raise InputError(
                 f"the {name} does not have the symmetry {self.name}: turned by it about "
-                f"({', '.join(f'{c:.1f}' for c in self.centre)}) Å it correlates with itself by {found:.2f}, where at "
+                f"({', '.join(f'{c:.1f}' for c in self.centre.round(1) + 0.0)}) Å it correlates with itself by {found:.2f}, where at "
                 f"least {LIKE:g} is expected: give another symmetry, axis or centre, or none"
             )
 
