@@ -564,9 +564,8 @@ def print_report(report: dict) -> None:
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
     if found := report.get("symmetry"):
-        print(
-            f"the flow keeps the symmetry {found['name']} about ({', '.join(f'{round(c, 1) + 0.0:.1f}' for c in found['centre'])}) Å"
-        )
+        about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in found["centre"])
+        print(f"the flow keeps the symmetry {found['name']} about ({about}) Å")
     for variance in report["quieting_variance"]:
         if variance:
             print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")
