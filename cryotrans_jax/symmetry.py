@@ -140,7 +140,8 @@ class Symmetry:
             about = ", ".join(f"{c:.1f}" for c in self.centre.round(1) + 0.0)  # no zero with a sign
             raise InputError(
                 f"the {name} does not have the symmetry {self.name}: turned by it about "
-                f"({about}) Å it correlates with itself by {found:.2f}, where at least {LIKE:g} is expected: give another symmetry, axis or centre, or none"
+                f"({about}) Å it correlates with itself by {found:.2f}, where at least {LIKE:g} is expected: "
+                "give another symmetry, axis or centre, or none"
             )
 
     def shares(self, xyz: Points, width: float) -> Float[np.ndarray, "points"]:
