@@ -20,7 +20,7 @@ import numpy as np
 from cryotrans_jax import atoms, geometry, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, whole_file, write_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
@@ -461,7 +461,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
     """The reference as a map on the grid of `like`."""
     if isinstance(reference, Map):
         return reference
-    return atoms.simulate_map(reference, like.density.shape, like.voxel_size, like.origin, resolution or 3.0)
+    return atoms.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
@@ -506,10 +506,18 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def run_of(folder: Path) -> dict:
+    """The config.json in the folder of a run's target. Raises InputError where there is none."""
+    if not (folder / "config.json").is_file():
+        if several := sorted(folder.glob("*/config.json")):
+            raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
+        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    return json.loads((folder / "config.json").read_text())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Nothing; the file holds the content as JSON."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_file(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
