@@ -26,6 +26,7 @@ from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from cryotrans_jax.progress import Progress
+from cryotrans_jax.recipes import Schedule
 
 PACKAGES = (
     "cryotrans-jax",
@@ -46,7 +47,7 @@ FRAMES = re.compile(  # what a run, or predict, makes of a fit
 )
 RECORDS = re.compile(  # what a run writes about itself
     r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
-    r"|report\.html|morph\.gif"
+    r"|report\.html|morph\.gif|reproduce\.(md|json)"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -85,7 +86,7 @@ class Case:
     Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
-    are empty where the maps were made for one another.
+    are empty where the maps were made for one another. `schedule` is for the recipe paper.
     """
 
     initial: Map
@@ -103,6 +104,7 @@ class Case:
     boxes: list[Map] = field(default_factory=list)
     parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
+    schedule: Schedule | None = None
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -182,6 +184,7 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             parts=case.parts,
             part_rigidity=case.part_rigidity or None,
             bin=settings.bin,
+            schedule=case.schedule,
             share=share,
             progress=progress,
             prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all

@@ -31,6 +31,7 @@ def define_flags() -> None:
             "against; one, or one for each target.",
         )
     shared.define_fit()
+    shared.define_schedule()
     with shared.group("Fit"):
         flags.DEFINE_integer(
             "seeds",
@@ -94,6 +95,7 @@ def load(out_dir: Path, share: range):
     given = bool(FLAGS.initial or FLAGS.target)
     case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
     inputs.add_parts(case, FLAGS)
+    case.schedule = inputs.schedule_in(FLAGS)
     if given:
         results.check_kept(case, out_dir, FLAGS.overwrite, share)
     case.contours = inputs.contours(case, FLAGS)
