@@ -125,7 +125,7 @@ def define_schedule() -> None:
         "LOSS:STEPS:RATE,...: the stages of the recipe paper, each with its Adam steps and learning rate, such as "
         "w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given.",
     )
-    flags.DEFINE_integer("width", None, "UNITS: in a hidden layer (recipe paper only); 100 if not given.", lower_bound=1)
+    flags.DEFINE_integer("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", lower_bound=1)
 
 
 @group("Several hosts")

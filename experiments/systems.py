@@ -219,3 +219,47 @@ def scheduled(recipe: Recipe | None) -> str:
     if recipe is None:
         return UNKNOWN
     return ", then ".join(f"{loss.upper()} {steps} at {rate:g}" for loss, steps, rate in recipe.stages)
+
+
+def states(system: System) -> str:
+    """What is morphed into what, as text."""
+    ends = [" ".join(filter(None, (s.map, s.model and f"({s.model})"))) for s in (system.initial, system.target)]
+    if system.simulated:
+        ends = [system.initial.model or "", system.target.model or ""]
+    known = zip(ends, (system.initial, system.target), strict=True)
+    text = " → ".join(entry or shown(state.source) for entry, state in known)
+    return text + (f", {system.check} as check" if system.check else "")
+
+
+def table() -> str:
+    """What is published of all systems, as a Markdown table."""
+    head = (
+        "system",
+        "from → to",
+        "box",
+        "target [Å]",
+        "schedule",
+        "thresholds",
+        "width",
+        "parts",
+        "FSC = 0.5 [Å]",
+        "figure",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for system in SYSTEMS:
+        for resolution in [r for r, _ in system.recipes] or [None]:
+            recipe = system.recipe(resolution)
+            cells = (
+                system.name,
+                states(system),
+                shown(system.box, "{}³"),
+                shown(resolution or system.target.resolution, "{:g}"),
+                scheduled(recipe),
+                shown(recipe and "{:g}, {:g}".format(*recipe.thresholds)),
+                shown(recipe and recipe.width),
+                shown(system.parts),
+                shown(system.result(resolution)),
+                shown(system.figure),
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
