@@ -3,10 +3,11 @@
 python -m experiments.reproduce --list                     all of them, and what is missing here
 python -m experiments.reproduce --system=TmrAB --resolution=7 --recipe=paper --fetch
 
-Entries are looked up in --data_dir, or fetched. Files that no archive has are found there by names like Arp23_initial.mrc
-and 70S_target.mrc, or given as --initial and --target. Where the paper simulates its maps from models, so does this; where
-files are models (the frames of a simulation), their maps are simulated too. Flags that are given take precedence over the
-paper's values. Beside the files of experiments.run the folder holds reproduce.md and reproduce.json.
+Entries are looked up in --data_dir, or fetched. Files that no archive has are found there by names like
+Arp23_initial.mrc and 70S_target.mrc, or given as --initial and --target. Where the paper simulates its maps from
+models, so does this; where files are models (the frames of a simulation), their maps are simulated too. Flags that are
+given take precedence over the paper's values. Beside the files of experiments.run the folder holds reproduce.md and
+reproduce.json.
 """
 
 import json
@@ -391,13 +392,9 @@ def settings(
     sharpness = [ends["initial"], *ends["targets"]]
     cut = systems.shown(system.parts, "{}, by hand")
     return [
-        row(
-            "resolution of the maps [Å]", ours=listed(sharpness, "estimated"), published=listed(known, systems.UNKNOWN)
-        ),
+        row("resolutions [Å]", ours=listed(sharpness, "estimated"), published=listed(known, systems.UNKNOWN)),
         row("steps", ours=systems.scheduled(systems.Recipe(tuple(made), levels)), published=systems.scheduled(recipe)),
-        row(
-            "units in a hidden layer", ours=config["recipe"]["width"], published=systems.shown(recipe and recipe.width)
-        ),
+        row("width of the network", ours=config["recipe"]["width"], published=systems.shown(recipe and recipe.width)),
         row(
             "thresholds",
             ours="{:.4g}, {:.4g}".format(*levels),

@@ -1,7 +1,7 @@
 """The systems of the CryoTRANS paper as data: what is morphed into what, how it was published, and what came out.
 
-None is what the facts that this file is made from do not state. `shown` calls that "not published", which is to say: not
-published as far as these facts go. Nothing here is guessed.
+None is what the facts that this file is made from do not state. `shown` calls that "not published", which is to say:
+not published as far as these facts go. Nothing here is guessed.
 """
 
 from dataclasses import dataclass
@@ -243,7 +243,6 @@ def table() -> str:
         "width",
         "parts",
         "FSC = 0.5 [Å]",
-        "figure",
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for system in SYSTEMS:
@@ -259,7 +258,6 @@ def table() -> str:
                 shown(recipe and recipe.width),
                 shown(system.parts),
                 shown(system.result(resolution)),
-                shown(system.figure),
             )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
