@@ -275,7 +275,7 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     if system.initial.resolution and system.target.resolution:
         fill(initial_resolution=system.initial.resolution, target_resolution=system.target.resolution)
     placed = {
-        role: laid_over(files[role], files["target"], system.target.resolution, out_dir / "inputs")
+        role: laid_over(files[role], files["target"], system.target.resolution, out_dir / "inputs", FLAGS.align)
         for role in ("reference", "check")
         if role in files
     }
@@ -286,13 +286,16 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     return placed.get("check")
 
 
-def laid_over(model: Path, target: Path, resolution: float | None, folder: Path) -> Path:
-    """The file in the folder of a model in the pose in which its map fits the target map best (`align.onto`)."""
+def laid_over(model: Path, target: Path, resolution: float | None, folder: Path, how: str = "auto") -> Path:
+    """The file in the folder of a model in the pose in which its map fits the target map best (`align.onto`).
+
+    Or as it lies, if `how` is none.
+    """
     from cryotrans_jax import align, atoms, maps
 
     read, goal = atoms.read_model(model), maps.read_map(target)
     simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
-    found = align.onto(goal, simulated, FLAGS.align)[1]
+    found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model.name.split('.')[0]}_on_target.cif"
     atoms.write_model(path, found.transform.moved(read))
