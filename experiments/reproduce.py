@@ -163,7 +163,7 @@ def collect(system: System) -> dict[str, Path]:
     """
     from cryotrans_jax.files import InputError
 
-    from . import archives
+    from . import archives, inputs
 
     given = {"initial": FLAGS.initial, "target": FLAGS.target and FLAGS.target[0]}
     found: dict[str, Path] = {}
@@ -176,6 +176,8 @@ def collect(system: System) -> dict[str, Path]:
             path = look_up(wanted)
         if path:
             found[role] = path
+        elif given.get(role):
+            inputs.existing(wanted, FLAGS.data_dir)
         elif role in given:
             raise InputError(f"{system.name} cannot be fitted, {missing_told(system)}" + ", or add --fetch" * entry)
         else:

@@ -199,7 +199,7 @@ def test_the_list_names_all_systems_and_what_is_missing(job, data, tmp_path):
         (["--system=XYZ"], "there is no system 'XYZ': choose one of TmrAB, PCAT1"),
         (["--system=70S", "--resolution=5"], "is a map: leave it out"),
         (["--system=70S", "--target=6RAH.cif"], "one is a map and the other a model: give two of a kind"),
-        (["--system=TmrAB", "--initial=none.cif"], "TmrAB cannot be fitted"),
+        (["--system=TmrAB", "--initial=none.cif"], "no file none.cif here or in"),
     ],
 )
 def test_what_cannot_be_reproduced_is_explained(job, data, tmp_path, given, sentence):
