@@ -168,7 +168,8 @@ def measured(fit, case, number: int, folder: Path):
         metrics.model_map_fsc(map_, case.references[number], FLAGS.initial_resolution)
         for map_ in (compared.start, generated)
     )
-    published = systems.shown(dict(systems.SIMULATED).get(at))
+    same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as the published initial maps
+    published = systems.shown(dict(systems.SIMULATED).get(at) if same else None)
     return (
         {"resolution": at} | {key: scores[key] for key in COLUMNS if key in scores} | {"published": published},
         start,
