@@ -220,11 +220,15 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
 
     start, end = (atoms.read_model(files[role]) for role in ("initial", "target"))
     end = atoms.superpose(end, start)
-    if system.one_chain:
-        start, end = one_chain(start, end)
-    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, FLAGS.voxel_size)
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
+    if system.one_chain:
+        whole, (start, end) = start, one_chain(start, end)
+        repeated = with_operators(start, whole)
+        atoms.write_model(folder / "assembly.cif", repeated)
+        if "one_unit" in FLAGS:  # the run can repeat what it has morphed
+            fill(symmetry=str(folder / "assembly.cif"), one_unit=True)
+    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, FLAGS.voxel_size)
     maps, models = [], []
     for role, model, at in (("initial", start, systems.INITIAL_RESOLUTION), ("target", end, resolution)):
         stem = files[role].name.split(".")[0]
@@ -248,6 +252,40 @@ def one_chain(start, end):
             model[0].remove_chain(other)
         alone.append(model)
     return alone
+
+
+def with_operators(alone, whole):
+    """The model of one chain, with an assembly whose operators lay it over each chain of the whole model like it.
+
+    Those are the chains that have its CA atoms, by residue number; the first operator is the identity.
+    """
+    import gemmi
+
+    ours = ca_positions(alone[0][0])
+    generator = gemmi.Assembly.Gen()
+    generator.chains = [alone[0][0].name]
+    chains = sorted(whole[0], key=lambda chain: chain.name != alone[0][0].name)
+    for chain in chains:
+        theirs = ca_positions(chain)
+        shared = sorted(ours.keys() & theirs.keys())
+        if len(shared) < max(3, len(ours) / 2):
+            continue
+        found = gemmi.superpose_positions([theirs[number] for number in shared], [ours[number] for number in shared])
+        operator = gemmi.Assembly.Operator()
+        operator.name, operator.transform = str(len(generator.operators) + 1), found.transform
+        generator.operators.append(operator)
+    copy = alone.clone()
+    assembly = gemmi.Assembly("1")
+    assembly.generators.append(generator)
+    copy.assemblies.clear()
+    copy.assemblies.append(assembly)
+    return copy
+
+
+def ca_positions(chain) -> dict:
+    """The positions of a chain's CA atoms by residue number."""
+    found = {str(residue.seqid): residue.find_atom("CA", "*") for residue in chain.first_conformer()}
+    return {number: atom.pos for number, atom in found.items() if atom}
 
 
 def cube(models, side: int | None, voxel_size: float):
@@ -311,10 +349,10 @@ def laid_over(model: Path, target: Path, resolution: float | None, folder: Path,
 def symmetrise(system: System, out_dir: Path) -> None:
     """Nothing; where one chain of a symmetric system was fitted, that is said.
 
-    The place for making the others from it: `system.symmetry` names the group, and out_dir/inputs holds the chain's
-    models as they lie in the superposed assemblies, whose axes they keep.
+    The place for making the others from it: inputs/assembly.cif has the operators that do so, in the frame of all that
+    is written, and `from_models` hands it to a run that has flags for that.
     """
-    if system.symmetry:
+    if system.symmetry and "one_unit" not in FLAGS:
         print(f"one chain of {system.name} was fitted; its copies by {system.symmetry} are not made")
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import gemmi
 import numpy as np
 import pytest
 from absl import flags
@@ -170,6 +171,27 @@ def test_one_chain_of_each_assembly_stays_where_it_lies():
         assert [chain.name for chain in alone[0]] == ["A"]
         xyz = atoms.positions(whole)
         np.testing.assert_array_equal(atoms.positions(alone), xyz[: len(xyz) // 2])
+
+
+def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
+    """From the file too; a chain of another kind is none of its copies."""
+    whole, turns = hinge_pair()[0], Rotation.from_rotvec(np.pi / 2 * np.arange(4)[:, None] * [0, 0, 1]).as_matrix()
+    alone = whole.clone()
+    for name, turn in zip("BCD", turns[1:], strict=True):
+        chain = Transform(turn, turn @ [40.0, 0, 0]).moved(alone)[0][0]
+        chain.name = name
+        whole[0].add_chain(chain)
+    other = alone[0][0].clone()
+    other.name = "L"
+    del other[20:]
+    whole[0].add_chain(other)
+    atoms.write_model(tmp_path / "assembly.cif", reproduce.with_operators(alone, whole))
+    (generator,) = gemmi.read_structure(str(tmp_path / "assembly.cif")).assemblies[0].generators
+    assert len(generator.operators) == 4
+    for operator, chain in zip(generator.operators, whole[0], strict=False):
+        for here, there in zip(alone[0][0], chain, strict=True):
+            moved = operator.transform.apply(here["CA"][0].pos)
+            assert moved.dist(there["CA"][0].pos) < 0.01  # decimals of the file
 
 
 def test_a_model_is_laid_over_the_target_map(data, tmp_path):
