@@ -146,7 +146,7 @@ def test_the_published_recipe_is_what_the_flags_get(settings, problem, data, tmp
     assert ours.schedule is ours.width is ours.initial_threshold is None
 
 
-def test_maps_are_simulated_in_the_published_box_where_the_models_fit(settings, data, tmp_path, capsys):
+def test_maps_are_simulated_in_the_published_box_where_the_models_fit(settings, data, tmp_path):
     found = settings("--system=mmcpn", f"--data_dir={data}", f"--out_dir={tmp_path / 'out'}")
     initial, target = read_map(found.initial), read_map(found.target[0])
     assert initial.density.shape == target.density.shape == (96,) * 3  # at 1 Å the built-in pair is 88 Å long
@@ -154,6 +154,7 @@ def test_maps_are_simulated_in_the_published_box_where_the_models_fit(settings, 
     expected = atoms.simulate_map(start, initial.density.shape, initial.voxel_size, initial.origin, 3.0)
     np.testing.assert_allclose(initial.density, expected.density, atol=0.01 * expected.density.max())  # file's decimals
     middle = initial.origin + 47.5 * initial.voxel_size
+    end = atoms.superpose(end, start)
     both = np.concatenate([atoms.positions(model) for model in (start, end)])
     assert np.abs(middle - (both.min(0) + both.max(0)) / 2).max() <= 1.5  # whole voxels on either side
     shape, *_ = reproduce.cube([start, end], 60, 1.0)
