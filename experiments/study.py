@@ -184,18 +184,18 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
 
     from . import exchange, results
 
-    ends = {
-        f"generated from {row['resolution']:g} Å: {row['fsc_after']:.2f} Å at 0.5": curves[
-            f"from_{row['resolution']:g}A"
-        ]
-        for row in rows
-    }
+    ends = {}
+    for row in rows:
+        curve = curves[f"from_{row['resolution']:g}A"]
+        crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # the end of the scale
+        ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
     text = f"# Targets at {', '.join(FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
     pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
     text += (
         f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "
     )
+    text += f"{2 * FLAGS.voxel_size:.2f} Å is the limit of the voxels; targets have no noise. "
     text += "The published figures are of four other pairs together (see experiments.reproduce --list).\n"
     contents = {"study.svg": plots.svg(drawing).encode(), "study.png": plots.png(drawing), "study.md": text.encode()}
     for name, content in contents.items():
