@@ -191,7 +191,7 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
     assert len(generator.operators) == 4
     for operator, chain in zip(generator.operators, whole[0], strict=False):
         for here, there in zip(alone[0][0], chain, strict=True):
-            moved = operator.transform.apply(here["CA"][0].pos)
+            moved = gemmi.Position(operator.transform.apply(here["CA"][0].pos))
             assert moved.dist(there["CA"][0].pos) < 0.01  # decimals of the file
 
 
