@@ -163,11 +163,12 @@ class Axes:
 
 def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
     """Fourier shell correlations against frequency; the curves' names are <target or reference>_<before or after>."""
-    styled = {}
+    styled: dict[str, tuple[Curve, str, float]] = {}
     for name, curve in curves.items():
         against, _, when = name.partition("_")
         which = "initial" if when == "before" else "generated"
-        styled[f"{which} against {against}"] = (curve, *CURVES[name])
+        colour, width = CURVES[name]
+        styled[f"{which} against {against}"] = (curve, colour, width)
     return curves_drawing(styled)
 
 
@@ -191,10 +192,10 @@ def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
         [(0.0, "0"), (0.143, "0.143"), (0.5, "0.5"), (1.0, "1")],
     )
     drawing.text(48 + 575 / 2, 324, "spatial frequency [1/Å], and the resolution that it stands for")
-    for number, (name, ((frequency, correlation), *style)) in enumerate(curves.items()):
-        drawing.line(*axes.place(frequency[1:], correlation[1:]), *style)
+    for number, (name, ((frequency, correlation), colour, width)) in enumerate(curves.items()):
+        drawing.line(*axes.place(frequency[1:], correlation[1:]), colour, width)
         x, y = 48 + 300 * (number % 2), 348 + 18 * (number // 2)
-        drawing.line([x, x + 20], [y - 4, y - 4], *style)
+        drawing.line([x, x + 20], [y - 4, y - 4], colour, width)
         drawing.text(x + 25, y, name, "start")
     return drawing
 

@@ -48,9 +48,10 @@ def paper(
     says. With `bin`, maps are binned by that factor (the paper's multi-scale option). The transport's kernel reaches as
     far as the box.
     """
-    schedule, only = schedule or Schedule(), {"w2": {"epsilon": 1e-4}, "l2": {}}
+    schedule = schedule or Schedule()
     own = tuple(
-        Stage(loss, steps, rate, rate, bin=bin, sampling=bin, **only[loss]) for loss, steps, rate in schedule.stages
+        Stage(loss, steps, rate, rate, bin=bin, sampling=bin, epsilon=1e-4 if loss == "w2" else 0.0)
+        for loss, steps, rate in schedule.stages
     )
     if own:
         return Config(stages=own, width=schedule.width, waypoints=problem.waypoints, seed=seed)
@@ -61,8 +62,8 @@ def paper(
         Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
         Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
     ]
-    stages = tuple(s for s in stages if s.steps)
-    return Config(stages=stages, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    left = tuple(s for s in stages if s.steps)
+    return Config(stages=left, width=schedule.width, waypoints=problem.waypoints, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
