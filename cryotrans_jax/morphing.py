@@ -219,6 +219,7 @@ def morph(
     part_rigidity: Sequence[float] | None = None,
     symmetry: Symmetry | str | None = None,
     bin: int = 1,
+    schedule: recipes.Schedule | None = None,
     share: Sequence[int] | None = None,
     progress: bool | Told = False,
     spread: train.Spread | None = None,
@@ -230,7 +231,7 @@ def morph(
     where their origins put them; either way they are brought onto its grid. `Fit.alignments` tells where each lay.
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
-    those that enclose it. `bin` is for the paper's recipe.
+    those that enclose it. `bin` and `schedule`, which says its steps, are for the paper's recipe.
     `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
@@ -255,6 +256,8 @@ def morph(
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
+    if schedule and recipe != "paper":
+        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
     initial, targets = as_map(initial), [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
@@ -296,7 +299,7 @@ def morph(
     prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
-        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
+        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
     else:
         config = recipes.default(problem, seed)
     if symmetry:

@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax import losses
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
+from cryotrans_jax.maps import Map, frequencies
 
 NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
 WIDEST = 8.0  # Å: by as much at most
@@ -448,8 +448,7 @@ def sharpened(map_: Map, variance: float) -> Map:
     if variance <= 0:
         return map_
     n, v = map_.density.shape, map_.voxel_size
-    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
-    s2 = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
+    s2 = sum(f**2 for f in frequencies(n, v))
     limit = (0.5 / v.max()) ** 2
     gain = np.where(s2 <= limit, np.exp(2 * np.pi**2 * variance * np.minimum(s2, limit)), 0).astype(np.float32)
     workers = os.cpu_count()
@@ -461,8 +460,7 @@ def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power there."""
     power = np.abs(scipy.fft.rfftn(map_.density, workers=os.cpu_count())) ** 2
     n, v = map_.density.shape, map_.voxel_size
-    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
-    s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    s = np.sqrt(sum(f**2 for f in frequencies(n, v)))
     width = 1.0 / max(n * v)
     shell = np.round(s / width).astype(int).ravel()
     count = np.bincount(shell)

@@ -6,7 +6,7 @@ fit it, since all others are their copies.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cryotrans_jax import atoms, metrics
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
+from cryotrans_jax.prepare import bounding_box
 
 NAME = re.compile(r"(?P<kind>[CD])(?P<fold>[1-9]\d{0,2})|(?P<solid>[TOI])", re.IGNORECASE)
 GOLDEN = (1 + np.sqrt(5)) / 2
@@ -169,10 +170,27 @@ class Symmetry:
         share[inside] = self.shares(map_.origin + np.argwhere(inside) * size, float(size.max()))
         return share
 
-    def repeated(self, map_: Map) -> Map:
-        """The sum of a map's copies by all operators, on its own grid: the assembly of which it shows one unit."""
-        copies = (resampled(map_, map_, one) for one in self.operators)
-        return replace(map_, density=sum(copy.density for copy in copies))
+    def room(self, maps: Iterable[Map]) -> Map:
+        """An empty map on the grid of maps that share one, continued as far as copies of their density reach."""
+        ends = []
+        for map_ in maps:
+            low, high = bounding_box(np.abs(map_.density) > SLIGHT * np.abs(map_.density).max())
+            corners = map_.origin + map_.voxel_size * np.stack(np.meshgrid(*zip(low, high - 1, strict=True)), -1)
+            for operator in self.operators:
+                indices = (operator(corners.reshape(-1, 3)) - map_.origin) / map_.voxel_size
+                ends += [indices.min(0) - 1, indices.max(0) + 2]
+        first = np.minimum(np.floor(np.min(ends, 0)), 0).astype(int)
+        shape = np.maximum(np.ceil(np.max(ends, 0)), map_.density.shape).astype(int) - first
+        return Map(np.zeros(shape, np.float32), map_.voxel_size, map_.origin + first * map_.voxel_size)
+
+    def repeated(self, map_: Map, room: Map | None = None) -> Map:
+        """The sum of a map's copies by all operators: the assembly of which it shows one unit.
+
+        On the grid of `room`, by default of the room that all copies take.
+        """
+        room = self.room([map_]) if room is None else room
+        copies = (resampled(map_, room, one) for one in self.operators)
+        return replace(room, density=sum(copy.density for copy in copies))
 
     def assembled(self, model: gemmi.Structure) -> gemmi.Structure:
         """The model's copies by all operators, one after the other; the first keep their chains' names."""

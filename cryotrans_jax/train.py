@@ -340,14 +340,18 @@ def distance(
     """The stage's loss without the rigidity, and the same bound."""
     if stage.loss == "points":
         return losses.huber(moved, goal.ends, goal.weight, goal.reach), jnp.zeros(())
-    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-    if goal.blur is not None:
-        carried = losses.blur(carried, goal.blur)
+    carried = carried_map(moved, level, goal)
     if stage.loss == "w2":
         return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
     if stage.loss == "matched":
         return losses.unscaled_l2(carried, goal.volume, goal.power), jnp.zeros(())
     return losses.l2(carried, goal.volume), jnp.zeros(())
+
+
+def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Float[Array, "x y z"]:
+    """The carried points' mass on the target's grid, at its resolution."""
+    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
+    return carried if goal.blur is None else losses.blur(carried, goal.blur)
 
 
 def lightened(
@@ -361,10 +365,8 @@ def lightened(
     """
 
     def at_one_time(moved, goal):
-        carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-        if goal.blur is not None:
-            carried = losses.blur(carried, goal.blur)
-        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in (carried, goal.volume)))
+        both = carried_map(moved, level, goal), goal.volume
+        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in both))
         return level.rho * gather(found, moved, level.corner, level.voxel) ** power
 
     moved, _ = carry(config, params, level)

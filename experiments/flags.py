@@ -136,6 +136,18 @@ def define_symmetry() -> None:
     )
 
 
+@group("Fit")
+def define_schedule() -> None:
+    """Nothing; the flags that change the published schedule are there."""
+    flags.DEFINE_list(
+        "schedule",
+        None,
+        "LOSS:STEPS:RATE,...: the stages of the recipe paper, each with its Adam steps and learning rate, such as "
+        "w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given.",
+    )
+    flags.DEFINE_integer("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", lower_bound=1)
+
+
 @group("Several hosts")
 def define_hosts() -> None:
     """Nothing; the flags by which several processes share a run's targets are there."""

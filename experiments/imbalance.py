@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from . import flags as shared
+from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -158,7 +159,7 @@ def morphed(common: Class, rare: Class):
 def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) -> None:
     """Nothing; the folder holds table, figure and maps, and the table is printed."""
     from cryotrans_jax import metrics, plots
-    from cryotrans_jax.files import whole_file
+    from cryotrans_jax.files import write_file
     from cryotrans_jax.maps import write_map
 
     from .results import write_json
@@ -175,15 +176,14 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     write_json(out_dir / "imbalance.json", {"settings": about, "rows": rows})
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
-    drawing = plots.curves_drawing(lines)
+    drawing = plots.named_drawing(lines)
     files = {
         "imbalance.md": table(rows).encode(),
         "fsc.png": plots.png(drawing),
         "fsc.svg": plots.svg(drawing).encode(),
     }
     for name, content in files.items():
-        with whole_file(out_dir / name) as temporary:
-            temporary.write_bytes(content)
+        write_file(out_dir / name, content)
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
     print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")
@@ -211,9 +211,7 @@ def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, and CA RMSD in Å."""
-    head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    lines = [" | ".join(style.format(row[key]) if key in row else "" for key, style in COLUMNS.items()) for row in rows]
-    return "\n".join([head, *(f"| {line} |" for line in lines)]) + "\n"
+    return tables.styled(rows, COLUMNS)
 
 
 def command() -> None:

@@ -13,6 +13,7 @@ from cryotrans_jax import align, atoms, contour, mask, partition, prepare
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
 from . import archives
@@ -21,6 +22,7 @@ from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
+STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
 WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
@@ -234,6 +236,21 @@ def vector(settings, name: str) -> list[float] | None:
     raise InputError(f"--{name}={','.join(given)} is not three numbers such as 0,0,1")
 
 
+def schedule_in(settings) -> Schedule | None:
+    """The schedule of the recipe paper that the flags name, None where they name none.
+
+    Raises InputError where a stage is not of the form loss:steps:rate.
+    """
+    if not settings.schedule and not settings.width:
+        return None
+    stages = []
+    for text in settings.schedule or []:
+        if not (match := STAGE.fullmatch(text)):
+            raise InputError(f"--schedule={text} is not LOSS:STEPS:RATE: give stages such as w2:2000:1e-3,l2:500:1e-4")
+        stages.append((match["loss"], int(match["steps"]), float(match["rate"])))
+    return Schedule(tuple(stages), settings.width or Schedule.width)
+
+
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
     """The maps within the masks that the flags name, each on its own map's grid, and the masks' files by name."""
     names = settings.target_mask or []
@@ -361,14 +378,21 @@ def find_entry(name: str, data_dir: str) -> Path:
             "EMDB --fetch"
         )
     entry = match["entry"]
-    for stem in (entry.upper(), entry.lower(), entry):
-        for suffix in MODEL_SUFFIXES:
-            if (path := Path(data_dir) / (stem + suffix)).is_file():
-                return path
+    if path := find_model(entry, data_dir):
+        return path
     raise InputError(
         f"no map {name} here or in {data_dir}, and no {entry}.cif or {entry}.pdb there to make it from: download "
         f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}, or --fetch"
     )
+
+
+def find_model(entry: str, data_dir: str) -> Path | None:
+    """The model of an entry, or of another name without its suffix, in the data folder; None where it is not there."""
+    for stem in (entry.upper(), entry.lower(), entry):
+        for suffix in MODEL_SUFFIXES:
+            if (path := Path(data_dir) / (stem + suffix)).is_file():
+                return path
+    return None
 
 
 def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tuple[Map, list[Map], dict[str, Path]]:

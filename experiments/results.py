@@ -20,12 +20,13 @@ import numpy as np
 from cryotrans_jax import atoms, geometry, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, whole_file, write_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from cryotrans_jax.progress import Progress
+from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
 PACKAGES = (
@@ -47,7 +48,7 @@ FRAMES = re.compile(  # what a run, or predict, makes of a fit
 )
 RECORDS = re.compile(  # what a run writes about itself
     r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
-    r"|report\.html|morph\.gif"
+    r"|report\.html|morph\.gif|reproduce\.(md|json)"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -87,7 +88,7 @@ class Case:
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
     are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
-    `repeated` in the assembly.
+    `repeated` in the assembly. `schedule` is for the recipe paper.
     """
 
     initial: Map
@@ -107,6 +108,7 @@ class Case:
     part_rigidity: list[float] = field(default_factory=list)
     symmetry: Symmetry | str | None = None
     repeated: Symmetry | None = None
+    schedule: Schedule | None = None
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -188,6 +190,7 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             part_rigidity=case.part_rigidity or None,
             symmetry=case.symmetry,
             bin=settings.bin,
+            schedule=case.schedule,
             share=share,
             progress=progress,
             prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
@@ -360,10 +363,13 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     """Nothing; the folder assembly has the frames, the generated map and the models of one unit repeated."""
     own = folder / "assembly"
     own.mkdir(exist_ok=True)
-    for path in made_in(folder, FRAMES):
-        if path.suffix == ".mrc":
-            write_map(own / path.name, symmetry.repeated(read_map(path)))
-        elif path.name.startswith(("model", "generated")) and path.suffix == ".cif":
+    made = made_in(folder, FRAMES)
+    maps = [path for path in made if path.suffix == ".mrc"]
+    room = symmetry.room(map(read_map, maps))
+    for path in maps:
+        write_map(own / path.name, symmetry.repeated(read_map(path), room))
+    for path in made:
+        if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
             atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
@@ -482,7 +488,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
     """The reference as a map on the grid of `like`."""
     if isinstance(reference, Map):
         return reference
-    return atoms.simulate_map(reference, like.density.shape, like.voxel_size, like.origin, resolution or 3.0)
+    return atoms.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
@@ -527,10 +533,18 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def run_of(folder: Path) -> dict:
+    """The config.json in the folder of a run's target. Raises InputError where there is none."""
+    if not (folder / "config.json").is_file():
+        if several := sorted(folder.glob("*/config.json")):
+            raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
+        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    return json.loads((folder / "config.json").read_text())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Nothing; the file holds the content as JSON."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_file(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:

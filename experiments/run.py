@@ -32,6 +32,7 @@ def define_flags() -> None:
         )
     shared.define_fit()
     shared.define_symmetry()
+    shared.define_schedule()
     with shared.group("Fit"):
         flags.DEFINE_integer(
             "seeds",
@@ -96,6 +97,7 @@ def load(out_dir: Path, share: range):
     case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
     inputs.add_parts(case, FLAGS)
     inputs.add_symmetry(case, FLAGS)
+    case.schedule = inputs.schedule_in(FLAGS)
     if given:
         results.check_kept(case, out_dir, FLAGS.overwrite, share)
     case.contours = inputs.contours(case, FLAGS)

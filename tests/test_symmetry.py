@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import bent_chain
+from scipy import ndimage
 
 import cryotrans_jax as ct
 from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
@@ -143,6 +144,16 @@ def test_a_repeated_map_is_that_of_the_assembled_model(pair):
     group, models, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
     np.testing.assert_allclose(group.repeated(one).density, maps[0].density, atol=0.02 * maps[0].density.max())
+
+
+def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
+    group, _, maps = pair
+    one = ct.simulate(unit(0.0), 8.0, voxel_size=float(maps[0].voxel_size[0]))  # in a box of its own
+    whole = group.repeated(one)
+    assert whole.density.shape > one.density.shape and (whole.origin <= one.origin).all()
+    np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
+    centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
+    np.testing.assert_allclose(centre[:2], group.centre[:2], atol=0.05)
 
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
