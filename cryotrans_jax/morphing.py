@@ -19,6 +19,7 @@ from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.partition import Partition, from_flow, reassigned
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
+from cryotrans_jax.symmetry import Symmetry
 
 RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -195,6 +196,7 @@ class Fit:
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
         settings["waypoints"] = tuple(settings.get("waypoints", ()))
+        settings["symmetry"] = tuple(map(tuple, settings.get("symmetry", ())))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         initial = None if initial is None else as_map(initial)
@@ -231,7 +233,9 @@ def morph(
     waypoint_resolution: float | Sequence[float | None] | None = None,
     parts: Partition | str | None = "auto",
     part_rigidity: Sequence[float] | None = None,
+    symmetry: Symmetry | str | None = None,
     bin: int = 1,
+    schedule: recipes.Schedule | None = None,
     share: Sequence[int] | None = None,
     progress: bool | Told = False,
     spread: train.Spread | None = None,
@@ -246,7 +250,7 @@ def morph(
     where their origins put them; either way they are brought onto its grid. `Fit.alignments` tells where each lay.
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
-    those that enclose it. `bin` is for the paper's recipe.
+    those that enclose it. `bin` and `schedule`, which says its steps, are for the paper's recipe.
     `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
@@ -254,6 +258,9 @@ def morph(
     `parts` of the initial map each move by a field of their own; "auto" are, for each target, the bodies that the flow
     moves nearly rigidly after the recipe's first stages, from which each goes on by itself; with None one field moves
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
+    `symmetry` is that of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, an mmCIF file
+    with an assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then commutes with its operators,
+    and is fitted to the points of one unit; one field moves all.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
@@ -265,12 +272,14 @@ def morph(
 
     Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
     above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
-    parts cannot be, or every target was given up.
+    parts cannot be, a map does not have the symmetry, or every target was given up.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
+    if schedule and recipe != "paper":
+        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
     initial, targets = as_map(initial), [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
@@ -284,6 +293,8 @@ def morph(
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
     check_parts(parts, part_rigidity, initial)
+    if symmetry and isinstance(parts, Partition):
+        raise InputError("parts and a symmetry do not go together yet: leave one of them out")
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
@@ -302,15 +313,19 @@ def morph(
         whole_box=recipe == "paper",
         waypoints=times,
     )
+    if symmetry:
+        problem, operators = symmetrical(problem, symmetry, initial)
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
     variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
     report = with_waypoints(problem.report | variances, times)
     prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
-        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
+        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
     else:
         config = recipes.default(problem, seed)
+    if symmetry:
+        config, parts = replace(config, symmetry=operators), None
     rival = train.scaled((config.rival,), steps)[0] if config.rival else None
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
@@ -370,6 +385,29 @@ def laid(
             for pair, found in zip(halves, alignments, strict=True)
         ]
     return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments
+
+
+def symmetrical(
+    problem: prepare.Problem, given: Symmetry | str, initial: Map
+) -> tuple[prepare.Problem, tuple[tuple[float, ...], ...]]:
+    """The problem of which one unit is carried, and the operators that copy it, as `Config.symmetry` has them.
+
+    Raises InputError where a map does not have the symmetry.
+    """
+    origin = initial.origin + problem.start * problem.voxel_size
+    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
+    symmetry = Symmetry.of(given, initial, start)
+    symmetry.check(start, "initial map")
+    for number, end in enumerate(ends):
+        passed = number - len(problem.waypoints)
+        symmetry.check(end, f"target map {passed + 1}" if passed >= 0 else f"waypoint map {number + 1}")
+    turns = np.stack([operator.rotation for operator in symmetry.operators])
+    middle = problem.frame.to_unit(symmetry.centre)
+    shifts = middle - turns @ middle
+    rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
+    report = problem.report | {"symmetry": {"name": symmetry.name, "centre": symmetry.centre.tolist()}}
+    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    return problem, tuple(map(tuple, rows.tolist()))
 
 
 def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:

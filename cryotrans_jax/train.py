@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from cryotrans_jax import correspond, losses, memory
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
-from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, timed
+from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, symmetric, timed
 from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
 from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
@@ -94,6 +94,7 @@ class Config:
     euler_steps: int = 10
     bodies: int = 0  # stages after which what moves nearly as a body goes on with a field of its own; 0: never
     waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
+    symmetry: tuple[tuple[float, ...], ...] = ()  # operators: three rows of a rotation and the shift, in unit boxes
     seed: int = 0
 
     @property
@@ -258,8 +259,14 @@ def unwatched(targets: int) -> Watch:
 
 
 def field(config: Config, params: PyTree) -> VelocityField:
-    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints."""
+    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints.
+
+    It commutes with the symmetry's operators where there are some.
+    """
     velocity = partial(config.network.apply, params)
+    if config.symmetry:
+        rows = np.array(config.symmetry, np.float32)
+        velocity = symmetric(velocity, rows[:, :9].reshape(-1, 3, 3), rows[:, 9:])
     return timed(velocity) if config.waypoints else velocity
 
 
@@ -274,12 +281,14 @@ def carry(
     """The level's points after the flow, and its nodes (the points themselves without a lattice).
 
     Where there are waypoints, both at the time of each and at the end. Where there are parts, nodes have an axis of
-    them before the last two, and points are those of all that have mass, part after part.
+    them before the last two, and points are those of all that have mass, part after part. Where there is a symmetry,
+    nodes are those of one unit, and points those of all its copies.
     """
     if not level.divided:
-        return carry_one(config, params, level.x, level.lattice)
+        moved, nodes = carry_one(config, params, level.x, level.lattice)
+        return level.copied(moved), nodes
     moved, nodes = jax.vmap(partial(carry_one, config), out_axes=-3)(params, level.x, level.lattice)
-    return moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :], nodes
+    return level.copied(moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :]), nodes
 
 
 def carry_one(
@@ -342,14 +351,18 @@ def distance(
     """The stage's loss without the rigidity, and the same bound."""
     if stage.loss == "points":
         return losses.huber(moved, goal.ends, goal.weight, goal.reach), jnp.zeros(())
-    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-    if goal.blur is not None:
-        carried = losses.blur(carried, goal.blur)
+    carried = carried_map(moved, level, goal)
     if stage.loss == "w2":
         return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
     if stage.loss == "matched":
         return losses.unscaled_l2(carried, goal.volume, goal.power), jnp.zeros(())
     return losses.l2(carried, goal.volume), jnp.zeros(())
+
+
+def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Float[Array, "x y z"]:
+    """The carried points' mass on the target's grid, at its resolution."""
+    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
+    return carried if goal.blur is None else losses.blur(carried, goal.blur)
 
 
 def lightened(
@@ -363,10 +376,8 @@ def lightened(
     """
 
     def at_one_time(moved, goal):
-        carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-        if goal.blur is not None:
-            carried = losses.blur(carried, goal.blur)
-        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in (carried, goal.volume)))
+        both = carried_map(moved, level, goal), goal.volume
+        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in both))
         return level.rho * gather(found, moved, level.corner, level.voxel) ** power
 
     moved, _ = carry(config, params, level)

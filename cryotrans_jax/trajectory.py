@@ -86,7 +86,8 @@ def move(
         for own, field_ in by_part(params, part):
             moved[:, own] = move(config, field_, frame, xyz[own], times)
         return moved
-    parts = np.split(xyz, range(CHUNK, len(xyz), CHUNK))
+    chunk = max(CHUNK // max(len(config.symmetry), 1), ROUND)  # the field is evaluated at every copy of a point
+    parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
         [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )

@@ -22,12 +22,14 @@ import numpy as np
 from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, whole_file, write_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from cryotrans_jax.progress import Progress
+from cryotrans_jax.recipes import Schedule
+from cryotrans_jax.symmetry import Symmetry
 
 PACKAGES = (
     "cryotrans-jax",
@@ -48,7 +50,7 @@ FRAMES = re.compile(  # what a run, or predict, makes of a fit
 )
 RECORDS = re.compile(  # what a run writes about itself
     r"(config|metrics|transform|failed)\.json|folded\.mrc|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
-    r"|report\.html|morph\.gif"
+    r"|report\.html|morph\.gif|reproduce\.(md|json)"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -87,8 +89,9 @@ class Case:
     Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
-    are empty where the maps were made for one another. `sums` are the files' checksums when they were read. `failed`
-    says of targets, by their names, why they could not be used; they are not among the others.
+    are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
+    `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
+    `failed` says of targets, by their names, why they could not be used; they are not among the others.
     """
 
     initial: Map
@@ -106,6 +109,9 @@ class Case:
     boxes: list[Map] = field(default_factory=list)
     parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
+    symmetry: Symmetry | str | None = None
+    repeated: Symmetry | None = None
+    schedule: Schedule | None = None
     sums: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -159,7 +165,8 @@ def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
     """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
     own = {folders(case, out_dir)[number] for number in share}
     own |= {out_dir} if 0 in share else set()  # a run of one target leaves its files in `out_dir` itself
-    found = [path for folder in own for path in (*made_in(folder), *made_in(folder / "target_frame"))]
+    inside = ("", "target_frame", "assembly")
+    found = [path for folder in own for name in inside for path in made_in(folder / name)]
     return found + checkpoints_in(own)
 
 
@@ -263,7 +270,9 @@ def fit_case(
             halves=case.halves or None,
             parts=case.parts,
             part_rigidity=case.part_rigidity or None,
+            symmetry=case.symmetry,
             bin=settings.bin,
+            schedule=case.schedule,
             share=share,
             progress=progress,
             begun=keeper and keeper.begun(another),
@@ -343,6 +352,8 @@ def write_targets(
             scores[-1] |= write_spread(one, [other for other in same if not any(other.failed)], folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
+        if case.repeated is not None:
+            write_assembly(case.repeated, folder)
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
         print_scores(name, scores[-1])
@@ -465,6 +476,22 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
 
+def write_assembly(symmetry: Symmetry, folder: Path) -> None:
+    """Nothing; the folder assembly has the frames, the generated map and the models of one unit repeated."""
+    own = folder / "assembly"
+    own.mkdir(exist_ok=True)
+    made = made_in(folder, FRAMES)
+    maps = [path for path in made if path.suffix == ".mrc"]
+    room = symmetry.room(map(read_map, maps))
+    for path in maps:
+        write_map(own / path.name, symmetry.repeated(read_map(path), room))
+    for path in made:
+        if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
+            atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
+    if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(own / name) for name in carried], own)
+
+
 def described_alignment(case: Case, number: int) -> dict:
     """How a target was laid over the initial map, as config.json and transform.json tell it; empty if it was not."""
     if not case.alignments:
@@ -578,7 +605,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
     """The reference as a map on the grid of `like`."""
     if isinstance(reference, Map):
         return reference
-    return atoms.simulate_map(reference, like.density.shape, like.voxel_size, like.origin, resolution or 3.0)
+    return atoms.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
@@ -626,10 +653,18 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def run_of(folder: Path) -> dict:
+    """The config.json in the folder of a run's target. Raises InputError where there is none."""
+    if not (folder / "config.json").is_file():
+        if several := sorted(folder.glob("*/config.json")):
+            raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
+        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    return json.loads((folder / "config.json").read_text())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Nothing; the file holds the content as JSON."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_file(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
@@ -662,6 +697,9 @@ def print_report(report: dict) -> None:
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
+    if found := report.get("symmetry"):
+        about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in found["centre"])
+        print(f"the flow keeps the symmetry {found['name']} about ({about}) Å")
     for variance in report["quieting_variance"]:
         if variance:
             print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")

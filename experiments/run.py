@@ -31,6 +31,8 @@ def define_flags() -> None:
             "against; one, or one for each target.",
         )
     shared.define_fit()
+    shared.define_symmetry()
+    shared.define_schedule()
     with shared.group("Fit"):
         flags.DEFINE_integer(
             "seeds",
@@ -117,12 +119,12 @@ def load(out_dir: Path, keeper):
     stems = inputs.unique_stems(FLAGS.target or [])
     failed = inputs.leave_out_unusable(FLAGS)
     share = hosts.share(targets_named())
-    if not (FLAGS.initial or FLAGS.target):
-        case = inputs.built_in_pair(out_dir)
-        inputs.add_parts(case, FLAGS)
-    else:
-        case = inputs.from_flags(FLAGS, out_dir)
-        inputs.add_parts(case, FLAGS)
+    given = bool(FLAGS.initial or FLAGS.target)
+    case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
+    inputs.add_parts(case, FLAGS)
+    inputs.add_symmetry(case, FLAGS)
+    case.schedule = inputs.schedule_in(FLAGS)
+    if given:
         case.failed, case.target_names = failed, [stem for stem in stems if stem not in failed]
         results.check_kept(case, out_dir, replacing, share)
     keeper.begin(case)

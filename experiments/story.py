@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from cryotrans_jax import atoms, metrics, plots, surface, trajectory
-from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.files import InputError, checksum, write_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
@@ -319,12 +319,6 @@ def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
         for stage, name, _, value, *judged in list(csv.reader(file))[1:]:
             stages.setdefault((stage, name), []).append((float(value), float(*judged or ["nan"])))
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Nothing; the file holds the text, in UTF-8, or the bytes."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
