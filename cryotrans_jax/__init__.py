@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from cryotrans_jax.maps import Map, read_map, write_map
     from cryotrans_jax.metrics import ca_displacement, correlation, map_fsc, model_map_fsc, resolution_at
     from cryotrans_jax.morphing import Fit, morph
+    from cryotrans_jax.symmetry import Symmetry
 
 __all__ = [
     "Alignment",
     "Fit",
     "InputError",
     "Map",
+    "Symmetry",
     "Transform",
     "ca_displacement",
     "correlation",
@@ -63,6 +65,7 @@ _FILES = {  # that hold them
     "maps": ("Map", "read_map", "write_map"),
     "metrics": ("ca_displacement", "correlation", "map_fsc", "model_map_fsc", "resolution_at"),
     "morphing": ("Fit", "morph"),
+    "symmetry": ("Symmetry",),
     "plots": ("plots",),  # the file itself
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}

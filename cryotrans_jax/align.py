@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, same_grid
+from cryotrans_jax.maps import Map, frequencies, same_grid
 
 SIGMA = 0.225  # width of the Gaussian for each Å of resolution, as in `atoms.simulate_map`
 COARSE, FINE = 0.6, 0.25  # resolutions of the search and of its last refinement, in radii of gyration
@@ -183,13 +183,6 @@ def without_aliases(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Flo
         spectrum *= np.exp(-2 * (np.pi * width * along) ** 2).astype(np.float32)
     blurred = scipy.fft.irfftn(spectrum, shape, workers=os.cpu_count())
     return blurred[tuple(slice(0, n) for n in map_.density.shape)]
-
-
-def frequencies(shape: Sequence[int], voxel_size) -> tuple[np.ndarray, ...]:
-    """The coordinates [1/Å] of the coefficients of a real transform, to be broadcast."""
-    steps = np.broadcast_to(voxel_size, 3)
-    axes = [np.fft.fftfreq(n, d) for n, d in zip(shape[:2], steps[:2], strict=True)]
-    return tuple(np.meshgrid(*axes, np.fft.rfftfreq(shape[2], steps[2]), indexing="ij", sparse=True))
 
 
 class Body(NamedTuple):

@@ -1,14 +1,22 @@
 """Save and restore a fit: arrays and their description in one orbax checkpoint, written whole or not at all."""
 
+import errno
 import os
+import shutil
+import tempfile
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+MARGIN = 2**17  # bytes, of what orbax writes besides
+ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it writes for the whole process, and mixes up two threads
 
 
 def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
@@ -16,6 +24,9 @@ def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -
 
     A checkpoint already there is replaced once the new one is whole. Where JAX runs in several processes, each saves
     for itself and waits for no other.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
     """
     if jax.process_count() > 1:  # orbax would have process 0 alone write: a process outside the runtime is one
         with ProcessPoolExecutor(1, get_context("spawn")) as apart:
@@ -26,9 +37,43 @@ def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -
 
 def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
     """Nothing; the same from the only process."""
-    with ocp.Checkpointer(handler()) as checkpointer:
-        parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
-        checkpointer.save(Path(path).absolute(), args=parts, force=True)
+    path = Path(path).absolute()
+    check_room(path, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
+    new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
+    try:
+        with ONE_AT_A_TIME, ocp.Checkpointer(handler()) as checkpointer:
+            parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
+            checkpointer.save(new, args=parts, force=True)
+        remove(old)
+        if path.is_dir():  # orbax by itself would remove it before the new one is written
+            path.rename(old)
+        new.rename(path)
+    except (ValueError, RuntimeError) as error:  # so orbax tells of a disk's troubles, in many words
+        raise OSError(errno.EIO, "the checkpoint cannot be written (is the disk full?)", str(path)) from error
+    finally:
+        remove(new)
+        for part in path.parent.glob(f"{new.name}.orbax-checkpoint-tmp*"):
+            remove(part)
+    remove(old)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Nothing; raises OSError where the disk has no room for so many bytes beside `path`.
+
+    Orbax's threads would fill the screen with what each of them makes of that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:  # of no name: nothing is left of it
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size + MARGIN)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from error
+
+
+def remove(folder: Path) -> None:
+    """Nothing; the folder is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_apart(*what: Any) -> None:

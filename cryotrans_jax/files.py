@@ -44,6 +44,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, final)
+    except OSError as error:
+        if error.errno and error.filename is None:  # as of a disk that is full: say where
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -102,6 +106,12 @@ def _deeper(content: Any, depth: int) -> bool:
     for _ in range(depth):
         level = [v for c in level if isinstance(c, dict | list) for v in (c.values() if isinstance(c, dict) else c)]
     return bool(level)
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Nothing; the file holds the text, in UTF-8 (without what of a file's name is no text), or the bytes."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def checksum(path: str | os.PathLike) -> str:

@@ -6,6 +6,7 @@ A field that does depend on time is one on points (x, t) of shape (n, 4): see `t
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,26 @@ def timed(velocity: VelocityField) -> VelocityField:
     Its flow is that of a field v that depends on time, and so is the inverse of its flow.
     """
     return lambda xt: jnp.concatenate([velocity(xt), jnp.ones_like(xt[:, 3:])], axis=-1)
+
+
+def symmetric(
+    velocity: VelocityField, turns: Float[Array | np.ndarray, "n 3 3"], shifts: Float[Array | np.ndarray, "n 3"]
+) -> VelocityField:
+    """The mean over a group's operators R x + s of Rᵀ v(R x + s): a field that commutes with all of them.
+
+    And so do each Euler step of its flow, which is continuous wherever v is, and the inverse of that. It takes as many
+    evaluations of v as there are operators. Time, where points have one, is left alone.
+    """
+
+    exact = partial(jnp.einsum, precision="highest")  # accelerators would keep three digits of positions
+
+    def mean(x: Points) -> Float[Array, "points 3"]:
+        at = exact("gij,nj->gni", turns, x[:, :3]) + shifts[:, None]
+        late = jnp.broadcast_to(x[:, 3:], (len(turns), len(x), x.shape[1] - 3))
+        v = velocity(jnp.concatenate([at, late], -1).reshape(-1, x.shape[1])).reshape(at.shape)
+        return exact("gij,gni->nj", turns, v) / len(turns)
+
+    return mean
 
 
 def at_time(x: Float[Array, "points 3"], t: Scalar) -> Float[Array, "points 4"]:

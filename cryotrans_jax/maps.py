@@ -5,6 +5,7 @@ Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +145,13 @@ def describe(map: Map) -> str:
     """A map's size, voxel size and origin in words."""
     sides, size, origin = _sides(map.density.shape), _vector(map.voxel_size), _vector(map.origin)
     return f"{sides} voxels of {size} Å, origin {origin} Å"
+
+
+def frequencies(shape: Sequence[int], voxel_size: float | Float[np.ndarray, "3"]) -> tuple[np.ndarray, ...]:
+    """The coordinates [1/Å] of the coefficients of a real transform, to be broadcast."""
+    steps = np.broadcast_to(voxel_size, 3)
+    axes = [np.fft.fftfreq(n, d) for n, d in zip(shape[:2], steps[:2], strict=True)]
+    return tuple(np.meshgrid(*axes, np.fft.rfftfreq(shape[2], steps[2]), indexing="ij", sparse=True))
 
 
 def same_grid(a: Map, b: Map) -> str | None:

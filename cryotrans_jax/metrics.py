@@ -12,9 +12,9 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from cryotrans_jax import losses
-from cryotrans_jax.atoms import common_ca, simulate_map
+from cryotrans_jax.atoms import common_ca, simulate
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, same_grid
+from cryotrans_jax.maps import Map, frequencies, same_grid
 
 MOVED = 3.0  # Å from the initial model beyond which an atom counts as moved
 ROUNDS = 20  # of the TM-score's search
@@ -75,7 +75,7 @@ def model_map_fsc(
     map: Map, structure: gemmi.Structure, resolution: float
 ) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
     """Frequency [1/Å] and Fourier shell correlation of a map and a model's, simulated at a resolution [Å]."""
-    reference = simulate_map(structure, map.density.shape, map.voxel_size, map.origin, resolution)
+    reference = simulate(structure, resolution, like=map)
     return fsc(map.density, reference.density, map.voxel_size)
 
 
@@ -189,13 +189,8 @@ def coverage(rebuilt: gemmi.Structure, reference: gemmi.Structure, within: float
 def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.35, 0.45)) -> float:
     """The share of a map's power, its mean apart, that lies in a band of frequencies in cycles a voxel."""
     power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
-    axes = [scipy.fft.fftfreq(n) for n in density.shape[:2]] + [scipy.fft.rfftfreq(density.shape[2])]
-    s = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
-    weight = np.full(len(axes[2]), 2.0)
-    weight[0] = 1
-    if density.shape[2] % 2 == 0:
-        weight[-1] = 1
-    power *= weight
+    s = np.sqrt(sum(np.square(axis) for axis in frequencies(density.shape, 1.0)))
+    power *= _times(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())
 
 
@@ -285,14 +280,17 @@ def along_path(
 
 def _shells(shape, voxel_size):
     """For each coefficient of a real transform, its shell, and how often it stands in the complex one."""
-    axes = [scipy.fft.fftfreq(n, d) for n, d in zip(shape[:2], voxel_size[:2], strict=True)]
-    axes.append(scipy.fft.rfftfreq(shape[2], voxel_size[2]))
-    s = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
-    weight = np.full(len(axes[2]), 2.0)
-    weight[0] = 1
-    if shape[2] % 2 == 0:
-        weight[-1] = 1
-    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), weight
+    s = np.sqrt(sum(np.square(axis) for axis in frequencies(shape, voxel_size)))
+    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), _times(shape[2])
+
+
+def _times(length):
+    """How often each coefficient along the halved axis of a real transform, of this length, is in the complex one."""
+    times = np.full(length // 2 + 1, 2.0)
+    times[0] = 1
+    if length % 2 == 0:
+        times[-1] = 1
+    return times
 
 
 def _distance(a, b):

@@ -18,6 +18,8 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.partition import Partition, from_flow, reassigned
 from cryotrans_jax.progress import Told, shown
+from cryotrans_jax.snapshots import Recorder, Snapshot
+from cryotrans_jax.symmetry import Symmetry
 
 RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -31,7 +33,8 @@ class Fit:
     training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
     each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
     `initial` is the initial map, None in a fit that was loaded without it; `alignments` tells how `morph` laid each
-    target over it.
+    target over it. Where targets were given up, `failed` says why of each ("" of the others): their parameters are of
+    no use.
 
     Methods that need the initial map raise InputError where it is not there. Where there are several targets, `target`
     is the number of the one that is meant, from 0 on.
@@ -47,6 +50,7 @@ class Fit:
     partitions: tuple[Partition, ...] = ()
     initial: Map | None = None
     alignments: tuple[Alignment, ...] = ()
+    failed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """What was fitted, in a few lines."""
@@ -60,6 +64,7 @@ class Fit:
             facts = [self.alignments[target].described] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
 
@@ -78,8 +83,15 @@ class Fit:
         history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
+        failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
         return replace(
-            self, params=params, history=history, judged=judged, partitions=partitions, alignments=alignments
+            self,
+            params=params,
+            history=history,
+            judged=judged,
+            partitions=partitions,
+            alignments=alignments,
+            failed=failed,
         )
 
     def start(self) -> Map:
@@ -141,6 +153,11 @@ class Fit:
         parts, times = self.partition(target), trajectory.as_times(times)
         return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
 
+    def volumes(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
+        """By what factor the flow changes volume at positions xyz (n, 3) in Å; it folds where that is not above 0."""
+        parts = self.partition(target)
+        return trajectory.volumes(self.config, self.of(target), self.frame, xyz, parts and parts.at(xyz))
+
     def parts_map(self, target: int = 0) -> Map:
         """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
         initial = self.start()
@@ -179,6 +196,7 @@ class Fit:
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
         settings["waypoints"] = tuple(settings.get("waypoints", ()))
+        settings["symmetry"] = tuple(map(tuple, settings.get("symmetry", ())))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         initial = None if initial is None else as_map(initial)
@@ -215,11 +233,16 @@ def morph(
     waypoint_resolution: float | Sequence[float | None] | None = None,
     parts: Partition | str | None = "auto",
     part_rigidity: Sequence[float] | None = None,
+    symmetry: Symmetry | str | None = None,
     bin: int = 1,
+    schedule: recipes.Schedule | None = None,
     share: Sequence[int] | None = None,
     progress: bool | Told = False,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
+    begun: Snapshot | None = None,
+    keep: Callable[[Snapshot], None] | None = None,
+    say: Callable[[int, str], None] = train.warn,
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets: maps, or paths of MRC files.
 
@@ -227,7 +250,7 @@ def morph(
     where their origins put them; either way they are brought onto its grid. `Fit.alignments` tells where each lay.
     `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
     and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
-    those that enclose it. `bin` is for the paper's recipe.
+    those that enclose it. `bin` and `schedule`, which says its steps, are for the paper's recipe.
     `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
     keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
     `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
@@ -235,20 +258,28 @@ def morph(
     `parts` of the initial map each move by a field of their own; "auto" are, for each target, the bodies that the flow
     moves nearly rigidly after the recipe's first stages, from which each goes on by itself; with None one field moves
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
+    `symmetry` is that of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, an mmCIF file
+    with an assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then commutes with its operators,
+    and is fitted to the points of one unit; one field moves all.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
     `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
     this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
+    `keep(snapshot)` is handed after every few steps, and at the end, what a later call with otherwise the same
+    arguments takes as `begun` to go on from there, to the same end bit for bit. `say(target, what)` is told where a
+    target's numbers went wrong: see `train.fit`. Targets that were given up are named in the fit's `failed`.
 
     Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
     above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
-    parts cannot be.
+    parts cannot be, a map does not have the symmetry, or every target was given up.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
     if bin != 1 and recipe != "paper":
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
+    if schedule and recipe != "paper":
+        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
     initial, targets = as_map(initial), [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
@@ -262,6 +293,8 @@ def morph(
     if times and len(targets) > 1:
         raise InputError(f"waypoints are for one target, and there are {len(targets)}: fit each with its own")
     check_parts(parts, part_rigidity, initial)
+    if symmetry and isinstance(parts, Partition):
+        raise InputError("parts and a symmetry do not go together yet: leave one of them out")
     share = [*range(len(targets))] if share is None else [*share]
     if not share or not set(share) <= set(range(len(targets))):
         raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
@@ -280,41 +313,55 @@ def morph(
         whole_box=recipe == "paper",
         waypoints=times,
     )
+    if symmetry:
+        problem, operators = symmetrical(problem, symmetry, initial)
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
     variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
     report = with_waypoints(problem.report | variances, times)
     prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
-        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None)
+        config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
     else:
         config = recipes.default(problem, seed)
+    if symmetry:
+        config, parts = replace(config, symmetry=operators), None
     rival = train.scaled((config.rival,), steps)[0] if config.rival else None
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
     rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    fit = partial(train.fit, progress=call, spread=spread)
-    problem = problem if times else problem.select(rows)
+    recorder = Recorder(begun, keep)
+    fit = partial(train.fit, progress=call, spread=spread, keep=recorder, say=say)
+    problem, state = problem if times else problem.select(rows), begun and begun.state
     if parts == "auto" and config.bodies:
-        state, history, parts, off = by_bodies(problem, config, fit, initial)
+        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder)
         report = report | {"bodies_rms": off[:count]}
     else:
         parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        state, history = fit(problem.divided([p.labels for p in parts], part_rigidity) if parts else problem, config)
+        divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
+        state, _ = fit(divided, config, state=state)
+    if train.lost(state):
+        raise InputError(f"the fit went wrong: {state.failed[0]}; see that the maps are sound and of one molecule")
+    if keep:
+        end = recorder.snapshot(state._replace(stage=len(config.stages)))  # from which nothing is left to be done
+        keep(replace(end, finished=True))
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
-        history=tuple(losses[:, :count] for losses in history),
+        history=tuple(losses[:, :count] for losses in recorder.history),
         judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
-        report=report | {"start": [how[rival] for rival in rivals]},
+        report=report
+        | {"start": [how[rival] for rival in rivals]}
+        | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
         partitions=tuple(parts[:count]),
         initial=initial,
         alignments=tuple(alignments[number] for number in share),
+        failed=state.failed[:count],
     )
 
 
@@ -338,6 +385,29 @@ def laid(
             for pair, found in zip(halves, alignments, strict=True)
         ]
     return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments
+
+
+def symmetrical(
+    problem: prepare.Problem, given: Symmetry | str, initial: Map
+) -> tuple[prepare.Problem, tuple[tuple[float, ...], ...]]:
+    """The problem of which one unit is carried, and the operators that copy it, as `Config.symmetry` has them.
+
+    Raises InputError where a map does not have the symmetry.
+    """
+    origin = initial.origin + problem.start * problem.voxel_size
+    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
+    symmetry = Symmetry.of(given, initial, start)
+    symmetry.check(start, "initial map")
+    for number, end in enumerate(ends):
+        passed = number - len(problem.waypoints)
+        symmetry.check(end, f"target map {passed + 1}" if passed >= 0 else f"waypoint map {number + 1}")
+    turns = np.stack([operator.rotation for operator in symmetry.operators])
+    middle = problem.frame.to_unit(symmetry.centre)
+    shifts = middle - turns @ middle
+    rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
+    report = problem.report | {"symmetry": {"name": symmetry.name, "centre": symmetry.centre.tolist()}}
+    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    return problem, tuple(map(tuple, rows.tolist()))
 
 
 def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
@@ -388,32 +458,52 @@ def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None,
 
 
 def by_bodies(
-    problem: prepare.Problem, config: train.Config, fit: Callable, initial: Map
-) -> tuple[train.State, list[np.ndarray], list[Partition], list[list[float]]]:
-    """State, losses and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
+    problem: prepare.Problem,
+    config: train.Config,
+    fit: Callable,
+    initial: Map,
+    state: train.State | None,
+    recorder: Recorder,
+) -> tuple[train.State, list[Partition], list[list[float]]]:
+    """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
     And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
     the field of the whole; after a further stage their borders are drawn anew, by which field explains the target
     best. No partitions where there is but one body for every target.
     """
-    state, history = fit(problem, replace(config, stages=config.stages[: config.bodies]))
+    whole, stage = problem, config.bodies
+    if state is None or state.stage < stage:
+        state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
+        if train.lost(state):
+            return state, [], []
+        parts, off = bodies_of(problem, config, state, initial)
+        count = max(each.count for each in parts)
+        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
+        state = train.divided(state, count, stage) if count > 1 else train.begun(state, stage)
+    if recorder.partitions and state.stage == stage:
+        problem = whole.divided([p.labels for p in recorder.partitions])
+        state, _ = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
+        if train.lost(state):
+            return state, [], []
+        each = enumerate(recorder.partitions)
+        recorder.partitions = tuple(redrawn(whole, config, state, own, initial, target) for target, own in each)
+        state = train.begun(state, stage + 1)
+    if recorder.partitions:
+        problem = whole.divided([p.labels for p in recorder.partitions])
+    state, _ = fit(problem, config, state=state)
+    return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
+
+
+def bodies_of(
+    problem: prepare.Problem, config: train.Config, state: train.State, initial: Map
+) -> tuple[list[Partition], list[list[float]]]:
+    """For each target the bodies that its flow moves nearly rigidly, and what `from_flow` says of other numbers."""
     threshold, found = problem.report["initial"]["threshold"], []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold))
-    parts, off = map(list, zip(*found, strict=True))
-    count = max(each.count for each in parts)
-    if count == 1:
-        parts, state = [], train.begun(state, config.bodies)
-    else:
-        whole, stage = problem, config.bodies
-        problem, state = whole.divided([p.labels for p in parts]), train.divided(state, count, stage)
-        state, more = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
-        parts = [redrawn(whole, config, state, each, initial, target) for target, each in enumerate(parts)]
-        problem, state = whole.divided([p.labels for p in parts]), train.begun(state, stage + 1)
-        history = history + more
-    state, rest = fit(problem, config, state=state)
-    return state, history + rest, parts, off
+    parts, off = zip(*found, strict=True)
+    return [*parts], [*off]
 
 
 def redrawn(

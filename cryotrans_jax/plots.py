@@ -25,6 +25,15 @@ CURVES = {  # colour and width: what is before is pale and thin
     "reference_after": ("#c2571a", 2.0),
 }
 SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
+RAMP = ("#12466b", "#2f8f9d", "#8fae3c", "#e0a030", "#c2571a", "#861a68")  # from the first of a row to the last
+DISTINCT = (  # colour and width of curves with names of their own
+    ("#8fb3cf", 2.0),
+    ("#c2571a", 2.0),
+    ("#1f5f8b", 2.4),
+    ("#c8cfd6", 1.2),
+    ("#e3b48d", 1.2),
+    ("#861a68", 1.6),
+)
 INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
 COLOURS = 96  # of a GIF
 KEY = 26  # pixels below the picture of an animation, for its key
@@ -162,9 +171,33 @@ class Axes:
 
 def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
     """Fourier shell correlations against frequency; the curves' names are <target or reference>_<before or after>."""
+    styled: dict[str, tuple[Curve, str, float]] = {}
+    for name, curve in curves.items():
+        against, _, when = name.partition("_")
+        which = "initial" if when == "before" else "generated"
+        colour, width = CURVES[name]
+        styled[f"{which} against {against}"] = (curve, colour, width)
+    return curves_drawing(styled)
+
+
+def targets_drawing(start: Curve, ends: dict[str, Curve]) -> Drawing:
+    """Fourier shell correlations with one reference, of the initial map in grey and of each generated map by name."""
+    shades = [RAMP[round(k * (len(RAMP) - 1) / max(len(ends) - 1, 1))] for k in range(len(ends))]
+    lines = {name: (curve, shade, 1.8) for (name, curve), shade in zip(ends.items(), shades, strict=True)}
+    return curves_drawing({"the initial map": (start, GREY, 1.2)} | lines)
+
+
+def named_drawing(curves: dict[str, Curve]) -> Drawing:
+    """Fourier shell correlations against frequency by name, six at most of colours of their own."""
+    looks = [*DISTINCT, *[("#9aa3ad", 1.2)] * len(curves)]
+    return curves_drawing({name: (curve, *look) for (name, curve), look in zip(curves.items(), looks, strict=False)})
+
+
+def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
+    """Fourier shell correlations against frequency, each (curve, colour, width) under the name that the key shows."""
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
-    last = max(float(frequency[-1]) for frequency, _ in curves.values())
-    least = min(0.0, *(float(correlation.min()) for _, correlation in curves.values()))
+    last = max(float(frequency[-1]) for (frequency, _), _, _ in curves.values())
+    least = min(0.0, *(float(correlation.min()) for (_, correlation), _, _ in curves.values()))
     axes = Axes(48, 14, 575, 265, (0.0, last), (least, 1.02))
     ticks = np.linspace(0, last, 6)[1:]
     axes.frame(
@@ -173,13 +206,11 @@ def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
         [(0.0, "0"), (0.143, "0.143"), (0.5, "0.5"), (1.0, "1")],
     )
     drawing.text(48 + 575 / 2, 324, "spatial frequency [1/Å], and the resolution that it stands for")
-    for number, (name, (frequency, correlation)) in enumerate(curves.items()):
-        drawing.line(*axes.place(frequency[1:], correlation[1:]), *CURVES[name])
-        against, _, when = name.partition("_")
+    for number, (name, ((frequency, correlation), colour, width)) in enumerate(curves.items()):
+        drawing.line(*axes.place(frequency[1:], correlation[1:]), colour, width)
         x, y = 48 + 300 * (number % 2), 348 + 18 * (number // 2)
-        drawing.line([x, x + 20], [y - 4, y - 4], *CURVES[name])
-        which = "initial" if when == "before" else "generated"
-        drawing.text(x + 25, y, f"{which} against {against}", "start")
+        drawing.line([x, x + 20], [y - 4, y - 4], colour, width)
+        drawing.text(x + 25, y, name, "start")
     return drawing
 
 

@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax import losses
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
+from cryotrans_jax.maps import Map, frequencies
 
 NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
 WIDEST = 8.0  # Å: by as much at most
@@ -56,7 +56,9 @@ class Problem:
     `report` holds, for each map, the level used and the share of its positive mass kept. With `waypoints`, all targets
     lie on one trajectory, which ends at the last of them and is to pass the others at these times. Where the initial
     map is divided into parts, for each trajectory in its own way, `labels` (1, 2, ...) say to which of them each voxel
-    belongs, and `stiffness` by what to multiply the weight of the rigidity in each.
+    belongs, and `stiffness` by what to multiply the weight of the rigidity in each. Where the maps have a symmetry,
+    `unit` are the shares (0 to 1) of the initial map's voxels that are of one unit, which is repeated by its operators,
+    of rotations `turns` and `shifts` (unit boxes).
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -73,6 +75,14 @@ class Problem:
     waypoints: tuple[float, ...] = ()
     labels: Int[np.ndarray, "trajectories x y z"] | None = None
     stiffness: tuple[float, ...] = ()
+    unit: Float[np.ndarray, "x y z"] | None = None
+    turns: Float[np.ndarray, "copies 3 3"] | None = None
+    shifts: Float[np.ndarray, "copies 3"] | None = None
+
+    @property
+    def carried(self) -> Float[np.ndarray, "x y z"]:
+        """What is carried of the initial map: all of it, or one unit where the others are its copies."""
+        return self.initial if self.unit is None else self.initial * self.unit
 
     @property
     def trajectories(self) -> int:
@@ -125,6 +135,9 @@ class Level(NamedTuple):
     Where the initial map is divided, everything has a leading axis of trajectories, and `x`, `lattice`, `tetrahedra`
     and `share` have one of parts after it, padded to the largest of them; `kept` are the points of all parts, one after
     the other, that are no padding, and `rho` is their mass. `of` gives one trajectory's level.
+
+    Where there is a symmetry, all this is of one unit, but `rho`, which is the mass of all copies' points, copy after
+    copy; `turns` and `shifts` are the operators that make them.
     """
 
     x: Float[Array, "*trajectories_parts points 3"]
@@ -136,6 +149,8 @@ class Level(NamedTuple):
     edges: Float[Array, "*trajectories 3"] | None = None
     share: Float[Array, "*trajectories_parts tetrahedra"] | None = None
     kept: Int[Array, "trajectories all"] | None = None
+    turns: Float[Array, "*trajectories copies 3 3"] | None = None
+    shifts: Float[Array, "*trajectories copies 3"] | None = None
 
     @property
     def divided(self) -> bool:
@@ -144,8 +159,15 @@ class Level(NamedTuple):
 
     @property
     def points(self) -> Float[Array, "all 3"]:
-        """Those of one trajectory's level that have mass, those of all parts where there are some."""
-        return self.x if self.kept is None else self.x.reshape(-1, 3)[self.kept]
+        """Those of one trajectory's level that have mass, those of all parts and copies where there are some."""
+        return self.copied(self.x if self.kept is None else self.x.reshape(-1, 3)[self.kept])
+
+    def copied(self, x: Float[Array, "*times unit 3"]) -> Float[Array, "*times all 3"]:
+        """A unit's points and those of all its copies, of one trajectory; the points themselves without a symmetry."""
+        if self.turns is None:
+            return x
+        every = jnp.einsum("gij,...nj->...gni", self.turns, x, precision="highest") + self.shifts[:, None]
+        return every.reshape(*x.shape[:-2], -1, 3)
 
     def of(self, trajectory: int) -> "Level":
         """One trajectory's level: its own where the initial map is divided, else that of all."""
@@ -427,8 +449,7 @@ def sharpened(map_: Map, variance: float) -> Map:
     if variance <= 0:
         return map_
     n, v = map_.density.shape, map_.voxel_size
-    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
-    s2 = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
+    s2 = sum(f**2 for f in frequencies(n, v))
     limit = (0.5 / v.max()) ** 2
     gain = np.where(s2 <= limit, np.exp(2 * np.pi**2 * variance * np.minimum(s2, limit)), 0).astype(np.float32)
     workers = os.cpu_count()
@@ -440,8 +461,7 @@ def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power there."""
     power = np.abs(scipy.fft.rfftn(map_.density, workers=os.cpu_count())) ** 2
     n, v = map_.density.shape, map_.voxel_size
-    axes = [np.fft.fftfreq(n[0], v[0]), np.fft.fftfreq(n[1], v[1]), np.fft.rfftfreq(n[2], v[2])]
-    s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    s = np.sqrt(sum(f**2 for f in frequencies(n, v)))
     width = 1.0 / max(n * v)
     shell = np.round(s / width).astype(int).ravel()
     count = np.bincount(shell)
@@ -500,15 +520,25 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     """
     asked = bin_, sampling, spacing, tetrahedra
     if not problem.parts:
-        return on_device(level_of(problem, problem.initial, *asked))
+        return on_device(with_copies(problem, level_of(problem, problem.carried, *asked)))
     masses = [
-        [np.where(labels == part + 1, problem.initial, 0) for part in range(int(labels.max()))]
+        [np.where(labels == part + 1, problem.carried, 0) for part in range(int(labels.max()))]
         for labels in problem.labels
     ]
     boxes = [bounding_box(mass > 0) for own in masses for mass in own]
     room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
     levels = [[level_of(problem, mass, *asked, room) for mass in own] for own in masses]
-    return on_device(abreast(levels, problem.stiffness))
+    return on_device(with_copies(problem, abreast(levels, problem.stiffness)))
+
+
+def with_copies(problem: Problem, level: Level) -> Level:
+    """The level of one unit with what it takes to copy that; the level itself where there is no symmetry."""
+    if problem.turns is None:
+        return level
+    operators = [np.asarray(a, np.float32) for a in (problem.turns, problem.shifts)]
+    if level.divided:
+        operators = [np.stack([a] * len(level.x)) for a in operators]
+    return level._replace(rho=np.tile(level.rho, len(problem.turns)), turns=operators[0], shifts=operators[1])
 
 
 def on_device(level: Level) -> Level:

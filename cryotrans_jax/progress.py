@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self):
         """Nothing is shown before the first call."""
-        self.bar, self.begin, self.told = None, time.perf_counter(), 0.0
+        self.bar, self.begin, self.told, self.first = None, time.perf_counter(), 0.0, None
 
     def __enter__(self):
         """Itself."""
@@ -36,7 +36,9 @@ class Progress:
         now, total = time.perf_counter(), sum(s.steps for s in config.stages)
         done = sum(s.steps for s in config.stages[:stage]) + step
         name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
-        loss = f"loss {losses[-1].mean():.4g}"
+        sound = losses[-1][np.isfinite(losses[-1])]  # others are told of by themselves
+        loss = f"loss {sound.mean() if sound.size else np.nan:.4g}"
+        self.first = done - len(losses) if self.first is None else self.first  # where a fit that was stopped goes on
         if sys.stderr.isatty() or in_notebook():
             from tqdm.auto import tqdm  # the notebook's kind, or the terminal's
 
@@ -46,7 +48,7 @@ class Progress:
             self.bar.update(done - self.bar.n)
         elif now - self.told > EVERY or done == total or step == config.stages[stage].steps:
             self.told = now
-            left = (now - self.begin) * (total - done) / done
+            left = (now - self.begin) * (total - done) / max(done - self.first, 1)
             message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
             print(message, file=sys.stderr, flush=True)
 

@@ -1,7 +1,7 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,12 +24,37 @@ EULER_STEPS = 5
 POINTS = 3000  # about so many points at most follow the correspondences
 
 
-def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[float, float] | None = None) -> Config:
+@dataclass(frozen=True)
+class Schedule:
+    """What the paper chooses for each system: stages of (loss "w2" or "l2", steps, learning rate), and the width.
+
+    Without stages they are TmrAB's; `width` is the number of units in a hidden layer.
+    """
+
+    stages: tuple[tuple[str, int, float], ...] = ()
+    width: int = 100
+
+
+def paper(
+    problem: Problem,
+    seed: int = 0,
+    bin: int = 1,
+    resolutions: tuple[float, float] | None = None,
+    schedule: Schedule | None = None,
+) -> Config:
     """The published recipe: W2 at epsilon 1e-4, then L2 where both maps have the same resolution.
 
-    Adam at 1e-3, then 1e-4, for the numbers of steps published for TmrAB at the nearest resolution. With `bin`, maps
-    are binned by that factor (the paper's multi-scale option). The transport's kernel reaches as far as the box.
+    Adam at 1e-3, then 1e-4, for the numbers of steps published for TmrAB at the nearest resolution, or as a `schedule`
+    says. With `bin`, maps are binned by that factor (the paper's multi-scale option). The transport's kernel reaches as
+    far as the box.
     """
+    schedule = schedule or Schedule()
+    own = tuple(
+        Stage(loss, steps, rate, rate, bin=bin, sampling=bin, epsilon=1e-4 if loss == "w2" else 0.0)
+        for loss, steps, rate in schedule.stages
+    )
+    if own:
+        return Config(stages=own, width=schedule.width, waypoints=problem.waypoints, seed=seed)
     target = resolutions[1] if resolutions else 7.0
     transport = PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - target))]
     squared = PAPER_L2_STEPS if np.abs(problem.blurs).max() < SAME_RESOLUTION else 0
@@ -37,7 +62,8 @@ def paper(problem: Problem, seed: int = 0, bin: int = 1, resolutions: tuple[floa
         Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
         Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
     ]
-    return Config(stages=tuple(s for s in stages if s.steps), waypoints=problem.waypoints, seed=seed)
+    left = tuple(s for s in stages if s.steps)
+    return Config(stages=left, width=schedule.width, waypoints=problem.waypoints, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:

@@ -1,6 +1,7 @@
 """Fit velocity fields: a schedule of stages, many Adam steps in one compiled loop, vmapped over targets."""
 
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from cryotrans_jax import correspond, losses
+from cryotrans_jax import correspond, losses, memory
 from cryotrans_jax import lattice as lattices
-from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, timed
+from cryotrans_jax.files import InputError
+from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, symmetric, timed
 from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
 from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
@@ -92,6 +94,7 @@ class Config:
     euler_steps: int = 10
     bodies: int = 0  # stages after which what moves nearly as a body goes on with a field of its own; 0: never
     waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
+    symmetry: tuple[tuple[float, ...], ...] = ()  # operators: three rows of a rotation and the shift, in unit boxes
     seed: int = 0
 
     @property
@@ -115,6 +118,9 @@ GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by
 ENDING = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
 NEARBY = 3.0  # Å: over which mass is looked for in the target
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
+DIVERGED, FAIR = 10.0, 0.1  # a loss so many times that of the stage's first chunk, or FAIR, has diverged
+STRAY, SAMPLE = 0.25, 512  # more of the mass outside the crop is lost; judged by so many points of it
+SLOWER, TRIES = 4.0, 3  # the learning rate's divisor where a target goes back to its best state; so often in a fit
 
 
 @dataclass(frozen=True)
@@ -190,14 +196,16 @@ class Watch(NamedTuple):
     """What decides when a stage ends, for each target by itself.
 
     `best` is the least loss of a chunk so far (the judge's where there is one), `stale` how many chunks there have been
-    since it fell by GAIN, `skipped` how many steps were left out; `kept` are the parameters that the judge likes best.
-    `scores` (chunks, targets) are the losses of all chunks so far.
+    since it fell by GAIN, `skipped` how many steps were left out; `kept` are the parameters with the least loss.
+    `scores` (chunks, targets) are the losses of all chunks so far, nan where one counts for nothing; `slowed` is how
+    often in the stage the target went back to `kept`, each time to go on with a lower learning rate.
     """
 
     best: np.ndarray
     stale: np.ndarray
     skipped: np.ndarray
     scores: np.ndarray
+    slowed: np.ndarray
     kept: PyTree = None
 
 
@@ -211,6 +219,9 @@ class State(NamedTuple):
     watch: Watch
     rivals: tuple[bool, ...] = ()  # targets that went on from the rival start; empty where none was tried
     scores: tuple[np.ndarray, ...] = ()  # of each stage that is done, as its watch saw them
+    window: int | None = 0  # of the transport, where the stage had to widen it (None: all); 0: the stage's own
+    setbacks: tuple[int, ...] = ()  # how often each target went back to an earlier state; empty where none did
+    failed: tuple[str, ...] = ()  # what went wrong with each target that was given up, "" for the others; or empty
 
 
 def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
@@ -243,12 +254,19 @@ def divided(state: State, parts: int, stage: int) -> State:
 
 def unwatched(targets: int) -> Watch:
     """What is known before a stage's first step."""
-    return Watch(np.full(targets, np.inf), np.zeros(targets, int), np.zeros(targets, int), np.zeros((0, targets)))
+    none = np.zeros(targets, int)
+    return Watch(np.full(targets, np.inf), none, none, np.zeros((0, targets)), none)
 
 
 def field(config: Config, params: PyTree) -> VelocityField:
-    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints."""
+    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints.
+
+    It commutes with the symmetry's operators where there are some.
+    """
     velocity = partial(config.network.apply, params)
+    if config.symmetry:
+        rows = np.array(config.symmetry, np.float32)
+        velocity = symmetric(velocity, rows[:, :9].reshape(-1, 3, 3), rows[:, 9:])
     return timed(velocity) if config.waypoints else velocity
 
 
@@ -263,12 +281,14 @@ def carry(
     """The level's points after the flow, and its nodes (the points themselves without a lattice).
 
     Where there are waypoints, both at the time of each and at the end. Where there are parts, nodes have an axis of
-    them before the last two, and points are those of all that have mass, part after part.
+    them before the last two, and points are those of all that have mass, part after part. Where there is a symmetry,
+    nodes are those of one unit, and points those of all its copies.
     """
     if not level.divided:
-        return carry_one(config, params, level.x, level.lattice)
+        moved, nodes = carry_one(config, params, level.x, level.lattice)
+        return level.copied(moved), nodes
     moved, nodes = jax.vmap(partial(carry_one, config), out_axes=-3)(params, level.x, level.lattice)
-    return moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :], nodes
+    return level.copied(moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :]), nodes
 
 
 def carry_one(
@@ -331,14 +351,18 @@ def distance(
     """The stage's loss without the rigidity, and the same bound."""
     if stage.loss == "points":
         return losses.huber(moved, goal.ends, goal.weight, goal.reach), jnp.zeros(())
-    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-    if goal.blur is not None:
-        carried = losses.blur(carried, goal.blur)
+    carried = carried_map(moved, level, goal)
     if stage.loss == "w2":
         return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
     if stage.loss == "matched":
         return losses.unscaled_l2(carried, goal.volume, goal.power), jnp.zeros(())
     return losses.l2(carried, goal.volume), jnp.zeros(())
+
+
+def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Float[Array, "x y z"]:
+    """The carried points' mass on the target's grid, at its resolution."""
+    carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
+    return carried if goal.blur is None else losses.blur(carried, goal.blur)
 
 
 def lightened(
@@ -352,10 +376,8 @@ def lightened(
     """
 
     def at_one_time(moved, goal):
-        carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
-        if goal.blur is not None:
-            carried = losses.blur(carried, goal.blur)
-        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in (carried, goal.volume)))
+        both = carried_map(moved, level, goal), goal.volume
+        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in both))
         return level.rho * gather(found, moved, level.corner, level.voxel) ** power
 
     moved, _ = carry(config, params, level)
@@ -437,11 +459,16 @@ def needed(spread: Spread, *call) -> tuple[float, float]:
     Infinite where the program was too large to be compiled, nan where XLA does not say.
     """
     try:
-        said = train_steps.lower(*call, spread).compile().memory_analysis()
+        return counted(train_steps.lower(*call, spread).compile())
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return math.inf, math.inf
+
+
+def counted(compiled: Any) -> tuple[float, float]:
+    """The same of a compiled program."""
+    said = compiled.memory_analysis()
     argument, output, alias, temporary = (
         float(getattr(said, f"{kind}_size_in_bytes", math.nan)) for kind in ("argument", "output", "alias", "temp")
     )
@@ -478,6 +505,40 @@ def sized(spread: Spread, *call) -> Spread:
 Progress = Callable[[int, int, np.ndarray], Any]
 
 
+class Listener(NamedTuple):
+    """Who is told of a fit's course after every chunk of steps: functions that return nothing.
+
+    `keep(state, losses)` has all that it takes to go on from there; `say(target, what)` tells of a target that went
+    back to an earlier state, or is given up.
+    """
+
+    progress: Progress = lambda stage, step, losses: None
+    keep: Callable[["State", np.ndarray], None] = lambda state, losses: None
+    say: Callable[[int, str], None] = lambda target, what: None
+
+
+SILENT = Listener()
+
+
+class Box(NamedTuple):
+    """Two opposite corners, in unit boxes, of what is fitted in."""
+
+    low: Float[Array, "3"]
+    high: Float[Array, "3"]
+
+
+def crop_of(problem: Problem) -> Box:
+    """The problem's crop, beyond which mass is lost."""
+    corner = np.asarray(problem.corner)
+    sides = np.array(problem.initial.shape) * problem.voxel_size / problem.frame.edge
+    return Box(jnp.asarray(corner, jnp.float32), jnp.asarray(corner + sides, jnp.float32))
+
+
+def warn(target: int, what: str) -> None:
+    """Nothing; what there is to say of a target is a warning of Python's."""
+    warnings.warn(f"target {target + 1}: {what}", stacklevel=2)
+
+
 def fit(
     problem: Problem,
     config: Config,
@@ -485,34 +546,45 @@ def fit(
     progress: Progress = lambda stage, step, losses: None,
     chunk: int = CHUNK,
     spread: Spread | None = None,
+    keep: Callable[[State, np.ndarray], None] = SILENT.keep,
+    say: Callable[[int, str], None] = warn,
 ) -> tuple[State, list[np.ndarray]]:
     """The state after the whole schedule, and each stage's losses (steps, targets) from where `state` stood.
 
     `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
     may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
+    `keep(state, losses)` is told the same with a state from which this function goes on to the same end, bit for bit.
+
+    A target whose loss or parameters are no finite numbers, whose loss grows DIVERGED times or whose mass leaves the
+    crop goes back to its best state in the stage and on at a lower learning rate, which `say(target, what)` is told;
+    after TRIES of that it is given up, `state.failed` says why, and the others go on as they would without it.
     """
     state = start(config, problem.trajectories, problem.parts) if state is None else state
     spread = Spread() if spread is None else spread
-    history = []
+    history, told, box = [], Listener(progress, keep, say), crop_of(problem)
 
     def ready(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
         count = problem.trajectories
         none = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
-        train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
+        compiled = train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
+        check_memory(number, sum(counted(compiled)), spread)
         return inputs
 
     background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, in turn, meanwhile
     try:
         waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
+            for later in waiting.values():
+                if later.done():  # what will go wrong there is better known now
+                    later.result()
             stage, inputs = config.stages[number], waiting[number].result()
             if number != state.stage:
                 state = begun(state, number)
-            state, losses_, stopped = fit_stage(config, stage, inputs, state, progress, chunk, spread)
+            state, losses_, stopped = fit_stage(config, stage, inputs, state, told, chunk, spread, box)
             history.append(losses_)
-            if stopped:
+            if stopped or lost(state):
                 break
             state = state._replace(scores=(*state.scores, state.watch.scores))
             if config.rival and number == 0 and (doubted := torn(config, inputs, state)).any():
@@ -523,59 +595,193 @@ def fit(
     return state, history
 
 
+def check_memory(stage: int, needed: float, spread: Spread) -> None:
+    """Nothing; raises InputError where a stage's steps take more bytes than the device has, or this machine has left.
+
+    What this process has already counts as left: earlier stages give it back.
+    """
+    room, where = memory.available() + memory.taken(), "the machine"
+    if spread.memory is not None:
+        room, where = spread.memory, "the device"
+    if needed > room:  # nor where XLA does not say
+        wider = (needed / room) ** (1 / 3)
+        raise InputError(
+            f"stage {stage + 1} takes {needed / 2**30:.1f} GiB and {where} has {room / 2**30:.1f}: take voxels "
+            f"{wider:.2f} times as wide, crop the maps to the molecule, or with the recipe paper a larger bin"
+        )
+
+
+def lost(state: State) -> bool:
+    """Whether every target was given up."""
+    return bool(state.failed) and all(state.failed)
+
+
 def fit_stage(
-    config: Config, stage: Stage, inputs: tuple, state: State, progress: Progress, chunk: int, spread: Spread
+    config: Config,
+    stage: Stage,
+    inputs: tuple,
+    state: State,
+    told: Listener,
+    chunk: int,
+    spread: Spread,
+    box: Box,
 ) -> tuple[State, np.ndarray, bool]:
     """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
     here = None  # the spread that fits into memory
     level, goal = inputs
     seen, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
     padded, powers = (np.pad(a, (0, stage.steps + chunk)) for a in (stage.rates, stage.powers))
-    while not stopped and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0:
+    stage = stage if state.window == 0 else replace(stage, window=state.window)
+    points = sampled(level)
+    while not (stopped or lost(state)) and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0:
         count, at = min(chunk, left), state.step + state.watch.skipped
-        rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)], jnp.float32)
+        slower = SLOWER**-state.watch.slowed * ~given_up(state)
+        rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)] * slower[:, None], jnp.float32)
         power = jnp.asarray(powers[at], jnp.float32)
         call = config.flow, stage.program, jnp.int32(count), rates, power, state.params, state.optimiser, level, goal
         here = here or sized(spread, *call)
         params, adam, loss, error = train_steps(*call, here)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
             stage, here = widened(stage, goal.volume.shape[-3:]), None
+            state = state._replace(window=stage.window)
             continue  # these steps count for nothing: they are done again
-        state = state._replace(params=params, optimiser=adam, step=state.step + count)
         seen.append(np.asarray(loss).T[:count])
+        wrong = troubles(config, state, params, seen[-1], points, box)
+        kept = state.params if state.watch.kept is None else state.watch.kept  # of the stage's start at first
+        state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + count)
+        if any(wrong) or any(state.failed):
+            params, adam, state = set_back(config, state, params, adam, wrong, told.say)
+        state = state._replace(params=params, optimiser=adam)
         score = seen[-1].mean(0)
         if goal.judge is not None:
             score = np.asarray(judged(config.flow, stage.program, params, level, goal, here))
-        state = state._replace(watch=watched(state, stage, score, goal.judge is not None))
-        stopped = bool(progress(state.stage, state.step, seen[-1]))
+        state = state._replace(watch=watched(state, stage, np.where([bool(w) for w in wrong], np.nan, score)))
+        told.keep(state, seen[-1])
+        stopped = bool(told.progress(state.stage, state.step, seen[-1]))
     if not stopped and state.watch.kept is not None:
-        state = state._replace(params=state.watch.kept)
+        chosen = given_up(state) | (goal.judge is not None)
+        state = state._replace(params=chosen_from(chosen, state.watch.kept, state.params)) if chosen.any() else state
     return state, np.concatenate(seen), stopped
 
 
-def watched(state: State, stage: Stage, score: np.ndarray, judge: bool) -> Watch:
+def watched(state: State, stage: Stage, score: np.ndarray) -> Watch:
     """The watch after a chunk of steps with this score.
 
-    A target that has not gained for `patience` chunks skips to the stage's ending. With a judge the best parameters are
-    kept; the rule is the same without one, by the loss itself.
+    A target that has not gained for `patience` chunks skips to the stage's ending. The best parameters are kept.
     """
-    best, stale, skipped, scores, kept = state.watch
+    best, stale, skipped, scores, slowed, kept = state.watch
     better = score < best
-    if judge:
-        old = state.params if kept is None else kept
-        kept = jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), old, state.params)
+    kept = chosen_from(better, state.params, kept)
     stale = np.where(score < best - GAIN * np.maximum(np.minimum(best, 1e30), SMALL), 0, stale + 1)
     ahead = stage.ending - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
     scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
-    return Watch(np.minimum(best, score), np.where(skip, 0, stale), skipped, scores, kept)
+    return Watch(np.fmin(best, score), np.where(skip, 0, stale), skipped, scores, slowed, kept)
+
+
+def chosen_from(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:
+    """The leaves of `a` for the targets where `first` holds, and of `b` for the others."""
+    if first.all() or not first.any():  # as ever with one target, and nothing is to be compiled
+        return a if first.any() else b
+    return jax.tree.map(lambda p, q: jnp.where(first.reshape(-1, *[1] * (p.ndim - 1)), p, q), a, b)
+
+
+def given_up(state: State) -> np.ndarray:
+    """For each target, whether it was given up."""
+    return np.array([bool(why) for why in state.failed]) if state.failed else np.zeros(len(state.watch.best), bool)
+
+
+def troubles(
+    config: Config, state: State, params: PyTree, losses: np.ndarray, points: tuple, box: Box
+) -> tuple[str, ...]:
+    """What is wrong with each target after a chunk of steps with these losses (steps, targets), "" where nothing is.
+
+    `state` is that before the chunk, `params` are those after it.
+    """
+    finite = np.asarray(finite_and_outside(config.flow, params, *points, box))
+    first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
+    most = DIVERGED * np.maximum(first, FAIR)  # nan, and so no limit, before there is anything to compare with
+    found, over = [], given_up(state)
+    for target, (ok, outside) in enumerate(finite.T):
+        own = losses[:, target]
+        if over[target]:
+            found.append("")
+        elif not (np.isfinite(own).all() and ok):
+            found.append("the loss or the parameters are not finite numbers")
+        elif own.mean() > most[target]:
+            found.append(f"the loss has grown from {first[target]:.3g} to {own.mean():.3g}")
+        elif outside > STRAY:
+            found.append(f"{100 * outside:.0f} % of the mass has left the box")
+        else:
+            found.append("")
+    return tuple(found)
+
+
+def set_back(
+    config: Config, state: State, params: PyTree, adam: PyTree, wrong: tuple[str, ...], say: Callable[[int, str], None]
+) -> tuple[PyTree, PyTree, State]:
+    """Parameters and Adam's state with those of the best chunk, and a fresh start, for targets with which something is
+    wrong; and the state that knows of it.
+
+    A target that was set back TRIES times is given up, and stays what it was at its best.
+    """
+    back = np.array([bool(what) for what in wrong])
+    failed, slowed = list(state.failed or [""] * len(back)), state.watch.slowed + back
+    setbacks = np.array(state.setbacks or [0] * len(back)) + back
+    for target in np.flatnonzero(back):
+        what = f"{wrong[target]} by step {state.step} of stage {state.stage + 1}"
+        if setbacks[target] > TRIES:
+            failed[target] = f"{what}, after {TRIES} tries at lower learning rates"
+            say(int(target), f"{failed[target]}: it is given up")
+        else:
+            now = SLOWER ** slowed[target]
+            say(int(target), f"{what}: it goes back to its best state, and on at a learning rate {now:g} times lower")
+    known = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
+    state = state._replace(watch=state.watch._replace(slowed=slowed), **known)
+    back = back | given_up(state)
+    fresh = adam_at_rest(state.watch.kept)
+    return chosen_from(back, state.watch.kept, params), chosen_from(back, fresh, adam), state
+
+
+def sampled(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.ndarray, "*parts some"]]:
+    """So many of a level's points (of each part), and their masses: always SAMPLE, for one program to serve all."""
+    x, rho = np.asarray(level.x), np.asarray(level.rho)
+    if level.divided:  # what fills up a part has no mass
+        held = np.zeros((len(rho), x[0, ..., 0].size), rho.dtype)
+        np.add.at(held, (np.arange(len(rho))[:, None], np.asarray(level.kept)), rho)
+        rho = held.reshape(x.shape[:-1])
+    chosen = np.linspace(0, x.shape[-2] - 1, SAMPLE).astype(int)
+    return x[..., chosen, :], rho[..., chosen]
+
+
+@partial(jax.jit, static_argnames="config")
+def finite_and_outside(
+    config: Config, params: PyTree, x: Float[Array, "*a some 3"], rho: Float[Array, "*a some"], box: Box
+) -> Float[Array, "2 targets"]:
+    """For each target whether all parameters are finite (1 or 0), and the share of its mass that ends outside the box.
+
+    With waypoints, at the worst of the times.
+    """
+    divided = x.ndim > 2
+
+    def away(params, x, rho):
+        end, _ = carry_one(config, params, x, None)
+        out = jnp.any((end < box.low) | (end > box.high), axis=-1)
+        return jnp.max(jnp.sum(jnp.where(out, rho, 0), axis=-1))
+
+    def one(params, own):
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+        here, mass = own or (x, rho)
+        left = jnp.sum(jax.vmap(away)(params, here, mass)) if divided else away(params, here, mass)
+        return jnp.stack([finite.astype(x.dtype), left / jnp.sum(mass)])
+
+    return jax.vmap(one)(params, (x, rho) if divided else None).T
 
 
 def begun(state: State, stage: int) -> State:
     """The state at the first step of a stage."""
-    return state._replace(
-        optimiser=adam_at_rest(state.params), stage=stage, step=0, watch=unwatched(len(state.watch.best))
-    )
+    adam, watch = adam_at_rest(state.params), unwatched(len(state.watch.best))
+    return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, window=0)
 
 
 adam_at_rest = jax.jit(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
@@ -619,13 +825,13 @@ def better_start(
     For every doubted target by itself; the others keep the first stage's, as they would alone.
     """
     stage, inputs = following
-    trial, silent = replace(stage, steps=min(TRIAL, stage.steps), patience=0), lambda *_: False
+    trial, how = replace(stage, steps=min(TRIAL, stage.steps), patience=0), (SILENT, chunk, spread, crop_of(problem))
     other = start(config, problem.trajectories, problem.parts)
-    other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, silent, chunk, spread)
-    outcome = [fit_stage(config, trial, inputs, begun(s, 1), silent, chunk, spread)[1][-1] for s in (state, other)]
-    better = doubted & (outcome[1] < outcome[0])
-    choose = lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)  # noqa: E731
-    params = jax.tree.map(choose, state.params, other.params)
+    other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, *how)
+    both = [begun(s._replace(failed=(), setbacks=()), 1) for s in (state, other)]
+    outcome = [fit_stage(config, trial, inputs, s, *how)[1][-1] for s in both]
+    better = doubted & (outcome[1] < np.where(np.isfinite(outcome[0]), outcome[0], np.inf)) & ~given_up(other)
+    params = chosen_from(better, other.params, state.params)
     return state._replace(params=params, rivals=tuple(map(bool, better)))
 
 

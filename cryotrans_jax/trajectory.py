@@ -27,6 +27,7 @@ SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
 SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
+STEP = 0.25  # Å, over which the flow is differentiated
 CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
 
 
@@ -85,13 +86,27 @@ def move(
         for own, field_ in by_part(params, part):
             moved[:, own] = move(config, field_, frame, xyz[own], times)
         return moved
-    parts = np.split(xyz, range(CHUNK, len(xyz), CHUNK))
+    chunk = max(CHUNK // max(len(config.symmetry), 1), ROUND)  # the field is evaluated at every copy of a point
+    parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
         [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
     moved = [between(visited, t) for t in times]
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+
+
+def volumes(
+    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
+) -> Float[np.ndarray, "n"]:
+    """By what factor the whole flow changes volume at positions xyz (n, 3) in Å: its Jacobian's determinant.
+
+    By differences over STEP. Where it is not above zero the flow folds, or turns inside out.
+    """
+    at = np.concatenate([xyz, *(xyz + step for step in STEP * np.eye(3))])
+    part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
+    end = move(config, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
+    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / STEP, 0, -1))
 
 
 def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:

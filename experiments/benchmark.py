@@ -159,16 +159,12 @@ def load():
     """The case that is measured on: the built-in pair, or a pair from --data_dir."""
     from cryotrans_jax import atoms
     from cryotrans_jax.demo import hinge_pair
-    from cryotrans_jax.files import InputError
 
     from .results import Case
-    from .validate import load_pair
+    from .validate import load_pair, pair_folder
 
     if FLAGS.data_dir:
-        folder = Path(FLAGS.data_dir) / FLAGS.pair
-        if not (folder / "pair.json").is_file():
-            raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
-        return load_pair(folder, FLAGS.resolution)
+        return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)
     start, end = hinge_pair()
     grid = atoms.common_grid([start, end], FLAGS.voxel_size, 3.0)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]

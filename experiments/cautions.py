@@ -30,13 +30,16 @@ class Measured(NamedTuple):
 
     `matched` are the correlations of the initial and the generated map with the target at the target's resolution,
     None where the target is gone; `torn` is the share of mass that is stretched or squeezed by more than STRETCH,
-    `at_edge` that at the sides of the box; `farthest` is the longest way (Å) of any mass.
+    `at_edge` that at the sides of the box, `outside` that which is carried out of it; `folded` is the share of mass
+    where the flow turns volumes inside out; `farthest` is the longest way (Å) of any mass.
     """
 
     matched: tuple[float, float] | None
     torn: float
     at_edge: float
     farthest: float
+    outside: float = 0.0
+    folded: float = 0.0
 
 
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
@@ -105,6 +108,19 @@ def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:
             "A part that the target lacks is let go by the fit, and goes along with what it hangs on: do not read its "
             "place as seen. Below zero in unexplained.mrc is where. Or a motion was not found.",
         )
+    if measured.folded > 0:
+        yield Caution(
+            True,
+            f"At {100 * measured.folded:.2g} % of the mass the flow turns volumes inside out.",
+            "The determinant of its Jacobian is not positive there: density from several places is laid over each "
+            "other. folded.mrc shows where; trust nothing about it.",
+        )
+    if measured.outside > EDGE:
+        yield Caution(
+            True,
+            f"{100 * measured.outside:.1f} % of the mass is carried out of the box.",
+            "It is missing in the generated map: give maps in a larger box.",
+        )
     if measured.at_edge > EDGE:
         yield Caution(
             True,
@@ -169,6 +185,13 @@ def of_run(config: dict, scores: dict) -> Iterator[Caution]:
             "The flow could not follow the correspondences found between the maps, so mass alone decided what goes "
             "where. Parts that look alike may be exchanged: compare with another seed.",
         )
+    if setbacks := chosen(config, "setbacks"):
+        yield Caution(
+            True,
+            f"While it was fitted, numbers went wrong {setbacks} times.",
+            "The fit went back to an earlier state and on at a lower learning rate. Compare with another --seed, and "
+            "see that the maps are sound.",
+        )
     if "seed_spread_median" in scores:
         middle, far = scores["seed_spread_median"], scores["seed_spread_95"]
         yield Caution(
@@ -197,6 +220,11 @@ def of_run(config: dict, scores: dict) -> Iterator[Caution]:
         )
 
 
+def warnings(found: list[Caution]) -> list[str]:
+    """The serious ones, each as a text."""
+    return [f"{caution.what} {caution.advice}" for caution in found if caution.serious]
+
+
 def number(config: dict) -> int:
     """The place of the folder's target among the run's."""
     return config["targets"].index(config["target"])
@@ -205,6 +233,6 @@ def number(config: dict) -> int:
 def chosen(config: dict, key: str) -> Any:
     """What was chosen by rule for the folder's target; None where older runs do not say."""
     row, place = config["chosen"].get(key) or [], number(config)
-    if key == "start":  # of the targets of one process alone, which takes every so manieth
+    if key in ("start", "setbacks"):  # of the targets of one process alone, which takes every so manieth
         place //= config.get("processes", 1)
     return row[place] if place < len(row) else None

@@ -70,6 +70,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table, and writes it with its figures."""
+    from cryotrans_jax import trajectory
     from cryotrans_jax.files import InputError
 
     from . import contest, results
@@ -98,7 +99,7 @@ def main() -> None:
             write_frames(frames, out_dir / method)
     for name, paths in files.items():
         frames = [read_frame(path, bout) for path in paths]
-        entries.append(judge.entry(name, frames, spaced(len(frames))))
+        entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
     about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
     contest.write(entries, bout, about, out_dir)
     print(contest.table(entries))
@@ -107,13 +108,9 @@ def main() -> None:
 
 def from_pair():
     """The case of a pair's folder, its target noisy if so asked, and models of the way between the states."""
-    from cryotrans_jax.files import InputError
-
     from . import validate
 
-    folder = Path(FLAGS.data_dir) / FLAGS.pair
-    if not (folder / "pair.json").is_file():
-        raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
+    folder = validate.pair_folder(FLAGS.data_dir, FLAGS.pair)
     resolution = FLAGS.target_resolution or 7.0
     case = validate.load_pair(folder, resolution)
     if FLAGS.noise:
@@ -123,8 +120,6 @@ def from_pair():
 
 def from_maps(out_dir: Path):
     """The case that the flags name, and no models of the way."""
-    from dataclasses import replace
-
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
@@ -139,14 +134,20 @@ def from_maps(out_dir: Path):
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found)
         case.references = [*case.references, case.alignments[0].transform.moved(model)]
-    if FLAGS.voxel_size:
-        size = FLAGS.voxel_size
-
-        def resized(map_):
-            return replace(map_, voxel_size=map_.voxel_size * 0 + size, origin=map_.origin / map_.voxel_size * size)
-
-        case.initial, case.targets = resized(case.initial), [resized(case.targets[0])]
+    case.initial, case.targets = resized(case.initial), [resized(case.targets[0])]
     return case, []
+
+
+def resized(map_):
+    """The map with voxels of --voxel_size; as it is where that is not given."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    if not FLAGS.voxel_size:
+        return map_
+    size = np.full(3, FLAGS.voxel_size)
+    return replace(map_, voxel_size=size, origin=map_.origin / map_.voxel_size * size)
 
 
 def bout_of(case, path):
@@ -183,7 +184,7 @@ def bout_of(case, path):
         initial=maps[0],
         target=target,
         level=seen["contour"],
-        times=spaced(FLAGS.frames),
+        times=trajectory.frame_times(FLAGS.frames),
         resolution=sharp,
         inside=(masses[0] > 0) | (masses[1] > 0),
         truth=None if reference is None else reference_map(reference, case.initial, sharp),
@@ -243,39 +244,25 @@ def worn(map_, resolution: float):
     import numpy as np
     import scipy.fft
 
+    from cryotrans_jax.maps import frequencies
     from cryotrans_jax.prepare import shell_power
 
     s, power = shell_power(map_)
     strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
     noise = np.random.default_rng(0).standard_normal(map_.density.shape, np.float32)
-    axes = [scipy.fft.fftfreq(n, v) for n, v in zip(map_.density.shape[:2], map_.voxel_size[:2], strict=True)]
-    axes.append(scipy.fft.rfftfreq(map_.density.shape[2], map_.voxel_size[2]))
-    s = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
+    s = np.sqrt(sum(np.square(axis) for axis in frequencies(map_.density.shape, map_.voxel_size)))
     passed = 0.5 + 0.5 * np.cos(np.pi * np.clip((s * resolution - 1) / (EDGE - 1), 0, 1))
     coefficients = scipy.fft.rfftn(map_.density + np.float32(strength) * noise) * passed.astype(np.float32)
     return replace(map_, density=scipy.fft.irfftn(coefficients, s=map_.density.shape).astype(np.float32))
 
 
-def spaced(count: int):
-    """Times of equally spaced frames; that of a single one is 1."""
-    from cryotrans_jax.trajectory import frame_times
-
-    return frame_times(count)
-
-
 def read_frame(path: Path, bout):
     """The frame in a file on the maps' grid."""
-    from dataclasses import replace
-
     from cryotrans_jax.maps import read_map
 
     from . import contest
 
-    frame = read_map(path)
-    if FLAGS.voxel_size:
-        size = FLAGS.voxel_size
-        frame = replace(frame, voxel_size=frame.voxel_size * 0 + size, origin=frame.origin / frame.voxel_size * size)
-    return contest.on_grid(frame, bout.initial, str(path))
+    return contest.on_grid(resized(read_map(path)), bout.initial, str(path))
 
 
 def described(case, files) -> dict:

@@ -9,7 +9,7 @@ import gemmi
 import numpy as np
 
 from cryotrans_jax import atoms, metrics, plots
-from cryotrans_jax.files import InputError, whole_file
+from cryotrans_jax.files import InputError, write_file
 from cryotrans_jax.maps import Map
 
 from . import results
@@ -106,8 +106,7 @@ class Judge:
         while np.count_nonzero(filled) > MOST_BLOCKS * self.block**3:
             self.block += 1
         known = bout.path[:: -(-len(bout.path) // KNOWN)] if bout.path else []
-        grid = bout.initial.density.shape, bout.initial.voxel_size, bout.initial.origin
-        maps = [atoms.simulate_map(model, *grid, bout.resolution).density for model in known]
+        maps = [atoms.simulate(model, bout.resolution, like=bout.initial).density for model in known]
         self.known = np.stack([_standard(density) for density in maps]) if maps else None
 
     def entry(
@@ -180,10 +179,10 @@ def write(entries: Sequence[Entry], bout: Bout, about: dict, folder: Path) -> No
         for t, v in zip(*curve, strict=True)
     ]
     results.write_rows(folder / "along.csv", curves)
-    _write(folder / "compare.txt", table(entries))
+    write_file(folder / "compare.txt", table(entries))
     for name, drawing in figures(entries, bout).items():
-        _write(folder / f"{name}.svg", plots.svg(drawing))
-        _write(folder / f"{name}.png", plots.png(drawing))
+        write_file(folder / f"{name}.svg", plots.svg(drawing))
+        write_file(folder / f"{name}.png", plots.png(drawing))
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -226,13 +225,10 @@ def figures(entries: Sequence[Entry], bout: Bout) -> dict[str, plots.Drawing]:
 
 def on_grid(frame: Map, like: Map, name: str) -> Map:
     """Another program's frame on the maps' grid. Raises InputError where the boxes lie apart."""
-    from cryotrans_jax.align import IDENTITY, resampled
-    from cryotrans_jax.maps import same_grid
+    from cryotrans_jax.align import resampled
 
-    if same_grid(like, frame) is None:
-        return frame
-    moved = resampled(frame, like, IDENTITY)
-    if not moved.density.any():
+    moved = resampled(frame, like)
+    if moved is not frame and not moved.density.any():
         raise InputError(f"{name} lies outside of the initial map's box: write it on that map's grid, or in its frame")
     return moved
 
@@ -241,12 +237,6 @@ def _standard(density: np.ndarray) -> np.ndarray:
     """The density without its mean, of length 1, flat: products of two are correlations."""
     flat = density.ravel() - density.mean(dtype=np.float64).astype(np.float32)
     return flat / np.float32(np.sqrt(np.sum(flat**2, dtype=np.float64)))
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Nothing; the file holds the text, in UTF-8, or the bytes."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def listed(texts: Iterable[str]) -> dict[str, list[Path]]:

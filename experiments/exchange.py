@@ -27,8 +27,7 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
             rows.writerow([f"{value:.8g}", resolution, *(f"{float(c[k]):.6g}" for _, c in curves.values())])
     for against, name in (("target", "fsc.xml"), ("reference", "fsc_reference.xml")):
         if f"{against}_after" in curves:
-            with whole_file(folder / name) as temporary:
-                temporary.write_text(fsc_xml(curves[f"{against}_after"], f"generated map against the {against}"))
+            write_file(folder / name, fsc_xml(curves[f"{against}_after"], f"generated map against the {against}"))
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:

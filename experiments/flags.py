@@ -116,6 +116,38 @@ def define_fit() -> None:
     flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
 
 
+@group("Symmetry")
+def define_symmetry() -> None:
+    """Nothing; the flags that say how the maps are symmetric are there."""
+    flags.DEFINE_string(
+        "symmetry",
+        None,
+        "GROUP|MODEL: of all maps, C2, D8, T, O, I and so on, or the assembly of an mmCIF file; the morph keeps it.",
+    )
+    flags.DEFINE_list("symmetry_axis", None, "X,Y,Z: direction of the axis of Cn and Dn; 0,0,1 if not given.")
+    flags.DEFINE_list(
+        "symmetry_centre", None, "X,Y,Z: a point on the axis in the initial map's frame, Å; found if not given."
+    )
+    flags.DEFINE_bool(
+        "one_unit",
+        False,
+        "The maps, or what their masks leave, show one unit: it is morphed alone, and the folder assembly has frames "
+        "and models repeated by the operators of --symmetry.",
+    )
+
+
+@group("Fit")
+def define_schedule() -> None:
+    """Nothing; the flags that change the published schedule are there."""
+    flags.DEFINE_list(
+        "schedule",
+        None,
+        "LOSS:STEPS:RATE,...: the stages of the recipe paper, each with its Adam steps and learning rate, such as "
+        "w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given.",
+    )
+    flags.DEFINE_integer("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", lower_bound=1)
+
+
 @group("Several hosts")
 def define_hosts() -> None:
     """Nothing; the flags by which several processes share a run's targets are there."""
@@ -162,3 +194,20 @@ def define_output(frames: int = 11) -> None:
         "How frames are made: keeping the detail and the height of peaks, or keeping the mass.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+
+
+@group("Output")
+def define_resume() -> None:
+    """Nothing; the flags that decide how a run that was stopped goes on are there."""
+    flags.DEFINE_bool(
+        "resume",
+        None,
+        "Go on with the unfinished run that the output folder holds. If not given: where it is the same run, of the "
+        "same inputs; --noresume never, --resume or not at all.",
+    )
+    flags.DEFINE_float(
+        "checkpoint_minutes",
+        1.0,
+        "Keep the state of a fit so often, so that it can go on from there; 0: after every few steps.",
+        lower_bound=0.0,
+    )

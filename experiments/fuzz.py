@@ -472,7 +472,7 @@ def read_records(folder: Path, data: bytes, random) -> None:
     for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
-    config = results.recorded(folder)
+    config = results.run_of(folder)
     story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
     page.facts(config), page.settings(config), page.morph_text(config)
 

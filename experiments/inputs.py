@@ -3,16 +3,19 @@
 import contextlib
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import align, atoms, contour, mask, partition
+from cryotrans_jax import align, atoms, contour, mask, partition, prepare
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.recipes import Schedule
+from cryotrans_jax.symmetry import Symmetry
 
 from . import archives
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
@@ -20,6 +23,7 @@ from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
+STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
 WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
@@ -88,6 +92,42 @@ def from_flags(settings, out_dir: Path) -> Case:
         alignments=alignments[:count],
         boxes=boxes[:count],
     )
+
+
+def leave_out_unusable(settings) -> dict[str, str]:
+    """Why targets cannot be used, by the names of their folders; the settings' lists do not name them any more.
+
+    Where several are named and some of them are there and can be used. A run of many maps is then not lost for one;
+    names of which there is no file are mistakes to be mended, and stop it.
+    """
+    names = settings.target or []
+    if len(names) < 2:
+        return {}
+    stems, found = unique_stems(names), [unusable(settings, number) for number in range(len(names))]
+    if all(found) or not any(found):
+        return {}
+    for name, why in zip(names, found, strict=True):
+        if why:
+            print(f"warning: {name} is left out: {why}", file=sys.stderr)
+    kept = [number for number, why in enumerate(found) if not why]
+    for key in ("target", "target_half1", "target_half2", "target_mask", "reference"):
+        if len(given := getattr(settings, key) or []) == len(names):
+            setattr(settings, key, [given[number] for number in kept])
+    return {stem: why for stem, why in zip(stems, found, strict=True) if why}
+
+
+def unusable(settings, number: int) -> str:
+    """Why the target of this number cannot be used though it is there; "" if it can."""
+    path = find(settings.target[number], settings.data_dir)
+    masks = settings.target_mask or []
+    try:
+        if path is not None:
+            name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
+            map_ = within(read_map(path), name and find(name, settings.data_dir), settings.mask_radius)
+            prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
@@ -187,6 +227,67 @@ def add_parts(case: Case, settings) -> None:
         case.parts = partition.from_masks(maps, case.initial, names)
 
 
+def add_symmetry(case: Case, settings) -> None:
+    """Nothing; the case has the symmetry that the flags name, of its maps or of the assembly of which they show a unit.
+
+    Raises InputError where flags do not go together, or there is no such symmetry.
+    """
+    given = settings.symmetry
+    if not given:
+        if settings.one_unit or settings.symmetry_axis or settings.symmetry_centre:
+            raise InputError(
+                "--one_unit, --symmetry_axis and --symmetry_centre say more of a --symmetry: name that too"
+            )
+        return
+    if settings.one_unit and settings.align != "none" and case.alignments:
+        raise InputError(
+            "laid over by itself a unit may leave its place about the axis: add --align=none to --one_unit"
+        )
+    axis, centre = (vector(settings, name) for name in ("symmetry_axis", "symmetry_centre"))
+    axis = axis or (0, 0, 1)
+    if (path := find(given, settings.data_dir)) is not None:
+        case.files[given], found = path, Symmetry.from_file(path)
+    elif centre is not None:
+        found = Symmetry.named(given, centre, axis)
+    else:  # a unit does not tell where its axis is
+        found = Symmetry.of(given, case.initial, None if settings.one_unit else solid(case.initial, settings), axis)
+    if settings.one_unit:
+        case.repeated = found
+    else:
+        case.symmetry = found
+
+
+def solid(initial: Map, settings) -> Map:
+    """The initial map without its solvent."""
+    level = settings.initial_threshold
+    level = prepare.contour_level(initial.density) if level is None else level
+    return Map(prepare.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
+
+
+def vector(settings, name: str) -> list[float] | None:
+    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three numbers."""
+    given = getattr(settings, name)
+    with contextlib.suppress(ValueError):
+        if given is None or len(given) == 3:
+            return given and [float(text) for text in given]
+    raise InputError(f"--{name}={','.join(given)} is not three numbers such as 0,0,1")
+
+
+def schedule_in(settings) -> Schedule | None:
+    """The schedule of the recipe paper that the flags name, None where they name none.
+
+    Raises InputError where a stage is not of the form loss:steps:rate.
+    """
+    if not settings.schedule and not settings.width:
+        return None
+    stages = []
+    for text in settings.schedule or []:
+        if not (match := STAGE.fullmatch(text)):
+            raise InputError(f"--schedule={text} is not LOSS:STEPS:RATE: give stages such as w2:2000:1e-3,l2:500:1e-4")
+        stages.append((match["loss"], int(match["steps"]), float(match["rate"])))
+    return Schedule(tuple(stages), settings.width or Schedule.width)
+
+
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
     """The maps within the masks that the flags name, each on its own map's grid, and the masks' files by name."""
     names = settings.target_mask or []
@@ -210,7 +311,8 @@ def contours(case: Case, settings) -> list[dict]:
     """For the initial map and each target what `contour.describe` says, from what the flags give and the model."""
     levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
     resolutions = [case.initial_resolution, *case.target_resolutions]
-    files = list(case.files.values())  # those of the maps come first
+    names = [settings.initial or INITIAL, *settings.target] if settings.target else case.files
+    files = [case.files[name] for name in names]  # those of the maps come first
     each = zip([case.initial, *case.targets], files, resolutions, levels, strict=False)
     known = dict(mass_kda=settings.mass_kda, model=case.model)
     return [
@@ -318,14 +420,21 @@ def find_entry(name: str, data_dir: str) -> Path:
             "EMDB --fetch"
         )
     entry = match["entry"]
-    for stem in (entry.upper(), entry.lower(), entry):
-        for suffix in MODEL_SUFFIXES:
-            if (path := Path(data_dir) / (stem + suffix)).is_file():
-                return path
+    if path := find_model(entry, data_dir):
+        return path
     raise InputError(
         f"no map {name} here or in {data_dir}, and no {entry}.cif or {entry}.pdb there to make it from: download "
         f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}, or --fetch"
     )
+
+
+def find_model(entry: str, data_dir: str) -> Path | None:
+    """The model of an entry, or of another name without its suffix, in the data folder; None where it is not there."""
+    for stem in (entry.upper(), entry.lower(), entry):
+        for suffix in MODEL_SUFFIXES:
+            if (path := Path(data_dir) / (stem + suffix)).is_file():
+                return path
+    return None
 
 
 def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tuple[Map, list[Map], dict[str, Path]]:

@@ -1,11 +1,13 @@
 """What every job does alike: parse its flags, run it, and say in one line what went wrong."""
 
+import contextlib
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -15,16 +17,32 @@ from . import usage
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 JOB = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.(\w+)")  # another job, as texts name it
 INSTALLED = "cryotrans-"  # what the names of installed commands begin with
-FAILED, INTERRUPTED = 2, 128 + signal.SIGINT
+FAILED, PARTLY = 2, 3
+SIGNALS = [  # that end a run: Ctrl-C, a terminal that closes, a cluster's end of time, and its warnings of that
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+]
+caught: list[int] = []
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came that ends the program."""
+
+
+class SomeFailed(Exception):
+    """The job is done for some of what it was given, and not for the rest."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 130 on Ctrl-C.
+    """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 3 where only a part could be done.
+
+    And with 128 and the signal's number where one of SIGNALS ended it.
 
     Flags are parsed first; where the command line asks for help, they are described instead, below what the module of
-    `main` says of itself. Bad flags, InputError, OSError and MemoryError become one line on stderr; other errors are
-    faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
-    --help is quick: let `main` import what it needs.
+    `main` says of itself. Bad flags, InputError, OSError and MemoryError become one line on stderr, with what was noted
+    on them; other errors are faults of the program and keep their traceback. Nothing heavy is imported before the flags
+    are parsed, so that --help is quick: let `main` import what it needs.
     """
     if usage.asked(sys.argv):
         print(named(usage.shown(sys.modules[main.__module__].__doc__)))
@@ -36,19 +54,63 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        main()
+        with stopping_at_signals():
+            main()
     except InputError as error:
-        _stop(str(error))
+        _stop(str(error), error)
+    except SomeFailed as error:
+        _stop(str(error), error, PARTLY)
     except MemoryError as error:
-        _stop(f"not enough memory ({error}): take larger voxels or a smaller box")
+        _stop(f"not enough memory ({error}): take larger voxels or a smaller box", error)
     except RuntimeError as error:  # jaxlib's own class, which may not be imported yet
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _stop("the device has not enough memory for these maps: crop or bin them, or fit fewer targets at once")
+        told = "the device has not enough memory for these maps: crop or bin them, or fit fewer targets at once"
+        _stop(told, error)
     except OSError as error:
-        _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-    except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED)
+        _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), error)
+    except KeyboardInterrupt as error:
+        number = caught[-1] if caught else signal.SIGINT
+        _stop(f"stopped by {signal.Signals(number).name}", error, 128 + number)
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[None]:
+    """Within it each of SIGNALS raises Stopped; a second one does what it does elsewhere."""
+    caught.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    catch_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def catch_signals() -> None:
+    """Nothing; each of SIGNALS raises Stopped from now on, whatever a library would have made of it.
+
+    Those stay ignored that were to be when the program was started, as by nohup.
+    """
+
+    def stop(number: int, _) -> None:
+        caught.append(number)
+        for other in heeded:
+            signal.signal(other, signal.SIG_DFL)
+        raise Stopped
+
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, stop)
+
+
+def check_stopped() -> None:
+    """Nothing; raises Stopped where a signal came while no exception could leave the code that was running."""
+    if caught:
+        raise Stopped
 
 
 def parse_flags() -> None:
@@ -103,7 +165,8 @@ def compute_deterministically() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
 
-def _stop(message: str, status: int = FAILED) -> None:
-    """Ends the program with a message of one line."""
-    print("error: " + " ".join(named(message).split()), file=sys.stderr)
+def _stop(message: str, error: BaseException | None = None, status: int = FAILED) -> None:
+    """Ends the program with a message of one line, with what was noted on the error."""
+    message = named("; ".join([message, *getattr(error, "__notes__", ())]))
+    print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)

@@ -33,6 +33,7 @@ FILES = (  # pattern, what it is
     ),
     (r"displacement\.cif", "the carried model with each atom's displacement (Å) as its B-factor"),
     (r"seed_spread\.mrc", "how far apart (Å) fits from other seeds carry the same density"),
+    (r"folded\.mrc", "1 where the flow folds: where the determinant of its Jacobian is not positive"),
     (r"morph\.gif", "the morph as an animation"),
     (r"fsc\.csv", "the Fourier shell correlations"),
     (r"fsc(_reference)?\.xml", "that of the generated map alone, as EMDB takes it"),

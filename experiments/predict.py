@@ -36,11 +36,7 @@ def main() -> None:
     from .inputs import check_inside, within
 
     run_dir = Path(FLAGS.run_dir)
-    if not (run_dir / "config.json").is_file():
-        if several := sorted(run_dir.glob("*/config.json")):
-            raise InputError(f"{run_dir} holds several targets: name the folder of one, such as {several[0].parent}")
-        raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
-    saved = results.recorded(run_dir)
+    saved = results.run_of(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():

@@ -41,15 +41,15 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; writes the folder, or prints and writes the scores."""
     from cryotrans_jax import atoms, metrics
-    from cryotrans_jax.files import InputError, read_json
+    from cryotrans_jax.files import InputError, write_file
 
     from . import results
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"
-    if not ((run_dir / "config.json").is_file() and (run_dir / "generated.mrc").is_file()):
+    saved = results.run_of(run_dir)
+    if not (run_dir / "generated.mrc").is_file():
         raise InputError(f"{run_dir} holds no run: give the --out_dir of a finished experiments.run")
-    saved = read_json(run_dir / "config.json")
     reference = in_frame(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:
@@ -68,8 +68,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     resolution = saved["resolutions"]["initial"] or 3.0
     atoms.write_model(folder / "reference.pdb", reference)
-    write(folder / "sequence.fasta", fasta(reference))
-    write(folder / "build.sh", BUILD.format(resolution=resolution))
+    write_file(folder / "sequence.fasta", fasta(reference))
+    write_file(folder / "build.sh", BUILD.format(resolution=resolution))
     print(f"sh {folder / 'build.sh'} builds a model with Phenix; score it with --rebuilt={folder / 'rebuilt.pdb'}")
 
 
@@ -78,6 +78,7 @@ def in_frame(saved: dict):
     import numpy as np
 
     from cryotrans_jax import atoms
+    from cryotrans_jax.align import Transform
     from cryotrans_jax.files import InputError
 
     known = saved["settings"].get("reference") or []
@@ -89,7 +90,7 @@ def in_frame(saved: dict):
     if laid is None:
         return model
     turn = np.array(laid["transform"])
-    return atoms.moved(model, atoms.positions(model) @ turn[:3, :3].T + turn[:3, 3])
+    return Transform(turn[:3, :3], turn[:3, 3]).moved(model)
 
 
 def fasta(model) -> str:
@@ -104,14 +105,6 @@ def fasta(model) -> str:
         if letters := gemmi.one_letter_code(names):
             lines += [f">{chain.name}", letters]
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """Nothing; the file holds the text."""
-    from cryotrans_jax.files import whole_file
-
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
 
 
 def command() -> None:

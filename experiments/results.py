@@ -7,8 +7,10 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +19,17 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import atoms, geometry, metrics, qscore, train, trajectory
+from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, read_json, whole_file
+from cryotrans_jax.files import InputError, checksum, read_json, whole_file, write_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
 from cryotrans_jax.progress import Progress
+from cryotrans_jax.recipes import Schedule
+from cryotrans_jax.symmetry import Symmetry
 
 PACKAGES = (
     "cryotrans-jax",
@@ -45,8 +49,8 @@ FRAMES = re.compile(  # what a run, or predict, makes of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
-    r"(config|metrics|transform)\.json|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
-    r"|report\.html|morph\.gif"
+    r"(config|metrics|transform|failed)\.json|folded\.mrc|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
+    r"|report\.html|morph\.gif|reproduce\.(md|json)"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 SCORES = (  # label, name in metrics.json without _before and _after, style
@@ -85,7 +89,9 @@ class Case:
     Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
-    are empty where the maps were made for one another.
+    are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
+    `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
+    `failed` says of targets, by their names, why they could not be used; they are not among the others.
     """
 
     initial: Map
@@ -103,6 +109,11 @@ class Case:
     boxes: list[Map] = field(default_factory=list)
     parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
+    symmetry: Symmetry | str | None = None
+    repeated: Symmetry | None = None
+    schedule: Schedule | None = None
+    sums: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def claim(out_dir: str | Path, overwrite: bool) -> Path:
@@ -111,30 +122,30 @@ def claim(out_dir: str | Path, overwrite: bool) -> Path:
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
     check_free(out_dir, overwrite)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir) as file:  # rather now than when there is something to write
+            file.write(bytes(1024))
+    except OSError as error:
+        raise InputError(f"nothing can be written to {out_dir} ({error.strerror}): give another --out_dir") from error
     return out_dir
+
+
+def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
+    """Nothing; raises InputError where the disk has no room for the maps of so many targets."""
+    folders_each = 2 if case.boxes and settings.frame == "target" else 1
+    needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
+    if (free := shutil.disk_usage(out_dir).free) < needed:
+        raise InputError(
+            f"the results take about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {out_dir}: "
+            "make room, give another --out_dir, or fewer --frames"
+        )
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Nothing; raises InputError where the folder holds results that may not be replaced."""
     if not overwrite and (made_in(folder) or (folder / "checkpoint").exists()):
         raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
-
-
-def recorded(folder: Path) -> dict:
-    """What stands in the config.json of a run's folder. Raises InputError where that is not as a run writes it."""
-    wrong = f"{folder / 'config.json'} is not as a run writes it: restore it, or repeat the run with --overwrite"
-    config = read_json(folder / "config.json", wrong)
-    inputs = config.get("inputs")
-    if not isinstance(inputs, dict) or config.get("initial") not in list(inputs):
-        raise InputError(wrong)
-    if not all(isinstance(e, dict) and {str} == {type(e.get(k)) for k in ("file", "sha256")} for e in inputs.values()):
-        raise InputError(wrong)
-    if not isinstance(config.get("targets"), list) or config.get("target") not in config["targets"]:
-        raise InputError(wrong)
-    if not all(isinstance(config.get(name), dict) for name in ("settings", "chosen", "versions")):
-        raise InputError(wrong)
-    return config
 
 
 def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
@@ -146,17 +157,71 @@ def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
 
 def folders(case: Case, out_dir: Path) -> list[Path]:
     """Where each target's results go: `out_dir` itself, or for several targets a folder with the target's name."""
-    return [out_dir / name if len(case.targets) > 1 else out_dir for name in case.target_names]
+    several = len(case.targets) + len(case.failed) > 1
+    return [out_dir / name if several else out_dir for name in case.target_names]
 
 
 def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
     """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
     own = {folders(case, out_dir)[number] for number in share}
-    found = [path for folder in own for path in (*made_in(folder), *made_in(folder / "target_frame"))]
-    if 0 in share and out_dir not in own:  # a run of one target leaves its files in `out_dir` itself
-        found += made_in(out_dir)
-        found += [out_dir / "checkpoint"] if (out_dir / "checkpoint" / "arrays").is_dir() else []
-    return found
+    own |= {out_dir} if 0 in share else set()  # a run of one target leaves its files in `out_dir` itself
+    inside = ("", "target_frame", "assembly")
+    found = [path for folder in own for name in inside for path in made_in(folder / name)]
+    return found + checkpoints_in(own)
+
+
+def check_memory(case: Case, targets: int) -> None:
+    """Nothing; prints how much memory a run of so many targets takes. Raises InputError where there is not so much."""
+    sides, room = case.initial.density.shape, memory.available() + memory.taken()
+    least, most = memory.needed(case.initial.density.size, targets)
+    wider = memory.coarser(case.initial.density.size, targets, room)
+    gib = [f"{amount / 2**30:.1f}" for amount in (least, most, room)]
+    advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
+    if targets > 1 and memory.needed(case.initial.density.size, 1)[1] < room:
+        advice = "fit fewer targets at once"
+    elif wider == float("inf"):
+        advice = "take a machine with more"
+    if least > room:
+        raise InputError(
+            f"maps of {' x '.join(map(str, sides))} voxels with {targets} target{'s' * (targets > 1)} take at least "
+            f"{gib[0]} GiB of memory and {gib[2]} are there: {advice}"
+        )
+    told = f"memory: {gib[0]} to {gib[1]} GiB are needed, {gib[2]} are there"
+    print(told if most < room else f"warning: {told}: {advice}, if the run is killed")
+
+
+def set_aside(paths: Sequence[Path], out_dir: Path, aside: Path | None) -> None:
+    """Nothing; these results are gone from the folder: to `aside`, from where `put_back` gets them.
+
+    Without a place for them they are removed, and also where something waits there: then these are what a run had
+    begun to write that was killed.
+    """
+    waiting = aside is None or (aside.is_dir() and any(aside.iterdir()))
+    for path in paths:
+        if waiting:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            place = aside / path.relative_to(out_dir)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+
+
+def put_back(aside: Path, place: Path) -> None:
+    """Nothing; results that were set aside are in their place again, if there are any, instead of what is there."""
+    if not aside.is_dir():
+        return
+    set_aside([*made_in(place), *checkpoints_in([place])], place, None)
+    for path in [*aside.iterdir()]:
+        if path.is_dir() and path.name != "checkpoint":
+            put_back(path, place / path.name)
+        else:
+            path.rename(place / path.name)
+    aside.rmdir()
+
+
+def checkpoints_in(folders: Iterable[Path]) -> list[Path]:
+    """The checkpoints of fits in some folders."""
+    return [folder / "checkpoint" for folder in folders if (folder / "checkpoint" / "arrays").is_dir()]
 
 
 def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
@@ -169,11 +234,19 @@ def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int])
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
 
 
-def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, another: int = 0) -> Fit:
+def fit_case(
+    case: Case, settings: Any, share: Sequence[int] | None = None, another: int = 0, keeper: Any = None
+) -> Fit:
     """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress.
 
     Of the targets of these numbers only, if `share` is given; from `another` seed, so many after that of the flags.
+    A `keeper` (`resume.Keeper`) keeps it as it goes on, and knows from where.
     """
+    names = [case.target_names[number] for number in share or range(len(case.targets))]
+
+    def say(target: int, what: str) -> None:
+        if target < len(names):  # no copy that fills up the last devices
+            print(f"warning: {names[target]}: {what}", file=sys.stderr, flush=True)
 
     def told(report):
         print_report(report)
@@ -197,29 +270,66 @@ def fit_case(case: Case, settings: Any, share: Sequence[int] | None = None, anot
             halves=case.halves or None,
             parts=case.parts,
             part_rigidity=case.part_rigidity or None,
+            symmetry=case.symmetry,
             bin=settings.bin,
+            schedule=case.schedule,
             share=share,
             progress=progress,
+            begun=keeper and keeper.begun(another),
+            keep=keeper and partial(keeper.keep, another),
+            say=say,
             prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
         )
 
 
 def write(
-    fit: Fit, case: Case, settings: Any, out_dir: Path, share: Sequence[int], others: Sequence[Fit] = ()
-) -> list[dict]:
-    """Scores of each target, also printed; each target's folder holds its files, and so is a run by itself.
+    fit: Fit,
+    case: Case,
+    settings: Any,
+    out_dir: Path,
+    share: Sequence[int],
+    others: Sequence[Fit] = (),
+    aside: Path | None = None,
+) -> dict[str, str]:
+    """Why targets failed, by their names; the others' scores are printed, and their folders hold their files.
 
-    `fit` is that of the targets of the numbers in `share`, and `others` are the same from other seeds. Files of an
-    earlier run are removed only now that there is something to put in their place.
+    Each of these is a run by itself. `fit` is that of the targets of the numbers in `share`, and `others` are the same
+    from other seeds. Files of an earlier run are removed only now that there is something to put in their place, and
+    wait `aside` until that is whole; if it cannot be written they are put back.
     """
+    description = describe(fit, case, settings)
+    failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
+    set_aside(earlier(case, out_dir, share), out_dir, aside)
+    try:
+        write_targets(fit, case, settings, out_dir, share, others, description)
+        for name, why in (failed | (case.failed if 0 in share else {})).items():
+            (out_dir / name).mkdir(exist_ok=True)
+            write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
+    except Exception:
+        if aside is not None:
+            put_back(aside, out_dir)
+        raise
+    print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
+    return failed | case.failed
+
+
+def write_targets(
+    fit: Fit,
+    case: Case,
+    settings: Any,
+    out_dir: Path,
+    share: Sequence[int],
+    others: Sequence[Fit],
+    description: dict,
+) -> None:
+    """Nothing; the folders of the targets that did not fail hold their files, and their scores are printed."""
     from . import story  # which tells of results, and so imports this file
 
-    description = describe(fit, case, settings)
-    for path in earlier(case, out_dir, share):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     scores, stories = [], []
     for place, number in enumerate(share):
         one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
+        if any(one.failed):
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         about = described_alignment(case, number)
         write_json(folder / "config.json", {"target": name} | about | description)
@@ -238,19 +348,21 @@ def write(
             reference = case.references[number] if case.references else None
             scores[-1] |= write_models(one, case.model, settings, folder, reference)
         if others:
-            scores[-1] |= write_spread(one, [other.select([place]) for other in others], folder)
+            same = [other.select([place]) for other in others]
+            scores[-1] |= write_spread(one, [other for other in same if not any(other.failed)], folder)
         scores[-1]["peak_mib"] = peak_mib()
         write_json(folder / "metrics.json", scores[-1])
+        if case.repeated is not None:
+            write_assembly(case.repeated, folder)
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
         print_scores(name, scores[-1])
         stories.append(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
         )
-    for told in stories:  # once all results are there
-        story.tell(told, whole=settings.report)
-    print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
-    return scores
+    for told, own in zip(stories, scores, strict=True):  # once all results are there
+        for warning in story.tell(told, whole=settings.report):
+            print(f"warning: {own['target']}: {warning}")
 
 
 def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
@@ -361,6 +473,22 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         elif path.name.startswith(("model", "generated")):
             atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(own / name) for name in carried], own)
+
+
+def write_assembly(symmetry: Symmetry, folder: Path) -> None:
+    """Nothing; the folder assembly has the frames, the generated map and the models of one unit repeated."""
+    own = folder / "assembly"
+    own.mkdir(exist_ok=True)
+    made = made_in(folder, FRAMES)
+    maps = [path for path in made if path.suffix == ".mrc"]
+    room = symmetry.room(map(read_map, maps))
+    for path in maps:
+        write_map(own / path.name, symmetry.repeated(read_map(path), room))
+    for path in made:
+        if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
+            atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
+    if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
 
@@ -477,7 +605,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
     """The reference as a map on the grid of `like`."""
     if isinstance(reference, Map):
         return reference
-    return atoms.simulate_map(reference, like.density.shape, like.voxel_size, like.origin, resolution or 3.0)
+    return atoms.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
@@ -496,7 +624,10 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "recipe": asdict(fit.config),
         "initial": next(iter(case.files)),
         "targets": case.target_names,
-        "inputs": {n: {"file": str(p.resolve()), "sha256": checksum(p)} for n, p in case.files.items()},
+        **({"failed": case.failed} if case.failed else {}),
+        "inputs": {
+            n: {"file": str(p.resolve()), "sha256": case.sums.get(n) or checksum(p)} for n, p in case.files.items()
+        },
         "resolutions": {"initial": case.initial_resolution, "targets": case.target_resolutions},
         "waypoints": [{"waypoint": waypoint.name, "time": waypoint.time} for waypoint in case.waypoints],
         "chosen": report,
@@ -522,10 +653,29 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def run_of(folder: Path) -> dict:
+    """The config.json in the folder of a run's target. Raises InputError where there is none as a run writes it."""
+    if not (folder / "config.json").is_file():
+        if several := sorted(folder.glob("*/config.json")):
+            raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
+        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    wrong = f"{folder / 'config.json'} is not as a run writes it: restore it, or repeat the run with --overwrite"
+    config = read_json(folder / "config.json", wrong)
+    inputs = config.get("inputs")
+    if not isinstance(inputs, dict) or config.get("initial") not in list(inputs):
+        raise InputError(wrong)
+    if not all(isinstance(e, dict) and {str} == {type(e.get(k)) for k in ("file", "sha256")} for e in inputs.values()):
+        raise InputError(wrong)
+    if not isinstance(config.get("targets"), list) or config.get("target") not in config["targets"]:
+        raise InputError(wrong)
+    if not all(isinstance(config.get(name), dict) for name in ("settings", "chosen", "versions")):
+        raise InputError(wrong)
+    return config
+
+
 def write_json(path: Path, content: Any) -> None:
     """Nothing; the file holds the content as JSON."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_file(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
@@ -558,6 +708,9 @@ def print_report(report: dict) -> None:
             f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
             f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         )
+    if found := report.get("symmetry"):
+        about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in found["centre"])
+        print(f"the flow keeps the symmetry {found['name']} about ({about}) Å")
     for variance in report["quieting_variance"]:
         if variance:
             print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from .main import run
+from .main import SomeFailed, catch_signals, run
 
 FLAGS = flags.FLAGS
 
@@ -31,6 +31,8 @@ def define_flags() -> None:
             "against; one, or one for each target.",
         )
     shared.define_fit()
+    shared.define_symmetry()
+    shared.define_schedule()
     with shared.group("Fit"):
         flags.DEFINE_integer(
             "seeds",
@@ -63,6 +65,7 @@ def define_flags() -> None:
             "Write report.html, which shows and explains the run, and its pictures beside the results.",
         )
     shared.define_output()
+    shared.define_resume()
     shared.define_machine()
     shared.define_hosts()
     shared.define_archives()
@@ -73,30 +76,61 @@ def main() -> None:
     from . import hosts
 
     hosts.join(FLAGS)
-    from . import results
+    catch_signals()  # a cluster's runtime may have taken them
+    from . import results, resume
 
-    share = hosts.share(len(FLAGS.target or ["built in"]))
     out_dir = Path(FLAGS.out_dir or default_folder())
-    case = hosts.after_first(lambda: load(out_dir, share) if share else None)
-    if share:
-        first, *others = [results.fit_case(case, FLAGS, share, another) for another in range(FLAGS.seeds)]
-        results.write(first, case, FLAGS, out_dir, share, others)
-    else:
+    keeper = resume.Keeper(out_dir, FLAGS)
+    case = hosts.after_first(lambda: load(out_dir, keeper) if hosts.share(targets_named()) else None)
+    share = hosts.share(targets_named())
+    if case is None or not share:
         print("there are more processes than targets: none is left for this one")
+        return
+    with keeper.guarded():
+        fits = []
+        for another in range(FLAGS.seeds):
+            fits.append(results.fit_case(case, FLAGS, share, another, keeper))
+            keeper.finished(another)
+        first, *others = fits
+        failed = results.write(first, case, FLAGS, out_dir, share, others, keeper.aside)
+    keeper.done()
+    if failed:
+        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise SomeFailed(
+            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
+        )
 
 
-def load(out_dir: Path, share: range):
-    """The case that the flags name, once it is certain that fits of its targets in `share` may go to the folder."""
-    from . import inputs, results
+def targets_named() -> int:
+    """How many targets there are."""
+    return len(FLAGS.target or ["built in"])
 
-    if 0 in share:  # the folder itself is the first target's, and the first to fill it fits that
-        results.claim(out_dir, FLAGS.overwrite)
+
+def load(out_dir: Path, keeper):
+    """The case that the flags name, once it is certain that fits of this process's targets may go to the folder.
+
+    Where several targets are named, those that cannot be used are not among them any more.
+    """
+    from . import hosts, inputs, results
+
+    replacing = keeper.expected() or FLAGS.overwrite
+    if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
+        results.claim(out_dir, replacing)
+    stems = inputs.unique_stems(FLAGS.target or [])
+    failed = inputs.leave_out_unusable(FLAGS)
+    share = hosts.share(targets_named())
     given = bool(FLAGS.initial or FLAGS.target)
     case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
     inputs.add_parts(case, FLAGS)
+    inputs.add_symmetry(case, FLAGS)
+    case.schedule = inputs.schedule_in(FLAGS)
     if given:
-        results.check_kept(case, out_dir, FLAGS.overwrite, share)
+        case.failed, case.target_names = failed, [stem for stem in stems if stem not in failed]
+        results.check_kept(case, out_dir, replacing, share)
+    keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
+    results.check_room(case, FLAGS, out_dir, len(share))
+    results.check_memory(case, len(share))
     return case
 
 

@@ -1,6 +1,7 @@
 """What a finished run has to tell, and the files that tell it: a page, pictures, maps and scripts for others."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import numpy as np
 from scipy import ndimage
 
 from cryotrans_jax import atoms, metrics, plots, surface, trajectory
-from cryotrans_jax.files import InputError, checksum, read_json, whole_file
+from cryotrans_jax.files import InputError, checksum, read_json, write_file
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import Motion, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
 
 from . import exchange, inputs, page, results
-from .cautions import STRETCH, Measured, cautions, chosen, number
+from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, warnings
 
 ROOM = 4.0  # Å about the molecule that a report shows
 DRAWN = 400_000  # voxels from which a picture's surface is drawn
@@ -23,6 +24,7 @@ SHOWN = 3_000_000  # voxels of a volume in the page, which then stays below 20 M
 SIDE = 600  # pixels of a picture's longer side, before it is halved
 NARROWEST = 320  # pixels, so that its key has room
 PICTURES, STILLS = 13, 5  # of the animation, and of the page
+FOLDS = 20_000  # points at which the flow is looked at for folds
 RIM = 2  # voxels at the sides of the box
 SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
 
@@ -68,9 +70,12 @@ class Views:
     matched: tuple[float, float] | None
 
 
-def tell(story: Story, whole: bool = True) -> None:
-    """Nothing; the folder holds the files for other programs, and if `whole` the page and the pictures."""
-    config, scores = results.recorded(story.folder), read_json(story.folder / "metrics.json")
+def tell(story: Story, whole: bool = True) -> list[str]:
+    """What there is to be warned of, which is in metrics.json as well; the folder holds the files for other programs.
+
+    And if `whole` the page and the pictures.
+    """
+    config, scores = results.run_of(story.folder), read_json(story.folder / "metrics.json")
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
@@ -80,13 +85,20 @@ def tell(story: Story, whole: bool = True) -> None:
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
     write_file(story.folder / "view.cxc", script(story, config, moved.top))
+    views = views_of(story, config, moved) if whole else None
+    found = cautions(config, scores, measured(story, moved, views, scores))
+    scores["warnings"] = warnings(found)
+    results.write_json(story.folder / "metrics.json", scores)
     if whole:
-        write_report(story, config, scores, moved)
+        write_report(story, config, scores, moved, views, found)
+    return scores["warnings"]
 
 
-def write_report(story: Story, config: dict, scores: dict, moved: Moved) -> None:
+def write_report(
+    story: Story, config: dict, scores: dict, moved: Moved, views: Views, found: Sequence[Caution]
+) -> None:
     """Nothing; the folder holds report.html, and the pictures in it as files."""
-    folder, views = story.folder, views_of(story, config, moved)
+    folder = story.folder
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
@@ -100,7 +112,7 @@ def write_report(story: Story, config: dict, scores: dict, moved: Moved) -> None
     text = page.build(
         config=config,
         scores=scores,
-        found=cautions(config, scores, measured(story, moved, views)),
+        found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
         data=shown(story, config, moved, views),
@@ -118,18 +130,51 @@ def moved_by(story: Story) -> Moved:
     return Moved(points, rho, motion, float(np.ceil(far / unit) * unit))
 
 
-def measured(story: Story, moved: Moved, views: Views) -> Measured:
-    """What `cautions` wants to know besides the scores."""
+def measured(story: Story, moved: Moved, views: Views | None, scores: dict) -> Measured:
+    """What `cautions` wants to know besides the scores; the folder has a map of where the flow folds, if it does.
+
+    Without views, which are of the molecule, the scores' correlations stand for theirs.
+    """
+    whole_box = tuple(scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
     factors, rho = stretches(moved.motion, moved.points), moved.rho
     torn = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
     mass = np.maximum(story.generated.density, 0)
     inner, whole = (part.sum(dtype=np.float64) for part in (mass[(slice(RIM, -RIM),) * 3], mass))
     return Measured(
-        matched=views.matched,
+        matched=views.matched if views else None if None in whole_box else whole_box,
         torn=float(rho[torn].sum() / rho.sum()),
         at_edge=float(1 - inner / whole) if whole else 0.0,
         farthest=float(distances(moved.motion, moved.points).max()),
+        outside=outside(story, moved),
+        folded=folded(story, moved),
     )
+
+
+def outside(story: Story, moved: Moved) -> float:
+    """The share of the mass that is carried out of the initial map's box."""
+    end = moved.points + moved.motion.knots(moved.points)[-1]
+    at = (end - story.initial.origin) / story.initial.voxel_size + 0.5
+    out = ((at < 0) | (at > story.initial.density.shape)).any(-1)
+    return float(moved.rho[out].sum() / moved.rho.sum())
+
+
+def folded(story: Story, moved: Moved) -> float:
+    """The share of the mass where the flow's Jacobian has no positive determinant; if any, folded.mrc is 1 there.
+
+    Of FOLDS points at most.
+    """
+    every = -(-len(moved.points) // FOLDS)
+    points, rho = moved.points[::every], moved.rho[::every]
+    wrong = ~(story.fit.volumes(points) > 0)
+    (story.folder / "folded.mrc").unlink(missing_ok=True)
+    if wrong.any():
+        like, shown = story.initial, np.zeros(story.initial.density.shape, bool)
+        at = np.rint((points[wrong] - like.origin) / like.voxel_size).astype(int)
+        shown[tuple(at.clip(0, np.array(shown.shape) - 1).T)] = True
+        wide = np.maximum(np.rint(CELL * every ** (1 / 3) / like.voxel_size), 1).astype(int)
+        shown = ndimage.maximum_filter(shown, size=tuple(wide.tolist()))
+        write_map(story.folder / "folded.mrc", Map(shown.astype(np.float32), like.voxel_size, like.origin))
+    return float(rho[wrong].sum() / rho.sum())
 
 
 def views_of(story: Story, config: dict, moved: Moved) -> Views:
@@ -278,18 +323,12 @@ def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Nothing; the file holds the text, in UTF-8 (without what of a file's name is none), or the bytes."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
-
-
 def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
     """The story of a finished run, from its folder and its inputs, which may have moved to other paths.
 
     Raises InputError where the run is not whole, or a path that is given is not that of the run's map.
     """
-    config = results.recorded(folder)
+    config = results.run_of(folder)
     for name in ("checkpoint", "metrics.json", "generated.mrc"):
         if not (folder / name).exists():
             raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")

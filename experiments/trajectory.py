@@ -35,7 +35,7 @@ def main() -> None:
     import numpy as np
 
     from cryotrans_jax import atoms, metrics, plots, trajectory
-    from cryotrans_jax.files import InputError, whole_file
+    from cryotrans_jax.files import InputError, write_file
     from cryotrans_jax.morphing import Fit
 
     from . import results
@@ -71,9 +71,8 @@ def main() -> None:
     drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
     results.write_rows(folder / "dynamics.csv", rows)
     results.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
-    for name, content in (("svg", plots.svg(drawing).encode()), ("png", plots.png(drawing))):
-        with whole_file(folder / f"dynamics.{name}") as temporary:
-            temporary.write_bytes(content)
+    for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
+        write_file(folder / f"dynamics.{name}", content)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
     print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
     for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
@@ -83,11 +82,11 @@ def main() -> None:
 def carried_model(folder: Path):
     """The model that the run carried."""
     from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError, read_json
+    from cryotrans_jax.files import InputError
 
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
-    saved = read_json(folder / "config.json")
+    from . import results
+
+    saved = results.run_of(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
@@ -156,23 +155,18 @@ def with_mdanalysis(files: list[str]) -> list:
 
 def laid(path: list, model) -> list:
     """The models, all moved by what lays the one of their ends that is more like the initial model over that."""
-    from cryotrans_jax import atoms, metrics
+    import numpy as np
+
+    from cryotrans_jax import atoms, metrics, partition
 
     def moved(end):
         return metrics.ca_displacement(atoms.superpose(end, model), model)["rmsd"]
 
     near = min((path[0], path[-1]), key=moved)
     over = atoms.superpose(near, model)
-    turn = fitted(atoms.positions(near), atoms.positions(over))
-    return [atoms.moved(one, atoms.positions(one) @ turn[0].T + turn[1]) for one in path]
-
-
-def fitted(x, y):
-    """Rotation and shift that take positions x (n, 3) to y, which are the same turned."""
-    from scipy.spatial.transform import Rotation
-
-    turn = Rotation.align_vectors(y - y.mean(0), x - x.mean(0))[0].as_matrix()
-    return turn, y.mean(0) - turn @ x.mean(0)
+    here, there = atoms.positions(near), atoms.positions(over)
+    turn, shift = partition.rigid(here, there, np.ones(len(here)))
+    return [atoms.moved(one, atoms.positions(one) @ turn + shift) for one in path]
 
 
 def oriented(path, start):

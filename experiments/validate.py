@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import flags
 
+from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -90,24 +91,19 @@ def main() -> None:
         # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
             rows.append(alone.submit(measure, *case).result())
-        print(line(rows[-1]), flush=True)
+        print(tables.styled_row(rows[-1], COLUMNS), flush=True)
         write_table(rows, out_dir)
-    print(table(rows) + summary(rows))
+    print(tables.styled(rows, COLUMNS) + summary(rows))
     if FLAGS.readme:
         write_into(Path(FLAGS.readme), summary(rows) or table(rows))
 
 
 def planned() -> list[tuple]:
     """Arguments of `measure` for every case that the flags ask for."""
-    from cryotrans_jax.files import InputError
-
-    root = Path(FLAGS.data_dir)
-    names = FLAGS.pairs or sorted(path.parent.name for path in root.glob("*/pair.json"))
-    missing = [name for name in names or ["*"] if not (root / name / "pair.json").is_file()]
-    if missing:
-        raise InputError(f"no {root / missing[0]}/pair.json: give the folder that holds the pairs with --data_dir")
+    names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
+    folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
-    for name in names:
+    for name, folder in folders.items():
         for recipe in FLAGS.recipes:
             recipe, _, pair = recipe.partition(":")
             if pair and pair != name:
@@ -116,8 +112,18 @@ def planned() -> list[tuple]:
             wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
             seeds = numbers(FLAGS.seeds, int, "seeds")
             every = itertools.product(wanted, numbers(FLAGS.signal_to_noise, float, "signal_to_noise"), seeds)
-            cases += [(str(root / name), name, r, noise, seed, recipe, FLAGS.steps) for r, noise, seed in every]
+            cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps) for r, noise, seed in every]
     return cases
+
+
+def pair_folder(data_dir: str, name: str) -> Path:
+    """The folder of a pair. Raises InputError where there is none."""
+    from cryotrans_jax.files import InputError
+
+    folder = Path(data_dir) / name
+    if not (folder / "pair.json").is_file():
+        raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
+    return folder
 
 
 def numbers(texts: list[str], kind: type, flag: str) -> list:
@@ -143,16 +149,7 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
     case = load_pair(Path(folder), resolution)
     case.targets = [noisy(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
-    settings = SimpleNamespace(
-        recipe=name,
-        seed=seed,
-        steps=steps,
-        bin=int(bin_ or 1),
-        initial_threshold=None,
-        target_threshold=None,
-        mass_kda=None,
-    )
-    fit = results.fit_case(case, settings)
+    fit = results.fit_case(case, by_rule(name, seed, steps, int(bin_ or 1)))
     generated = fit.generated()
     scores = results.score(fit, case, 0, generated)
     scores |= path_scores(fit, case, Path(folder))
@@ -161,16 +158,31 @@ def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, 
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
 
+def by_rule(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamespace:
+    """The settings of a fit whose thresholds are chosen by rule."""
+    none = dict.fromkeys(("initial_threshold", "target_threshold", "mass_kda"))
+    return SimpleNamespace(recipe=recipe, seed=seed, steps=steps, bin=bin_, **none)
+
+
+def load_models(folder: Path) -> tuple:
+    """The models of a pair's folder, in one frame. Raises InputError where there is no pair."""
+    from cryotrans_jax import atoms
+    from cryotrans_jax.files import InputError
+
+    if not (folder / "pair.json").is_file():
+        raise InputError(f"no {folder}/pair.json: give the folder of a pair")
+    named = described(folder)
+    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in ("initial", "target"))
+    return start, atoms.superpose(end, start) if named.get("superpose") else end
+
+
 def load_pair(folder: Path, resolution: float):
     """The case of a pair's folder: both models' maps on a common grid."""
     from cryotrans_jax import atoms
 
     from .results import Case
 
-    named = described(folder)
-    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in ("initial", "target"))
-    if named.get("superpose"):
-        end = atoms.superpose(end, start)
+    start, end = load_models(folder)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
@@ -293,18 +305,17 @@ def stored_array(packed, name: str):
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds validate.json and validate.md."""
-    from cryotrans_jax.files import whole_file
+    from cryotrans_jax.files import write_file
 
     from .results import write_json
 
     write_json(out_dir / "validate.json", rows)
-    with whole_file(out_dir / "validate.md") as temporary:
-        temporary.write_text(table(rows) + summary(rows))
+    write_file(out_dir / "validate.md", tables.styled(rows, COLUMNS) + summary(rows))
 
 
 def write_into(path: Path, text: str) -> None:
     """Nothing; what stands between the marks in the file is the text, headed by the command that made it."""
-    from cryotrans_jax.files import InputError, whole_file
+    from cryotrans_jax.files import InputError, write_file
 
     before, begin, rest = path.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
@@ -313,19 +324,7 @@ def write_into(path: Path, text: str) -> None:
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [f"--{name}={','.join(FLAGS[name].value)}" for name in names]
     command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
-    with whole_file(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{command}\n\n{text}{end}{after}")
-
-
-def line(row: dict) -> str:
-    """A row of the table in Markdown."""
-    return "| " + " | ".join(style.format(row[key]) if key in row else "" for key, style in COLUMNS.items()) + " |"
-
-
-def table(rows: list[dict]) -> str:
-    """The table in Markdown: RMSD over CA atoms and FSC = 0.5 in Å."""
-    head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    return "\n".join([head, *map(line, rows)]) + "\n"
+    write_file(path, f"{before}{begin}\n{command}\n\n{text}{end}{after}")
 
 
 def summary(rows: list[dict]) -> str:
@@ -335,16 +334,16 @@ def summary(rows: list[dict]) -> str:
         groups.setdefault(tuple(row[key] for key in GROUPED), []).append(row)
     if all(len(group) == 1 for group in groups.values()):
         return ""
-    head = "| " + " | ".join((*GROUPED, "seeds", *(f"{key}: median, worst" for key in SUMMED)))
-    lines = ["", head + " |", "|" + "---|" * (len(GROUPED) + 1 + len(SUMMED))]
+    lines = []
     for names, group in groups.items():
         cells = [COLUMNS[key].format(value) for key, value in zip(GROUPED, names, strict=True)] + [str(len(group))]
         for key in SUMMED:
             values = [row[key] for row in group if key in row]
             style = COLUMNS[key] if values else ""
             cells.append(f"{style.format(statistics.median(values))}, {style.format(max(values))}" if values else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    heads = (*GROUPED, "seeds", *(f"{key}: median, worst" for key in SUMMED))
+    return "\n" + tables.markdown(heads, lines)
 
 
 def command() -> None:

@@ -9,10 +9,10 @@ states, and from each of these to the true model of the waypoint, which no one h
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
+from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -50,26 +50,25 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.files import InputError, write_file
 
     from . import results, validate
 
-    out_dir, root = Path(FLAGS.out_dir), Path(FLAGS.data_dir)
+    out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
-    if missing := [name for name in FLAGS.pairs if not (root / name / "pair.json").is_file()]:
-        raise InputError(f"no {root / missing[0]}/pair.json: give the folder that holds the pairs with --data_dir")
+    folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
     resolutions = validate.numbers(FLAGS.resolutions, float, "resolutions")
     seeds = validate.numbers(FLAGS.seeds, int, "seeds")
     out_dir.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name in FLAGS.pairs:
+    for name, folder in folders.items():
         for resolution in resolutions:
             for number, seed in enumerate(seeds):
                 about = {"pair": name, "resolution": resolution, "seed": seed}
-                rows += [about | row for row in studied(root / name, resolution, seed, straight=number == 0)]
+                rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
                 results.write_json(out_dir / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
-                write_table(rows, out_dir / MADE[1])
+                write_file(out_dir / MADE[1], table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
 
@@ -85,15 +84,7 @@ def studied(folder: Path, resolution: float, seed: int, straight: bool = True) -
     case = validate.load_pair(folder, resolution)
     path, known = way(folder, case.model)
     passed = results.Waypoint("waypoint", simulated(path[known], case, resolution), TIME, resolution)
-    settings = SimpleNamespace(
-        recipe="default",
-        seed=seed,
-        steps=FLAGS.steps,
-        bin=1,
-        initial_threshold=None,
-        target_threshold=None,
-        mass_kda=None,
-    )
+    settings = validate.by_rule("default", seed, FLAGS.steps)
     times = trajectory.frame_times(FRAMES)
     moved = []
     for number, waypoints in enumerate(([], [passed])):
@@ -128,9 +119,9 @@ def simulated(model, case, resolution: float):
 
     from .inputs import check_inside
 
-    grid = case.initial.density.shape, case.initial.voxel_size, case.initial.origin
-    check_inside(model, *grid, "the waypoint's model")
-    return atoms.simulate_map(model, *grid, resolution)
+    grid = case.initial
+    check_inside(model, grid.density.shape, grid.voxel_size, grid.origin, "the waypoint's model")
+    return atoms.simulate(model, resolution, like=grid)
 
 
 def along(times, at, points):
@@ -161,17 +152,7 @@ def scores(frames, path, known: int, end) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The table in Markdown, and what its columns are."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(style.format(row[key]) for key, style in COLUMNS.items()) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + LEGEND
-
-
-def write_table(rows: list[dict], path: Path) -> None:
-    """Nothing; the file holds the table."""
-    from cryotrans_jax.files import whole_file
-
-    with whole_file(path) as temporary:
-        temporary.write_text(table(rows))
+    return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
 def command() -> None:

@@ -16,6 +16,7 @@ INTERNAL = {
     "floor",
     "fuzz",
     "waypoints",
+    "reliability",
 }  # jobs for those who measure the program; their messages need no page
 LISTED = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
 FIXED = 12  # letters of a message that do not vary, at least, for it to be told from others

@@ -335,6 +335,9 @@ def test_good_numbers_alarm_nobody():
         ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
         ({}, {}, {}, dict(matched=(0.4, 0.6)), "correlates with it by 0.60 (before: 0.40)"),
         ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or squeezed"),
+        ({}, {}, {}, dict(folded=0.02), "At 2 % of the mass the flow turns volumes inside out"),
+        ({}, {}, {}, dict(outside=0.03), "3.0 % of the mass is carried out of the box"),
+        ({}, dict(setbacks=[0, 2]), {}, {}, "went wrong 2 times"),
         ({}, {}, {}, dict(at_edge=0.05), "5.0 % of the generated map's mass lies at the sides"),
     ],
 )

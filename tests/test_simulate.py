@@ -107,4 +107,4 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     monkeypatch.setattr(main, "parse_flags", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         main.run(interrupted)
-    assert stopped.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+    assert stopped.value.code == 130 and capsys.readouterr().err == "error: stopped by SIGINT\n"

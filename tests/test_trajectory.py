@@ -214,3 +214,19 @@ def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_th
     before = ndimage.center_of_mass(initial.density >= threshold) * initial.voxel_size
     np.testing.assert_allclose(moved - before, SHIFT, atol=1.0)  # half a voxel
     assert not same_grid(shown, initial)
+
+
+@pytest.mark.parametrize("part", [None, np.array([0, 1] * 20)])
+def test_volumes_change_by_the_determinant(monkeypatch, part):
+    """Of a linear motion, or of one for each part; neighbours of a point belong to its part, wherever they are."""
+    rng = np.random.default_rng(3)
+    turns = rng.normal(size=(2, 3, 3))
+    xyz = rng.normal(size=(40, 3)) * 20
+
+    def move(config, params, frame, xyz, times, part=None):
+        each = xyz @ turns[0].T + 5 if part is None else np.einsum("nij,nj->ni", turns[part], xyz)
+        return each[None]
+
+    monkeypatch.setattr(trajectory, "move", move)
+    own = np.linalg.det(turns)[[0] * 40 if part is None else part]
+    np.testing.assert_allclose(trajectory.volumes(Config(()), {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9)

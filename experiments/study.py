@@ -1,0 +1,223 @@
+"""The simulated study: one pair of models, targets from sharp to blurred, and how sharp each prediction is.
+
+python -m experiments.study                                        the built-in pair
+python -m experiments.study --initial=6RAH --target=6RAI --fetch   entries, or files
+python -m experiments.study --initial=A.cif --target=B.cif --resolutions=5,10
+
+Maps are simulated from both models on one grid, the target's at several resolutions, and the recipe default fits all of
+them in one program. The folder then holds the FSC of each generated map against the target's model as one figure
+(study.svg, study.png) and in fsc.csv, one table (study.md, study.csv, study.json), and the maps.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+from . import flags as shared
+from . import systems, tables
+from .main import run
+from .usage import group
+
+FLAGS = flags.FLAGS
+COLUMNS = {  # of the table: key, style, head
+    "resolution": ("{:g}", "target [Å]"),
+    "fsc_before": ("{:.2f}", "initial map: FSC = 0.5 [Å]"),
+    "fsc_after": ("{:.2f}", "generated map: FSC = 0.5 [Å]"),
+    "fsc_0.143_after": ("{:.2f}", "FSC = 0.143 [Å]"),
+    "rmsd_before": ("{:.2f}", "CA RMSD before [Å]"),
+    "rmsd_after": ("{:.2f}", "after [Å]"),
+    "published": ("{}", "published FSC = 0.5 [Å]"),
+}
+MADE = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.csv")
+
+
+@group("Study")
+def define_pair() -> None:
+    """Nothing; the flags that name the pair are there."""
+    flags.DEFINE_string("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
+    flags.DEFINE_string("target", None, "MODEL: of the target state; without the two, the built-in pair.")
+    flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Å,...: of the simulated targets.")
+    flags.DEFINE_float("initial_resolution", systems.INITIAL_RESOLUTION, "Å: of the initial map.", lower_bound=0.1)
+    flags.DEFINE_float("voxel_size", 1.0, "Å: of all maps.", lower_bound=0.01)
+    flags.DEFINE_string("data_dir", "data", "FOLDER: where entries are looked up.")
+    flags.DEFINE_bool("fetch", False, "Fetch entries that are not in --data_dir: see experiments.fetch.")
+    flags.DEFINE_string("out_dir", "runs/study", "FOLDER: for the results.")
+    flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+
+
+def define_flags() -> None:
+    """Nothing; the flags of this job are there."""
+    define_pair()
+    shared.define_fit()
+    shared.define_machine()
+    shared.define_archives()
+
+
+def main() -> None:
+    """Nothing; the folder holds the study."""
+    from cryotrans_jax.files import InputError
+
+    out_dir = Path(FLAGS.out_dir)
+    if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
+        raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
+    case = load(resolutions())
+    (out_dir / "maps").mkdir(parents=True, exist_ok=True)
+    rows, curves = [], {}
+    for case_, fit, number in fits(case):
+        row, start, end = measured(fit, case_, number, out_dir / "maps")
+        rows.append(row)
+        curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
+    write(rows, curves, out_dir)
+
+
+def resolutions() -> list[float]:
+    """The targets' resolutions [Å]. Raises InputError where they are no different positive numbers."""
+    from cryotrans_jax.files import InputError
+
+    try:
+        found = [float(text) for text in FLAGS.resolutions]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0 or len(set(found)) < len(found):
+        raise InputError(f"--resolutions={','.join(FLAGS.resolutions)} is not different resolutions such as 3,5,7,10")
+    return found
+
+
+def load(wanted: list[float]):
+    """The case of the pair that the flags name, with a target of each resolution; its maps are on one grid.
+
+    The target's model is superposed on the initial one where the two are not the built-in pair.
+    """
+    from cryotrans_jax import atoms, demo
+
+    from .results import Case
+
+    if FLAGS.initial or FLAGS.target:
+        start, end = (atoms.read_model(found(name)) for name in (FLAGS.initial, FLAGS.target))
+        end = atoms.superpose(end, start)
+    else:
+        start, end = demo.hinge_pair()
+    grid = atoms.common_grid([start, end], FLAGS.voxel_size, FLAGS.initial_resolution)
+    initial = atoms.simulate_map(start, *grid, FLAGS.initial_resolution)
+    targets = [atoms.simulate_map(end, *grid, at) for at in wanted]
+    names, references = [f"{at:g}A" for at in wanted], [end] * len(wanted)
+    return Case(initial, targets, {}, names, FLAGS.initial_resolution, wanted, start, references)
+
+
+def found(name: str | None) -> Path:
+    """The model of that name: a file, here or in the data folder, or an entry there, fetched if the flags say so.
+
+    Raises InputError where there is none.
+    """
+    from cryotrans_jax.files import InputError
+
+    from . import archives, inputs
+
+    if not name:
+        raise InputError("one model is given and not the other: give --initial and --target, or neither")
+    path = inputs.find(name, FLAGS.data_dir) or inputs.find_model(name, FLAGS.data_dir)
+    if path is None and FLAGS.fetch:
+        Path(FLAGS.data_dir).mkdir(parents=True, exist_ok=True)
+        (path,) = archives.fetch(name, archives.of(FLAGS), Path(FLAGS.data_dir), ("map",))
+    if path is None:
+        raise InputError(
+            f"no model {name} here or in {FLAGS.data_dir}: give the path of a file, or for an entry --fetch"
+        )
+    return path
+
+
+def fits(case):
+    """For each target its case, its fit, and its number in that: all in one program where the recipe allows it.
+
+    The recipe paper has other steps for each resolution, and so a fit for each.
+    """
+    from dataclasses import replace
+
+    from . import results
+
+    no_levels = dict(initial_threshold=None, target_threshold=None, mass_kda=None)
+    settings = SimpleNamespace(recipe=FLAGS.recipe, seed=FLAGS.seed, steps=FLAGS.steps, bin=FLAGS.bin, **no_levels)
+    numbers = range(len(case.targets))
+    if FLAGS.recipe == "default":
+        whole = results.fit_case(case, settings)
+        yield from ((case, whole.select([number]), number) for number in numbers)
+        return
+    for number in numbers:
+        each = ("targets", "target_names", "target_resolutions", "references")
+        one = replace(case, **{name: getattr(case, name)[number : number + 1] for name in each})
+        yield one, results.fit_case(one, settings), 0
+
+
+def measured(fit, case, number: int, folder: Path):
+    """A row of the table, and the FSC curves of the initial and the generated map against the target's model.
+
+    Target and generated map are in the folder.
+    """
+    from cryotrans_jax import maps, metrics
+
+    from . import results
+
+    generated = fit.generated()
+    compared = results.compare(fit, case, number, generated)
+    scores = results.score(fit, case, number, generated, compared)
+    at, name = case.target_resolutions[number], case.target_names[number]
+    maps.write_map(folder / f"target_{name}.mrc", case.targets[number])
+    maps.write_map(folder / f"generated_{name}.mrc", generated)
+    start, end = (
+        metrics.model_map_fsc(map_, case.references[number], FLAGS.initial_resolution)
+        for map_ in (compared.start, generated)
+    )
+    same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as the published initial maps
+    published = systems.shown(dict(systems.SIMULATED).get(at) if same else None)
+    return (
+        {"resolution": at} | {key: scores[key] for key in COLUMNS if key in scores} | {"published": published},
+        start,
+        end,
+    )
+
+
+def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
+    """Nothing; figure, curves and table are in the folder, and the table is printed."""
+    from cryotrans_jax import plots
+    from cryotrans_jax.files import write_file
+
+    from . import exchange, results
+
+    ends = {}
+    for row in rows:
+        curve = curves[f"from_{row['resolution']:g}A"]
+        crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # the end of the scale
+        ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
+    drawing = plots.targets_drawing(curves["initial"], ends)
+    text = f"# Targets at {', '.join(FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
+    pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
+    text += (
+        f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "
+    )
+    text += f"{2 * FLAGS.voxel_size:.2f} Å is the limit of the voxels; targets have no noise. "
+    text += "The published figures are of four other pairs together (see experiments.reproduce --list).\n"
+    contents = {"study.svg": plots.svg(drawing), "study.png": plots.png(drawing), "study.md": text}
+    for name, content in contents.items():
+        write_file(out_dir / name, content)
+    results.write_rows(out_dir / "study.csv", rows)
+    results.write_json(out_dir / "study.json", rows)
+    exchange.write_fsc(out_dir, curves)
+    print(text)
+    print(f"Results are in {out_dir}")
+
+
+def table(rows: list[dict]) -> str:
+    """The table in Markdown."""
+    styles, heads = zip(*COLUMNS.values(), strict=True)
+    return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
+
+
+def command() -> None:
+    """Nothing; the job is done as the command line says."""
+    define_flags()
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,84 @@
+"""Projections are central slices, and images from all sides give the density back."""
+
+import jax
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from cryotrans_jax import metrics, projection
+
+N = 20
+
+
+def gaussian(centre, sigma, n=N):
+    """A Gaussian of unit mass about a place in voxels from the middle."""
+    x = np.stack(np.meshgrid(*[np.arange(n) - n // 2] * 3, indexing="ij"), -1) - centre
+    return np.exp(-0.5 * (x**2).sum(-1) / sigma**2).astype(np.float32) / (2 * np.pi * sigma**2) ** 1.5
+
+
+@pytest.fixture(scope="module")
+def density():
+    """Blobs without any symmetry, well inside the box."""
+    rng = np.random.default_rng(1)
+    return sum(m * gaussian(c, 1.5) for m, c in zip(rng.uniform(1, 3, 6), rng.uniform(-4, 4, (6, 3)), strict=True))
+
+
+def turns(count, seed=0):
+    return Rotation.random(count, np.random.default_rng(seed)).as_matrix().astype(np.float32)
+
+
+def test_projections_of_a_gaussian_are_gaussians():
+    """Of the same width, where its centre is seen: the marginal of an isotropic Gaussian."""
+    centre, sigma = np.array([3.0, -2.0, 2.0]), 1.6
+    views = turns(5)
+    seen = projection.project(gaussian(centre, sigma), views)
+    x = np.stack(np.meshgrid(*[np.arange(N) - N // 2] * 2, indexing="ij"), -1)
+    for image, view in zip(seen, views, strict=True):
+        wanted = np.exp(-0.5 * ((x - (view @ centre)[:2]) ** 2).sum(-1) / sigma**2) / (2 * np.pi * sigma**2)
+        np.testing.assert_allclose(image, wanted, atol=0.03 * wanted.max())  # linear interpolation
+
+
+def test_straight_projections_are_sums_along_the_axis(density):
+    """And their transforms the central slice; within what interpolation is expected to lose, and here does not."""
+    (image,) = projection.project(density, np.eye(3, dtype=np.float32)[None])
+    np.testing.assert_allclose(image, density.sum(2), atol=0.03 * density.sum(2).max())
+    whole, plane = (projection.transform(jax.numpy.asarray(a)) for a in (density, image))
+    np.testing.assert_allclose(plane, whole[:, :, N // 2], atol=0.03 * abs(plane).max())
+
+
+def test_noiseless_projections_give_the_density_back(density):
+    views = turns(200)
+    sums = projection.inserted(projection.project(density, views), views)
+    found = projection.back_projected(sums, np.zeros(N // 2 + 1, np.float32))
+    _, correlation = metrics.fsc(np.asarray(found), density, 1.0)
+    assert correlation[: N // 3].min() > 0.99
+    np.testing.assert_allclose(found, density, atol=0.05 * density.max())
+
+
+def test_sums_of_two_sets_of_images_are_those_of_all(density):
+    views = turns(50)
+    images = projection.project(density, views)
+    both = projection.inserted(images[:20], views[:20]) + projection.inserted(images[20:], views[20:])
+    every = projection.inserted(images, views)
+    np.testing.assert_allclose(both.signal, every.signal, atol=1e-4 * float(abs(every.signal).max()))
+    assert float(both.images) == float(every.images) == 50
+    # each image has as many samples, and each sample weighs 1, but where it reaches past the last one, at Nyquist
+    assert float(every.weight.sum()) == pytest.approx(50 * len(projection.disc(N)[0]), rel=1e-3)
+
+
+def test_fewer_noisy_images_resolve_less(density):
+    """And Wiener's filter brings each map nearer to the truth."""
+    found = []
+    for count in (800, 40):
+        views = turns(count)
+        images = projection.project(density, views)
+        images = images + 3 * images.std() * jax.random.normal(jax.random.key(0), images.shape)
+        halves = [projection.inserted(images[k::2], views[k::2]) for k in (0, 1)]
+        plain = np.zeros(N // 2 + 1, np.float32)
+        curve = metrics.fsc(*(np.asarray(projection.back_projected(half, plain)) for half in halves), 1.0)
+        noise = projection.noise_of(curve[1]) / 2
+        raw, quiet = (projection.back_projected(halves[0] + halves[1], each) for each in (plain, noise))
+        off = [float(((a - density) ** 2).sum()) for a in (raw, quiet)]
+        assert off[1] < off[0]
+        found.append((metrics.resolution_at(*curve, 0.143), off[1]))
+    assert found[0][0] < found[1][0] and found[0][1] < found[1][1]

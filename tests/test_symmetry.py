@@ -1,0 +1,308 @@
+"""Point groups are groups; a flow fitted to one unit commutes with them, and so do its frames and models."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import bent_chain
+from scipy import ndimage
+
+import cryotrans_jax as ct
+from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
+from cryotrans_jax.align import Transform, resampled
+from cryotrans_jax.symmetry import Symmetry
+
+ORDERS = {"C1": 1, "C2": 2, "C5": 5, "D2": 4, "d7": 14, "T": 12, "O": 24, "I": 60}
+CENTRE, AXIS = np.array([3.0, -2.0, 5.0]), np.array([1.0, 2.0, -0.5])
+VOXEL = np.full(3, 2.2)
+
+
+def moved_by(operator, model):
+    return operator(atoms.positions(model))
+
+
+def from_each_to_nearest(a, b):
+    """The largest distance from a position of one set to the nearest of another."""
+    return max(np.linalg.norm(b - x, axis=1).min() for x in a)
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_named_groups_are_groups_of_rotations_about_the_centre(name):
+    group = Symmetry.named(name, CENTRE, AXIS)
+    assert len(group.operators) == ORDERS[name] and group.is_group
+    np.testing.assert_allclose(group.operators[0].matrix, np.eye(4), atol=1e-12)
+    for operator in group.operators:
+        np.testing.assert_allclose(operator.rotation @ operator.rotation.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(operator.rotation) > 0
+        np.testing.assert_allclose(operator(CENTRE[None])[0], CENTRE, atol=1e-12)
+        np.testing.assert_allclose(operator(group.centre[None])[0], group.centre, atol=1e-12)
+    regained = symmetry.closed([one.rotation for one in group.generators])
+    assert len(regained) == ORDERS[name]
+
+
+def test_the_axis_is_left_alone_and_across_it_are_the_twofold_ones():
+    along = AXIS / np.linalg.norm(AXIS)
+    group = Symmetry.named("D3", CENTRE, AXIS)
+    kept = [operator.rotation @ along @ along for operator in group.operators]
+    np.testing.assert_allclose(np.sort(kept), [-1, -1, -1, 1, 1, 1], atol=1e-12)
+
+
+def test_there_are_only_these_groups():
+    for name in ("C0", "E3", "", "D", "T2"):
+        with pytest.raises(ct.InputError, match="there is no symmetry"):
+            Symmetry.named(name)
+    with pytest.raises(ct.InputError, match="has no direction"):
+        Symmetry.named("C3", axis=(0, 0, 0))
+
+
+def test_a_files_assembly_is_read_and_one_that_is_no_point_group_told(tmp_path, maps):
+    wanted = Symmetry.named("C3", CENTRE, AXIS)
+    for operators, is_group in ((wanted.operators, True), (wanted.operators[:2], False)):
+        model, assembly = bent_chain(0.0), gemmi.Assembly("1")
+        generator = gemmi.Assembly.Gen()
+        for operator in operators:
+            one = gemmi.Assembly.Operator()
+            one.transform = gemmi.Transform(gemmi.Mat33(operator.rotation.tolist()), gemmi.Vec3(*operator.shift))
+            generator.operators.append(one)
+        generator.chains = ["A"]
+        assembly.generators.append(generator)
+        model.assemblies.append(assembly)
+        model.make_mmcif_document().write_file(str(tmp_path / "model.cif"))
+        found = Symmetry.of(str(tmp_path / "model.cif"), maps[0])
+        for a, b in zip(found.operators, operators, strict=True):
+            np.testing.assert_allclose(a.matrix, b.matrix, atol=1e-3)  # as the file rounds them
+        assert found.is_group == is_group
+    with pytest.raises(ct.InputError, match="2 operators of model.cif are not a point group"):
+        found.check(maps[0], "initial map")
+    atoms.write_model(tmp_path / "none.cif", bent_chain(0.0))
+    with pytest.raises(ct.InputError, match="tells of no assembly"):
+        Symmetry.from_file(tmp_path / "none.cif")
+
+
+@pytest.mark.parametrize("name", ["C2", "C5", "D3", "O"])
+def test_the_units_shares_add_up_to_one_over_its_copies(name):
+    group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(CENTRE, 20, (2000, 3))
+    total = sum(group.shares(operator(x), 1.0) for operator in group.operators)
+    np.testing.assert_allclose(total, 1, atol=1e-9)
+    far = group.shares(x, 1e-3)  # a sharp border: each position belongs to one copy
+    assert far.mean() == pytest.approx(1 / len(group.operators), rel=0.2)
+    np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
+
+
+def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
+    group = Symmetry.named("D2", (0.1, 0.2, 0.3))
+    turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
+    made = partial(flow.symmetric, turns=turns, shifts=shifts)
+    weight = jax.random.normal(jax.random.key(0), (4, 3))
+    x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
+    field = made(lambda x: jnp.sin(x @ weight))
+    for turn, shift in zip(turns, shifts, strict=True):
+        there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
+        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(made(field)(x), field(x), atol=1e-5)
+    assert float(abs(field(x)).max()) > 0.1
+
+
+# ----------------------------------------------------------------------------------------------- maps, models and fits
+
+
+def unit(turn):
+    """A unit beside the axis along z through the origin."""
+    model = bent_chain(turn)
+    middle = atoms.positions(bent_chain(0.0)).mean(0)
+    return Transform(np.eye(3), np.array([14.0, 1.0, 6.0]) - middle).moved(model)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """C2 assemblies of two states, their maps on one grid whose middle is not on the axis, and the group."""
+    group = Symmetry.named("C2")
+    models = [group.assembled(unit(turn)) for turn in (0.0, 0.5)]
+    return group, models, [atoms.simulate_map(m, (28, 24, 22), VOXEL, VOXEL * (-14, -12, -8), 8.0) for m in models]
+
+
+def test_operators_only_exchange_the_copies_of_an_assembled_model():
+    group = Symmetry.named("D3")
+    whole, one = group.assembled(unit(0.0)), unit(0.0)
+    names = [chain.name for chain in whole[0]]
+    assert len(names) == len(set(names)) == 6 and names[0] == "A"
+    xyz = atoms.positions(whole)
+    np.testing.assert_allclose(xyz[:16], atoms.positions(one))
+    for operator in group.operators:
+        assert from_each_to_nearest(operator(xyz), xyz) < 1e-9
+
+
+def test_a_repeated_map_is_that_of_the_assembled_model(pair):
+    group, models, maps = pair
+    one = ct.simulate(unit(0.0), 8.0, like=maps[0])
+    np.testing.assert_allclose(group.repeated(one).density, maps[0].density, atol=0.02 * maps[0].density.max())
+
+
+def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
+    group, _, maps = pair
+    one = ct.simulate(unit(0.0), 8.0, voxel_size=float(maps[0].voxel_size[0]))  # in a box of its own
+    whole = group.repeated(one)
+    assert whole.density.shape > one.density.shape and (whole.origin <= one.origin).all()
+    np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
+    centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
+    np.testing.assert_allclose(centre[:2], group.centre[:2], atol=0.05)
+
+
+def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
+    group, _, maps = pair
+    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.contour_level(maps[0].density)))
+    found = Symmetry.of("C2", maps[0], mass)
+    np.testing.assert_allclose(found.centre[:2], 0, atol=0.1)
+    found.check(mass, "initial map")
+    with pytest.raises(ct.InputError, match="the initial map does not have the symmetry C3: turned by it about"):
+        Symmetry.of("C3", maps[0], mass).check(mass, "initial map")
+    lopsided = replace(mass, density=mass.density * (mass.origin[0] + np.arange(28) * 2.2 < 15)[:, None, None])
+    with pytest.raises(ct.InputError, match="target map 1 does not have the symmetry C2"):
+        group.check(lopsided, "target map 1")
+
+
+@pytest.fixture(scope="module")
+def fits(pair):
+    """Fits with the symmetry and without, by some steps of one stage of the default recipe."""
+    _, _, maps = pair
+    with pytest.MonkeyPatch.context() as patch:
+        default = recipes.default
+        patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[1:2], rival=None))
+        how = dict(align="none", parts=None, steps=0.2, initial_resolution=8.0, target_resolution=8.0)
+        return [ct.morph(*maps, symmetry=given, **how) for given in ("C2", None)]
+
+
+def test_with_the_symmetry_the_fit_is_at_least_as_good(pair, fits):
+    _, (start, end), _ = pair
+    with_, without = (metrics.ca_displacement(fit.move(start), end)["rmsd"] for fit in fits)
+    assert with_ < 1.1 * without and with_ < 0.5 * metrics.ca_displacement(start, end)["rmsd"]
+
+
+def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
+    """But for the border of the unit, which both sides have a share of."""
+    group, _, maps = pair
+    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
+    from cryotrans_jax.morphing import symmetrical
+
+    half, _ = symmetrical(problem, group, maps[0])
+    whole, level = (prepare.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
+    assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
+    assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
+    np.testing.assert_allclose(
+        np.average(level.points, 0, level.rho)[:2], half.frame.to_unit(np.zeros(3))[:2], atol=1e-4
+    )
+
+
+def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
+    """A model up to rounding; a frame up to interpolation, which is as much off for the initial map's part itself."""
+    group, (start, _), maps = pair
+    fit, turn = fits[0], group.operators[1]
+    fit.save(tmp_path / "fit")
+    for one in (fit, ct.Fit.load(tmp_path / "fit", maps[0])):
+        for moved in one.move(start, [0.4, 1.0]):
+            xyz = atoms.positions(moved)
+            assert from_each_to_nearest(turn(xyz), xyz) < 2e-3
+    assert np.abs(atoms.positions(moved) - atoms.positions(start)).max() > 3
+    for frame in fit.frames([0.5, 1.0]):
+        turned = resampled(frame, frame, turn).density
+        assert np.abs(turned - frame.density).max() < 0.02 * frame.density.max()
+    other = fits[1].generated()
+    assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
+
+
+def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
+    _, _, maps = pair
+    from cryotrans_jax.partition import Partition
+
+    parts = Partition(np.ones(maps[0].density.shape, np.int16), VOXEL, maps[0].origin)
+    with pytest.raises(ct.InputError, match="parts and a symmetry do not go together"):
+        ct.morph(*maps, symmetry="C2", parts=parts, align="none")
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def case_for(maps, alignments=()):
+    from experiments.results import Case
+
+    return Case(maps[0], [maps[1]], {}, ["b"], None, [None], alignments=list(alignments))
+
+
+def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pair):
+    from experiments.inputs import add_symmetry
+
+    _, _, maps = pair
+
+    def found(alignments=(), **flags):
+        case = case_for(maps, alignments)
+        settings = dict(symmetry=None, symmetry_axis=None, symmetry_centre=None, initial_threshold=None)
+        settings |= dict(one_unit=False, align="auto", data_dir="none") | flags
+        add_symmetry(case, SimpleNamespace(**settings))
+        return case
+
+    assert found().symmetry is None
+    np.testing.assert_allclose(found(symmetry="C2").symmetry.centre[:2], 0, atol=0.1)
+    case = found(symmetry="C3", symmetry_axis=["1", "0", "0"], symmetry_centre=["1", "2", "3"], one_unit=True)
+    assert case.symmetry is None and case.repeated.name == "C3"
+    for operator in case.repeated.operators:
+        np.testing.assert_allclose(operator(np.array([[9.0, 2.0, 3.0]])), [[9, 2, 3]], atol=1e-9)  # on the axis
+    voxel = maps[0].origin + np.array([14, 12, 11]) * VOXEL  # the one after the middle of 28, 24, 22
+    np.testing.assert_allclose(found(symmetry="D2", one_unit=True).repeated.centre, voxel, atol=1e-9)
+    for sentence, flags in {
+        "say more of a --symmetry": dict(one_unit=True),
+        "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
+        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=["0", "1"]),
+        "--symmetry_centre=a,b,c is not three numbers": dict(symmetry="C2", symmetry_centre=["a", "b", "c"]),
+    }.items():
+        with pytest.raises(ct.InputError, match=sentence):
+            found(**flags)
+
+
+def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
+    from experiments.results import write_assembly
+
+    group, _, maps = pair
+    one = ct.simulate(unit(0.0), 8.0, like=maps[0])
+    ct.write_map(tmp_path / "frame_00.mrc", one)
+    ct.write_map(tmp_path / "parts.mrc", one)
+    for name in ("model_00.cif", "model_01.cif", "generated.cif"):
+        ct.write_model(tmp_path / name, unit(0.0))
+    write_assembly(group, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
+    assert names == ["frame_00.mrc", "generated.cif", "model_00.cif", "model_01.cif", "trajectory.pdb"]
+    whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density
+    np.testing.assert_allclose(whole, maps[0].density, atol=0.02 * maps[0].density.max())
+    xyz = atoms.positions(ct.read_model(tmp_path / "assembly/generated.cif"))
+    assert len(xyz) == 32 and from_each_to_nearest(group.operators[1](xyz), xyz) < 2e-3  # as the file rounds them
+
+
+# ------------------------------------------------------------------------------------------------ the built-in pair
+
+
+def hinges(name):
+    """Assemblies of both states of the built-in pair, beside the axis, and above the plane of the others in D2."""
+    models = ct.hinge_pair()
+    every = np.concatenate([atoms.positions(model) for model in models])
+    up = 3.0 - every[:, 2].min() if name[0] == "D" else 0.0
+    to = Transform(np.eye(3), np.array([{"C": 3.0, "D": 3.0}[name[0]] + 3 * int(name[1]) - every[:, 0].min(), 0.0, up]))
+    return [Symmetry.named(name).assembled(to.moved(model)) for model in models]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["C2", "C3", "D2"])
+def test_symmetric_hinges_are_fitted_at_least_as_well_with_their_symmetry(name):
+    start, end = hinges(name)
+    maps = [ct.simulate(start, 5.0, voxel_size=2.5, cover=[end]), ct.simulate(end, 7.0, voxel_size=2.5, cover=[start])]
+    maps[1] = ct.simulate(end, 7.0, like=maps[0])
+    how = dict(align="none", parts=None, steps=0.1, initial_resolution=5.0, target_resolution=7.0)
+    fits = [ct.morph(*maps, symmetry=given, **how) for given in (Symmetry.named(name), None)]
+    with_, without = (metrics.ca_displacement(fit.move(start), end)["rmsd"] for fit in fits)
+    assert with_ < 1.02 * without and with_ < 1.5
