@@ -139,8 +139,8 @@ def common_heavy(
     shared = [key for key in one if key in other]
     if not shared:
         raise InputError("the models have no heavy atom in common: give them one naming of chains and residues")
-    positions = (np.array([table[key][0] for key in shared]) for table in (one, other))
-    return *positions, np.array([one[key][1] for key in shared], np.float64)
+    start, end = (np.array([table[key][0] for key in shared]) for table in (one, other))
+    return start, end, np.array([one[key][1] for key in shared], np.float64)
 
 
 def _heavy(model):

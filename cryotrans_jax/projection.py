@@ -32,7 +32,7 @@ class Sums(NamedTuple):
     weight: Float[Array, "m m m"]
     images: Float[Array, ""]
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]  # a tuple's would be of any two
         """Those of both sets of images."""
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 

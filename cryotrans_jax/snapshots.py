@@ -124,7 +124,8 @@ def small(labels: np.ndarray) -> np.ndarray:
 
 def parted(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
     """The nested dict without its arrays of no size, which orbax does not take, and those: path, shape, type."""
-    full, empty = {}, []
+    full: dict[str, Any] = {}
+    empty: list[list] = []
     for key, value in tree.items():
         if isinstance(value, dict):
             inside, none = parted(value, (*path, key))

@@ -189,8 +189,10 @@ class Symmetry:
         On the grid of `room`, by default of the room that all copies take.
         """
         room = self.room([map_]) if room is None else room
-        copies = (resampled(map_, room, one) for one in self.operators)
-        return replace(room, density=sum(copy.density for copy in copies))
+        whole = np.zeros_like(room.density)
+        for operator in self.operators:
+            whole += resampled(map_, room, operator).density
+        return replace(room, density=whole)
 
     def assembled(self, model: gemmi.Structure) -> gemmi.Structure:
         """The model's copies by all operators, one after the other; the first keep their chains' names."""
@@ -214,8 +216,8 @@ def generators_of(match: re.Match) -> list[Float[np.ndarray, "3 3"]]:
         first = turned((0, 0, 1), int(match["fold"]))
         return [first, turned((1, 0, 0), 2)] if match["kind"].upper() == "D" else [first]
     solid = match["solid"].upper()
-    first = [turned((0, 0, 1), 4 if solid == "O" else 2), turned(DIAGONAL, 3)]
-    return [*first, turned(FIVEFOLD, 5)] if solid == "I" else first
+    some = [turned((0, 0, 1), 4 if solid == "O" else 2), turned(DIAGONAL, 3)]
+    return [*some, turned(FIVEFOLD, 5)] if solid == "I" else some
 
 
 def turned(axis: Vector, fold: int) -> Float[np.ndarray, "3 3"]:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import sys
 
@@ -17,6 +18,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is written outsi
 from absl import flags  # noqa: E402
 
 from cryotrans_jax import atoms, prepare  # noqa: E402
+from cryotrans_jax.files import checksum  # noqa: E402
 
 SHAPE = (24, 20, 28)
 VOXEL = np.array([2.0, 2.2, 2.1])
@@ -68,6 +70,13 @@ def maps(models):
 def problem(maps):
     """From the initial state to the two others."""
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
+
+
+def record(folder, name, settings, **more):
+    """Writes the record of a run with these settings, which had one file in its folder as its input."""
+    entry = {"file": str(folder / name), "sha256": checksum(folder / name)}
+    kept = {"settings": settings, "inputs": {name: entry}, "initial": name, "target": "map", "targets": ["map"]}
+    (folder / "config.json").write_text(json.dumps(kept | {"chosen": {}, "versions": {}} | more))
 
 
 @pytest.fixture(scope="session")

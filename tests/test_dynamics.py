@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import record
 
 from cryotrans_jax import atoms, metrics
 from cryotrans_jax.files import InputError
@@ -66,8 +67,7 @@ def folder(tmp_path, monkeypatch, bent):
 
     monkeypatch.setattr("cryotrans_jax.morphing.Fit", Bending)
     atoms.write_model(tmp_path / "initial.cif", bent(0.0))
-    inputs = {"initial.cif": {"file": str(tmp_path / "initial.cif")}}
-    (tmp_path / "config.json").write_text(json.dumps({"settings": {"model": "initial.cif"}, "inputs": inputs}))
+    record(tmp_path, "initial.cif", {"model": "initial.cif"})
     frames = [bent(turn) for turn in np.linspace(0.6, 0, 7)]
     atoms.write_trajectory(tmp_path / "path.pdb", frames)
     turned = [atoms.moved(f, atoms.positions(f) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 5) for f in frames]

@@ -343,10 +343,10 @@ def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
     (config,) = (json.loads(text) for text in fuzz.record_seeds(None) if text[:1] == b"{")
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     if "a" in change:
-        assert results.recorded(tmp_path) == config | change
+        assert results.run_of(tmp_path) == config | change
     else:
         with pytest.raises(InputError, match="config.json is not as a run writes it"):
-            results.recorded(tmp_path)
+            results.run_of(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])

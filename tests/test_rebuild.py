@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import record
 
 from cryotrans_jax import atoms
 from cryotrans_jax.demo import hinge_pair
@@ -17,13 +18,8 @@ def folder(tmp_path):
     model = hinge_pair()[1]
     atoms.write_model(tmp_path / "open.cif", model)
     (tmp_path / "generated.mrc").touch()
-    saved = {
-        "settings": {"reference": ["open.cif"]},
-        "inputs": {"open.cif": {"file": str(tmp_path / "open.cif")}},
-        "resolutions": {"initial": 3.5},
-        "alignment": {"transform": TURN.tolist()},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(saved))
+    more = {"resolutions": {"initial": 3.5}, "alignment": {"transform": TURN.tolist()}}
+    record(tmp_path, "open.cif", {"reference": ["open.cif"]}, **more)
     return tmp_path
 
 

@@ -151,7 +151,7 @@ def break_at(patch, name, error):
             if Path(path).name == name:
                 raise error
 
-    for module in ("cryotrans_jax.maps", "experiments.results", "experiments.story"):
+    for module in ("cryotrans_jax.files", "cryotrans_jax.maps", "experiments.results"):
         patch.setattr(f"{module}.whole_file", broken)
 
 
