@@ -5,7 +5,6 @@ Each gives frames at times from 0 to 1 on the maps' grid, or a fit that does, so
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import gemmi
 import jax
@@ -19,6 +18,7 @@ from cryotrans_jax import atoms, prepare, recipes, train
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
 from cryotrans_jax.morphing import Fit
+from cryotrans_jax.programs import program
 from cryotrans_jax.trajectory import Times
 from cryotrans_jax.transport import TINY, VoxelGrid
 
@@ -57,7 +57,7 @@ def barycentre(
         yield replace(initial, density=density)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@program(static_argnums=(4, 5))
 def mean_measure(
     pair: Float[Array, "2 x y z"],
     weights: Float[Array, "2"],

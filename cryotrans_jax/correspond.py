@@ -19,6 +19,7 @@ from scipy import ndimage, spatial
 from scipy.linalg import lapack
 
 from cryotrans_jax.prepare import Problem, binned, block_points, share_level
+from cryotrans_jax.programs import program
 
 SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
 MOST = 2000
@@ -170,7 +171,7 @@ def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return spatial.distance.cdist(a, b, "sqeuclidean")
 
 
-@jax.jit
+@program
 def coupling(
     first: Float[Array, "n m"],
     linear: Float[Array, "n m"],

@@ -3,7 +3,6 @@
 import os
 
 import gemmi
-import jax
 import numpy as np
 import scipy.fft
 from jaxtyping import Bool, Float, Int
@@ -15,10 +14,13 @@ from cryotrans_jax import losses
 from cryotrans_jax.atoms import common_ca, simulate
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, frequencies, same_grid
+from cryotrans_jax.programs import program
 
 MOVED = 3.0  # Å from the initial model beyond which an atom counts as moved
 ROUNDS = 20  # of the TM-score's search
 MOST_FRAGMENTS = 32  # of the shortest kind from which that starts, about half of them
+
+found_near = program(losses.found)
 
 
 def fsc(
@@ -108,7 +110,7 @@ def lacking(
     """
     here, there = (ndimage.gaussian_filter(a, width / voxel_size, mode="constant") for a in (density, target))
     mass = np.maximum(density, 0)
-    return 1 - float(np.vdot(mass, np.asarray(jax.jit(losses.found)(here, there))) / max(mass.sum(), 1e-30))
+    return 1 - float(np.vdot(mass, np.asarray(found_near(here, there))) / max(mass.sum(), 1e-30))
 
 
 def ca_displacement(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from cryotrans_jax.programs import program
 from cryotrans_jax.splat import gather, splat
 
 READ, PUT = 4, 2  # times as finely, where slices are read and where they are inserted
@@ -37,7 +38,7 @@ class Sums(NamedTuple):
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-@jax.jit
+@program
 def project(density: Float[Array, "n n n"], turns: Turns) -> Images:
     """The density turned by each rotation x -> R x and summed along its third axis.
 
@@ -56,7 +57,7 @@ def project(density: Float[Array, "n n n"], turns: Turns) -> Images:
     return jax.lax.map(one, jnp.asarray(turns, density.dtype), batch_size=BATCH)
 
 
-@jax.jit
+@program
 def inserted(images: Images, turns: Turns) -> Sums:
     """The sums of the images' slices, where `project` reads them: its adjoint, with the weights to divide by."""
     count, n = images.shape[:2]
@@ -96,7 +97,7 @@ def back_projected(sums: Sums, noise: Float[np.ndarray, "shells"]) -> Float[Arra
     return divided(sums, ridge)
 
 
-@jax.jit
+@program
 def divided(sums: Sums, ridge: Float[Array, "m m m"]) -> Float[Array, "n n n"]:
     """The density of these sums with a ridge for each sample, infinite where that is to be 0."""
     n = ridge.shape[0] // PUT

@@ -19,6 +19,7 @@ from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
 from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, symmetric, timed
 from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
+from cryotrans_jax.programs import program
 from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
 from cryotrans_jax.velocity import Velocity
@@ -238,7 +239,7 @@ def start(config: Config, targets: int, parts: int = 0) -> State:
     return State(*weights(config.flow, axes, config.seed), 0, 0, unwatched(targets))
 
 
-@partial(jax.jit, static_argnames=("config", "axes"))
+@program(static_argnames=("config", "axes"))
 def weights(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
     """Parameters and Adam's state at the start, with these leading axes."""
     params = config.network.init(jax.random.key(seed), placed(config, jnp.zeros((1, 3)), 0.0))
@@ -384,7 +385,7 @@ def lightened(
     return jax.lax.map(lambda at: at_one_time(*at), (moved, goal)) if config.waypoints else at_one_time(moved, goal)
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "spread"))
+@program(static_argnames=("config", "stage", "spread"))
 def train_steps(
     config: Config,
     stage: Stage,
@@ -430,7 +431,7 @@ def whose(level: Level) -> tuple[Level | None, Level | None]:
     return (None, level) if level.divided else (level, None)
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "spread"))
+@program(static_argnames=("config", "stage", "spread"))
 def judged(
     config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal, spread: Spread = Spread()
 ) -> Float[Array, "targets"]:
@@ -754,7 +755,7 @@ def sampled(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.
     return x[..., chosen, :], rho[..., chosen]
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def finite_and_outside(
     config: Config, params: PyTree, x: Float[Array, "*a some 3"], rho: Float[Array, "*a some"], box: Box
 ) -> Float[Array, "2 targets"]:
@@ -784,7 +785,7 @@ def begun(state: State, stage: int) -> State:
     return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, window=0)
 
 
-adam_at_rest = jax.jit(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
+adam_at_rest = program(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
 
 
 def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
@@ -795,7 +796,7 @@ def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
     return np.asarray(left_behind(config.flow, state.params, *inputs)) > TORN
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def left_behind(config: Config, params: PyTree, level: Level, goal: Goal) -> Float[Array, "targets"]:
     """For each target, the share of the mass that the flow leaves far from its ends, at the worst of the times."""
 

@@ -19,6 +19,7 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
 from cryotrans_jax.partition import Partition
 from cryotrans_jax.prepare import Frame, bounding_box, carried_mass
+from cryotrans_jax.programs import program
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config, field, placed
 
@@ -51,13 +52,13 @@ def as_times(given: int | np.integer | Times) -> np.ndarray:
     return times
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
     """Points after each Euler step of the flow, x first."""
     return path(field(config, params), placed(config, x, 0.0), config.euler_steps)[..., :3]
 
 
-@partial(jax.jit, static_argnames=("config", "steps"))
+@program(static_argnames=("config", "steps"))
 def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
     """Points after each of `steps` Euler steps of length tau undone, y first.
 
@@ -232,8 +233,8 @@ def consistency(
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
-interpolate = jax.jit(lattices.interpolate)
-put = jax.jit(splat, static_argnums=2)
+interpolate = program(lattices.interpolate)
+put = program(splat, static_argnums=2)
 
 
 def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ LAYERS = (  # a file imports only from layers before its own
         "plots",
         "surface",
         "demo",
+        "programs",
         "progress",
         "memory",
     },
