@@ -106,10 +106,9 @@ def at_time(x: Float[Array, "points 3"], t: Scalar) -> Float[Array, "points 4"]:
 
 
 def split_time(t: float, steps: int) -> tuple[int, float]:
-    """Whole Euler steps before time t, and the part of the next one, in [0, 1)."""
-    whole = int(np.floor(t * steps + 1e-6))
-    part = t * steps - whole
-    return whole, part if part > 1e-6 else 0.0
+    """Whole Euler steps before time t, and the part of the next one, in [0, 1), to six decimals."""
+    whole, part = divmod(round(t * steps, 6), 1)
+    return int(whole), round(part, 6)
 
 
 def between(

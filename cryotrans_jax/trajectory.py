@@ -25,6 +25,7 @@ from cryotrans_jax.train import Config, field, placed
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
+CLOSE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
 SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
@@ -64,7 +65,7 @@ def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar
 
     `t` is when the points are at y, which matters only if V depends on time.
     """
-    undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps)[1]
+    undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps, CLOSE)[1]
     return jnp.concatenate([y[None], undone[..., :3]])
 
 
