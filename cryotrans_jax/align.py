@@ -22,7 +22,7 @@ SIGMA = 0.225  # width of the Gaussian for each Å of resolution, as in `atoms.s
 COARSE, FINE = 0.6, 0.25  # resolutions of the search and of its last refinement, in radii of gyration
 FINEST = 6.0  # Å: what most targets resolve, and fine enough for a tenth of a degree
 ROTATIONS = 2000  # 20° apart, within the reach of the refinement at the coarse resolution
-BATCH = 1 << 21  # voxels transformed at once
+BATCH = 1 << 20  # voxels transformed at once
 KEPT = (24, 8, 2)  # candidates refined at each of three resolutions
 CLOSE = (1e-4, 1e-5, 1e-8)  # gains in correlation below which that ends
 EQUAL = 0.9  # of the best correlation: a pose near the present one that fits so well is taken before the best
@@ -339,16 +339,19 @@ class Overlap:
         shape = [scipy.fft.next_fast_len(int(n) + 2, real=True) for n in (y.max(0) + room - low) / step]
         spectrum = scipy.fft.rfftn(splatted((y - low)[None] / step, fixed, shape)[0]) * self.kernel(shape, step)
         spectrum = spectrum.astype(np.complex64)
-        poses, batch = [], max(BATCH // int(np.prod(shape)), 1)
-        for start in range(0, len(rotations), batch):
+        batch = max(BATCH // int(np.prod(shape)), 1)
+
+        def shifted(start: int) -> list[Pose]:
             part = rotations[start : start + batch]
             at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) - low) / step
-            found = scipy.fft.rfftn(splatted(at, mass, shape), axes=(1, 2, 3), workers=os.cpu_count())
-            found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3), workers=os.cpu_count())
-            found = found.reshape(len(part), -1)
+            found = scipy.fft.rfftn(splatted(at, mass, shape), axes=(1, 2, 3))
+            found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3)).reshape(len(part), -1)
             shifts = np.stack(np.unravel_index(found.argmax(1), shape), -1)
             shifts = step * np.where(shifts > np.array(shape) // 2, shifts - np.array(shape), shifts)
-            poses += [Pose(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
+            return [Pose(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            poses = [pose for each in pool.map(shifted, range(0, len(rotations), batch)) for pose in each]
         return sorted(poses, key=lambda pose: -pose.score)
 
     def score(self, rotation: Rotation, shift) -> tuple[float, np.ndarray, np.ndarray]:
