@@ -234,7 +234,7 @@ def test_the_coupling_has_its_marginals(small):
 
 def test_products_of_kernels_and_plan_keep_all_digits_on_an_accelerator(small):
     """These products stand for costs of thousands of ε; by default a GPU keeps three digits and a TPU fewer."""
-    written = str(jax.make_jaxpr(correspond.coupling)(*given(small, np.ones(3))))
+    written = str(jax.make_jaxpr(correspond.coupling.function)(*given(small, np.ones(3))))
     assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 4
 
 

@@ -1,23 +1,21 @@
 """The simulate job writes the map asked for, and explains in one line what it cannot do."""
 
-import subprocess
-import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import run_job
 
 from cryotrans_jax import atoms
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.maps import read_map, same_grid
 
-ROOT = Path(__file__).parents[1]
-
 
 def simulate(*arguments):
-    command = [sys.executable, "-m", "experiments.simulate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    """What became of the job, as `subprocess.run` tells it."""
+    status, out, error = run_job("simulate", *arguments)
+    return SimpleNamespace(returncode=status, stdout=out, stderr=error)
 
 
 @pytest.fixture(scope="module")

@@ -308,10 +308,10 @@ def test_the_square_lets_go_twice_and_the_power_zero_nothing(lacking):
 def test_neither_rates_nor_steps_compile_anew(two):
     """A schedule with other steps and learning rates runs the programs that are there."""
     fit(two, CONFIG, chunk=CHUNK)
-    compiled = train_steps._cache_size()
+    compiled = train_steps.jitted._cache_size()
     stages = tuple(replace(s, steps=2, learning_rate=1e-3, final_learning_rate=1e-3) for s in STAGES)
     fit(two, replace(CONFIG, stages=stages, seed=8), chunk=CHUNK)
-    assert train_steps._cache_size() == compiled
+    assert train_steps.jitted._cache_size() == compiled
 
 
 @pytest.mark.parametrize("factor, steps", [(1.0, (40, 60)), (0.5, (20, 30)), (2.55, (102, 153)), (1e-4, (1, 1))])

@@ -1,0 +1,36 @@
+"""Functions become programs when they are called, with what XLA is told where it knows that."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cryotrans_jax import programs
+
+
+@pytest.fixture
+def anew():
+    """What XLA is told is found out anew, before and after."""
+    programs.options.cache_clear()
+    yield
+    programs.options.cache_clear()
+
+
+def test_a_program_is_what_jit_makes(anew):
+    made = programs.program(static_argnames="k")(lambda x, k: k * x)
+    assert made(jnp.arange(3.0), k=2).tolist() == [0, 2, 4]
+    assert made.lower(jnp.arange(3.0), k=3).compile()(jnp.arange(3.0)).tolist() == [0, 3, 6]
+
+
+def test_a_cpu_is_told_to_compile_quickly(anew):
+    assert jax.default_backend() != "cpu" or programs.options() == programs.QUICK
+
+
+def test_an_xla_that_knows_no_such_options_does_without(anew, monkeypatch):
+    monkeypatch.setattr(programs, "QUICK", {"xla_gone_by_now": True})
+    assert programs.options() is None
+    assert programs.program(lambda x: x + 1)(1.0) == 2
+
+
+def test_nothing_is_asked_of_the_devices_before_the_first_call(anew, monkeypatch):
+    monkeypatch.setattr(programs, "options", lambda: pytest.fail("asked"))
+    programs.program(lambda x: x)
