@@ -468,7 +468,7 @@ def by_bodies(
     """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
     And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
-    the field of the whole; after a further stage their borders are drawn anew, by which field explains the target
+    the field of the whole; after further stages their borders are drawn anew, by which field explains the target
     best. No partitions where there is but one body for every target.
     """
     whole, stage = problem, config.bodies
@@ -480,14 +480,14 @@ def by_bodies(
         count = max(each.count for each in parts)
         recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
         state = train.divided(state, count, stage) if count > 1 else train.begun(state, stage)
-    if recorder.partitions and state.stage == stage:
+    if recorder.partitions and state.stage < config.redrawn:
         problem = whole.divided([p.labels for p in recorder.partitions])
-        state, _ = fit(problem, replace(config, stages=config.stages[: stage + 1]), state=state)
+        state, _ = fit(problem, replace(config, stages=config.stages[: config.redrawn]), state=state)
         if train.lost(state):
             return state, [], []
         each = enumerate(recorder.partitions)
         recorder.partitions = tuple(redrawn(whole, config, state, own, initial, target) for target, own in each)
-        state = train.begun(state, stage + 1)
+        state = train.begun(state, config.redrawn)
     if recorder.partitions:
         problem = whole.divided([p.labels for p in recorder.partitions])
     state, _ = fit(problem, config, state=state)

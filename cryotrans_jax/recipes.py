@@ -16,6 +16,7 @@ SAME_RESOLUTION = 0.5  # Å²: blur between two maps below which they count as o
 COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
 WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
 BLURS = 2.0, 1.0  # Å: by which the L2 stages but the last blur both maps
+WIDE = 4.0  # Å: the same once bodies are known, for what is left where it was
 MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
 SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
 WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
@@ -75,8 +76,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
     both: besides the positions it sees sines of them, which change over WAVE. Very large molecules are compared on
     coarser voxels.
 
-    After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; the second one and all later ones
-    have a field for each of them (`Config.bodies`), so that they may slide along each other.
+    After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; all later ones have a field for
+    each of them (`Config.bodies`), so that they may slide along each other. With nearly everything in place both maps
+    are then blurred by WIDE for a while: a helix that was left behind is drawn from further away than before.
 
     Mass that the target does not have is let go in the L2 stages, by and by in the first of them.
 
@@ -96,6 +98,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         replace(first, lighten=0.0),
+        replace(first, steps=100, blur=WIDE),
         first,
         closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
         closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),
@@ -108,7 +111,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     passed = problem.waypoints
     steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # a path may bend at each of them
     more = {"waypoints": passed, "euler_steps": steps, "seed": seed}
-    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, **waves, **more)
+    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **more)
 
 
 def whole_factor(wanted: float) -> int:

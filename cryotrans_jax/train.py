@@ -94,6 +94,7 @@ class Config:
     wave_number: float = 0.0  # of those at the start, in radians per unit box
     euler_steps: int = 10
     bodies: int = 0  # stages after which what moves nearly as a body goes on with a field of its own; 0: never
+    redrawn: int = 0  # stages after which the borders of bodies are drawn anew
     waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
     symmetry: tuple[tuple[float, ...], ...] = ()  # operators: three rows of a rotation and the shift, in unit boxes
     seed: int = 0
@@ -101,7 +102,7 @@ class Config:
     @property
     def flow(self) -> "Config":
         """What compiled programs depend on: neither seed nor schedule, so that these do not compile them anew."""
-        return replace(self, stages=(), rival=None, bodies=0, seed=0)
+        return replace(self, stages=(), rival=None, bodies=0, redrawn=0, seed=0)
 
     @property
     def network(self) -> Velocity:
