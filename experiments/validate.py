@@ -72,6 +72,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
     )
+    flags.DEFINE_integer(
+        "at_once",
+        1,
+        "Cases measured at once, for as many as there is memory; their seconds then count for little.",
+        lower_bound=1,
+    )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -85,17 +91,17 @@ def main() -> None:
     cases = planned()
     out_dir.mkdir(parents=True, exist_ok=True)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
-    rows = []
-    for number, case in enumerate(cases):
-        print(f"case {number + 1} of {len(cases)}: {' '.join(map(str, case[1:]))}", flush=True)
-        # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            rows.append(alone.submit(measure, *case).result())
-        print(tables.styled_row(rows[-1], COLUMNS), flush=True)
-        write_table(rows, out_dir)
+    rows: list[dict] = []
+    # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
+    with ProcessPoolExecutor(FLAGS.at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
+        for row in pool.map(measure, *zip(*cases, strict=True)):
+            rows.append(row)
+            print(tables.styled_row(row, COLUMNS), flush=True)
+            write_table(rows, out_dir)
     print(tables.styled(rows, COLUMNS) + summary(rows))
     if FLAGS.readme:
-        write_into(Path(FLAGS.readme), summary(rows) or table(rows))
+        write_into(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
 
 
 def planned() -> list[tuple]:
