@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -25,7 +26,13 @@ PATIENCE = 300.0  # s without a word in which a process that hangs in C, or wait
 MEMORY = 1 << 30  # bytes that a process may take besides what it has when its libraries are loaded
 LARGEST = 400_000  # bytes of a file of --data_dir that is taken
 OUTCOMES = ("results", "errors", "tracebacks", "hangs", "crashes")
-COLUMNS = ("kind", "tried", *OUTCOMES, "worst_mib", "worst_seconds")
+COLUMNS = {
+    "kind": "{}",
+    "tried": "{}",
+    **dict.fromkeys(OUTCOMES, "{}"),
+    "worst_mib": "{:.0f}",
+    "worst_seconds": "{:.2g}",
+}
 WORDS = (  # in place of a word of a text, or a value of a flag
     "", "0", "-0", "-1", "1e-30", "1e30", "1e308", "1e999", "nan", "inf", "-inf", "NaN", "99999999999999999999", "?",
     ".", "..", "../../x", "...mrc", "/etc/passwd", "<script>", "'", '"', ";", ",", "é", "\ufeff", "\udcff", "x" * 300,
@@ -58,7 +65,7 @@ def main() -> None:
     for kind in FLAGS.kinds or KINDS:
         count = max(round(FLAGS.count * KINDS[kind][0] / whole), 1)
         rows.append(tried(kind, count, FLAGS.seed, FLAGS.data_dir, out_dir))
-        print(line(rows[-1]), flush=True)
+        print(tables.styled_row(rows[-1], COLUMNS), flush=True)
         write_table(rows, out_dir)
     if bad := sum(row[outcome] for row in rows for outcome in OUTCOMES[2:]):
         raise InputError(
@@ -68,20 +75,12 @@ def main() -> None:
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds fuzz.json and fuzz.md."""
-    import json
+    from cryotrans_jax.files import write_file
 
-    from cryotrans_jax.files import whole_file
+    from .results import write_json
 
-    with whole_file(out_dir / "fuzz.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    with whole_file(out_dir / "fuzz.md") as temporary:
-        temporary.write_text("\n".join([head, *map(line, rows)]) + "\n")
-
-
-def line(row: dict) -> str:
-    """A row of the table in Markdown."""
-    return "| " + " | ".join(f"{row[key]:.4g}" if key != "kind" else row[key] for key in COLUMNS) + " |"
+    write_json(out_dir / "fuzz.json", rows)
+    write_file(out_dir / "fuzz.md", tables.styled(rows, COLUMNS))
 
 
 # --------------------------------------------------------------------------------- processes that read

@@ -288,7 +288,7 @@ def write(page: Path, row: Row) -> None:
 
     Raises InputError where the page has no markers.
     """
-    from cryotrans_jax.files import InputError, whole_file
+    from cryotrans_jax.files import InputError, write_file
 
     text = page.read_text()
     if BEGIN not in text or END not in text:
@@ -297,8 +297,7 @@ def write(page: Path, row: Row) -> None:
     before = [each for each in text[start:stop].splitlines() if each.startswith("| ")][1:]  # without the title
     rows = {each.split(" | ")[0]: each for each in [*before, line(row)]}
     table = ["| fault | tried | as it should | how it shows |", "|---|---|---|---|", *rows.values()]
-    with whole_file(page) as temporary:
-        temporary.write_text(text[:start] + "\n\n" + "\n".join(table) + "\n\n" + text[stop:])
+    write_file(page, text[:start] + "\n\n" + "\n".join(table) + "\n\n" + text[stop:])
 
 
 def command() -> None:
