@@ -472,8 +472,9 @@ def read_records(folder: Path, data: bytes, random) -> None:
         with contextlib.suppress(InputError):
             use(path)
     config = results.run_of(folder)
-    story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
-    page.facts(config), page.settings(config), page.morph_text(config)
+    with results.as_written(folder):
+        story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
+        page.facts(config), page.settings(config), page.morph_text(config)
 
 
 def pair_seeds(data_dir: Path | None) -> list[bytes]:
@@ -529,6 +530,7 @@ def read_flags(folder: Path, data: bytes, random) -> None:
 
     from cryotrans_jax.files import InputError
 
+    from . import resume
     from . import run as job
 
     for name in list(flags.FLAGS):
@@ -539,7 +541,7 @@ def read_flags(folder: Path, data: bytes, random) -> None:
     words = [word for word in words if not word.startswith(("--fetch", "--out_dir", "--flagfile")) and "\0" not in word]
 
     def load() -> None:
-        job.load(folder / "out", range(len(flags.FLAGS.target or [0])))
+        job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
 
     before, error = sys.argv, io.StringIO()
     sys.argv = ["run.py", *words]

@@ -25,7 +25,7 @@ def main() -> None:
     """Nothing; writes the report of each target's folder."""
     from cryotrans_jax.files import InputError
 
-    from . import story
+    from . import results, story
 
     run_dir = Path(FLAGS.run_dir)
     folders = [p.parent for p in (run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))) if p.is_file()]
@@ -34,7 +34,8 @@ def main() -> None:
     if FLAGS.target and len(folders) > 1:
         raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
     for folder in folders:
-        story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
+        with results.as_written(folder):
+            story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
         print(f"The report is {folder / 'report.html'}")
 
 

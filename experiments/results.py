@@ -1,5 +1,6 @@
 """From a case (maps, perhaps models) to a fit, and from a fit to the files and scores of a run's folder."""
 
+import contextlib
 import csv
 import json
 import platform
@@ -8,7 +9,7 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -671,6 +672,20 @@ def run_of(folder: Path) -> dict:
     if not all(isinstance(config.get(name), dict) for name in ("settings", "chosen", "versions")):
         raise InputError(wrong)
     return config
+
+
+@contextlib.contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Within it, what the records of a run lack, or have in another form than a run writes, is an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the records in {folder} are not as a run writes them ({type(error).__name__}: {error}): restore "
+            "config.json and metrics.json, or repeat the run with --overwrite"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

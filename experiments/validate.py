@@ -257,7 +257,7 @@ def beside(folder: Path, name: Any) -> Path:
 
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
-    if not (folder / name).is_file():
+    if not os.path.isfile(folder / name):  # which a name too long for a file is not, either
         raise InputError(f"{folder} has no {name}, which its pair.json names: put it there")
     return folder / name
 
