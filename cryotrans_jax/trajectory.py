@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
@@ -27,6 +26,7 @@ Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
 CLOSE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
+MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
 ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
 SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
 STEP = 0.25  # Å, over which the flow is differentiated
@@ -153,38 +153,44 @@ def pull_back(
     and f0 is interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the
     splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
     """
-    mask = soft_support(initial.density, threshold, initial.voxel_size)
-    carried = Map(initial.density * mask, initial.voxel_size, initial.origin)
-    if partition is None:
-        yield from pulled(config, params, frame, carried, mask > 0, times)
-        return
-    shares = partition.shares(mask > 0)
-    each = [
-        pulled(config, field_, frame, replace(carried, density=carried.density * share), share > 0, times)
-        for share, (_, field_) in zip(shares, by_part(params, np.arange(len(shares))), strict=True)
-    ]
+    mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
+    shares = [mask]
+    if partition is not None:
+        shares = [mask * share for share in partition.shares(mask > 0)]
+        fields = [field_ for _, field_ in by_part(params, np.arange(len(shares)))]
+    both = zip(fields, shares, strict=True)
+    each = [pulled(config, own, frame, initial, share, times) for own, share in both if share.any()]
+    del mask, shares  # whole grids, of which the parts keep what they need
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
         for _ in times:
-            yield replace(carried, density=sum(part.density for part in pool.map(next, each)))
+            density = np.zeros(initial.density.shape, np.float32)
+            for voxels, values in pool.map(next, each):
+                density.ravel()[voxels] += values
+            yield Map(density, initial.voxel_size, initial.origin)
 
 
 def pulled(
-    config: Config, params: PyTree, frame: Frame, carried: Map, support: np.ndarray, times: Times
-) -> Iterator[Map]:
-    """The same of all of a map, whose density is zero where `support` (bool) does not hold, under one field."""
-    shape, size = carried.density.shape, carried.voxel_size
-    spline = ndimage.spline_filter(carried.density, order=3, output=np.float32, mode="constant")
-    wanted = visited_voxels(config, params, frame, carried, support)
-    corner = frame.to_unit(carried.origin - 0.5 * size)
+    config: Config, params: PyTree, frame: Frame, initial: Map, share: np.ndarray, times: Times
+) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
+    """The same of a share (0 to 1) of the initial map's density, under one field.
+
+    For each time the voxels, as numbers in the flattened grid, about all that is ever carried, and their values.
+    """
+    shape, size = share.shape, initial.voxel_size
+    wanted = visited_voxels(config, params, frame, initial, share > 0)
+    corner = frame.to_unit(initial.origin - 0.5 * size)
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
+    low, high = bounding_box(share > 0)
+    low, high = np.maximum(low - MARGIN, 0), np.minimum(high + MARGIN, shape)
+    near = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
+    del share, wanted
     nodes, count = padded(lattice.nodes), len(lattice.nodes)
-    voxels = np.stack(np.unravel_index(lattice.voxels, shape)).astype(np.float32)
+    voxels = np.asarray(lattice.voxels)
+    places = (np.stack(np.unravel_index(voxels, shape)) - low[:, None]).astype(np.float32)
     for origin in origins(config, params, nodes, times):
         shift = (origin - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
-        at = voxels + np.asarray(interpolate(lattice, shift)).T
-        density = np.zeros(shape, np.float32)
-        density[wanted] = sampled(spline, at)
-        yield Map(density, size, carried.origin)
+        yield voxels, sampled(spline, places + np.asarray(interpolate(lattice, shift)).T)
 
 
 def sampled(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
