@@ -45,6 +45,12 @@ class Transform:
         """The positions moved, Å."""
         return xyz @ self.rotation.T + self.shift
 
+    @classmethod
+    def of(cls, matrix: Sequence[Sequence[float]] | Float[np.ndarray, "4 4"]) -> "Transform":
+        """The motion whose `matrix` that is; IDENTITY itself where it moves nothing."""
+        matrix = np.asarray(matrix, float)
+        return IDENTITY if np.array_equal(matrix, np.eye(4)) else cls(matrix[:3, :3], matrix[:3, 3])
+
     @property
     def inverse(self) -> "Transform":
         """The motion that undoes this one."""

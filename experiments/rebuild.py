@@ -75,8 +75,6 @@ def main() -> None:
 
 def in_frame(saved: dict):
     """The reference's model in the initial map's frame, where the generated map is."""
-    import numpy as np
-
     from cryotrans_jax import atoms
     from cryotrans_jax.align import Transform
     from cryotrans_jax.files import InputError
@@ -87,10 +85,7 @@ def in_frame(saved: dict):
         raise InputError("the run had no reference, or several: name the target state's model with --reference")
     model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"])
     laid = saved.get("alignment")
-    if laid is None:
-        return model
-    turn = np.array(laid["transform"])
-    return Transform(turn[:3, :3], turn[:3, 3]).moved(model)
+    return Transform.of(laid["transform"]).moved(model) if laid else model
 
 
 def fasta(model) -> str:

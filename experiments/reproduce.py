@@ -346,14 +346,14 @@ def laid_over(model: Path, target: Path, resolution: float | None, folder: Path,
 
 def score_check(model: Path, out_dir: Path) -> float:
     """FSC = 0.5 [Å] of the generated map against another model of the target state, in the target's frame."""
-    import numpy as np
 
     from cryotrans_jax import atoms, maps, metrics
     from cryotrans_jax.align import Transform
 
     told = out_dir / "transform.json"
-    matrix = np.array(json.loads(told.read_text())["transform"] if told.is_file() else np.eye(4))
-    there = Transform(matrix[:3, :3], matrix[:3, 3]).moved(atoms.read_model(model))
+    there = atoms.read_model(model)
+    if told.is_file():
+        there = Transform.of(json.loads(told.read_text())["transform"]).moved(there)
     generated = maps.read_map(out_dir / "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)

@@ -9,9 +9,9 @@ import gemmi
 import numpy as np
 from scipy import ndimage
 
-from cryotrans_jax import atoms, metrics, plots, surface, trajectory
+from cryotrans_jax import align, atoms, metrics, plots, surface, trajectory
 from cryotrans_jax.files import InputError, checksum, read_json, write_file
-from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.maps import Map, read_map, write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
 
@@ -379,10 +379,17 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
     path = unchanged(config, target_name(config), given)
     masks = config["settings"].get("target_mask") or [None]
     target = as_used(config, path, masks[number(config)] if len(masks) > 1 else masks[0]) if path else None
-    if target is None or same_grid(generated, target) is not None:
+    if target is None:
         return None
+    target = align.resampled(target, generated, pose(config))
     now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
+
+
+def pose(config: dict) -> align.Transform:
+    """The motion by which the run laid the target over the initial map."""
+    told = config.get("alignment")
+    return align.Transform.of(told["transform"]) if told else align.IDENTITY
 
 
 def as_used(config: dict, path: Path, mask: str | None) -> Map | None:
@@ -399,4 +406,5 @@ def truth_of(config: dict, generated: Map) -> Map | None:
     path = unchanged(config, names[number(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    return results.reference_map(results.load_reference(path, generated), generated, config["resolutions"]["initial"])
+    reference = results.load_reference(path, generated, pose(config))
+    return results.reference_map(reference, generated, config["resolutions"]["initial"])

@@ -343,6 +343,8 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, ru
     assert np.corrcoef(exact.ravel(), generated.density.ravel())[0, 1] > 0.97
     assert job("predict", f"--run_dir={tmp_path}", "--frames=3")[0] == 0
     assert (tmp_path / "predict_3/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
+    assert job("report", f"--run_dir={tmp_path}")[0] == 0  # finds the target, and where it was laid
+    assert "target map is gone" not in (tmp_path / "report.html").read_text()
 
 
 def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
