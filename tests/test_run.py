@@ -361,7 +361,7 @@ def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
     head, *rows = losses(out)
     assert head[-1] == "other half-map"
     judged = [float(row[-1]) for row in rows if row[1] == "matched" and len(row) == len(head)]
-    assert len(judged) >= 3 and all(-0.1 < value < 2 for value in judged)  # power less its noise, so not quite above 0
+    assert len(judged) >= 3 and all(-0.3 < value < 2 for value in judged)  # what blur brings outside is taken for noise
     assert not any(len(row) == len(head) for row in rows if row[1] == "points")
     assert str(other) in json.loads((out / "config.json").read_text())["inputs"]
     for files, said in (({"target_half2": other}, "without --target_half1"), ({"target_half1": far}, "no half-map by")):
