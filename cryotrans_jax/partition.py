@@ -17,7 +17,7 @@ from scipy import ndimage, sparse, spatial
 from cryotrans_jax import atoms
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, same_grid
-from cryotrans_jax.prepare import block_points, bounding_box, carried_mass
+from cryotrans_jax.prepare import block_points, box_of, carried_mass
 
 SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
 NEAR = 8.0  # Å about a model within which a voxel's nearest atom is looked for; beyond, the nearest such voxel
@@ -69,8 +69,7 @@ class Partition:
 
         They add up to one wherever `support` (bool, on the labels' grid) holds, and are zero elsewhere.
         """
-        low, high = bounding_box(support)
-        near = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        near = box_of(support)
         ramps = np.zeros((self.count, *support[near].shape), np.float32)
         for ramp, label in zip(ramps, range(1, self.count + 1), strict=True):
             outside = self.labels[near] != label

@@ -475,6 +475,12 @@ def bounding_box(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s.start for s in where]), np.array([s.stop for s in where])
 
 
+def box_of(inside: np.ndarray, room: int | Int[np.ndarray, "3"] = 0) -> tuple[slice, ...]:
+    """Slices of the box of all that is inside, and of so many voxels about it as far as there are any."""
+    low, high = bounding_box(inside)
+    return tuple(slice(max(a, 0), b) for a, b in zip(low - room, high + room, strict=True))
+
+
 def cropped(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """a[low:high], with zeros where that reaches past the end of the array."""
     part = a[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))].astype(np.float32)

@@ -17,7 +17,7 @@ from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
 from cryotrans_jax.partition import Partition
-from cryotrans_jax.prepare import Frame, bounding_box, carried_mass
+from cryotrans_jax.prepare import Frame, box_of, carried_mass
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config, field, placed
@@ -123,9 +123,7 @@ def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarra
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
-    low, high = bounding_box(carried)
-    room = np.ceil(2 * SKIN / voxel_size).astype(int)
-    near = tuple(slice(max(a - r, 0), b + r) for a, b, r in zip(low, high, room, strict=True))
+    near = box_of(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
     mask = np.zeros(density.shape, np.float32)
     mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
@@ -180,14 +178,13 @@ def pulled(
     wanted = visited_voxels(config, params, frame, initial, share > 0)
     corner = frame.to_unit(initial.origin - 0.5 * size)
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
-    low, high = bounding_box(share > 0)
-    low, high = np.maximum(low - MARGIN, 0), np.minimum(high + MARGIN, shape)
-    near = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    near = box_of(share > 0, MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
     del share, wanted
     nodes, count = padded(lattice.nodes), len(lattice.nodes)
     voxels = np.asarray(lattice.voxels)
-    places = (np.stack(np.unravel_index(voxels, shape)) - low[:, None]).astype(np.float32)
+    first = np.array([[along.start] for along in near])
+    places = (np.stack(np.unravel_index(voxels, shape)) - first).astype(np.float32)
     for origin in origins(config, params, nodes, times):
         shift = (origin - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
         yield voxels, sampled(spline, places + np.asarray(interpolate(lattice, shift)).T)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -280,7 +281,7 @@ def quoted(ended: Ended, folder: Path) -> str:
 
 def line(row: Row) -> str:
     """The row in Markdown."""
-    return f"| {row.fault} | {row.tried} | {row.survived} | {row.outcome.replace('|', '/')} |"
+    return tables.row([row.fault, row.tried, row.survived, row.outcome.replace("|", "/")])
 
 
 def write(page: Path, row: Row) -> None:
@@ -288,16 +289,13 @@ def write(page: Path, row: Row) -> None:
 
     Raises InputError where the page has no markers.
     """
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.files import write_file
 
-    text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{page} has no lines {BEGIN} and {END}, between which the table goes: put them in")
-    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-    before = [each for each in text[start:stop].splitlines() if each.startswith("| ")][1:]  # without the title
-    rows = {each.split(" | ")[0]: each for each in [*before, line(row)]}
+    above, inside, below = tables.parted(page, BEGIN, END)
+    earlier = [each for each in inside.splitlines() if each.startswith("| ")][1:]  # without the title
+    rows = {each.split(" | ")[0]: each for each in [*earlier, line(row)]}
     table = ["| fault | tried | as it should | how it shows |", "|---|---|---|---|", *rows.values()]
-    write_file(page, text[:start] + "\n\n" + "\n".join(table) + "\n\n" + text[stop:])
+    write_file(page, above + "\n\n" + "\n".join(table) + "\n\n" + below)
 
 
 def command() -> None:

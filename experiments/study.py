@@ -10,7 +10,6 @@ them in one program. The folder then holds the FSC of each generated map against
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
@@ -134,10 +133,9 @@ def fits(case):
     """
     from dataclasses import replace
 
-    from . import results
+    from . import results, validate
 
-    no_levels = dict(initial_threshold=None, target_threshold=None, mass_kda=None)
-    settings = SimpleNamespace(recipe=FLAGS.recipe, seed=FLAGS.seed, steps=FLAGS.steps, bin=FLAGS.bin, **no_levels)
+    settings = validate.by_rule(FLAGS.recipe, FLAGS.seed, FLAGS.steps, FLAGS.bin)
     numbers = range(len(case.targets))
     if FLAGS.recipe == "default":
         whole = results.fit_case(case, settings)

@@ -1,6 +1,7 @@
 """Tables in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Iterable[object]]) -> str:
@@ -27,3 +28,18 @@ def styled_row(values: dict, styles: Mapping[str, str]) -> str:
 def cells(values: dict, styles: Mapping[str, str]) -> list[str]:
     """Values by key as text in these styles, empty where there is none."""
     return [style.format(values[key]) if key in values else "" for key, style in styles.items()]
+
+
+def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
+    """What stands in a page up to the line `begin`, from there to the line `end`, and from that on.
+
+    Raises InputError where it lacks one of them.
+    """
+    from cryotrans_jax.files import InputError
+
+    text = page.read_text()
+    before, begun, rest = text.partition(begin)
+    inside, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise InputError(f"{page} has no lines {begin} and {end}, between which the table goes: put them in")
+    return before + begun, inside, ended + after

@@ -98,13 +98,13 @@ def known(model) -> list:
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from .validate import described, known_path
+    from .validate import beside, described, known_path
 
     first = Path(FLAGS.dynamics[0])
     if (first / "pair.json").is_file():
         path, named = known_path(first, model), described(first)
         if "models" in named.get("path", {}):  # those are of the way between the pair's own states
-            end = atoms.read_model(first / named["target"])
+            end = atoms.read_model(beside(first, named.get("target")))
             path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]
     elif first.is_dir():
         raise InputError(f"{first} is a folder without a pair.json: give a file of models, or a pair's folder")

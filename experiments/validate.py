@@ -321,16 +321,13 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
 
 def write_into(path: Path, text: str) -> None:
     """Nothing; what stands between the marks in the file is the text, headed by the command that made it."""
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.files import write_file
 
-    before, begin, rest = path.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise InputError(f"{path} lacks the marks {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
+    before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [f"--{name}={','.join(FLAGS[name].value)}" for name in names]
     command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
-    write_file(path, f"{before}{begin}\n{command}\n\n{text}{end}{after}")
+    write_file(path, f"{before}\n{command}\n\n{text}{after}")
 
 
 def summary(rows: list[dict]) -> str:
