@@ -113,6 +113,12 @@ class Problem:
                     raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
         return replace(self, labels=own, stiffness=stiffness)
 
+    @property
+    def outside(self) -> "Problem":
+        """The same problem with nothing left of targets and densities but what the densities have outside the masses:
+        their noise."""
+        return replace(self, masses=0 * self.masses, densities=self.densities * (self.masses == 0))
+
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
         names = ("masses", "densities", "blurs", "rests", "quieting", "judges", "labels")
@@ -656,11 +662,15 @@ def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) ->
     return np.stack(volumes), widths
 
 
-def signal_power(volume: np.ndarray, inside: np.ndarray) -> np.float32:
-    """Sum of squares of a volume without its noise's, which is as strong everywhere as outside of the molecule."""
-    noise = np.var(volume[~inside]) if (~inside).any() else 0.0
+def signal_power(volume: np.ndarray, noise: np.ndarray, inside: np.ndarray) -> np.float32:
+    """Sum of squares of a volume without its noise's, which is as strong everywhere as outside of the molecule.
+
+    `noise` is what becomes of the noise outside alone where the volume was blurred: the volume has the molecule's
+    blurred edge there.
+    """
+    variance = np.var(noise[~inside]) if (~inside).any() else 0.0
     total = np.sum(volume**2, dtype=np.float64)
-    return np.float32(max(total - noise * volume.size, 1e-3 * total))
+    return np.float32(max(total - variance * volume.size, 1e-3 * total))
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blurs | None:

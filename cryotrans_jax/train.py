@@ -860,18 +860,19 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
         weight = weight * jnp.stack([one.rho for one in own])
         return Goal(ends=end, weight=weight, reach=jnp.full(count, stage.reach / problem.frame.edge))
     kind = "density" if stage.loss == "matched" else "mass"
-    volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
 
-    def compared(volumes) -> tuple[Array, Array]:
+    def compared(problem: Problem) -> tuple[Array, Array, list[float]]:
+        volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
+        noise = level_targets(problem.outside, stage.bin, kind, stage.blur)[0]
         inside = [binned(mass, stage.bin) > 0 for mass in problem.masses]
-        power = [signal_power(v, i) for v, i in zip(volumes, inside, strict=True)]
-        return jnp.asarray(volumes), jnp.asarray(power)
+        power = [signal_power(*each) for each in zip(volumes, noise, inside, strict=True)]
+        return jnp.asarray(volumes), jnp.asarray(power), widths
 
-    goal = Goal(*compared(volumes), level_blur(problem, stage.bin, widths))
+    volume, power, widths = compared(problem)
+    goal = Goal(volume, power, level_blur(problem, stage.bin, widths))
     if kind == "density" and problem.judges is not None:
-        other = replace(problem, densities=problem.judges)
-        judge, power = compared(level_targets(other, stage.bin, kind, stage.blur)[0])
-        goal = goal._replace(judge=judge, judge_power=power)
+        judge, judge_power, _ = compared(replace(problem, densities=problem.judges))
+        goal = goal._replace(judge=judge, judge_power=judge_power)
     if stage.lightens:
         goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY] * len(problem.masses)))
     return goal

@@ -4,9 +4,9 @@ python -m experiments.reliability --write=docs/reliability.md
 python -m experiments.reliability --sections=signals,numbers
 
 Sections: signals (those that a cluster sends), disk (full, read-only), inputs (a map that vanishes), numbers (a fit
-whose parameters become no numbers), targets (24, of which one is bad), kills (kill -9 at random times, then the same
-command again). Each is a function that yields rows; the runs are of the built-in pair on coarse voxels, in programs of
-their own.
+whose parameters become no numbers), targets (24, of which one is bad), mistakes (input that cannot be fitted), damaged
+(files, by experiments.fuzz), kills (kill -9 at random times, then the same command again). Each is a function that
+yields rows; the runs are of the built-in pair on coarse voxels, in programs of their own.
 """
 
 import json
@@ -25,7 +25,7 @@ from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
-SECTIONS = ("signals", "disk", "inputs", "numbers", "targets", "kills")
+SECTIONS = ("signals", "disk", "inputs", "numbers", "targets", "mistakes", "damaged", "kills")
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "frame_01.mrc", "displacement.mrc", "unexplained.mrc", "fsc.csv")
 VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
@@ -75,7 +75,9 @@ def define_flags() -> None:
     flags.DEFINE_string("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
     flags.DEFINE_integer("kills", 50, "How often a run is killed at a random time.", lower_bound=1)
     flags.DEFINE_integer("several", 24, "Number of targets in section targets.", lower_bound=2)
-    flags.DEFINE_integer("seed", 0, "Seed of the times at which runs are killed.", lower_bound=0)
+    flags.DEFINE_integer("damaged", 20_000, "Number of files in section damaged.", lower_bound=1)
+    flags.DEFINE_string("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
+    flags.DEFINE_integer("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", lower_bound=0)
     flags.DEFINE_string("write", None, "A page into which the table goes, between its markers.")
 
 
@@ -272,6 +274,68 @@ def targets(folder: Path) -> Iterator[Row]:
         told = (out / "t05/failed.json").is_file()
         good = ended.status == 3 and len(done) == len(names) - 1 and told and "t05" in ended.said
         yield Row(f"one of {len(names)} targets {fault}", 1, int(good), f"{len(done)} done; {quoted(ended, folder)}")
+
+
+def mistakes(folder: Path) -> Iterator[Row]:
+    """Input that cannot be fitted is told in one sentence, leaves no file behind and none changed."""
+    own, earlier = folder / "mistakes", undisturbed(folder)
+    make_mistakes(own, folder / "b.mrc")
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    cases = {
+        "a file that is no map": f"--target={own}/text.mrc",
+        "a truncated map": f"--target={own}/truncated.mrc",
+        "a stack of images": f"--target={own}/stack.mrc",
+        "complex values": f"--target={own}/complex.mrc",
+        "NaN in a map": f"--target={folder}/nan.mrc",
+        "one value throughout": f"--target={own}/constant.mrc",
+        "nothing above the threshold": "--target_threshold=1000",
+        "maps that do not overlap, not to be aligned": f"--target={own}/far.mrc",
+        "a model outside the map": f"--model={own}/far.pdb",
+        "an unknown value of a flag": "--recipe=best",
+        "a folder that holds another run": f"--out_dir={earlier}",
+    }
+    for number, (fault, flag) in enumerate(cases.items()):
+        out = folder / f"mistake_{number}"
+        ended = finish(order(folder, out, flag, "--seed=3"))
+        clean = ended.status == 2 and ended.errors.count("\n") == 1 and ended.said.startswith("error: ")
+        untouched = not any(out.glob("*")) and all(path.read_bytes() == data for path, data in before.items())
+        yield Row(fault, 1, int(clean and untouched), quoted(ended, folder))
+
+
+def make_mistakes(folder: Path, good: Path) -> None:
+    """Nothing; the folder has files of the kinds that `mistakes` names, made from a good map."""
+    from dataclasses import replace
+
+    import mrcfile
+    import numpy as np
+
+    from cryotrans_jax import atoms, demo
+    from cryotrans_jax.maps import read_map, write_map
+
+    folder.mkdir()
+    (folder / "text.mrc").write_text("This is no map.\n" * 100)
+    (folder / "truncated.mrc").write_bytes(good.read_bytes()[:-1000])
+    map_ = read_map(good)
+    with mrcfile.new(folder / "stack.mrc", map_.density) as file:
+        file.set_image_stack()
+    with mrcfile.new(folder / "complex.mrc", map_.density.astype(np.complex64)):
+        pass
+    write_map(folder / "constant.mrc", replace(map_, density=np.ones_like(map_.density)))
+    write_map(folder / "far.mrc", replace(map_, origin=map_.origin + 1000))
+    start, _ = demo.hinge_pair()
+    atoms.write_model(folder / "far.pdb", atoms.moved(start, atoms.positions(start) + 1000))
+
+
+def damaged(folder: Path) -> Iterator[Row]:
+    """Damaged files of every kind end as a result or as one clear error, soon and without much memory."""
+    given = [f"--{name}={FLAGS[name].value}" for name in ("seed", "data_dir") if FLAGS[name].value is not None]
+    job = f"--count={FLAGS.damaged}", f"--out_dir={folder / 'fuzz'}"
+    finish([sys.executable, "-c", "import experiments.fuzz as f; f.command()", *job, *given])
+    for row in json.loads((folder / "fuzz/fuzz.json").read_text()):
+        good = row["results"] + row["errors"]
+        most = f"{row['worst_mib']:.0f} MiB and {row['worst_seconds']:.2g} s at most"
+        told = f"{row['results']} results, {row['errors']} errors of one sentence; {most}"
+        yield Row(f"damaged: {row['kind']}", row["tried"], good, told)
 
 
 def quoted(ended: Ended, folder: Path) -> str:

@@ -165,7 +165,7 @@ def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_on
         moved = trajectory.move(config, params, problem.frame, x, [1.0], which)[0]
         off[name] = np.sqrt(((moved - x - shift) ** 2).sum(-1).mean()), history[0][-1, 0]
     assert off["two"][0] < 0.2 and off["one"][0] > 1.5  # Å, of 4
-    assert off["two"][1] < 0.1 * off["one"][1]
+    assert off["two"][1] < 0.2 * off["one"][1]
 
 
 @pytest.fixture(scope="module")
