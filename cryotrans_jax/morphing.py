@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 from scipy.ndimage import gaussian_filter
 
-from cryotrans_jax import atoms, checkpoints, prepare, recipes, train, trajectory
+from cryotrans_jax import atoms, borders, checkpoints, prepare, recipes, train, trajectory
 from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
-from cryotrans_jax.partition import Partition, from_flow, reassigned
+from cryotrans_jax.partition import Partition, from_flow
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
@@ -518,4 +518,6 @@ def redrawn(
     blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
     start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
     there = Map(end, size, initial.origin + problem.start * size)
-    return reassigned(parts, carries, Map(start, size, initial.origin), there, problem.report["initial"]["threshold"])
+    return borders.redrawn(
+        parts, carries, Map(start, size, initial.origin), there, problem.report["initial"]["threshold"]
+    )

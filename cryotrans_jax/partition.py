@@ -28,8 +28,6 @@ SEEDS = 12  # places at which one is tried
 MOST = 8  # bodies
 GAIN = 0.75  # a further body has to bring the rms distance from rigid motions down to this part of what it was
 STILL = 0.5  # Å: an rms distance that is no motion
-REACH = 8.0  # Å on either side of a border within which density may turn out to belong to the other part
-WINDOW = 3.0  # Å: width of the neighbourhood over which density is compared to find out
 GAP = 1.2  # Å from density to where it still holds together with the next
 SMALLEST = 0.02  # of the mass: a body holds more
 SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
@@ -260,38 +258,6 @@ def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> In
         whole = (held >= SMALLEST * labelled.sum()) | (held == held.max())
         kept[whole[pieces] & (pieces > 0) & labelled] = part
     return kept
-
-
-def reassigned(
-    partition: Partition, carries: Sequence[Callable], initial: Map, target: Map, threshold: float
-) -> Partition:
-    """The partition with its borders where the parts' own flows explain the target best.
-
-    `carries` are the parts' flows, as for `from_flow`, and the maps are at matched resolution. What the flow carries of
-    the initial map goes with that one of the parts within REACH of it which takes its neighbourhood to density like it,
-    up to the maps' scale. The partition itself where a part would all but vanish.
-    """
-    size, labels = initial.voxel_size, partition.labels
-    carried = carried_mass(initial.density, threshold) > 0
-    least, nearest = np.full(labels.shape, np.inf, np.float32), np.zeros(labels.shape, int)
-    scale = None
-    for part, carry in enumerate(carries):
-        own = labels == part + 1
-        near = carried & (ndimage.distance_transform_edt(~own, sampling=size) < REACH)
-        xyz = initial.origin + np.argwhere(near) * size
-        at = ((carry(xyz, [1.0])[0] - target.origin) / target.voxel_size).T
-        there, here = ndimage.map_coordinates(target.density, at, order=1), initial.density[near]
-        if scale is None:
-            scale = np.vdot(here, there) / max(np.vdot(there, there), 1e-30)
-        off, weight = np.zeros((2, *labels.shape), np.float32)
-        off[near], weight[near] = (here - scale * there) ** 2, 1
-        off, weight = (ndimage.gaussian_filter(a, WINDOW / size, mode="constant") for a in (off, weight))
-        off[near] /= weight[near]
-        closer = near & (off < least)
-        least[closer], nearest[closer] = off[closer], part + 1
-    better = whole_pieces(nearest, size)
-    held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
-    return completed(better, initial) if held.min() > SMALLEST * held.sum() else partition
 
 
 def cloud(mass: Float[np.ndarray, "x y z"], initial: Map) -> tuple[Points, Float[np.ndarray, "points"]]:

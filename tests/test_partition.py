@@ -17,7 +17,6 @@ from cryotrans_jax.partition import (
     from_labels,
     from_masks,
     from_model,
-    reassigned,
     rigid,
     whole_pieces,
 )
@@ -234,39 +233,3 @@ def test_chips_of_a_part_are_no_pieces_of_it():
     few = np.zeros((20, 10, 10), int)
     few[:15], few[17, 5, 5] = 1, 2
     np.testing.assert_array_equal(whole_pieces(few, np.ones(3)), few)  # all that a part has
-
-
-@pytest.fixture(scope="module")
-def slid():
-    """Blobs 8 Å wide in two halves that slide past each other by 9 Å: both maps, the true labels, the flows."""
-    size, shape, rng = np.full(3, 1.5), (40, 30, 40), np.random.default_rng(5)
-    x = rng.uniform([8, 8, 14], [52, 37, 46], (700, 3))
-    shift = np.array([[0, 0, 4.5], [0, 0, -4.5]])
-    own = (x[:, 0] > 30).astype(int)
-    maps = [atoms.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 4.0) for at in (x, x + shift[own])]
-    labels = np.where(np.arange(40)[:, None, None] * 1.5 > 30, 2, 1) * np.ones(shape, int)
-    carries = [lambda xyz, times, k=k: (xyz + shift[k])[None] for k in range(2)]
-    return *maps, labels, carries, 0.1 * float(maps[0].density.max())
-
-
-@pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_borders_are_drawn_where_the_flows_explain_the_target(slid, scale):
-    """From a border that is 6 Å off, whatever the target's scale; and no density beyond its reach changes."""
-    initial, target, labels, carries, level = slid
-    wrong = Partition(np.roll(labels, 4, axis=0).astype(np.int16), initial.voxel_size, initial.origin)
-    wrong.labels[:4] = 1
-    found = reassigned(wrong, carries, initial, replace(target, density=scale * target.density), level)
-    inside = initial.density > level
-    share = [(each[inside] == labels[inside]).mean() for each in (wrong.labels, found.labels)]
-    assert share[0] < 0.9 and share[1] > 0.95
-    far = inside & (np.abs(np.arange(40) * 1.5 - 36) > partition.REACH + 1.5)[:, None, None]
-    np.testing.assert_array_equal(found.labels[far], wrong.labels[far])
-
-
-def test_a_part_that_would_vanish_stays(slid):
-    initial, target, labels, carries, level = slid
-    still = [carries[0], lambda xyz, times: (xyz + 100.0)[None]]  # where there is nothing
-    thin = np.where(np.arange(40)[:, None, None] > 36, 2, 1) * np.ones(labels.shape, int)
-    given = Partition(thin.astype(np.int16), initial.voxel_size, initial.origin)
-    moved = replace(target, density=np.roll(initial.density, 3, axis=2))
-    np.testing.assert_array_equal(reassigned(given, still, initial, moved, level).labels, given.labels)

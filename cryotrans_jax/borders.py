@@ -1,0 +1,160 @@
+"""Borders: where one part ends and the next begins, drawn anew by what the parts' own flows do to the density."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy import ndimage
+
+from cryotrans_jax.maps import Map
+from cryotrans_jax.partition import SMALLEST, Partition, Points, completed, whole_pieces
+from cryotrans_jax.prepare import block_points, carried_mass
+
+BLOCK = 2.0  # Å: of the blocks of density that go with one part or another
+REACH = 8.0  # Å on either side of a border within which density may turn out to belong to the other part
+WINDOW = 3.0  # Å: width of the neighbourhood over which density is compared to find out
+TIE = 1.0  # Å: how thick a layer of density that is not like the target's at all costs as much as a cut
+TORN = 4.0  # Å: from which on it is all one how far the sides of a cut are carried apart
+ROUNDS = 30  # of messages among neighbours
+
+
+class Blocks(NamedTuple):
+    """The carried density of a map in blocks: their centres of mass, mean densities, and places on a grid."""
+
+    x: Points
+    density: Float[np.ndarray, "points"]
+    filled: Bool[np.ndarray, "bx by bz"]
+    size: Float[np.ndarray, "3"]  # Å
+    factor: Int[np.ndarray, "3"]  # voxels
+
+    def on_grid(self, values: Shaped[np.ndarray, "points"]) -> Float[np.ndarray, "bx by bz"]:
+        """Values of the blocks on their grid, 0 elsewhere."""
+        whole = np.zeros(self.filled.shape, np.float32)
+        whole[self.filled] = values
+        return whole
+
+    def about(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+        """Weighted sums over the neighbourhood of each block."""
+        spread = ndimage.gaussian_filter(self.on_grid(values), WINDOW / self.size, mode="constant")
+        return spread[self.filled]
+
+    def pairs(self) -> list[Int[np.ndarray, "pairs 2"]]:
+        """The numbers of blocks that share a face, for each axis across which they do."""
+        number = np.full(self.filled.shape, -1)
+        number[self.filled] = np.arange(len(self.x))
+        both = [np.stack([number[:-1], number[1:]], -1), np.stack([number[:, :-1], number[:, 1:]], -1)]
+        both.append(np.stack([number[:, :, :-1], number[:, :, 1:]], -1))
+        return [each[(each >= 0).all(-1)] for each in both]
+
+
+def redrawn(
+    partition: Partition, carries: Sequence[Callable], initial: Map, target: Map, threshold: float
+) -> Partition:
+    """The partition with its borders where the parts' own flows explain the target best, and tear the least.
+
+    `carries` are the parts' flows: `carry(xyz, times)` says where positions (n, 3) in Å have come to. The maps are at
+    matched resolution; density is carried where the initial one is not below the threshold. It may go with any part
+    within REACH. What that costs is by how much the target where the part takes it differs from it; and where
+    neighbours go with parts that carry them apart, TIE times the face that they share, the more the denser both are.
+    So a border runs through the gap between two domains, or where their flows agree, and cuts no chain. The partition
+    itself where a part would all but vanish.
+    """
+    blocks = in_blocks(carried_mass(initial.density, threshold), initial)
+    own = partition.at(blocks.x)
+    y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
+    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
+    faces = np.prod(blocks.size) / blocks.size
+    pairs = blocks.pairs()
+    cuts = np.concatenate([face * torn(blocks, y, each) for face, each in zip(faces, pairs, strict=True)])
+    owner = agreed(costs, np.concatenate(pairs), TIE * cuts)
+    labels = np.zeros(blocks.filled.shape, int)
+    labels[blocks.filled] = owner + 1
+    for axis, factor in enumerate(blocks.factor):
+        labels = labels.repeat(factor, axis)
+    shape = initial.density.shape
+    labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
+    better = whole_pieces(labels, initial.voxel_size)
+    held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
+    return completed(better, initial) if held.min() > SMALLEST * held.sum() else partition
+
+
+def in_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
+    """The mass, which is carried of the initial map, in blocks of about BLOCK."""
+    factor = np.maximum(np.rint(BLOCK / initial.voxel_size), 1).astype(int)
+    padded = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
+    place, held, filled = block_points(padded, factor)
+    x = initial.origin + (place - 0.5) * initial.voxel_size
+    return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
+
+
+def differences(
+    blocks: Blocks, own: Int[np.ndarray, "points"], y: Float[np.ndarray, "points parts 3"], initial: Map, target: Map
+) -> Float[np.ndarray, "points parts"]:
+    """How much the initial density about each block differs from the target's to where each part takes it.
+
+    Mean squares over the neighbourhood, next to those of the density itself, up to the maps' scale; infinite beyond
+    REACH of the part. `own` is each block's part so far.
+    """
+    here = at(initial, blocks.x)
+    there = np.stack([at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    now = there[np.arange(len(own)), own]
+    scale = np.vdot(here, now) / max(np.vdot(now, now), 1e-30)
+    found = np.full(there.shape, np.inf)
+    for part in range(y.shape[1]):
+        away = ndimage.distance_transform_edt(blocks.on_grid(own == part) == 0, sampling=blocks.size)
+        near = away[blocks.filled] < REACH
+        off = blocks.about(near * (here - scale * there[:, part]) ** 2)
+        found[near, part] = (off / np.maximum(blocks.about(near * here**2), 1e-30))[near]
+    return found
+
+
+def at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
+    """The map's density at positions in Å."""
+    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
+
+
+def torn(
+    blocks: Blocks, y: Float[np.ndarray, "points parts 3"], pairs: Int[np.ndarray, "pairs 2"]
+) -> Float[np.ndarray, "pairs parts parts"]:
+    """How badly each pair of neighbours is torn, 0 to 1 times its density, by the parts of the first and the second.
+
+    By the distance that they gain, next to TORN; the density is the lesser of the two, next to the mean of all.
+    """
+    first, second = pairs.T
+    before = np.linalg.norm(blocks.x[first] - blocks.x[second], axis=-1)
+    after = np.linalg.norm(y[first][:, :, None] - y[second][:, None], axis=-1)
+    held = np.minimum(blocks.density[first], blocks.density[second]) / blocks.density.mean()
+    return held[:, None, None] * np.clip((after - before[:, None, None]) / TORN, 0, 1)
+
+
+def agreed(
+    costs: Float[np.ndarray, "points labels"],
+    pairs: Int[np.ndarray, "pairs 2"],
+    cuts: Float[np.ndarray, "pairs labels labels"],
+) -> Int[np.ndarray, "points"]:
+    """A label for each point, so that the costs of all labels and of all pairs' labels are nearly the least in sum.
+
+    By messages among neighbours (min-sum belief propagation; Felzenszwalb & Huttenlocher 2006), damped by half.
+    """
+    costs = np.minimum(costs - costs.min(1, keepdims=True), 1e6).astype(np.float32)
+    first, second = pairs.T
+    cuts = cuts.astype(np.float32)
+    to_first, to_second = np.zeros((2, len(pairs), costs.shape[1]), np.float32)
+
+    def believed():
+        return costs + np.stack(
+            [
+                np.bincount(first, a, len(costs)) + np.bincount(second, b, len(costs))
+                for a, b in zip(to_first.T, to_second.T, strict=True)
+            ],
+            axis=1,
+        ).astype(np.float32)
+
+    for _ in range(ROUNDS):
+        belief = believed()
+        for_second = ((belief[first] - to_first)[:, :, None] + cuts).min(1)
+        for_first = ((belief[second] - to_second)[:, None, :] + cuts).min(2)
+        to_second = 0.5 * (to_second + for_second - for_second.min(1, keepdims=True))
+        to_first = 0.5 * (to_first + for_first - for_first.min(1, keepdims=True))
+    return believed().argmin(1)

@@ -1,0 +1,85 @@
+"""Borders run where the parts' flows explain the target, and cut no chain."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cryotrans_jax import atoms, borders
+from cryotrans_jax.borders import agreed, redrawn
+from cryotrans_jax.partition import Partition
+
+
+@pytest.fixture(scope="module")
+def slid():
+    """Blobs 8 Å wide in two halves that slide past each other by 9 Å: both maps, the true labels, the flows."""
+    size, shape, rng = np.full(3, 1.5), (40, 30, 40), np.random.default_rng(5)
+    x = rng.uniform([8, 8, 14], [52, 37, 46], (700, 3))
+    shift = np.array([[0, 0, 4.5], [0, 0, -4.5]])
+    own = (x[:, 0] > 30).astype(int)
+    maps = [atoms.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 4.0) for at in (x, x + shift[own])]
+    labels = np.where(np.arange(40)[:, None, None] * 1.5 > 30, 2, 1) * np.ones(shape, int)
+    carries = [lambda xyz, times, k=k: (xyz + shift[k])[None] for k in range(2)]
+    return *maps, labels, carries, 0.1 * float(maps[0].density.max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_borders_are_drawn_where_the_flows_explain_the_target(slid, scale):
+    """From a border that is 6 Å off, whatever the target's scale; and no density beyond its reach changes."""
+    initial, target, labels, carries, level = slid
+    wrong = Partition(np.roll(labels, 4, axis=0).astype(np.int16), initial.voxel_size, initial.origin)
+    wrong.labels[:4] = 1
+    found = redrawn(wrong, carries, initial, replace(target, density=scale * target.density), level)
+    inside = initial.density > level
+    share = [(each[inside] == labels[inside]).mean() for each in (wrong.labels, found.labels)]
+    assert share[0] < 0.9 and share[1] > 0.95
+    far = inside & (np.abs(np.arange(40) * 1.5 - 36) > borders.REACH + 1.5 + borders.BLOCK)[:, None, None]
+    np.testing.assert_array_equal(found.labels[far], wrong.labels[far])
+
+
+def test_a_part_that_would_vanish_stays(slid):
+    initial, target, labels, carries, level = slid
+    still = [carries[0], lambda xyz, times: (xyz + 100.0)[None]]  # where there is nothing
+    thin = np.where(np.arange(40)[:, None, None] > 36, 2, 1) * np.ones(labels.shape, int)
+    given = Partition(thin.astype(np.int16), initial.voxel_size, initial.origin)
+    moved = replace(target, density=np.roll(initial.density, 3, axis=2))
+    np.testing.assert_array_equal(redrawn(given, still, initial, moved, level).labels, given.labels)
+
+
+def rod(length, at):
+    """A map of a rod along x, of so many Å, whose middle is there."""
+    x = np.stack([np.linspace(-0.5, 0.5, 2 * length) * length, *np.zeros((2, 2 * length))], -1) + at
+    return atoms.simulate_map((x, np.full(len(x), 6.0)), (80, 20, 20), np.ones(3), np.zeros(3), 3.0)
+
+
+@pytest.mark.parametrize("tie", [0.0, 1.0])
+def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(monkeypatch, tie):
+    """Half of a rod moves aside, and of a stretch of the other half a little more is found beside it than in place."""
+    monkeypatch.setattr(borders, "TIE", tie)
+    monkeypatch.setattr(borders, "REACH", 30.0)
+    initial = rod(60, (40, 7, 10))
+    stays, aside = rod(36, (28, 7, 10)).density, rod(36, (28, 13, 10)).density
+    stretch = 0.6 * ((np.arange(80) > 19) & (np.arange(80) < 34))[:, None, None]
+    target = replace(initial, density=stays * (1 - stretch) + aside * stretch + rod(24, (58, 13, 10)).density)
+    carries = [lambda xyz, times, by=by: (xyz + [0, by, 0])[None] for by in (0.0, 6.0)]
+    labels = 1 + (np.arange(80) > 45)[:, None, None] * np.ones(initial.density.shape, int)
+    given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
+    found = redrawn(given, carries, initial, target, 0.3 * float(initial.density.max()))
+    along = found.labels[12:68, 7, 10]
+    assert np.count_nonzero(np.diff(along)) == (1 if tie else 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_agreed_on_costs_least_along_a_chain(seed):
+    """Where there is no loop the messages find the least sum."""
+    rng = np.random.default_rng(seed)
+    costs, pairs = rng.uniform(0, 1, (7, 3)), np.stack([np.arange(6), np.arange(1, 7)], -1)
+    cuts = rng.uniform(0, 1, (6, 3, 3))
+
+    def total(labels):
+        labels = np.array(labels)
+        return costs[np.arange(7), labels].sum() + cuts[np.arange(6), labels[:-1], labels[1:]].sum()
+
+    best = min(itertools.product(range(3), repeat=7), key=total)
+    assert total(agreed(costs, pairs, cuts)) == pytest.approx(total(best))
