@@ -10,12 +10,14 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
+from cryotrans_jax import memory
 from cryotrans_jax.files import InputError, taken, unpacked, whole_file
 from cryotrans_jax.maps import FARTHEST, Map
 
 SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
 REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
 BOX = 1 << 31  # voxels that are made about models at most; more than that a stray atom asks for
+VOXEL = 16  # bytes that each of them takes while a map is made
 PDB_ATOMS = 99999  # the PDB format's numbers have five digits
 BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
 ASCII = bytes(range(128)) + b"?" * 128
@@ -266,17 +268,18 @@ def common_grid(
     """Shape, voxel size and origin [Å] of the smallest box that holds all models with padding on every side.
 
     The padding is 3 × resolution unless given [Å]. Sides are even and quick to transform; the origin is a
-    whole number of voxels from 0. Raises InputError where the box would have more than BOX voxels.
+    whole number of voxels from 0. Raises InputError where the box would have more than BOX voxels, or more than there
+    is memory for.
     """
     padding = 3 * resolution if padding is None else padding
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3).copy()
     xyz = np.concatenate([positions(structure) for structure in structures])
     low = np.floor((xyz.min(0) - padding) / voxel_size).astype(int)
     needed = np.ceil((xyz.max(0) + padding) / voxel_size).astype(int) - low + 1
-    if (sides := needed.astype(float)).prod() > BOX:
+    if (sides := needed.astype(float)).prod() > min(BOX, memory.available() / VOXEL):
         raise InputError(
-            f"the box about the models would be {' x '.join(f'{n:.0f}' for n in sides)} voxels: take larger voxels, or "
-            "remove atoms that lie far from the rest"
+            f"the box about the models would be {' x '.join(f'{n:.0f}' for n in sides)} voxels, more than there is "
+            "memory for: take larger voxels, or remove atoms that lie far from the rest"
         )
     shape = tuple(2 * scipy.fft.next_fast_len(int(n + 1) // 2, real=True) for n in needed)
     return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size

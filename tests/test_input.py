@@ -263,8 +263,17 @@ def test_an_atom_beyond_reach_is_explained(tmp_path):
 
 def test_a_stray_atom_makes_no_box(tmp_path):
     (tmp_path / "a.pdb").write_text(LINE + LINE.replace("  10.000  11.000", "9999.0009999.000"))
-    with pytest.raises(InputError, match="the box about the models would be .* voxels: take larger voxels"):
+    with pytest.raises(InputError, match="the box about the models would be .* voxels, more than .*: take"):
         atoms.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
+
+
+def test_a_box_that_the_memory_does_not_hold_is_not_made(tmp_path, monkeypatch):
+    (tmp_path / "a.pdb").write_text(LINE)
+    model = atoms.read_model(tmp_path / "a.pdb")
+    shape, *_ = atoms.common_grid([model], 1.0, 3.0)
+    monkeypatch.setattr(atoms.memory, "available", lambda: 8.0 * np.prod(shape))
+    with pytest.raises(InputError, match="more than there is memory for"):
+        atoms.common_grid([model], 1.0, 3.0)
 
 
 def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
