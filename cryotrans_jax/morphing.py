@@ -517,7 +517,5 @@ def redrawn(
     start, end = initial.density, problem.densities[number]
     blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
     start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
-    there = Map(end, size, initial.origin + problem.start * size)
-    return borders.redrawn(
-        parts, carries, Map(start, size, initial.origin), there, problem.report["initial"]["threshold"]
-    )
+    here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
+    return borders.redrawn(parts, carries, here, there, problem.report["initial"]["threshold"])
