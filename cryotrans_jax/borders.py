@@ -66,8 +66,8 @@ def redrawn(
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
     faces = np.prod(blocks.size) / blocks.size
     pairs = blocks.pairs()
-    cuts = np.concatenate([face * torn(blocks, y, each) for face, each in zip(faces, pairs, strict=True)])
-    owner = agreed(costs, np.concatenate(pairs), TIE * cuts)
+    cuts = [np.float32(TIE * face) * torn(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
+    owner = agreed(costs, np.concatenate(pairs), np.concatenate(cuts))
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
     for axis, factor in enumerate(blocks.factor):
@@ -123,9 +123,12 @@ def torn(
     """
     first, second = pairs.T
     before = np.linalg.norm(blocks.x[first] - blocks.x[second], axis=-1)
-    after = np.linalg.norm(y[first][:, :, None] - y[second][:, None], axis=-1)
     held = np.minimum(blocks.density[first], blocks.density[second]) / blocks.density.mean()
-    return held[:, None, None] * np.clip((after - before[:, None, None]) / TORN, 0, 1)
+    found = np.empty((len(pairs), y.shape[1], y.shape[1]), np.float32)
+    for one, other in np.ndindex(found.shape[1:]):  # by itself: all at once would take some GiB of large maps
+        after = np.linalg.norm(y[first, one] - y[second, other], axis=-1)
+        found[:, one, other] = held * np.clip((after - before) / TORN, 0, 1)
+    return found
 
 
 def agreed(
@@ -139,7 +142,7 @@ def agreed(
     """
     costs = np.minimum(costs - costs.min(1, keepdims=True), 1e6).astype(np.float32)
     first, second = pairs.T
-    cuts = cuts.astype(np.float32)
+    cuts = cuts.astype(np.float32, copy=False)
     to_first, to_second = np.zeros((2, len(pairs), costs.shape[1]), np.float32)
 
     def believed():

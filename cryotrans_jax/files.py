@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ CHUNK = 1 << 24  # bytes read at a time
 ROOM = 1 << 28  # bytes that any compressed file may unpack to
 SQUEEZED = 100  # times its own size that a larger one may; densities and coordinates come nowhere near
 RECORD_BYTES = 50_000_000  # a description in JSON has no more
+HALF = re.compile(r"\.[0-9a-f]{8}\..+")  # the name of a file that is not yet whole
 DEPTH = 64  # nor lists in lists deeper than this
 
 
@@ -50,6 +52,12 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def halves(folder: Path) -> list[Path]:
+    """Files that `whole_file` was at in the folder, and in the folders in it, when its process was killed."""
+    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern))
+    return [path for path in named if HALF.fullmatch(path.name) and path.is_file()]
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.files import InputError, halves
 from cryotrans_jax.snapshots import Snapshot
 
 from . import main, results
@@ -264,8 +265,15 @@ def shown(value: Any) -> str:
 
 
 def leftovers(out_dir: Path) -> None:
-    """Nothing; what a run that was killed at its very end has left unremoved is gone."""
+    """Nothing; what a run that was killed while it wrote, or at its very end, has left unremoved is gone.
+
+    What is younger than this process may be another's of this run.
+    """
     folder = out_dir / FOLDER
+    for path in halves(out_dir) if folder.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < psutil.Process().create_time():
+                path.unlink()
     if folder.is_dir() and not any(folder.glob(f"*/{TERMS}")) and all("_of_" in p.name for p in folder.iterdir()):
         for aside in folder.glob("*/earlier"):
             results.put_back(aside, out_dir)

@@ -249,6 +249,27 @@ def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tm
     assert mine.is_file()
 
 
+def test_what_a_run_was_writing_when_it_was_killed_is_gone_and_nothing_else(tmp_path):
+    names = (
+        ".0a1b2c3d.frame_01.mrc",
+        "one/.0a1b2c3d.generated.mrc",
+        ".config.json",
+        "frame_01.mrc",
+        "one/0a1b2c3d.mrc",
+    )
+    (tmp_path / "one").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
+    resume.leftovers(tmp_path)  # there was no run
+    assert all((tmp_path / name).exists() for name in names)
+    (tmp_path / "unfinished" / "0_of_1").mkdir(parents=True)
+    (tmp_path / ".3d2c1b0a.loss.csv").touch()  # by another process of this run
+    resume.leftovers(tmp_path)
+    assert [(tmp_path / name).exists() for name in names] == [False, False, True, True, True]
+    assert (tmp_path / ".3d2c1b0a.loss.csv").exists()
+
+
 @pytest.mark.slow
 def test_fits_from_several_seeds_go_on_where_they_stood(folder, job, tmp_path):
     """The first seed's is not made again, and the second one's goes on."""
