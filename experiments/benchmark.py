@@ -62,7 +62,7 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; prints and writes the table, anew after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.files import InputError, write_file
 
     from .results import write_json
 
@@ -86,7 +86,7 @@ def main() -> None:
             "|---|---|---|---|",
             *(line(k, v, earlier) for k, v in rows.items()),
         ]
-        (out_dir / "benchmark.md").write_text("\n".join(table) + "\n")
+        write_file(out_dir / "benchmark.md", "\n".join(table) + "\n")
 
 
 def rows_of(section: str) -> Rows:
