@@ -389,7 +389,8 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
 
     level, goal = inputs
     goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.start(config, targets)
-    at = jnp.int32(count), jnp.zeros((targets, count)), state.params, state.optimiser, level, goal
+    rates, powers = jnp.zeros((targets, count)), jnp.zeros(targets)
+    at = jnp.int32(count), rates, powers, state.params, state.optimiser, level, goal
     spread = train.Spread(batch=1 if jax.default_backend() == "cpu" else None)
     begin = time.perf_counter()
     compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()

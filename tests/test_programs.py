@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cryotrans_jax import programs
+from cryotrans_jax import programs, train
+from experiments import benchmark
 
 
 @pytest.fixture
@@ -34,3 +36,11 @@ def test_an_xla_that_knows_no_such_options_does_without(anew, monkeypatch):
 def test_nothing_is_asked_of_the_devices_before_the_first_call(anew, monkeypatch):
     monkeypatch.setattr(programs, "options", lambda: pytest.fail("asked"))
     programs.program(lambda x: x)
+
+
+def test_the_benchmark_calls_the_training_step_as_it_is(problem):
+    """Its own tests, which are slow, have a stand-in for that."""
+    stage = train.Stage("l2", 1, 1e-3, 1e-3, bin=4, sampling=4)
+    config = train.Config(stages=(stage,), width=4, depth=1, euler_steps=1)
+    call, compiling, _ = benchmark.program(config, stage, train.stage_inputs(problem, stage), count=1)
+    assert np.isfinite(call()[2]).all() and compiling > 0
