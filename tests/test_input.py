@@ -411,4 +411,5 @@ def test_a_thousand_damaged_files_end_in_results_and_errors(job, tmp_path):
     assert status == 0, (out, error)
     rows = json.loads((tmp_path / "fuzz.json").read_text())
     assert {row["kind"] for row in rows} == {*fuzz.KINDS} and not [*(tmp_path / "found").iterdir()]
-    assert all(row["results"] and row["errors"] and row["results"] + row["errors"] == row["tried"] for row in rows)
+    assert all(row["errors"] and row["results"] + row["errors"] == row["tried"] for row in rows)
+    assert all(row["results"] for row in rows if row["kind"] in ("map", "model", "flags"))

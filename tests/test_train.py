@@ -437,7 +437,7 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
     five, config = two.select([0, 1, 0, 1, 0]), replace(CONFIG, stages=(stage,))
     state, inputs = start(config, 5), stage_inputs(five, stage)
-    none = np.int32(0), np.zeros((5, 10), np.float32)
+    none = np.int32(0), np.zeros((5, 10), np.float32), np.zeros(5, np.float32)
     call = config.flow, stage.program, *none, state.params, state.optimiser, *inputs
     few, every = (sum(needed(Spread(batch=batch), *call)) for batch in (2, None))
     assert few < every
