@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
 from cryotrans_jax.maps import Map
-from cryotrans_jax.partition import SMALLEST, Partition, Points, completed, whole_pieces
-from cryotrans_jax.prepare import block_points, carried_mass
+from cryotrans_jax.partition import SMALLEST, Partition, Points, cloud, completed, whole_pieces
+from cryotrans_jax.prepare import carried_mass
 
 BLOCK = 2.0  # Å: of the blocks of density that go with one part or another
 REACH = 8.0  # Å on either side of a border within which density may turn out to belong to the other part
@@ -43,8 +43,8 @@ class Blocks(NamedTuple):
         """The numbers of blocks that share a face, for each axis across which they do."""
         number = np.full(self.filled.shape, -1)
         number[self.filled] = np.arange(len(self.x))
-        both = [np.stack([number[:-1], number[1:]], -1), np.stack([number[:, :-1], number[:, 1:]], -1)]
-        both.append(np.stack([number[:, :, :-1], number[:, :, 1:]], -1))
+        along = (np.moveaxis(number, axis, 0) for axis in range(3))
+        both = (np.stack([each[:-1], each[1:]], -1) for each in along)
         return [each[(each >= 0).all(-1)] for each in both]
 
 
@@ -81,10 +81,7 @@ def redrawn(
 
 def in_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
     """The mass, which is carried of the initial map, in blocks of about BLOCK."""
-    factor = np.maximum(np.rint(BLOCK / initial.voxel_size), 1).astype(int)
-    padded = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
-    place, held, filled = block_points(padded, factor)
-    x = initial.origin + (place - 0.5) * initial.voxel_size
+    x, held, filled, factor = cloud(mass, initial, BLOCK)
     return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
 
 
@@ -142,7 +139,6 @@ def agreed(
     """
     costs = np.minimum(costs - costs.min(1, keepdims=True), 1e6).astype(np.float32)
     first, second = pairs.T
-    cuts = cuts.astype(np.float32, copy=False)
     to_first, to_second = np.zeros((2, len(pairs), costs.shape[1]), np.float32)
 
     def believed():

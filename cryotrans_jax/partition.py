@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import gemmi
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage, sparse, spatial
 
 from cryotrans_jax import atoms
@@ -206,7 +206,7 @@ class PartMotion(NamedTuple):
 
 def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
     """The motion of each part to the end of a flow, `carry` as for `from_flow`."""
-    x, mass = cloud(carried_mass(initial.density, threshold), initial)
+    x, mass, *_ = cloud(carried_mass(initial.density, threshold), initial)
     y, owner = carry(x, [1.0])[0], partition.at(x)
     found = []
     for part in range(partition.count):
@@ -233,7 +233,7 @@ def from_flow(carry: Callable, initial: Map, threshold: float) -> tuple[Partitio
     `carry(xyz, times)` says where positions (n, 3) in Å have come to.
     """
     carried = carried_mass(initial.density, threshold)
-    x, mass = cloud(carried, initial)
+    x, mass, *_ = cloud(carried, initial)
     found, tried = bodies(x, carry(x, [1.0])[0], mass)
     inside = np.argwhere(carried > 0)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
@@ -260,12 +260,17 @@ def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> In
     return kept
 
 
-def cloud(mass: Float[np.ndarray, "x y z"], initial: Map) -> tuple[Points, Float[np.ndarray, "points"]]:
-    """Points (Å) about SPACING apart and their masses, of the mass that the flow carries of the initial map."""
-    factor = np.maximum(np.rint(SPACING / initial.voxel_size), 1).astype(int)
+def cloud(
+    mass: Float[np.ndarray, "x y z"], initial: Map, spacing: float = SPACING
+) -> tuple[Points, Float[np.ndarray, "points"], Bool[np.ndarray, "bx by bz"], Int[np.ndarray, "3"]]:
+    """Points (Å) about so far apart and their masses, of the mass that the flow carries of the initial map.
+
+    And which of the blocks of voxels that they stand for are filled, in order, and the voxels along a block's sides.
+    """
+    factor = np.maximum(np.rint(spacing / initial.voxel_size), 1).astype(int)
     mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
-    place, rho, _ = block_points(mass, factor)
-    return initial.origin + (place - 0.5) * initial.voxel_size, rho
+    place, rho, filled = block_points(mass, factor)
+    return initial.origin + (place - 0.5) * initial.voxel_size, rho, filled, factor
 
 
 def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]:

@@ -115,9 +115,8 @@ class Problem:
 
     @property
     def outside(self) -> "Problem":
-        """The same problem with nothing left of targets and densities but what the densities have outside the masses:
-        their noise."""
-        return replace(self, masses=0 * self.masses, densities=self.densities * (self.masses == 0))
+        """The same problem with nothing left of the densities but what they have outside of the masses: their noise."""
+        return replace(self, densities=self.densities * (self.masses == 0))
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""

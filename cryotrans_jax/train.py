@@ -863,7 +863,9 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
 
     def compared(problem: Problem) -> tuple[Array, Array, list[float]]:
         volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
-        noise = level_targets(problem.outside, stage.bin, kind, stage.blur)[0]
+        noise = volumes  # of masses, which have none outside
+        if kind == "density":
+            noise, _ = level_targets(problem.outside, stage.bin, kind, stage.blur)
         inside = [binned(mass, stage.bin) > 0 for mass in problem.masses]
         power = [signal_power(*each) for each in zip(volumes, noise, inside, strict=True)]
         return jnp.asarray(volumes), jnp.asarray(power), widths

@@ -270,11 +270,13 @@ def leftovers(out_dir: Path) -> None:
     What is younger than this process may be another's of this run.
     """
     folder = out_dir / FOLDER
-    for path in halves(out_dir) if folder.is_dir() else []:
+    if not folder.is_dir():
+        return
+    for path in halves(out_dir):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < psutil.Process().create_time():
                 path.unlink()
-    if folder.is_dir() and not any(folder.glob(f"*/{TERMS}")) and all("_of_" in p.name for p in folder.iterdir()):
+    if not any(folder.glob(f"*/{TERMS}")) and all("_of_" in p.name for p in folder.iterdir()):
         for aside in folder.glob("*/earlier"):
             results.put_back(aside, out_dir)
         shutil.rmtree(folder, ignore_errors=True)

@@ -316,9 +316,8 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
     inside[5:15, 8:20, 10:25] = True
     signal = np.where(inside, rng.uniform(0.5, 1, inside.shape), 0)
     volume = (signal + deviation * rng.normal(size=inside.shape)).astype(np.float32)
-    assert prepare.signal_power(volume, volume, inside) == pytest.approx(
-        np.sum(signal**2), rel=0.1
-    )  # of 27000 voxels' noise
+    power = prepare.signal_power(volume, volume, inside)
+    assert power == pytest.approx(np.sum(signal**2), rel=0.1)  # of 27000 voxels' noise
     assert prepare.signal_power(volume, volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
     assert prepare.signal_power(volume * ~inside, volume, inside) >= 0
 
