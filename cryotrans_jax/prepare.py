@@ -21,6 +21,8 @@ NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred be
 WIDEST = 8.0  # Å: by as much at most
 SHARP = 0.02  # of a target's power: sharpening must not make its noise more than this
 CLEAR, FADE = 8.0, 4.0  # Å about a target's mass where its noise is not judged, and over which that region begins
+DETAIL = 0.045  # 1/Å²: mean square spatial frequency of a map at 3 Å
+NOISE = 0.5  # 1/Å³: what noise counts in the weight of the rigidity
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 DALTON = 1.21  # Å³: the volume of a dalton of protein, of 0.73 cm³/g
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
@@ -410,8 +412,8 @@ def relative_blur(initial: Map, target: Map) -> float:
     noise floor or has fallen to 0.3 %, with repeated medians (Siegel 1982), so that the edge of a low-pass filter
     counts for little.
     """
-    s, start = shell_power(initial)
-    _, end = shell_power(target)
+    s, start = shell_power(initial.density, initial.voxel_size)
+    _, end = shell_power(target.density, target.voxel_size)
     low = (s > 0.04) & (s < 0.06)
     reference = np.median(end[low]) if low.any() else end.max()
     floor = max(3 * np.median(end[-max(len(end) // 10, 1) :]), 3e-3 * reference)
@@ -431,8 +433,8 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
     beyond twice the power of the initial map blurred, which hardly depends on the conformation, or lacks to half of it:
     what a filter has taken out of a target cannot be had back.
     """
-    s, power = shell_power(target)
-    _, start = shell_power(initial)
+    s, power = shell_power(target.density, target.voxel_size)
+    _, start = shell_power(initial.density, initial.voxel_size)
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
     distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
@@ -440,7 +442,7 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
     share = np.mean(away**2)
     if variance <= 0 or share < 0.02 or not band.any():
         return 0.0
-    _, noise = shell_power(replace(target, density=target.density * away))
+    _, noise = shell_power(target.density * away, target.voxel_size)
     expected *= np.median(power[band] / expected[band])
     noise = np.maximum.reduce([noise / share, power - 2 * expected, expected / 2 - power])
     tried = variance * np.linspace(0, 1, 41)
@@ -462,10 +464,10 @@ def sharpened(map_: Map, variance: float) -> Map:
     return replace(map_, density=density)
 
 
-def shell_power(map_: Map) -> tuple[np.ndarray, np.ndarray]:
+def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power there."""
-    power = np.abs(scipy.fft.rfftn(map_.density, workers=os.cpu_count())) ** 2
-    n, v = map_.density.shape, map_.voxel_size
+    power = np.abs(scipy.fft.rfftn(density, workers=os.cpu_count())) ** 2
+    n, v = density.shape, voxel_size
     s = np.sqrt(sum(f**2 for f in frequencies(n, v)))
     width = 1.0 / max(n * v)
     shell = np.round(s / width).astype(int).ravel()
@@ -667,9 +669,35 @@ def signal_power(volume: np.ndarray, noise: np.ndarray, inside: np.ndarray) -> n
     `noise` is what becomes of the noise outside alone where the volume was blurred: the volume has the molecule's
     blurred edge there.
     """
-    variance = np.var(noise[~inside]) if (~inside).any() else 0.0
     total = np.sum(volume**2, dtype=np.float64)
-    return np.float32(max(total - variance * volume.size, 1e-3 * total))
+    return np.float32(max(total - noise_variance(noise, inside) * volume.size, 1e-3 * total))
+
+
+def noise_variance(noise: np.ndarray, inside: np.ndarray) -> float:
+    """Variance of the noise outside of the molecule, 0 where nothing is outside."""
+    return float(np.var(noise[~inside])) if (~inside).any() else 0.0
+
+
+def holds(problem: Problem) -> list[float]:
+    """By what to multiply the weight of the rigidity for each target, to keep its proportion to what the target tells.
+
+    The matched loss of points that are off by d, rms, is about (4π²/3) s² d², with s² the mean square spatial frequency
+    of the carried map at the target's resolution, weighted by its power: a target with less detail says less against
+    the rigidity. The factor is the root of s² over that of a map at 3 Å (DETAIL), halfway between a weight that stays
+    and one that falls alike, and at most 1. Noise adds to it, as by Bayes' rule a prior weighs the more the noisier the
+    data: NOISE times the noise's power in a volume of the molecule's size (Å³) over that of the signal.
+    """
+    s, power = shell_power(problem.initial, problem.voxel_size)
+    volume = np.count_nonzero(problem.initial) * problem.voxel_size.prod()
+
+    def one(rest: float, density: np.ndarray, outside: np.ndarray, inside: np.ndarray) -> float:
+        weight = s**2 * power * np.exp(-4 * np.pi**2 * max(rest, 0.0) * s**2)  # a shell has about s² coefficients
+        detail = weight @ s**2 / weight.sum() / DETAIL
+        noise = noise_variance(outside, inside) * volume / signal_power(density, outside, inside)
+        return float(np.sqrt(min(detail, 1.0)) + NOISE * noise)
+
+    every = problem.rests, problem.densities, problem.outside.densities, problem.masses > 0
+    return [one(*each) for each in zip(*every, strict=True)]
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float]) -> losses.Blurs | None:

@@ -100,8 +100,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
         replace(first, lighten=0.0),
         replace(first, steps=100, blur=WIDE),
         first,
-        closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1]),
-        closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow),
+        closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
+        closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
     )
     voxel = coarse * size / problem.frame.edge
     transport = Stage(

@@ -18,7 +18,7 @@ from cryotrans_jax import correspond, losses, memory
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
 from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, symmetric, timed
-from cryotrans_jax.prepare import Level, Problem, binned, level_blur, level_targets, make_level, signal_power
+from cryotrans_jax.prepare import Level, Problem, binned, holds, level_blur, level_targets, make_level, signal_power
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
@@ -44,6 +44,7 @@ class Stage:
     blur: float = 0.0  # Å; blurs carried map and target alike ("matched" only), which widens the comparison's reach
     reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
     rigidity: float = 0.0  # weight
+    balanced: bool = False  # whether that weight follows what each target tells ("matched" only; `prepare.holds`)
     slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
     lighten: float = 0.0  # power by which mass is `lightened` at the start ("matched" only)
     final_lighten: float = 0.0  # reached along half a cosine
@@ -175,7 +176,8 @@ class Goal(NamedTuple):
     `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
     level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `judge_power`
     are volume and power of the target's other half-map, where there is one: no gradient sees it. `nearby` are the
-    matrices of a blur by NEARBY, where the stage lightens what the target has not.
+    matrices of a blur by NEARBY, where the stage lightens what the target has not; `hold` what the rigidity's weight is
+    multiplied by, where the stage is balanced.
     """
 
     volume: Float[Array, "*targets x y z"] | None = None
@@ -187,6 +189,7 @@ class Goal(NamedTuple):
     judge: Float[Array, "*targets x y z"] | None = None
     judge_power: Float[Array, "*targets"] | None = None
     nearby: losses.Blur | losses.Blurs | None = None
+    hold: Float[Array, "*targets"] | None = None
 
     @property
     def by_judge(self) -> "Goal":
@@ -332,7 +335,8 @@ def misfit(
     """The stage's loss for points and nodes that were carried there, and the same bound."""
     loss, error = distance(stage, moved, level, goal)
     if stage.rigidity:
-        loss = loss + stage.rigidity * strain(stage, nodes, level)
+        weight = stage.rigidity if goal.hold is None else stage.rigidity * goal.hold
+        loss = loss + weight * strain(stage, nodes, level)
     return loss, error
 
 
@@ -875,6 +879,8 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     if kind == "density" and problem.judges is not None:
         judge, judge_power, _ = compared(replace(problem, densities=problem.judges))
         goal = goal._replace(judge=judge, judge_power=judge_power)
+    if stage.balanced:
+        goal = goal._replace(hold=jnp.asarray(holds(problem), jnp.float32))
     if stage.lightens:
         goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY] * len(problem.masses)))
     return goal

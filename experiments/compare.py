@@ -247,7 +247,7 @@ def worn(map_, resolution: float):
     from cryotrans_jax.maps import frequencies
     from cryotrans_jax.prepare import shell_power
 
-    s, power = shell_power(map_)
+    s, power = shell_power(map_.density, map_.voxel_size)
     strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
     noise = np.random.default_rng(0).standard_normal(map_.density.shape, np.float32)
     s = np.sqrt(sum(np.square(axis) for axis in frequencies(map_.density.shape, map_.voxel_size)))

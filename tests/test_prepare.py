@@ -329,6 +329,23 @@ def test_the_edge_of_a_blurred_molecule_is_not_taken_for_noise(problem):
     assert power == pytest.approx(np.sum(volumes**2), rel=0.01)
 
 
+def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
+    """Less where there is little detail, more where there is noise, and for each target by itself."""
+
+    def held(noise, scale=1.0):
+        initial, target, _ = blurring(noise)
+        target = Map(scale * target.density, target.voxel_size, target.origin)
+        given = {"initial_resolution": 3.0, "target_resolutions": [7.0, 3.0]}
+        return prepare.holds(prepare.prepare(initial, [target, initial], **given))
+
+    (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
+    assert own == pytest.approx(1, abs=0.05)  # 3 Å
+    assert clear == pytest.approx(own, abs=1e-3)  # sharpened back to that
+    assert quiet < 0.5 * own  # not sharpened any more
+    assert louder - quiet == pytest.approx((4 - 0.09) / (1 - 0.09) * (noisy - quiet), rel=0.2) and noisy > 1.1 * quiet
+    assert held(1.0, scale=7.0)[0] == pytest.approx(noisy, rel=1e-4)
+
+
 # Sharpening
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cryotrans_jax import correspond
 from cryotrans_jax.losses import huber, rigidity
+from cryotrans_jax.prepare import holds
 from cryotrans_jax.train import (
     NEARBY,
     Config,
@@ -150,7 +151,15 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     for weight in (1.0, 7.0):
         total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-5) and error == 0
-    assert strain > 0.01 * apart
+    held, _ = objective(WAVING, POINTS, params, level, goal._replace(hold=jnp.float32(3.0)))
+    assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-5)
+    assert strain > 0.01 * apart and POINTS.rigidity > 0
+
+
+def test_only_a_balanced_stage_holds_by_what_the_targets_tell(two):
+    stage = replace(STAGES[1], loss="matched", rigidity=1.0)
+    assert stage_inputs(two, stage)[1].hold is None
+    np.testing.assert_allclose(stage_inputs(two, replace(stage, balanced=True))[1].hold, holds(two), rtol=1e-6)
 
 
 CONTEST = replace(CONFIG, stages=(replace(POINTS, steps=30), replace(STAGES[1], steps=30)), rival=STAGES[0])
