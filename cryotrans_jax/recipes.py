@@ -78,7 +78,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
 
     After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; all later ones have a field for
     each of them (`Config.bodies`), so that they may slide along each other. With nearly everything in place both maps
-    are then blurred by WIDE for a while: a helix that was left behind is drawn from further away than before.
+    are then blurred by WIDE for a while: a helix that was left behind is drawn from further away than before. In the
+    last two stages the rigidity weighs by what the target tells (`prepare.holds`).
 
     Mass that the target does not have is let go in the L2 stages, by and by in the first of them.
 
