@@ -19,6 +19,8 @@ QUICK = {
 def options() -> dict[str, Any] | None:
     """What XLA is told on this kind of device (QUICK); None on others, and for an XLA that knows no such options."""
     quick = QUICK.get(jax.default_backend())
+    if quick is None:
+        return None
     try:
         jax.jit(lambda: 0, compiler_options=quick).lower().compile()
     except Exception:  # whatever an XLA to come has to say to options that it no longer has
