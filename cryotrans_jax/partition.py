@@ -25,8 +25,9 @@ SPACING = 5.0  # Å between the points that are sorted into bodies
 WIDTH = 5.0  # Å: width of the neighbourhood that votes on the body of a point
 SEED = 12.0  # Å: radius of the neighbourhood from whose motion a further body is tried
 SEEDS = 12  # places at which one is tried
-MOST = 8  # bodies
+MOST = 12  # bodies
 GAIN = 0.75  # a further body has to bring the rms distance from rigid motions down to this part of what it was
+APART, HALF = 2.0, 0.6  # Å, and what part of it: or it has to have a motion of its own
 STILL = 0.5  # Å: an rms distance that is no motion
 GAP = 1.2  # Å from density to where it still holds together with the next
 SMALLEST = 0.02  # of the mass: a body holds more
@@ -276,8 +277,9 @@ def cloud(
 def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]:
     """As few bodies as will do, and the rms distances (Å) from rigid motions that were found with 1, 2, ... of them.
 
-    Bodies are added one by one until a further one brings that distance down to no less than GAIN of what it was, or
-    there is no motion left, or no body of SMALLEST of the mass.
+    Bodies are added one by one as long as a further one brings that distance down to GAIN of what it was, or goes its
+    own way (of an assembly's many, each is too small to bring down the whole much), and until there is no motion left,
+    or no body of SMALLEST of the mass.
     """
     tree = spatial.cKDTree(x)
     vote = neighbourhood(tree, mass)
@@ -289,10 +291,22 @@ def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]
         if further is None:
             break
         tried.append(further.rms)
-        if further.rms > GAIN * found.rms:
+        if further.rms > GAIN * found.rms and not goes_its_own_way(x, y, mass, found, further):
             break
         found = further
     return found, tried
+
+
+def goes_its_own_way(x, y, mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
+    """Whether the last body's points are off by more than APART without it, and by less than HALF as much with it."""
+    own = further.owner == len(further.motions) - 1
+    share = mass[own] / mass[own].sum()
+
+    def off(by: Bodies) -> float:
+        every = squares(x[own], y[own], by.motions)
+        return float(np.sqrt(share @ every[np.arange(len(share)), by.owner[own]]))
+
+    return off(found) > APART and off(further) < HALF * off(found)
 
 
 def one_more(x, y, mass, tree: spatial.cKDTree, vote: sparse.csr_matrix, found: Bodies) -> Bodies | None:

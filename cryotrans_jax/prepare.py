@@ -26,6 +26,8 @@ NOISE = 0.5  # 1/Å³: what noise counts in the weight of the rigidity
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 DALTON = 1.21  # Å³: the volume of a dalton of protein, of 0.73 cm³/g
 ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
+MOST_ROWS = 64  # in which the points of the largest part are laid, for the fields of parts to be applied side by side
+ROW = 32  # points: about what a row costs besides those in it
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,18 @@ class Problem:
         return self.frame.to_unit(self.report["origin"] + (self.start - 0.5) * self.voxel_size)
 
 
+class Rows(NamedTuple):
+    """Points of several parts in rows of one part each, for fields of parts of any sizes to be applied side by side.
+
+    `points` are their numbers among those of all parts, padded to the largest; `owner` is each row's part; `place` is
+    where each part's points are among those of all rows.
+    """
+
+    points: Int[Array, "*trajectories rows width"]
+    owner: Int[Array, "*trajectories rows"]
+    place: Int[Array, "*trajectories parts most"]
+
+
 class Level(NamedTuple):
     """A problem at one binning; arrays only, in the unit box, so that it passes through jit.
 
@@ -141,7 +155,8 @@ class Level(NamedTuple):
 
     Where the initial map is divided, everything has a leading axis of trajectories, and `x`, `lattice`, `tetrahedra`
     and `share` have one of parts after it, padded to the largest of them; `kept` are the points of all parts, one after
-    the other, that are no padding, and `rho` is their mass. `of` gives one trajectory's level.
+    the other, that are no padding, and `rho` is their mass; `rows` are the points that the flow is integrated at, or
+    the lattice's nodes, with little padding. `of` gives one trajectory's level.
 
     Where there is a symmetry, all this is of one unit, but `rho`, which is the mass of all copies' points, copy after
     copy; `turns` and `shifts` are the operators that make them.
@@ -156,6 +171,7 @@ class Level(NamedTuple):
     edges: Float[Array, "*trajectories 3"] | None = None
     share: Float[Array, "*trajectories_parts tetrahedra"] | None = None
     kept: Int[Array, "trajectories all"] | None = None
+    rows: Rows | None = None
     turns: Float[Array, "*trajectories copies 3 3"] | None = None
     shifts: Float[Array, "*trajectories copies 3"] | None = None
 
@@ -580,6 +596,8 @@ def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Le
         rho=lattices.stacked([np.concatenate([level.rho for level in own]) for own in levels]),
         **{name: np.stack([getattr(first, name)] * count) for name in ("corner", "voxel")},
     )
+    sizes = [[len(level.x if level.lattice is None else level.lattice.nodes) for level in own] for own in levels]
+    all_ = all_._replace(rows=in_rows([own + [0] * (parts - len(own)) for own in sizes]))
     if first.lattice is not None:
         all_ = all_._replace(lattice=jax.tree.map(both, lattices.abreast([level.lattice for level in each])))
     if first.share is not None:
@@ -589,6 +607,31 @@ def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Le
         edges = np.stack([first.edges] * count)
         all_ = all_._replace(tetrahedra=both(rows), share=both(lattices.stacked(shares)), edges=edges)
     return all_
+
+
+def in_rows(sizes: Sequence[Sequence[int]]) -> Rows:
+    """Rows for parts of these numbers of points, for each trajectory, as wide as makes the least work."""
+    most = max(map(max, sizes))
+    widths = {-(-most // parts // 16) * 16 for parts in range(1, MOST_ROWS + 1)}
+
+    def needed(width: int) -> int:
+        return max(sum(-(-n // width) for n in own) for own in sizes)
+
+    width = min(widths, key=lambda width: needed(width) * (width + ROW))
+    shape = len(sizes), needed(width)
+    rows = Rows(
+        np.zeros((*shape, width), int), np.zeros(shape, int), np.zeros((len(sizes), len(sizes[0]), most), int)
+    )
+    for trajectory, own in enumerate(sizes):
+        row = 0
+        for part, size in enumerate(own):
+            taken = -(-size // width)
+            numbers = part * most + np.arange(size)
+            rows.points[trajectory, row : row + taken].flat[:size] = numbers
+            rows.owner[trajectory, row : row + taken] = part
+            rows.place[trajectory, part, :size] = row * width + np.arange(size)
+            row += taken
+    return rows
 
 
 def level_of(

@@ -289,27 +289,36 @@ def carry(
     them before the last two, and points are those of all that have mass, part after part. Where there is a symmetry,
     nodes are those of one unit, and points those of all its copies.
     """
+    begin = level.x if level.lattice is None else level.lattice.nodes
     if not level.divided:
-        moved, nodes = carry_one(config, params, level.x, level.lattice)
-        return level.copied(moved), nodes
-    moved, nodes = jax.vmap(partial(carry_one, config), out_axes=-3)(params, level.x, level.lattice)
+        nodes = arrive(config, params, begin)
+        return level.copied(nodes if level.lattice is None else follow(level.x, level.lattice, begin, nodes)), nodes
+    rows = jax.tree.map(lambda p: p[level.rows.owner], params), begin.reshape(-1, 3)[level.rows.points]
+    there = jax.vmap(partial(arrive, config), out_axes=-3)(*rows)
+    moved = nodes = there.reshape(*there.shape[:-3], -1, 3)[..., level.rows.place, :]
+    if level.lattice is not None:
+        moved = jax.vmap(follow, (0, 0, 0, -3), -3)(level.x, level.lattice, begin, nodes)
     return level.copied(moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :]), nodes
 
 
-def carry_one(
-    config: Config, params: PyTree, x: Float[Array, "points 3"], lattice: lattices.Lattice | None
-) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times nodes 3"]]:
-    """The same for points under one velocity field."""
-    velocity, begin = field(config, params), x if lattice is None else lattice.nodes
-    if config.waypoints:
-        visited = path(velocity, placed(config, begin, 0.0), config.euler_steps)[..., :3]
-        nodes = jnp.stack([between(visited, t) for t in (*config.waypoints, 1.0)])
-    else:
-        nodes = flow(velocity, begin, config.euler_steps)
-    if lattice is None:
-        return nodes, nodes
+def arrive(config: Config, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
+    """Points after the flow of one velocity field; where there are waypoints, at the time of each and at the end."""
+    velocity = field(config, params)
+    if not config.waypoints:
+        return flow(velocity, x, config.euler_steps)
+    visited = path(velocity, placed(config, x, 0.0), config.euler_steps)[..., :3]
+    return jnp.stack([between(visited, t) for t in (*config.waypoints, 1.0)])
+
+
+def follow(
+    x: Float[Array, "points 3"],
+    lattice: lattices.Lattice,
+    begin: Float[Array, "nodes 3"],
+    nodes: Float[Array, "*times nodes 3"],
+) -> Float[Array, "*times points 3"]:
+    """Points after the flow that has carried the lattice's nodes from where they begin, once or at several times."""
     interpolate = partial(lattices.interpolate, lattice)
-    return x + (jax.vmap(interpolate) if config.waypoints else interpolate)(nodes - begin), nodes
+    return x + (jax.vmap(interpolate) if nodes.ndim > 2 else interpolate)(nodes - begin)
 
 
 def objective(
@@ -771,7 +780,7 @@ def finite_and_outside(
     divided = x.ndim > 2
 
     def away(params, x, rho):
-        end, _ = carry_one(config, params, x, None)
+        end = arrive(config, params, x)
         out = jnp.any((end < box.low) | (end > box.high), axis=-1)
         return jnp.max(jnp.sum(jnp.where(out, rho, 0), axis=-1))
 

@@ -202,6 +202,21 @@ def test_hinged_bodies_are_found_and_no_more_of_them(points):
         assert len(set(found.owner[far & (expected == body)])) == 1
 
 
+def test_every_one_of_an_assemblys_many_bodies_is_found(points):
+    """Five rods of which a third turns at one end, each another way: each brings down the whole by little."""
+    x, mass = points
+    rods = [x + [0, 60 * number, 0] for number in range(5)]
+    ends = [
+        np.where(rod[:, :1] < 67, rod, turned(rod, angle, np.array([67.0, 60 * number + 15, 0])))
+        for number, (rod, angle) in enumerate(zip(rods, (0.3, -0.3, 0.5, -0.5, 0.4), strict=True))
+    ]
+    found, off = bodies(np.concatenate(rods), np.concatenate(ends), np.tile(mass, 5))
+    assert len(found.motions) == 6 and off[1] > partition.GAIN * off[0]  # the rule for the whole would find one
+    owner = found.owner.reshape(5, -1)
+    still, moving = owner[:, x[:, 0] < 60], owner[:, x[:, 0] > 74]
+    assert len(np.unique(still)) == 1 and (moving == moving[:, :1]).all() and len(np.unique(moving)) == 5
+
+
 def test_bodies_of_a_flow_are_parts_of_the_map(points):
     """Of a map that is dense in a box about the rod; a voxel goes with the nearest point."""
     density = np.zeros((60, 20, 20), np.float32)

@@ -442,3 +442,19 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     mine = mine[tuple(slice(0, n) for n in part.shape)]
     np.testing.assert_allclose(mine / mine.max(), part / part.max(), atol=1e-4)
     assert prepare.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.rests[0]))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [([[4000, 300]], 4700), ([[900, 900, 900]], 2750), ([[5]], 16), ([[700, 20, 0], [300, 300, 300]], 2150)],
+)
+def test_parts_of_any_sizes_lie_in_rows_of_one_part_each_with_little_padding(sizes, most):
+    rows = prepare.in_rows(sizes)
+    assert rows.points.size <= most
+    longest = max(map(max, sizes))
+    for points, owner, place, own in zip(*rows, sizes, strict=True):
+        assert place.shape == (len(own), longest)
+        for part, size in enumerate(own):
+            where = place[part, :size]
+            np.testing.assert_array_equal(points.ravel()[where], part * longest + np.arange(size))
+            assert (owner[where // points.shape[1]] == part).all()
