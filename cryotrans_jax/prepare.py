@@ -619,9 +619,7 @@ def in_rows(sizes: Sequence[Sequence[int]]) -> Rows:
 
     width = min(widths, key=lambda width: needed(width) * (width + ROW))
     shape = len(sizes), needed(width)
-    rows = Rows(
-        np.zeros((*shape, width), int), np.zeros(shape, int), np.zeros((len(sizes), len(sizes[0]), most), int)
-    )
+    rows = Rows(np.zeros((*shape, width), int), np.zeros(shape, int), np.zeros((len(sizes), len(sizes[0]), most), int))
     for trajectory, own in enumerate(sizes):
         row = 0
         for part, size in enumerate(own):
