@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
 from cryotrans_jax.maps import Map
-from cryotrans_jax.partition import SMALLEST, Partition, Points, cloud, completed, whole_pieces
+from cryotrans_jax.partition import Partition, Points, cloud, completed, smallest, whole_pieces
 from cryotrans_jax.prepare import carried_mass
 
 BLOCK = 2.0  # Å: of the blocks of density that go with one part or another
@@ -76,7 +76,8 @@ def redrawn(
     labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
     better = whole_pieces(labels, initial.voxel_size)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
-    return completed(better, initial) if held.min() > SMALLEST * held.sum() else partition
+    least = smallest(np.count_nonzero(labels) * np.prod(initial.voxel_size))
+    return completed(better, initial) if held.min() > least * held.sum() else partition
 
 
 def in_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:

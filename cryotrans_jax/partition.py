@@ -21,16 +21,18 @@ from cryotrans_jax.prepare import block_points, box_of, carried_mass
 
 SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
 NEAR = 8.0  # Å about a model within which a voxel's nearest atom is looked for; beyond, the nearest such voxel
-SPACING = 5.0  # Å between the points that are sorted into bodies
-WIDTH = 5.0  # Å: width of the neighbourhood that votes on the body of a point
+SPACING = 5.0  # Å between the points that are sorted into bodies, more where there would be more than POINTS of them
+POINTS = 4000
+WIDTH = 1.0  # spacings: width of the neighbourhood that votes on the body of a point
 SEED = 12.0  # Å: radius of the neighbourhood from whose motion a further body is tried
 SEEDS = 12  # places at which one is tried
-MOST = 12  # bodies
+MOST = 24  # bodies
 GAIN = 0.75  # a further body has to bring the rms distance from rigid motions down to this part of what it was
 APART, HALF = 2.0, 0.6  # Å, and what part of it: or it has to have a motion of its own
+FAR = 3.0  # Å: or the rms distance is so large that there are more to come
 STILL = 0.5  # Å: an rms distance that is no motion
 GAP = 1.2  # Å from density to where it still holds together with the next
-SMALLEST = 0.02  # of the mass: a body holds more
+SMALLEST, DOMAIN = 0.02, 12e3  # of the mass, or Å³ (10 kDa) of a large molecule's: a body holds more
 SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
@@ -234,17 +236,24 @@ def from_flow(carry: Callable, initial: Map, threshold: float) -> tuple[Partitio
     `carry(xyz, times)` says where positions (n, 3) in Å have come to.
     """
     carried = carried_mass(initial.density, threshold)
-    x, mass, *_ = cloud(carried, initial)
-    found, tried = bodies(x, carry(x, [1.0])[0], mass)
     inside = np.argwhere(carried > 0)
+    volume = len(inside) * np.prod(initial.voxel_size)
+    spacing = max(SPACING, float((volume / POINTS) ** (1 / 3)))
+    x, mass, *_ = cloud(carried, initial, spacing)
+    found, tried = bodies(x, carry(x, [1.0])[0], mass, spacing, smallest(volume))
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     labels[tuple(inside.T)] = found.owner[nearest] + 1
     return completed(whole_pieces(labels, initial.voxel_size), initial), tried
 
 
+def smallest(volume: float) -> float:
+    """The share of a molecule of this volume (Å³) that a body, or a piece of one, has to hold."""
+    return min(SMALLEST, DOMAIN / volume)
+
+
 def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> Int[np.ndarray, "x y z"]:
-    """The labels without those of pieces, apart from the rest of their part, that are less than SMALLEST of all.
+    """The labels without those of pieces, apart from the rest of their part, that are less than `smallest` of all.
 
     A chip of one body within another is held by nothing, and could be carried anywhere. Pieces are apart where more
     than twice GAP or another part is between them. The largest piece of each part stays.
@@ -252,11 +261,12 @@ def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> In
     labelled = labels > 0
     away, nearest = ndimage.distance_transform_edt(~labelled, sampling=voxel_size, return_indices=True)
     spread, kept = np.where(away < GAP, labels[tuple(nearest)], 0), np.zeros_like(labels)
+    least = smallest(labelled.sum() * np.prod(voxel_size)) * labelled.sum()
     for part in range(1, labels.max() + 1):
         pieces, count = ndimage.label(spread == part)
         held = np.bincount(pieces[labelled], minlength=count + 1)
         held[0] = 0
-        whole = (held >= SMALLEST * labelled.sum()) | (held == held.max())
+        whole = (held >= least) | (held == held.max())
         kept[whole[pieces] & (pieces > 0) & labelled] = part
     return kept
 
@@ -274,24 +284,27 @@ def cloud(
     return initial.origin + (place - 0.5) * initial.voxel_size, rho, filled, factor
 
 
-def bodies(x: Points, y: Points, mass: np.ndarray) -> tuple[Bodies, list[float]]:
+def bodies(
+    x: Points, y: Points, mass: np.ndarray, spacing: float = SPACING, least: float = SMALLEST
+) -> tuple[Bodies, list[float]]:
     """As few bodies as will do, and the rms distances (Å) from rigid motions that were found with 1, 2, ... of them.
 
-    Bodies are added one by one as long as a further one brings that distance down to GAIN of what it was, or goes its
-    own way (of an assembly's many, each is too small to bring down the whole much), and until there is no motion left,
-    or no body of SMALLEST of the mass.
+    Bodies are added one by one as long as that distance is FAR, or a further one brings it down to GAIN of what it was
+    or goes its own way: of an assembly's many, each is too small to bring down the whole much. And until there is no
+    motion left, or no body of the `least` share of the mass. Points are about `spacing` Å apart.
     """
     tree = spatial.cKDTree(x)
-    vote = neighbourhood(tree, mass)
-    found = settled(x, y, mass, vote, [rigid(x, y, mass)])
+    vote = neighbourhood(tree, mass, WIDTH * spacing)
+    found = settled(x, y, mass, vote, [rigid(x, y, mass)], least)
     assert found is not None  # one body is all of it
     tried = [found.rms]
     while found.rms > STILL and len(found.motions) < MOST:
-        further = one_more(x, y, mass, tree, vote, found)
+        further = one_more(x, y, mass, tree, vote, found, least)
         if further is None:
             break
         tried.append(further.rms)
-        if further.rms > GAIN * found.rms and not goes_its_own_way(x, y, mass, found, further):
+        worth = found.rms > FAR or further.rms <= GAIN * found.rms
+        if not (worth or goes_its_own_way(x, y, mass, found, further)):
             break
         found = further
     return found, tried
@@ -309,28 +322,28 @@ def goes_its_own_way(x, y, mass: np.ndarray, found: Bodies, further: Bodies) -> 
     return off(found) > APART and off(further) < HALF * off(found)
 
 
-def one_more(x, y, mass, tree: spatial.cKDTree, vote: sparse.csr_matrix, found: Bodies) -> Bodies | None:
+def one_more(x, y, mass, tree: spatial.cKDTree, vote: sparse.csr_matrix, found: Bodies, least: float) -> Bodies | None:
     """The best with one body more, of those that begin with the motion about one of the points that fit worst."""
     off = vote @ squares(x, y, found.motions)[np.arange(len(x)), found.owner]
     best = None
     for _ in range(SEEDS):
         near = tree.query_ball_point(x[off.argmax()], SEED)
         off[near] = 0
-        further = settled(x, y, mass, vote, [*found.motions, rigid(x[near], y[near], mass[near])])
+        further = settled(x, y, mass, vote, [*found.motions, rigid(x[near], y[near], mass[near])], least)
         if further is not None and (best is None or further.rms < best.rms):
             best = further
     return best
 
 
-def settled(x, y, mass, vote: sparse.csr_matrix, motions: Motions, rounds: int = 100) -> Bodies | None:
+def settled(x, y, mass, vote: sparse.csr_matrix, motions: Motions, least: float, rounds: int = 100) -> Bodies | None:
     """Bodies from these motions on: points go to the one that suits their neighbourhood, and motions are fitted anew.
 
-    Until no point changes any more. None where a body becomes too small.
+    Until no point changes any more. None where a body becomes smaller than the `least` share of the mass.
     """
     owner = np.full(len(x), -1)
     for _ in range(rounds):
         before, owner = owner, (vote @ squares(x, y, motions)).argmin(1)
-        if np.bincount(owner, mass, len(motions)).min() < SMALLEST * mass.sum():
+        if np.bincount(owner, mass, len(motions)).min() < least * mass.sum():
             return None
         if (owner == before).all():
             break
@@ -339,10 +352,10 @@ def settled(x, y, mass, vote: sparse.csr_matrix, motions: Motions, rounds: int =
     return Bodies(owner, motions, float(np.sqrt(mass @ off / mass.sum())))
 
 
-def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray) -> sparse.csr_matrix:
-    """Weights (points, points) of the mean over each point's neighbourhood, itself included."""
-    pairs = tree.sparse_distance_matrix(tree, 2.5 * WIDTH, output_type="coo_matrix")
-    weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / WIDTH) ** 2) * mass[pairs.col], (pairs.row, pairs.col)))
+def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray, width: float) -> sparse.csr_matrix:
+    """Weights (points, points) of the mean over each point's neighbourhood of this width (Å), itself included."""
+    pairs = tree.sparse_distance_matrix(tree, 2.5 * width, output_type="coo_matrix")
+    weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / width) ** 2) * mass[pairs.col], (pairs.row, pairs.col)))
     weights = weights + sparse.diags(mass - weights.diagonal())
     return sparse.csr_matrix(sparse.diags(1 / np.asarray(weights.sum(1)).ravel()) @ weights)
 

@@ -217,6 +217,26 @@ def test_every_one_of_an_assemblys_many_bodies_is_found(points):
     assert len(np.unique(still)) == 1 and (moving == moving[:, :1]).all() and len(np.unique(moving)) == 5
 
 
+def test_all_parts_of_a_ring_that_opens_are_found():
+    """Sixteen blocks in a ring, of which each tilts outwards by itself: no few of them are nearly right."""
+    rng = np.random.default_rng(5)
+    block, angles = rng.uniform(-1, 1, (60, 3)) * [8, 8, 20], np.arange(16) * np.pi / 8
+    ring, opened = (
+        [turned(shape + [80, 0, 0], angle, np.zeros(3)) for angle in angles]
+        for shape in (block, turned(block[:, [0, 2, 1]], 0.6, np.array([0.0, -20, 0]))[:, [0, 2, 1]])
+    )
+    x, y, mass = np.concatenate(ring), np.concatenate(opened), np.ones(16 * 60)
+    found, off = bodies(x, y, mass)
+    owner = found.owner.reshape(16, -1)
+    assert len(found.motions) == 16 and (owner == owner[:, :1]).all() and len(np.unique(owner)) == 16
+    assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL
+
+
+def test_a_body_of_a_large_molecule_is_a_domain_or_more():
+    assert partition.smallest(1e5) == partition.SMALLEST
+    assert partition.smallest(3e6) * 3e6 == pytest.approx(partition.DOMAIN)
+
+
 def test_bodies_of_a_flow_are_parts_of_the_map(points):
     """Of a map that is dense in a box about the rod; a voxel goes with the nearest point."""
     density = np.zeros((60, 20, 20), np.float32)
