@@ -17,6 +17,7 @@ WINDOW = 3.0  # Å: width of the neighbourhood over which density is compared to
 TIE = 1.0  # Å: how thick a layer of density that is not like the target's at all costs as much as a cut
 TORN = 4.0  # Å: from which on it is all one how far the sides of a cut are carried apart
 ROUNDS = 30  # of messages among neighbours
+CHOICES = 6  # parts at most among which a block chooses: those that cost it least
 
 
 class Blocks(NamedTuple):
@@ -64,10 +65,13 @@ def redrawn(
     own = partition.at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
+    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
+    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
     faces = np.prod(blocks.size) / blocks.size
     pairs = blocks.pairs()
     cuts = [np.float32(TIE * face) * torn(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
-    owner = agreed(costs, np.concatenate(pairs), np.concatenate(cuts))
+    chosen = agreed(costs, np.concatenate(pairs), np.concatenate(cuts))
+    owner = choices[np.arange(len(choices)), chosen]
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
     for axis, factor in enumerate(blocks.factor):
@@ -113,9 +117,9 @@ def at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
 
 
 def torn(
-    blocks: Blocks, y: Float[np.ndarray, "points parts 3"], pairs: Int[np.ndarray, "pairs 2"]
-) -> Float[np.ndarray, "pairs parts parts"]:
-    """How badly each pair of neighbours is torn, 0 to 1 times its density, by the parts of the first and the second.
+    blocks: Blocks, y: Float[np.ndarray, "points choices 3"], pairs: Int[np.ndarray, "pairs 2"]
+) -> Float[np.ndarray, "pairs choices choices"]:
+    """How badly each pair of neighbours is torn, 0 to 1 times its density, by what the first and the second go with.
 
     By the distance that they gain, next to TORN; the density is the lesser of the two, next to the mean of all.
     """

@@ -16,7 +16,7 @@ from cryotrans_jax import atoms, borders, checkpoints, prepare, recipes, train, 
 from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
-from cryotrans_jax.partition import Partition, from_flow
+from cryotrans_jax.partition import Partition, Unit, completed, from_flow, repeated
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
@@ -325,7 +325,7 @@ def morph(
     else:
         config = recipes.default(problem, seed)
     if symmetry:
-        config, parts = replace(config, symmetry=operators), None
+        config = replace(config, symmetry=operators)
     rival = train.scaled((config.rival,), steps)[0] if config.rival else None
     config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
@@ -498,12 +498,23 @@ def bodies_of(
     problem: prepare.Problem, config: train.Config, state: train.State, initial: Map
 ) -> tuple[list[Partition], list[list[float]]]:
     """For each target the bodies that its flow moves nearly rigidly, and what `from_flow` says of other numbers."""
-    threshold, found = problem.report["initial"]["threshold"], []
+    threshold, unit, found = problem.report["initial"]["threshold"], unit_of(problem, initial), []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
-        found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold))
+        found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
     parts, off = zip(*found, strict=True)
     return [*parts], [*off]
+
+
+def unit_of(problem: prepare.Problem, initial: Map) -> Unit | None:
+    """The unit of the initial map that is carried, None where all of it is."""
+    if problem.turns is None:
+        return None
+    mass = np.zeros(initial.density.shape, np.float32)
+    room = mass[tuple(slice(first, None) for first in problem.start)]  # the crop may reach past the map's end
+    held = problem.carried[tuple(map(slice, room.shape))]
+    room[tuple(map(slice, held.shape))] = held
+    return Unit(mass, problem.turns, np.array(problem.report["symmetry"]["centre"]))
 
 
 def redrawn(
@@ -518,4 +529,8 @@ def redrawn(
     blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
     start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
     here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
-    return borders.redrawn(parts, carries, here, there, problem.report["initial"]["threshold"])
+    threshold, unit = problem.report["initial"]["threshold"], unit_of(problem, initial)
+    drawn = borders.redrawn(parts, carries, here, there, threshold)
+    if unit is None:
+        return drawn
+    return completed(repeated(drawn.labels, prepare.carried_mass(start, threshold) > 0, here, unit), here)

@@ -221,30 +221,65 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
     return found
 
 
+class Unit(NamedTuple):
+    """One unit of a symmetric map: its mass on the map's grid, and the group's rotations about a centre (Å)."""
+
+    mass: Float[np.ndarray, "x y z"]
+    turns: Float[np.ndarray, "copies 3 3"]
+    centre: Float[np.ndarray, "3"]
+
+    def copies(self, x: Points) -> Float[np.ndarray, "copies points 3"]:
+        """Where the group's operators take positions."""
+        return (x - self.centre) @ self.turns.transpose(0, 2, 1) + self.centre
+
+
 class Bodies(NamedTuple):
-    """Points sorted into bodies: the number of each one's, the bodies' motions, and the rms distance (Å) from them."""
+    """Points sorted into bodies: each one's number, and copy of the body, the squared distance (Å²) from its motion;
+    the bodies' motions, of the copies that come first; and the rms distance (Å) from them.
+    """
 
     owner: Int[np.ndarray, "points"]
+    copy: Int[np.ndarray, "points"]
+    off: Float[np.ndarray, "points"]
     motions: Motions
     rms: float
 
 
-def from_flow(carry: Callable, initial: Map, threshold: float) -> tuple[Partition, list[float]]:
+def from_flow(
+    carry: Callable, initial: Map, threshold: float, unit: Unit | None = None
+) -> tuple[Partition, list[float]]:
     """The partition by the bodies that a flow moves nearly rigidly, and the rms distances (Å) from rigid motions with
     one body, with two and so on, of which the last was one too many.
 
-    `carry(xyz, times)` says where positions (n, 3) in Å have come to.
+    `carry(xyz, times)` says where positions (n, 3) in Å have come to. Of a symmetric flow, a body and its copies are
+    one part.
     """
-    carried = carried_mass(initial.density, threshold)
+    everywhere = carried_mass(initial.density, threshold)
+    carried = everywhere if unit is None else unit.mass
     inside = np.argwhere(carried > 0)
     volume = len(inside) * np.prod(initial.voxel_size)
     spacing = max(SPACING, float((volume / POINTS) ** (1 / 3)))
     x, mass, *_ = cloud(carried, initial, spacing)
-    found, tried = bodies(x, carry(x, [1.0])[0], mass, spacing, smallest(volume))
+    found, tried = bodies(x, carry(x, [1.0])[0], mass, spacing, smallest(volume), unit)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     labels[tuple(inside.T)] = found.owner[nearest] + 1
+    if unit is not None:
+        labels = repeated(labels, everywhere > 0, initial, unit)
     return completed(whole_pieces(labels, initial.voxel_size), initial), tried
+
+
+def repeated(
+    labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map, unit: Unit
+) -> Int[np.ndarray, "x y z"]:
+    """The labels of one unit at all its copies: each voxel inside has that of the nearest copy of the unit's voxels."""
+    own = np.argwhere(unit.mass > 0)
+    every = unit.copies(like.origin + own * like.voxel_size).reshape(-1, 3)
+    places = np.argwhere(inside)
+    _, nearest = spatial.cKDTree(every).query(like.origin + places * like.voxel_size, workers=-1)
+    whole = np.zeros_like(labels)
+    whole[tuple(places.T)] = labels[tuple(own[nearest % len(own)].T)]
+    return whole
 
 
 def smallest(volume: float) -> float:
@@ -285,71 +320,87 @@ def cloud(
 
 
 def bodies(
-    x: Points, y: Points, mass: np.ndarray, spacing: float = SPACING, least: float = SMALLEST
+    x: Points,
+    y: Points,
+    mass: np.ndarray,
+    spacing: float = SPACING,
+    least: float = SMALLEST,
+    unit: Unit | None = None,
 ) -> tuple[Bodies, list[float]]:
     """As few bodies as will do, and the rms distances (Å) from rigid motions that were found with 1, 2, ... of them.
 
     Bodies are added one by one as long as that distance is FAR, or a further one brings it down to GAIN of what it was
     or goes its own way: of an assembly's many, each is too small to bring down the whole much. And until there is no
-    motion left, or no body of the `least` share of the mass. Points are about `spacing` Å apart.
+    motion left, or no body of the `least` share of the mass. Points are about `spacing` Å apart. Those of a symmetric
+    map's unit may belong to any copy of a body.
     """
-    tree = spatial.cKDTree(x)
-    vote = neighbourhood(tree, mass, WIDTH * spacing)
-    found = settled(x, y, mass, vote, [rigid(x, y, mass)], least)
+    seen = (a[None] if unit is None else (a - unit.centre) @ unit.turns for a in (x, y))
+    cast = Cast(*seen, mass, neighbourhood(spatial.cKDTree(x), mass, WIDTH * spacing))
+    found = settled(cast, [rigid(cast.x[0], cast.y[0], mass)], least)
     assert found is not None  # one body is all of it
     tried = [found.rms]
     while found.rms > STILL and len(found.motions) < MOST:
-        further = one_more(x, y, mass, tree, vote, found, least)
+        further = one_more(cast, found, least)
         if further is None:
             break
         tried.append(further.rms)
         worth = found.rms > FAR or further.rms <= GAIN * found.rms
-        if not (worth or goes_its_own_way(x, y, mass, found, further)):
+        if not (worth or goes_its_own_way(mass, found, further)):
             break
         found = further
     return found, tried
 
 
-def goes_its_own_way(x, y, mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
+class Cast(NamedTuple):
+    """What is sorted into bodies: the points before and after, as each copy of a body sees them, that is turned back by
+    the operator that makes the copy; their masses; and the weights of the mean over each one's neighbourhood.
+    """
+
+    x: Float[np.ndarray, "copies points 3"]
+    y: Float[np.ndarray, "copies points 3"]
+    mass: Float[np.ndarray, "points"]
+    vote: sparse.csr_matrix
+
+
+def goes_its_own_way(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
     """Whether the last body's points are off by more than APART without it, and by less than HALF as much with it."""
     own = further.owner == len(further.motions) - 1
-    share = mass[own] / mass[own].sum()
-
-    def off(by: Bodies) -> float:
-        every = squares(x[own], y[own], by.motions)
-        return float(np.sqrt(share @ every[np.arange(len(share)), by.owner[own]]))
-
-    return off(found) > APART and off(further) < HALF * off(found)
+    before, after = (np.sqrt(mass[own] @ by.off[own] / mass[own].sum()) for by in (found, further))
+    return bool(before > APART and after < HALF * before)
 
 
-def one_more(x, y, mass, tree: spatial.cKDTree, vote: sparse.csr_matrix, found: Bodies, least: float) -> Bodies | None:
+def one_more(cast: Cast, found: Bodies, least: float) -> Bodies | None:
     """The best with one body more, of those that begin with the motion about one of the points that fit worst."""
-    off = vote @ squares(x, y, found.motions)[np.arange(len(x)), found.owner]
-    best = None
+    x, y, off, best = cast.x[0], cast.y[0], cast.vote @ found.off, None
+    tree = spatial.cKDTree(x)
     for _ in range(SEEDS):
         near = tree.query_ball_point(x[off.argmax()], SEED)
         off[near] = 0
-        further = settled(x, y, mass, vote, [*found.motions, rigid(x[near], y[near], mass[near])], least)
+        further = settled(cast, [*found.motions, rigid(x[near], y[near], cast.mass[near])], least)
         if further is not None and (best is None or further.rms < best.rms):
             best = further
     return best
 
 
-def settled(x, y, mass, vote: sparse.csr_matrix, motions: Motions, least: float, rounds: int = 100) -> Bodies | None:
+def settled(cast: Cast, motions: Motions, least: float, rounds: int = 100) -> Bodies | None:
     """Bodies from these motions on: points go to the one that suits their neighbourhood, and motions are fitted anew.
 
     Until no point changes any more. None where a body becomes smaller than the `least` share of the mass.
     """
-    owner = np.full(len(x), -1)
+    copies, points, _ = cast.x.shape
+    every, whose = np.arange(points), np.full(points, -1)
     for _ in range(rounds):
-        before, owner = owner, (vote @ squares(x, y, motions)).argmin(1)
-        if np.bincount(owner, mass, len(motions)).min() < least * mass.sum():
+        off = np.concatenate([squares(*seen, motions) for seen in zip(cast.x, cast.y, strict=True)], axis=1)
+        before, whose = whose, (cast.vote @ off).argmin(1)
+        copy, owner = np.divmod(whose, len(motions))
+        if np.bincount(owner, cast.mass, len(motions)).min() < least * cast.mass.sum():
             return None
-        if (owner == before).all():
+        if (whose == before).all():
             break
-        motions = [rigid(*(a[owner == body] for a in (x, y, mass))) for body in range(len(motions))]
-    off = squares(x, y, motions)[np.arange(len(x)), owner]
-    return Bodies(owner, motions, float(np.sqrt(mass @ off / mass.sum())))
+        x, y = cast.x[copy, every], cast.y[copy, every]
+        motions = [rigid(*(a[owner == body] for a in (x, y, cast.mass))) for body in range(len(motions))]
+    off = squares(cast.x[copy, every], cast.y[copy, every], motions)[every, owner]
+    return Bodies(owner, copy, off, motions, float(np.sqrt(cast.mass @ off / cast.mass.sum())))
 
 
 def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray, width: float) -> sparse.csr_matrix:

@@ -763,7 +763,8 @@ def sampled(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.
     x, rho = np.asarray(level.x), np.asarray(level.rho)
     if level.divided:  # what fills up a part has no mass
         held = np.zeros((len(rho), x[0, ..., 0].size), rho.dtype)
-        np.add.at(held, (np.arange(len(rho))[:, None], np.asarray(level.kept)), rho)
+        kept = np.asarray(level.kept)
+        np.add.at(held, (np.arange(len(rho))[:, None], kept), rho[:, : kept.shape[1]])  # of one unit
         rho = held.reshape(x.shape[:-1])
     chosen = np.linspace(0, x.shape[-2] - 1, SAMPLE).astype(int)
     return x[..., chosen, :], rho[..., chosen]

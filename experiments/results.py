@@ -565,7 +565,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
-    if fit.partitions:
+    if fit.partitions and not fit.config.symmetry:  # a part and its copies move as no one body does
         moves = part_motions(fit.partition(), fit.carry, case.initial, fit.threshold)
         out["parts"] = [move._asdict() for move in moves]
     if case.waypoints:

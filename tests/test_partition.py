@@ -232,6 +232,37 @@ def test_all_parts_of_a_ring_that_opens_are_found():
     assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5], ids=["between blocks", "through blocks"])
+def test_the_copies_of_a_body_are_one_body_wherever_the_unit_ends(offset):
+    """Eight blocks in a ring tilt outwards; a unit is an eighth of the ring."""
+    rng = np.random.default_rng(5)
+    block, angles = rng.uniform(-1, 1, (200, 3)) * [8, 8, 20], np.arange(8) * np.pi / 4
+    tilted = turned(block[:, [0, 2, 1]], 0.6, np.array([0.0, -20, 0]))[:, [0, 2, 1]]
+    x, y = (np.concatenate([turned(b + [60, 0, 0], a, np.zeros(3)) for a in angles]) for b in (block, tilted))
+    chosen = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4) - offset) == 1
+    turns = np.stack([turned(np.eye(3), a, np.zeros(3)).T for a in angles])
+    centre = np.array([1.0, 2.0, 3.0])
+    unit = partition.Unit(np.zeros((1, 1, 1)), turns, centre)
+    np.testing.assert_allclose(unit.copies(x + centre)[1], turned(x, np.pi / 4, np.zeros(3)) + centre, atol=1e-9)
+    found, off = bodies(x[chosen] + centre, y[chosen] + centre, np.ones(chosen.sum()), unit=unit)
+    assert len(found.motions) == 1 and off == [pytest.approx(0, abs=1e-6)]
+    assert len(np.unique(found.copy)) == (1 if offset == 0 else 2)
+
+
+def test_labels_of_one_unit_are_repeated():
+    inside = np.zeros((24, 24, 4), bool)
+    inside[2:22, 6:18] = True
+    initial = Map(inside.astype(np.float32), np.full(3, 2.0), np.array([5.0, 0, 0]))
+    mass = np.where(np.arange(24)[:, None, None] < 12, initial.density, 0)
+    half_turn = np.stack([np.eye(3), np.diag([-1.0, -1, 1])])
+    unit = partition.Unit(mass, half_turn, initial.origin + 2.0 * np.array([11.5, 11.5, 0]))
+    labels = np.where(mass > 0, 1 + (np.arange(24)[:, None] > 11), 0)
+    whole = partition.repeated(labels, inside, initial, unit)
+    assert ((whole > 0) == inside).all() and set(np.unique(whole)) == {0, 1, 2}
+    np.testing.assert_array_equal(whole[:12], labels[:12])
+    np.testing.assert_array_equal(whole, whole[::-1, ::-1])
+
+
 def test_a_body_of_a_large_molecule_is_a_domain_or_more():
     assert partition.smallest(1e5) == partition.SMALLEST
     assert partition.smallest(3e6) * 3e6 == pytest.approx(partition.DOMAIN)

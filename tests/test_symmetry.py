@@ -218,6 +218,22 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
     assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
 
 
+def test_bodies_of_a_symmetric_flow_are_those_of_one_unit_and_their_copies(pair):
+    """Labels that the symmetry keeps, and frames and models as symmetric as with one field."""
+    group, (start, end), maps = pair
+    how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
+    fit = ct.morph(*maps, symmetry="C2", **how)
+    assert fit.partition().count > 1
+    x = atoms.positions(start)
+    assert np.mean(fit.partition().at(x) == fit.partition().at(group.operators[1](x))) > 0.97
+    moved = atoms.positions(fit.move(start))
+    assert from_each_to_nearest(group.operators[1](moved), moved) < 2e-3
+    assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < 0.3 * metrics.ca_displacement(start, end)["rmsd"]
+    frame = fit.generated()
+    turned = resampled(frame, frame, group.operators[1]).density
+    assert metrics.correlation(turned, frame.density) > 0.99
+
+
 def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
     _, _, maps = pair
     from cryotrans_jax.partition import Partition
