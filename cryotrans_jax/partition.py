@@ -65,26 +65,42 @@ class Partition:
         np.add.at(votes, (residue, each), 1)
         return votes.argmax(1)[residue]
 
-    def shares(self, support: np.ndarray) -> list[Float[np.ndarray, "x y z"]]:
+    def shares(self, support: Bool[np.ndarray, "x y z"]) -> list["Share"]:
         """For each part a mask from 0 to 1 that passes into the others' over SEAM on either side of its borders.
 
-        They add up to one wherever `support` (bool, on the labels' grid) holds, and are zero elsewhere.
+        They add up to one wherever `support` (on the labels' grid) holds, and are zero elsewhere.
         """
+        reach = np.ceil(SEAM / self.voxel_size).astype(int)
         near = box_of(support)
-        ramps = np.zeros((self.count, *support[near].shape), np.float32)
-        for ramp, label in zip(ramps, range(1, self.count + 1), strict=True):
-            outside = self.labels[near] != label
-            if not outside.all():
-                distance = ndimage.distance_transform_edt(outside, sampling=self.voxel_size)
-                ramp[:] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))
-        ramps *= support[near] / ramps.sum(0)
-        shares = np.zeros((self.count, *support.shape), np.float32)
-        shares[(slice(None), *near)] = ramps
-        return list(shares)
+        inside, labels, found = support[near], self.labels[near], []
+        total = np.zeros(inside.shape, np.float32)
+        for own in (labels == label for label in range(1, self.count + 1)):
+            box = box_of(own, reach) if own.any() else (slice(0, 0),) * 3
+            distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
+            ramp = (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))).astype(np.float32) * inside[box]
+            total[box] += ramp
+            found.append((box, ramp))
+        first = [along.start for along in near]
+        whole = [tuple(slice(a.start + n, a.stop + n) for a, n in zip(box, first, strict=True)) for box, _ in found]
+        shares = (np.divide(ramp, total[box], out=ramp, where=ramp > 0) for box, ramp in found)
+        return [Share(*each) for each in zip(whole, shares, strict=True)]
 
     def shown(self, support: np.ndarray) -> Map:
         """The labels as a map of whole numbers, zero where `support` (bool) does not hold."""
         return Map(np.where(support, self.labels, 0).astype(np.float32), self.voxel_size, self.origin)
+
+
+class Share(NamedTuple):
+    """Values in a box of a grid, given as slices of it; they are zero elsewhere."""
+
+    box: tuple[slice, ...]
+    values: Float[np.ndarray, "x y z"]
+
+    def on(self, shape: tuple[int, ...]) -> Float[np.ndarray, "x y z"]:
+        """The values on the whole grid of this shape."""
+        whole = np.zeros(shape, np.float32)
+        whole[self.box] = self.values
+        return whole
 
 
 def residues(model: gemmi.Structure) -> list[gemmi.Residue]:

@@ -501,7 +501,8 @@ def bounding_box(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def box_of(inside: np.ndarray, room: int | Int[np.ndarray, "3"] = 0) -> tuple[slice, ...]:
     """Slices of the box of all that is inside, and of so many voxels about it as far as there are any."""
     low, high = bounding_box(inside)
-    return tuple(slice(max(a, 0), b) for a, b in zip(low - room, high + room, strict=True))
+    ends = zip(low - room, high + room, inside.shape, strict=True)
+    return tuple(slice(max(int(a), 0), min(int(b), n)) for a, b, n in ends)
 
 
 def cropped(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

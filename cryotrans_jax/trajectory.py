@@ -16,7 +16,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
-from cryotrans_jax.partition import Partition
+from cryotrans_jax.partition import Partition, Share
 from cryotrans_jax.prepare import Frame, box_of, carried_mass
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import splat
@@ -152,13 +152,14 @@ def pull_back(
     splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
     """
     mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
-    shares = [mask]
+    near = box_of(mask > 0)
+    shares = [Share(near, mask[near])]
     if partition is not None:
-        shares = [mask * share for share in partition.shares(mask > 0)]
+        shares = [Share(box, mask[box] * values) for box, values in partition.shares(mask > 0)]
         fields = [field_ for _, field_ in by_part(params, np.arange(len(shares)))]
     both = zip(fields, shares, strict=True)
-    each = [pulled(config, own, frame, initial, share, times) for own, share in both if share.any()]
-    del mask, shares  # whole grids, of which the parts keep what they need
+    each = [pulled(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
+    del mask, shares  # of which the parts keep what they need
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
         for _ in times:
             density = np.zeros(initial.density.shape, np.float32)
@@ -168,19 +169,20 @@ def pull_back(
 
 
 def pulled(
-    config: Config, params: PyTree, frame: Frame, initial: Map, share: np.ndarray, times: Times
+    config: Config, params: PyTree, frame: Frame, initial: Map, part: Share, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
     """The same of a share (0 to 1) of the initial map's density, under one field.
 
     For each time the voxels, as numbers in the flattened grid, about all that is ever carried, and their values.
     """
-    shape, size = share.shape, initial.voxel_size
+    shape, size = initial.density.shape, initial.voxel_size
+    share = part.on(shape)
     wanted = visited_voxels(config, params, frame, initial, share > 0)
     corner = frame.to_unit(initial.origin - 0.5 * size)
     lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
     near = box_of(share > 0, MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    del share, wanted
+    del share, part, wanted
     nodes, count = padded(lattice.nodes), len(lattice.nodes)
     voxels = np.asarray(lattice.voxels)
     first = np.array([[along.start] for along in near])

@@ -67,6 +67,7 @@ def define_flags() -> None:
         ["default"],
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
+    flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
     flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
     flags.DEFINE_string(
@@ -118,7 +119,7 @@ def planned() -> list[tuple]:
             wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
             seeds = numbers(FLAGS.seeds, int, "seeds")
             every = itertools.product(wanted, numbers(FLAGS.signal_to_noise, float, "signal_to_noise"), seeds)
-            cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps) for r, noise, seed in every]
+            cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps, FLAGS.reversed) for r, noise, seed in every]
     return cases
 
 
@@ -142,24 +143,33 @@ def numbers(texts: list[str], kind: type, flag: str) -> list:
         raise InputError(f"--{flag}={','.join(texts)} is not a list of numbers separated by commas") from None
 
 
-def measure(folder: str, pair: str, resolution: float, noise: float, seed: int, recipe: str, steps: float) -> dict:
+def measure(
+    folder: str, pair: str, resolution: float, noise: float, seed: int, recipe: str, steps: float, back: bool
+) -> dict:
     """One row of the table: the scores of one case, and the seconds and peak memory of this whole process.
 
-    `noise` is the signal to noise of the target.
+    `noise` is the signal to noise of the target; `back` carries the pair's target to its initial state.
     """
     import time
 
     begin = time.perf_counter()
     from . import results
 
-    case = load_pair(Path(folder), resolution)
+    case = load_pair(Path(folder), resolution, back)
     case.targets = [noisy(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
     fit = results.fit_case(case, by_rule(name, seed, steps, int(bin_ or 1)))
     generated = fit.generated()
     scores = results.score(fit, case, 0, generated)
-    scores |= path_scores(fit, case, Path(folder))
-    row = {"pair": pair, "resolution": resolution, "signal_to_noise": noise, "seed": seed, "recipe": recipe}
+    if not back:
+        scores |= path_scores(fit, case, Path(folder))
+    row = {
+        "pair": f"{pair}, back" if back else pair,
+        "resolution": resolution,
+        "signal_to_noise": noise,
+        "seed": seed,
+        "recipe": recipe,
+    }
     measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
@@ -170,25 +180,27 @@ def by_rule(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamesp
     return SimpleNamespace(recipe=recipe, seed=seed, steps=steps, bin=bin_, **none)
 
 
-def load_models(folder: Path) -> tuple:
-    """The models of a pair's folder, in one frame. Raises InputError where there is no pair."""
+def load_models(folder: Path, back: bool = False) -> tuple:
+    """The models of a pair's folder, in one frame, the target's first to go `back`. Raises InputError where there is no
+    pair."""
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = described(folder)
-    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in ("initial", "target"))
+    states = ("target", "initial") if back else ("initial", "target")
+    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in states)
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
-def load_pair(folder: Path, resolution: float):
-    """The case of a pair's folder: both models' maps on a common grid."""
+def load_pair(folder: Path, resolution: float, back: bool = False):
+    """The case of a pair's folder, or `back` from its target: both models' maps on a common grid."""
     from cryotrans_jax import atoms
 
     from .results import Case
 
-    start, end = load_models(folder)
+    start, end = load_models(folder, back)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])

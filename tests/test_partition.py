@@ -147,7 +147,7 @@ def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_border
     found = from_labels(Map(labels, *GRID), initial)
     support = np.zeros(SHAPE, bool)
     support[1:8, 1:6, 2:10] = True
-    shares = np.stack(found.shares(support))
+    shares = np.stack([share.on(support.shape) for share in found.shares(support)])
     np.testing.assert_allclose(shares.sum(0), support, atol=1e-6)  # float32
     inside = support.ravel()
     for part in range(2):

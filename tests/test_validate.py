@@ -47,6 +47,14 @@ def test_a_path_is_compared_with_the_fit_and_with_straight_lines(pairs, models):
     assert validate.path_scores(Straight(), case, pairs / "bent") == {}
 
 
+def test_a_pair_is_carried_back(pairs, models):
+    there, back = (validate.load_pair(pairs / "bent", 8.0, way) for way in (False, True))
+    for case, (start, end) in ((there, models[:2]), (back, models[1::-1])):
+        np.testing.assert_allclose(atoms.positions(case.model), atoms.positions(start), atol=1e-3)
+        np.testing.assert_allclose(atoms.positions(case.references[0]), atoms.positions(end), atol=1e-3)
+        assert case.initial.density.max() > case.targets[0].density.max()  # 3 Å, 8 Å
+
+
 @pytest.mark.slow
 def test_every_case_has_a_row_and_every_group_its_median_and_worst(job, pairs, tmp_path):
     given = (f"--data_dir={pairs}", "--resolutions=8", "--seeds=0,1", "--steps=0.02", f"--out_dir={tmp_path / 'out'}")
