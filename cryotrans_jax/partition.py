@@ -29,6 +29,7 @@ SEEDS = 12  # places at which one is tried
 MOST = 24  # bodies
 GAIN = 0.75  # a further body has to bring the rms distance from rigid motions down to this part of what it was
 APART, HALF = 2.0, 0.6  # Å, and what part of it: or it has to have a motion of its own
+CROWD = 6.0  # bodies, if all were as large as the largest: about what their fields cost
 FAR = 3.0  # Å: or the rms distance is so large that there are more to come
 STILL = 0.5  # Å: an rms distance that is no motion
 GAP = 1.2  # Å from density to where it still holds together with the next
@@ -347,8 +348,8 @@ def bodies(
 
     Bodies are added one by one as long as that distance is FAR, or a further one brings it down to GAIN of what it was
     or goes its own way: of an assembly's many, each is too small to bring down the whole much. And until there is no
-    motion left, or no body of the `least` share of the mass. Points are about `spacing` Å apart. Those of a symmetric
-    map's unit may belong to any copy of a body.
+    motion left, or no body of the `least` share of the mass, or their fields would cost too much (CROWD). Points are
+    about `spacing` Å apart. Those of a symmetric map's unit may belong to any copy of a body.
     """
     seen = (a[None] if unit is None else (a - unit.centre) @ unit.turns for a in (x, y))
     cast = Cast(*seen, mass, neighbourhood(spatial.cKDTree(x), mass, WIDTH * spacing))
@@ -360,6 +361,9 @@ def bodies(
         if further is None:
             break
         tried.append(further.rms)
+        largest = np.bincount(further.owner, mass).max() / mass.sum()
+        if len(further.motions) * largest > CROWD:
+            break
         worth = found.rms > FAR or further.rms <= GAIN * found.rms
         if not (worth or goes_its_own_way(mass, found, further)):
             break

@@ -232,6 +232,19 @@ def test_all_parts_of_a_ring_that_opens_are_found():
     assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL
 
 
+def test_a_large_body_has_few_beside_it(points, monkeypatch):
+    """Of a heavy rod that stays, and eight small ones beside it that go each another way."""
+    x, mass = points
+    beside = [x[:90] * [0.12, 0.4, 1] + [28 * (k % 4), -40 + 80 * (k // 4), 0] for k in range(8)]
+    gone = [small + 20 * np.array([np.cos(k), np.sin(k), (-1) ** k]) for k, small in enumerate(beside)]
+    given = *(np.concatenate([x, *each]) for each in (beside, gone)), np.concatenate([mass * 2.5, *[mass[:90]] * 8])
+    few, _ = bodies(*given)
+    largest = np.bincount(few.owner, given[2]).max() / given[2].sum()
+    assert len(few.motions) * largest <= partition.CROWD < (len(few.motions) + 1) * largest
+    monkeypatch.setattr(partition, "CROWD", 20.0)
+    assert len(bodies(*given)[0].motions) > len(few.motions)
+
+
 @pytest.mark.parametrize("offset", [0.0, 0.5], ids=["between blocks", "through blocks"])
 def test_the_copies_of_a_body_are_one_body_wherever_the_unit_ends(offset):
     """Eight blocks in a ring tilt outwards; a unit is an eighth of the ring."""
