@@ -351,8 +351,8 @@ def bodies(
     motion left, or no body of the `least` share of the mass, or their fields would cost too much (CROWD). Points are
     about `spacing` Å apart. Those of a symmetric map's unit may belong to any copy of a body.
     """
-    seen = (a[None] if unit is None else (a - unit.centre) @ unit.turns for a in (x, y))
-    cast = Cast(*seen, mass, neighbourhood(spatial.cKDTree(x), mass, WIDTH * spacing))
+    before, after = (a[None] if unit is None else (a - unit.centre) @ unit.turns for a in (x, y))
+    cast = Cast(before, after, mass, neighbourhood(spatial.cKDTree(x), mass, WIDTH * spacing))
     found = settled(cast, [rigid(cast.x[0], cast.y[0], mass)], least)
     assert found is not None  # one body is all of it
     tried = [found.rms]

@@ -620,17 +620,17 @@ def in_rows(sizes: Sequence[Sequence[int]]) -> Rows:
 
     width = min(widths, key=lambda width: needed(width) * (width + ROW))
     shape = len(sizes), needed(width)
-    rows = Rows(np.zeros((*shape, width), int), np.zeros(shape, int), np.zeros((len(sizes), len(sizes[0]), most), int))
+    points, owner = np.zeros((*shape, width), int), np.zeros(shape, int)
+    place = np.zeros((len(sizes), len(sizes[0]), most), int)
     for trajectory, own in enumerate(sizes):
         row = 0
         for part, size in enumerate(own):
-            taken = -(-size // width)
-            numbers = part * most + np.arange(size)
-            rows.points[trajectory, row : row + taken].flat[:size] = numbers
-            rows.owner[trajectory, row : row + taken] = part
-            rows.place[trajectory, part, :size] = row * width + np.arange(size)
+            taken, each = -(-size // width), np.arange(size)
+            points[trajectory, row : row + taken].flat[:size] = part * most + each
+            owner[trajectory, row : row + taken] = part
+            place[trajectory, part, :size] = row * width + each
             row += taken
-    return rows
+    return Rows(points, owner, place)
 
 
 def level_of(
