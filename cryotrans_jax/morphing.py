@@ -533,4 +533,5 @@ def redrawn(
     drawn = borders.redrawn(parts, carries, here, there, threshold)
     if unit is None:
         return drawn
-    return completed(repeated(drawn.labels, prepare.carried_mass(start, threshold) > 0, here, unit), here)
+    whole = completed(repeated(drawn.labels, prepare.carried_mass(start, threshold) > 0, here, unit), here)
+    return whole if len(np.unique(whole.labels)) == parts.count else parts  # where the unit has none of a part
