@@ -260,7 +260,7 @@ def morph(
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
     `symmetry` is that of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, an mmCIF file
     with an assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then commutes with its operators,
-    and is fitted to the points of one unit; one field moves all.
+    and is fitted to the points of one unit; a body of it and its copies are one part.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function

@@ -352,7 +352,8 @@ def bodies(
     about `spacing` Å apart. Those of a symmetric map's unit may belong to any copy of a body.
     """
     before, after = (a[None] if unit is None else (a - unit.centre) @ unit.turns for a in (x, y))
-    cast = Cast(before, after, mass, neighbourhood(spatial.cKDTree(x), mass, WIDTH * spacing))
+    tree = spatial.cKDTree(before[0])
+    cast = Cast(before, after, mass, tree, neighbourhood(tree, mass, WIDTH * spacing))
     found = settled(cast, [rigid(cast.x[0], cast.y[0], mass)], least)
     assert found is not None  # one body is all of it
     tried = [found.rms]
@@ -373,12 +374,14 @@ def bodies(
 
 class Cast(NamedTuple):
     """What is sorted into bodies: the points before and after, as each copy of a body sees them, that is turned back by
-    the operator that makes the copy; their masses; and the weights of the mean over each one's neighbourhood.
+    the operator that makes the copy; their masses; a tree of them; and the weights of the mean over each one's
+    neighbourhood.
     """
 
     x: Float[np.ndarray, "copies points 3"]
     y: Float[np.ndarray, "copies points 3"]
     mass: Float[np.ndarray, "points"]
+    tree: spatial.cKDTree
     vote: sparse.csr_matrix
 
 
@@ -392,9 +395,8 @@ def goes_its_own_way(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
 def one_more(cast: Cast, found: Bodies, least: float) -> Bodies | None:
     """The best with one body more, of those that begin with the motion about one of the points that fit worst."""
     x, y, off, best = cast.x[0], cast.y[0], cast.vote @ found.off, None
-    tree = spatial.cKDTree(x)
     for _ in range(SEEDS):
-        near = tree.query_ball_point(x[off.argmax()], SEED)
+        near = cast.tree.query_ball_point(x[off.argmax()], SEED)
         off[near] = 0
         further = settled(cast, [*found.motions, rigid(x[near], y[near], cast.mass[near])], least)
         if further is not None and (best is None or further.rms < best.rms):
