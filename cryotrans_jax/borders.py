@@ -50,7 +50,12 @@ class Blocks(NamedTuple):
 
 
 def redrawn(
-    partition: Partition, carries: Sequence[Callable], initial: Map, target: Map, threshold: float
+    partition: Partition,
+    carries: Sequence[Callable],
+    initial: Map,
+    target: Map,
+    threshold: float,
+    copies: int = 1,
 ) -> Partition:
     """The partition with its borders where the parts' own flows explain the target best, and tear the least.
 
@@ -59,7 +64,7 @@ def redrawn(
     within REACH. What that costs is by how much the target where the part takes it differs from it; and where
     neighbours go with parts that carry them apart, TIE times the face that they share, the more the denser both are.
     So a border runs through the gap between two domains, or where their flows agree, and cuts no chain. The partition
-    itself where a part would all but vanish.
+    itself where a part would all but vanish; there are so many `copies` of each.
     """
     blocks = in_blocks(carried_mass(initial.density, threshold), initial)
     own = partition.at(blocks.x)
@@ -78,9 +83,9 @@ def redrawn(
         labels = labels.repeat(factor, axis)
     shape = initial.density.shape
     labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
-    better = whole_pieces(labels, initial.voxel_size)
+    better = whole_pieces(labels, initial.voxel_size, copies)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
-    least = smallest(np.count_nonzero(labels) * np.prod(initial.voxel_size))
+    least = smallest(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
     return completed(better, initial) if held.min() > least * held.sum() else partition
 
 

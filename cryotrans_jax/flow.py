@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 Points = Float[Array, "points axes"]
 Scalar = float | Float[Array, ""]
 VelocityField = Callable[[Points], Points]
+SMALL = 8  # steps into which one is divided where it cannot be undone
 
 
 def flow(velocity: VelocityField, x: Points, steps: int) -> Points:
@@ -41,32 +42,36 @@ def euler(
     return jax.lax.scan(step, x, length=steps)
 
 
-def inverse(velocity: VelocityField, y: Points, steps: int, tolerance: float = 1e-6, most: int = 50) -> Points:
+def inverse(velocity: VelocityField, y: Points, steps: int, tolerance: float = 1e-6, most: int = 30) -> Points:
     """Φ⁻¹(y, 1), the points that the `steps` Euler steps of `flow` carry to y."""
     return inverse_euler(velocity, y, 1.0 / steps, steps, tolerance, most)[0]
 
 
 def inverse_euler(
-    velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, most: int = 50
+    velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, most: int = 30
 ) -> tuple[Points, Float[Array, "steps points axes"]]:
     """Points that `steps` Euler steps of length `tau` carry to y, and those after each step undone.
 
     Each step x + τ V(x) = y is solved for x by fixed-point iteration x ← y − τ V(x), which converges like
-    (τ Lip V)^iterations wherever τ Lip V < 1. That is also where the Euler map is one to one. It ends when no point
-    moves by more than `tolerance` (unit boxes), or after `most` iterations. Not differentiable in reverse.
+    (τ Lip V)^iterations wherever τ Lip V < 1, and there the Euler map is one to one. It ends when no point moves by
+    more than `tolerance` (unit boxes), or after `most` iterations. Points that still move then, where the map may fold,
+    go against V instead, in SMALL steps. Not differentiable in reverse.
     """
 
     def again(at):
         _, change, count = at
-        return (change > tolerance) & (count < most)
+        return jnp.any(change > tolerance) & (count < most)
 
     def undo(y, _):
         def closer(at):
             x, _, count = at
             new = y - tau * velocity(x)
-            return new, jnp.max(jnp.abs(new - x)), count + 1
+            return new, jnp.max(jnp.abs(new - x), axis=-1, keepdims=True), count + 1
 
-        x, _, _ = jax.lax.while_loop(again, closer, (y, jnp.full((), jnp.inf, y.dtype), 0))
+        x, change, _ = jax.lax.while_loop(again, closer, (y, jnp.full_like(y[:, :1], jnp.inf), 0))
+        lost = change > tolerance
+        against = jax.lax.cond(jnp.any(lost), lambda: euler(velocity, y, -tau / SMALL, SMALL)[0], lambda: x)
+        x = jnp.where(lost, against, x)
         return x, x
 
     return jax.lax.scan(undo, y, length=steps)

@@ -144,3 +144,15 @@ def interpolate(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Arra
     u = jnp.einsum("yb,xbzk->xyzk", wy, u)
     u = jnp.einsum("xa,ayzk->xyzk", wx, u)
     return u.reshape(-1, 3)[lattice.voxels]
+
+
+def interpolated(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
+    """The same as `interpolate` by NumPy: what is done once for each shape would cost more to compile."""
+    shape = tuple(w.shape[1] for w in lattice.weights)
+    flat = np.zeros((int(np.prod(shape)), 3), np.float32)
+    flat[lattice.index] = values
+    flat[lattice.rim] = np.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
+    u = flat.reshape(*shape, 3)
+    for axis in (2, 1, 0):
+        u = np.moveaxis(np.tensordot(lattice.weights[axis], u, axes=([1], [axis])), 0, axis)
+    return u.reshape(-1, 3)[lattice.voxels]

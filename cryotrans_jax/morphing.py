@@ -16,10 +16,11 @@ from cryotrans_jax import atoms, borders, checkpoints, prepare, recipes, train, 
 from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
-from cryotrans_jax.partition import Partition, Unit, completed, from_flow, repeated
+from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
+from cryotrans_jax.velocity import turned
 
 RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -336,7 +337,7 @@ def morph(
     fit = partial(train.fit, progress=call, spread=spread, keep=recorder, say=say)
     problem, state = problem if times else problem.select(rows), begun and begun.state
     if parts == "auto" and config.bodies:
-        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder)
+        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder, spread)
         report = report | {"bodies_rms": off[:count]}
     else:
         parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
@@ -348,9 +349,12 @@ def morph(
         end = recorder.snapshot(state._replace(stage=len(config.stages)))  # from which nothing is left to be done
         keep(replace(end, finished=True))
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
+    params = state.params
+    if symmetry and parts:  # from here on the copies of a body are parts like any others
+        config, params = replace(config, symmetry=()), in_all_copies(params, problem, config)
     return Fit(
         config=config,
-        params=jax.tree.map(lambda p: np.asarray(p)[:count], state.params),
+        params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in recorder.history),
@@ -464,14 +468,16 @@ def by_bodies(
     initial: Map,
     state: train.State | None,
     recorder: Recorder,
+    spread: train.Spread,
 ) -> tuple[train.State, list[Partition], list[list[float]]]:
     """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
     And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
     the field of the whole; after further stages their borders are drawn anew, by which field explains the target
-    best. No partitions where there is but one body for every target.
+    best. No partitions where there is but one body for every target. Where there is a symmetry, they are of all copies
+    of the bodies, and the state has fields, then free ones, for those of one unit.
     """
-    whole, stage = problem, config.bodies
+    whole, stage, free = problem, config.bodies, replace(config, symmetry=())
     if state is None or state.stage < stage:
         state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
         if train.lost(state):
@@ -479,19 +485,52 @@ def by_bodies(
         parts, off = bodies_of(problem, config, state, initial)
         count = max(each.count for each in parts)
         recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
-        state = train.divided(state, count, stage) if count > 1 else train.begun(state, stage)
-    if recorder.partitions and state.stage < config.redrawn:
-        problem = whole.divided([p.labels for p in recorder.partitions])
-        state, _ = fit(problem, replace(config, stages=config.stages[: config.redrawn]), state=state)
+        if count == 1:
+            state = train.begun(state, stage)
+        elif config.symmetry:
+            state = train.freed(config, state, in_parts(whole, recorder.partitions, initial), stage, spread)
+        else:
+            state = train.divided(state, count, stage)
+    if not recorder.partitions:
+        state, _ = fit(whole, config, state=state)
+        return state, [], [[*off] for off in recorder.bodies_rms]
+    if state.stage < config.redrawn:
+        problem = in_parts(whole, recorder.partitions, initial)
+        state, _ = fit(problem, replace(free, stages=config.stages[: config.redrawn]), state=state)
         if train.lost(state):
             return state, [], []
+        every = in_all_copies(state.params, whole, config)
         each = enumerate(recorder.partitions)
-        recorder.partitions = tuple(redrawn(whole, config, state, own, initial, target) for target, own in each)
+        recorder.partitions = tuple(redrawn(whole, free, every, own, initial, target) for target, own in each)
         state = train.begun(state, config.redrawn)
-    if recorder.partitions:
-        problem = whole.divided([p.labels for p in recorder.partitions])
-    state, _ = fit(problem, config, state=state)
+    state, _ = fit(in_parts(whole, recorder.partitions, initial), free, state=state)
     return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
+
+
+def in_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: Map) -> prepare.Problem:
+    """The problem divided into the parts of each target; into the bodies of one unit, where those are its copies."""
+    unit = unit_of(whole, initial)
+    if unit is None:
+        return whole.divided([each.labels for each in partitions])
+    inside = prepare.carried_mass(initial.density, whole.report["initial"]["threshold"]) > 0
+    units = [unit.share(each, inside) for each in partitions]
+    return whole.divided([unit.bodies(each) for each in partitions], units=units)
+
+
+def in_all_copies(params: PyTree, problem: prepare.Problem, config: train.Config) -> PyTree:
+    """The parameters of the fields (targets, parts) of bodies, and of all their copies where there is a symmetry."""
+    if problem.turns is None:
+        return params
+    targets, bodies = jax.tree.leaves(params)[0].shape[:2]
+    operators = [*zip(problem.turns, problem.shifts, strict=True)]
+    one = jax.device_get(params)
+    each = [
+        turned(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
+        for target in range(targets)
+        for body in range(bodies)
+        for operator in operators
+    ]
+    return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
 
 
 def bodies_of(
@@ -503,6 +542,10 @@ def bodies_of(
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
     parts, off = zip(*found, strict=True)
+    if unit is not None and max(each.count for each in parts) > 1:  # what is one body there is one in a unit here
+        inside = prepare.carried_mass(initial.density, threshold) > 0
+        one = in_copies((unit.mass > 0).astype(int), inside, initial, unit)
+        parts = [each if each.count > 1 else one for each in parts]
     return [*parts], [*off]
 
 
@@ -518,10 +561,10 @@ def unit_of(problem: prepare.Problem, initial: Map) -> Unit | None:
 
 
 def redrawn(
-    problem: prepare.Problem, config: train.Config, state: train.State, parts: Partition, initial: Map, target: int
+    problem: prepare.Problem, config: train.Config, params: PyTree, parts: Partition, initial: Map, target: int
 ) -> Partition:
     """A target's parts with their borders where their fields explain the target, or the trajectory's end, best."""
-    fields = [jax.tree.map(lambda p, k=k: p[target, k], state.params) for k in range(parts.count)]
+    fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
     carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
     number = target - problem.trajectories  # from the last, which is the end where there are waypoints
     rest, size = problem.rests[number], initial.voxel_size
@@ -530,8 +573,10 @@ def redrawn(
     start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
     here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
     threshold, unit = problem.report["initial"]["threshold"], unit_of(problem, initial)
-    drawn = borders.redrawn(parts, carries, here, there, threshold)
-    if unit is None:
+    drawn = borders.redrawn(parts, carries, here, there, threshold, 1 if unit is None else len(unit.turns))
+    if unit is None or drawn is parts:
         return drawn
-    whole = completed(repeated(drawn.labels, prepare.carried_mass(start, threshold) > 0, here, unit), here)
-    return whole if len(np.unique(whole.labels)) == parts.count else parts  # where the unit has none of a part
+    inside = prepare.carried_mass(initial.density, threshold) > 0
+    own = np.where(inside & ((drawn.labels - 1) % len(unit.turns) == 0), drawn.labels, 0)
+    whole = in_copies(own, inside, initial, unit)
+    return whole if len(np.unique(whole.labels)) == parts.count else parts  # where a copy has none of a part

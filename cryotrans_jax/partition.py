@@ -33,11 +33,13 @@ CROWD = 6.0  # bodies, if all were as large as the largest: about what their fie
 FAR = 3.0  # Å: or the rms distance is so large that there are more to come
 STILL = 0.5  # Å: an rms distance that is no motion
 GAP = 1.2  # Å from density to where it still holds together with the next
+FADE, SLIGHT = 0.7, 0.01  # voxels: width of the borders of a unit of bodies, and shares that count for nothing
 SMALLEST, DOMAIN = 0.02, 12e3  # of the mass, or Å³ (10 kDa) of a large molecule's: a body holds more
 SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
-Motions = list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]  # x → x R + t, of rows x in Å
+Motion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
+Motions = list[Motion]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
     return [residue for chain in model[0] for residue in chain]
 
 
-def completed(labels: np.ndarray, like: Map) -> Partition:
+def completed(labels: np.ndarray, like: Map | Partition) -> Partition:
     """The partition with these labels on the grid of `like`; voxels labelled 0 belong to the nearest labelled one."""
     if not (labels > 0).all():
         nearest = ndimage.distance_transform_edt(
@@ -239,7 +241,11 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
 
 
 class Unit(NamedTuple):
-    """One unit of a symmetric map: its mass on the map's grid, and the group's rotations about a centre (Å)."""
+    """One unit of a symmetric map: its mass on the map's grid, and the group's rotations about a centre (Å).
+
+    Bodies of it are parts in so many copies: with n operators parts 1 to n are the first body's copies by the first
+    operator, the second and so on, and the next n are the second's. The first operator is the identity.
+    """
 
     mass: Float[np.ndarray, "x y z"]
     turns: Float[np.ndarray, "copies 3 3"]
@@ -248,6 +254,51 @@ class Unit(NamedTuple):
     def copies(self, x: Points) -> Float[np.ndarray, "copies points 3"]:
         """Where the group's operators take positions."""
         return (x - self.centre) @ self.turns.transpose(0, 2, 1) + self.centre
+
+    @property
+    def products(self) -> Int[np.ndarray, "copies copies"]:
+        """The number of the operator that first the second and then the first of two operators make."""
+        both = self.turns[:, None] @ self.turns
+        return np.abs(both[:, :, None] - self.turns).sum((-1, -2)).argmin(-1)
+
+    def commutes(self, motion: "Motion", x: Points, within: float) -> bool:
+        """Whether a rigid motion is that of all copies of the positions as well, to an rms distance (Å)."""
+        (turn, shift), x = motion, x - self.centre
+        ends = [((x @ one) @ turn + shift) @ one.T for one in self.turns]
+        return bool(max(((end - x @ turn - shift) ** 2).sum(1).mean() for end in ends) < within**2)
+
+    def repeated(
+        self, labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map
+    ) -> Int[np.ndarray, "x y z"]:
+        """The labels of some voxels, and of all their copies: each voxel inside has that of the nearest copy."""
+        own, places = np.argwhere(labels > 0), np.argwhere(inside)
+        every = self.copies(like.origin + own * like.voxel_size).reshape(-1, 3)
+        _, nearest = spatial.cKDTree(every).query(like.origin + places * like.voxel_size, workers=-1)
+        by, which = np.divmod(nearest, len(own))
+        body, copy = np.divmod(labels[tuple(own[which].T)] - 1, len(self.turns))
+        whole = np.zeros_like(labels)
+        whole[tuple(places.T)] = body * len(self.turns) + self.products[by, copy] + 1
+        return whole
+
+    def bodies(self, partition: "Partition") -> Int[np.ndarray, "x y z"]:
+        """The number (1, 2, ...) of the nearest body of one unit, everywhere, of a partition into all copies."""
+        body, copy = np.divmod(partition.labels - 1, len(self.turns))
+        own = np.where(copy == 0, body + 1, 0)
+        return completed(own, partition).labels
+
+    def share(self, partition: "Partition", inside: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:
+        """The shares (0 to 1) that one unit of bodies has of the voxels inside; over all copies they add up to one.
+
+        Its borders fade out over a voxel or so, as those of `Symmetry.shares` do.
+        """
+        own = ndimage.gaussian_filter(((partition.labels - 1) % len(self.turns) == 0).astype(np.float32), FADE)
+        found, near = np.zeros_like(own), inside & (own > SLIGHT)
+        places = np.argwhere(near)
+        every = self.copies(partition.origin + places * partition.voxel_size)  # by the inverse of each operator as well
+        at = ((every - partition.origin) / partition.voxel_size).reshape(-1, 3).T
+        held = ndimage.map_coordinates(own, at, order=1, mode="nearest").reshape(len(every), -1)
+        found[near] = own[near] / np.where(held > SLIGHT, held, 0).sum(0)
+        return found
 
 
 class Bodies(NamedTuple):
@@ -268,8 +319,8 @@ def from_flow(
     """The partition by the bodies that a flow moves nearly rigidly, and the rms distances (Å) from rigid motions with
     one body, with two and so on, of which the last was one too many.
 
-    `carry(xyz, times)` says where positions (n, 3) in Å have come to. Of a symmetric flow, a body and its copies are
-    one part.
+    `carry(xyz, times)` says where positions (n, 3) in Å have come to. Of a symmetric flow, each copy of a body of one
+    unit is a part, as `Unit` says; all is one part where it moves as one body.
     """
     everywhere = carried_mass(initial.density, threshold)
     carried = everywhere if unit is None else unit.mass
@@ -281,30 +332,28 @@ def from_flow(
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     labels[tuple(inside.T)] = found.owner[nearest] + 1
-    if unit is not None:
-        labels = repeated(labels, everywhere > 0, initial, unit)
-    return completed(whole_pieces(labels, initial.voxel_size), initial), tried
+    if unit is None:
+        return completed(whole_pieces(labels, initial.voxel_size), initial), tried
+    within = max(STILL, found.rms)
+    if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
+        return completed(np.ones_like(labels), initial), tried
+    copies = len(unit.turns)
+    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
+    return in_copies(labels, everywhere > 0, initial, unit), tried
 
 
-def repeated(
-    labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map, unit: Unit
-) -> Int[np.ndarray, "x y z"]:
-    """The labels of one unit at all its copies: each voxel inside has that of the nearest copy of the unit's voxels."""
-    own = np.argwhere(unit.mass > 0)
-    every = unit.copies(like.origin + own * like.voxel_size).reshape(-1, 3)
-    places = np.argwhere(inside)
-    _, nearest = spatial.cKDTree(every).query(like.origin + places * like.voxel_size, workers=-1)
-    whole = np.zeros_like(labels)
-    whole[tuple(places.T)] = labels[tuple(own[nearest % len(own)].T)]
-    return whole
+def in_copies(labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map, unit: Unit) -> Partition:
+    """The partition into a unit's bodies and all their copies, of the labels of some voxels, which tell of one unit."""
+    whole = unit.repeated(labels, inside, like)
+    return completed(whole_pieces(whole, like.voxel_size, len(unit.turns)), like)
 
 
-def smallest(volume: float) -> float:
-    """The share of a molecule of this volume (Å³) that a body, or a piece of one, has to hold."""
-    return min(SMALLEST, DOMAIN / volume)
+def smallest(volume: float, copies: int = 1) -> float:
+    """The share of a molecule of this volume (Å³), and so many units, that a body, or a piece of one, has to hold."""
+    return min(SMALLEST, DOMAIN / volume * copies) / copies
 
 
-def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> Int[np.ndarray, "x y z"]:
+def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray, copies: int = 1) -> Int[np.ndarray, "x y z"]:
     """The labels without those of pieces, apart from the rest of their part, that are less than `smallest` of all.
 
     A chip of one body within another is held by nothing, and could be carried anywhere. Pieces are apart where more
@@ -313,7 +362,7 @@ def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray) -> In
     labelled = labels > 0
     away, nearest = ndimage.distance_transform_edt(~labelled, sampling=voxel_size, return_indices=True)
     spread, kept = np.where(away < GAP, labels[tuple(nearest)], 0), np.zeros_like(labels)
-    least = smallest(labelled.sum() * np.prod(voxel_size)) * labelled.sum()
+    least = smallest(labelled.sum() * np.prod(voxel_size), copies) * labelled.sum()
     for part in range(1, labels.max() + 1):
         pieces, count = ndimage.label(spread == part)
         held = np.bincount(pieces[labelled], minlength=count + 1)
@@ -438,7 +487,7 @@ def squares(x: Points, y: Points, motions: Motions) -> Float[np.ndarray, "points
     return np.stack([((x @ turn + shift - y) ** 2).sum(1) for turn, shift in motions], axis=1)
 
 
-def rigid(x: Points, y: Points, mass: np.ndarray) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+def rigid(x: Points, y: Points, mass: np.ndarray) -> Motion:
     """The rigid motion that takes x nearest to y (Kabsch 1976)."""
     share = mass / mass.sum()
     a, b = share @ x, share @ y

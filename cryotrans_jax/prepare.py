@@ -1,7 +1,7 @@
 """From maps as read to what a fit needs: thresholds, one frame, the crop to the mass, levels of binning."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class Problem:
     map is divided into parts, for each trajectory in its own way, `labels` (1, 2, ...) say to which of them each voxel
     belongs, and `stiffness` by what to multiply the weight of the rigidity in each. Where the maps have a symmetry,
     `unit` are the shares (0 to 1) of the initial map's voxels that are of one unit, which is repeated by its operators,
-    of rotations `turns` and `shifts` (unit boxes).
+    of rotations `turns` and `shifts` (unit boxes); each trajectory has its own where the map is divided.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -79,12 +79,12 @@ class Problem:
     waypoints: tuple[float, ...] = ()
     labels: Int[np.ndarray, "trajectories x y z"] | None = None
     stiffness: tuple[float, ...] = ()
-    unit: Float[np.ndarray, "x y z"] | None = None
+    unit: Float[np.ndarray, "*trajectories x y z"] | None = None
     turns: Float[np.ndarray, "copies 3 3"] | None = None
     shifts: Float[np.ndarray, "copies 3"] | None = None
 
     @property
-    def carried(self) -> Float[np.ndarray, "x y z"]:
+    def carried(self) -> Float[np.ndarray, "*trajectories x y z"]:
         """What is carried of the initial map: all of it, or one unit where the others are its copies."""
         return self.initial if self.unit is None else self.initial * self.unit
 
@@ -99,23 +99,35 @@ class Problem:
         return len(self.stiffness)
 
     def divided(
-        self, labels: Sequence[Int[np.ndarray, "nx ny nz"]], stiffness: Sequence[float] | None = None
+        self,
+        labels: Sequence[Int[np.ndarray, "nx ny nz"]],
+        stiffness: Sequence[float] | None = None,
+        units: Sequence[Float[np.ndarray, "nx ny nz"]] | None = None,
     ) -> "Problem":
         """The same problem with the initial map divided into parts, for each trajectory by its labels (1, 2, ...).
 
-        These are on the maps' whole grid. Trajectories may have different numbers of parts. Raises InputError where a
-        part holds no mass, or there are not as many weights as parts.
+        These are on the maps' whole grid, and so are the shares that one unit has, where there is a symmetry.
+        Trajectories may have different numbers of parts. Raises InputError where a part holds no mass, or there are not
+        as many weights as parts.
         """
         count = max(int(each.max()) for each in labels)
         stiffness = (1.0,) * count if stiffness is None else tuple(map(float, stiffness))
         if len(stiffness) != count:
             raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
-        own = np.stack([cropped(each, self.start, self.start + self.initial.shape) for each in labels]).astype(np.int16)
-        for each in own:
+        ends = self.start, self.start + self.initial.shape
+        own = np.stack([cropped(each, *ends) for each in labels]).astype(np.int16)
+        unit = self.unit if units is None else np.stack([cropped(each, *ends) for each in units])
+        found = replace(self, labels=own, stiffness=stiffness, unit=unit)
+        for each, mass in found.own:
             for label in range(1, int(each.max()) + 1):
-                if not self.initial[each == label].any():
+                if not mass[each == label].any():
                     raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
-        return replace(self, labels=own, stiffness=stiffness)
+        return found
+
+    @property
+    def own(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
+        """The labels of each trajectory's parts, and what is carried."""
+        return zip(self.labels, np.broadcast_to(self.carried, self.labels.shape), strict=True)
 
     @property
     def outside(self) -> "Problem":
@@ -552,8 +564,8 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     if not problem.parts:
         return on_device(with_copies(problem, level_of(problem, problem.carried, *asked)))
     masses = [
-        [np.where(labels == part + 1, problem.carried, 0) for part in range(int(labels.max()))]
-        for labels in problem.labels
+        [np.where(labels == part + 1, carried, 0) for part in range(int(labels.max()))]
+        for labels, carried in problem.own
     ]
     boxes = [bounding_box(mass > 0) for own in masses for mass in own]
     room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)

@@ -23,6 +23,8 @@ WAVE = 20.0  # Å a radian: over which the velocity field can change from the st
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage goes to its end
 EULER_STEPS = 5
 POINTS = 3000  # about so many points at most follow the correspondences
+SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
+NODES = 20_000  # about so many at most, as long as voxels are wide for want of resolution and not of memory
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
     while fine < 8 and voxels / fine**3 > MOST:
         fine *= 2
     middle = max(middle, fine)
-    wide, narrow = 2.5 * middle * size, max(4 * size, 2.5 * fine * size)
+    least = max(1.5 * size, (voxels * problem.voxel_size.prod() / NODES) ** (1 / 3))  # between nodes, for their cost
+    wide = min(2.5 * middle * size, max(SPACINGS[0], least))
+    narrow = min(max(4 * size, 2.5 * fine * size), max(SPACINGS[1], least))
     closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
     first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (

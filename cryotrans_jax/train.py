@@ -257,6 +257,34 @@ def divided(state: State, parts: int, stage: int) -> State:
     return begun(state._replace(params=params), stage)
 
 
+def freed(config: Config, state: State, problem: Problem, number: int, spread: Spread) -> State:
+    """The state at the first step of a stage, from which each of a unit's bodies goes on with a free field of its own.
+
+    Each begins where the symmetric field of the whole has led: it is fitted to the flow of that as the first stage's to
+    the correspondences. `problem` is the one divided into bodies.
+    """
+    stage = config.stages[0]
+    level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
+    ends = images(config.flow, state.params, level)
+    reach = jnp.full(ends.shape[:-2], stage.reach / problem.frame.edge)
+    goal = Goal(ends=ends, weight=jnp.broadcast_to(level.rho, ends.shape[:-1]), reach=reach)
+    free = replace(config, symmetry=())
+    begin = start(free, problem.trajectories, problem.parts)
+    followed, *_ = fit_stage(free, stage, (level, goal), begin, SILENT, CHUNK, spread, crop_of(problem))
+    return begun(state._replace(params=followed.params), number)
+
+
+@program(static_argnames="config")
+def images(config: Config, params: PyTree, level: Level) -> Float[Array, "trajectories *times points 3"]:
+    """Where the flows of fields that are one for the whole carry the points of divided levels, copies included."""
+
+    def one(params, level):
+        moved = arrive(config, params, level.x.reshape(-1, 3))
+        return level.copied(moved[..., level.kept, :])
+
+    return jax.vmap(one)(params, level)
+
+
 def unwatched(targets: int) -> Watch:
     """What is known before a stage's first step."""
     none = np.zeros(targets, int)

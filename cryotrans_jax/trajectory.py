@@ -23,7 +23,7 @@ from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config, field, placed
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
-SPACING = 2.5  # Å between the nodes on which the inverse flow is computed
+SPACING = 2.5  # Å between the nodes on which the inverse flow is computed, or a voxel
 CLOSE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
 MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
@@ -63,10 +63,17 @@ def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
 def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
     """Points after each of `steps` Euler steps of length tau undone, y first.
 
-    `t` is when the points are at y, which matters only if V depends on time.
+    `t` is when the points are at y, which matters only if V depends on time. ROUND of the points at once, so that few
+    that take many iterations do not hold up all.
     """
-    undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps, CLOSE)[1]
-    return jnp.concatenate([y[None], undone[..., :3]])
+
+    def some(y):
+        undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps, CLOSE)[1]
+        return jnp.concatenate([y[None], undone[..., :3]])
+
+    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % ROUND, axis=0)])
+    each = jax.lax.map(some, filled.reshape(-1, ROUND, 3))
+    return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
 
 
 def padded(x: np.ndarray) -> Float[Array, "n 3"]:
@@ -178,18 +185,24 @@ def pulled(
     shape, size = initial.density.shape, initial.voxel_size
     share = part.on(shape)
     wanted = visited_voxels(config, params, frame, initial, share > 0)
-    corner = frame.to_unit(initial.origin - 0.5 * size)
-    lattice = lattices.make_lattice(wanted, corner, size / frame.edge, SPACING / size.min())
+    reached = box_of(wanted)
+    corner = frame.to_unit(initial.origin + (first_of(reached)[:, 0] - 0.5) * size)
+    spacing = max(SPACING, size.min())
+    lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
     near = box_of(share > 0, MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    del share, part, wanted
     nodes, count = padded(lattice.nodes), len(lattice.nodes)
-    voxels = np.asarray(lattice.voxels)
-    first = np.array([[along.start] for along in near])
-    places = (np.stack(np.unravel_index(voxels, shape)) - first).astype(np.float32)
+    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_of(reached)
+    voxels, places = np.ravel_multi_index(at, shape), (at - first_of(near)).astype(np.float32)
+    del share, part, wanted, at
     for origin in origins(config, params, nodes, times):
-        shift = (origin - nodes)[:count] * jnp.asarray(frame.edge / size, jnp.float32)
-        yield voxels, sampled(spline, places + np.asarray(interpolate(lattice, shift)).T)
+        shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
+        yield voxels, sampled(spline, places + lattices.interpolated(lattice, shift).T)
+
+
+def first_of(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
+    """The first place in a box of a grid."""
+    return np.array([[along.start] for along in box])
 
 
 def sampled(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
@@ -239,7 +252,6 @@ def consistency(
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
-interpolate = program(lattices.interpolate)
 put = program(splat, static_argnums=2)
 
 

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 TIME = 4.0  # by which the network multiplies the time, so that the field can soon change along the way
 
@@ -51,3 +51,25 @@ class Velocity(nn.Module):
                 h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(late)
             h = nn.leaky_relu(h, self.slope)
         return nn.Dense(3, kernel_init=small)(h)
+
+
+def turned(
+    params: PyTree, turn: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
+) -> PyTree:
+    """Parameters of the field R V(Rᵀ(x − s)), whose flow does at R x + s what that of V does at x.
+
+    The network's first layers and its last one take the rotation in exactly. `centre` is the network's.
+    """
+    layers = dict(params["params"])
+    last = max((name for name in layers if name.startswith("Dense_")), key=lambda name: int(name[len("Dense_") :]))
+    moved = (centre - shift) @ turn - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
+
+    def seeing(layer: PyTree) -> PyTree:
+        kernel = np.asarray(layer["kernel"], np.float64)
+        place = np.concatenate([turn @ kernel[:3], kernel[3:]])
+        return {"kernel": place.astype(np.float32), "bias": (layer["bias"] + moved @ kernel[:3]).astype(np.float32)}
+
+    for name in {"waves_in", "Dense_0"} & set(layers):
+        layers[name] = seeing(layers[name])
+    layers[last] = {name: (np.asarray(a, np.float64) @ turn.T).astype(np.float32) for name, a in layers[last].items()}
+    return {"params": layers}

@@ -9,7 +9,7 @@ import pytest
 
 from cryotrans_jax import prepare
 from cryotrans_jax.flow import flow
-from cryotrans_jax.lattice import dense, interpolate, make_lattice
+from cryotrans_jax.lattice import dense, interpolate, interpolated, make_lattice
 from cryotrans_jax.train import Config, carry
 
 SHAPE = (11, 8, 13)
@@ -115,3 +115,11 @@ def test_carried_points_agree_with_the_plain_flow(problem):
     difference = np.linalg.norm(moved - exact, axis=1) * problem.frame.edge
     assert motion.max() - motion.min() > 2  # not just a translation
     assert difference.max() < 0.1 * problem.voxel_size.min()
+
+
+def test_numpy_interpolates_as_jax_does():
+    rng = np.random.default_rng(4)
+    wanted = rng.random((14, 9, 11)) > 0.6
+    lattice = make_lattice(wanted, np.zeros(3), np.full(3, 0.05), 2.5)
+    values = rng.standard_normal((len(lattice.nodes), 3)).astype(np.float32)
+    np.testing.assert_allclose(interpolated(lattice, values), jax.jit(interpolate)(lattice, values), atol=1e-5)

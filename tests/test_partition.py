@@ -262,23 +262,62 @@ def test_the_copies_of_a_body_are_one_body_wherever_the_unit_ends(offset):
     assert len(np.unique(found.copy)) == (1 if offset == 0 else 2)
 
 
-def test_labels_of_one_unit_are_repeated():
+@pytest.fixture
+def halves():
+    """A map that a half turn keeps, one half of it as the unit, and labels of two bodies there: of the first its own
+    copy, of the second the other one's."""
     inside = np.zeros((24, 24, 4), bool)
     inside[2:22, 6:18] = True
     initial = Map(inside.astype(np.float32), np.full(3, 2.0), np.array([5.0, 0, 0]))
     mass = np.where(np.arange(24)[:, None, None] < 12, initial.density, 0)
     half_turn = np.stack([np.eye(3), np.diag([-1.0, -1, 1])])
     unit = partition.Unit(mass, half_turn, initial.origin + 2.0 * np.array([11.5, 11.5, 0]))
-    labels = np.where(mass > 0, 1 + (np.arange(24)[:, None] > 11), 0)
-    whole = partition.repeated(labels, inside, initial, unit)
-    assert ((whole > 0) == inside).all() and set(np.unique(whole)) == {0, 1, 2}
+    labels = np.where(mass > 0, np.where(np.arange(24)[:, None] > 11, 4, 1), 0)
+    return initial, unit, labels
+
+
+def test_labels_of_one_unit_are_repeated(halves):
+    """A copy's copy is another copy of the same body."""
+    initial, unit, labels = halves
+    whole = unit.repeated(labels, initial.density > 0, initial)
+    assert ((whole > 0) == (initial.density > 0)).all() and set(np.unique(whole)) == {0, 1, 2, 3, 4}
     np.testing.assert_array_equal(whole[:12], labels[:12])
-    np.testing.assert_array_equal(whole, whole[::-1, ::-1])
+    other = whole[::-1, ::-1]
+    np.testing.assert_array_equal(whole, np.where(other > 0, (other - 1 ^ 1) + 1, 0))
+
+
+def test_one_unit_of_bodies_has_shares_that_add_up_to_one(halves):
+    """And consists of the first copy of each, wherever the unit that was begun with had it."""
+    initial, unit, labels = halves
+    inside = initial.density > 0
+    parts = partition.in_copies(labels, inside, initial, unit)
+    share, bodies = unit.share(parts, inside), unit.bodies(parts)
+    np.testing.assert_allclose((share + share[::-1, ::-1])[inside], 1, atol=1e-5)
+    assert share[~inside].max() == 0 and share[5, 8].min() > 0.99 > 0.01 > share[5, 15].max()
+    assert (bodies[5, 8] == 1).all() and (bodies[18, 8] == 2).all() and share[18, 8].min() > 0.99
+
+
+def test_what_moves_as_one_under_a_symmetry_is_one_part(halves):
+    """As along the axis of a half turn; across it, each half goes its own way."""
+    initial, unit, _ = halves
+
+    def along(xyz, times):
+        return (xyz + [0, 0, 8.0])[None]
+
+    def apart(xyz, times):
+        return (xyz + np.sign(xyz - unit.centre) * [8.0, 0, 0])[None]
+
+    assert from_flow(along, initial, 0.5, unit)[0].count == 1
+    found, _ = from_flow(apart, initial, 0.5, unit)
+    assert found.count == 2
+    left, right = found.labels[5, 6:18], found.labels[18, 6:18]
+    assert (left == left[0, 0]).all() and (right == 3 - left).all()
 
 
 def test_a_body_of_a_large_molecule_is_a_domain_or_more():
     assert partition.smallest(1e5) == partition.SMALLEST
     assert partition.smallest(3e6) * 3e6 == pytest.approx(partition.DOMAIN)
+    assert partition.smallest(3e5, 3) == partition.SMALLEST / 3  # of three units, each with bodies as large as alone
 
 
 def test_bodies_of_a_flow_are_parts_of_the_map(points):

@@ -218,14 +218,21 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
     assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
 
 
-def test_bodies_of_a_symmetric_flow_are_those_of_one_unit_and_their_copies(pair):
-    """Labels that the symmetry keeps, and frames and models as symmetric as with one field."""
+def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
+    """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
+    symmetric as with one field."""
     group, (start, end), maps = pair
     how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
     fit = ct.morph(*maps, symmetry="C2", **how)
-    assert fit.partition().count > 1
+    parts = fit.partition()
+    assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
     x = atoms.positions(start)
-    assert np.mean(fit.partition().at(x) == fit.partition().at(group.operators[1](x))) > 0.97
+    assert np.mean(parts.at(x) == parts.at(group.operators[1](x)) ^ 1) > 0.97
+    one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
+    velocity = fit.config.network.apply
+    turn = group.operators[1].rotation
+    at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
+    np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=1e-5)
     moved = atoms.positions(fit.move(start))
     assert from_each_to_nearest(group.operators[1](moved), moved) < 2e-3
     assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < 0.3 * metrics.ca_displacement(start, end)["rmsd"]

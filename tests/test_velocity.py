@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.flow import flow
-from cryotrans_jax.velocity import Velocity
+from cryotrans_jax.velocity import Velocity, turned
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,16 @@ def test_velocity_sees_the_time_beside_the_positions_and_starts_blind_to_it(wave
     moved = jax.tree.map(lambda p: p, still)
     moved["params"]["Dense_0"]["bias"] = still["params"]["Dense_0"]["bias"] + kernel[0] * 4.0 * 0.25
     np.testing.assert_allclose(network.apply(params, late), network.apply(moved, x), atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("waves", "depth", "axes"), [(0, 2, 3), (8, 2, 3), (8, 1, 4)])
+def test_a_turned_field_does_at_the_copy_of_a_place_what_the_field_does_there(waves, depth, axes):
+    """For all kinds of first layers; a fourth coordinate, the time, is left alone."""
+    rng = np.random.default_rng(1)
+    network = Velocity(width=16, depth=depth, waves=waves, wave_number=5.0, centre=0.5, init_std=0.3)
+    x = jnp.asarray(rng.random((50, axes)), jnp.float32)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape), network.init(jax.random.key(0), x))
+    turn, shift = Rotation.from_rotvec([0.3, -1.2, 0.8]).as_matrix(), rng.random(3)
+    there = x.at[:, :3].set(x[:, :3] @ turn.T + shift)
+    found = network.apply(turned(jax.device_get(params), turn, shift, 0.5), there)
+    np.testing.assert_allclose(found, network.apply(params, x) @ turn.T, atol=2e-5)  # float32
