@@ -4,6 +4,7 @@ A flow commutes with a group where its velocity field does (`flow.symmetric`); t
 fit it, since all others are their copies.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,20 +14,23 @@ from pathlib import Path
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
+from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import atoms, metrics
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
-from cryotrans_jax.prepare import bounding_box
+from cryotrans_jax.prepare import binned, bounding_box
 
 NAME = re.compile(r"(?P<kind>[CD])(?P<fold>[1-9]\d{0,2})|(?P<solid>[TOI])", re.IGNORECASE)
 GOLDEN = (1 + np.sqrt(5)) / 2
 DIAGONAL, FIVEFOLD = (1.0, 1.0, 1.0), (0.0, 1.0, GOLDEN)  # axes of order 3, and of order 5 of an icosahedron
 LIKE = 0.9  # correlation of a map with itself turned by an operator, from which on it has the symmetry
 SAME_TURN, SAME_SHIFT = 1e-2, 0.1  # by which operators may differ (Å) that are one: files round them
+WORKING = 4.0  # Å: of the voxels on which axes are looked for at first
+LARGE = 128  # voxels: of larger boxes axes are looked for on wider voxels
+GOOD, CLEARER = 0.97, 0.01  # likeness with which a map keeps the usual axes, and by which others have to be better
 SLIGHT = 0.01  # of the largest share of a voxel that a unit has: less of it is left out
 
 Vector = Sequence[int | float] | Float[np.ndarray, "3"]
@@ -62,12 +66,12 @@ class Symmetry:
         return tuple(found)
 
     @classmethod
-    def named(cls, name: str, centre: Vector = (0, 0, 0), axis: Vector = (0, 0, 1)) -> "Symmetry":
+    def named(cls, name: str, centre: Vector = (0, 0, 0), axis: Vector = (0, 0, 1), across: float = 0.0) -> "Symmetry":
         """The group C1, C2, ..., D1, D2, ..., T, O or I about a centre (Å).
 
-        `axis` is that of highest order of Cn and Dn; the others of Dn are across it, one of them along x where the axis
-        is z. T, O and I have axes of order 2 (O: 4) along x, y and z, and I has one of order 5 along (0, 1, 1.618).
-        Raises InputError where there is no such group.
+        `axis` is that of highest order of Cn and Dn; the others of Dn are across it, one of them `across` degrees from
+        x where the axis is z. T, O and I have axes of order 2 (O: 4) along x, y and z, and I has one of order 5 along
+        (0, 1, 1.618). Raises InputError where there is no such group.
         """
         match = NAME.fullmatch(name.strip())
         if not match:
@@ -76,7 +80,7 @@ class Symmetry:
             )
         turns = closed(generators_of(match))
         if match["kind"]:
-            onto = turn_onto(np.asarray(axis, float))
+            onto = turn_onto(np.asarray(axis, float)) @ Rotation.from_euler("z", across, degrees=True).as_matrix()
             turns = [onto @ turn @ onto.T for turn in turns]
         centre = np.asarray(centre, float)
         return cls(name.strip().upper(), tuple(Transform(turn, centre - turn @ centre) for turn in turns))
@@ -106,7 +110,8 @@ class Symmetry:
 
         A group lies about the axis, through that of three centres about which `mass`, the map's density without
         the solvent, is most symmetric: the box's middle, the voxel after it where programs that reconstruct maps have
-        their axis, and the centre of mass. Without `mass`, through that voxel.
+        their axis, and the centre of mass. Without `mass`, through that voxel. One of the other axes of Dn is along x,
+        or where `mass` says so (`turned_about`).
         """
         if isinstance(given, Symmetry):
             return given
@@ -118,8 +123,32 @@ class Symmetry:
             return cls.named(given, voxel, axis)
         middle = map_.origin + (shape - 1) / 2 * map_.voxel_size
         heavy = mass.origin + np.array(ndimage.center_of_mass(mass.density)) * mass.voxel_size
-        tried = [cls.named(given, centre, axis) for centre in (voxel, middle, heavy)]
-        return max(tried, key=lambda one: one.likeness(mass))
+        centres = voxel, middle, heavy
+        usual = max((cls.named(given, one, axis) for one in centres), key=lambda one: one.likeness(mass))
+        match = NAME.fullmatch(given.strip())
+        if not (match and (match["kind"] or "").upper() == "D") or usual.likeness(mass) > GOOD:
+            return usual
+        other = cls.turned_about(given, centres, axis, mass)
+        return other if other.likeness(mass) > usual.likeness(mass) + CLEARER else usual
+
+    @classmethod
+    def turned_about(cls, name: str, centres: Sequence[Vector], axis: Vector, mass: Map) -> "Symmetry":
+        """The group Dn about an axis, through that of the centres, and with the others turned about it, where the mass
+        is most symmetric about one of these."""
+
+        def unlike(across: float, centre: Vector, map_: Map) -> float:
+            return -cls(name, cls.named(name, centre, axis, across).generators[-1:]).likeness(map_)
+
+        coarse = on_wider_voxels(mass, max(int(WORKING // mass.voxel_size.min()), 1))
+        fine = on_wider_voxels(mass, -(-max(mass.density.shape) // LARGE))
+        radius = np.linalg.norm(np.array(mass.density.shape) * mass.voxel_size) / 4
+        apart = 180 / int(name.strip()[1:])  # degrees between axes of order 2
+        step = apart / np.ceil(apart / np.degrees(WORKING / 2 / radius))
+        tried = itertools.product(np.arange(0, apart, step), centres)
+        first, centre = min(tried, key=lambda one: unlike(*one, coarse))
+        near = (first - step, first + step)
+        found = optimize.minimize_scalar(unlike, near, near, (centre, fine), "bounded", options={"xatol": 0.05})
+        return cls.named(name, centre, axis, float(found.x))
 
     def likeness(self, map_: Map) -> float:
         """The least correlation of a map with itself turned by an operator, 1 where there is but the identity."""
@@ -208,6 +237,12 @@ class Symmetry:
                 whole[0].add_chain(chain)
         whole.setup_entities()
         return whole
+
+
+def on_wider_voxels(map_: Map, factor: int) -> Map:
+    """The map on voxels that many times as wide."""
+    origin = map_.origin + (factor - 1) / 2 * map_.voxel_size
+    return Map(binned(map_.density, factor), map_.voxel_size * factor, origin)
 
 
 def generators_of(match: re.Match) -> list[Float[np.ndarray, "3 3"]]:
