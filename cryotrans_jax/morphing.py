@@ -409,7 +409,8 @@ def symmetrical(
     middle = problem.frame.to_unit(symmetry.centre)
     shifts = middle - turns @ middle
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
-    report = problem.report | {"symmetry": {"name": symmetry.name, "centre": symmetry.centre.tolist()}}
+    facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
+    report = problem.report | {"symmetry": facts}
     problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 

@@ -119,6 +119,7 @@ FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this
 TRIAL = 100  # steps of the next stage, after which the better of two starts is known
 GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
 ENDING = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
+SURE = 1.0  # weight of the rigidity where a flow is fitted to another one
 NEARBY = 3.0  # Å: over which mass is looked for in the target
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 DIVERGED, FAIR = 10.0, 0.1  # a loss so many times that of the stage's first chunk, or FAIR, has diverged
@@ -260,16 +261,15 @@ def divided(state: State, parts: int, stage: int) -> State:
 def freed(config: Config, state: State, problem: Problem, number: int, spread: Spread) -> State:
     """The state at the first step of a stage, from which each of a unit's bodies goes on with a free field of its own.
 
-    Each begins where the symmetric field of the whole has led: it is fitted to the flow of that as the first stage's to
-    the correspondences. `problem` is the one divided into bodies.
+    Each begins where the symmetric field of the whole has led: from the network of that it is fitted to its flow, as in
+    the first stage to the correspondences, but these ends are sure. `problem` is the one divided into bodies.
     """
-    stage = config.stages[0]
+    stage = replace(config.stages[0], rigidity=SURE)
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
     ends = images(config.flow, state.params, level)
     reach = jnp.full(ends.shape[:-2], stage.reach / problem.frame.edge)
     goal = Goal(ends=ends, weight=jnp.broadcast_to(level.rho, ends.shape[:-1]), reach=reach)
-    free = replace(config, symmetry=())
-    begin = start(free, problem.trajectories, problem.parts)
+    free, begin = replace(config, symmetry=()), divided(state, problem.parts, 0)
     followed, *_ = fit_stage(free, stage, (level, goal), begin, SILENT, CHUNK, spread, crop_of(problem))
     return begun(state._replace(params=followed.params), number)
 

@@ -565,9 +565,10 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
             out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
-    if fit.partitions and not fit.config.symmetry:  # a part and its copies move as no one body does
+    if fit.partitions:
         moves = part_motions(fit.partition(), fit.carry, case.initial, fit.threshold)
-        out["parts"] = [move._asdict() for move in moves]
+        copies = (fit.report or {}).get("symmetry", {}).get("copies", 1)
+        out["parts"] = [move._asdict() | ({"copies": copies} if copies > 1 else {}) for move in moves[::copies]]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
     if case.model is not None and isinstance(reference, gemmi.Structure):
@@ -779,8 +780,10 @@ def print_scores(name: str, scores: dict) -> None:
     if "rmsd_idealised" in scores:
         print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
     for number, part in enumerate(scores.get("parts", [])):
+        copies = f" and its copies, {part['copies']} in all" if "copies" in part else ""
         print(
-            f"  part {number + 1}, {100 * part['share_of_mass']:.0f} % of the mass, turns by {part['turn']:.1f}° and "
+            f"  part {number + 1}{copies}, {100 * part['share_of_mass']:.0f} % of the mass, turns by "
+            f"{part['turn']:.1f}° and "
             f"shifts by {part['shift']:.1f} Å, {part['from_rigid']:.2f} Å rms from a rigid motion"
         )
     if "seed_spread_median" in scores:
