@@ -145,7 +145,7 @@ class Symmetry:
         apart = 180 / int(name.strip()[1:])  # degrees between axes of order 2
         step = apart / np.ceil(apart / np.degrees(WORKING / 2 / radius))
         tried = itertools.product(np.arange(0, apart, step), centres)
-        first, centre = min(tried, key=lambda one: unlike(*one, coarse))
+        first, centre = min(tried, key=lambda one: unlike(one[0], one[1], coarse))
         near = (first - step, first + step)
         found = optimize.minimize_scalar(unlike, near, near, (centre, fine), "bounded", options={"xatol": 0.05})
         return cls.named(name, centre, axis, float(found.x))
