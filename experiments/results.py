@@ -780,10 +780,10 @@ def print_scores(name: str, scores: dict) -> None:
     if "rmsd_idealised" in scores:
         print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
     for number, part in enumerate(scores.get("parts", [])):
-        copies = f" and its copies, {part['copies']} in all" if "copies" in part else ""
+        held = f"{100 * part['share_of_mass']:.0f} % of the mass"
+        held = f"{part['copies']} copies of {held} each" if "copies" in part else held
         print(
-            f"  part {number + 1}{copies}, {100 * part['share_of_mass']:.0f} % of the mass, turns by "
-            f"{part['turn']:.1f}° and "
+            f"  part {number + 1}, {held}, turns by {part['turn']:.1f}° and "
             f"shifts by {part['shift']:.1f} Å, {part['from_rigid']:.2f} Å rms from a rigid motion"
         )
     if "seed_spread_median" in scores:

@@ -232,10 +232,14 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
 
 def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
-    symmetric as with one field."""
+    symmetric as with one field. A fit that stopped goes on to the same end."""
     group, (start, end), maps = pair
     how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
-    fit = ct.morph(*maps, symmetry="C2", **how)
+    kept = []
+    fit = ct.morph(*maps, symmetry="C2", keep=kept.append, **how)
+    late = next(snapshot for snapshot in kept if snapshot.state.stage == 4)
+    again = ct.morph(*maps, symmetry="C2", begun=late, **how)
+    jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
     assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
     x = atoms.positions(start)
