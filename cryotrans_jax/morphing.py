@@ -9,7 +9,7 @@ from typing import overload
 import gemmi
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax import atoms, borders, checkpoints, prepare, recipes, train, trajectory
@@ -261,7 +261,7 @@ def morph(
     all. `part_rigidity` multiplies the weight of the rigidity in each part.
     `symmetry` is that of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, an mmCIF file
     with an assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then commutes with its operators,
-    and is fitted to the points of one unit; a body of it and its copies are one part.
+    and is fitted to the points of one unit; each copy of a body of it is a part, by the body's flow turned alike.
     `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
     the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
     With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
@@ -513,7 +513,7 @@ def in_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: M
     unit = unit_of(whole, initial)
     if unit is None:
         return whole.divided([each.labels for each in partitions])
-    inside = prepare.carried_mass(initial.density, whole.report["initial"]["threshold"]) > 0
+    inside = on_whole_grid(whole.initial, whole, initial) > 0
     units = [unit.share(each, inside) for each in partitions]
     return whole.divided([unit.bodies(each) for each in partitions], units=units)
 
@@ -544,7 +544,7 @@ def bodies_of(
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
     parts, off = zip(*found, strict=True)
     if unit is not None and max(each.count for each in parts) > 1:  # what is one body there is one in a unit here
-        inside = prepare.carried_mass(initial.density, threshold) > 0
+        inside = on_whole_grid(problem.initial, problem, initial) > 0
         one = in_copies((unit.mass > 0).astype(int), inside, initial, unit)
         parts = [each if each.count > 1 else one for each in parts]
     return [*parts], [*off]
@@ -554,11 +554,19 @@ def unit_of(problem: prepare.Problem, initial: Map) -> Unit | None:
     """The unit of the initial map that is carried, None where all of it is."""
     if problem.turns is None:
         return None
-    mass = np.zeros(initial.density.shape, np.float32)
-    room = mass[tuple(slice(first, None) for first in problem.start)]  # the crop may reach past the map's end
-    held = problem.carried[tuple(map(slice, room.shape))]
-    room[tuple(map(slice, held.shape))] = held
+    mass = on_whole_grid(problem.carried, problem, initial)
     return Unit(mass, problem.turns, np.array(problem.report["symmetry"]["centre"]))
+
+
+def on_whole_grid(
+    cropped: Float[np.ndarray, "x y z"], problem: prepare.Problem, initial: Map
+) -> Float[np.ndarray, "nx ny nz"]:
+    """What is on the problem's crop, on the initial map's whole grid; zero elsewhere."""
+    whole = np.zeros(initial.density.shape, np.float32)
+    room = whole[tuple(slice(first, None) for first in problem.start)]  # the crop may reach past the map's end
+    held = cropped[tuple(map(slice, room.shape))]
+    room[tuple(map(slice, held.shape))] = held
+    return whole
 
 
 def redrawn(
@@ -577,7 +585,7 @@ def redrawn(
     drawn = borders.redrawn(parts, carries, here, there, threshold, 1 if unit is None else len(unit.turns))
     if unit is None or drawn is parts:
         return drawn
-    inside = prepare.carried_mass(initial.density, threshold) > 0
+    inside = on_whole_grid(problem.initial, problem, initial) > 0
     own = np.where(inside & ((drawn.labels - 1) % len(unit.turns) == 0), drawn.labels, 0)
     whole = in_copies(own, inside, initial, unit)
     return whole if len(np.unique(whole.labels)) == parts.count else parts  # where a copy has none of a part

@@ -331,14 +331,13 @@ def from_flow(
     found, tried = bodies(x, carry(x, [1.0])[0], mass, spacing, smallest(volume), unit)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
-    labels[tuple(inside.T)] = found.owner[nearest] + 1
+    copies = 1 if unit is None else len(unit.turns)
+    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
     if unit is None:
         return completed(whole_pieces(labels, initial.voxel_size), initial), tried
     within = max(STILL, found.rms)
     if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
         return completed(np.ones_like(labels), initial), tried
-    copies = len(unit.turns)
-    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
     return in_copies(labels, everywhere > 0, initial, unit), tried
 
 

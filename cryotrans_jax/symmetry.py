@@ -126,10 +126,10 @@ class Symmetry:
         centres = voxel, middle, heavy
         usual = max((cls.named(given, one, axis) for one in centres), key=lambda one: one.likeness(mass))
         match = NAME.fullmatch(given.strip())
-        if not (match and (match["kind"] or "").upper() == "D") or usual.likeness(mass) > GOOD:
+        if not (match and (match["kind"] or "").upper() == "D") or (like := usual.likeness(mass)) > GOOD:
             return usual
         other = cls.turned_about(given, centres, axis, mass)
-        return other if other.likeness(mass) > usual.likeness(mass) + CLEARER else usual
+        return other if other.likeness(mass) > like + CLEARER else usual
 
     @classmethod
     def turned_about(cls, name: str, centres: Sequence[Vector], axis: Vector, mass: Map) -> "Symmetry":
