@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .inputs import protein_in
 from .results import doubts
 
 MASS = 0.10  # a larger part of the mass gained or lost is told
@@ -44,7 +45,13 @@ class Measured(NamedTuple):
 
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
     """All that the numbers call for, the serious first. `config` and `scores` are config.json and metrics.json."""
-    found = [*of_maps(config), *of_fit(scores, measured), *of_target(config, measured), *of_run(config, scores)]
+    found = [
+        *of_maps(config),
+        *of_micelles(config),
+        *of_fit(scores, measured),
+        *of_target(config, measured),
+        *of_run(config, scores),
+    ]
     return sorted(found, key=lambda caution: not caution.serious)
 
 
@@ -59,6 +66,20 @@ def of_maps(config: dict) -> Iterator[Caution]:
     ):
         for doubt in doubts(used, seen["body_volume"]):
             yield Caution(True, f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
+
+
+def of_micelles(config: dict) -> Iterator[Caution]:
+    """Which maps have lost what was taken for a micelle."""
+    names = {"initial": config["initial"], "target": target_name(config)}
+    left_out = [kind for kind, name in names.items() if protein_in(name) in config["inputs"]]
+    if left_out:
+        maps = f"{' and '.join(left_out)} map{'s' * (len(left_out) > 1)}"
+        yield Caution(
+            False,
+            f"Density without detail is left out of the {maps}.",
+            "It was taken for detergent or lipid about a membrane protein; masks of what is kept are in inputs. "
+            "If it is a part that is blurred because it moves, repeat the run with --micelle=keep.",
+        )
 
 
 def of_fit(scores: dict, measured: Measured) -> Iterator[Caution]:
@@ -228,6 +249,13 @@ def warnings(found: list[Caution]) -> list[str]:
 def number(config: dict) -> int:
     """The place of the folder's target among the run's."""
     return config["targets"].index(config["target"])
+
+
+def target_name(config: dict) -> str | None:
+    """The name under which the folder's target stands among the inputs; None where the config does not tell it."""
+    given = config["settings"].get("target")
+    name = given[number(config)] if given else next(iter(list(config["inputs"])[1:]), None)
+    return name if name in config["inputs"] else None
 
 
 def chosen(config: dict, key: str) -> Any:

@@ -60,6 +60,13 @@ def define_contour() -> None:
     )
     flags.DEFINE_string("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
     flags.DEFINE_list("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
+    flags.DEFINE_enum(
+        "micelle",
+        "auto",
+        ["auto", "keep"],
+        "Leave out density that has no detail, the detergent or lipid about a membrane protein, where a map without a "
+        "mask shows such; or take all along.",
+    )
     flags.DEFINE_float(
         "mask_radius", None, "Å: take only what lies within this distance of a map's centre of mass.", lower_bound=0.1
     )

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import align, atoms, contour, mask, partition, prepare
+from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
 from cryotrans_jax.demo import hinge_pair
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -55,6 +56,12 @@ def from_flags(settings, out_dir: Path) -> Case:
         used[settings.model] = existing(settings.model, settings.data_dir)
         model = atoms.read_model(used[settings.model])
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
+    if settings.micelle == "auto":
+        sharpness = [settings.initial_resolution or known[0], *resolutions]
+        masked = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
+        shown = [initial_name, *names], [initial, *maps]
+        (initial, *maps), of_proteins = without_micelles(*shown, sharpness, masked, model, out_dir)
+        used |= of_proteins
     given = settings.reference or []
     if len(given) not in (0, 1, len(target_names)):
         raise InputError(f"{len(given)} references for {len(target_names)} targets: give one, or one for each target")
@@ -87,7 +94,8 @@ def from_flags(settings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found) for path in pair) for pair, found in zip(halves, alignments, strict=False)
+            tuple(laid(initial, path, found, used.get(protein_in(name))) for path in pair)
+            for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
         boxes=boxes[:count],
@@ -147,9 +155,15 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment) -> Map:
-    """The half-map in a file, laid over the initial map as its target was."""
-    return align.resampled(read_map(path), initial, found.transform)
+def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None) -> Map:
+    """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
+
+    Half-maps on the target's grid only: others stay as they are.
+    """
+    half = read_map(path)
+    if protein is not None and same_grid(half, read_map(protein)) is None:
+        half = within(half, protein, None)
+    return align.resampled(half, initial, found.transform)
 
 
 def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
@@ -298,6 +312,39 @@ def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map]
     initial = within(initial, files.get(settings.mask), settings.mask_radius)
     targets = [within(t, files.get(name), settings.mask_radius) for t, name in zip(targets, each, strict=True)]
     return initial, targets, files
+
+
+def without_micelles(
+    names: list[str],
+    maps: list[Map],
+    resolutions: list[float | None],
+    masked: list[bool],
+    model: gemmi.Structure | None,
+    out_dir: Path,
+) -> tuple[list[Map], dict[str, Path]]:
+    """The maps with nothing but their proteins where they show a micelle as well, and the masks' files by `protein_in`.
+
+    The masks are written to the folder `out_dir`/inputs.
+    """
+    found, files = micelle.proteins(maps, resolutions, masked, model), {}
+    for number, (name, map_, one) in enumerate(zip(names, maps, found, strict=True)):
+        if one is None:
+            continue
+        path = out_dir / "inputs" / f"protein_in_{unique_stems(names)[number]}.mrc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_input(path, replace(map_, density=one.mask))
+        maps[number], files[protein_in(name)] = within(map_, path, None), path
+        if not jax.process_index():
+            print(
+                f"{Path(name).name}: {100 * one.left_out:.0f} % of what it shows has no detail, as a micelle has none, "
+                f"and is left out (by {path}; --micelle=keep takes all along)"
+            )
+    return maps, files
+
+
+def protein_in(name: str) -> str:
+    """The name among a run's inputs of the mask that leaves out the micelle of the map of this name."""
+    return f"protein in {name}"
 
 
 def within(map_: Map, path: Path | None, radius: float | None) -> Map:

@@ -33,7 +33,7 @@ def main() -> None:
     from cryotrans_jax.morphing import Fit
 
     from . import results
-    from .inputs import check_inside, within
+    from .inputs import check_inside, protein_in, within
 
     run_dir = Path(FLAGS.run_dir)
     saved = results.run_of(run_dir)
@@ -43,11 +43,13 @@ def main() -> None:
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    if (mask := saved["settings"].get("mask")) in saved["inputs"]:
-        mask = Path(saved["inputs"][mask]["file"])
-        if not mask.is_file() or checksum(mask) != saved["inputs"][saved["settings"]["mask"]]["sha256"]:
-            raise InputError(f"the run's mask {mask} is gone or changed: put it back")
-    initial = within(read_map(path), mask, saved["settings"].get("mask_radius"))
+    masks = []
+    for name in (saved["settings"].get("mask"), protein_in(saved["initial"])):
+        masks.append(Path(saved["inputs"][name]["file"]) if name in saved["inputs"] else None)
+        if masks[-1] and (not masks[-1].is_file() or checksum(masks[-1]) != saved["inputs"][name]["sha256"]):
+            raise InputError(f"the run's mask {masks[-1]} is gone or changed: put it back")
+    given, protein = masks
+    initial = within(within(read_map(path), given, saved["settings"].get("mask_radius")), protein, None)
     fit = Fit.load(run_dir / "checkpoint", initial)
     model = None
     if FLAGS.model:

@@ -16,7 +16,7 @@ from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
 
 from . import exchange, inputs, page, results
-from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, warnings
+from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
 
 ROOM = 4.0  # Å about the molecule that a report shows
 DRAWN = 400_000  # voxels from which a picture's surface is drawn
@@ -301,13 +301,6 @@ def levels(config: dict) -> dict[str, float]:
     }
 
 
-def target_name(config: dict) -> str | None:
-    """The name under which the folder's target stands among the inputs; None where the config does not tell it."""
-    given = config["settings"].get("target")
-    name = given[number(config)] if given else next(iter(list(config["inputs"])[1:]), None)
-    return name if name in config["inputs"] else None
-
-
 def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Of each stage the name, the losses, and those by the other half-map (nan where it was not asked).
 
@@ -365,9 +358,9 @@ def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
     path = unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
-    initial = as_used(config, path, config["settings"].get("mask"))
+    initial = as_used(config, path, config["initial"], config["settings"].get("mask"))
     if initial is None:
-        raise InputError(f"the run's mask {config['settings']['mask']} is gone or changed: put it back")
+        raise InputError(f"the run's mask of {config['initial']} is gone or changed: put it back")
     return trajectory.carried_part(initial, fit.threshold)
 
 
@@ -376,9 +369,10 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
 
     It is what the run fitted to if the generated map correlates with it as it did then.
     """
-    path = unchanged(config, target_name(config), given)
+    name = target_name(config)
+    path = unchanged(config, name, given)
     masks = config["settings"].get("target_mask") or [None]
-    target = as_used(config, path, masks[number(config)] if len(masks) > 1 else masks[0]) if path else None
+    target = as_used(config, path, name, masks[number(config)] if len(masks) > 1 else masks[0]) if path else None
     if target is None:
         return None
     target = align.resampled(target, generated, pose(config))
@@ -392,12 +386,13 @@ def pose(config: dict) -> align.Transform:
     return align.Transform.of(told["transform"]) if told else align.IDENTITY
 
 
-def as_used(config: dict, path: Path, mask: str | None) -> Map | None:
-    """A map of the run within its masks, as it was used; None where the mask is gone."""
-    within = unchanged(config, mask) if mask else None
-    if mask and within is None:
+def as_used(config: dict, path: Path, name: str, mask: str | None) -> Map | None:
+    """A map of the run within its masks, as it was used; None where one is gone."""
+    protein = inputs.protein_in(name) if inputs.protein_in(name) in config["inputs"] else None
+    given, found = (unchanged(config, each) if each else None for each in (mask, protein))
+    if (mask and given is None) or (protein and found is None):
         return None
-    return inputs.within(read_map(path), within, config["settings"].get("mask_radius"))
+    return inputs.within(inputs.within(read_map(path), given, config["settings"].get("mask_radius")), found, None)
 
 
 def truth_of(config: dict, generated: Map) -> Map | None:

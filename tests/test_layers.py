@@ -26,7 +26,7 @@ LAYERS = (  # a file imports only from layers before its own
     {"maps", "projection"},
     {"atoms", "prepare"},
     {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition", "qscore"},
-    {"train", "symmetry", "borders"},
+    {"train", "symmetry", "borders", "micelle"},
     {"trajectory", "recipes", "snapshots"},
     {"morphing"},
     {"baselines"},

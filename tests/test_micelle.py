@@ -1,0 +1,114 @@
+"""Density without detail: what is taken for a micelle, what is not, and what a run makes of it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cryotrans_jax import atoms, micelle
+from cryotrans_jax.demo import hinge_pair
+from cryotrans_jax.maps import Map, read_map, write_map
+
+THICK, WIDE = 10.0, 14.0  # Å: half the belt's thickness, and how far it reaches beyond the molecule
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The built-in models, and for each its map at 3 and 5 Å with some noise, where its atoms are far, and a belt."""
+    models = hinge_pair()
+    shape, size, origin = atoms.common_grid(list(models), 1.0, 3.0, padding=26.0)
+    found = []
+    for number, (model, resolution) in enumerate(zip(models, (3.0, 5.0), strict=True)):
+        map_ = atoms.simulate_map(model, shape, size, origin, resolution)
+        xyz = atoms.positions(model)
+        empty = np.ones(shape, bool)
+        empty[tuple(np.round((xyz - origin) / size).astype(int).T)] = False
+        far = ndimage.distance_transform_edt(empty)  # voxels are 1 Å
+        inside = far < 2
+        height = np.abs(np.arange(shape[2]) * size[2] + origin[2] - xyz[:, 2].mean())
+        belt = (far > 3) & (far < 3 + WIDE) & (height < THICK)
+        smooth = ndimage.gaussian_filter(belt * 0.7 * np.float32(map_.density[inside].mean()), 2.0)
+        noise = np.random.default_rng(number).normal(size=shape) * 0.05 * map_.density[inside].mean()
+        noise = ndimage.gaussian_filter(noise, 0.5)
+        found.append((model, replace(map_, density=(map_.density + noise).astype(np.float32)), far, smooth, belt))
+    return found
+
+
+def with_belt(one) -> Map:
+    """The map with its belt."""
+    return replace(one[1], density=(one[1].density + one[3]).astype(np.float32))
+
+
+def told(protein: micelle.Protein, one) -> tuple[float, float]:
+    """How much of the molecule a mask keeps, and of the belt further from it than 6 Å."""
+    _, _, far, _, belt = one
+    return float(protein.mask[far < 2].mean()), float(protein.mask[belt & (far > 6)].mean())
+
+
+def test_a_belt_is_told_from_the_protein_in_both_maps(pair):
+    found = micelle.proteins([with_belt(one) for one in pair], [3.0, 5.0])
+    for protein, one in zip(found, pair, strict=True):
+        kept, belt = told(protein, one)
+        assert kept > 0.93 and belt < 0.15 and protein.left_out > 0.2
+        assert protein.mask.min() == 0 and protein.mask.max() == 1
+
+
+@pytest.mark.parametrize("resolutions", [None, [3.0, 5.0]])
+def test_a_protein_alone_is_left_as_it_is(pair, resolutions):
+    assert micelle.proteins([one[1] for one in pair], resolutions) == [None, None]
+
+
+def test_a_belt_in_the_target_alone_is_left_out_of_it(pair):
+    initial, target = pair
+    for masked in (None, [True, False]):
+        first, second = micelle.proteins([initial[1], with_belt(target)], [3.0, 5.0], masked)
+        assert first is None and told(second, target)[0] > 0.9 and told(second, target)[1] < 0.15
+
+
+def test_more_protein_in_the_target_is_no_micelle(pair):
+    initial, (_, target, *_) = pair
+    twice = np.concatenate([target.density, target.density])
+    assert micelle.most_detailed(replace(target, density=twice), micelle.detail_of(initial[1]).volume, 5.0) is None
+
+
+def test_what_is_masked_or_modelled_stays(pair):
+    initial, target = pair
+    both = with_belt(initial), with_belt(target)
+    assert micelle.proteins(both, [3.0, 5.0], [True, True]) == [None, None]
+    model = initial[0]
+    assert micelle.proteins(both, [3.0, 5.0], model=model)[0] is not None
+    belt = np.argwhere(initial[4] & (initial[2] > 8))[: len(atoms.positions(model))]
+    there = atoms.moved(model, np.resize(belt, (len(atoms.positions(model)), 3)) * both[0].voxel_size + both[0].origin)
+    assert micelle.proteins(both, [3.0, 5.0], model=there)[0] is None
+
+
+def test_maps_without_a_body_have_nothing_to_tell():
+    for density in (np.zeros((12, 12, 12)), np.ones((12, 12, 12))):
+        map_ = Map(density.astype(np.float32), np.ones(3), np.zeros(3))
+        assert micelle.proteins([map_, map_]) == [None, None]
+
+
+def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path):
+    for name, one in zip("ab", pair, strict=True):
+        write_map(tmp_path / f"{name}.mrc", with_belt(one))
+    maps = f"--initial={tmp_path}/a.mrc", f"--target={tmp_path}/b.mrc"
+    quick = "--recipe=paper", "--bin=4", "--steps=0.0001", "--frames=1", "--align=none"
+    out = tmp_path / "out"
+    status, printed, error = job("run", *maps, *quick, f"--out_dir={out}")
+    assert status == 0, error
+    assert "has no detail, as a micelle has none, and is left out" in printed
+    saved = json.loads((out / "config.json").read_text())
+    assert {f"protein in {tmp_path}/{name}.mrc" for name in "ab"} <= set(saved["inputs"])
+    mask = read_map(out / "inputs" / "protein_in_a.mrc").density
+    assert told(micelle.Protein(mask, 0.0, 0.0), pair[0])[1] < 0.15
+    assert "Density without detail is left out of the initial and target maps." in (out / "report.html").read_text()
+    assert job("predict", f"--run_dir={out}", "--frames=1")[0] == 0
+    made, again = (read_map(folder / "generated.mrc").density for folder in (out, out / "predict_1"))
+    np.testing.assert_array_equal(made, again)
+    (out / "inputs" / "protein_in_a.mrc").unlink()
+    status, _, error = job("predict", f"--run_dir={out}", "--frames=1", "--overwrite")
+    assert status == 2 and "protein_in_a.mrc is gone or changed" in error
+    status, printed, error = job("run", *maps, *quick, "--micelle=keep", f"--out_dir={tmp_path}/kept")
+    assert status == 0 and "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists(), error
