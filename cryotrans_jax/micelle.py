@@ -25,10 +25,8 @@ BLURRED, NEAR = 3.0, 4.0  # Å: widths of the blurs that the density, and the sq
 ROOM = 20.0  # Å about the body in which the noise is judged
 AWAY, CLEAR = 6.0, 5.0  # Å, and standard deviations above the solvent: further than that from what is above is noise
 LEAST = 0.05  # of the noise's power: detail is told no better than this
-UNLIKE, APART = (
-    0.4,
-    0.75,
-)  # the ratio of the contrasts of a map's two classes, and the share of the variance they explain
+UNLIKE = 0.45  # the ratio of the contrasts of a map's two classes at most
+APART = 0.66  # of the variance of their logarithms that the two explain at least
 SAME = 0.6  # the ratio of contrasts above which what is left out is as detailed as the rest
 MORE = 1.25  # times the volume of what the other map shows, from which a map has something besides
 MODELLED = 0.9  # of a model's atoms: with fewer in what is kept, what is left out is no micelle
@@ -71,8 +69,8 @@ class Detail(NamedTuple):
         return float(np.median(self.contrast[rest]) / np.median(self.contrast[kept])) if both else 1.0
 
     def protein(self, kept: Bool[np.ndarray, "bx by bz"]) -> Protein:
-        """The part of the body that is kept, specks apart left out, with a soft edge."""
-        held = carried_mass(kept.astype(np.float32), 0.5) > 0
+        """The part of the body that is kept, without specks and holes, with a soft edge."""
+        held = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
         distance = ndimage.distance_transform_edt(~held, sampling=self.voxel_size)
         mask = np.zeros(self.shape, np.float32)
         mask[self.box] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0, 1))
@@ -88,8 +86,8 @@ def proteins(
     """What is protein in an initial map and in its targets, each on its own grid; None where all of a map is.
 
     The initial map comes first. Of it what is `detailed`; of a target, which may be too blurred for that, the
-    `most_detailed` part as large as the initial map's protein. Resolutions are Å, 3 and 5 where they are not known. What is
-    `masked` already stays as it is, and so does an initial map whose `model` stands in what would be left out.
+    `most_detailed` part as large as the initial map's protein. Resolutions are Å, 3 and 5 where they are not known.
+    What is `masked` already stays as it is, and so does an initial map whose `model` stands in what would be left out.
     """
     resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
     first = None if masked[0] else detailed(maps[0], resolutions[0])
@@ -144,7 +142,10 @@ def detailed(map_: Map, resolution: float | None = None) -> Protein | None:
         return None
     level, explained = two_classes(np.log(np.maximum(found.contrast[found.body], 1e-30)))
     kept = found.body & (found.contrast >= np.exp(level))
-    return found.protein(kept) if explained >= APART and found.ratio(kept) <= UNLIKE else None
+    if explained < APART or found.ratio(kept) > UNLIKE:
+        return None
+    lower = np.median(found.contrast[found.body & ~kept])
+    return found.protein(found.body & (found.contrast >= np.sqrt(lower * np.exp(level))))
 
 
 def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> Protein | None:
