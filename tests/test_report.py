@@ -305,10 +305,12 @@ USED = {"clear": 5.0, "specks": 0.0, "volume": 9e3}
 SEEN = {"body_volume": 1e4}
 SET = {
     "target": "b", "targets": ["a", "b"], "processes": 1,
+    "initial": "i.mrc", "inputs": {"i.mrc": {}, "a.mrc": {}, "b.mrc": {}},
     "chosen": {"quieting_variance": [0.0, 0.0], "blur_variance": [2.0, 2.0], "start": ["transport", "correspondences"],
                "initial": USED, "targets": [USED, USED]},
     "contours": [SEEN, SEEN, SEEN],
-    "resolutions": {"initial": 3.0, "targets": [5.0, 7.0]}, "settings": {"recipe": "default", "steps": 1.0, "seeds": 3},
+    "resolutions": {"initial": 3.0, "targets": [5.0, 7.0]},
+    "settings": {"recipe": "default", "steps": 1.0, "seeds": 3, "target": ["a.mrc", "b.mrc"]},
 }  # fmt: skip
 
 
@@ -345,6 +347,18 @@ def test_bad_numbers_are_told_first(scores, chosen, settings, measured, said):
     config = SET | {"chosen": SET["chosen"] | chosen, "settings": SET["settings"] | settings}
     first, *rest = cautions.cautions(config, GOOD | scores, CALM._replace(**measured))
     assert first.serious and said in first.what and not any(caution.serious for caution in rest)
+
+
+@pytest.mark.parametrize(
+    "masked, said",
+    [("b", "the target map."), ("i", "the initial map."), ("ib", "the initial and target maps."), ("a", "")],
+)
+def test_a_micelle_that_was_left_out_is_told(masked, said):
+    """Of the folder's own target, which is b."""
+    masks = {f"protein in {name}.mrc": {} for name in masked}
+    found = [caution.what for caution in cautions.cautions(SET | {"inputs": SET["inputs"] | masks}, GOOD, CALM)]
+    about = [what for what in found if what.startswith("Density without detail")]
+    assert about == ([f"Density without detail is left out of {said}"] if said else [])
 
 
 def test_the_start_of_a_target_is_found_among_those_of_its_process():
