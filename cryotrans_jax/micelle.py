@@ -76,6 +76,20 @@ class Detail(NamedTuple):
         mask[self.box] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0, 1))
         return Protein(mask, float(held.sum() * self.voxel_size.prod()), 1 - held.sum() / self.body.sum())
 
+    def detailed(self) -> Protein | None:
+        """What has detail in the map; None where all has.
+
+        The ratio of detail to density falls into two classes (Otsu, IEEE Transactions on Systems, Man, and Cybernetics
+        9, 1979). In a protein alone they lie close together, 0.6 to 0.75, as a molecule's surface has less than its
+        core; a micelle has a sixth of the protein's in a sharp map, and less than half in one at 5 Å.
+        """
+        level, explained = two_classes(np.log(np.maximum(self.contrast[self.body], 1e-30)))
+        kept = self.body & (self.contrast >= np.exp(level))
+        if explained < APART or self.ratio(kept) > UNLIKE:
+            return None
+        lower = np.median(self.contrast[self.body & ~kept])
+        return self.protein(self.body & (self.contrast >= np.sqrt(lower * np.exp(level))))
+
 
 def proteins(
     maps: Sequence[Map],
@@ -85,16 +99,17 @@ def proteins(
 ) -> list[Protein | None]:
     """What is protein in an initial map and in its targets, each on its own grid; None where all of a map is.
 
-    The initial map comes first. Of it what is `detailed`; of a target, which may be too blurred for that, the
+    The initial map comes first. Of it what is `Detail.detailed`; of a target, which may be too blurred for that, the
     `most_detailed` part as large as the initial map's protein. Resolutions are Å, 3 and 5 where they are not known.
     What is `masked` already stays as it is, and so does an initial map whose `model` stands in what would be left out.
     """
     resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
-    first = None if masked[0] else detailed(maps[0], resolutions[0])
+    start = None if all(masked) else detail_of(maps[0], resolutions[0])
+    first = None if start is None or masked[0] else start.detailed()
     if first and model is not None and share_within(model, maps[0], first.mask) < MODELLED:
         first = None
-    whole = None if first or all(masked) else detail_of(maps[0], resolutions[0])
-    volume = first.volume if first else whole.volume if whole else np.inf
+    shown = first or start
+    volume = shown.volume if shown else np.inf
     each = zip(maps[1:], resolutions[1:], masked[1:], strict=True)
     return [
         first,
@@ -128,24 +143,6 @@ def detail_of(map_: Map, resolution: float | None = None) -> Detail | None:
     detail = np.sqrt(np.maximum(power - base, LEAST * base))
     contrast = detail / np.maximum(smooth - solvent, surface - solvent)
     return Detail(body, detail, contrast, box, map_.density.shape, size)
-
-
-def detailed(map_: Map, resolution: float | None = None) -> Protein | None:
-    """What has detail in a map at a resolution in Å; None where all has.
-
-    The ratio of detail to density falls into two classes (Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9,
-    1979). In a protein alone they lie close together, 0.6 to 0.75, as a molecule's surface has less than its core; a
-    micelle has a sixth of the protein's in a sharp map, and less than half in one at 5 Å.
-    """
-    found = detail_of(map_, resolution)
-    if found is None:
-        return None
-    level, explained = two_classes(np.log(np.maximum(found.contrast[found.body], 1e-30)))
-    kept = found.body & (found.contrast >= np.exp(level))
-    if explained < APART or found.ratio(kept) > UNLIKE:
-        return None
-    lower = np.median(found.contrast[found.body & ~kept])
-    return found.protein(found.body & (found.contrast >= np.sqrt(lower * np.exp(level))))
 
 
 def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> Protein | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
 from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
+from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
@@ -160,9 +160,9 @@ def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None)
 
     Half-maps on the target's grid only: others stay as they are.
     """
-    half = read_map(path)
-    if protein is not None and same_grid(half, read_map(protein)) is None:
-        half = within(half, protein, None)
+    half, kept = read_map(path), protein and read_map(protein)
+    if kept is not None and same_grid(half, kept) is None:
+        half = mask.masked(half, kept, str(protein))
     return align.resampled(half, initial, found.transform)
 
 
@@ -345,6 +345,31 @@ def without_micelles(
 def protein_in(name: str) -> str:
     """The name among a run's inputs of the mask that leaves out the micelle of the map of this name."""
     return f"protein in {name}"
+
+
+def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None, Path | None]:
+    """The files of the masks within which a run used the map of this name: that of its flags, and that of its protein.
+
+    None for one that it did not use. Raises InputError where one is gone or changed.
+    """
+
+    def file(known: str | None) -> Path | None:
+        if not known:
+            return None
+        entry = config["inputs"].get(known, {"file": known, "sha256": ""})
+        path = Path(entry["file"])
+        if not path.is_file() or checksum(path) != entry["sha256"]:
+            raise InputError(f"the run's mask {path} is gone or changed: put it back")
+        return path
+
+    protein = protein_in(name)
+    return file(given), file(protein if protein in config["inputs"] else None)
+
+
+def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None]) -> Map:
+    """A map of a run within its `masks_used`, as it was used."""
+    given, protein = masks
+    return within(within(read_map(path), given, config["settings"].get("mask_radius")), protein, None)
 
 
 def within(map_: Map, path: Path | None, radius: float | None) -> Map:

@@ -29,11 +29,10 @@ def main() -> None:
     """Nothing; writes the frames."""
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError, checksum
-    from cryotrans_jax.maps import read_map
     from cryotrans_jax.morphing import Fit
 
     from . import results
-    from .inputs import check_inside, protein_in, within
+    from .inputs import as_used, check_inside, masks_used
 
     run_dir = Path(FLAGS.run_dir)
     saved = results.run_of(run_dir)
@@ -43,13 +42,8 @@ def main() -> None:
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    masks = []
-    for name in (saved["settings"].get("mask"), protein_in(saved["initial"])):
-        masks.append(Path(saved["inputs"][name]["file"]) if name in saved["inputs"] else None)
-        if masks[-1] and (not masks[-1].is_file() or checksum(masks[-1]) != saved["inputs"][name]["sha256"]):
-            raise InputError(f"the run's mask {masks[-1]} is gone or changed: put it back")
-    given, protein = masks
-    initial = within(within(read_map(path), given, saved["settings"].get("mask_radius")), protein, None)
+    masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
+    initial = as_used(saved, path, masks)
     fit = Fit.load(run_dir / "checkpoint", initial)
     model = None
     if FLAGS.model:

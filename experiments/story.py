@@ -358,9 +358,8 @@ def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
     path = unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
-    initial = as_used(config, path, config["initial"], config["settings"].get("mask"))
-    if initial is None:
-        raise InputError(f"the run's mask of {config['initial']} is gone or changed: put it back")
+    masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
+    initial = inputs.as_used(config, path, masks)
     return trajectory.carried_part(initial, fit.threshold)
 
 
@@ -371,11 +370,14 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
     """
     name = target_name(config)
     path = unchanged(config, name, given)
-    masks = config["settings"].get("target_mask") or [None]
-    target = as_used(config, path, name, masks[number(config)] if len(masks) > 1 else masks[0]) if path else None
-    if target is None:
+    if path is None:
         return None
-    target = align.resampled(target, generated, pose(config))
+    flags = config["settings"].get("target_mask") or [None]
+    try:
+        masks = inputs.masks_used(config, name, flags[number(config)] if len(flags) > 1 else flags[0])
+    except InputError:
+        return None
+    target = align.resampled(inputs.as_used(config, path, masks), generated, pose(config))
     now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
@@ -384,15 +386,6 @@ def pose(config: dict) -> align.Transform:
     """The motion by which the run laid the target over the initial map."""
     told = config.get("alignment")
     return align.Transform.of(told["transform"]) if told else align.IDENTITY
-
-
-def as_used(config: dict, path: Path, name: str, mask: str | None) -> Map | None:
-    """A map of the run within its masks, as it was used; None where one is gone."""
-    protein = inputs.protein_in(name) if inputs.protein_in(name) in config["inputs"] else None
-    given, found = (unchanged(config, each) if each else None for each in (mask, protein))
-    if (mask and given is None) or (protein and found is None):
-        return None
-    return inputs.within(inputs.within(read_map(path), given, config["settings"].get("mask_radius")), found, None)
 
 
 def truth_of(config: dict, generated: Map) -> Map | None:
