@@ -2,28 +2,25 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 from scipy import ndimage
 
-from cryotrans_jax import align, atoms, metrics, plots, surface, trajectory
+from cryotrans_jax import align, atoms, metrics, plots, trajectory
 from cryotrans_jax.files import InputError, checksum, read_json, write_file
 from cryotrans_jax.maps import Map, read_map, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
 
-from . import exchange, inputs, page, results
+from . import exchange, film, inputs, page, results
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
+from .film import ROOM, Frame, Moved, part
 
-ROOM = 4.0  # Å about the molecule that a report shows
-DRAWN = 400_000  # voxels from which a picture's surface is drawn
-SHOWN = 3_000_000  # voxels of a volume in the page, which then stays below 20 MB however noisy the maps are
-SIDE = 600  # pixels of a picture's longer side, before it is halved
-NARROWEST = 320  # pixels, so that its key has room
-PICTURES, STILLS = 13, 5  # of the animation, and of the page
+SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
+STILLS = 5  # pictures of the page
 FOLDS = 20_000  # points at which the flow is looked at for folds
 RIM = 2  # voxels at the sides of the box
 SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
@@ -44,16 +41,6 @@ class Story:
     target: Map | None
     curves: dict[str, plots.Curve] = field(default_factory=dict)
     model: gemmi.Structure | None = None
-
-
-@dataclass
-class Moved:
-    """Points of the initial map's mass (Å), their masses, how they move, and the end of the key to how far (Å)."""
-
-    points: np.ndarray
-    rho: np.ndarray
-    motion: Motion
-    top: float
 
 
 @dataclass
@@ -107,7 +94,8 @@ def write_report(
     for name, drawing in drawings.items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))
         write_file(folder / f"{name}.png", plots.png(drawing))
-    pictures = film(story, levels(config)["initial"], moved)
+    frames = film.frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
+    pictures = film.pictures(frames, levels(config)["initial"], moved)
     write_file(folder / "morph.gif", plots.animation(pictures))
     text = page.build(
         config=config,
@@ -115,7 +103,7 @@ def write_report(
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
-        data=shown(story, config, moved, views),
+        data=shown(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)
@@ -194,81 +182,26 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
         volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
         volumes["difference"] = end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
-    size, origin, _ = coarse = coarser(initial, SHOWN)
-    return Views({k: resampled(v, coarse) for k, v in volumes.items()}, size, origin, matched)
+    shown = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
+    grid = shown["initial"]
+    return Views({name: map_.density for name, map_ in shown.items()}, grid.voxel_size, grid.origin, matched)
 
 
-def part(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:
-    """The part of a map between two corners (Å)."""
-    start = np.maximum(np.floor((low - map_.origin) / map_.voxel_size), 0).astype(int)
-    stop = np.minimum(np.ceil((high - map_.origin) / map_.voxel_size) + 1, map_.density.shape).astype(int)
-    density = map_.density[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-    return Map(density, map_.voxel_size, map_.origin + start * map_.voxel_size)
-
-
-def coarser(map_: Map, most: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Voxel size, origin and shape of a grid over the map's box: the map's own, or one with `most` voxels."""
-    factor = max((map_.density.size / most) ** (1 / 3), 1.0)
-    shape = np.maximum(np.floor(np.array(map_.density.shape) / factor), 2).astype(int)
-    size = map_.voxel_size * map_.density.shape / shape
-    return size, map_.origin + (size - map_.voxel_size) / 2, tuple(shape.tolist())
-
-
-def resampled(density: np.ndarray, grid: tuple) -> np.ndarray:
-    """The density on a grid from `coarser`, without what is too fine for it."""
-    factor = np.array(density.shape) / grid[2]
-    if np.all(factor == 1):
-        return density
-    smooth = ndimage.gaussian_filter(density, 0.5 * np.sqrt(factor**2 - 1), mode="nearest")
-    return ndimage.zoom(smooth, 1 / factor, order=1, mode="nearest", grid_mode=True)
-
-
-def film(story: Story, level: float, moved: Moved) -> list:
-    """Pictures of the initial map's surface at a level, carried along, coloured by how far each part goes in all."""
-    places = moved.points + moved.motion.knots(moved.points)
-    box = part(story.initial, moved.points.min(0) - ROOM, moved.points.max(0) + ROOM)
-    size, origin, _ = grid = coarser(box, DRAWN)
-    vertices, faces = surface.isosurface(resampled(box.density, grid), level, size, origin)
-    knots = moved.motion.knots(vertices)
-    colours = plots.coloured(np.linalg.norm(knots[-1], axis=-1), moved.top)
-    view = surface.best_view(moved.points, places[-1] - moved.points)
-    across = places.reshape(-1, 3) @ view.T
-    low, high = across.min(0) - ROOM, across.max(0) + ROOM
-    centre, sides = view.T @ ((low + high) / 2), (high - low)[:2]
-    scale = SIDE / sides.max()
-    height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
-    return [
-        plots.captioned(
-            surface.render(
-                vertices + moved.motion.between(knots, t), faces, colours, view, centre, scale, (height, width)
-            ),
-            moved.top,
-            t,
-        )
-        for t in np.linspace(0, 1, PICTURES)
-    ]
-
-
-def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
+def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> dict:
     """The numbers that the page's script works with."""
-    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
-    centre = (places.min(0) + places.max(0)) / 2
-    first = np.maximum(views.volumes["initial"], 0)
+    view, centre, sides = film.scene(moved)
+    first, contours = np.maximum(views.volumes["initial"], 0), levels(config)
     weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     return {
-        "shape": list(first.shape),
-        "voxel": views.voxel_size.tolist(),
-        "origin": views.origin.tolist(),
+        "grid": page.grid(Map(first, views.voxel_size, views.origin)),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
         "volumes": page.packed_volumes(views.volumes),
-        "motion": page.packed_motion(moved.motion),
-        "levels": levels(config),
-        "frames": config["settings"]["frames"],
+        "film": page.packed_frames(frames, contours["initial"], moved.top),
+        "levels": contours,
         "palette": plots.PALETTE,
-        "top": moved.top,
         "centre": centre.tolist(),
-        "radius": float(np.linalg.norm(places - centre, axis=-1).max() + ROOM),
-        "view": surface.best_view(moved.points, moved.motion.knots(moved.points)[-1]).tolist(),
+        "sides": sides.tolist(),
+        "view": view.tolist(),
     }
 
 
