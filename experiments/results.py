@@ -32,6 +32,8 @@ from cryotrans_jax.progress import Progress
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
+from .exchange import target_number
+
 PACKAGES = (
     "cryotrans-jax",
     "jax",
@@ -503,7 +505,7 @@ def described_alignment(case: Case, number: int) -> dict:
         | {
             "transform": found.transform.matrix.tolist(),
             "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
-            "chimerax": found.transform.chimerax,
+            "chimerax": found.transform.chimerax(target_number(case.model is not None)),
             "rotation": found.transform.angle,
             "wrong_hand": found.wrong_hand if found.mirrored is not None else None,
         }

@@ -71,7 +71,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
         atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
-    write_file(story.folder / "view.cxc", script(story, config, moved.top))
+    write_scripts(story.folder, config, moved.top)
     views = views_of(story, config, moved) if whole else None
     found = cautions(config, scores, measured(story, moved, views, scores))
     scores["warnings"] = warnings(found)
@@ -205,21 +205,18 @@ def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> 
     }
 
 
-def script(story: Story, config: dict, top: float) -> str:
-    """The ChimeraX script of the story's folder."""
-    names = sorted(path.name for path in results.made_in(story.folder, results.FRAMES))
-    home, name = story.folder.resolve(), target_name(config)
+def write_scripts(folder: Path, config: dict, top: float) -> None:
+    """Write view.cxc for ChimeraX in a target's folder, and in what it has in the target's frame and of the assembly.
+
+    Displacements are coloured up to `top` (Å). The assembly's is without the target's map, which shows one unit.
+    """
+    name = target_name(config)
     target = Path(config["inputs"][name]["file"]) if name else None
-    if target and home in target.parents:
-        target = target.relative_to(home)  # so that the folder can be moved
-    return exchange.chimerax_script(
-        frames=[name for name in names if name.startswith("frame_")],
-        models=[name for name in names if name.startswith("model_")],
-        level=levels(config)["initial"],
-        target=(target, levels(config)["target"]) if target else None,
-        top=top,
-        coloured_model=story.model is not None,
-    )
+    scripts = {"": (target, pose(config)), "target_frame": (target, align.IDENTITY), "assembly": (None, align.IDENTITY)}
+    for inside, (shown, where) in scripts.items():
+        if (folder / inside).is_dir():
+            text = exchange.chimerax_script(folder / inside, levels(config), top, shown, where)
+            write_file(folder / inside / "view.cxc", text)
 
 
 def levels(config: dict) -> dict[str, float]:
