@@ -135,7 +135,7 @@ BALLS = {f"frame_{k:02d}.mrc": k / 4 for k in range(5)}  # names and times
 
 
 def two_balls(time):
-    """Two balls that overlap by 2 Å at first and then part along x; their density is LEVEL at 8 Å from their middles."""
+    """Two balls that overlap by 2 Å at first and then part along x; they have LEVEL at 8 Å from their middles."""
     size, origin = np.array([2.0, 2.2, 2.1]), np.array([-40.0, -15.0, -16.0])
     xyz = origin + size * np.stack(np.meshgrid(*map(np.arange, (41, 15, 16)), indexing="ij"), -1)
     middles = [np.array([side * (7 + WAY * time), 0, 0]) for side in (-1, 1)]
@@ -167,7 +167,8 @@ def test_every_surface_lies_where_its_frame_has_the_level_and_is_coloured_by_the
         exact = two_balls(frame.time)
         np.testing.assert_allclose(read_at(exact, vertices), LEVEL, atol=1e-5)  # vertices lie on edges of the grid
         assert np.abs(vertices[:, 0]).min() > WAY * frame.time - 2.0  # an Å of overlap, half a voxel
-        np.testing.assert_allclose(far, WAY, rtol=1e-3)  # float32 shifts, a byte for none of them
+        outer = np.abs(vertices[:, 0]) > 7 + WAY * frame.time  # away from the seam, over which the motion is sampled
+        np.testing.assert_allclose(far[outer], WAY, rtol=1e-3)
 
 
 def parted(picture):
@@ -188,7 +189,7 @@ def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
     packed = json.loads(json.dumps(page.packed_frames(frames, LEVEL, moved.top)))
     shape, low, high = packed["grid"]["shape"], packed["low"], packed["high"]
     assert low < page.LOWEST * LEVEL
-    for (name, t), found in zip(BALLS.items(), packed["frames"], strict=True):
+    for frame, (name, t), found in zip(frames, BALLS.items(), packed["frames"], strict=True):
         assert (found["name"], found["time"]) == (name, t)
         codes = np.frombuffer(zlib.decompress(b64decode(found["data"])), np.uint8).reshape(shape)
         first = np.rint((packed["grid"]["origin"] - two_balls(t).origin) / two_balls(t).voxel_size).astype(int)
@@ -197,7 +198,8 @@ def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
         shown = low + (high - low) * (codes / 255.0) ** 2
         assert (np.abs(shown - np.clip(exact, low, high)) <= step + 1e-6).all()
         share = np.frombuffer(zlib.decompress(b64decode(found["displacement"])), np.uint8) / 255
-        np.testing.assert_allclose(share * moved.top, WAY, atol=moved.top / 255)
+        far = frame.displacement.density.ravel().clip(0, moved.top)
+        np.testing.assert_allclose(share * moved.top, far, atol=0.51 * moved.top / 255)
 
 
 def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(balls, tmp_path):
