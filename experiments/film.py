@@ -16,8 +16,8 @@ from cryotrans_jax.motion import Motion, displacement_map
 from .results import numbered
 
 ROOM = 4.0  # Å about the molecule that a report shows
-VOXELS = 500_000  # of a frame's density, from which its surface is drawn
-COLOURS = 100_000  # voxels of a frame's displacement, by which its surface is coloured
+VOXELS = 450_000  # of a frame's density, from which its surface is drawn
+COLOURS = 50_000  # voxels of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most, of the animation and of the page
 SIDE = 600  # pixels of a picture's longer side, before it is halved
 NARROWEST = 320  # pixels, so that its key has room

@@ -202,6 +202,12 @@ def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
         np.testing.assert_allclose(share * moved.top, far, atol=0.51 * moved.top / 255)
 
 
+def test_the_page_of_the_largest_and_noisiest_maps_is_below_20_mb():
+    """A byte a voxel that cannot be compressed, four bytes for three in base64; four volumes are sliced."""
+    bytes_ = 4 * story.SHOWN + film.FRAMES * (film.VOXELS + film.COLOURS)
+    assert bytes_ * 4 / 3 < 20e6
+
+
 def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(balls, tmp_path):
     _, moved = balls
     write_map(tmp_path / "frame_00.mrc", two_balls(1))
