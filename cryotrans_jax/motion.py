@@ -98,7 +98,7 @@ def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray
 
 
 def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map, time: float = 1.0) -> Map:
-    """How far (Å) the whole motion carries what stands at each voxel at a time.
+    """Map how far (Å) the density that is at each voxel at a time moves from start to end.
 
     Averaged over some 3 Å and continued as far beyond the molecule, so that its surface can be coloured by it.
 
@@ -106,7 +106,7 @@ def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map
         motion: the morph's motion.
         points: positions (Å) of the initial map's mass, from `mass_points`.
         like: the map whose grid is used.
-        time: when it stands there, from 0 (the initial map) to 1 (the end).
+        time: when the density is there, from 0 (the initial map) to 1 (the end).
 
     Returns:
         The distances (Å) on the grid of `like`, zero away from the molecule.

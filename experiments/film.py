@@ -34,7 +34,7 @@ class Moved:
 
 
 class Frame(NamedTuple):
-    """A frame's name, time and density, and how far (Å) what stands at each voxel goes from the start to the end."""
+    """A frame's name, time and density, and how far (Å) the density at each place moves from start to end."""
 
     name: str
     time: float
@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved) -> list[Frame]:
-    """The run's frames about the molecule, FRAMES of them at most.
+    """Read the run's frames about the molecule, FRAMES of them at most.
 
     Args:
         folder: of the run, with its frame_NN.mrc.
@@ -58,7 +58,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
     places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
     low, high = places.min(0) - ROOM, places.max(0) + ROOM
     found = []
-    for name, time, map_ in chosen(run_frames(folder, count, initial, generated)):
+    for name, time, map_ in evenly(run_frames(folder, count, initial, generated), FRAMES):
         box = part(read_map(map_) if isinstance(map_, Path) else map_, low, high)
         size, origin, shape = coarser(box, COLOURS)
         colours = Map(np.zeros(shape, np.float32), size, origin)
@@ -76,9 +76,9 @@ def run_frames(folder: Path, count: int, initial: Map, generated: Map) -> list[t
     return [entry for _, entry in sorted((ends | there).items())]
 
 
-def chosen(entries: Sequence) -> list:
-    """FRAMES of the entries at most, evenly spaced, the first and the last among them."""
-    places = np.linspace(0, len(entries) - 1, min(len(entries), FRAMES)).round().astype(int)
+def evenly(entries: Sequence, most: int) -> list:
+    """`most` of the entries at most, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(entries) - 1, min(len(entries), most)).round().astype(int)
     return [entries[k] for k in places]
 
 

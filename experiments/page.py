@@ -60,11 +60,11 @@ def build(
     scores: dict,
     found: list[Caution],
     drawings: dict[str, str],
-    stills: list[bytes],
+    stills: list[tuple[float, bytes]],
     data: dict,
     made: list[str],
 ) -> str:
-    """The page. `drawings` are SVG by name, `stills` PNGs, `data` what the script shows, `made` the files there."""
+    """The page. `drawings` are SVG by name, `stills` times and PNGs, `data` what the script shows, `made` the files."""
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     filled = {
@@ -81,8 +81,8 @@ def build(
         "lowest": f"{np.log2(LOWEST):g}",
         "highest": f"{np.log2(HIGHEST):g}",
         "morph_text": MORPH_TEXT,
-        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(k, stills)}">'
-                          for k, png in enumerate(stills)),
+        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(time)}">'
+                          for time, png in stills),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
         "fsc": drawings.get("fsc", "<p>There are no curves, for want of the target map.</p>"),
@@ -95,9 +95,9 @@ def build(
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
 
 
-def alt(k: int, stills: list) -> str:
-    """What stands for a picture of the morph where it is not shown."""
-    return f"the surface of the map at t = {k / max(len(stills) - 1, 1):g} of the morph"
+def alt(time: float) -> str:
+    """The text for a picture of the morph where it is not shown."""
+    return f"the surface of the map at t = {time:.2f} of the morph"
 
 
 def facts(config: dict) -> str:
@@ -227,17 +227,15 @@ def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
 def packed_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
     """Pack the frames' densities and displacements, a byte a voxel, as the script unpacks them.
 
-    Densities are kept where the page's contours can reach them, from LOWEST to HIGHEST times the level, and
-    displacements up to `top` (Å), the end of their key.
+    Densities are kept up to twice the page's highest contour, and displacements up to `top` (Å), the end of their key.
     """
     first, shares = frames[0], [np.clip(frame.displacement.density / top, 0, 1) for frame in frames]
-    low = LOWEST * level / 2  # between a contour and what is below it one interpolates
-    high = min(2 * HIGHEST * level, max(float(frame.density.density.max()) for frame in frames))
-    high = max(high, 2 * level)
+    highest = max(float(frame.density.density.max()) for frame in frames)
+    high = max(min(2 * HIGHEST * level, highest), level)
     return {
         "grid": grid(first.density),
         "colours": grid(first.displacement),
-        "low": low,
+        "low": 0.0,
         "high": high,
         "signed": False,
         "top": top,
@@ -245,7 +243,7 @@ def packed_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
             {
                 "name": frame.name,
                 "time": frame.time,
-                "data": packed_bytes(codes(frame.density.density, low, high)),
+                "data": packed_bytes(codes(frame.density.density, 0.0, high)),
                 "displacement": packed_bytes(np.rint(255 * share).astype(np.uint8)),
             }
             for frame, share in zip(frames, shares, strict=True)

@@ -20,7 +20,7 @@ from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, targ
 from .film import ROOM, Frame, Moved, part
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
-STILLS = 5  # pictures of the page
+STILLS = 5  # pictures of the page at most
 FOLDS = 20_000  # points at which the flow is looked at for folds
 RIM = 2  # voxels at the sides of the box
 SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
@@ -58,9 +58,9 @@ class Views:
 
 
 def tell(story: Story, whole: bool = True) -> list[str]:
-    """What there is to be warned of, which is in metrics.json as well; the folder holds the files for other programs.
+    """Write the files for other programs and, if `whole`, the page and the pictures of a finished run.
 
-    And if `whole` the page and the pictures.
+    Returns the warnings, which are in metrics.json as well.
     """
     config, scores = results.run_of(story.folder), read_json(story.folder / "metrics.json")
     moved = moved_by(story)
@@ -84,7 +84,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 def write_report(
     story: Story, config: dict, scores: dict, moved: Moved, views: Views, found: Sequence[Caution]
 ) -> None:
-    """Nothing; the folder holds report.html, and the pictures in it as files."""
+    """Write report.html, and the pictures in it as files."""
     folder = story.folder
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
@@ -97,12 +97,13 @@ def write_report(
     frames = film.frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     pictures = film.pictures(frames, levels(config)["initial"], moved)
     write_file(folder / "morph.gif", plots.animation(pictures))
+    stills = film.evenly([*zip(frames, pictures, strict=True)], STILLS)
     text = page.build(
         config=config,
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
+        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
         data=shown(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
@@ -182,9 +183,9 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
         volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
         volumes["difference"] = end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
-    shown = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
-    grid = shown["initial"]
-    return Views({name: map_.density for name, map_ in shown.items()}, grid.voxel_size, grid.origin, matched)
+    maps = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
+    grid = maps["initial"]
+    return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
 
 
 def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> dict:
@@ -206,9 +207,9 @@ def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> 
 
 
 def write_scripts(folder: Path, config: dict, top: float) -> None:
-    """Write view.cxc for ChimeraX in a target's folder, and in what it has in the target's frame and of the assembly.
+    """Write view.cxc for ChimeraX in a target's folder and, if there, in its folders target_frame and assembly.
 
-    Displacements are coloured up to `top` (Å). The assembly's is without the target's map, which shows one unit.
+    Displacements are coloured up to `top` (Å). The assembly's script leaves out the target map, which shows one unit.
     """
     name = target_name(config)
     target = Path(config["inputs"][name]["file"]) if name else None
