@@ -11,11 +11,12 @@ from scipy import ndimage
 
 from cryotrans_jax import plots, surface, trajectory
 from cryotrans_jax.maps import Map, read_map
-from cryotrans_jax.motion import Motion, displacement_map
+from cryotrans_jax.motion import CELL, Motion, displacement_map
 
 from .results import numbered
 
-ROOM = 4.0  # Å about the molecule that a report shows
+ROOM = 4.0  # Å about the thresholded mass that a picture shows
+REACH = 2 * trajectory.SKIN + CELL  # Å about it, beyond which frames hold no density
 VOXELS = 450_000  # of a frame's density, from which its surface is drawn
 COLOURS = 50_000  # voxels of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most, of the animation and of the page
@@ -56,7 +57,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
         The frames by rising time, the first at 0 and the last at 1.
     """
     places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
-    low, high = places.min(0) - ROOM, places.max(0) + ROOM
+    low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in evenly(run_frames(folder, count, initial, generated), FRAMES):
         box = part(read_map(map_) if isinstance(map_, Path) else map_, low, high)

@@ -17,7 +17,7 @@ from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points,
 
 from . import exchange, film, inputs, page, results
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
-from .film import ROOM, Frame, Moved, part
+from .film import REACH, ROOM, Frame, Moved, part
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
 STILLS = 5  # pictures of the page at most
@@ -171,7 +171,7 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
-    low, high = np.min([p.min(0) for p in places], 0) - ROOM, np.max([p.max(0) for p in places], 0) + ROOM
+    low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
     initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
