@@ -20,7 +20,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from cryotrans_jax import atoms, demo, maps, partition
 from cryotrans_jax.files import DEPTH, ROOM, SQUEEZED, InputError, read_json, unpacked
 from cryotrans_jax.maps import Map, read_map, write_map
-from experiments import archives, exchange, fuzz, inputs, results, story, validate
+from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, results, story, validate
 
 MODEL, _ = demo.hinge_pair()
 quick = settings(max_examples=60, deadline=None, derandomize=True)  # the same examples on every machine
@@ -67,7 +67,7 @@ def result_or_error(read, *arguments):
 
 # ------------------------------------------------------------------------------------- laws, by properties
 
-integers = st.sampled_from(fuzz.INTEGERS) | st.integers(-(2**31), 2**31 - 1)
+integers = st.sampled_from(fuzz_damage.INTEGERS) | st.integers(-(2**31), 2**31 - 1)
 floats = st.floats(width=32)
 
 
@@ -349,7 +349,7 @@ def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
 
 @pytest.mark.parametrize("change", [dict(inputs=[]), dict(initial="b"), dict(target="x"), dict(chosen=3), dict(a=0)])
 def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
-    (config,) = (json.loads(text) for text in fuzz.record_seeds(None) if text[:1] == b"{")
+    (config,) = (json.loads(text) for text in fuzz_kinds.record_seeds(None) if text[:1] == b"{")
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     if "a" in change:
         assert results.run_of(tmp_path) == config | change
@@ -369,7 +369,7 @@ def test_a_flag_that_is_no_number_is_refused(job, flag):
 
 def test_the_same_seed_makes_the_same_damage(plain):
     made = [
-        [fuzz.mutated(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
+        [fuzz_damage.mutated(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
         for seed in (0, 0, 1)
     ]
     assert made[0] == made[1] != made[2] and len({*made[0]}) > 25
@@ -410,6 +410,6 @@ def test_a_thousand_damaged_files_end_in_results_and_errors(job, tmp_path):
     status, out, error = job("fuzz", "--count=1000", f"--out_dir={tmp_path}")
     assert status == 0, (out, error)
     rows = json.loads((tmp_path / "fuzz.json").read_text())
-    assert {row["kind"] for row in rows} == {*fuzz.KINDS} and not [*(tmp_path / "found").iterdir()]
+    assert {row["kind"] for row in rows} == {*fuzz_kinds.KINDS} and not [*(tmp_path / "found").iterdir()]
     assert all(row["errors"] and row["results"] + row["errors"] == row["tried"] for row in rows)
     assert all(row["results"] for row in rows if row["kind"] in ("map", "model", "flags"))

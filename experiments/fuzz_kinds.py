@@ -1,0 +1,404 @@
+"""The kinds of input that are damaged: sound ones, and what reads them."""
+
+import contextlib
+import importlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from .fuzz_damage import damaged_in_folder, mutated, packed_folder, redensified
+from .main import run
+
+LARGEST = 400_000  # bytes of a file of --data_dir that is taken
+COMMANDS = (
+    "run", "predict", "report", "simulate", "fetch", "compare", "reproduce", "study", "trajectory", "rebuild",
+    "validate", "imbalance", "waypoints", "benchmark",
+)  # fmt: skip
+ANSWER_BYTES = 100_000  # the most that a file fetched from the fuzzer's own server may have
+
+
+class Kind(NamedTuple):
+    """A kind of input: its share of all that is tried, sound ones, what reads one, and how one is damaged."""
+
+    share: float
+    seeds: Callable
+    read: Callable
+    damage: Callable = mutated
+
+
+def map_seeds(data_dir: Path | None) -> list[bytes]:
+    """Small maps of the built-in pair, of all modes, on a skewed cell, compressed, and real ones."""
+    import bz2
+    import gzip
+
+    import numpy as np
+
+    from cryotrans_jax import atoms, demo, maps
+
+    start, _ = demo.hinge_pair()
+    size, origin = np.array([5.0, 6.0, 7.0]), np.array([-17.0, -12.0, -21.0])
+    map_ = atoms.simulate_map(start, (8, 7, 12), size, origin, 12.0)
+    maps.write_map("seed.mrc", map_)
+    plain = Path("seed.mrc").read_bytes()
+    skewed = bytearray(plain)
+    skewed[52:64] = np.array([80, 95, 110], "<f4").tobytes()
+    narrow = bytearray(plain[:1024] + np.rint(100 * map_.density.T / map_.density.max()).astype("<i2").tobytes())
+    narrow[12:16] = np.array(1, "<i4").tobytes()
+    labels = bytearray(plain[:1024] + np.rint(3 * map_.density.T / map_.density.max()).astype("<f4").tobytes())
+    made = [plain, bytes(skewed), bytes(narrow), bytes(labels), gzip.compress(plain, mtime=0), bz2.compress(plain)]
+    return made + real(data_dir, (".mrc", ".map", ".map.gz", ".map.bz2"))
+
+
+def model_seeds(data_dir: Path | None) -> list[bytes]:
+    """Small models, as PDB and mmCIF and compressed, and the first lines of real ones."""
+    import gzip
+
+    from cryotrans_jax import atoms, demo
+
+    start, _ = demo.hinge_pair()
+    while len(start[0][0]) > 12:
+        del start[0][0][12]
+    atoms.write_model("seed.pdb", start)
+    atoms.write_model("seed.cif", start)
+    made = [Path(name).read_bytes() for name in ("seed.pdb", "seed.cif")]
+    given = [b"".join(text.splitlines(keepends=True)[:300]) for text in real(data_dir, (".pdb", ".cif", ".ent"))]
+    return [*made, *(gzip.compress(text, mtime=0) for text in made), *given]
+
+
+def real(data_dir: Path | None, suffixes: tuple[str, ...]) -> list[bytes]:
+    """The files of the folder and below that end so and are not large."""
+    found = sorted(data_dir.rglob("*")) if data_dir else []
+    return [p.read_bytes() for p in found if p.name.endswith(suffixes) and p.stat().st_size < LARGEST]
+
+
+def read_a_map(folder: Path, data: bytes, random) -> None:
+    """Read the map, describe it, and write it again."""
+    from cryotrans_jax import contour, maps
+
+    (folder / "a.mrc").write_bytes(data)
+    map_ = maps.read_map(folder / "a.mrc")
+    maps.describe(map_)
+    contour.describe(map_, None)
+    maps.write_map(folder / "b.mrc", map_)
+    maps.read_map(folder / "b.mrc")
+
+
+def read_labels(folder: Path, data: bytes, random) -> None:
+    """Read the map as labels, as one of two masks, and as a mask to multiply with."""
+    from cryotrans_jax import maps, mask, partition
+    from cryotrans_jax.files import InputError
+
+    (folder / "a.mrc").write_bytes(data)
+    initial = maps.read_map(folder / "seed.mrc")
+    given = maps.read_map(folder / "a.mrc")
+    uses = [
+        lambda: partition.from_labels(given, initial),
+        lambda: partition.from_masks([given, initial], initial),
+        lambda: mask.masked(initial, given, "a.mrc"),
+    ]
+    for use in uses:
+        with contextlib.suppress(InputError):
+            use()
+
+
+def read_a_model(folder: Path, data: bytes, random) -> None:
+    """Read the model, weigh it, select of it, superpose it, simulate its map, and write it again."""
+    import numpy as np
+
+    from cryotrans_jax import atoms, partition
+    from cryotrans_jax.files import InputError
+
+    (folder / "a.pdb").write_bytes(data)
+    model = atoms.read_model(folder / "a.pdb")
+    atoms.molecular_weight(model)
+    with contextlib.suppress(InputError):
+        partition.selected(model, "A:2-4")
+    with contextlib.suppress(InputError):
+        atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
+    atoms.simulate_map(
+        model, (8, 7, 12), 6.0, np.zeros(3), 12.0
+    )  # a box about it may be large, and is refused elsewhere
+    atoms.write_model(folder / "b.cif", model)
+    atoms.read_model(folder / "b.cif")
+    if atoms.pdb_obstacle(model) is None:
+        atoms.write_model(folder / "b.pdb", model)
+        atoms.read_model(folder / "b.pdb")
+
+
+def entry_seeds(data_dir: Path | None) -> list[bytes]:
+    """What the EMDB says of an entry, and what is written of it beside the map."""
+    import json
+
+    contours = {"contour": [{"primary": True, "level": 0.5}, {"level": "1.5"}]}
+    image = {"image_processing": [{"final_reconstruction": {"resolution": {"valueOf_": "3.2"}}}]}
+    said = {
+        "admin": {"title": "a <b>map</b>"},
+        "map": {"file": "emd_1234.map.gz", "contour_list": contours},
+        "structure_determination_list": {"structure_determination": [image]},
+        "interpretation": {"half_map_list": {"half_map": [{"file": "emd_1234_half_map_1.map.gz"}]}},
+    }
+    record = {"url": "https://a/b", "bytes": 5, "sha256": "ab"}
+    beside = {
+        "entry": "EMD-1234", "resolution": 3.2, "contour": 0.5, "map": ["emd_1234.map.gz"], "half_maps": [],
+        "files": {"emd_1234.map.gz": record}, "url": "https://a/b", "validator": '"x"',
+    }  # fmt: skip
+    return [json.dumps(value).encode() for value in (said, beside)]
+
+
+def read_an_entry(folder: Path, data: bytes, random) -> None:
+    """Read the text as an entry of the EMDB, as the file beside a map, and as the note of a broken transfer."""
+    from cryotrans_jax.files import InputError
+
+    from . import archives, download, inputs
+
+    path, part = folder / "emd_1234.map.gz", folder / ".x.part"
+    for place in (folder / "emd_1234.json", path, part, download.beside(part)):
+        place.write_bytes(data)
+    download.noted(part, "https://a/b")
+    with contextlib.suppress(InputError):
+        archives.described("1234", archives.read_json(folder / "emd_1234.json"))
+    records = archives.told_files(folder / "emd_1234.json")
+    with contextlib.suppress(InputError), contextlib.redirect_stdout(None):
+        archives.kept(path, next(filter(archives.known, records.values()), None), False)
+    level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
+    assert level is None or isinstance(level, float)
+    assert resolution is None or archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]
+
+
+def record_seeds(data_dir: Path | None) -> list[bytes]:
+    """What a run writes of itself, and a benchmark."""
+    import json
+
+    used = {"threshold": 0.1, "threshold_chosen": "by rule", "share_of_mass": 0.9, "volume": 5000.0, "contour": 0.2}
+    used |= {"contour_chosen": "by rule", "contour_volume": 4000.0}
+    settings = {"recipe": "default", "seed": 0, "frames": 3, "render": "splat", "target": ["b.mrc"], "mask": None}
+    config = {
+        "initial": "a.mrc",
+        "target": "b",
+        "targets": ["b"],
+        "inputs": {name: {"file": name, "sha256": "00"} for name in ("a.mrc", "b.mrc")},
+        "settings": settings,
+        "chosen": {"initial": used, "targets": [used], "blur_variance": [1.5], "start": ["correspondences"]},
+        "contours": [used, used],
+        "versions": {"cryotrans-jax": "0.1.0"},
+        "command": ["run", "<script>"],
+        "rows": {"a step [s]": 0.5},
+    }
+    loss = b"stage,name,step,loss\n0,matched,0,1.5\n0,matched,1,1.2\n"
+    return [json.dumps(config).encode(), loss, b"frequency,resolution,target_after\n0,,1\n0.1,10,0.9\n"]
+
+
+def read_records(folder: Path, data: bytes, random) -> None:
+    """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
+    from cryotrans_jax.files import InputError
+
+    from . import benchmark, exchange, page, results, story
+
+    path = folder / "config.json"
+    path.write_bytes(data)
+    for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
+        with contextlib.suppress(InputError):
+            use(path)
+    config = results.run_of(folder)
+    with results.as_written(folder):
+        story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
+        page.facts(config), page.settings(config), page.morph_text(config)
+
+
+def pair_seeds(data_dir: Path | None) -> list[bytes]:
+    """A pair.json with the way between its states, and that way as .npz."""
+    import json
+
+    import numpy as np
+
+    model_seeds(None)
+    named = {"initial": "seed.pdb", "target": "seed.pdb", "path": {"models": ["seed.cif"], "frames": "way.npz"}}
+    way = {"atom_index": np.arange(4), "xyz": np.ones((2, 4, 3), np.float32)}
+    np.savez_compressed("way.npz", **way)
+    packed = Path("way.npz").read_bytes()
+    np.savez("way.npz", **way)
+    return [json.dumps(named).encode(), Path("way.npz").read_bytes(), packed]
+
+
+def read_a_pair(folder: Path, data: bytes, random) -> None:
+    """Read the bytes as the description of a pair, or as its frames."""
+    from cryotrans_jax import atoms
+
+    from . import validate
+
+    seeds = pair_seeds(None)
+    text = data[:1] == b"{"
+    (folder / "pair.json").write_bytes(data if text else seeds[0])
+    (folder / "way.npz").write_bytes(seeds[1] if text else data)
+    validate.known_path(folder, atoms.read_model(folder / "seed.pdb"))
+
+
+def flag_seeds(data_dir: Path | None) -> list[bytes]:
+    """Command lines of the main job, a word each line, for maps that are there; some have odd names."""
+    map_seeds(None)
+    model_seeds(None)
+    for name in ("...mrc", "6abc_0A.mrc", "<script>.mrc", "half1.mrc", "half2.mrc"):
+        Path(name).write_bytes(Path("seed.mrc").read_bytes())
+    fixed = ["--initial=seed.mrc", "--target=seed.mrc", "--align=none", "--parts=none", "--data_dir=.", "--out_dir=out"]
+    several = ["--target=...mrc,<script>.mrc", "--target_mask=seed.mrc", "--reference=seed.pdb", "--overwrite"]
+    bounds = ["--recipe=paper", "--width=4", "--schedule=w2:2:1e-3,l2:2:1e-4", "--checkpoint_minutes=1", "--steps=0.1"]
+    places = ["--symmetry=C2", "--symmetry_axis=0,0,1", "--symmetry_centre=0,0,0", "--part_rigidity=1,3", "--seed=1"]
+    numbers = ["--steps=0.1", "--frames=2", "--mass_kda=15", "--seed=1", "--mask_radius=30", "--initial_threshold=0.01"]
+    parts = ["--parts=A:1-5;A:6-12", "--model=seed.cif", "--initial_resolution=9", "--target_resolution=9"]
+    halves = ["--target_half1=half1.mrc", "--waypoint=seed.mrc@0.5", "--bin=1", "--target_threshold=0.01", "--seeds=1"]
+    return ["\n".join(fixed + more).encode() for more in (several, bounds, places, numbers, parts, halves)]
+
+
+def read_flags(folder: Path, data: bytes, random) -> None:
+    """Let the main job read a command line and prepare all that it is to fit.
+
+    Raises InputError where it ends with one line, as it does for bad input.
+    """
+    words = [word.decode(errors="surrogateescape") for word in data.split(b"\n")]
+    words = [word for word in words if not word.startswith(("--fetch", "--out_dir", "--flagfile")) and "\0" not in word]
+    prepare_run(folder, words)
+
+
+def prepare_run(folder: Path, words: list[str]) -> None:
+    """Prepare a run as the main job does with these words on its command line, in the folder `out`.
+
+    Raises InputError where it ends with one line.
+    """
+    import shutil
+
+    from . import resume
+    from . import run as job
+
+    def load() -> None:
+        job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
+
+    try:
+        ended_well("run", words, load)
+    finally:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
+    """Do the work under a command's flags. Raises InputError where it ends with status 2 and one line."""
+    import sys
+
+    from cryotrans_jax.files import InputError
+
+    define_flags_of(name)
+    before, error = sys.argv, io.StringIO()
+    sys.argv = [f"{name}.py", *words]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+            run(work)
+    except SystemExit as stopped:
+        lines = [line for line in error.getvalue().splitlines() if not line.startswith("warning: ")]
+        if stopped.code and (stopped.code != 2 or len(lines) != 1):
+            raise
+        if stopped.code:
+            raise InputError(lines[0]) from None
+    finally:
+        sys.argv = before
+
+
+def define_flags_of(name: str) -> None:
+    """Define the flags of a job, and no others."""
+    for defined in list(flags.FLAGS):
+        if defined not in ("help", "helpfull", "helpshort", "helpxml"):
+            delattr(flags.FLAGS, defined)
+    importlib.import_module(f"{__package__}.{name}").define_flags()
+
+
+def number_seeds(data_dir: Path | None) -> list[bytes]:
+    """A command line of each job, with all its flags that are numbers, a word each line after the job's name."""
+    made = []
+    for name in COMMANDS:
+        ended_well(name, ["--help"], lambda: None)
+        numeric = [
+            f for f in flags.FLAGS if flags.FLAGS[f].parser.syntactic_help.startswith(("a number", "an integer"))
+        ]
+        made.append("\n".join([name, *(f"--{flag}=1" for flag in sorted(numeric))]).encode())
+    return made
+
+
+def read_numbers(folder: Path, data: bytes, random) -> None:
+    """Parse the command line of a job, and stop there."""
+    name, *words = (word.decode(errors="surrogateescape") for word in data.split(b"\n"))
+    words = [word for word in words if not word.startswith("--flagfile") and "\0" not in word]
+    ended_well(name if name in COMMANDS else "run", words, lambda: None)
+
+
+def density_seeds(data_dir: Path | None) -> list[bytes]:
+    """Plain maps of the built-in pair's two states, in which the format allows any value."""
+    import numpy as np
+
+    from cryotrans_jax import atoms, demo, maps
+
+    made = []
+    for name, model in zip(("seed.mrc", "other.mrc"), demo.hinge_pair(), strict=True):
+        map_ = atoms.simulate_map(model, (12, 12, 16), 5.0, np.array([-30.0, -30.0, -40.0]), 12.0)
+        maps.write_map(name, map_)
+        made.append(Path(name).read_bytes())
+    return made
+
+
+def read_a_target(folder: Path, data: bytes, random) -> None:
+    """Take the map as the target of a run, or as its initial map, and do all that comes before the fit."""
+    (folder / "a.mrc").write_bytes(data)
+    names = ("a.mrc", "seed.mrc") if random.random() < 0.3 else ("seed.mrc", "a.mrc")
+    prepare_run(folder, [f"--initial={names[0]}", f"--target={names[1]}", "--parts=none", "--data_dir=."])
+
+
+def stored_arrays() -> dict:
+    """Arrays such as a fit has, the same every time."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (3, 20), "bias": (20,), "labels": (6, 5, 4)}
+    return {"arrays": {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
+
+
+def checkpoint_seeds(data_dir: Path | None) -> list[bytes]:
+    """A stored fit, as a tar file of its folder."""
+    from cryotrans_jax import checkpoints
+
+    checkpoints.save("seed_fit", stored_arrays(), {"stage": 3, "losses": [1.5, 0.5], "names": ["a"]})
+    folder = Path("seed_fit")
+    return [packed_folder({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})]
+
+
+def read_a_checkpoint(folder: Path, data: bytes, random) -> None:
+    """Restore the stored fit: what comes back, if anything does, is what was stored."""
+    import shutil
+
+    import numpy as np
+
+    from cryotrans_jax import checkpoints
+
+    place = folder / "fit"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as packed:
+            packed.extractall(place, filter="data")
+        arrays, described = checkpoints.restore(place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    assert described == {"stage": 3, "losses": [1.5, 0.5], "names": ["a"]}
+    for name, array in stored_arrays()["arrays"].items():
+        assert np.array_equal(arrays["arrays"][name], array)
+
+
+KINDS = {
+    "map": Kind(8, map_seeds, read_a_map),
+    "labels": Kind(2, map_seeds, read_labels),
+    "model": Kind(8, model_seeds, read_a_model),
+    "entry": Kind(2, entry_seeds, read_an_entry),
+    "records": Kind(2, record_seeds, read_records),
+    "pair": Kind(1, pair_seeds, read_a_pair),
+    "flags": Kind(1, flag_seeds, read_flags),
+    "numbers": Kind(1, number_seeds, read_numbers),
+    "densities": Kind(1, density_seeds, read_a_target, redensified),
+    "checkpoint": Kind(1, checkpoint_seeds, read_a_checkpoint, damaged_in_folder),
+}
