@@ -3,10 +3,11 @@
 python -m experiments.reliability --write=docs/reliability.md
 python -m experiments.reliability --sections=signals,numbers
 
-Sections: signals (those that a cluster sends), disk (full, read-only), inputs (a map that vanishes), numbers (a fit
-whose parameters become no numbers), targets (24, of which one is bad), mistakes (input that cannot be fitted), damaged
-(files, by experiments.fuzz), kills (kill -9 at random times, then the same command again). Each is a function that
-yields rows; the runs are of the built-in pair on coarse voxels, in programs of their own.
+Sections: signals (those that a cluster sends), stops (signals where Python does not listen), locks (two runs in one
+folder), disk (full, read-only), inputs (a map that vanishes), numbers (a fit whose parameters become no numbers),
+targets (24, of which one is bad), mistakes (input that cannot be fitted), folders (damaged, or prepared by others),
+damaged (files, by experiments.fuzz), kills (kill -9 at random times, then the same command again). Each is a function
+that yields rows; the runs are of the built-in pair on coarse voxels, in programs of their own.
 """
 
 import json
@@ -25,7 +26,9 @@ from . import tables
 from .main import run
 
 FLAGS = flags.FLAGS
-SECTIONS = ("signals", "disk", "inputs", "numbers", "targets", "mistakes", "damaged", "kills")
+SECTIONS = (
+    "signals", "stops", "locks", "disk", "inputs", "numbers", "targets", "mistakes", "folders", "damaged", "kills",
+)  # fmt: skip
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "frame_01.mrc", "displacement.mrc", "unexplained.mrc", "fsc.csv")
 VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
@@ -44,6 +47,21 @@ def steps(*call):
     return params, adam, loss, error
 steps.lower = real.lower
 train.train_steps = steps
+"""
+
+
+STARTED, GONE = 15.0, 10.0  # s: after which a run has begun its work, and within which a stop is to end it
+COLLECTING = """
+import gc, time, experiments.results as results
+def collect(phase, info):
+    if phase == "start":
+        time.sleep(1)
+def fit(*case, **more):
+    gc.callbacks.append(collect)
+    end = time.monotonic() + {seconds}
+    while time.monotonic() < end:
+        gc.collect()
+results.fit_case = fit
 """
 
 
@@ -190,6 +208,62 @@ def signals(folder: Path) -> Iterator[Row]:
         again = finish(order(folder, out))
         good = clean and again.status == 0 and "goes on from" in again.printed and same(whole, out)
         yield Row(name, 1, int(good), f"status {process.returncode}; then the same files")
+
+
+def stops(folder: Path) -> Iterator[Row]:
+    """A signal that comes while a program is compiled, or inside a garbage collection, ends the run within 10 s."""
+    sleeping = "import ctypes; import experiments.results as r; r.fit_case = lambda *a, **k: ctypes.CDLL(None).sleep(120)"
+    collecting = COLLECTING.format(seconds=120)
+    for fault, before in (("SIGTERM while C code runs", sleeping), ("SIGINT in a garbage collection", collecting)):
+        number = getattr(signal, fault.split()[0])
+        words = order(folder, folder / fault.replace(" ", "_"), before=before)
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        time.sleep(STARTED)
+        begin = time.monotonic()
+        process.send_signal(number)
+        try:
+            errors = process.communicate(timeout=GONE)[1]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            errors = process.communicate()[1]
+        seconds = time.monotonic() - begin
+        good = process.returncode == 128 + number and "Traceback" not in errors and "ignored" not in errors
+        yield Row(fault, 1, int(good and seconds < GONE), f"status {process.returncode} after {seconds:.0f} s")
+
+
+def locks(folder: Path) -> Iterator[Row]:
+    """Of two runs in one folder one goes on and the other says so; the lock of a killed run is taken over."""
+    whole, out = undisturbed(folder), folder / "locked"
+    first = subprocess.Popen(order(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(1)
+    second = finish(order(folder, out))
+    errors = first.communicate()[1]
+    ended = sorted([(first.returncode, errors), (second.status, second.errors)])
+    good = [status for status, _ in ended] == [0, 2] and same(whole, out)
+    yield Row("two runs in one folder", 1, int(good), f"one with the same files, the other: `{ended[1][1].strip()}`")
+    out = folder / "left_locked"
+    process = subprocess.Popen(order(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    ended = finish(order(folder, out))
+    yield Row("the lock of a run that was killed", 1, int(ended.status == 0 and same(whole, out)), "the same files")
+
+
+def folders(folder: Path) -> Iterator[Row]:
+    """Run folders that are damaged, or prepared by others, given to every command that reads one."""
+    own = folder / "folders"
+    own.mkdir()
+    for name in ("a.mrc", "b.mrc"):
+        (own / name).write_bytes((folder / name).read_bytes())
+    ended = finish([sys.executable, "-m", "experiments.reliability_folders", str(own)])
+    for text in ended.printed.splitlines():
+        if text.startswith("["):
+            fault, tried, survived, how = json.loads(text)
+            yield Row(fault, tried, survived, how)
+    if ended.status != 0:
+        yield Row("damaged and prepared folders", 1, 0, quoted(ended, folder))
 
 
 def disk(folder: Path) -> Iterator[Row]:
