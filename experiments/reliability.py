@@ -212,7 +212,9 @@ def signals(folder: Path) -> Iterator[Row]:
 
 def stops(folder: Path) -> Iterator[Row]:
     """A signal that comes while a program is compiled, or inside a garbage collection, ends the run within 10 s."""
-    sleeping = "import ctypes; import experiments.results as r; r.fit_case = lambda *a, **k: ctypes.CDLL(None).sleep(120)"
+    sleeping = (
+        "import ctypes; import experiments.results as r; r.fit_case = lambda *a, **k: ctypes.CDLL(None).sleep(120)"
+    )
     collecting = COLLECTING.format(seconds=120)
     for fault, before in (("SIGTERM while C code runs", sleeping), ("SIGINT in a garbage collection", collecting)):
         number = getattr(signal, fault.split()[0])
