@@ -133,13 +133,13 @@ def links(folder: Path, whole: Path) -> Iterator[tuple[str, bool]]:
                 (at / file).unlink(missing_ok=True)
                 (at / file).symlink_to(outside)
 
-            outside.write_text("mine")
+            outside.write_bytes(b"mine")
             copy = trial(folder, whole, plant)
             if name == "predict":
                 (copy.with_name("predicted") / file).unlink(missing_ok=True)
                 copy.with_name("predicted").mkdir(exist_ok=True)
                 plant(copy.with_name("predicted"))
-            kept = sound(name, copy, whole) and outside.is_file() and outside.read_text() == "mine"
+            kept = sound(name, copy, whole) and outside.is_file() and outside.read_bytes() == b"mine"
             yield f"{file}, {name}", kept
             shutil.rmtree(copy.with_name("predicted"), ignore_errors=True)
 
@@ -150,7 +150,7 @@ def aside(folder: Path, whole: Path) -> Iterator[tuple[str, bool]]:
     for link in ("earlier", "earlier/x", "seed_0"):
         shutil.rmtree(outside, ignore_errors=True)
         outside.mkdir()
-        (outside / "frame_00.mrc").write_text("mine")
+        (outside / "frame_00.mrc").write_bytes(b"mine")
         (outside / "checkpoint").mkdir()
 
         def plant(at: Path, link: str = link) -> None:
@@ -167,7 +167,7 @@ def aside(folder: Path, whole: Path) -> Iterator[tuple[str, bool]]:
         except BaseException as error:
             print(f"{link}: {type(error).__name__}: {error}", file=sys.stderr)
             good = False
-        left = (outside / "frame_00.mrc").is_file() and (outside / "frame_00.mrc").read_text() == "mine"
+        left = (outside / "frame_00.mrc").is_file() and (outside / "frame_00.mrc").read_bytes() == b"mine"
         yield link, good and left and (outside / "checkpoint").is_dir()
 
 
