@@ -11,12 +11,12 @@ from typing import Any
 from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 
 from .download import download
+from .ranges import RESOLUTION
 
 EMDB = re.compile(r"emd[-_]?([0-9]{4,6})", re.IGNORECASE)
 PDB = re.compile(r"(?:pdb_0000)?([0-9][a-z0-9]{3})", re.IGNORECASE)
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # the name of a file in its folder, and not a hidden one
 PARTS = {"map": "map", "half_maps": "other", "masks": "masks"}  # what belongs to an entry, and its folder there
-RESOLUTIONS = 0.1, 1000.0  # Å, of maps
 ENTRY_BYTES = 5e7  # an entry's description has no more
 
 
@@ -199,7 +199,7 @@ def side(path: Path) -> dict:
     if path.name not in at(entry, "map") + at(entry, "half_maps"):
         return {}
     numbers = {name: number_in([entry.get(name)]) for name in ("resolution", "contour")}
-    if not RESOLUTIONS[0] <= (numbers["resolution"] or 0.0) <= RESOLUTIONS[1]:
+    if not RESOLUTION.least <= (numbers["resolution"] or 0.0) <= RESOLUTION.most:
         numbers["resolution"] = None
     return entry | numbers
 

@@ -1,7 +1,6 @@
 """What every job does alike: parse its flags, run it, and say in one line what went wrong."""
 
 import contextlib
-import math
 import os
 import re
 import signal
@@ -118,11 +117,8 @@ def parse_flags() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
-        _stop(MISSING.sub(r"--\1 is missing;", str(error)).rstrip(".;") + "; see --help")
-    for name in flags.FLAGS:
-        value = flags.FLAGS[name].value
-        if isinstance(value, float) and not math.isfinite(value):
-            _stop(f"--{name}={value} is no finite number; see --help")
+        message = MISSING.sub(r"--\1 is missing;", str(error)).removeprefix("flag ").replace(": is not ", " is not ")
+        _stop(message.rstrip(".;") + "; see --help")
     if rest and "entries" in flags.FLAGS:
         flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
     elif rest:
