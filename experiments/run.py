@@ -13,7 +13,8 @@ from absl import flags
 
 from . import flags as shared
 from . import ranges
-from .main import SomeFailed, catch_signals, run
+from .main import SomeFailed, run
+from .signals import catch_signals
 
 FLAGS = flags.FLAGS
 
