@@ -135,8 +135,8 @@ def check_names(number: str, names: list) -> None:
     for file in names:
         match = MAP.fullmatch(file) if isinstance(file, str) else None
         if not match or match["number"] != number:
-            told = printable(repr(file))
-            raise InputError(f"EMD-{number} names a file {told}, which is no plain name of its own: it is not fetched")
+            name = printable(repr(file))
+            raise InputError(f"EMD-{number} names a file {name}, which is no plain name of its own: it is not fetched")
     if len({file.lower() for file in names}) < len(names):
         raise InputError(f"EMD-{number} names one file twice: it is not fetched")
 

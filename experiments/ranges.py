@@ -102,9 +102,9 @@ class Numbers(flags.ListParser):
         self.allowed, self.kind = allowed, kind
 
     def parse(self, argument: Any) -> list:
-        """Read the flag's value; raise ValueError where one of the numbers is out of range."""
+        """Read the flag's value; raise ValueError where there is no number, or one out of range."""
         values = []
-        for item in super().parse(argument):
+        for item in super().parse(argument) or [""]:
             try:
                 values.append(self.allowed.number(item, self.kind))
             except ValueError as error:

@@ -46,7 +46,7 @@ def test_every_number_has_a_range_and_what_lies_outside_is_refused(job, name):
         allowed = parser.allowed
         assert allowed.why and allowed.least < allowed.most
         assert math.isfinite(allowed.least)
-        outside = [allowed.least - max(1, abs(allowed.least)), "nan", "1e400", "many"]
+        outside = [allowed.least - max(1, abs(allowed.least)), "nan", "1e400", "many", ""]
         if (name, flag) not in UNBOUNDED:
             assert math.isfinite(allowed.most), flag
             outside.append(2 * allowed.most + 2)
