@@ -11,6 +11,7 @@ from typing import Any
 import gemmi
 import jax
 import numpy as np
+from absl.flags import FlagValues
 
 from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
 from cryotrans_jax.demo import hinge_pair
@@ -236,7 +237,12 @@ def check_resolutions(settings, names: list[str], maps: list[Map], resolutions: 
     """Check the resolutions (Å) of the maps of these names, the first of which is the initial map's."""
     for number, (name, map_, resolution) in enumerate(zip(names, maps, resolutions, strict=True)):
         flag = "target_resolution" if number else "initial_resolution"
-        check_resolution(map_, resolution, name, f"--{flag}" if getattr(settings, flag) else "")
+        check_resolution(map_, resolution, name, f"--{flag}" if typed(settings, flag) else "")
+
+
+def typed(settings, name: str) -> bool:
+    """Whether the user gave a flag, and not a job its value, as experiments.reproduce does with published ones."""
+    return bool(settings[name].present if isinstance(settings, FlagValues) else getattr(settings, name))
 
 
 def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) -> None:
@@ -246,7 +252,8 @@ def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) 
         map_: the map.
         resolution: in Å; None where it is not known.
         name: the map's, for the message.
-        flag: the one that gave the resolution; empty where the file's name or the archive did, which a flag overrules.
+        flag: the one by which the user gave the resolution; empty where it is the archive's, a published one, or in the
+            file's name, which a flag overrules.
 
     Raises:
         InputError: a flag gave a resolution that no map on this grid can have. Of others there is a warning.

@@ -530,7 +530,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(waypoint="{}/between.mrc"), ["--waypoint={}/between.mrc is not FILE@TIME"]),
         (dict(waypoint="{}/between.mrc@half"), ["@half is not FILE@TIME"]),
         (dict(waypoint="none.mrc@0.5"), ["no map none.mrc here or in {}/data"]),
-        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["a waypoint is at the time 1.5"]),
+        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["the time 1.5 is not from 0.001 to 0.999"]),
         (
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
             ["waypoints are for one target"],
