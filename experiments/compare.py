@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from . import flags as shared
+from . import ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -38,8 +39,8 @@ def define_flags() -> None:
             "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
         )
         flags.DEFINE_bool("noise", True, "Give the target of a --pair as much noise as leaves it worth its resolution.")
-        flags.DEFINE_float(
-            "voxel_size", None, "Å: voxel size of all maps, where their headers are wrong.", lower_bound=1e-3
+        ranges.number(
+            "voxel_size", None, "Å: voxel size of all maps, where their headers are wrong.", ranges.VOXEL_SIZE
         )
     shared.define_alignment()
     shared.define_contour()
@@ -57,10 +58,10 @@ def define_flags() -> None:
             "NAME:FILES: frames of another program (MorphOT:out/*.mrc, or MorphOT:a.mrc,b.mrc,c.mrc), equally spaced "
             "in time, those of a pattern by their names; or its last frame alone.",
         )
-        flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
-        flags.DEFINE_float("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", lower_bound=1e-4)
+        ranges.whole_number("seed", 0, "Seed of the network's first weights.", ranges.SEED)
+        ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
     with shared.group("Output"):
-        flags.DEFINE_integer("frames", 11, "Number of frames, from 0 to 1 in time.", lower_bound=3, upper_bound=1000)
+        ranges.whole_number("frames", 11, "Number of frames, from 0 to 1 in time.", ranges.FRAMES._replace(least=3))
         flags.DEFINE_bool("keep_frames", False, "Write the frames of the methods computed here as well.")
         flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")

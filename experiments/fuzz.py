@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
+from . import ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -45,8 +45,8 @@ FLOATS = (0.0, -1.0, 1e-45, 1e-3, 90.0, 179.9, 180.0, 1e6, 3e38, float("inf"), f
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_integer("count", 2000, "N: files, and sets of flags, to try.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "N: from which they are drawn.", lower_bound=0, upper_bound=2**32 - 1)
+    ranges.whole_number("count", 2000, "N: files, and sets of flags, to try.", ranges.COUNT)
+    ranges.whole_number("seed", 0, "N: from which they are drawn.", ranges.SEED)
     flags.DEFINE_list("kinds", [], f"KIND,...: only these, of {', '.join(KINDS)}.")
     flags.DEFINE_string("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
     flags.DEFINE_string("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
@@ -434,7 +434,7 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
         archives.kept(path, next(filter(archives.known, records.values()), None), False)
     level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
     assert level is None or isinstance(level, float)
-    assert resolution is None or archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]
+    assert resolution is None or ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most
 
 
 def record_seeds(data_dir: Path | None) -> list[bytes]:

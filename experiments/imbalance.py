@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from . import flags as shared
-from . import tables
+from . import ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -28,6 +28,11 @@ COLUMNS = {
     "correlation": "{:.3f}",
     "rmsd": "{:.2f}",
 }
+PARTICLES = ranges.COUNT._replace(least=8)
+RARE = ranges.Range(0, 0.5, "the rare conformation has half of the particles at most")
+SIGNAL_TO_NOISE = ranges.Range(1e-6, 1e6, "particles have about 0.1")
+PIXEL = ranges.VOXEL_SIZE._replace(least=0.1)
+PARTICLES_SEED = ranges.SEED._replace(most=2**30 - 1)  # both classes have one of their own
 ROOM = 8.0  # Å about the molecule, from whatever side it is seen
 
 
@@ -45,18 +50,16 @@ def define_flags() -> None:
         flags.DEFINE_string(
             "pair", None, "FOLDER: of a pair of models and its pair.json; the built-in pair if not given."
         )
-        flags.DEFINE_integer("particles", 4000, "Number of particles of both conformations.", lower_bound=8)
-        flags.DEFINE_float(
-            "rare", 0.05, "Share of the particles that show the rare conformation.", lower_bound=0.0, upper_bound=0.5
-        )
-        flags.DEFINE_float(
+        ranges.whole_number("particles", 4000, "Number of particles of both conformations.", PARTICLES)
+        ranges.number("rare", 0.05, "Share of the particles that show the rare conformation.", RARE)
+        ranges.number(
             "signal_to_noise",
             0.1,
             "Variance of the particles' pixels without noise over that of the noise.",
-            lower_bound=1e-6,
+            SIGNAL_TO_NOISE,
         )
-        flags.DEFINE_float("voxel_size", 2.0, "Å: of pixels and voxels.", lower_bound=0.1)
-        flags.DEFINE_integer("particles_seed", 0, "Seed of poses and noise.", lower_bound=0)
+        ranges.number("voxel_size", 2.0, "Å: of pixels and voxels.", PIXEL)
+        ranges.whole_number("particles_seed", 0, "Seed of poses and noise.", PARTICLES_SEED)
     shared.define_fit()
     with shared.group("Output"):
         flags.DEFINE_string("out_dir", "runs/imbalance", "FOLDER: for the table, the figure and the maps.")

@@ -6,10 +6,12 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gemmi
 import jax
 import numpy as np
+from absl.flags import FlagValues
 
 from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
 from cryotrans_jax.demo import hinge_pair
@@ -18,7 +20,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives
+from . import archives, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
@@ -29,6 +31,8 @@ WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
 INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box, the user is told
+NEAR = 0.9  # of the Nyquist limit: sound maps are deposited with resolutions down to this
+FEWEST = 27  # voxels that the smallest molecule fills: a cube of three
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
 
@@ -49,6 +53,9 @@ def from_flags(settings, out_dir: Path) -> Case:
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
     initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
+    sharpness = [settings.initial_resolution or known[0], *resolutions]
+    check_resolutions(settings, [initial_name, *names], [initial, *maps], sharpness)
+    check_mass(settings.mass_kda, initial)
     initial, maps, masks = mask_all(settings, initial, maps)
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
@@ -57,7 +64,6 @@ def from_flags(settings, out_dir: Path) -> Case:
         model = atoms.read_model(used[settings.model])
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     if settings.micelle == "auto":
-        sharpness = [settings.initial_resolution or known[0], *resolutions]
         masked = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
         shown = [initial_name, *names], [initial, *maps]
         (initial, *maps), of_proteins = without_micelles(*shown, sharpness, masked, model, out_dir)
@@ -206,23 +212,97 @@ def print_alignment(path: Path, found: align.Alignment) -> None:
 
 
 def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
-    """The files and times that texts like a.mrc@0.3,b.mrc@0.6 name. Raises InputError where one is not of that form."""
+    """Read texts like a.mrc@0.3,b.mrc@0.6.
+
+    Args:
+        given: the values of --waypoint, each with one or several of them.
+
+    Returns:
+        The name and the time of each.
+
+    Raises:
+        InputError: one is not of that form, or its time not between the maps'.
+    """
     found = []
     for text in itertools.chain.from_iterable(texts.split(",") for texts in given):
         if not (match := WAYPOINT.fullmatch(text)):
             raise InputError(
                 f"--waypoint={text} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
             )
-        found.append((match["name"], float(match["time"])))
+        found.append((match["name"], in_range(match["time"], ranges.TIME, f"--waypoint={text}: the time")))
     return found
 
 
+def check_resolutions(settings, names: list[str], maps: list[Map], resolutions: list[float | None]) -> None:
+    """Check the resolutions (Å) of the maps of these names, the first of which is the initial map's."""
+    for number, (name, map_, resolution) in enumerate(zip(names, maps, resolutions, strict=True)):
+        flag = "target_resolution" if number else "initial_resolution"
+        check_resolution(map_, resolution, name, f"--{flag}" if typed(settings, flag) else "")
+
+
+def typed(settings, name: str) -> bool:
+    """Whether the user gave a flag, and not a job its value, as experiments.reproduce does with published ones."""
+    return bool(settings[name].present if isinstance(settings, FlagValues) else getattr(settings, name))
+
+
+def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) -> None:
+    """Check the resolution of a map against its voxels and its box.
+
+    Args:
+        map_: the map.
+        resolution: in Å; None where it is not known.
+        name: the map's, for the message.
+        flag: the one by which the user gave the resolution; empty where it is the archive's, a published one, or in the
+            file's name, which a flag overrules.
+
+    Raises:
+        InputError: a flag gave a resolution that no map on this grid can have. Of others there is a warning.
+    """
+    if resolution is None:
+        return
+    size, edge = float(map_.voxel_size.min()), float((map_.voxel_size * map_.density.shape).max())
+    message, impossible = "", resolution < finest(size) or resolution > edge
+    if resolution > edge:
+        message = f"is coarser than its box of {edge:.4g} Å"
+    elif resolution < NEAR * 2 * size:
+        message = f"is finer than {2 * size:.3g} Å, the Nyquist limit of its voxels of {size:.3g} Å"
+    if message and impossible and flag:
+        raise InputError(f"{flag}={resolution:g} of {Path(name).name} {message}: give it in Å (1 nm is 10 Å)")
+    if message and not jax.process_index():
+        known = f"the resolution of {Path(name).name}, {resolution:g} Å, {message}"
+        which = flag or "--initial_resolution or --target_resolution"
+        print(f"warning: {known}: if it is another, give that as {which}", file=sys.stderr)
+
+
+def finest(voxel_size: float) -> float:
+    """The finest detail (Å) that voxels of this size (Å) can hold: twice their size over √3, along a diagonal."""
+    return 2 * voxel_size / 3**0.5
+
+
+def check_detail(resolution: float, voxel_size: float, flag: str = "--resolution") -> None:
+    """Raise InputError where a map of this resolution cannot be simulated on voxels of this size (both in Å)."""
+    if resolution < finest(voxel_size):
+        raise InputError(
+            f"{flag}={resolution:g} is finer than the {finest(voxel_size):.3g} Å that voxels of {voxel_size:.3g} Å can "
+            "hold: give it in Å (1 nm is 10 Å), or take smaller voxels"
+        )
+
+
+def check_mass(mass_kda: float | None, initial: Map) -> None:
+    """Raise InputError where a molecule of this weight would fill next to no voxels, or more than the box has."""
+    if mass_kda is None:
+        return
+    filled, there = 1e3 * mass_kda * prepare.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
+    if not FEWEST <= filled <= there:
+        raise InputError(
+            f"--mass_kda={mass_kda:g} would fill {filled:.3g} of the initial map's {there} voxels: give the molecular "
+            "weight in kDa, of all that the map shows"
+        )
+
+
 def add_parts(case: Case, settings) -> None:
-    """Nothing; the case has the parts that the flags name, and their weights of the rigidity."""
-    try:
-        case.part_rigidity = [float(weight) for weight in settings.part_rigidity or []]
-    except ValueError:
-        raise InputError(f"--part_rigidity={','.join(settings.part_rigidity)} is not numbers such as 1,3") from None
+    """Give the case the parts that the flags name, and their weights of the rigidity."""
+    case.part_rigidity = settings.part_rigidity or []
     if settings.parts in ("auto", "none"):
         case.parts = settings.parts if settings.parts == "auto" else None
         return
@@ -279,18 +359,17 @@ def solid(initial: Map, settings) -> Map:
 
 
 def vector(settings, name: str) -> list[float] | None:
-    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three numbers."""
+    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three."""
     given = getattr(settings, name)
-    with contextlib.suppress(ValueError):
-        if given is None or len(given) == 3:
-            return given and [float(text) for text in given]
-    raise InputError(f"--{name}={','.join(given)} is not three numbers such as 0,0,1")
+    if given is None or len(given) == 3:
+        return given
+    raise InputError(f"--{name}={','.join(f'{each:g}' for each in given)} is not three numbers such as 0,0,1")
 
 
 def schedule_in(settings) -> Schedule | None:
     """The schedule of the recipe paper that the flags name, None where they name none.
 
-    Raises InputError where a stage is not of the form loss:steps:rate.
+    Raises InputError where a stage is not of the form loss:steps:rate, or a number is out of range.
     """
     if not settings.schedule and not settings.width:
         return None
@@ -298,8 +377,33 @@ def schedule_in(settings) -> Schedule | None:
     for text in settings.schedule or []:
         if not (match := STAGE.fullmatch(text)):
             raise InputError(f"--schedule={text} is not LOSS:STEPS:RATE: give stages such as w2:2000:1e-3,l2:500:1e-4")
-        stages.append((match["loss"], int(match["steps"]), float(match["rate"])))
+        steps = in_range(match["steps"], ranges.STAGE_STEPS, f"--schedule={text}: the number of steps", int)
+        made = max(1, round(steps * settings.steps))
+        in_range(made, ranges.STAGE_STEPS, f"--schedule={text}: the number of steps times --steps,", int)
+        rate = in_range(match["rate"], ranges.LEARNING_RATE, f"--schedule={text}: the learning rate")
+        stages.append((match["loss"], steps, rate))
     return Schedule(tuple(stages), settings.width or Schedule.width)
+
+
+def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type = float) -> Any:
+    """Read a number of a flag that holds other things as well.
+
+    Args:
+        given: the number, or its text.
+        allowed: what it may be.
+        label: the flag and what in it the number is, with which the message begins.
+        kind: `float`, or `int` for whole numbers.
+
+    Returns:
+        The number, of that kind.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    try:
+        return allowed.number(given, kind)
+    except ValueError as error:
+        raise InputError(f"{label} {given} {error}") from None
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
@@ -373,7 +477,12 @@ def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None]) ->
 
 
 def within(map_: Map, path: Path | None, radius: float | None) -> Map:
-    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass."""
+    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass.
+
+    Raises InputError where the mask leaves nothing, or the radius is less than a voxel.
+    """
+    if radius is not None and radius < (size := float(map_.voxel_size.min())):
+        raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
     if path is not None:
         map_ = mask.masked(map_, read_map(path), str(path))
     return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
@@ -433,7 +542,7 @@ def resolution_in(name: str) -> float | None:
     if not (match := ENTRY.fullmatch(Path(name).name)):
         return None
     resolution = float(match["resolution"])
-    if not archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]:
+    if not ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most:
         raise InputError(f"{Path(name).name} names a resolution of {resolution:g} Å, which no map has: rename the file")
     return resolution
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from . import ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -34,7 +35,7 @@ def define_flags() -> None:
         "reference", None, "MODEL: of the target state, in the target map's frame; the run's if not given."
     )
     flags.DEFINE_string("rebuilt", None, "MODEL: built into the run's generated map, to score.")
-    flags.DEFINE_float("within", 3.0, "Å: from how near CA atoms are the same.", lower_bound=0.1)
+    ranges.number("within", 3.0, "Å: from how near CA atoms are the same.", ranges.DISTANCE)
     flags.DEFINE_bool("overwrite", False, "Replace what the folder holds.")
 
 

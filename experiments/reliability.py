@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import tables
+from . import ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = ("signals", "disk", "inputs", "numbers", "targets", "mistakes", "damaged", "kills")
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "frame_01.mrc", "displacement.mrc", "unexplained.mrc", "fsc.csv")
+SEVERAL = ranges.Range(2, 10_000, "one of them is bad, and the others are compared")
 VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
 LONGEST = 1800  # s, after which a run counts as one that hangs
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
@@ -73,11 +74,11 @@ def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS), f"Which faults, of {', '.join(SECTIONS)}.")
     flags.DEFINE_string("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
-    flags.DEFINE_integer("kills", 50, "How often a run is killed at a random time.", lower_bound=1)
-    flags.DEFINE_integer("several", 24, "Number of targets in section targets.", lower_bound=2)
-    flags.DEFINE_integer("damaged", 20_000, "Number of files in section damaged.", lower_bound=1)
+    ranges.whole_number("kills", 50, "How often a run is killed at a random time.", ranges.COUNT)
+    ranges.whole_number("several", 24, "Number of targets in section targets.", SEVERAL)
+    ranges.whole_number("damaged", 20_000, "Number of files in section damaged.", ranges.COUNT)
     flags.DEFINE_string("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
-    flags.DEFINE_integer("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", lower_bound=0)
+    ranges.whole_number("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", ranges.SEED)
     flags.DEFINE_string("write", None, "A page into which the table goes, between its markers.")
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from . import ranges, systems, tables
 from . import run as job
-from . import systems, tables
 from .main import named, run
 from .systems import System
 from .usage import group
@@ -35,18 +35,18 @@ def define_system() -> None:
     names = ", ".join(system.name for system in systems.SYSTEMS)
     flags.DEFINE_bool("list", False, "Show all systems, and what of each is missing in --data_dir; fit nothing.")
     flags.DEFINE_string("system", None, f"SYSTEM: one of {names}.")
-    flags.DEFINE_float("resolution", None, f"Å: of a simulated target; {RESOLUTION:g} if not given.", lower_bound=0.1)
-    flags.DEFINE_integer(
+    ranges.number("resolution", None, f"Å: of a simulated target; {RESOLUTION:g} if not given.", ranges.RESOLUTION)
+    ranges.whole_number(
         "box",
         None,
         "VOXELS: side of simulated maps; as published if not given, 0 for as few as will do.",
-        lower_bound=0,
+        ranges.SIDE._replace(least=0),
     )
-    flags.DEFINE_float(
+    ranges.number(
         "voxel_size",
         systems.INITIAL_RESOLUTION / 3,
         "Å: of simulated maps; the paper's is not published.",
-        lower_bound=0.01,
+        ranges.VOXEL_SIZE,
     )
 
 

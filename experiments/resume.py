@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import psutil
 from cryotrans_jax.files import InputError, halves
 from cryotrans_jax.snapshots import Snapshot
 
-from . import main, results
+from . import results, signals
 
 FOLDER = "unfinished"
 TERMS = "run.json"  # what must be the same for a run to go on; the folder holds an unfinished run if this is there
@@ -24,6 +25,7 @@ FREE = {  # settings that change nothing about a fit
     "frames", "render", "report", "idealise", "frame", "overwrite", "resume", "checkpoint_minutes", "out_dir",
     "coordinator", "distributed", "fetch", "max_gb", "emdb_api", "emdb_files", "pdb_files",
 }  # fmt: skip
+WRITING = 600.0  # s: a disk that has not taken a state by then does not answer
 PAUSE = 10.0  # s: a stage's beginning is kept if nothing was for so long
 
 
@@ -127,7 +129,7 @@ class Keeper:
     def keep(self, another: int, snapshot: Snapshot) -> None:
         """Nothing; the fit from a seed stands there, which is written down if it is time to."""
         self.latest = (another, snapshot)
-        main.check_stopped()
+        signals.check_stopped()
         waited = time.monotonic() - self.at
         if waited >= self.every or (snapshot.state.stage != self.stage and waited > PAUSE):
             self.stage = snapshot.state.stage
@@ -149,9 +151,15 @@ class Keeper:
             self.wait()
 
     def wait(self) -> None:
-        """Nothing; what was being written is."""
+        """Wait until what was being written is. Raises TimeoutError where the disk does not take it."""
         if isinstance(self.writing, Future):
-            self.writing.result()
+            try:
+                self.writing.result(WRITING)
+            except TimeoutError as error:
+                raise TimeoutError(
+                    f"the fit's state could not be written to {self.folder} within {WRITING / 60:.0f} minutes: see "
+                    "that the disk answers, or give another --out_dir"
+                ) from error
 
     def write_now(self, another: int, snapshot: Snapshot) -> None:
         """Nothing; the snapshot is on disk in place of those before it; what hinders that is told once."""
@@ -179,19 +187,20 @@ class Keeper:
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """Within it, whatever stops the run leaves the fit on disk as far as it has come, and says how to go on."""
-        try:
-            yield
-        except InputError:  # of which the same command would come again
-            self.wait()
-            results.put_back(self.aside, self.out_dir)
-            forget(self.folder)
-            raise
-        except (KeyboardInterrupt, Exception) as error:
-            with contextlib.suppress(KeyboardInterrupt):
-                self.write(wait=True)
-            if self.kept or isinstance(error, KeyboardInterrupt):
-                error.add_note(self.told())
-            raise
+        with signals.Rescue(partial(self.write, wait=True), self.told):
+            try:
+                yield
+            except InputError:  # of which the same command would come again
+                self.wait()
+                results.put_back(self.aside, self.out_dir)
+                forget(self.folder)
+                raise
+            except (KeyboardInterrupt, Exception) as error:
+                with contextlib.suppress(KeyboardInterrupt, TimeoutError):
+                    self.write(wait=True)
+                if self.kept or isinstance(error, KeyboardInterrupt):
+                    error.add_note(self.told())
+                raise
 
     def told(self) -> str:
         """How to go on."""

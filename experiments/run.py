@@ -12,7 +12,9 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from .main import SomeFailed, catch_signals, run
+from . import ranges
+from .main import SomeFailed, run
+from .signals import catch_signals
 
 FLAGS = flags.FLAGS
 
@@ -34,12 +36,12 @@ def define_flags() -> None:
     shared.define_symmetry()
     shared.define_schedule()
     with shared.group("Fit"):
-        flags.DEFINE_integer(
+        ranges.whole_number(
             "seeds",
             1,
             "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and "
             "by how many Å, the others carry the density elsewhere.",
-            lower_bound=1,
+            ranges.SEEDS,
         )
         flags.DEFINE_multi_string(
             "waypoint",
@@ -54,8 +56,11 @@ def define_flags() -> None:
             "nearly rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a "
             "mask for each (A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
         )
-        flags.DEFINE_list(
-            "part_rigidity", None, "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3."
+        ranges.numbers(
+            "part_rigidity",
+            None,
+            "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3.",
+            ranges.WEIGHT,
         )
     with shared.group("Output"):
         flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
@@ -113,6 +118,8 @@ def load(out_dir: Path, keeper):
     """
     from . import hosts, inputs, results
 
+    last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
+    inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
     replacing = keeper.expected() or FLAGS.overwrite
     if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
         results.claim(out_dir, replacing)

@@ -5,6 +5,7 @@ python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mr
 
 from absl import flags
 
+from . import ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -13,12 +14,12 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
     flags.DEFINE_string("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
-    flags.DEFINE_float("resolution", None, "Å: resolution of the map. Must be given.", lower_bound=0.1, required=True)
+    ranges.number("resolution", None, "Å: resolution of the map. Must be given.", ranges.RESOLUTION, required=True)
     flags.DEFINE_string(
         "output", None, "MAP: to write, .mrc, .map, .ccp4, or these with .gz. Must be given.", required=True
     )
     flags.DEFINE_string("like", None, "MAP: whose grid to use; else a box about the model.")
-    flags.DEFINE_float("voxel_size", None, "Å: voxel size; resolution / 3 if not given.", lower_bound=0.01)
+    ranges.number("voxel_size", None, "Å: voxel size; resolution / 3 if not given.", ranges.VOXEL_SIZE)
     flags.DEFINE_list("cover", [], "MODEL,...: further models that the box must hold, separated by commas.")
     flags.DEFINE_string("superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms.")
     flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
@@ -28,7 +29,7 @@ def main() -> None:
     """Nothing; writes the map that the flags ask for."""
     from cryotrans_jax import atoms, files, maps
 
-    from .inputs import check_inside
+    from .inputs import check_detail, check_inside
 
     if FLAGS.like and (FLAGS.voxel_size or FLAGS.cover):
         raise files.InputError("--like already sets the grid: leave out --voxel_size and --cover")
@@ -38,7 +39,10 @@ def main() -> None:
         model = atoms.superpose(model, atoms.read_model(FLAGS.superpose_on))
     like, cover = FLAGS.like and maps.read_map(FLAGS.like), [atoms.read_model(path) for path in FLAGS.cover]
     if like:
+        check_detail(FLAGS.resolution, float(like.voxel_size.min()))
         check_inside(model, like.density.shape, like.voxel_size, like.origin, "the model")
+    elif FLAGS.voxel_size:
+        check_detail(FLAGS.resolution, FLAGS.voxel_size)
     map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=FLAGS.voxel_size, cover=cover)
     maps.write_map(FLAGS.output, map)
     print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
+from . import ranges
 from .main import run
 
 FLAGS = flags.FLAGS
 MADE = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
+TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
 def define_flags() -> None:
@@ -26,7 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_list("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
     flags.DEFINE_string("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
     flags.DEFINE_bool("superpose", False, "Lay the trajectory over the initial model first, by its nearer end.")
-    flags.DEFINE_integer("times", 101, "At so many times the run's trajectory is looked at.", lower_bound=2)
+    ranges.whole_number("times", 101, "At so many times the run's trajectory is looked at.", TIMES)
     flags.DEFINE_bool("overwrite", False, "Replace the results that the run's folder holds.")
 
 

@@ -11,7 +11,9 @@ target's.
 """
 
 import itertools
+import math
 import os
+import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
+from . import ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -49,18 +51,23 @@ MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 GROUPED = ("pair", "resolution", "signal_to_noise", "recipe")
 SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
 
+SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
+AT_ONCE = ranges.Range(1, 1000, "each case is a process of its own")
+RECIPE = re.compile(r"(?P<recipe>default|paper(?:/[1248])?)(?:@(?P<at>[^:]+))?(?::(?P<pair>.+))?")
+
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
-    flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Resolutions of the target map, Å.")
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-    flags.DEFINE_list(
+    ranges.numbers("resolutions", [3, 5, 7, 10], "Resolutions of the target map, Å.", ranges.RESOLUTION)
+    ranges.whole_numbers("seeds", [0, 1, 2], "Seeds.", ranges.SEED)
+    ranges.numbers(
         "signal_to_noise",
-        ["inf"],
+        [math.inf],
         "White noise all over the target map: standard deviation of the density within its contour over that of the "
         "noise; inf for none.",
+        SIGNAL_TO_NOISE,
     )
     flags.DEFINE_list(
         "recipes",
@@ -69,15 +76,15 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
     flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
-    flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
+    ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
     flags.DEFINE_string(
         "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
     )
-    flags.DEFINE_integer(
+    ranges.whole_number(
         "at_once",
         1,
         "Cases measured at once, for as many as there is memory; their seconds then count for little.",
-        lower_bound=1,
+        AT_ONCE,
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
@@ -111,14 +118,11 @@ def planned() -> list[tuple]:
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
     for name, folder in folders.items():
-        for recipe in FLAGS.recipes:
-            recipe, _, pair = recipe.partition(":")
+        for text in FLAGS.recipes:
+            recipe, at, pair = recipe_of(text)
             if pair and pair != name:
                 continue
-            recipe, _, only = recipe.partition("@")
-            wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
-            seeds = numbers(FLAGS.seeds, int, "seeds")
-            every = itertools.product(wanted, numbers(FLAGS.signal_to_noise, float, "signal_to_noise"), seeds)
+            every = itertools.product([at] if at else FLAGS.resolutions, FLAGS.signal_to_noise, FLAGS.seeds)
             cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps, FLAGS.reversed) for r, noise, seed in every]
     return cases
 
@@ -133,14 +137,23 @@ def pair_folder(data_dir: str, name: str) -> Path:
     return folder
 
 
-def numbers(texts: list[str], kind: type, flag: str) -> list:
-    """The texts as numbers. Raises InputError naming the flag where one is none."""
+def recipe_of(text: str) -> tuple[str, float | None, str | None]:
+    """Read one of --recipes, such as paper/2@7:adk.
+
+    Returns:
+        The recipe with its bin (paper/2), and the resolution (Å) and the pair that it is for, None where for all.
+
+    Raises:
+        InputError: it is not of that form, or the resolution is out of range.
+    """
     from cryotrans_jax.files import InputError
 
+    if not (match := RECIPE.fullmatch(text)):
+        raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
     try:
-        return [kind(text) for text in texts]
-    except ValueError:
-        raise InputError(f"--{flag}={','.join(texts)} is not a list of numbers separated by commas") from None
+        return match["recipe"], match["at"] and ranges.RESOLUTION.number(match["at"]), match["pair"]
+    except ValueError as error:
+        raise InputError(f"--recipes={text}: the resolution {match['at']} {error}") from None
 
 
 def measure(
@@ -198,8 +211,10 @@ def load_pair(folder: Path, resolution: float, back: bool = False):
     """The case of a pair's folder, or `back` from its target: both models' maps on a common grid."""
     from cryotrans_jax import atoms
 
+    from .inputs import check_detail
     from .results import Case
 
+    check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
@@ -337,7 +352,7 @@ def write_into(path: Path, text: str) -> None:
 
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
-    given = [f"--{name}={','.join(FLAGS[name].value)}" for name in names]
+    given = [FLAGS[name].serialize() for name in names]
     command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
     write_file(path, f"{before}\n{command}\n\n{text}{after}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import tables
+from . import ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -41,9 +41,9 @@ def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_string("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "NAME,...: of the pairs. Must be given.", required=True)
-    flags.DEFINE_list("resolutions", ["7"], "Å,...: resolutions of the target map and of the waypoint.")
-    flags.DEFINE_list("seeds", ["0"], "Seeds.")
-    flags.DEFINE_float("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", lower_bound=1e-4)
+    ranges.numbers("resolutions", [7], "Å,...: resolutions of the target map and of the waypoint.", ranges.RESOLUTION)
+    ranges.whole_numbers("seeds", [0], "Seeds.", ranges.SEED)
+    ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
     flags.DEFINE_string("out_dir", "runs/waypoints", "FOLDER: for waypoints.md and waypoints.json.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
@@ -58,13 +58,11 @@ def main() -> None:
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
     folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
-    resolutions = validate.numbers(FLAGS.resolutions, float, "resolutions")
-    seeds = validate.numbers(FLAGS.seeds, int, "seeds")
     out_dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, folder in folders.items():
-        for resolution in resolutions:
-            for number, seed in enumerate(seeds):
+        for resolution in FLAGS.resolutions:
+            for number, seed in enumerate(FLAGS.seeds):
                 about = {"pair": name, "resolution": resolution, "seed": seed}
                 rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
                 results.write_json(out_dir / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})

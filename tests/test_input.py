@@ -361,7 +361,7 @@ def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])
 def test_a_flag_that_is_no_number_is_refused(job, flag):
     status, _, error = job("run", flag)
-    assert status == 2 and error == f"error: {flag} is no finite number; see --help\n"
+    assert status == 2 and error.startswith(f"error: {flag} is not from ")
 
 
 # ------------------------------------------------------------------------------------- the fuzzer itself

@@ -17,7 +17,7 @@ import pytest
 from cryotrans_jax import files
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import read_map, write_map
-from experiments import main, results, resume
+from experiments import main, results, resume, signals
 
 ROOT = Path(__file__).parents[1]
 HOW = dict(steps=0.2, frames=2, align="none", report="false", recipe="default")
@@ -117,9 +117,9 @@ def test_a_signal_ends_a_run_cleanly_and_the_same_command_goes_on(folder, whole,
 
 def test_a_signal_that_was_ignored_from_the_start_is_ignored():
     """As nohup asks for, and a shell for the SIGINT of what it runs in the background."""
-    with handled(signal.SIGHUP, signal.SIG_IGN), main.stopping_at_signals():
+    with handled(signal.SIGHUP, signal.SIG_IGN), signals.stopping(print):
         os.kill(os.getpid(), signal.SIGHUP)
-    with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(main.Stopped), main.stopping_at_signals():
+    with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(signals.Stopped), signals.stopping(print):
         os.kill(os.getpid(), signal.SIGHUP)
 
 

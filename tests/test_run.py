@@ -541,7 +541,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(waypoint="{}/between.mrc"), ["--waypoint={}/between.mrc is not FILE@TIME"]),
         (dict(waypoint="{}/between.mrc@half"), ["@half is not FILE@TIME"]),
         (dict(waypoint="none.mrc@0.5"), ["no map none.mrc here or in {}/data"]),
-        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["a waypoint is at the time 1.5"]),
+        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["the time 1.5 is not from 0.001 to 0.999"]),
         (
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
             ["waypoints are for one target"],
@@ -559,7 +559,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
             ["1 weights of the rigidity for 2 parts"],
         ),
-        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x is not numbers"]),
+        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x: 'x' is not a number from 0 to 1000"]),
         (dict(recipe="foo"), ["--recipe=foo"]),
         (dict(steps=0), ["--steps=0"]),
         (dict(frames="many"), ["--frames=many"]),

@@ -290,7 +290,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
     assert found().symmetry is None
     np.testing.assert_allclose(found(symmetry="C2").symmetry.centre[:2], 0, atol=0.1)
-    case = found(symmetry="C3", symmetry_axis=["1", "0", "0"], symmetry_centre=["1", "2", "3"], one_unit=True)
+    case = found(symmetry="C3", symmetry_axis=[1.0, 0.0, 0.0], symmetry_centre=[1.0, 2.0, 3.0], one_unit=True)
     assert case.symmetry is None and case.repeated.name == "C3"
     for operator in case.repeated.operators:
         np.testing.assert_allclose(operator(np.array([[9.0, 2.0, 3.0]])), [[9, 2, 3]], atol=1e-9)  # on the axis
@@ -299,7 +299,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
     for sentence, flags in {
         "say more of a --symmetry": dict(one_unit=True),
         "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
-        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=["0", "1"]),
+        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=[0.0, 1.0]),
         "--symmetry_centre=a,b,c is not three numbers": dict(symmetry="C2", symmetry_centre=["a", "b", "c"]),
     }.items():
         with pytest.raises(ct.InputError, match=sentence):
