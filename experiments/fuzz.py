@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
+from . import paths, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -48,8 +48,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("count", 2000, "N: files, and sets of flags, to try.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "N: from which they are drawn.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_list("kinds", [], f"KIND,...: only these, of {', '.join(KINDS)}.")
-    flags.DEFINE_string("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
-    flags.DEFINE_string("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
+    paths.define_path("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
+    paths.define_path("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        with stopping_at_signals():
+        with stopping_at_signals(), showing_warnings():
             main()
     except InputError as error:
         _stop(str(error), error)
@@ -88,6 +89,27 @@ def stopping_at_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def showing_warnings() -> Iterator[None]:
+    """Within it each InputWarning becomes one line on stderr, once."""
+    from cryotrans_jax.files import InputWarning
+
+    shown: set[str] = set()
+
+    def show(message, category, *where, **more) -> None:
+        text = " ".join(str(message).split())
+        if not issubclass(category, InputWarning):
+            others(message, category, *where, **more)
+        elif text not in shown:
+            shown.add(text)
+            print(named(f"warning: {text}"), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        others, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def catch_signals() -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import tables
+from . import paths, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -72,13 +72,13 @@ class Ended(NamedTuple):
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS), f"Which faults, of {', '.join(SECTIONS)}.")
-    flags.DEFINE_string("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
+    paths.define_path("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
     flags.DEFINE_integer("kills", 50, "How often a run is killed at a random time.", lower_bound=1)
     flags.DEFINE_integer("several", 24, "Number of targets in section targets.", lower_bound=2)
     flags.DEFINE_integer("damaged", 20_000, "Number of files in section damaged.", lower_bound=1)
-    flags.DEFINE_string("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
+    paths.define_path("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
     flags.DEFINE_integer("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", lower_bound=0)
-    flags.DEFINE_string("write", None, "A page into which the table goes, between its markers.")
+    paths.define_path("write", None, "A page into which the table goes, between its markers.")
 
 
 def main() -> None:

@@ -42,12 +42,6 @@ def define_system() -> None:
         "VOXELS: side of simulated maps; as published if not given, 0 for as few as will do.",
         lower_bound=0,
     )
-    flags.DEFINE_float(
-        "voxel_size",
-        systems.INITIAL_RESOLUTION / 3,
-        "Å: of simulated maps; the paper's is not published.",
-        lower_bound=0.01,
-    )
 
 
 def define_flags() -> None:
@@ -217,7 +211,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
 
     from . import inputs
 
-    start, end = (atoms.read_model(files[role]) for role in ("initial", "target"))
+    start, end = (atoms.read_model(files[role], FLAGS.all_models) for role in ("initial", "target"))
     end = atoms.superpose(end, start)
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +220,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
         repeated = with_operators(start, whole)
         atoms.write_model(folder / "assembly.cif", repeated)
         fill(symmetry=str(folder / "assembly.cif"), one_unit=True)
-    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, FLAGS.voxel_size)
+    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, simulated_voxel_size())
     maps, models = [], []
     for role, model, at in (("initial", start, systems.INITIAL_RESOLUTION), ("target", end, resolution)):
         stem = files[role].name.split(".")[0]
@@ -286,6 +280,19 @@ def ca_positions(chain) -> dict:
     return {number: atom.pos for number, atom in found.items() if atom}
 
 
+def simulated_voxel_size() -> float:
+    """The voxel size of simulated maps, Å: --voxel_size, or a third of the resolution, as the paper's is not published.
+
+    Raises InputError where --voxel_size is not one number.
+    """
+    from cryotrans_jax.files import InputError
+
+    size = FLAGS.voxel_size or [systems.INITIAL_RESOLUTION / 3]
+    if len(size) > 1:
+        raise InputError("simulated maps have cubic voxels: give --voxel_size as one number")
+    return size[0]
+
+
 def cube(models, side: int | None, voxel_size: float):
     """Shape, voxel size and origin [Å] of a cube about the models with so many voxels along its side.
 
@@ -331,7 +338,7 @@ def laid_over(model: Path, target: Path, resolution: float | None, folder: Path,
     """
     from cryotrans_jax import align, atoms, maps
 
-    read, goal = atoms.read_model(model), maps.read_map(target)
+    read, goal = atoms.read_model(model, FLAGS.all_models), maps.read_map(target, FLAGS.target_voxel_size)
     simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -351,7 +358,7 @@ def score_check(model: Path, out_dir: Path) -> float:
     from cryotrans_jax.align import Transform
 
     told = out_dir / "transform.json"
-    there = atoms.read_model(model)
+    there = atoms.read_model(model, FLAGS.all_models)
     if told.is_file():
         there = Transform.of(json.loads(told.read_text())["transform"]).moved(there)
     generated = maps.read_map(out_dir / "generated.mrc")

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
+from . import paths
 from .main import SomeFailed, catch_signals, run
 
 FLAGS = flags.FLAGS
@@ -24,7 +25,7 @@ def define_flags() -> None:
     shared.define_contour()
     shared.define_models()
     with shared.group("Atomic models"):
-        flags.DEFINE_list(
+        paths.define_paths(
             "reference",
             None,
             "MODEL|MAP,...: of the target state, if it is known, in the target map's frame, to score the result "
@@ -58,7 +59,7 @@ def define_flags() -> None:
             "part_rigidity", None, "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3."
         )
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
             "report",
             True,

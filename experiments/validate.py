@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
+from . import paths, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -52,7 +52,7 @@ SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path"
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
+    paths.define_path("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
     flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Resolutions of the target map, Å.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
@@ -68,9 +68,9 @@ def define_flags() -> None:
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
     flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
-    flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
+    paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
-    flags.DEFINE_string(
+    paths.define_path(
         "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
     )
     flags.DEFINE_integer(
@@ -190,7 +190,8 @@ def load_models(folder: Path, back: bool = False) -> tuple:
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = described(folder)
     states = ("target", "initial") if back else ("initial", "target")
-    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in states)
+    together = bool(named.get("all_models"))
+    start, end = (atoms.read_model(beside(folder, named.get(state)), together) for state in states)
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
@@ -244,7 +245,8 @@ def known_path(folder: Path, initial) -> list:
     named = described(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
-    models = [atoms.read_model(beside(folder, name)) for name in named.get("models", [])]
+    together = bool(described(folder).get("all_models"))
+    models = [atoms.read_model(beside(folder, name), together) for name in named.get("models", [])]
     if "frames" in named:
         index, frames = stored_frames(beside(folder, named["frames"]))
         for xyz in frames:

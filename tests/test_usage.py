@@ -13,7 +13,9 @@ from experiments import usage
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
-DEFINED = re.compile(r"flags\.DEFINE_(?:string|list|bool|integer|float|enum|multi_string)\(\s*\"(\w+)\"")
+DEFINED = re.compile(
+    r"(?:flags\.DEFINE_(?:string|list|bool|integer|float|enum|multi_string)|define_(?:paths?|size))\(\s*\"(\w+)\""
+)
 FORM = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
 
 
