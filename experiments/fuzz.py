@@ -131,8 +131,11 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
     import numpy as np
 
+    from cryotrans_jax.files import InputWarning
+
     os.environ["JAX_PLATFORMS"] = "cpu"
     warnings.simplefilter("error", RuntimeWarning)
+    warnings.simplefilter("ignore", InputWarning)
     _, make, read = KINDS[kind]
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "a" / "b"  # what leaves it is seen above

@@ -55,7 +55,8 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        with stopping_at_signals(), showing_warnings():
+        with stopping_at_signals(), warnings.catch_warnings():
+            show_warnings()
             main()
     except InputError as error:
         _stop(str(error), error)
@@ -91,9 +92,8 @@ def stopping_at_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@contextlib.contextmanager
-def showing_warnings() -> Iterator[None]:
-    """Within it each InputWarning becomes one line on stderr, once."""
+def show_warnings() -> None:
+    """Show each InputWarning as one line on stderr, once, from now on."""
     from cryotrans_jax.files import InputWarning
 
     shown: set[str] = set()
@@ -106,10 +106,8 @@ def showing_warnings() -> Iterator[None]:
             shown.add(text)
             print(named(f"warning: {text}"), file=sys.stderr)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", InputWarning)
-        others, warnings.showwarning = warnings.showwarning, show
-        yield
+    warnings.simplefilter("always", InputWarning)
+    others, warnings.showwarning = warnings.showwarning, show
 
 
 def catch_signals() -> None:

@@ -319,8 +319,10 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     FLAGS.initial, FLAGS.target = str(files["initial"]), [str(files["target"])]
     if system.initial.resolution and system.target.resolution:
         fill(initial_resolution=system.initial.resolution, target_resolution=system.target.resolution)
+    given = dict(voxel_size=FLAGS.target_voxel_size, all_models=FLAGS.all_models)
+    where = system.target.resolution, out_dir / "inputs", FLAGS.align
     placed = {
-        role: laid_over(files[role], files["target"], system.target.resolution, out_dir / "inputs", FLAGS.align)
+        role: laid_over(files[role], files["target"], *where, **given)
         for role in ("reference", "check")
         if role in files
     }
@@ -331,14 +333,23 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     return placed.get("check")
 
 
-def laid_over(model: Path, target: Path, resolution: float | None, folder: Path, how: str = "auto") -> Path:
+def laid_over(
+    model: Path,
+    target: Path,
+    resolution: float | None,
+    folder: Path,
+    how: str = "auto",
+    voxel_size: list[float] | None = None,
+    all_models: bool = False,
+) -> Path:
     """The file in the folder of a model in the pose in which its map fits the target map best (`align.onto`).
 
-    Or as it lies, if `how` is none.
+    Or as it lies, if `how` is none. `voxel_size` (Å) is the target map's instead of its header's, and `all_models` as
+    in `atoms.read_model`.
     """
     from cryotrans_jax import align, atoms, maps
 
-    read, goal = atoms.read_model(model, FLAGS.all_models), maps.read_map(target, FLAGS.target_voxel_size)
+    read, goal = atoms.read_model(model, all_models), maps.read_map(target, voxel_size)
     simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)

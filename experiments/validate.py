@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from . import paths, tables
-from .main import run
+from .main import run, show_warnings
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
@@ -94,7 +94,8 @@ def main() -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
     rows: list[dict] = []
     # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
-    with ProcessPoolExecutor(FLAGS.at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(FLAGS.at_once, spawn, initializer=show_warnings, max_tasks_per_child=1) as pool:
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
