@@ -21,12 +21,31 @@ CHUNK = 1 << 24  # bytes read at a time
 ROOM = 1 << 28  # bytes that any compressed file may unpack to
 SQUEEZED = 100  # times its own size that a larger one may; densities and coordinates come nowhere near
 RECORD_BYTES = 50_000_000  # a description in JSON has no more
+STAMPS = {  # the first bytes of files of other kinds
+    b"version https://git-lfs": "is a git LFS pointer, not the {wanted} itself: run git lfs pull",
+    b"\x93NUMPY": "is a NumPy array (.npy): write it as {wanted} first, with its voxel size",
+    b"\x89HDF": "is an HDF5 file: convert it to {wanted} first",
+    b"\x89PNG": "is a PNG picture: give {wanted}",
+    b"\xff\xd8\xff": "is a JPEG picture: give {wanted}",
+    b"II*\0": "is a TIFF image: give {wanted}",
+    b"MM\0*": "is a TIFF image: give {wanted}",
+    b"%PDF": "is a PDF document: give {wanted}",
+    b"PK\x03\x04": "is a zip archive: unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
+    b"\xfd7zXZ": "is compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
+}
+PAGE = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html|head|body)", re.IGNORECASE)
 HALF = re.compile(r"\.[0-9a-f]{8}\..+")  # the name of a file that is not yet whole
 DEPTH = 64  # nor lists in lists deeper than this
 
 
 class InputError(ValueError):
     """An input that cannot be used; its message is one sentence: what was found, expected, and to be done."""
+
+
+class InputWarning(UserWarning):
+    """What a user should know of an input that is used all the same, in one sentence."""
 
 
 @contextlib.contextmanager
@@ -80,6 +99,30 @@ def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | No
         if getattr(error, "errno", None):  # the disk's trouble, not the data's
             raise
         raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
+
+
+def foreign(head: bytes, wanted: str) -> str:
+    """What a file is that is not what is wanted, in words that follow its name; "" where its bytes do not show it.
+
+    Args:
+        head: the first bytes of the file, 512 or all.
+        wanted: the kind of file that was expected, such as "map".
+    """
+    article = "an" if wanted[0] in "aeiou" else "a"
+    if not head:
+        return f"is empty: give {article} {wanted}"
+    if PAGE.match(head):
+        return f"is a web page, not {article} {wanted}: download the file itself"
+    for stamp, said in STAMPS.items():
+        if head.startswith(stamp):
+            return said.format(wanted=wanted if "itself" in said else f"{article} {wanted}")
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it first"
+    if wanted != "map" and head[208:212] == b"MAP ":
+        return f"is a map, not {article} {wanted}: give one in PDB or mmCIF format"
+    if wanted == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
+        return "is an atomic model, not a map: experiments.simulate makes a map of it"
+    return ""
 
 
 def taken(stream: BufferedIOBase, count: int) -> bytearray:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import ranges
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -38,9 +38,9 @@ Rows = Iterator[tuple[str, float]]
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS[:-1]), f"What to measure, of {', '.join(SECTIONS)}.")
-    flags.DEFINE_string("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
+    paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
-    flags.DEFINE_string("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
+    paths.define_path("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
     flags.DEFINE_string("pair", "adk", "The pair in --data_dir.")
     ranges.number("resolution", 7.0, "Resolution of the target map, Å.", ranges.RESOLUTION)
     ranges.number("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", ranges.VOXEL_SIZE)

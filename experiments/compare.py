@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from . import flags as shared
-from . import ranges
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -39,17 +39,15 @@ def define_flags() -> None:
             "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
         )
         flags.DEFINE_bool("noise", True, "Give the target of a --pair as much noise as leaves it worth its resolution.")
-        ranges.number(
-            "voxel_size", None, "Å: voxel size of all maps, where their headers are wrong.", ranges.VOXEL_SIZE
-        )
     shared.define_alignment()
     shared.define_contour()
     with shared.group("Atomic models"):
-        flags.DEFINE_string("model", None, "MODEL: of the initial state.")
-        flags.DEFINE_string("target_model", None, "MODEL: of the target state, which only the method models is told.")
-        flags.DEFINE_list(
+        paths.define_path("model", None, "MODEL: of the initial state.")
+        paths.define_path("target_model", None, "MODEL: of the target state, which only the method models is told.")
+        paths.define_paths(
             "reference", None, "MODEL|MAP: of the target state, to score against; --target_model if not given."
         )
+    shared.define_all_models()
     with shared.group("Methods"):
         flags.DEFINE_list("methods", list(USUAL), f"NAME,...: which of {', '.join(METHODS)}.")
         flags.DEFINE_multi_string(
@@ -63,7 +61,7 @@ def define_flags() -> None:
     with shared.group("Output"):
         ranges.whole_number("frames", 11, "Number of frames, from 0 to 1 in time.", ranges.FRAMES._replace(least=3))
         flags.DEFINE_bool("keep_frames", False, "Write the frames of the methods computed here as well.")
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
     shared.define_machine()
     shared.define_archives()
@@ -98,8 +96,8 @@ def main() -> None:
         entries.append(judge.entry(method, frames, bout.times, time.perf_counter() - begin, far))
         if FLAGS.keep_frames:
             write_frames(frames, out_dir / method)
-    for name, paths in files.items():
-        frames = [read_frame(path, bout) for path in paths]
+    for name, given in files.items():
+        frames = [read_frame(path, bout) for path in given]
         entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
     about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
     contest.write(entries, bout, about, out_dir)
@@ -133,22 +131,9 @@ def from_maps(out_dir: Path):
     case = inputs.from_flags(given, out_dir)
     if FLAGS.target_model:
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
-        model = atoms.read_model(found)
+        model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.moved(model)]
-    case.initial, case.targets = resized(case.initial), [resized(case.targets[0])]
     return case, []
-
-
-def resized(map_):
-    """The map with voxels of --voxel_size; as it is where that is not given."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    if not FLAGS.voxel_size:
-        return map_
-    size = np.full(3, FLAGS.voxel_size)
-    return replace(map_, voxel_size=size, origin=map_.origin / map_.voxel_size * size)
 
 
 def bout_of(case, path):
@@ -263,7 +248,7 @@ def read_frame(path: Path, bout):
 
     from . import contest
 
-    return contest.on_grid(resized(read_map(path)), bout.initial, str(path))
+    return contest.on_grid(read_map(path, FLAGS.voxel_size), bout.initial, str(path))
 
 
 def described(case, files) -> dict:
@@ -271,7 +256,7 @@ def described(case, files) -> dict:
     from cryotrans_jax.files import checksum
 
     used = {name: path for name, path in case.files.items()}
-    used |= {str(path): path for paths in files.values() for path in paths}
+    used |= {str(path): path for given in files.values() for path in given}
     return {name: {"file": str(path.resolve()), "sha256": checksum(path)} for name, path in used.items()}
 
 

@@ -4,19 +4,45 @@ import os
 
 from absl import flags
 
-from . import ranges
+from . import paths, ranges
 from .usage import group
 
 FLAGS = flags.FLAGS
 
 
+class SizeParser(flags.ArgumentParser[list[float]]):
+    """Parser of a voxel size: one number in Å, or three for x, y and z."""
+
+    def parse(self, argument: str | list[float]) -> list[float]:
+        """The number or the three numbers; raise ValueError where there are others, or one is out of range."""
+        if isinstance(argument, list):
+            return argument
+        size = [ranges.VOXEL_SIZE.number(text) for text in argument.split(",")]
+        if len(size) not in (1, 3):
+            raise ValueError("expected one number in Å, such as 1.06, or three, such as 1.06,1.06,1.2")
+        return size
+
+
+def define_size(name: str, help: str) -> None:
+    """Define a flag that is a voxel size."""
+    flags.DEFINE(SizeParser(), name, None, help, serializer=flags.ListSerializer(","))
+
+
 @group("Maps")
 def define_maps() -> None:
-    """Nothing; the flags that name the inputs are there."""
-    flags.DEFINE_string(
+    """Define the flags that name the inputs."""
+    paths.define_path(
         "initial", None, "MAP: the sharp map of the common conformation. 6RAH_3A.mrc if only --target is given."
     )
-    flags.DEFINE_list("target", None, "MAP,...: the map of the rare conformation; several, separated by commas.")
+    paths.define_paths("target", None, "MAP,...: the map of the rare conformation; several, separated by commas.")
+    define_size(
+        "voxel_size",
+        "Å: voxel size of the initial map, its mask and its parts, where the header has none or a wrong one; one "
+        "number, or three.",
+    )
+    define_size(
+        "target_voxel_size", "Å: the same for the target maps, with their half-maps and masks, and the waypoints."
+    )
     ranges.number(
         "initial_resolution",
         None,
@@ -29,15 +55,15 @@ def define_maps() -> None:
         "Å: resolution of the target maps, read likewise; without the two the blur between the maps is estimated.",
         ranges.RESOLUTION,
     )
-    flags.DEFINE_list(
+    paths.define_paths(
         "target_half1",
         None,
         "MAP,...: a half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
     )
-    flags.DEFINE_list(
+    paths.define_paths(
         "target_half2", None, "MAP,...: the other half-map; found by its name if not given (half1, half_A ...)."
     )
-    flags.DEFINE_string("data_dir", "data", "FOLDER: where names that are not files are looked up.")
+    paths.define_path("data_dir", "data", "FOLDER: where names that are not files are looked up.")
     flags.DEFINE_bool(
         "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
     )
@@ -60,8 +86,8 @@ def define_contour() -> None:
         "kDa: molecular weight of what the maps show; levels not given are those that enclose its volume.",
         ranges.MASS,
     )
-    flags.DEFINE_string("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
-    flags.DEFINE_list("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
+    paths.define_path("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
+    paths.define_paths("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
     flags.DEFINE_enum(
         "micelle",
         "auto",
@@ -128,7 +154,7 @@ def define_fit() -> None:
 @group("Symmetry")
 def define_symmetry() -> None:
     """Nothing; the flags that say how the maps are symmetric are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "symmetry",
         None,
         "GROUP|MODEL: of all maps, C2, D8, T, O, I and so on, or the assembly of an mmCIF file; the morph keeps it.",
@@ -190,10 +216,22 @@ def define_machine() -> None:
 
 @group("Atomic models")
 def define_models() -> None:
-    """Nothing; the flags of models to be carried along are there."""
-    flags.DEFINE_string("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
+    """Define the flags of models to be carried along."""
+    paths.define_path("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
     flags.DEFINE_bool(
         "idealise", False, "Give carried models the initial one's bonds, angles and side chains again, and no clashes."
+    )
+    define_all_models()
+
+
+@group("Atomic models")
+def define_all_models() -> None:
+    """Define the flag that decides which models of a file are taken."""
+    flags.DEFINE_bool(
+        "all_models",
+        False,
+        "Take all models of a file that stand apart, as the copies of a biological assembly do, as chains of one; else "
+        "the first.",
     )
 
 

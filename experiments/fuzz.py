@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from . import ranges, tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -48,8 +48,8 @@ def define_flags() -> None:
     ranges.whole_number("count", 2000, "N: files, and sets of flags, to try.", ranges.COUNT)
     ranges.whole_number("seed", 0, "N: from which they are drawn.", ranges.SEED)
     flags.DEFINE_list("kinds", [], f"KIND,...: only these, of {', '.join(KINDS)}.")
-    flags.DEFINE_string("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
-    flags.DEFINE_string("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
+    paths.define_path("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
+    paths.define_path("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
 
 
 def main() -> None:
@@ -131,8 +131,11 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
     import numpy as np
 
+    from cryotrans_jax.files import InputWarning
+
     os.environ["JAX_PLATFORMS"] = "cpu"
     warnings.simplefilter("error", RuntimeWarning)
+    warnings.simplefilter("ignore", InputWarning)
     _, make, read = KINDS[kind]
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "a" / "b"  # what leaves it is seen above

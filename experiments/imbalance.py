@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from . import flags as shared
-from . import ranges, tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -47,7 +47,7 @@ class Class(NamedTuple):
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     with shared.group("Particles"):
-        flags.DEFINE_string(
+        paths.define_path(
             "pair", None, "FOLDER: of a pair of models and its pair.json; the built-in pair if not given."
         )
         ranges.whole_number("particles", 4000, "Number of particles of both conformations.", PARTICLES)
@@ -62,7 +62,7 @@ def define_flags() -> None:
         ranges.whole_number("particles_seed", 0, "Seed of poses and noise.", PARTICLES_SEED)
     shared.define_fit()
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", "runs/imbalance", "FOLDER: for the table, the figure and the maps.")
+        paths.define_path("out_dir", "runs/imbalance", "FOLDER: for the table, the figure and the maps.")
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 

@@ -4,8 +4,10 @@ import contextlib
 import itertools
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gemmi
@@ -20,14 +22,14 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives, ranges
+from . import archives, paths, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
-WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
+WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
 INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box, the user is told
@@ -52,7 +54,8 @@ def from_flags(settings, out_dir: Path) -> Case:
     if settings.target_resolution and not (settings.initial_resolution or known[0]):
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
-    initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
+    sizes = {initial_name: settings.voxel_size} | dict.fromkeys(names, settings.target_voxel_size)
+    initial, maps, files = load(initial_name, names, settings.data_dir, out_dir, sizes, settings.all_models)
     sharpness = [settings.initial_resolution or known[0], *resolutions]
     check_resolutions(settings, [initial_name, *names], [initial, *maps], sharpness)
     check_mass(settings.mass_kda, initial)
@@ -61,7 +64,7 @@ def from_flags(settings, out_dir: Path) -> Case:
     model = None
     if settings.model:
         used[settings.model] = existing(settings.model, settings.data_dir)
-        model = atoms.read_model(used[settings.model])
+        model = atoms.read_model(used[settings.model], settings.all_models)
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     if settings.micelle == "auto":
         masked = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
@@ -81,6 +84,7 @@ def from_flags(settings, out_dir: Path) -> Case:
     ]
     for name, (_, found) in zip(names, placed, strict=True):
         print_alignment(files[name], found)
+    reading = {"target_voxel_size": settings.target_voxel_size, "all_models": settings.all_models}
     count, alignments = len(target_names), [found for _, found in placed]
     maps, boxes = [map_ for map_, _ in placed], [box(map_) for map_ in maps]
     return Case(
@@ -92,7 +96,7 @@ def from_flags(settings, out_dir: Path) -> Case:
         target_resolutions=resolutions[:count],
         model=model,
         references=[
-            name and load_reference(used[name], initial, found.transform)
+            name and load_reference(used[name], initial, found.transform, reading)
             for name, found in zip(given, alignments, strict=False)
         ],
         waypoints=[
@@ -100,7 +104,7 @@ def from_flags(settings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found, used.get(protein_in(name))) for path in pair)
+            tuple(laid(initial, path, found, used.get(protein_in(name)), settings.target_voxel_size) for path in pair)
             for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
@@ -137,7 +141,8 @@ def unusable(settings, number: int) -> str:
     try:
         if path is not None:
             name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
-            map_ = within(read_map(path), name and find(name, settings.data_dir), settings.mask_radius)
+            size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
+            map_ = within(read_map(path, size), mask_path, settings.mask_radius, size)
             prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
@@ -161,12 +166,12 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None) -> Map:
+def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, voxel_size: list[float] | None) -> Map:
     """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
 
     Half-maps on the target's grid only: others stay as they are.
     """
-    half, kept = read_map(path), protein and read_map(protein)
+    half, kept = read_map(path, voxel_size), protein and read_map(protein)
     if kept is not None and same_grid(half, kept) is None:
         half = mask.masked(half, kept, str(protein))
     return align.resampled(half, initial, found.transform)
@@ -224,12 +229,15 @@ def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
         InputError: one is not of that form, or its time not between the maps'.
     """
     found = []
-    for text in itertools.chain.from_iterable(texts.split(",") for texts in given):
-        if not (match := WAYPOINT.fullmatch(text)):
-            raise InputError(
-                f"--waypoint={text} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
-            )
-        found.append((match["name"], in_range(match["time"], ranges.TIME, f"--waypoint={text}: the time")))
+    for texts in given:
+        while texts:
+            if not (match := WAYPOINT.match(texts)):
+                raise InputError(
+                    f"--waypoint={texts} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
+                )
+            time = in_range(match["time"], ranges.TIME, f"--waypoint={texts}: the time")
+            found.append((paths.expanded(match["name"]), time))
+            texts = texts[match.end() :]
     return found
 
 
@@ -306,7 +314,7 @@ def add_parts(case: Case, settings) -> None:
     if settings.parts in ("auto", "none"):
         case.parts = settings.parts if settings.parts == "auto" else None
         return
-    names = settings.parts.split(",")
+    names = paths.split(settings.parts)
     if not all(name.lower().endswith(MAP_SUFFIXES) for name in names):
         if case.model is None:
             raise InputError(f"--parts={settings.parts} is no map, and to select of a model takes --model as well")
@@ -314,7 +322,7 @@ def add_parts(case: Case, settings) -> None:
         return
     files = {name: existing(name, settings.data_dir) for name in names}
     case.files |= files
-    maps = [read_map(files[name]) for name in names]
+    maps = [read_map(files[name], settings.voxel_size) for name in names]
     if len(maps) == 1:
         case.parts = partition.from_labels(maps[0], case.initial, names[0])
     else:
@@ -413,8 +421,9 @@ def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map]
         raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
     files = {name: existing(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
     each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
-    initial = within(initial, files.get(settings.mask), settings.mask_radius)
-    targets = [within(t, files.get(name), settings.mask_radius) for t, name in zip(targets, each, strict=True)]
+    radius, size = settings.mask_radius, settings.target_voxel_size
+    initial = within(initial, files.get(settings.mask), radius, settings.voxel_size)
+    targets = [within(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
     return initial, targets, files
 
 
@@ -470,21 +479,23 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     return file(given), file(protein if protein in config["inputs"] else None)
 
 
-def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None]) -> Map:
-    """A map of a run within its `masks_used`, as it was used."""
+def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None], voxel_size: list[float] | None) -> Map:
+    """A map of a run within its `masks_used`, of the voxel size that the run's flags gave it, as it was used."""
     given, protein = masks
-    return within(within(read_map(path), given, config["settings"].get("mask_radius")), protein, None)
+    map_ = within(read_map(path, voxel_size), given, config["settings"].get("mask_radius"), voxel_size)
+    return within(map_, protein, None)
 
 
-def within(map_: Map, path: Path | None, radius: float | None) -> Map:
+def within(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
     """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass.
 
-    Raises InputError where the mask leaves nothing, or the radius is less than a voxel.
+    `voxel_size` (Å) is the mask's, instead of that in its header. Raises InputError where the mask leaves nothing, or
+    the radius is less than a voxel.
     """
     if radius is not None and radius < (size := float(map_.voxel_size.min())):
         raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
     if path is not None:
-        map_ = mask.masked(map_, read_map(path), str(path))
+        map_ = mask.masked(map_, read_map(path, voxel_size), str(path))
     return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
 
 
@@ -618,25 +629,33 @@ def find_model(entry: str, data_dir: str) -> Path | None:
     return None
 
 
-def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tuple[Map, list[Map], dict[str, Path]]:
+def load(
+    initial: str,
+    targets: list[str],
+    data_dir: str,
+    out_dir: Path,
+    voxel_sizes: Mapping[str, list[float] | None] = MappingProxyType({}),
+    all_models: bool = False,
+) -> tuple[Map, list[Map], dict[str, Path]]:
     """The initial and the target maps, and for each name the file that it was read from.
 
     A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the
     targets' models superposed on the initial entry's, on the initial map's grid, or where that is made as well on
-    a grid that holds them all; it is written to the folder `out_dir`/inputs.
+    a grid that holds them all; it is written to the folder `out_dir`/inputs. `voxel_sizes` (Å), by name, are those of
+    maps instead of their headers'. Of a model's file all models that stand apart are taken if `all_models`.
     """
     names = [initial, *targets]
     found = {name: find(name, data_dir) for name in names}
     entries = {name: find_entry(name, data_dir) for name in names if found[name] is None}
     if not entries:
-        maps = {name: read_map(path) for name, path in found.items()}
+        maps = {name: read_map(path, voxel_sizes.get(name)) for name, path in found.items()}
         return maps[initial], [maps[t] for t in targets], found
     base = entries.get(initial) or base_model(initial, data_dir)
-    models = {name: atoms.read_model(path) for name, path in entries.items()}
+    models = {name: atoms.read_model(path, all_models) for name, path in entries.items()}
     if base:
-        fixed = models.get(initial) or atoms.read_model(base)
+        fixed = models.get(initial) or atoms.read_model(base, all_models)
         models = {n: m if n == initial else atoms.superpose(m, fixed) for n, m in models.items()}
-    maps = {name: read_map(path) for name, path in found.items() if path}
+    maps = {name: read_map(path, voxel_sizes.get(name)) for name, path in found.items() if path}
     like = maps.get(initial) or next(iter(maps.values()), None)
     if like:
         grid = like.density.shape, like.voxel_size, like.origin

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        with signals.stopping(_say):
+        with signals.stopping(_say), warnings.catch_warnings():
+            show_warnings()
             main()
     except InputError as error:
         _stop(str(error), error)
@@ -59,6 +61,24 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         number = signals.caught[-1] if signals.caught else signal.SIGINT
         _stop(f"stopped by {signal.Signals(number).name}", error, 128 + number)
+
+
+def show_warnings() -> None:
+    """Show each InputWarning as one line on stderr, once, from now on."""
+    from cryotrans_jax.files import InputWarning
+
+    shown: set[str] = set()
+
+    def show(message, category, *where, **more) -> None:
+        text = " ".join(str(message).split())
+        if not issubclass(category, InputWarning):
+            others(message, category, *where, **more)
+        elif text not in shown:
+            shown.add(text)
+            print(named(f"warning: {text}"), file=sys.stderr)
+
+    warnings.simplefilter("always", InputWarning)
+    others, warnings.showwarning = warnings.showwarning, show
 
 
 def parse_flags() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
+from . import paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -16,11 +17,11 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     with shared.group("Run"):
-        flags.DEFINE_string("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
-        flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+        paths.define_path("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
+        paths.define_path("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
     shared.define_models()
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the frames; <run_dir>/predict_<frames> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the frames; <run_dir>/predict_<frames> if not given.")
     shared.define_output()
     shared.define_machine()
 
@@ -43,11 +44,11 @@ def main() -> None:
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-    initial = as_used(saved, path, masks)
+    initial = as_used(saved, path, masks, saved["settings"].get("voxel_size"))
     fit = Fit.load(run_dir / "checkpoint", initial)
     model = None
     if FLAGS.model:
-        model = atoms.read_model(FLAGS.model)
+        model = atoms.read_model(FLAGS.model, FLAGS.all_models)
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, FLAGS.model)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
     earlier = results.made_in(out_dir, results.FRAMES)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from . import ranges
+from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -28,14 +29,15 @@ phenix.map_model_cc ../generated.mrc rebuilt.pdb resolution={resolution:g}
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "reference", None, "MODEL: of the target state, in the target map's frame; the run's if not given."
     )
-    flags.DEFINE_string("rebuilt", None, "MODEL: built into the run's generated map, to score.")
+    paths.define_path("rebuilt", None, "MODEL: built into the run's generated map, to score.")
     ranges.number("within", 3.0, "Å: from how near CA atoms are the same.", ranges.DISTANCE)
+    shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace what the folder holds.")
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:
             raise InputError(f"{folder} holds scores already: add --overwrite to replace them")
-        found = metrics.coverage(atoms.read_model(FLAGS.rebuilt), reference, FLAGS.within)
+        found = metrics.coverage(atoms.read_model(FLAGS.rebuilt, FLAGS.all_models), reference, FLAGS.within)
         folder.mkdir(exist_ok=True)
         results.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
         print(f"of the reference's CA atoms {100 * found['coverage']:.1f} % are found within {FLAGS.within:g} Å")
@@ -84,7 +86,8 @@ def in_frame(saved: dict):
     name = FLAGS.reference or (known[0] if len(known) == 1 else None)
     if name is None:
         raise InputError("the run had no reference, or several: name the target state's model with --reference")
-    model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"])
+    whole = FLAGS.all_models or saved["settings"].get("all_models", False)
+    model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"], whole)
     laid = saved.get("alignment")
     return Transform.of(laid["transform"]).moved(model) if laid else model
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import ranges, tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -73,13 +73,13 @@ class Ended(NamedTuple):
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS), f"Which faults, of {', '.join(SECTIONS)}.")
-    flags.DEFINE_string("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
+    paths.define_path("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
     ranges.whole_number("kills", 50, "How often a run is killed at a random time.", ranges.COUNT)
     ranges.whole_number("several", 24, "Number of targets in section targets.", SEVERAL)
     ranges.whole_number("damaged", 20_000, "Number of files in section damaged.", ranges.COUNT)
-    flags.DEFINE_string("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
+    paths.define_path("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
     ranges.whole_number("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", ranges.SEED)
-    flags.DEFINE_string("write", None, "A page into which the table goes, between its markers.")
+    paths.define_path("write", None, "A page into which the table goes, between its markers.")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
+from . import paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -14,11 +15,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of a finished run; each of its targets gets a report. Must be given.", required=True
     )
-    flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
-    flags.DEFINE_string("target", None, "MAP: the target map, likewise; for a run of several give the folder of one.")
+    paths.define_path("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+    paths.define_path("target", None, "MAP: the target map, likewise; for a run of several give the folder of one.")
 
 
 def main() -> None:

@@ -42,12 +42,6 @@ def define_system() -> None:
         "VOXELS: side of simulated maps; as published if not given, 0 for as few as will do.",
         ranges.SIDE._replace(least=0),
     )
-    ranges.number(
-        "voxel_size",
-        systems.INITIAL_RESOLUTION / 3,
-        "Å: of simulated maps; the paper's is not published.",
-        ranges.VOXEL_SIZE,
-    )
 
 
 def define_flags() -> None:
@@ -217,7 +211,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
 
     from . import inputs
 
-    start, end = (atoms.read_model(files[role]) for role in ("initial", "target"))
+    start, end = (atoms.read_model(files[role], FLAGS.all_models) for role in ("initial", "target"))
     end = atoms.superpose(end, start)
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +220,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
         repeated = with_operators(start, whole)
         atoms.write_model(folder / "assembly.cif", repeated)
         fill(symmetry=str(folder / "assembly.cif"), one_unit=True)
-    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, FLAGS.voxel_size)
+    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, simulated_voxel_size())
     maps, models = [], []
     for role, model, at in (("initial", start, systems.INITIAL_RESOLUTION), ("target", end, resolution)):
         stem = files[role].name.split(".")[0]
@@ -286,6 +280,19 @@ def ca_positions(chain) -> dict:
     return {number: atom.pos for number, atom in found.items() if atom}
 
 
+def simulated_voxel_size() -> float:
+    """The voxel size of simulated maps, Å: --voxel_size, or a third of the resolution, as the paper's is not published.
+
+    Raises InputError where --voxel_size is not one number.
+    """
+    from cryotrans_jax.files import InputError
+
+    size = FLAGS.voxel_size or [systems.INITIAL_RESOLUTION / 3]
+    if len(size) > 1:
+        raise InputError("simulated maps have cubic voxels: give --voxel_size as one number")
+    return size[0]
+
+
 def cube(models, side: int | None, voxel_size: float):
     """Shape, voxel size and origin [Å] of a cube about the models with so many voxels along its side.
 
@@ -312,8 +319,10 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     FLAGS.initial, FLAGS.target = str(files["initial"]), [str(files["target"])]
     if system.initial.resolution and system.target.resolution:
         fill(initial_resolution=system.initial.resolution, target_resolution=system.target.resolution)
+    given = dict(voxel_size=FLAGS.target_voxel_size, all_models=FLAGS.all_models)
+    where = system.target.resolution, out_dir / "inputs", FLAGS.align
     placed = {
-        role: laid_over(files[role], files["target"], system.target.resolution, out_dir / "inputs", FLAGS.align)
+        role: laid_over(files[role], files["target"], *where, **given)
         for role in ("reference", "check")
         if role in files
     }
@@ -324,14 +333,23 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     return placed.get("check")
 
 
-def laid_over(model: Path, target: Path, resolution: float | None, folder: Path, how: str = "auto") -> Path:
+def laid_over(
+    model: Path,
+    target: Path,
+    resolution: float | None,
+    folder: Path,
+    how: str = "auto",
+    voxel_size: list[float] | None = None,
+    all_models: bool = False,
+) -> Path:
     """The file in the folder of a model in the pose in which its map fits the target map best (`align.onto`).
 
-    Or as it lies, if `how` is none.
+    Or as it lies, if `how` is none. `voxel_size` (Å) is the target map's instead of its header's, and `all_models` as
+    in `atoms.read_model`.
     """
     from cryotrans_jax import align, atoms, maps
 
-    read, goal = atoms.read_model(model), maps.read_map(target)
+    read, goal = atoms.read_model(model, all_models), maps.read_map(target, voxel_size)
     simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -351,7 +369,7 @@ def score_check(model: Path, out_dir: Path) -> float:
     from cryotrans_jax.align import Transform
 
     told = out_dir / "transform.json"
-    there = atoms.read_model(model)
+    there = atoms.read_model(model, FLAGS.all_models)
     if told.is_file():
         there = Transform.of(json.loads(told.read_text())["transform"]).moved(there)
     generated = maps.read_map(out_dir / "generated.mrc")

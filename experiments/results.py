@@ -24,7 +24,7 @@ from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, traje
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
 from cryotrans_jax.files import InputError, checksum, read_json, whole_file, write_file
-from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
+from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
@@ -793,9 +793,13 @@ def print_scores(name: str, scores: dict) -> None:
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
 
 
-def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
-    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
+def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:
+    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was.
+
+    Where the header of a map has no voxel size it is that of the targets, if the settings have one.
+    """
     if path.name.lower().endswith(MAP_SUFFIXES):
-        return resampled(read_map(path), initial, transform)
-    model = atoms.read_model(path)
+        size = None if has_voxel_size(path) else settings.get("target_voxel_size")
+        return resampled(read_map(path, size), initial, transform)
+    model = atoms.read_model(path, settings.get("all_models", False))
     return model if transform is IDENTITY else transform.moved(model)

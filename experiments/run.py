@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import ranges
+from . import paths, ranges
 from .main import SomeFailed, run
 from .signals import catch_signals
 
@@ -26,7 +26,7 @@ def define_flags() -> None:
     shared.define_contour()
     shared.define_models()
     with shared.group("Atomic models"):
-        flags.DEFINE_list(
+        paths.define_paths(
             "reference",
             None,
             "MODEL|MAP,...: of the target state, if it is known, in the target map's frame, to score the result "
@@ -63,7 +63,7 @@ def define_flags() -> None:
             ranges.WEIGHT,
         )
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
             "report",
             True,

@@ -290,7 +290,7 @@ def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = inputs.as_used(config, path, masks)
+    initial = inputs.as_used(config, path, masks, config["settings"].get("voxel_size"))
     return trajectory.carried_part(initial, fit.threshold)
 
 
@@ -308,7 +308,8 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
         masks = inputs.masks_used(config, name, flags[number(config)] if len(flags) > 1 else flags[0])
     except InputError:
         return None
-    target = align.resampled(inputs.as_used(config, path, masks), generated, pose(config))
+    map_ = inputs.as_used(config, path, masks, config["settings"].get("target_voxel_size"))
+    target = align.resampled(map_, generated, pose(config))
     now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
@@ -325,5 +326,5 @@ def truth_of(config: dict, generated: Map) -> Map | None:
     path = unchanged(config, names[number(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = results.load_reference(path, generated, pose(config))
+    reference = results.load_reference(path, generated, pose(config), config["settings"])
     return results.reference_map(reference, generated, config["resolutions"]["initial"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import ranges, systems, tables
+from . import paths, ranges, systems, tables
 from .main import run
 from .usage import group
 
@@ -34,14 +34,14 @@ MADE = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.cs
 @group("Study")
 def define_pair() -> None:
     """Nothing; the flags that name the pair are there."""
-    flags.DEFINE_string("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
-    flags.DEFINE_string("target", None, "MODEL: of the target state; without the two, the built-in pair.")
+    paths.define_path("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
+    paths.define_path("target", None, "MODEL: of the target state; without the two, the built-in pair.")
     ranges.numbers("resolutions", [3, 5, 7, 10], "Å,...: of the simulated targets.", ranges.RESOLUTION)
     ranges.number("initial_resolution", systems.INITIAL_RESOLUTION, "Å: of the initial map.", ranges.RESOLUTION)
     ranges.number("voxel_size", 1.0, "Å: of all maps.", ranges.VOXEL_SIZE)
-    flags.DEFINE_string("data_dir", "data", "FOLDER: where entries are looked up.")
+    paths.define_path("data_dir", "data", "FOLDER: where entries are looked up.")
     flags.DEFINE_bool("fetch", False, "Fetch entries that are not in --data_dir: see experiments.fetch.")
-    flags.DEFINE_string("out_dir", "runs/study", "FOLDER: for the results.")
+    paths.define_path("out_dir", "runs/study", "FOLDER: for the results.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -93,7 +93,7 @@ def load(wanted: list[float]):
     check_detail(min(wanted), FLAGS.voxel_size, "--resolutions")
     check_detail(FLAGS.initial_resolution, FLAGS.voxel_size, "--initial_resolution")
     if FLAGS.initial or FLAGS.target:
-        start, end = (atoms.read_model(found(name)) for name in (FLAGS.initial, FLAGS.target))
+        start, end = (atoms.read_model(found(name), FLAGS.all_models) for name in (FLAGS.initial, FLAGS.target))
         end = atoms.superpose(end, start)
     else:
         start, end = demo.hinge_pair()

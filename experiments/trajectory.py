@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from . import ranges
+from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -22,13 +23,14 @@ TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
-    flags.DEFINE_list("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
-    flags.DEFINE_string("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
+    paths.define_paths("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
+    paths.define_path("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
     flags.DEFINE_bool("superpose", False, "Lay the trajectory over the initial model first, by its nearer end.")
     ranges.whole_number("times", 101, "At so many times the run's trajectory is looked at.", TIMES)
+    shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace the results that the run's folder holds.")
 
 
@@ -92,7 +94,8 @@ def carried_model(folder: Path):
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
-    return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"])
+    whole = FLAGS.all_models or saved["settings"].get("all_models", False)
+    return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"], whole)
 
 
 def known(model) -> list:
@@ -106,7 +109,7 @@ def known(model) -> list:
     if (first / "pair.json").is_file():
         path, named = known_path(first, model), described(first)
         if "models" in named.get("path", {}):  # those are of the way between the pair's own states
-            end = atoms.read_model(beside(first, named.get("target")))
+            end = atoms.read_model(beside(first, named.get("target")), FLAGS.all_models)
             path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]
     elif first.is_dir():
         raise InputError(f"{first} is a folder without a pair.json: give a file of models, or a pair's folder")

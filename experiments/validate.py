@@ -23,8 +23,8 @@ from typing import Any
 
 from absl import flags
 
-from . import ranges, tables
-from .main import run
+from . import paths, ranges, tables
+from .main import run, show_warnings
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
@@ -58,7 +58,7 @@ RECIPE = re.compile(r"(?P<recipe>default|paper(?:/[1248])?)(?:@(?P<at>[^:]+))?(?
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
+    paths.define_path("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
     ranges.numbers("resolutions", [3, 5, 7, 10], "Resolutions of the target map, Å.", ranges.RESOLUTION)
     ranges.whole_numbers("seeds", [0, 1, 2], "Seeds.", ranges.SEED)
@@ -75,9 +75,9 @@ def define_flags() -> None:
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
     flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
-    flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
+    paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
-    flags.DEFINE_string(
+    paths.define_path(
         "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
     )
     ranges.whole_number(
@@ -101,7 +101,8 @@ def main() -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
     rows: list[dict] = []
     # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
-    with ProcessPoolExecutor(FLAGS.at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(FLAGS.at_once, spawn, initializer=show_warnings, max_tasks_per_child=1) as pool:
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
@@ -203,7 +204,8 @@ def load_models(folder: Path, back: bool = False) -> tuple:
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = described(folder)
     states = ("target", "initial") if back else ("initial", "target")
-    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in states)
+    together = bool(named.get("all_models"))
+    start, end = (atoms.read_model(beside(folder, named.get(state)), together) for state in states)
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
@@ -259,7 +261,8 @@ def known_path(folder: Path, initial) -> list:
     named = described(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
-    models = [atoms.read_model(beside(folder, name)) for name in named.get("models", [])]
+    together = bool(described(folder).get("all_models"))
+    models = [atoms.read_model(beside(folder, name), together) for name in named.get("models", [])]
     if "frames" in named:
         index, frames = stored_frames(beside(folder, named["frames"]))
         for xyz in frames:

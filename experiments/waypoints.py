@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import ranges, tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -39,12 +39,12 @@ and largest. The straight lines are between true models, and need no seed.
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
+    paths.define_path("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "NAME,...: of the pairs. Must be given.", required=True)
     ranges.numbers("resolutions", [7], "Å,...: resolutions of the target map and of the waypoint.", ranges.RESOLUTION)
     ranges.whole_numbers("seeds", [0], "Seeds.", ranges.SEED)
     ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
-    flags.DEFINE_string("out_dir", "runs/waypoints", "FOLDER: for waypoints.md and waypoints.json.")
+    paths.define_path("out_dir", "runs/waypoints", "FOLDER: for waypoints.md and waypoints.json.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 

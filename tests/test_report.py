@@ -19,6 +19,7 @@ import chimerax
 import gemmi
 import jax
 import jax.numpy as jnp
+import mrcfile
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,6 +104,30 @@ def text(run):
 def data(text):
     """The numbers in the page, as its script reads them."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_run_of_maps_without_voxel_sizes_is_read_again_by_the_sizes_it_was_given(tmp_path, run, maps, job):
+    """Its record has them: predict and report need no flag."""
+    out, size = tmp_path / "out", [float(d) for d in maps[0].voxel_size]
+    shutil.copytree(run, out)
+    config = json.loads((out / "config.json").read_text())
+    for number, entry in enumerate(config["inputs"].values()):
+        if entry["file"].endswith(".mrc"):
+            path = tmp_path / f"{number}.mrc"
+            shutil.copy(entry["file"], path)
+            with mrcfile.open(path, "r+") as file:
+                file.header.cella = (0, 0, 0)
+            entry |= {"file": str(path), "sha256": checksum(path)}
+    for sizes, expected in (({}, 2), ({"voxel_size": size, "target_voxel_size": size}, 0)):
+        config["settings"] |= sizes
+        (out / "config.json").write_text(json.dumps(config))
+        status, _, error = job("predict", f"--run_dir={out}", "--frames=2")
+        assert status == expected and ("no voxel size" in error) == bool(expected), error
+    assert same_grid(read_map(out / "predict_2" / "frame_00.mrc"), maps[0]) is None
+    for path in out.glob("frame_*.mrc"):
+        path.unlink()
+    told = story.reread(out)
+    assert told.target is not None and same_grid(told.initial, maps[0]) is None
 
 
 class Elements(HTMLParser):

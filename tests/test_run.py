@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chimerax
 import gemmi
@@ -69,6 +70,33 @@ def run(folder, job):
     assert status == 0, error
     assert f"Results are in {out_dir}" in out
     return out_dir
+
+
+def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, maps):
+    """Also the masks, half-maps, parts, and a reference whose own header has none."""
+    size = [float(d) for d in maps[0].voxel_size]
+    ones = Map(np.ones_like(maps[0].density), maps[0].voxel_size, maps[0].origin)
+    ones.density[0] = 0
+    named = dict(initial=maps[0], target=maps[1], mask=ones, labels=ones, half1=maps[1], half2=maps[1], truth=maps[1])
+    for name, map_ in named.items():
+        write_map(tmp_path / f"{name}.mrc", map_)
+        with mrcfile.open(tmp_path / f"{name}.mrc", "r+") as file:
+            file.header.cella = (0, 0, 0)
+    path = {name: str(tmp_path / f"{name}.mrc") for name in named}
+    none = "model fetch micelle initial_resolution target_resolution mask_radius initial_threshold target_threshold"
+    settings = SimpleNamespace(
+        **dict.fromkeys(none.split()), data_dir="none", waypoint=[], align="none", check_hand=False, all_models=False,
+        initial=path["initial"], target=[path["target"]], mask=path["mask"], target_mask=[path["mask"]],
+        target_half1=[path["half1"]], target_half2=None, reference=[path["truth"]], parts=path["labels"],
+        part_rigidity=None, voxel_size=size, target_voxel_size=size,
+    )  # fmt: skip
+    case = inputs.from_flags(settings, tmp_path)
+    inputs.add_parts(case, settings)
+    for map_ in (case.initial, *case.targets, *case.halves[0], *case.references):
+        assert same_grid(map_, maps[0]) is None
+    for missing in ("voxel_size", "target_voxel_size"):
+        with pytest.raises(InputError, match="no voxel size"):
+            inputs.from_flags(SimpleNamespace(**vars(settings) | {missing: None}), tmp_path)
 
 
 def contents(folder):

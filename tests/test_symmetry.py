@@ -88,6 +88,59 @@ def test_a_files_assembly_is_read_and_one_that_is_no_point_group_told(tmp_path, 
         Symmetry.from_file(tmp_path / "none.cif")
 
 
+ATOM = "ATOM      1  CA  ALA A   1      48.000  48.000  48.000  1.00  0.00           C\n"
+NAMED = "REMARK 350 BIOMOLECULE: {}\nREMARK 350 APPLY THE FOLLOWING TO CHAINS: A\n"
+
+
+def biomt(number, matrix):
+    """The lines of REMARK 350 for an operator (3, 4)."""
+    return "".join(
+        f"REMARK 350   BIOMT{k}{number:4d}{row[0]:10.6f}{row[1]:10.6f}{row[2]:10.6f}{row[3]:15.5f}\n"
+        for k, row in enumerate(matrix, 1)
+    )
+
+
+TURNED = np.array([[-1.0, 0, 0, 5], [0, -1, 0, 7], [0, 0, 1, 0]])  # about an axis along z
+IDENTITY = np.eye(3, 4)
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("REMARK 350 BIOMOLECULE: 1\n", "names an assembly and has no operators"),
+        (NAMED.format(1), "names an assembly and has no operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY)[:60] + "\n", "no operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, 2 * TURNED), "is no rotation"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, -TURNED), "is no rotation"),  # a mirror
+        ("REMARK 350\n", "tells of no assembly"),
+        ("", "tells of no assembly"),
+    ],
+)
+def test_a_header_with_a_part_of_an_assembly_is_explained(tmp_path, header, message):
+    (tmp_path / "a.pdb").write_text(header + ATOM + "END\n")
+    with pytest.raises(ct.InputError, match=rf"a\.pdb .*{message}"):
+        Symmetry.from_file(tmp_path / "a.pdb")
+
+
+def test_the_first_assembly_with_operators_counts(tmp_path):
+    header = NAMED.format(1) + NAMED.format(2) + biomt(1, IDENTITY) + biomt(2, TURNED)
+    (tmp_path / "a.pdb").write_text(header + ATOM + "END\n")
+    found = Symmetry.from_file(tmp_path / "a.pdb")
+    assert found.is_group and len(found.operators) == 2
+    np.testing.assert_allclose(found.centre, [2.5, 3.5, 0])
+
+
+@pytest.mark.parametrize("left_out", ["_pdbx_struct_assembly", "_pdbx_struct_assembly_gen", "_pdbx_struct_oper_list"])
+def test_an_mmcif_file_with_a_part_of_an_assembly_is_explained(tmp_path, left_out):
+    text = NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, TURNED) + ATOM + "END\n"
+    document = gemmi.read_pdb_string(text).make_mmcif_document()
+    block = document.sole_block()
+    block.find_mmcif_category(f"{left_out}.").erase()
+    document.write_file(str(tmp_path / "a.cif"))
+    with pytest.raises(ct.InputError, match="no assembly|no operators"):
+        Symmetry.from_file(tmp_path / "a.cif")
+
+
 @pytest.mark.parametrize("name", ["C2", "C5", "D3", "O"])
 def test_the_units_shares_add_up_to_one_over_its_copies(name):
     group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(CENTRE, 20, (2000, 3))

@@ -13,7 +13,7 @@ from experiments import usage
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
-DEFINED = re.compile(r"(?:flags\.DEFINE_\w+|ranges\.\w+)\(\s*\"(\w+)\"")
+DEFINED = re.compile(r"(?:flags\.DEFINE_\w+|ranges\.\w+|define_(?:paths?|size))\(\s*\"(\w+)\"")
 FORM = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
 
 
