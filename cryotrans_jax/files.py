@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ STAMPS = {  # the first bytes of files of other kinds
 PAGE = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html|head|body)", re.IGNORECASE)
 HALF = re.compile(r"\.[0-9a-f]{8}\..+")  # the name of a file that is not yet whole
 DEPTH = 64  # nor lists in lists deeper than this
+SUMS = "SHA256SUMS"  # a folder's checksums, in the format of the program sha256sum
+SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")  # a line of it
 
 
 class InputError(ValueError):
@@ -74,9 +76,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def halves(folder: Path) -> list[Path]:
-    """Files that `whole_file` was at in the folder, and in the folders in it, when its process was killed."""
-    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern))
-    return [path for path in named if HALF.fullmatch(path.name) and path.is_file()]
+    """Find files that `whole_file` was writing in the folder, and in the folders in it, when its process was killed."""
+    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern) if HALF.fullmatch(path.name))
+    return [path for path in named if path.is_file() and not path.parent.is_symlink()]
 
 
 @contextlib.contextmanager
@@ -169,3 +171,44 @@ def checksum(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write a folder's checksum file, SHA256SUMS, which `sha256sum --check` reads as well.
+
+    Args:
+        folder: where the files are.
+        sums: the SHA-256 of each file, by its path within the folder.
+    """
+    write_file(folder / SUMS, _listing(sums))
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file, by its path within the folder, as SHA256SUMS has it.
+
+    Raises:
+        InputError: the file is missing, or not as `write_checksums` writes it.
+    """
+    path = folder / SUMS
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{folder} has no file {SUMS}: it is incomplete, or from an earlier version; make it anew")
+    with open(path, "rb") as file:
+        text = file.read(RECORD_BYTES).decode(errors="replace")
+    sums = {match[2]: match[1] for match in map(SUM.fullmatch, text.splitlines()) if match}
+    if _listing(sums) != text:
+        raise InputError(f"{path} is damaged: copy the folder again, or make it anew")
+    return sums
+
+
+def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
+    """Raise InputError unless a file of the folder has the SHA-256 that is listed for it."""
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing or is not a file: copy {folder} again, or make it anew")
+    if checksum(path) != sums.get(name):
+        raise InputError(f"{path} is damaged (its checksum is not as in {SUMS}): copy {folder} again, or make it anew")
+
+
+def _listing(sums: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))

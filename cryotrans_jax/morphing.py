@@ -186,13 +186,23 @@ class Fit:
 
     @classmethod
     def load(cls, path: str | os.PathLike, initial: MapLike | None = None) -> "Fit":
-        """The fit saved under `path`, of the initial map that is given; without it only atoms can be moved.
+        """Load the fit saved under `path`.
+
+        Args:
+            path: the checkpoint's folder.
+            initial: the initial map; without it only atoms can be moved.
 
         Raises:
             FileNotFoundError: there is no fit.
-            InputError: the map is not on the grid of the initial one.
+            InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
         params, saved = checkpoints.restore(path)
+        with checkpoints.described(path, "a fit"):
+            return cls._of(params, saved, None if initial is None else as_map(initial), path)
+
+    @classmethod
+    def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
+        """The fit with these arrays and this description, which `path` holds."""
         settings, grid = saved["config"], saved.get("partition")
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
@@ -200,7 +210,6 @@ class Fit:
         settings["symmetry"] = tuple(map(tuple, settings.get("symmetry", ())))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
-        initial = None if initial is None else as_map(initial)
         if initial and (known := saved.get("grid")):
             was = Map(np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin")))
             if difference := same_grid(initial, was):

@@ -67,7 +67,7 @@ def main() -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
     from cryotrans_jax.files import InputError, write_file
 
-    from .results import write_json
+    from . import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
@@ -75,29 +75,29 @@ def main() -> None:
     if (out_dir / "benchmark.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
-    out_dir.mkdir(parents=True, exist_ok=True)
     rows: dict[str, float] = {}
-    for section in FLAGS.sections:
-        for label, value in rows_of(section):
-            rows[label] = value
-            print(line(label, value, earlier), flush=True)
-        write_json(out_dir / "benchmark.json", {"machine": machine(), "rows": rows})
-        table = [
-            "| what | value | earlier | ratio |",
-            "|---|---|---|---|",
-            *(line(k, v, earlier) for k, v in rows.items()),
-        ]
-        write_file(out_dir / "benchmark.md", "\n".join(table) + "\n")
+    with run_folder.growing(out_dir, "benchmark") as growing:
+        for section in FLAGS.sections:
+            for label, value in rows_of(section):
+                rows[label] = value
+                print(line(label, value, earlier), flush=True)
+            run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
+            table = [
+                "| what | value | earlier | ratio |",
+                "|---|---|---|---|",
+                *(line(k, v, earlier) for k, v in rows.items()),
+            ]
+            write_file(growing / "benchmark.md", "\n".join(table) + "\n")
 
 
 def rows_of(section: str) -> Rows:
     """A section's rows, and the peaks of memory after it."""
     import jax
 
-    from .results import peak_mib
+    from cryotrans_jax import memory
 
     yield from globals()[section]()
-    yield f"{section}: peak memory of the host so far [MiB]", peak_mib()
+    yield f"{section}: peak memory of the host so far [MiB]", memory.peak() / 2**20
     if (said := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in said:
         yield f"{section}: peak memory of the device so far [MiB]", said["peak_bytes_in_use"] / 2**20
 

@@ -13,6 +13,7 @@ with noise, so that by its Fourier shell correlation it is worth its resolution,
 blurred, but has lost nothing.
 """
 
+import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,10 +70,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table, and writes it with its figures."""
-    from cryotrans_jax import trajectory
     from cryotrans_jax.files import InputError
 
-    from . import contest, results
+    from . import contest, results, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
         raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
@@ -81,11 +81,27 @@ def main() -> None:
     out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
     if not FLAGS.overwrite and any((out_dir / made).exists() for made in MADE):
         raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
-    case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
-    bout = bout_of(case, path)
-    judge = contest.Judge(bout)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    entries = []
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(run_folder.claimed(out_dir, inside=FLAGS.methods, kinds=["comparison", "frames"]))
+        claims.enter_context(run_folder.replacing(out_dir, "comparison"))
+        for method in FLAGS.methods if FLAGS.keep_frames else ():
+            claims.enter_context(run_folder.replacing(out_dir / method, "frames"))
+        case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
+        bout = bout_of(case, path)
+        entries = compared(case, bout, files, out_dir)
+        about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
+        contest.write(entries, bout, about, out_dir)
+    print(contest.table(entries))
+    print(f"The table and its figures are in {out_dir}")
+
+
+def compared(case, bout, files: dict, out_dir: Path) -> list:
+    """The methods and the files' frames, judged one after the other; frames are written if the flags ask for them."""
+    from cryotrans_jax import trajectory
+
+    from . import contest
+
+    judge, entries = contest.Judge(bout), []
     for method in FLAGS.methods:
         if method == "models" and bout.models is None:
             print("models of both states are not known: their straight line is left out")
@@ -99,10 +115,7 @@ def main() -> None:
     for name, given in files.items():
         frames = [read_frame(path, bout) for path in given]
         entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
-    about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
-    contest.write(entries, bout, about, out_dir)
-    print(contest.table(entries))
-    print(f"The table and its figures are in {out_dir}")
+    return entries
 
 
 def from_pair():
@@ -261,12 +274,14 @@ def described(case, files) -> dict:
 
 
 def write_frames(frames, folder: Path) -> None:
-    """Nothing; the folder holds the frames."""
+    """Write the frames into the folder, in place of those that it holds."""
     from cryotrans_jax.maps import write_map
 
     from .results import numbered
+    from .run_folder import FRAMES, made_in
 
-    folder.mkdir(exist_ok=True)
+    for earlier in made_in(folder, FRAMES):
+        earlier.unlink()
     for number, frame in enumerate(frames):
         write_map(folder / f"frame_{numbered(number, len(frames))}.mrc", frame)
 

@@ -56,6 +56,7 @@ def main() -> None:
     """Nothing; prints and writes the table. Raises InputError, at the end, where something was found."""
     from cryotrans_jax.files import InputError
 
+    need_limits()
     if unknown := set(FLAGS.kinds) - set(KINDS):
         raise InputError(f"--kinds={','.join(sorted(unknown))}: they are {', '.join(KINDS)}")
     out_dir = Path(FLAGS.out_dir)
@@ -73,11 +74,23 @@ def main() -> None:
         )
 
 
+def need_limits() -> None:
+    """Raise InputError on a system that sets no limits to the memory and the files of a process."""
+    from cryotrans_jax.files import InputError
+
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "this study limits what a process takes: run it on Linux or macOS, which can do that"
+        ) from None
+
+
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds fuzz.json and fuzz.md."""
     from cryotrans_jax.files import write_file
 
-    from .results import write_json
+    from .run_folder import write_json
 
     write_json(out_dir / "fuzz.json", rows)
     write_file(out_dir / "fuzz.md", tables.styled(rows, COLUMNS))
@@ -467,15 +480,16 @@ def read_records(folder: Path, data: bytes, random) -> None:
     """Nothing; the text was taken as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.files import InputError
 
-    from . import benchmark, exchange, page, results, story
+    from . import benchmark, exchange, page, run_folder, story
 
     path = folder / "config.json"
     path.write_bytes(data)
     for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
-    config = results.run_of(folder)
-    with results.as_written(folder):
+    run_folder.sign(folder)
+    config = run_folder.run_of(folder)
+    with run_folder.as_written(folder):
         story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
         page.facts(config), page.settings(config), page.morph_text(config)
 

@@ -70,13 +70,15 @@ def main() -> None:
     """Nothing; prints the table, and writes it with the figure and the maps."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "imbalance.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
     rare = round(FLAGS.rare * FLAGS.particles)
     if rare < 4:
         raise InputError(f"{rare} particles of the rare conformation make no two half-maps: give more --particles")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    run_folder.make(out_dir)
     models = pair()
     truths = [truth(model, models) for model in models]
     counts = FLAGS.particles - rare, rare
@@ -85,7 +87,8 @@ def main() -> None:
         for k, (map_, count) in enumerate(zip(truths, counts, strict=True))
     ]
     fit = morphed(*classes)
-    write(fit, models, truths[1], dict(zip(("common", "rare"), classes, strict=True)), counts, out_dir)
+    with run_folder.claimed(out_dir, kinds=["imbalance"]), run_folder.replacing(out_dir, "imbalance"):
+        write(fit, models, truths[1], dict(zip(("common", "rare"), classes, strict=True)), counts, out_dir)
 
 
 def pair() -> tuple:
@@ -165,7 +168,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     from cryotrans_jax.files import write_file
     from cryotrans_jax.maps import write_map
 
-    from .results import write_json
+    from .run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
     compared, curves = scored(maps, truth)

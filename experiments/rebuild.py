@@ -46,20 +46,19 @@ def main() -> None:
     from cryotrans_jax import atoms, metrics
     from cryotrans_jax.files import InputError, write_file
 
-    from . import results
+    from . import run_folder
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"
-    saved = results.run_of(run_dir)
-    if not (run_dir / "generated.mrc").is_file():
-        raise InputError(f"{run_dir} holds no run: give the --out_dir of a finished experiments.run")
+    saved = run_folder.run_of(run_dir)
+    run_folder.sound(run_dir, "generated.mrc")
     reference = in_frame(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:
             raise InputError(f"{folder} holds scores already: add --overwrite to replace them")
         found = metrics.coverage(atoms.read_model(FLAGS.rebuilt, FLAGS.all_models), reference, FLAGS.within)
-        folder.mkdir(exist_ok=True)
-        results.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
+        with run_folder.claimed(run_dir, inside=["rebuild"]), run_folder.claimed(folder, kinds=["rebuild"]):
+            run_folder.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
         print(f"of the reference's CA atoms {100 * found['coverage']:.1f} % are found within {FLAGS.within:g} Å")
         print(
             f"of the rebuilt ones {100 * found['precision']:.1f} % are found; these are {found['rmsd']:.2f} Å rms off"
@@ -68,11 +67,12 @@ def main() -> None:
         return
     if (folder / "build.sh").exists() and not FLAGS.overwrite:
         raise InputError(f"{folder} is there already: add --overwrite to replace its files")
-    folder.mkdir(exist_ok=True)
     resolution = saved["resolutions"]["initial"] or 3.0
-    atoms.write_model(folder / "reference.pdb", reference)
-    write_file(folder / "sequence.fasta", fasta(reference))
-    write_file(folder / "build.sh", BUILD.format(resolution=resolution))
+    with run_folder.claimed(run_dir, inside=["rebuild"]), run_folder.claimed(folder, kinds=["rebuild"]):
+        with run_folder.replacing(folder, "rebuild"):
+            atoms.write_model(folder / "reference.pdb", reference)
+            write_file(folder / "sequence.fasta", fasta(reference))
+            write_file(folder / "build.sh", BUILD.format(resolution=resolution))
     print(f"sh {folder / 'build.sh'} builds a model with Phenix; score it with --rebuilt={folder / 'rebuilt.pdb'}")
 
 

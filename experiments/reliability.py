@@ -86,6 +86,9 @@ def main() -> None:
     """Nothing; prints the table's rows, and writes them where asked to. Fails where a run came out as it should not."""
     from cryotrans_jax.files import InputError
 
+    from .fuzz import need_limits
+
+    need_limits()
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
         raise InputError(f"there is no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
     out_dir = Path(FLAGS.out_dir).absolute()

@@ -23,21 +23,20 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; writes the report of each target's folder."""
+    """Write the report of each target's folder."""
     from cryotrans_jax.files import InputError
 
-    from . import results, story
+    from . import run_folder, story
 
     run_dir = Path(FLAGS.run_dir)
-    folders = [p.parent for p in (run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))) if p.is_file()]
-    if not folders:
-        raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    folders = run_folder.runs_in(run_dir)
     if FLAGS.target and len(folders) > 1:
         raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
-    for folder in folders:
-        with results.as_written(folder):
-            story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
-        print(f"The report is {folder / 'report.html'}")
+    with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
+        for folder in folders:
+            with run_folder.as_written(folder), run_folder.replacing(folder, "records"):
+                story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
+            print(f"The report is {folder / 'report.html'}")
 
 
 def command() -> None:

@@ -10,7 +10,7 @@ given take precedence over the paper's values. Beside the files of experiments.r
 reproduce.json.
 """
 
-import json
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -54,8 +54,6 @@ def main() -> None:
     """Nothing; the folder holds the fit of a system and its table, or all systems are listed."""
     from cryotrans_jax.files import InputError
 
-    from . import results
-
     if FLAGS.list:
         print(systems.table())
         print("\n".join(f"{system.name}: {named(missing_told(system))}" for system in systems.SYSTEMS))
@@ -63,11 +61,30 @@ def main() -> None:
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
     system = systems.named(FLAGS.system)
+    from . import hosts
+
+    hosts.join(FLAGS)
     files = collect(system)
     resolution = simulated_resolution(system, files)
     where = f"_{resolution:g}A" if resolution else ""
     out_dir = Path(FLAGS.out_dir or f"runs/{system.slug}{where}_{FLAGS.recipe}")
-    results.claim(out_dir, FLAGS.overwrite)
+    with contextlib.ExitStack() as claims:
+        hosts.after_first(lambda: claim(out_dir, claims))
+        reproduce(system, files, resolution, out_dir)
+
+
+def claim(out_dir: Path, claims: contextlib.ExitStack) -> None:
+    """Keep other programs from writing to the folder until `claims` are closed, if its results may be replaced."""
+    import jax
+
+    from . import run_folder
+
+    claims.enter_context(run_folder.claimed(out_dir, jax.process_index()))
+    run_folder.check_free(out_dir, FLAGS.overwrite)
+
+
+def reproduce(system: System, files: dict[str, Path], resolution: float | None, out_dir: Path) -> None:
+    """Fit the system from its files, with targets simulated at the resolution if one is given, and write its table."""
     fill(out_dir=str(out_dir))
     recipe = system.recipe(resolution)
     if recipe and FLAGS.recipe == "paper":
@@ -365,14 +382,15 @@ def laid_over(
 def score_check(model: Path, out_dir: Path) -> float:
     """FSC = 0.5 [Å] of the generated map against another model of the target state, in the target's frame."""
 
-    from cryotrans_jax import atoms, maps, metrics
+    from cryotrans_jax import atoms, metrics
     from cryotrans_jax.align import Transform
 
-    told = out_dir / "transform.json"
+    from . import run_folder
+
     there = atoms.read_model(model, FLAGS.all_models)
-    if told.is_file():
-        there = Transform.of(json.loads(told.read_text())["transform"]).moved(there)
-    generated = maps.read_map(out_dir / "generated.mrc")
+    if laid := run_folder.run_of(out_dir).get("alignment"):
+        there = Transform.of(laid["transform"]).moved(there)
+    generated = run_folder.map_of(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)
 
@@ -381,9 +399,9 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     """Nothing; the table is printed, and in reproduce.md and reproduce.json in the folder."""
     from cryotrans_jax.files import write_file
 
-    from . import results
+    from . import run_folder
 
-    scores, config = (json.loads((out_dir / name).read_text()) for name in ("metrics.json", "config.json"))
+    scores, config = run_folder.scores_of(out_dir), run_folder.run_of(out_dir)
     rows = scored(system, resolution, scores, check) + settings(system, resolution, config, scores, seconds, out_dir)
     at = f" at {resolution:g} Å" if resolution else ""
     lines = [
@@ -397,7 +415,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     print(text)
     write_file(out_dir / "reproduce.md", text)
     told = {"system": asdict(system), "resolution": resolution, "recipe": FLAGS.recipe, "rows": rows, "metrics": scores}
-    results.write_json(out_dir / "reproduce.json", told)
+    run_folder.write_json(out_dir / "reproduce.json", told)
 
 
 def row(quantity: str, before: str = "", ours: str = "", published: str = systems.UNKNOWN) -> dict:
@@ -427,11 +445,11 @@ def settings(
     system: System, resolution: float | None, config: dict, scores: dict, seconds: float, out_dir: Path
 ) -> list[dict]:
     """The rows that tell how it was fitted, here and in the paper."""
-    from cryotrans_jax import maps
+    from . import run_folder
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
     made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
-    map_ = maps.read_map(out_dir / "generated.mrc")
+    map_ = run_folder.map_of(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = [ends["initial"], *ends["targets"]]

@@ -7,6 +7,7 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
                                                            in each process of a cluster
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -82,28 +83,50 @@ def main() -> None:
 
     hosts.join(FLAGS)
     catch_signals()  # a cluster's runtime may have taken them
-    from . import results, resume
+    from . import resume
 
     out_dir = Path(FLAGS.out_dir or default_folder())
     keeper = resume.Keeper(out_dir, FLAGS)
-    case = hosts.after_first(lambda: load(out_dir, keeper) if hosts.share(targets_named()) else None)
-    share = hosts.share(targets_named())
-    if case is None or not share:
-        print("there are more processes than targets: none is left for this one")
-        return
+    with contextlib.ExitStack() as claims:
+        case = hosts.after_first(lambda: begun(out_dir, keeper, claims))
+        share = hosts.share(targets_named())
+        if case is None or not share:
+            print("there are more processes than targets: none is left for this one")
+            return
+        failed = fitted(case, keeper, out_dir, share)
+    if failed:
+        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise SomeFailed(
+            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
+        )
+
+
+def begun(out_dir: Path, keeper, claims: contextlib.ExitStack):
+    """The case, loaded once the folder is this run's until `claims` are closed; None if no target is this process's."""
+    import jax
+
+    from . import hosts, inputs, run_folder
+
+    if not hosts.share(targets_named()):
+        return None
+    names = inputs.unique_stems(FLAGS.target or [])
+    claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), names))
+    return load(out_dir, keeper)
+
+
+def fitted(case, keeper, out_dir: Path, share) -> dict[str, str]:
+    """Fit the targets of the numbers in `share` and write their results; return why targets failed, by their names."""
+    from . import results
+
     with keeper.guarded():
         fits = []
         for another in range(FLAGS.seeds):
             fits.append(results.fit_case(case, FLAGS, share, another, keeper))
             keeper.finished(another)
         first, *others = fits
-        failed = results.write(first, case, FLAGS, out_dir, share, others, keeper.aside)
+        failed = results.write(first, case, FLAGS, out_dir, share, keeper.aside, others)
     keeper.done()
-    if failed:
-        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
-        raise SomeFailed(
-            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
-        )
+    return failed
 
 
 def targets_named() -> int:
@@ -116,13 +139,13 @@ def load(out_dir: Path, keeper):
 
     Where several targets are named, those that cannot be used are not among them any more.
     """
-    from . import hosts, inputs, results
+    from . import hosts, inputs, results, run_folder
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
     replacing = keeper.expected() or FLAGS.overwrite
     if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
-        results.claim(out_dir, replacing)
+        run_folder.check_free(out_dir, replacing)
     stems = inputs.unique_stems(FLAGS.target or [])
     failed = inputs.leave_out_unusable(FLAGS)
     share = hosts.share(targets_named())

@@ -2,25 +2,28 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
 import numpy as np
 from scipy import ndimage
 
-from cryotrans_jax import align, atoms, metrics, plots, trajectory
-from cryotrans_jax.files import InputError, checksum, read_json, write_file
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax import align, atoms, metrics, plots, surface, trajectory
+from cryotrans_jax.files import InputError, checksum, write_file
+from cryotrans_jax.maps import Map, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
 
-from . import exchange, film, inputs, page, results
+from . import exchange, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
-from .film import REACH, ROOM, Frame, Moved, part
 
-SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
-STILLS = 5  # pictures of the page at most
+ROOM = 4.0  # Å about the molecule that a report shows
+DRAWN = 400_000  # voxels from which a picture's surface is drawn
+SHOWN = 3_000_000  # voxels of a volume in the page, which then stays below 20 MB however noisy the maps are
+SIDE = 600  # pixels of a picture's longer side, before it is halved
+NARROWEST = 320  # pixels, so that its key has room
+PICTURES, STILLS = 13, 5  # of the animation, and of the page
 FOLDS = 20_000  # points at which the flow is looked at for folds
 RIM = 2  # voxels at the sides of the box
 SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
@@ -44,6 +47,16 @@ class Story:
 
 
 @dataclass
+class Moved:
+    """Points of the initial map's mass (Å), their masses, how they move, and the end of the key to how far (Å)."""
+
+    points: np.ndarray
+    rho: np.ndarray
+    motion: Motion
+    top: float
+
+
+@dataclass
 class Views:
     """What the page and the pictures show: densities on one grid about the molecule, and how well two of them agree.
 
@@ -58,11 +71,11 @@ class Views:
 
 
 def tell(story: Story, whole: bool = True) -> list[str]:
-    """Write the files for other programs and, if `whole`, the page and the pictures of a finished run.
+    """What there is to be warned of, which is in metrics.json as well; the folder holds the files for other programs.
 
-    Returns the warnings, which are in metrics.json as well.
+    And if `whole` the page and the pictures.
     """
-    config, scores = results.run_of(story.folder), read_json(story.folder / "metrics.json")
+    config, scores = run_folder.run_of(story.folder), run_folder.scores_of(story.folder)
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
@@ -71,11 +84,11 @@ def tell(story: Story, whole: bool = True) -> list[str]:
         atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
-    write_scripts(story.folder, config, moved.top)
+    write_file(story.folder / "view.cxc", script(story, config, moved.top))
     views = views_of(story, config, moved) if whole else None
     found = cautions(config, scores, measured(story, moved, views, scores))
     scores["warnings"] = warnings(found)
-    results.write_json(story.folder / "metrics.json", scores)
+    run_folder.write_json(story.folder / "metrics.json", scores)
     if whole:
         write_report(story, config, scores, moved, views, found)
     return scores["warnings"]
@@ -84,30 +97,27 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 def write_report(
     story: Story, config: dict, scores: dict, moved: Moved, views: Views, found: Sequence[Caution]
 ) -> None:
-    """Write report.html, and the pictures in it as files."""
-    folder = story.folder
+    """Nothing; the folder holds report.html, and the pictures in it as files."""
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
-    if (folder / "loss.csv").is_file():
-        drawings["loss"] = plots.loss_drawing(losses(folder / "loss.csv"))
+    if (story.folder / "loss.csv").is_file():
+        drawings["loss"] = plots.loss_drawing(losses(story.folder / "loss.csv"))
     for name, drawing in drawings.items():
-        write_file(folder / f"{name}.svg", plots.svg(drawing))
-        write_file(folder / f"{name}.png", plots.png(drawing))
-    frames = film.frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
-    pictures = film.pictures(frames, levels(config)["initial"], moved)
-    write_file(folder / "morph.gif", plots.animation(pictures))
-    stills = film.evenly([*zip(frames, pictures, strict=True)], STILLS)
+        write_file(story.folder / f"{name}.svg", plots.svg(drawing))
+        write_file(story.folder / f"{name}.png", plots.png(drawing))
+    pictures = film(story, levels(config)["initial"], moved)
+    write_file(story.folder / "morph.gif", plots.animation(pictures))
     text = page.build(
         config=config,
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
-        data=shown(config, frames, moved, views),
-        made=[path.name for path in folder.iterdir()],
+        stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
+        data=shown(story, config, moved, views),
+        made=[path.name for path in story.folder.iterdir()],
     )
-    write_file(folder / "report.html", text)
+    write_file(story.folder / "report.html", text)
 
 
 def moved_by(story: Story) -> Moved:
@@ -171,7 +181,7 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
-    low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
+    low, high = np.min([p.min(0) for p in places], 0) - ROOM, np.max([p.max(0) for p in places], 0) + ROOM
     initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
@@ -183,41 +193,99 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
         volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
         volumes["difference"] = end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
-    maps = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
-    grid = maps["initial"]
-    return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
+    size, origin, _ = coarse = coarser(initial, SHOWN)
+    return Views({k: resampled(v, coarse) for k, v in volumes.items()}, size, origin, matched)
 
 
-def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> dict:
+def part(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:
+    """The part of a map between two corners (Å)."""
+    start = np.maximum(np.floor((low - map_.origin) / map_.voxel_size), 0).astype(int)
+    stop = np.minimum(np.ceil((high - map_.origin) / map_.voxel_size) + 1, map_.density.shape).astype(int)
+    density = map_.density[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    return Map(density, map_.voxel_size, map_.origin + start * map_.voxel_size)
+
+
+def coarser(map_: Map, most: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Voxel size, origin and shape of a grid over the map's box: the map's own, or one with `most` voxels."""
+    factor = max((map_.density.size / most) ** (1 / 3), 1.0)
+    shape = np.maximum(np.floor(np.array(map_.density.shape) / factor), 2).astype(int)
+    size = map_.voxel_size * map_.density.shape / shape
+    return size, map_.origin + (size - map_.voxel_size) / 2, tuple(shape.tolist())
+
+
+def resampled(density: np.ndarray, grid: tuple) -> np.ndarray:
+    """The density on a grid from `coarser`, without what is too fine for it."""
+    factor = np.array(density.shape) / grid[2]
+    if np.all(factor == 1):
+        return density
+    smooth = ndimage.gaussian_filter(density, 0.5 * np.sqrt(factor**2 - 1), mode="nearest")
+    return ndimage.zoom(smooth, 1 / factor, order=1, mode="nearest", grid_mode=True)
+
+
+def film(story: Story, level: float, moved: Moved) -> list:
+    """Pictures of the initial map's surface at a level, carried along, coloured by how far each part goes in all."""
+    places = moved.points + moved.motion.knots(moved.points)
+    box = part(story.initial, moved.points.min(0) - ROOM, moved.points.max(0) + ROOM)
+    size, origin, _ = grid = coarser(box, DRAWN)
+    vertices, faces = surface.isosurface(resampled(box.density, grid), level, size, origin)
+    knots = moved.motion.knots(vertices)
+    colours = plots.coloured(np.linalg.norm(knots[-1], axis=-1), moved.top)
+    view = surface.best_view(moved.points, places[-1] - moved.points)
+    across = places.reshape(-1, 3) @ view.T
+    low, high = across.min(0) - ROOM, across.max(0) + ROOM
+    centre, sides = view.T @ ((low + high) / 2), (high - low)[:2]
+    scale = SIDE / sides.max()
+    height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
+    return [
+        plots.captioned(
+            surface.render(
+                vertices + moved.motion.between(knots, t), faces, colours, view, centre, scale, (height, width)
+            ),
+            moved.top,
+            t,
+        )
+        for t in np.linspace(0, 1, PICTURES)
+    ]
+
+
+def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
     """The numbers that the page's script works with."""
-    view, centre, sides = film.scene(moved)
-    first, contours = np.maximum(views.volumes["initial"], 0), levels(config)
+    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
+    centre = (places.min(0) + places.max(0)) / 2
+    first = np.maximum(views.volumes["initial"], 0)
     weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     return {
-        "grid": page.grid(Map(first, views.voxel_size, views.origin)),
+        "shape": list(first.shape),
+        "voxel": views.voxel_size.tolist(),
+        "origin": views.origin.tolist(),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
         "volumes": page.packed_volumes(views.volumes),
-        "film": page.packed_frames(frames, contours["initial"], moved.top),
-        "levels": contours,
+        "motion": page.packed_motion(moved.motion),
+        "levels": levels(config),
+        "frames": config["settings"]["frames"],
         "palette": plots.PALETTE,
+        "top": moved.top,
         "centre": centre.tolist(),
-        "sides": sides.tolist(),
-        "view": view.tolist(),
+        "radius": float(np.linalg.norm(places - centre, axis=-1).max() + ROOM),
+        "view": surface.best_view(moved.points, moved.motion.knots(moved.points)[-1]).tolist(),
     }
 
 
-def write_scripts(folder: Path, config: dict, top: float) -> None:
-    """Write view.cxc for ChimeraX in a target's folder and, if there, in its folders target_frame and assembly.
-
-    Displacements are coloured up to `top` (Å). The assembly's script leaves out the target map, which shows one unit.
-    """
-    name = target_name(config)
+def script(story: Story, config: dict, top: float) -> str:
+    """The ChimeraX script of the story's folder."""
+    names = sorted(path.name for path in run_folder.made_in(story.folder, run_folder.FRAMES))
+    home, name = story.folder.resolve(), target_name(config)
     target = Path(config["inputs"][name]["file"]) if name else None
-    scripts = {"": (target, pose(config)), "target_frame": (target, align.IDENTITY), "assembly": (None, align.IDENTITY)}
-    for inside, (shown, where) in scripts.items():
-        if (folder / inside).is_dir():
-            text = exchange.chimerax_script(folder / inside, levels(config), top, shown, where)
-            write_file(folder / inside / "view.cxc", text)
+    if target and home in target.parents:
+        target = target.relative_to(home)  # so that the folder can be moved
+    return exchange.chimerax_script(
+        frames=[name for name in names if name.startswith("frame_")],
+        models=[name for name in names if name.startswith("model_")],
+        level=levels(config)["initial"],
+        target=(target, levels(config)["target"]) if target else None,
+        top=top,
+        coloured_model=story.model is not None,
+    )
 
 
 def levels(config: dict) -> dict[str, float]:
@@ -247,25 +315,30 @@ def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
-def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
-    """The story of a finished run, from its folder and its inputs, which may have moved to other paths.
+def reread(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:
+    """Read the story of a finished run from its folder.
 
-    Raises InputError where the run is not whole, or a path that is given is not that of the run's map.
+    Args:
+        run_dir: the folder of the run of one target.
+        initial: where the initial map is now, if it is no longer where the run read it.
+        target: where the target map is now, likewise.
+
+    Raises:
+        InputError: the folder is damaged or not whole, or a path that is given is not that of the run's map.
     """
-    config = results.run_of(folder)
-    for name in ("checkpoint", "metrics.json", "generated.mrc"):
-        if not (folder / name).exists():
-            raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")
-    fit, generated = Fit.load(folder / "checkpoint"), read_map(folder / "generated.mrc")
-    scores = read_json(folder / "metrics.json")
-    start, goal = first_frame(folder, config, fit, initial), goal_of(config, scores, generated, target)
-    if (folder / "fsc.csv").is_file():
-        curves = exchange.read_fsc(folder / "fsc.csv")
+    config, scores = run_folder.run_of(run_dir), run_folder.scores_of(run_dir)
+    fit, generated = run_folder.fit_of(run_dir), run_folder.map_of(run_dir, "generated.mrc")
+    start, goal = first_frame(run_dir, config, fit, initial), goal_of(config, scores, generated, target)
+    if run_folder.has(run_dir, "loss.csv"):
+        run_folder.sound(run_dir, "loss.csv")
+    if run_folder.has(run_dir, "fsc.csv"):
+        curves = exchange.read_fsc(run_folder.sound(run_dir, "fsc.csv"))
     else:
         curves = results.fsc_curves(start, generated, goal, truth_of(config, generated)) if goal else {}
-    whole = (folder / "model_00.cif").is_file() and config["settings"]["frames"] > 1  # a single frame is the last one
-    model = atoms.read_model(folder / "model_00.cif") if whole else None
-    return Story(folder, fit, start, generated, goal, curves, model)
+    first = config["settings"]["frames"] > 1  # a single frame is the last one
+    whole = first and run_folder.has(run_dir, "model_00.cif")
+    model = atoms.read_model(run_folder.sound(run_dir, "model_00.cif")) if whole else None
+    return Story(run_dir, fit, start, generated, goal, curves, model)
 
 
 def unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
@@ -282,10 +355,11 @@ def unchanged(config: dict, name: str | None, path: str | None = None) -> Path |
     return None
 
 
-def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
+def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
     """What is carried of the initial map: the frame at time 0, or where there is none from the map itself."""
-    if not given and all((folder / f"frame_{k:02d}.mrc").is_file() for k in (0, 1)):  # a single frame is the last one
-        return read_map(folder / "frame_00.mrc")
+    frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
+    if not given and all(frames):  # a single frame is the last one
+        return run_folder.map_of(run_dir, "frame_00.mrc")
     path = unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")

@@ -57,17 +57,25 @@ def main() -> None:
     """Nothing; the folder holds the study."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
     case = load(resolutions())
-    (out_dir / "maps").mkdir(parents=True, exist_ok=True)
-    rows, curves = [], {}
-    for case_, fit, number in fits(case):
-        row, start, end = measured(fit, case_, number, out_dir / "maps")
-        rows.append(row)
-        curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
-    write(rows, curves, out_dir)
+    rows, curves, maps = [], {}, out_dir / "maps"
+    with (
+        run_folder.claimed(out_dir, inside=["maps"], kinds=["study", "study_maps"]),
+        run_folder.replacing(out_dir, "study"),
+        run_folder.replacing(maps, "study_maps"),
+    ):
+        for path in run_folder.made_in(maps, run_folder.KINDS["study_maps"]):
+            path.unlink()  # of other resolutions
+        for case_, fit, number in fits(case):
+            row, start, end = measured(fit, case_, number, maps)
+            rows.append(row)
+            curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
+        write(rows, curves, out_dir)
 
 
 def resolutions() -> list[float]:

@@ -40,9 +40,8 @@ def main() -> None:
 
     from cryotrans_jax import atoms, metrics, plots, trajectory
     from cryotrans_jax.files import InputError, write_file
-    from cryotrans_jax.morphing import Fit
 
-    from . import results
+    from . import results, run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in MADE):
@@ -56,7 +55,7 @@ def main() -> None:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
     rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
-    for name, frames in (("run", Fit.load(folder / "checkpoint").carry(start, times)), ("straight", line)):
+    for name, frames in (("run", run_folder.fit_of(folder).carry(start, times)), ("straight", line)):
         match, error = metrics.along_path(frames, path)
         ways[name] = times[match], error
         for row, t, far in zip(rows, times[match], error, strict=True):
@@ -73,10 +72,11 @@ def main() -> None:
         "pseudo-time matched": {name: (along, matched) for name, (matched, _) in ways.items()},
     }
     drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
-    results.write_rows(folder / "dynamics.csv", rows)
-    results.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
-    for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
-        write_file(folder / f"dynamics.{name}", content)
+    with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
+        results.write_rows(folder / "dynamics.csv", rows)
+        run_folder.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
+        for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
+            write_file(folder / f"dynamics.{name}", content)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
     print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
     for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
@@ -88,9 +88,9 @@ def carried_model(folder: Path):
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from . import results
+    from . import run_folder
 
-    saved = results.run_of(folder)
+    saved = run_folder.run_of(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")

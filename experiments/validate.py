@@ -93,21 +93,26 @@ def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
     cases = planned()
-    out_dir.mkdir(parents=True, exist_ok=True)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
     rows: list[dict] = []
     # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(FLAGS.at_once, spawn, initializer=show_warnings, max_tasks_per_child=1) as pool:
+    with (
+        run_folder.growing(out_dir, "validation") as growing,
+        ProcessPoolExecutor(
+            FLAGS.at_once, get_context("spawn"), initializer=show_warnings, max_tasks_per_child=1
+        ) as pool,
+    ):
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
             print(tables.styled_row(row, COLUMNS), flush=True)
-            write_table(rows, out_dir)
+            write_table(rows, growing)
     print(tables.styled(rows, COLUMNS) + summary(rows))
     if FLAGS.readme:
         write_into(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
@@ -167,6 +172,8 @@ def measure(
     import time
 
     begin = time.perf_counter()
+    from cryotrans_jax import memory
+
     from . import results
 
     case = load_pair(Path(folder), resolution, back)
@@ -184,7 +191,7 @@ def measure(
         "seed": seed,
         "recipe": recipe,
     }
-    measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
+    measured = {"seconds": time.perf_counter() - begin, "peak_mib": memory.peak() / 2**20}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
 

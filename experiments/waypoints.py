@@ -8,6 +8,7 @@ those models of the path that no fit was told of. Two straight lines stand besid
 states, and from each of these to the true model of the waypoint, which no one has who needs this program.
 """
 
+from itertools import product
 from pathlib import Path
 
 from absl import flags
@@ -52,21 +53,20 @@ def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
     from cryotrans_jax.files import InputError, write_file
 
-    from . import results, validate
+    from . import results, run_folder, validate
 
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
     folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
-    out_dir.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name, folder in folders.items():
-        for resolution in FLAGS.resolutions:
-            for number, seed in enumerate(FLAGS.seeds):
-                about = {"pair": name, "resolution": resolution, "seed": seed}
-                rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
-                results.write_json(out_dir / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
-                write_file(out_dir / MADE[1], table(rows))
+    with run_folder.growing(out_dir, "waypoints") as growing:
+        each = product(folders.items(), FLAGS.resolutions, enumerate(FLAGS.seeds))
+        for (name, folder), resolution, (number, seed) in each:
+            about = {"pair": name, "resolution": resolution, "seed": seed}
+            rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
+            run_folder.write_json(growing / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
+            write_file(growing / MADE[1], table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
 

@@ -19,6 +19,7 @@ from absl import flags  # noqa: E402
 
 from cryotrans_jax import atoms, prepare  # noqa: E402
 from cryotrans_jax.files import checksum  # noqa: E402
+from experiments import run_folder  # noqa: E402
 
 SHAPE = (24, 20, 28)
 VOXEL = np.array([2.0, 2.2, 2.1])
@@ -77,6 +78,7 @@ def record(folder, name, settings, **more):
     entry = {"file": str(folder / name), "sha256": checksum(folder / name)}
     kept = {"settings": settings, "inputs": {name: entry}, "initial": name, "target": "map", "targets": ["map"]}
     (folder / "config.json").write_text(json.dumps(kept | {"chosen": {}, "versions": {}} | more))
+    run_folder.sign(folder)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from cryotrans_jax import atoms, demo, maps, partition
 from cryotrans_jax.files import DEPTH, ROOM, SQUEEZED, InputError, read_json, unpacked
 from cryotrans_jax.maps import Map, read_map, write_map
-from experiments import archives, exchange, fuzz, inputs, results, story, validate
+from experiments import archives, exchange, fuzz, inputs, run_folder, story, validate
 
 MODEL, _ = demo.hinge_pair()
 quick = settings(max_examples=60, deadline=None, derandomize=True)  # the same examples on every machine
@@ -351,11 +351,12 @@ def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
 def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
     (config,) = (json.loads(text) for text in fuzz.record_seeds(None) if text[:1] == b"{")
     (tmp_path / "config.json").write_text(json.dumps(config | change))
+    run_folder.sign(tmp_path)
     if "a" in change:
-        assert results.run_of(tmp_path) == config | change
+        assert run_folder.run_of(tmp_path) == config | change
     else:
         with pytest.raises(InputError, match="config.json is not as a run writes it"):
-            results.run_of(tmp_path)
+            run_folder.run_of(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])
