@@ -52,6 +52,13 @@ def define_contour() -> None:
         "given.",
     )
     flags.DEFINE_float("target_threshold", None, "LEVEL: the same for the target maps.")
+    flags.DEFINE_enum(
+        "invert",
+        None,
+        ["initial", "target", "both", "none"],
+        "Negate the initial map, all targets or both, as the molecule is darker than the solvent there; the solvent is "
+        "then at 0. If not given, such maps are refused.",
+    )
     flags.DEFINE_float(
         "mass_kda",
         None,

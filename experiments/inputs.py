@@ -18,7 +18,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives
+from . import archives, prechecks
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
@@ -49,6 +49,13 @@ def from_flags(settings, out_dir: Path) -> Case:
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
     initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
+    (initial, *maps), doubts = prechecks.sound(
+        [
+            prechecks.Input("target" if number else "initial", Path(name).name, map_)
+            for number, (name, map_) in enumerate(zip([initial_name, *names], [initial, *maps], strict=True))
+        ],
+        settings.invert,
+    )
     initial, maps, masks = mask_all(settings, initial, maps)
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
@@ -94,11 +101,12 @@ def from_flags(settings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found, used.get(protein_in(name))) for path in pair)
+            tuple(laid(initial, path, found, used.get(protein_in(name)), settings.invert) for path in pair)
             for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
         boxes=boxes[:count],
+        doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
     )
 
 
@@ -131,7 +139,12 @@ def unusable(settings, number: int) -> str:
     try:
         if path is not None:
             name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
-            map_ = within(read_map(path), name and find(name, settings.data_dir), settings.mask_radius)
+            given = prechecks.Input("target", path.name, read_map(path))
+            map_ = within(
+                prechecks.sound([given], settings.invert)[0][0],
+                name and find(name, settings.data_dir),
+                settings.mask_radius,
+            )
             prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
@@ -155,12 +168,12 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None) -> Map:
+def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, invert: str | None) -> Map:
     """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
 
-    Half-maps on the target's grid only: others stay as they are.
+    It is negated where the target is. A micelle is left out of half-maps on the target's grid only.
     """
-    half, kept = read_map(path), protein and read_map(protein)
+    half, kept = prechecks.as_fitted(read_map(path), "target", invert), protein and read_map(protein)
     if kept is not None and same_grid(half, kept) is None:
         half = mask.masked(half, kept, str(protein))
     return align.resampled(half, initial, found.transform)
@@ -366,10 +379,11 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     return file(given), file(protein if protein in config["inputs"] else None)
 
 
-def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None]) -> Map:
-    """A map of a run within its `masks_used`, as it was used."""
+def as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
+    """A map of a run, "initial" or "target" by its kind, within its `masks_used`, as it was used."""
     given, protein = masks
-    return within(within(read_map(path), given, config["settings"].get("mask_radius")), protein, None)
+    map_ = prechecks.as_fitted(read_map(path), kind, config["settings"].get("invert"))
+    return within(within(map_, given, config["settings"].get("mask_radius")), protein, None)
 
 
 def within(map_: Map, path: Path | None, radius: float | None) -> Map:

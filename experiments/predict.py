@@ -43,7 +43,7 @@ def main() -> None:
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-    initial = as_used(saved, path, masks)
+    initial = as_used(saved, path, "initial", masks)
     fit = Fit.load(run_dir / "checkpoint", initial)
     model = None
     if FLAGS.model:

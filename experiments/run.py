@@ -111,7 +111,7 @@ def load(out_dir: Path, keeper):
 
     Where several targets are named, those that cannot be used are not among them any more.
     """
-    from . import hosts, inputs, results
+    from . import hosts, inputs, prechecks, results
 
     replacing = keeper.expected() or FLAGS.overwrite
     if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
@@ -129,6 +129,8 @@ def load(out_dir: Path, keeper):
         results.check_kept(case, out_dir, replacing, share)
     keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
+    case.doubts = prechecks.doubts(case, FLAGS)
+    prechecks.warn(case.doubts)
     results.check_room(case, FLAGS, out_dir, len(share))
     results.check_memory(case, len(share))
     return case
