@@ -49,13 +49,8 @@ def from_flags(settings, out_dir: Path) -> Case:
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
     initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
-    (initial, *maps), doubts = prechecks.sound(
-        [
-            prechecks.Input("target" if number else "initial", Path(name).name, map_)
-            for number, (name, map_) in enumerate(zip([initial_name, *names], [initial, *maps], strict=True))
-        ],
-        settings.invert,
-    )
+    given_maps = prechecks.initial_first([initial_name, *names], [initial, *maps])
+    (initial, *maps), doubts = prechecks.sound(given_maps, settings.invert)
     initial, maps, masks = mask_all(settings, initial, maps)
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None

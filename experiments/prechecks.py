@@ -33,6 +33,12 @@ class Input(NamedTuple):
     map: Map
 
 
+def initial_first(names: Sequence[str], maps: Sequence[Map]) -> list[Input]:
+    """The maps of these files as inputs: the initial one, and targets after it."""
+    kinds = ["initial"] + ["target"] * (len(maps) - 1)
+    return [Input(kind, Path(name).name, map_) for kind, name, map_ in zip(kinds, names, maps, strict=True)]
+
+
 def sound(given: Sequence[Input], invert: str | None) -> tuple[list[Map], list[Doubt]]:
     """Bring maps to the contrast, and the range of values, that a fit needs.
 
