@@ -135,13 +135,14 @@ def from_maps(out_dir: Path):
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from . import inputs
+    from . import inputs, prechecks
 
     if not FLAGS.target or len(FLAGS.target) > 1:
         raise InputError("give --initial and one --target, or a --pair of models")
     given = SimpleNamespace(**FLAGS.flag_values_dict(), waypoint=[])
     given.reference = FLAGS.reference or ([FLAGS.target_model] if FLAGS.target_model else None)
     case = inputs.from_flags(given, out_dir)
+    prechecks.warn(prechecks.doubts(case, given))
     if FLAGS.target_model:
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)

@@ -80,6 +80,13 @@ def define_contour() -> None:
         ranges.LEVEL,
     )
     ranges.number("target_threshold", None, "LEVEL: the same for the target maps.", ranges.LEVEL)
+    flags.DEFINE_enum(
+        "invert",
+        None,
+        ["initial", "target", "both", "none"],
+        "Negate the initial map, all targets or both, as the molecule is darker than the solvent there; the solvent is "
+        "then at 0. If not given, such maps are refused.",
+    )
     ranges.number(
         "mass_kda",
         None,

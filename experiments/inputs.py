@@ -22,7 +22,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives, paths, ranges
+from . import archives, paths, prechecks, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
@@ -58,6 +58,8 @@ def from_flags(settings, out_dir: Path) -> Case:
     initial, maps, files = load(initial_name, names, settings.data_dir, out_dir, sizes, settings.all_models)
     sharpness = [settings.initial_resolution or known[0], *resolutions]
     check_resolutions(settings, [initial_name, *names], [initial, *maps], sharpness)
+    given_maps = prechecks.initial_first([initial_name, *names], [initial, *maps])
+    (initial, *maps), doubts = prechecks.sound(given_maps, settings.invert)
     check_mass(settings.mass_kda, initial)
     initial, maps, masks = mask_all(settings, initial, maps)
     used = {name: files[name] for name in (initial_name, *names)} | masks
@@ -104,11 +106,12 @@ def from_flags(settings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found, used.get(protein_in(name)), settings.target_voxel_size) for path in pair)
+            tuple(laid(initial, path, found, used.get(protein_in(name)), settings) for path in pair)
             for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
         boxes=boxes[:count],
+        doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
     )
 
 
@@ -142,7 +145,8 @@ def unusable(settings, number: int) -> str:
         if path is not None:
             name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
             size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
-            map_ = within(read_map(path, size), mask_path, settings.mask_radius, size)
+            (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
+            map_ = within(map_, mask_path, settings.mask_radius, size)
             prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
@@ -166,12 +170,13 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, voxel_size: list[float] | None) -> Map:
+def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings) -> Map:
     """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
 
-    Half-maps on the target's grid only: others stay as they are.
+    It is negated where the target is. A micelle is left out of half-maps on the target's grid only.
     """
-    half, kept = read_map(path, voxel_size), protein and read_map(protein)
+    half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
+    kept = protein and read_map(protein)
     if kept is not None and same_grid(half, kept) is None:
         half = mask.masked(half, kept, str(protein))
     return align.resampled(half, initial, found.transform)
@@ -479,11 +484,13 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     return file(given), file(protein if protein in config["inputs"] else None)
 
 
-def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None], voxel_size: list[float] | None) -> Map:
-    """A map of a run within its `masks_used`, of the voxel size that the run's flags gave it, as it was used."""
+def as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
+    """A map of a run, "initial" or "target" by its kind, within its `masks_used`, as it was used."""
     given, protein = masks
-    map_ = within(read_map(path, voxel_size), given, config["settings"].get("mask_radius"), voxel_size)
-    return within(map_, protein, None)
+    settings = config["settings"]
+    size = settings.get("voxel_size" if kind == "initial" else "target_voxel_size")
+    map_ = prechecks.as_fitted(read_map(path, size), kind, settings.get("invert"))
+    return within(within(map_, given, settings.get("mask_radius"), size), protein, None)
 
 
 def within(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:

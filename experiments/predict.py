@@ -73,7 +73,7 @@ def fit_of(run_dir: Path):
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     with run_folder.as_written(run_dir):
         masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-        initial = as_used(saved, path, masks, saved["settings"].get("voxel_size"))
+        initial = as_used(saved, path, "initial", masks)
         return run_folder.fit_of(run_dir, initial), path
 
 

@@ -30,6 +30,7 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "frame_01.mrc", "displacement.mrc", "unexplained.mrc", "fsc.csv")
 SEVERAL = ranges.Range(2, 10_000, "one of them is bad, and the others are compared")
 VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
+MOST_KILLS = 1000  # of one run, which goes on in between
 LONGEST = 1800  # s, after which a run counts as one that hangs
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
 NOBODY = "import os, experiments.inputs, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
@@ -132,6 +133,16 @@ def order(folder: Path, out: Path, *more: str, before: str = "") -> list[str]:
     return [sys.executable, "-c", f"{heeds}\n{before}\n{job}", *maps, *how, *more]
 
 
+def await_snapshot(process: subprocess.Popen, out: Path) -> None:
+    """Wait until a run has kept its state, or has ended; kill it after LONGEST seconds."""
+    end = time.monotonic() + LONGEST
+    while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
+        if time.monotonic() > end:
+            process.kill()
+            process.wait()
+        time.sleep(0.05)
+
+
 def finish(words: list[str], kill_after: float | None = None) -> Ended:
     """How a run ended, left alone or killed (kill -9) after so many seconds."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -167,9 +178,11 @@ def kills(folder: Path) -> Iterator[Row]:
     finish(order(folder, whole, "--overwrite"))  # its programs are compiled now
     seconds = time.monotonic() - begin
     killed, kept, runs, good = 0, 0, 0, 0
-    while killed < FLAGS.kills:
+    while killed < FLAGS.kills and runs < 10 + 10 * FLAGS.kills:  # some end before they are killed
         out, own, ended = folder / f"killed_{runs}", 0, Ended(None, "", "")
-        while ended.status is None:
+        for _ in range(MOST_KILLS):
+            if ended.status is not None:
+                break
             ended = finish(order(folder, out), random.uniform(0, 1.2 * seconds))
             own += ended.status is None
             kept += "goes on from" in ended.printed
@@ -186,8 +199,7 @@ def signals(folder: Path) -> Iterator[Row]:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         out, number = folder / name, getattr(signal, name)
         process = subprocess.Popen(order(folder, out), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
-            time.sleep(0.05)
+        await_snapshot(process, out)
         process.send_signal(number)
         said = (process.communicate()[1].strip().splitlines() or [""])[-1]
         clean = process.returncode == 128 + number and "the same command goes on from there" in said
@@ -226,8 +238,7 @@ def inputs(folder: Path) -> Iterator[Row]:
         for map_ in "ab":
             shutil.copy(folder / f"{map_}.mrc", own)
         process = subprocess.Popen(order(own, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
-            time.sleep(0.05)
+        await_snapshot(process, out)
         (own / "b.mrc").unlink()
         if killed:
             process.kill()

@@ -27,6 +27,7 @@ from cryotrans_jax.progress import Progress
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
+from .prechecks import Doubt
 from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
 
 PACKAGES = (
@@ -82,6 +83,7 @@ class Case:
     are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
     `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
     `failed` says of targets, by their names, why they could not be used; they are not among the others.
+    `doubts` are about the inputs, and warned of.
     """
 
     initial: Map
@@ -104,6 +106,7 @@ class Case:
     schedule: Schedule | None = None
     sums: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    doubts: list[Doubt] = field(default_factory=list)
 
 
 def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
@@ -560,6 +563,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "waypoints": [{"waypoint": waypoint.name, "time": waypoint.time} for waypoint in case.waypoints],
         "chosen": report,
         "contours": case.contours,
+        "doubts": [doubt._asdict() for doubt in case.doubts],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "processes": jax.process_count(),
         "device": jax.local_devices()[0].device_kind,

@@ -139,7 +139,7 @@ def load(out_dir: Path, keeper):
 
     Where several targets are named, those that cannot be used are not among them any more.
     """
-    from . import hosts, inputs, results, run_folder
+    from . import hosts, inputs, prechecks, results, run_folder
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
@@ -159,6 +159,8 @@ def load(out_dir: Path, keeper):
         results.check_kept(case, out_dir, replacing, share)
     keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
+    case.doubts = prechecks.doubts(case, FLAGS)
+    prechecks.warn(case.doubts)
     results.check_room(case, FLAGS, out_dir, len(share))
     results.check_memory(case, len(share))
     return case

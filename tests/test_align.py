@@ -227,6 +227,14 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     assert not align.Alignment().wrong_hand
 
 
+def test_a_point_cannot_be_aligned(pair):
+    """As a wrong threshold leaves it: it has no orientation."""
+    _, _, start, end = pair
+    top = float(end.density.max())
+    with pytest.raises(InputError, match="the target map shows above its threshold is hardly larger than a voxel"):
+        onto(start, end, target_threshold=top)
+
+
 def test_without_alignment_a_target_stays_where_its_origin_puts_it(pair):
     _, opened, initial, target = pair
     elsewhere = simulated(opened, 0.9, 7.0)

@@ -47,6 +47,13 @@ def test_a_part_that_would_vanish_stays(slid):
     np.testing.assert_array_equal(redrawn(given, still, initial, moved, level).labels, given.labels)
 
 
+def test_parts_stay_where_no_density_is_above_the_threshold(slid):
+    """As of an initial map blurred to the resolution of its target."""
+    initial, target, labels, carries, _ = slid
+    given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
+    assert redrawn(given, carries, initial, target, 1.01 * float(initial.density.max())) is given
+
+
 def rod(length, at):
     """A map of a rod along x, of so many Å, whose middle is there."""
     x = np.stack([np.linspace(-0.5, 0.5, 2 * length) * length, *np.zeros((2, 2 * length))], -1) + at

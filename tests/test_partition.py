@@ -351,3 +351,29 @@ def test_chips_of_a_part_are_no_pieces_of_it():
     few = np.zeros((20, 10, 10), int)
     few[:15], few[17, 5, 5] = 1, 2
     np.testing.assert_array_equal(whole_pieces(few, np.ones(3)), few)  # all that a part has
+
+
+def test_a_part_too_small_for_a_point_has_no_motion(initial):
+    """Points stand for blocks of 5 Å and more, each of which is in the part of its middle."""
+    labels = np.ones(SHAPE, np.int16)
+    labels[0, 0, 0] = 2
+    motions = partition.part_motions(
+        Partition(labels, *GRID), lambda xyz, times: (xyz + [3.0, 0, 0])[None], initial, 0.0
+    )
+    assert motions[0].shift == pytest.approx(3) and motions[0].share_of_mass == pytest.approx(1)
+    assert motions[1] == (0, 0, 0, 0)
+
+
+def test_nothing_is_not_divided_into_parts(initial):
+    with pytest.raises(InputError, match="no voxel of the map belongs to any part"):
+        partition.completed(np.zeros(SHAPE, int), initial)
+    with pytest.raises(InputError, match="no density of the initial map is above 2: give a lower threshold"):
+        from_flow(lambda xyz, times: xyz[None], initial, 2.0)
+    assert partition.smallest(0.0) == partition.SMALLEST
+    assert not whole_pieces(np.zeros(SHAPE, int), GRID[0]).any()
+
+
+def test_label_maps_may_lack_numbers(initial, labels):
+    """As they do where a part was deleted: 3 and 90 are parts one and two."""
+    found = from_labels(Map(np.where(labels == 7, 3, np.where(labels == 40, 90, 0)).astype(np.float32), *GRID), initial)
+    assert sorted(np.unique(found.labels)) == [1, 2]

@@ -212,6 +212,15 @@ def test_nothing_above_the_threshold_is_explained(maps, which, name):
     assert f"{maps[which == 'target_threshold'].density.max():g}" in str(caught.value)
 
 
+def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
+    """What is common in its box, and as such taken for solvent with its noise, is the molecule."""
+    rng = np.random.default_rng(0)
+    density = ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 3.0)
+    density = (np.minimum(density, 0) / density.std()).astype(np.float32) + 2
+    with pytest.raises(InputError, match="is not above its noise.*give a threshold"):
+        prepare.contour_level(density)
+
+
 def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
     """Blurred by what each lacks, two maps of one conformation become equal, whichever is the sharper."""
     model = maps[0]
