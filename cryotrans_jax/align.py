@@ -67,10 +67,9 @@ class Transform:
         """The angle by which it turns, degrees."""
         return float(np.degrees(Rotation.from_matrix(self.rotation).magnitude()))
 
-    @property
-    def chimerax(self) -> str:
-        """The command that moves model #2 so in ChimeraX."""
-        return "view matrix models #2," + ",".join(f"{value:.6f}" for value in self.matrix[:3].ravel())
+    def chimerax(self, model: int) -> str:
+        """The command that moves the model of that number so in ChimeraX."""
+        return f"view matrix models #{model}," + ",".join(f"{value:.6f}" for value in self.matrix[:3].ravel())
 
     def moved(self, model: gemmi.Structure) -> gemmi.Structure:
         """A copy of the model, moved with its anisotropic displacements."""

@@ -97,20 +97,29 @@ def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray
     return np.sqrt(np.maximum(squared[:, [0, 2]], 0))
 
 
-def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map) -> Map:
-    """How far (Å) what stands at each voxel has come with the whole motion, on the grid of `like`.
+def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map, time: float = 1.0) -> Map:
+    """Map how far (Å) the density that is at each voxel at a time moves from start to end.
 
-    `points` are those of the initial map's mass (`mass_points`). Averaged over some 3 Å and continued as far beyond
-    the molecule, so that its surface can be coloured by it; zero elsewhere.
+    Averaged over some 3 Å and continued as far beyond the molecule, so that its surface can be coloured by it.
+
+    Args:
+        motion: the morph's motion.
+        points: positions (Å) of the initial map's mass, from `mass_points`.
+        like: the map whose grid is used.
+        time: when the density is there, from 0 (the initial map) to 1 (the end).
+
+    Returns:
+        The distances (Å) on the grid of `like`, zero away from the molecule.
     """
-    shift = motion.knots(points)[-1]
+    knots = motion.knots(points)
+    shift, far = motion.between(knots, time), np.linalg.norm(knots[-1], axis=-1)
     side = like.voxel_size * np.maximum(np.rint(CELL / like.voxel_size), 1)
     cells = np.ceil(like.density.shape * like.voxel_size / side).astype(int) + 1
     at = np.rint((points + shift - like.origin) / side).astype(int)
     inside = ((at >= 0) & (at < cells)).all(1)
     flat = np.ravel_multi_index(at[inside].T, cells)
     near = []
-    for values in (np.ones(inside.sum()), np.linalg.norm(shift[inside], axis=-1)):
+    for values in (np.ones(inside.sum()), far[inside]):
         coarse = np.bincount(flat, values, cells.prod()).reshape(cells).astype(np.float32)
         near.append(between(ndimage.gaussian_filter(coarse, 1.0, mode="constant"), like, side))
     weight, total = near

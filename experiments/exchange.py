@@ -1,16 +1,22 @@
 """Results in the formats of other programs: FSC curves as CSV and EMDB's XML, a ChimeraX script, a coloured model."""
 
 import csv
+import os
 import re
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
+from cryotrans_jax.align import IDENTITY, Transform
 from cryotrans_jax.files import InputError, whole_file, write_file
 from cryotrans_jax.plots import PALETTE, Curve
 
-UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]")  # what ChimeraX would not take as part of a file's name
+UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # what ChimeraX would not take as part of a file's name
+FRAME = re.compile(r"frame_\d+\.mrc")
+TRAJECTORIES = ("trajectory.pdb", "trajectory.cif")
 
 
 def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
@@ -52,61 +58,146 @@ def fsc_xml(curve: Curve, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def chimerax_script(
-    frames: list[str],
-    models: list[str],
-    level: float,
-    target: tuple[Path, float] | None,
-    top: float,
-    coloured_model: bool,
-) -> str:
-    """Commands that show a run's folder in ChimeraX, which runs them there.
+class Target(NamedTuple):
+    """A target map as a run used it: its file, the motion that lays it over the initial map, and how it was read.
 
-    `frames` and `models` are names of files in their order; `level` is the initial map's contour level, `target` a
-    map's file and level, and `top` the displacement in Å at the colours' end. Maps are numbered as they are opened.
+    `voxel_size` (Å, one number or three) is that which the run was given instead of the file's own; None without one.
     """
+
+    file: Path
+    pose: Transform = IDENTITY
+    voxel_size: list[float] | None = None
+    negated: bool = False
+
+
+def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Target | None) -> str:
+    """Write the commands that show a run's folder in ChimeraX, which runs them in that folder.
+
+    The target comes last: where its file is gone, ChimeraX has shown all else before it stops.
+
+    Args:
+        folder: of the run, with what the run has made.
+        levels: contours of the "initial" and the "target" map.
+        top: displacement (Å) at the end of the colours.
+        target: the target map; None leaves it out.
+
+    Returns:
+        The text of view.cxc.
+    """
+    made = {path.name for path in folder.iterdir()}
     palette = ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE))
-    lines = [
-        "# Shows this folder's morph in ChimeraX: open this file in a new session.",
-        "# 1: the frames as a series, with a slider; 2: the generated map, coloured by how far (Å) each part has come",
-        f"open {' '.join(frames)}" + " vseries true" * (len(frames) > 1),
-        f"volume #1 style surface level {level:.6g} step 1 color #b8c4d0",
-        "open generated.mrc",
-        "open displacement.mrc",
-        f"volume #2 style surface level {level:.6g} step 1",
-        f"color sample #2 map #3 palette {palette} key true",
-        "hide #3 models",
+    opened = [
+        partial(series, sorted(name for name in made if FRAME.fullmatch(name)), levels["initial"]),
+        partial(generated, levels["initial"]),
     ]
-    number = 4
-    if target and UNSAFE.search(str(target[0])):
-        lines.append("# the target map is left out: its name has characters that have a meaning in ChimeraX")
-    elif target:
-        lines += [
-            f"# {number}: the target map, transparent",
-            f'open "{target[0]}"',
-            f"volume #{number} style surface level {target[1]:.6g} step 1 color #5b7fa680",
-        ]
-        number += 1
-    if coloured_model:
-        lines += [
-            f"# {number}: the carried model, coloured by displacement (its B-factors)",
-            "open displacement.cif",
-            f"cartoon #{number}",
-            f"color bfactor #{number} palette {palette}",
-            f"hide #{number} models",
-        ]
-        number += 1
-    if len(models) > 1:
-        last = number + len(models) - 1
-        lines += [
-            f"# {number} to {last}: the model in every frame, with a slider",
-            f"open {' '.join(models)}",
-            f"mseries slider #{number}-{last}",
-        ]
+    if "displacement.mrc" in made:
+        opened.append(partial(displacement, palette))
+    if "unexplained.mrc" in made:
+        opened.append(partial(unexplained, levels["target"]))
+    if "displacement.cif" in made:
+        opened.append(partial(coloured_model, palette))
+    opened += [partial(trajectory, name) for name in TRAJECTORIES if name in made]
+    lines = ["# The morph of this folder in ChimeraX: open this file in a new session."]
+    for number, commands in enumerate(opened, 1):
+        lines += commands(number)
     lines += [
-        "# at first the generated map and the target are shown; `show #1 models; hide #2 models` shows the series",
-        "hide #1 models",
+        "# Shown at first are the generated map and the target. For the series: show #!1 models, and hide #!2 models.",
+        "hide #!1 models",
         "lighting soft",
         "view",
     ]
+    if target is not None:
+        lines += target_map(folder, target, levels["target"], len(opened) + 1)
     return "\n".join(lines) + "\n"
+
+
+def target_number(with_model: bool) -> int:
+    """The number that the target has in view.cxc: after four maps and, if there is a model, it and its trajectory."""
+    return 7 if with_model else 5
+
+
+def series(names: list[str], level: float, number: int) -> list[str]:
+    """Commands that open the frames."""
+    return [
+        f"# {number}: the frames as a series, with a slider",
+        f"open {' '.join(names)}" + " vseries true" * (len(names) > 1),
+        f"volume #{number} style surface level {level:.6g} step 1 color #b8c4d0",
+    ]
+
+
+def generated(level: float, number: int) -> list[str]:
+    """Commands that open the generated map."""
+    return [
+        f"# {number}: the generated map",
+        "open generated.mrc",
+        f"volume #{number} style surface level {level:.6g} step 1",
+    ]
+
+
+def displacement(palette: str, number: int) -> list[str]:
+    """Commands that colour the generated map, which is the model before, by displacement."""
+    return [
+        f"# {number}: how far (Å) the density there has come, by which the generated map is coloured",
+        "open displacement.mrc",
+        f"color sample #{number - 1} map #{number} palette {palette} key true",
+        f"hide #!{number} models",
+    ]
+
+
+def unexplained(level: float, number: int) -> list[str]:
+    """Commands that open what the target has more or less than the generated map."""
+    return [
+        f"# {number}: the target less the generated map, hidden: blue where the target has more, red where it has less",
+        "open unexplained.mrc",
+        f"volume #{number} style surface level {level:.6g} level {-level:.6g} step 1 color #2166ac color #b2182b",
+        f"hide #!{number} models",
+    ]
+
+
+def coloured_model(palette: str, number: int) -> list[str]:
+    """Commands that open the carried model with its displacement."""
+    return [
+        f"# {number}: the carried model, hidden, coloured by displacement (its B-factors)",
+        "open displacement.cif",
+        f"cartoon #{number}",
+        f"color bfactor #{number} palette {palette}",
+        f"hide #!{number} models",
+    ]
+
+
+def trajectory(name: str, number: int) -> list[str]:
+    """Commands that open the model in every frame; ChimeraX shows a slider for them."""
+    return [
+        f"# {number}: the model in every frame, hidden, with a slider",
+        f"open {name} coordsets true",
+        f"cartoon #{number}",
+        f"hide #!{number} models",
+    ]
+
+
+def target_map(folder: Path, target: Target, level: float, number: int) -> list[str]:
+    """Commands that open the target, by its path from the folder, where the run laid it."""
+    if not target.file.is_file():
+        return ["# The target map is left out: its file is not where the run read it."]
+    if target.negated:
+        return ["# The target map is left out: its contrast is inverted in its file."]
+    path = from_folder(target.file, folder)
+    if UNSAFE.search(path):
+        return ["# The target map is left out: its path has characters that have a meaning in ChimeraX."]
+    size = ",".join(f"{edge:g}" for edge in target.voxel_size or ())
+    return [
+        f"# {number}: the target map, transparent",
+        f'open "{path}"',
+        *([f"volume #{number} voxelSize {size}"] if size else []),
+        f"volume #{number} style surface level {level:.6g} step 1 color #5b7fa680",
+        *([target.pose.chimerax(number)] if target.pose is not IDENTITY else []),
+    ]
+
+
+def from_folder(path: Path, folder: Path) -> str:
+    """The path as seen from the folder; the absolute one where there is no way between them, as between drives."""
+    try:
+        relative = os.path.relpath(path.resolve(), folder.resolve())
+    except ValueError:
+        return path.resolve().as_posix()
+    return Path(relative).as_posix()

@@ -5,19 +5,22 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cryotrans_jax.motion import Motion
+from cryotrans_jax.maps import Map
 
 from .cautions import Caution, chosen, number
+from .film import Frame
 from .main import named
 from .results import SCORES
 
 ASSETS = Path(__file__).parent / "assets"
+LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour, between which the page's contours can be chosen
 MARK = re.compile(r"\{\{(\w+)\}\}")
 FILES = (  # pattern, what it is
     (r"generated\.mrc", "the initial map carried to the target's conformation: the prediction"),
@@ -49,17 +52,19 @@ FSC_TEXT = (
     "much as of the prediction. Pale: the initial map, where the morph starts."
 )
 
+MORPH_TEXT = "The surface of each frame at the contour level, coloured by how far its density moves from start to end."
+
 
 def build(
     config: dict,
     scores: dict,
     found: list[Caution],
     drawings: dict[str, str],
-    stills: list[bytes],
+    stills: list[tuple[float, bytes]],
     data: dict,
     made: list[str],
 ) -> str:
-    """The page. `drawings` are SVG by name, `stills` PNGs, `data` what the script shows, `made` the files there."""
+    """The page. `drawings` are SVG by name, `stills` times and PNGs, `data` what the script shows, `made` the files."""
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     filled = {
@@ -71,10 +76,13 @@ def build(
         "facts": facts(config),
         "cautions": caution_list(found),
         "scores": score_table(scores),
-        "top": f"{data['top']:g}",
-        "morph_text": morph_text(config),
-        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(k, stills)}">'
-                          for k, png in enumerate(stills)),
+        "top": f"{data['film']['top']:g}",
+        "last_frame": str(len(data["film"]["frames"]) - 1),
+        "lowest": f"{np.log2(LOWEST):g}",
+        "highest": f"{np.log2(HIGHEST):g}",
+        "morph_text": MORPH_TEXT,
+        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(time)}">'
+                          for time, png in stills),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
         "fsc": drawings.get("fsc", "<p>There are no curves, for want of the target map.</p>"),
@@ -87,9 +95,9 @@ def build(
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
 
 
-def alt(k: int, stills: list) -> str:
-    """What stands for a picture of the morph where it is not shown."""
-    return f"the surface of the map at t = {k / max(len(stills) - 1, 1):g} of the morph"
+def alt(time: float) -> str:
+    """The text for a picture of the morph where it is not shown."""
+    return f"the surface of the map at t = {time:.2f} of the morph"
 
 
 def facts(config: dict) -> str:
@@ -135,17 +143,6 @@ def score_table(scores: dict) -> str:
         for label, before, after in rows
     )
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-
-
-def morph_text(config: dict) -> str:
-    """What the moving surface shows."""
-    same = "It is the frames' own surface: they are pulled back along the same flow."
-    if config["settings"]["render"] == "splat":
-        same = "The frames keep mass instead of peaks (splat): where the flow stretches, their contour lies further in."
-    return (
-        "The initial map's surface, carried along by the fitted flow, coloured by how far each part goes in all. "
-        + same
-    )
 
 
 def slices_text(config: dict, data: dict) -> str:
@@ -216,27 +213,55 @@ def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
     for name, volume in volumes.items():
         if name == "difference":
             high = max(float(np.abs(volume).max()), 1e-9)
-            codes = np.rint(volume / high * 127) + 128
+            values = (np.rint(volume / high * 127) + 128).astype(np.uint8)
             meta = {"high": high, "signed": True, "black": black["target"]}
         else:
             low = float(np.percentile(volume, 0.1)) if name == "target" else 0.0
             high = max(float(volume.max()), low + 1e-9)
-            codes = np.rint(255 * np.sqrt(np.clip((volume - low) / (high - low), 0, 1)))
+            values = codes(volume, low, high)
             meta = {"low": low, "high": high, "signed": False, "black": black[name]}
-        packed[name] = meta | {"data": packed_bytes(codes.astype(np.uint8))}
+        packed[name] = meta | {"data": packed_bytes(values)}
     return packed
 
 
-def packed_motion(motion: Motion) -> dict:
-    """The motion as the script unpacks it: displacements as whole numbers of `scale` Å."""
-    scale = max(float(np.abs(motion.shift).max()), 1e-6) / 32767
+def packed_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
+    """Pack the frames' densities and displacements, a byte a voxel, as the script unpacks them.
+
+    Densities are kept up to twice the page's highest contour, and displacements up to `top` (Å), the end of their key.
+    """
+    first, shares = frames[0], [np.clip(frame.displacement.density / top, 0, 1) for frame in frames]
+    highest = max(float(frame.density.density.max()) for frame in frames)
+    high = max(min(2 * HIGHEST * level, highest), level)
     return {
-        "times": motion.times.tolist(),
-        "shape": list(motion.shift.shape[1:4]),
-        "origin": motion.origin.tolist(),
-        "spacing": motion.spacing,
-        "scale": scale,
-        "data": packed_bytes(np.rint(motion.shift / scale).astype("<i2")),
+        "grid": grid(first.density),
+        "colours": grid(first.displacement),
+        "low": 0.0,
+        "high": high,
+        "signed": False,
+        "top": top,
+        "frames": [
+            {
+                "name": frame.name,
+                "time": frame.time,
+                "data": packed_bytes(codes(frame.density.density, 0.0, high)),
+                "displacement": packed_bytes(np.rint(255 * share).astype(np.uint8)),
+            }
+            for frame, share in zip(frames, shares, strict=True)
+        ],
+    }
+
+
+def codes(density: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Densities from `low` to `high` as bytes, finer towards the low end."""
+    return np.rint(255 * np.sqrt(np.clip((density - low) / (high - low), 0, 1))).astype(np.uint8)
+
+
+def grid(map_: Map) -> dict:
+    """A map's grid as the script reads it."""
+    return {
+        "shape": list(map_.density.shape),
+        "voxel": map_.voxel_size.tolist(),
+        "origin": map_.origin.tolist(),
     }
 
 

@@ -27,6 +27,7 @@ from cryotrans_jax.progress import Progress
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
+from .exchange import target_number
 from .prechecks import Doubt
 from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
 
@@ -432,7 +433,7 @@ def described_alignment(case: Case, number: int) -> dict:
         | {
             "transform": found.transform.matrix.tolist(),
             "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
-            "chimerax": found.transform.chimerax,
+            "chimerax": found.transform.chimerax(target_number(case.model is not None)),
             "rotation": found.transform.angle,
             "wrong_hand": found.wrong_hand if found.mirrored is not None else None,
         }

@@ -2,28 +2,25 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 from scipy import ndimage
 
-from cryotrans_jax import align, atoms, metrics, plots, surface, trajectory
+from cryotrans_jax import align, atoms, metrics, plots, trajectory
 from cryotrans_jax.files import InputError, checksum, write_file
 from cryotrans_jax.maps import Map, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, Motion, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
 
-from . import exchange, inputs, page, results, run_folder
+from . import exchange, film, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
+from .film import REACH, ROOM, Frame, Moved, part
 
-ROOM = 4.0  # Å about the molecule that a report shows
-DRAWN = 400_000  # voxels from which a picture's surface is drawn
-SHOWN = 3_000_000  # voxels of a volume in the page, which then stays below 20 MB however noisy the maps are
-SIDE = 600  # pixels of a picture's longer side, before it is halved
-NARROWEST = 320  # pixels, so that its key has room
-PICTURES, STILLS = 13, 5  # of the animation, and of the page
+SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
+STILLS = 5  # pictures of the page at most
 FOLDS = 20_000  # points at which the flow is looked at for folds
 RIM = 2  # voxels at the sides of the box
 SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
@@ -47,16 +44,6 @@ class Story:
 
 
 @dataclass
-class Moved:
-    """Points of the initial map's mass (Å), their masses, how they move, and the end of the key to how far (Å)."""
-
-    points: np.ndarray
-    rho: np.ndarray
-    motion: Motion
-    top: float
-
-
-@dataclass
 class Views:
     """What the page and the pictures show: densities on one grid about the molecule, and how well two of them agree.
 
@@ -71,9 +58,9 @@ class Views:
 
 
 def tell(story: Story, whole: bool = True) -> list[str]:
-    """What there is to be warned of, which is in metrics.json as well; the folder holds the files for other programs.
+    """Write the files for other programs and, if `whole`, the page and the pictures of a finished run.
 
-    And if `whole` the page and the pictures.
+    Returns the warnings, which are in metrics.json as well.
     """
     config, scores = run_folder.run_of(story.folder), run_folder.scores_of(story.folder)
     moved = moved_by(story)
@@ -84,7 +71,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
         atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
-    write_file(story.folder / "view.cxc", script(story, config, moved.top))
+    write_scripts(story.folder, config, moved.top)
     views = views_of(story, config, moved) if whole else None
     found = cautions(config, scores, measured(story, moved, views, scores))
     scores["warnings"] = warnings(found)
@@ -97,25 +84,28 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 def write_report(
     story: Story, config: dict, scores: dict, moved: Moved, views: Views, found: Sequence[Caution]
 ) -> None:
-    """Nothing; the folder holds report.html, and the pictures in it as files."""
+    """Write report.html, and the pictures in it as files."""
+    folder = story.folder
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
     if (story.folder / "loss.csv").is_file():
         drawings["loss"] = plots.loss_drawing(losses(story.folder / "loss.csv"))
     for name, drawing in drawings.items():
-        write_file(story.folder / f"{name}.svg", plots.svg(drawing))
-        write_file(story.folder / f"{name}.png", plots.png(drawing))
-    pictures = film(story, levels(config)["initial"], moved)
-    write_file(story.folder / "morph.gif", plots.animation(pictures))
+        write_file(folder / f"{name}.svg", plots.svg(drawing))
+        write_file(folder / f"{name}.png", plots.png(drawing))
+    frames = film.frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
+    pictures = film.pictures(frames, levels(config)["initial"], moved)
+    write_file(folder / "morph.gif", plots.animation(pictures))
+    stills = film.evenly([*zip(frames, pictures, strict=True)], STILLS)
     text = page.build(
         config=config,
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[plots.still(pictures[k]) for k in np.linspace(0, len(pictures) - 1, STILLS).astype(int)],
-        data=shown(story, config, moved, views),
-        made=[path.name for path in story.folder.iterdir()],
+        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
+        data=shown(config, frames, moved, views),
+        made=[path.name for path in folder.iterdir()],
     )
     write_file(story.folder / "report.html", text)
 
@@ -181,7 +171,7 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
-    low, high = np.min([p.min(0) for p in places], 0) - ROOM, np.max([p.max(0) for p in places], 0) + ROOM
+    low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
     initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
@@ -193,99 +183,43 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
         volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
         volumes["difference"] = end - goal
         matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
-    size, origin, _ = coarse = coarser(initial, SHOWN)
-    return Views({k: resampled(v, coarse) for k, v in volumes.items()}, size, origin, matched)
+    maps = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
+    grid = maps["initial"]
+    return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
 
 
-def part(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:
-    """The part of a map between two corners (Å)."""
-    start = np.maximum(np.floor((low - map_.origin) / map_.voxel_size), 0).astype(int)
-    stop = np.minimum(np.ceil((high - map_.origin) / map_.voxel_size) + 1, map_.density.shape).astype(int)
-    density = map_.density[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-    return Map(density, map_.voxel_size, map_.origin + start * map_.voxel_size)
-
-
-def coarser(map_: Map, most: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Voxel size, origin and shape of a grid over the map's box: the map's own, or one with `most` voxels."""
-    factor = max((map_.density.size / most) ** (1 / 3), 1.0)
-    shape = np.maximum(np.floor(np.array(map_.density.shape) / factor), 2).astype(int)
-    size = map_.voxel_size * map_.density.shape / shape
-    return size, map_.origin + (size - map_.voxel_size) / 2, tuple(shape.tolist())
-
-
-def resampled(density: np.ndarray, grid: tuple) -> np.ndarray:
-    """The density on a grid from `coarser`, without what is too fine for it."""
-    factor = np.array(density.shape) / grid[2]
-    if np.all(factor == 1):
-        return density
-    smooth = ndimage.gaussian_filter(density, 0.5 * np.sqrt(factor**2 - 1), mode="nearest")
-    return ndimage.zoom(smooth, 1 / factor, order=1, mode="nearest", grid_mode=True)
-
-
-def film(story: Story, level: float, moved: Moved) -> list:
-    """Pictures of the initial map's surface at a level, carried along, coloured by how far each part goes in all."""
-    places = moved.points + moved.motion.knots(moved.points)
-    box = part(story.initial, moved.points.min(0) - ROOM, moved.points.max(0) + ROOM)
-    size, origin, _ = grid = coarser(box, DRAWN)
-    vertices, faces = surface.isosurface(resampled(box.density, grid), level, size, origin)
-    knots = moved.motion.knots(vertices)
-    colours = plots.coloured(np.linalg.norm(knots[-1], axis=-1), moved.top)
-    view = surface.best_view(moved.points, places[-1] - moved.points)
-    across = places.reshape(-1, 3) @ view.T
-    low, high = across.min(0) - ROOM, across.max(0) + ROOM
-    centre, sides = view.T @ ((low + high) / 2), (high - low)[:2]
-    scale = SIDE / sides.max()
-    height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
-    return [
-        plots.captioned(
-            surface.render(
-                vertices + moved.motion.between(knots, t), faces, colours, view, centre, scale, (height, width)
-            ),
-            moved.top,
-            t,
-        )
-        for t in np.linspace(0, 1, PICTURES)
-    ]
-
-
-def shown(story: Story, config: dict, moved: Moved, views: Views) -> dict:
+def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> dict:
     """The numbers that the page's script works with."""
-    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
-    centre = (places.min(0) + places.max(0)) / 2
-    first = np.maximum(views.volumes["initial"], 0)
+    view, centre, sides = film.scene(moved)
+    first, contours = np.maximum(views.volumes["initial"], 0), levels(config)
     weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     return {
-        "shape": list(first.shape),
-        "voxel": views.voxel_size.tolist(),
-        "origin": views.origin.tolist(),
+        "grid": page.grid(Map(first, views.voxel_size, views.origin)),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
         "volumes": page.packed_volumes(views.volumes),
-        "motion": page.packed_motion(moved.motion),
-        "levels": levels(config),
-        "frames": config["settings"]["frames"],
+        "film": page.packed_frames(frames, contours["initial"], moved.top),
+        "levels": contours,
         "palette": plots.PALETTE,
-        "top": moved.top,
         "centre": centre.tolist(),
-        "radius": float(np.linalg.norm(places - centre, axis=-1).max() + ROOM),
-        "view": surface.best_view(moved.points, moved.motion.knots(moved.points)[-1]).tolist(),
+        "sides": sides.tolist(),
+        "view": view.tolist(),
     }
 
 
-def script(story: Story, config: dict, top: float) -> str:
-    """The ChimeraX script of the story's folder."""
-    names = sorted(path.name for path in run_folder.made_in(story.folder, run_folder.FRAMES))
-    home, name = story.folder.resolve(), target_name(config)
-    target = Path(config["inputs"][name]["file"]) if name else None
-    if target and home in target.parents:
-        target = target.relative_to(home)  # so that the folder can be moved
-    return exchange.chimerax_script(
-        frames=[name for name in names if name.startswith("frame_")],
-        models=[name for name in names if name.startswith("model_")],
-        level=levels(config)["initial"],
-        target=(target, levels(config)["target"]) if target else None,
-        top=top,
-        coloured_model=story.model is not None,
-    )
+def write_scripts(folder: Path, config: dict, top: float) -> None:
+    """Write view.cxc for ChimeraX in a target's folder and, if there, in its folders target_frame and assembly.
+
+    Displacements are coloured up to `top` (Å). The assembly's script leaves out the target map, which shows one unit.
+    """
+    name, settings, target = target_name(config), config["settings"], None
+    if name:
+        size, negated = settings.get("target_voxel_size"), settings.get("invert") in ("target", "both")
+        target = exchange.Target(Path(config["inputs"][name]["file"]), pose(config), size, negated)
+    own = target and target._replace(pose=align.IDENTITY)
+    for inside, shown in (("", target), ("target_frame", own), ("assembly", None)):
+        if (folder / inside).is_dir():
+            text = exchange.chimerax_script(folder / inside, levels(config), top, shown)
+            write_file(folder / inside / "view.cxc", text)
 
 
 def levels(config: dict) -> dict[str, float]:

@@ -62,7 +62,7 @@ def test_a_transform_its_inverse_its_matrix_and_a_moved_model_agree(models):
     np.testing.assert_allclose(columns[:3].T, moved, atol=1e-10)
     np.testing.assert_allclose(atoms.positions(TURN.moved(models[0])), moved, atol=1e-10)
     assert TURN.angle == pytest.approx(np.degrees(np.linalg.norm([0.4, -0.7, 1.1])))
-    first, *_, last = TURN.chimerax.removeprefix("view matrix models #2,").split(",")
+    first, *_, last = TURN.chimerax(2).removeprefix("view matrix models #2,").split(",")
     assert float(first) == pytest.approx(TURN.rotation[0, 0], abs=1e-6) and float(last) == TURN.shift[2]
 
 

@@ -87,6 +87,8 @@ def test_the_displacement_map_says_at_the_new_place_how_far_it_came(maps):
     points, _ = motion.mass_points(initial, level)
     sampled = motion.sample(carry, points.min(0) - 4, points.max(0) + 4)
     found = motion.displacement_map(sampled, points, initial)
+    start = motion.displacement_map(sampled, points, initial, 0.0)  # the same lengths where all stands at first
+    np.testing.assert_allclose(start.density[initial.density >= level], np.linalg.norm(shift), rtol=1e-4)
     assert isinstance(found, Map) and found.density.shape == initial.density.shape
     inside = np.roll(initial.density >= level, step, (0, 1, 2))
     about = inside.copy()

@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import re
-import shlex
 import shutil
-import struct
 import tempfile
 import time
 import zlib
@@ -17,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import chimerax
 import gemmi
 import jax
 import jax.numpy as jnp
@@ -25,15 +24,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import atoms, surface, trajectory
+from cryotrans_jax import atoms, plots, trajectory
+from cryotrans_jax.align import IDENTITY, Transform
 from cryotrans_jax.files import checksum
-from cryotrans_jax.maps import read_map, same_grid, write_map
+from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import mass_points, sample
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.train import Config, Stage
-from experiments import cautions, exchange, page, results, run_folder, story
+from experiments import cautions, exchange, film, page, results, run_folder, story
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
@@ -151,26 +151,102 @@ class Elements(HTMLParser):
 
 
 def read_at(map_, xyz):
-    """The map's density at positions in Å, by cubic splines as frames are made."""
-    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=3)
+    """The map's density at positions in Å, linear between voxels, zero outside."""
+    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1, mode="constant")
 
 
-@pytest.mark.parametrize("t", [0.4, 1.0])
-def test_the_carried_surface_is_the_frames_own(fit, maps, t):
-    """f0(Φ⁻¹(y)) has at Φ(x) what f0 has at x. What they differ by is told in Å, by the density's slope there."""
-    start, frame = fit.frames([0.0, t])
-    vertices, _ = surface.isosurface(start.density, fit.threshold, start.voxel_size, start.origin)
-    points, _ = mass_points(start, fit.threshold)
-    sampled = sample(fit.carry, points.min(0) - story.ROOM, points.max(0) + story.ROOM)
-    carried = vertices + sampled.between(sampled.knots(vertices), t)
-    ahead = [(read_at(frame, carried + step) - read_at(frame, carried - step)) / 0.2 for step in 0.1 * np.eye(3)]
-    off = np.abs(read_at(frame, carried) - read_at(start, vertices)) / np.linalg.norm(ahead, axis=0)
-    assert np.linalg.norm(carried - vertices, axis=1).min() > 1
-    assert np.percentile(off, 95) < 0.2  # a tenth of a voxel: two splines, and a motion linear between nodes
+LEVEL, WAY = 0.5, 12.0  # of the two balls' surfaces, and how far (Å) each of them goes
+BALLS = {f"frame_{k:02d}.mrc": k / 4 for k in range(5)}  # names and times
+
+
+def two_balls(time):
+    """Two balls that overlap by 2 Å at first and then part along x; they have LEVEL at 8 Å from their middles."""
+    size, origin = np.array([2.0, 2.2, 2.1]), np.array([-40.0, -15.0, -16.0])
+    xyz = origin + size * np.stack(np.meshgrid(*map(np.arange, (41, 15, 16)), indexing="ij"), -1)
+    middles = [np.array([side * (7 + WAY * time), 0, 0]) for side in (-1, 1)]
+    nearest = np.min([np.linalg.norm(xyz - middle, axis=-1) for middle in middles], axis=0)
+    return Map(np.clip(LEVEL + (8 - nearest) / 8, 0, 1).astype(np.float32), size, origin)
+
+
+def parting(xyz, times):
+    """Where the balls' matter has come to at the times."""
+    return np.stack([xyz + np.sign(xyz[:, :1]) * [WAY * time, 0, 0] for time in times])
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    """The balls' frames as a report has them, and their motion."""
+    folder = tmp_path_factory.mktemp("balls")
+    for name, t in BALLS.items():
+        write_map(folder / name, two_balls(t))
+    fit = SimpleNamespace(carry=parting, threshold=LEVEL)
+    moved = story.moved_by(story.Story(folder, fit, two_balls(0), two_balls(1), None))
+    return film.frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
+
+
+def test_every_surface_lies_where_its_frame_has_the_level_and_is_coloured_by_the_way_of_its_density(balls):
+    """A surface that is carried along would bridge the gap between the balls, where the frames have nothing."""
+    frames, _ = balls
+    assert {frame.name: frame.time for frame in frames} == BALLS
+    for frame, (vertices, _, far) in zip(frames, film.surfaces(frames, LEVEL), strict=True):
+        exact = two_balls(frame.time)
+        np.testing.assert_allclose(read_at(exact, vertices), LEVEL, atol=1e-5)  # vertices lie on edges of the grid
+        assert np.abs(vertices[:, 0]).min() > WAY * frame.time - 2.0  # an Å of overlap, half a voxel
+        outer = np.abs(vertices[:, 0]) > 7 + WAY * frame.time  # away from the seam, over which the motion is sampled
+        np.testing.assert_allclose(far[outer], WAY, rtol=1e-3)
+
+
+def parted(picture):
+    """Whether a row of white parts what a picture shows, from above to below."""
+    rows = np.flatnonzero((np.asarray(picture.convert("RGB")) < 250).any((1, 2)))
+    return np.diff(rows).max() > 1
+
+
+def test_pictures_show_the_gap_that_opens(balls):
+    frames, moved = balls
+    drawn = film.pictures(frames, LEVEL, moved)  # the longest side, along which the balls part, is up
+    shown = [picture.crop((0, 0, picture.width, picture.height - plots.KEY)) for picture in drawn]
+    assert [parted(picture) for picture in shown] == [False, True, True, True, True]
+
+
+def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
+    frames, moved = balls
+    packed = json.loads(json.dumps(page.packed_frames(frames, LEVEL, moved.top)))
+    shape, low, high = packed["grid"]["shape"], packed["low"], packed["high"]
+    for frame, (name, t), found in zip(frames, BALLS.items(), packed["frames"], strict=True):
+        assert (found["name"], found["time"]) == (name, t)
+        codes = np.frombuffer(zlib.decompress(b64decode(found["data"])), np.uint8).reshape(shape)
+        first = np.rint((packed["grid"]["origin"] - two_balls(t).origin) / two_balls(t).voxel_size).astype(int)
+        exact = two_balls(t).density[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
+        step = (high - low) * (codes / 255.0 + 1 / 510) / 255  # half a code's width
+        shown = low + (high - low) * (codes / 255.0) ** 2
+        assert (np.abs(shown - np.clip(exact, low, high)) <= step + 1e-6).all()
+        share = np.frombuffer(zlib.decompress(b64decode(found["displacement"])), np.uint8) / 255
+        far = frame.displacement.density.ravel().clip(0, moved.top)
+        np.testing.assert_allclose(share * moved.top, far, atol=0.51 * moved.top / 255)
+
+
+def test_the_page_of_the_largest_and_noisiest_maps_is_below_20_mb():
+    """A byte a voxel that cannot be compressed, four bytes for three in base64; four volumes are sliced."""
+    bytes_ = 4 * story.SHOWN + film.FRAMES * (film.VOXELS + film.COLOURS)
+    assert bytes_ * 4 / 3 < 20e6
+
+
+def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(balls, tmp_path):
+    _, moved = balls
+    write_map(tmp_path / "frame_00.mrc", two_balls(1))
+    ends = film.frames(tmp_path, 1, two_balls(0), two_balls(1), moved)
+    assert [(frame.name, frame.time) for frame in ends] == [("the initial map", 0.0), ("frame_00.mrc", 1.0)]
+    for k in range(31):
+        write_map(tmp_path / f"frame_{k:02d}.mrc", two_balls(k / 30))
+    several = film.frames(tmp_path, 31, two_balls(0), two_balls(1), moved)
+    assert len(several) == film.FRAMES and (several[0].time, several[-1].time) == (0, 1)
+    for frame in several:
+        assert frame.name == f"frame_{round(30 * frame.time):02d}.mrc"
 
 
 def test_the_volumes_in_the_page_are_the_maps(run, data, maps):
-    shape, voxel, origin = (np.array(data[key]) for key in ("shape", "voxel", "origin"))
+    shape, voxel, origin = (np.array(data["grid"][key]) for key in ("shape", "voxel", "origin"))
     start = np.rint((origin - maps[0].origin) / voxel).astype(int)
     cut = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
     np.testing.assert_allclose(maps[0].origin + start * voxel, origin)
@@ -186,16 +262,6 @@ def test_the_volumes_in_the_page_are_the_maps(run, data, maps):
         assert volume["low"] <= max(0, np.percentile(exact, 0.2)) and volume["high"] >= exact.max()
 
 
-def test_the_motion_in_the_page_is_the_flow(data, fit):
-    motion = data["motion"]
-    values = zlib.decompress(b64decode(motion["data"]))
-    shift = np.array(struct.unpack(f"<{len(values) // 2}h", values)).reshape(-1, *motion["shape"], 3) * motion["scale"]
-    nodes = np.argwhere(np.ones(motion["shape"])) * motion["spacing"] + motion["origin"]
-    exact = fit.carry(nodes, motion["times"]) - nodes
-    np.testing.assert_allclose(shift.reshape(exact.shape), exact, atol=motion["scale"])
-    assert len(motion["times"]) == CONFIG.euler_steps + 1
-
-
 def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(fit, maps, tmp_path):
     initial = maps[0]
     blurred = ndimage.gaussian_filter(initial.density, np.sqrt(1.5) / initial.voxel_size, mode="constant")
@@ -208,20 +274,16 @@ def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(f
 
 
 def test_a_volume_too_large_for_the_page_keeps_its_place_and_mass(maps):
-    for most in (maps[0].density.size, 1500):
-        size, origin, shape = grid = story.coarser(maps[0], most)
-        assert np.prod(shape) <= most
-        np.testing.assert_allclose(size * shape, maps[0].voxel_size * maps[0].density.shape)  # the same box
-        np.testing.assert_allclose(origin - size / 2, maps[0].origin - maps[0].voxel_size / 2)
-        density = story.resampled(maps[0].density, grid)
-        assert density.shape == shape
-        mass = density.sum(dtype=float) * np.prod(size)
-        assert mass == pytest.approx(
-            maps[0].density.sum(dtype=float) * np.prod(maps[0].voxel_size), rel=0.03
-        )  # read linearly
-        centre = origin + size * ndimage.center_of_mass(density)
-        exact = maps[0].origin + maps[0].voxel_size * ndimage.center_of_mass(maps[0].density)
-        np.testing.assert_allclose(centre, exact, atol=0.1)
+    exact = maps[0]
+    for most in (exact.density.size, 1500):
+        found = film.resampled(exact, most)
+        assert found.density.size <= most
+        np.testing.assert_allclose(found.voxel_size * found.density.shape, exact.voxel_size * exact.density.shape)
+        np.testing.assert_allclose(found.origin - found.voxel_size / 2, exact.origin - exact.voxel_size / 2)  # same box
+        mass, kept = (map_.density.sum(dtype=float) * np.prod(map_.voxel_size) for map_ in (exact, found))
+        assert kept == pytest.approx(mass, rel=0.03)  # read linearly
+        a, b = (map_.origin + map_.voxel_size * ndimage.center_of_mass(map_.density) for map_ in (exact, found))
+        np.testing.assert_allclose(a, b, atol=0.1)
 
 
 # ------------------------------------------------------------------------------------- files for other programs
@@ -265,26 +327,68 @@ def test_curves_are_exchanged_as_they_are(run):
 
 
 def test_the_chimerax_script_opens_what_is_there(run, fit):
-    lines = (run / "view.cxc").read_text().splitlines()
-    words = [shlex.split(line.removesuffix(" vseries true"))[1:] for line in lines if line.startswith("open ")]
-    frames, models = ([f"{kind}_{k:02d}.{end}" for k in range(3)] for kind, end in (("frame", "mrc"), ("model", "cif")))
-    target = str(run.parent / "target.mrc")  # the file's own name is harmless, whatever the run called it
-    assert words == [frames, ["generated.mrc"], ["displacement.mrc"], [target], ["displacement.cif"], models]
-    for name in sum(words, []):
-        assert (run / name).is_file()
-    levels = [float(line.split(" level ")[1].split()[0]) for line in lines if " level " in line]  # series, map, target
-    np.testing.assert_allclose(levels, np.array([1.2, 1.2, 0.7]) * fit.threshold, rtol=1e-5)
-    numbered = {int(n) for line in lines if not line.startswith(("#", "open")) for n in re.findall(r"#(\d+)\b", line)}
-    assert numbered <= set(range(1, 5 + 3 + 1))  # a series, two maps, the target, a model, three models
+    models = chimerax.run(run / "view.cxc")
+    names = [[file.name for file in model.files] for model in models.values()]
+    frames = [f"frame_{k:02d}.mrc" for k in range(3)]
+    maps = [[f"{name}.mrc"] for name in ("generated", "displacement", "unexplained")]
+    # the target file's own name is harmless, whatever the run called it
+    assert names == [frames, *maps, ["displacement.cif"], ["trajectory.cif"], ["target.mrc"]]
+    assert [number for number, model in models.items() if model.shown] == [2, exchange.target_number(True)]
+    levels = {"initial": 1.2 * fit.threshold, "target": 0.7 * fit.threshold}
+    for number, own in {1: [levels["initial"]], 2: [levels["initial"]], 7: [levels["target"]]}.items():
+        np.testing.assert_allclose(models[number].levels, own, rtol=1e-5)
+    np.testing.assert_allclose(models[4].levels, [levels["target"], -levels["target"]], rtol=1e-5)
+    assert len(set(models[4].colours)) == 2
+    np.testing.assert_array_equal(models[7].pose, np.eye(4)[:3])
 
 
-def test_a_name_that_is_a_command_stays_out_of_the_chimerax_script():
-    for name in ("a.mrc; exit", 'a".mrc', "a\nexit.mrc", "a*.mrc"):
-        script = exchange.chimerax_script(["frame_00.mrc"], [], 0.1, (Path(name), 0.2), 5.0, False)
-        assert "left out" in script and "exit" not in script and name not in script
-    assert 'open "in puts/b.mrc"' in exchange.chimerax_script(
-        ["frame_00.mrc"], [], 0.1, (Path("in puts/b.mrc"), 0.2), 5.0, False
-    )
+@pytest.fixture
+def viewed(tmp_path, maps):
+    """Writes the script of a folder with a generated map and a target of some name, and gives it."""
+    (tmp_path / "out").mkdir()
+    write_map(tmp_path / "out" / "generated.mrc", maps[0])
+    write_map(tmp_path / "out" / "frame_00.mrc", maps[0])
+
+    def written(name, pose=IDENTITY, there=True, **read):
+        target = tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        target.unlink(missing_ok=True)
+        if there:
+            write_map(target, maps[1])
+        script = tmp_path / "out" / "view.cxc"
+        levels = {"initial": 0.1, "target": 0.2}
+        shown = exchange.Target(target, pose, **read)
+        script.write_text(exchange.chimerax_script(tmp_path / "out", levels, 5.0, shown))
+        return script
+
+    return written
+
+
+def test_a_target_is_found_from_the_folder_and_stands_where_it_was_aligned(viewed):
+    pose = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([184.0, -3.0, 0.25]))
+    *_, target = chimerax.run(viewed("in puts/b.mrc", pose)).values()
+    assert target.files[0].resolve().name == "b.mrc" and target.files[0].is_file()
+    xyz = np.array([[1.0, 20.0, -300.0]])
+    np.testing.assert_allclose(xyz @ target.pose[:, :3].T + target.pose[:, 3], pose(xyz), atol=1e-3)  # six decimals
+    *_, inside = chimerax.run(viewed("out/inputs/b.mrc")).values()
+    assert inside.files == [viewed("out/inputs/b.mrc").parent / "inputs" / "b.mrc"]
+
+
+def test_a_target_is_opened_as_the_run_read_it_or_left_out(viewed):
+    script = viewed("b.mrc", voxel_size=[1.06, 1.06, 1.2])
+    number = max(chimerax.run(script))
+    assert f"volume #{number} voxelSize 1.06,1.06,1.2\n" in script.read_text()
+    dark = viewed("b.mrc", negated=True)
+    assert "contrast is inverted" in dark.read_text() and len(chimerax.run(dark)) == number - 1
+
+
+def test_a_name_that_is_a_command_or_a_file_that_is_gone_stays_out_of_the_chimerax_script(viewed):
+    for name in ("a.mrc; exit.mrc", 'a".mrc', "a\nexit.mrc", "a*.mrc", "out/~a.mrc"):
+        script = viewed(name)
+        assert "left out" in script.read_text() and "exit" not in script.read_text()
+        assert len(chimerax.run(script)) == 2
+    script = viewed("b.mrc", there=False)
+    assert "left out" in script.read_text() and len(chimerax.run(script)) == 2
 
 
 # ------------------------------------------------------------------------------------- what the page says
@@ -410,7 +514,9 @@ def test_the_report_of_an_older_run_is_the_same(run, old, job):
     assert status == 0, error
     assert str(old / "report.html") in out
     assert {path.name for path in old.iterdir()} == {path.name for path in run.iterdir()}
-    for name in ("view.cxc", "loss.svg", "loss.png", "slices.svg", "slices.png"):
+    *_, opened, seen = (chimerax.run(folder / "view.cxc").popitem()[1] for folder in (run, old))
+    assert opened.files[0].resolve() == seen.files[0].resolve()  # the target, found from either folder
+    for name in ("loss.svg", "loss.png", "slices.svg", "slices.png"):
         assert (run / name).read_bytes() == (old / name).read_bytes(), name
     a, b = (read_map(folder / "displacement.mrc").density for folder in (run, old))
     np.testing.assert_allclose(a, b, atol=2e-3)  # mmCIF and MRC round what memory did not
@@ -535,8 +641,8 @@ def test_the_page_shows_the_morph_in_a_browser(run, browser, tmp_path):
     opened(browser, run / "report.html")
     assert browser.execute_script("return document.getElementById('problem').hidden")
     pictures, labels = [], []
-    for t in (0, 0.5, 1):
-        moved(browser, "time", t)
+    for k in range(3):
+        moved(browser, "time", k)
         pictures.append(scene(browser))
         labels.append(label(browser))
     assert len(set(pictures)) == 3 and [f"frame_{k:02d}.mrc" in text for k, text in enumerate(labels)] == [True] * 3
@@ -562,6 +668,34 @@ def test_the_page_shows_the_morph_in_a_browser(run, browser, tmp_path):
     assert errors(browser) == []
     browser.save_screenshot(str(tmp_path / "page.png"))
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def page_of_balls(balls, run, tmp_path):
+    """A page of the two balls."""
+    frames, moved = balls
+    ends = {"initial": two_balls(0), "generated": two_balls(1)}
+    volumes = {name: map_.density for name, map_ in ends.items()}
+    views = story.Views(volumes, ends["initial"].voxel_size, ends["initial"].origin, None)
+    config, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    config["contours"][0]["contour"] = LEVEL
+    data = story.shown(config, frames, moved, views)
+    path = tmp_path / "report.html"
+    path.write_text(page.build(config, scores, [], {"slices": ""}, [], data, []))
+    return path
+
+
+def test_the_viewer_shows_the_gap_that_opens_and_what_another_contour_leaves(page_of_balls, browser):
+    opened(browser, page_of_balls)
+    shown = []
+    for k in range(len(BALLS)):
+        moved(browser, "time", k)
+        shown.append(parted(Image.open(io.BytesIO(scene(browser)))))
+    assert shown == [False, True, True, True, True]
+    moved(browser, "time", 0)
+    moved(browser, "level", 0.7)  # 1.6 times the density, which each ball has on 5.5 Å
+    assert waited(lambda: parted(Image.open(io.BytesIO(scene(browser)))))
+    assert errors(browser) == []
 
 
 def coloured(picture):
@@ -606,7 +740,7 @@ def test_without_webgl_there_are_a_message_and_the_pictures(run):
             "return [document.getElementById('problem').textContent, document.getElementById('viewer').hidden,"
             "[...document.querySelectorAll('.stills img')].filter(i => i.naturalWidth > 0).length]"
         )
-        assert "WebGL" in text and hidden and shown == story.STILLS
+        assert "WebGL" in text and hidden and shown == 3  # as many as there are frames
         assert errors(browser) == []
     finally:
         browser.quit()

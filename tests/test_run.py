@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import chimerax
 import gemmi
 import mrcfile
 import numpy as np
@@ -19,7 +20,7 @@ from cryotrans_jax import atoms, metrics
 from cryotrans_jax.align import Transform
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from experiments import inputs, results, run_folder
+from experiments import exchange, inputs, results, run_folder
 
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
@@ -353,7 +354,10 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, ru
     assert told["status"] == "aligned" and told["overlap"] > told["overlap_before"]
     matrix = np.array(told["transform"])
     back = Transform(matrix[:3, :3], matrix[:3, 3])
-    assert told["chimerax"] == back.chimerax
+    *_, target = chimerax.run(tmp_path / "view.cxc").values()  # the last, and in the pose of transform.json
+    assert target.files[0].resolve() == far.resolve()
+    np.testing.assert_allclose(target.pose, matrix[:3], atol=1e-6)
+    assert told["chimerax"] in (tmp_path / "view.cxc").read_text()
     scores, before = (json.loads((place / "metrics.json").read_text()) for place in (tmp_path, run))
     assert scores["rmsd_after"] < before["rmsd_after"] + 0.3  # another pose, half the steps would do for that
     start, end = (atoms.positions(atoms.read_model(tmp_path / f"model_0{k}.cif")) for k in (0, 2))
@@ -363,6 +367,9 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, ru
     assert rmsd == pytest.approx(scores["rmsd_after"], abs=5e-3)
     own = tmp_path if frame == "initial" else tmp_path / "target_frame"
     assert (tmp_path / "target_frame").is_dir() == (frame == "target")
+    if frame == "target":
+        *_, target = chimerax.run(own / "view.cxc").values()
+        assert target.files[0].resolve() == far.resolve() and np.array_equal(target.pose, np.eye(4)[:3])
     generated, model = read_map(own / "generated.mrc"), atoms.read_model(own / "generated.cif")
     assert same_grid(generated, read_map(far if frame == "target" else folder / "initial.mrc")) is None
     there = back.inverse(end) if frame == "target" else end
@@ -450,6 +457,8 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
         "transform.json", "parts.mrc", "SHA256SUMS",
     }  # fmt: skip
+    *_, target = chimerax.run(tmp_path / "view.cxc").items()
+    assert target[0] == exchange.target_number(False) and target[1].files[0].resolve() == folder / "target.mrc"
 
 
 def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_the_rest_no_more(folder, run, tmp_path):
@@ -500,6 +509,8 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
             "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
             "transform.json", "SHA256SUMS",
         }  # fmt: skip
+        *_, target = chimerax.run(out / name / "view.cxc").values()
+        assert target.files[0].name.startswith(name)
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name
         assert losses(out / name)[0] == ["stage", "loss", "step", name] and len(losses(out / name)) == 2

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import chimerax
 import gemmi
 import jax
 import jax.numpy as jnp
@@ -363,17 +364,30 @@ def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_
 
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
-    ct.write_map(tmp_path / "frame_00.mrc", one)
-    ct.write_map(tmp_path / "parts.mrc", one)
+    for name in ("frame_00", "generated", "parts"):
+        ct.write_map(tmp_path / f"{name}.mrc", one)
     for name in ("model_00.cif", "model_01.cif", "generated.cif"):
         ct.write_model(tmp_path / name, unit(0.0))
     write_assembly(group, tmp_path)
     names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
-    assert names == ["frame_00.mrc", "generated.cif", "model_00.cif", "model_01.cif", "trajectory.pdb"]
+    assert names == ["frame_00.mrc", "generated.cif", "generated.mrc", "model_00.cif", "model_01.cif", "trajectory.pdb"]
     whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density
     np.testing.assert_allclose(whole, maps[0].density, atol=0.02 * maps[0].density.max())
     xyz = atoms.positions(ct.read_model(tmp_path / "assembly/generated.cif"))
     assert len(xyz) == 32 and from_each_to_nearest(group.operators[1](xyz), xyz) < 2e-3  # as the file rounds them
+    show_in_chimerax(tmp_path, target=tmp_path / "parts.mrc")
+
+
+def show_in_chimerax(folder, target):
+    """Both scripts run: the folder's own opens the target, the assembly's what is repeated alone."""
+    from experiments.story import write_scripts
+
+    config = {"settings": {"target": ["b"]}, "targets": ["b"], "target": "b", "inputs": {"b": {"file": str(target)}}}
+    write_scripts(folder, config | {"chosen": {"initial": {"threshold": 0.1}, "targets": [{"threshold": 0.2}]}}, 5.0)
+    *_, last = chimerax.run(folder / "view.cxc").values()
+    assert last.files[0].resolve() == target
+    names = [model.files[0].name for model in chimerax.run(folder / "assembly" / "view.cxc").values()]
+    assert names == ["frame_00.mrc", "generated.mrc", "trajectory.pdb"]
 
 
 # ------------------------------------------------------------------------------------------------ the built-in pair

@@ -31,15 +31,19 @@
   }
   const volumes = {};
   for (const [name, volume] of Object.entries(data.volumes))
-    volumes[name] = { ...volume, codes: await unpacked(volume.data), density: densities(volume) };
-  const motion = { ...data.motion, shift: new Int16Array((await unpacked(data.motion.data)).buffer) };
+    volumes[name] = { ...volume, grid: data.grid, codes: await unpacked(volume.data), density: densities(volume) };
+  const frames = [], density = densities(data.film); // all frames have the same grids and codes
+  for (const frame of data.film.frames) {
+    const [codes, displacement] = [await unpacked(frame.data), await unpacked(frame.displacement)];
+    frames.push({ ...frame, grid: data.film.grid, density, codes, displacement });
+  }
 
   // ---------------------------------------------------------------------------------------------- surfaces
 
   // The surface at a level by "surface nets": a vertex in each cell that the surface passes, at the mean of its crossings
-  // of the cell's edges, and a quadrilateral around each edge of the grid that it crosses. Vertices are in voxels.
+  // of the cell's edges, and a quadrilateral around each edge of the grid that it crosses. Vertices are in Å.
   function surface(volume, level) {
-    const [nx, ny, nz] = data.shape, { codes, density } = volume;
+    const { grid, codes, density } = volume, [nx, ny, nz] = grid.shape;
     const step = [ny * nz, nz, 1];
     const corners = [], edges = [];
     for (let c = 0; c < 8; c++) corners.push((c & 1) * step[0] + ((c >> 1) & 1) * step[1] + ((c >> 2) & 1) * step[2]);
@@ -75,28 +79,21 @@
         }
       }
     }
-    return { vertices: new Float32Array(vertices), triangles: new Uint32Array(triangles) };
+    const placed = Float32Array.from(vertices, (value, i) => grid.origin[i % 3] + value * grid.voxel[i % 3]);
+    return { vertices: placed, triangles: new Uint32Array(triangles) };
   }
 
-  // Positions (Å) of vertices given in voxels.
-  function placed(vertices) {
-    return vertices.map((value, i) => data.origin[i % 3] + value * data.voxel[i % 3]);
-  }
-
-  // Displacements (Å) of positions at a knot of the motion, linear between its nodes.
-  function shifts(positions, knot) {
-    const [nx, ny, nz] = motion.shape, out = new Float32Array(positions.length);
-    const base = knot * nx * ny * nz * 3, { shift, scale, origin, spacing } = motion;
+  // Values (0 to 1) of bytes on a grid at positions (Å), linear between the grid's points.
+  function sampled(codes, grid, positions) {
+    const [nx, ny, nz] = grid.shape, { origin, voxel } = grid, out = new Float32Array(positions.length / 3);
     const clamp = (value, n) => Math.min(Math.max(value, 0), n - 1.000001);
-    for (let i = 0; i < positions.length; i += 3) {
-      const gx = clamp((positions[i] - origin[0]) / spacing, nx), gy = clamp((positions[i + 1] - origin[1]) / spacing, ny);
-      const gz = clamp((positions[i + 2] - origin[2]) / spacing, nz);
+    for (let i = 0; i < out.length; i++) {
+      const [gx, gy, gz] = [nx, ny, nz].map((n, k) => clamp((positions[3 * i + k] - origin[k]) / voxel[k], n));
       const x = Math.floor(gx), y = Math.floor(gy), z = Math.floor(gz), fx = gx - x, fy = gy - y, fz = gz - z;
       for (let corner = 0; corner < 8; corner++) {
         const a = corner & 1, b = (corner >> 1) & 1, c = corner >> 2;
-        const weight = (a ? fx : 1 - fx) * (b ? fy : 1 - fy) * (c ? fz : 1 - fz) * scale;
-        const node = base + (((x + a) * ny + y + b) * nz + z + c) * 3;
-        for (let k = 0; k < 3; k++) out[i + k] += weight * shift[node + k];
+        const weight = (a ? fx : 1 - fx) * (b ? fy : 1 - fy) * (c ? fz : 1 - fz);
+        out[i] += (weight * codes[((x + a) * ny + y + b) * nz + z + c]) / 255;
       }
     }
     return out;
@@ -118,13 +115,13 @@
   // ---------------------------------------------------------------------------------------------- the scene
 
   const VERTEX = `#version 300 es
-    in vec3 from, to, normal_from, normal_to; in float moved;
-    uniform mat3 view; uniform vec3 centre; uniform vec2 scale, pan; uniform float part, radius;
+    in vec3 position, across; in float displacement;
+    uniform mat3 view; uniform vec3 centre; uniform vec2 scale, pan; uniform float radius;
     out vec3 normal; out float share, depth;
     void main() {
-      vec3 seen = view * (mix(from, to, part) - centre);
-      normal = view * mix(normalize(normal_from + 1e-9), normalize(normal_to + 1e-9), part);
-      share = moved; depth = seen.z / radius;
+      vec3 seen = view * (position - centre);
+      normal = view * normalize(across + 1e-9);
+      share = displacement; depth = seen.z / radius;
       gl_Position = vec4(seen.xy * scale + pan, -0.4 * depth, 1.0);
     }`;
   const FRAGMENT = `#version 300 es
@@ -154,12 +151,12 @@
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program));
     gl.useProgram(program);
     const uniform = (name) => gl.getUniformLocation(program, name);
-    const places = Object.fromEntries(["from", "to", "normal_from", "normal_to", "moved"].map(
+    const places = Object.fromEntries(["position", "across", "displacement"].map(
       (name) => [name, gl.getAttribLocation(program, name)]));
     const colours = data.palette.flatMap((c) => [1, 3, 5].map((k) => parseInt(c.slice(k, k + 2), 16) / 255));
     gl.uniform3fv(uniform("palette"), colours);
     gl.uniform3fv(uniform("centre"), data.centre);
-    gl.uniform1f(uniform("radius"), data.radius);
+    gl.uniform1f(uniform("radius"), Math.hypot(...data.sides) / 2);
     gl.enable(gl.DEPTH_TEST);
     gl.clearColor(1, 1, 1, 1);
 
@@ -170,73 +167,68 @@
       return made;
     };
 
-    // A surface on the graphics card; where it stands at each knot of the motion is worked out when it is first needed.
-    function solid(volume, level, moves) {
-      const { vertices, triangles } = surface(volume, level), start = placed(vertices);
-      const knots = [], last = motion.times.length - 1;
-      let moved = new Float32Array(start.length / 3);
-      if (moves) {
-        const far = shifts(start, last);
-        moved = moved.map((_, i) => Math.hypot(far[3 * i], far[3 * i + 1], far[3 * i + 2]) / data.top);
-      }
-      const index = buffer(gl.ELEMENT_ARRAY_BUFFER, triangles), value = buffer(gl.ARRAY_BUFFER, moved);
-      const knot = (k) => {
-        if (!knots[k]) {
-          const shift = moves && k ? shifts(start, k) : null;
-          const positions = shift ? start.map((v, i) => v + shift[i]) : start;
-          knots[k] = [buffer(gl.ARRAY_BUFFER, positions), buffer(gl.ARRAY_BUFFER, normals(positions, triangles))];
-        }
-        return knots[k];
+    // A surface on the graphics card.
+    function solid(volume, level) {
+      const { vertices, triangles } = surface(volume, level);
+      const plain = () => new Float32Array(vertices.length / 3);
+      const far = volume.displacement ? sampled(volume.displacement, data.film.colours, vertices) : plain();
+      return {
+        count: triangles.length,
+        index: buffer(gl.ELEMENT_ARRAY_BUFFER, triangles),
+        position: buffer(gl.ARRAY_BUFFER, vertices),
+        across: buffer(gl.ARRAY_BUFFER, normals(vertices, triangles)),
+        displacement: buffer(gl.ARRAY_BUFFER, far),
       };
-      const remove = () => [index, value, ...knots.flat()].forEach((b) => b && gl.deleteBuffer(b));
-      return { index, value, knot, remove, count: triangles.length };
     }
 
-    function draw(what, time) {
-      const { times } = motion;
-      let k = 0;
-      while (k < times.length - 2 && time > times[k + 1]) k++;
-      const [from, to] = what === solids.target ? [0, 0] : [k, k + 1];
-      const [start, start_normals] = what.knot(from), [end, end_normals] = what.knot(to);
-      const given = [["from", start, 3], ["to", end, 3], ["normal_from", start_normals, 3], ["normal_to", end_normals, 3],
-        ["moved", what.value, 1]];
-      for (const [name, values, size] of given) {
-        gl.bindBuffer(gl.ARRAY_BUFFER, values);
+    // Surfaces of some volumes at one level, each worked out when it is first needed.
+    function kept(volumes, level) {
+      const made = [];
+      return {
+        get: (k) => (made[k] ??= solid(volumes[k], level)),
+        remove: () => made.forEach(({ index, position, across, displacement }) =>
+          [index, position, across, displacement].forEach((one) => gl.deleteBuffer(one))),
+      };
+    }
+
+    function draw(what) {
+      for (const [name, size] of [["position", 3], ["across", 3], ["displacement", 1]]) {
+        gl.bindBuffer(gl.ARRAY_BUFFER, what[name]);
         gl.enableVertexAttribArray(places[name]);
         gl.vertexAttribPointer(places[name], size, gl.FLOAT, false, 0, 0);
       }
-      gl.uniform1f(uniform("part"), (time - times[k]) / (times[k + 1] - times[k]));
       gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, what.index);
       gl.drawElements(gl.TRIANGLES, what.count, gl.UNSIGNED_INT, 0);
     }
 
-    const solids = {};
+    const shown = {};
     function set(name, level) {
-      if (solids[name]) solids[name].remove();
-      solids[name] = solid(volumes[name], level, name === "initial");
+      if (shown[name]) shown[name].remove();
+      shown[name] = kept(name === "target" ? [volumes.target] : frames, level);
     }
 
-    function show(time, camera, with_target) {
+    function show(number, camera, with_target) {
       const { canvas } = gl, ratio = canvas.width / canvas.height;
       gl.viewport(0, 0, canvas.width, canvas.height);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-      const size = camera.zoom / data.radius, tall = Math.min(1, ratio * 1.2);
-      gl.uniform2f(uniform("scale"), (size * tall) / ratio, size * tall);
+      const size = 2 * camera.zoom * Math.min(1 / data.sides[1], ratio / data.sides[0]); // what is seen at first fits
+      gl.uniform2f(uniform("scale"), size / ratio, size);
       gl.uniform2fv(uniform("pan"), camera.pan);
       gl.uniformMatrix3fv(uniform("view"), true, camera.view.flat());
       gl.uniform1i(uniform("coloured"), 1);
       gl.disable(gl.BLEND);
-      draw(solids.initial, time);
-      if (!with_target || !solids.target) return;
+      draw(shown.frames.get(number));
+      if (!with_target || !shown.target) return;
+      const target = shown.target.get(0);
       gl.uniform1i(uniform("coloured"), 0); // the nearest layer alone: first its depth, then its colour
       gl.uniform4f(uniform("plain"), 0.25, 0.42, 0.6, 0.5);
       gl.colorMask(false, false, false, false);
-      draw(solids.target, 0);
+      draw(target);
       gl.colorMask(true, true, true, true);
       gl.enable(gl.BLEND);
       gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
       gl.depthFunc(gl.LEQUAL);
-      draw(solids.target, 0);
+      draw(target);
       gl.depthFunc(gl.LESS);
     }
     return { set, show };
@@ -260,7 +252,7 @@
     }
     byId("viewer").hidden = false;
     const world = scene(gl), slider = byId("time"), play = byId("play");
-    const fresh = () => ({ view: data.view, zoom: 0.92, pan: [0, 0] });
+    const fresh = () => ({ view: data.view, zoom: 0.95, pan: [0, 0] });
     let camera = fresh(), wanted = false, playing = 0;
     const redraw = () => {
       if (wanted) return;
@@ -278,22 +270,25 @@
     };
 
     const named = () => {
-      const last = data.frames - 1, near = Math.round(Number(slider.value) * last);
-      const number = String(last ? near : 0).padStart(Math.max(2, String(last).length), "0");
-      byId("frame").textContent = `t = ${Number(slider.value).toFixed(2)}, nearest frame_${number}.mrc`;
+      const { name, time } = frames[Number(slider.value)];
+      byId("frame").textContent = `${name}, t = ${time.toFixed(2)}`;
     };
     slider.addEventListener("input", () => { stop(); named(); redraw(); });
     const stop = () => { playing = 0; play.textContent = "Play"; };
     play.addEventListener("click", () => {
       if (playing) return stop();
-      const begun = performance.now(), first = Number(slider.value), mine = (playing = begun);
+      const begun = performance.now(), last = frames.length - 1, mine = (playing = begun);
+      const first = Number(slider.value) / last;
       play.textContent = "Pause";
       const tick = (now) => {
         if (playing !== mine) return;
         const along = (first + Math.max(now - begun, 0) / 3000) % 2; // there in three seconds, and back
-        slider.value = along < 1 ? along : 2 - along;
-        named();
-        world.show(Number(slider.value), camera, byId("target").checked);
+        const number = String(Math.round(last * (along < 1 ? along : 2 - along)));
+        if (number !== slider.value) {
+          slider.value = number;
+          named();
+          redraw();
+        }
         requestAnimationFrame(tick);
       };
       requestAnimationFrame(tick);
@@ -302,7 +297,7 @@
     const contour = (name, input, output) => {
       let due = 0;
       const chosen = () => {
-        const level = data.levels[name] * 2 ** Number(input.value);
+        const level = data.levels[name === "frames" ? "initial" : name] * 2 ** Number(input.value);
         output.textContent = `${level.toPrecision(3)}${Number(input.value) === 0 ? " (the run's)" : ""}`;
         return level;
       };
@@ -310,7 +305,7 @@
       input.addEventListener("input", () => { chosen(); clearTimeout(due); due = setTimeout(update, 60); });
       update();
     };
-    contour("initial", byId("level"), byId("level_text"));
+    contour("frames", byId("level"), byId("level_text"));
     if (volumes.target) contour("target", byId("target_level"), byId("target_text"));
     else byId("target_row").hidden = true;
     byId("target").addEventListener("change", redraw);
@@ -376,13 +371,15 @@
       panels.push({ volume, canvas });
     }
     const draw = () => {
-      const [nx, ny, nz] = data.shape, step = [ny * nz, nz, 1], across = Number(axis.value);
+      const [nx, ny, nz] = data.grid.shape, step = [ny * nz, nz, 1], across = Number(axis.value);
       const [u, v] = [0, 1, 2].filter((k) => k !== across), at = Number(place.value);
-      byId("place_text").textContent = `${"xyz"[across]} = ${(data.origin[across] + at * data.voxel[across]).toFixed(1)} Å`;
+      const where = data.grid.origin[across] + at * data.grid.voxel[across];
+      byId("place_text").textContent = `${"xyz"[across]} = ${where.toFixed(1)} Å`;
       for (const { volume, canvas } of panels) {
-        canvas.width = data.shape[u];
-        canvas.height = data.shape[v];
-        canvas.style.aspectRatio = `${data.shape[u] * data.voxel[u]} / ${data.shape[v] * data.voxel[v]}`;
+        canvas.width = data.grid.shape[u];
+        canvas.height = data.grid.shape[v];
+        const [width, height] = [u, v].map((k) => data.grid.shape[k] * data.grid.voxel[k]);
+        canvas.style.aspectRatio = `${width} / ${height}`;
         const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
         for (let j = 0, p = 0; j < canvas.height; j++) for (let i = 0; i < canvas.width; i++, p += 4) {
           const code = volume.codes[at * step[across] + i * step[u] + (canvas.height - 1 - j) * step[v]];
@@ -395,7 +392,7 @@
       }
     };
     const choose = () => {
-      place.max = data.shape[Number(axis.value)] - 1;
+      place.max = data.grid.shape[Number(axis.value)] - 1;
       place.value = data.middle[Number(axis.value)];
       draw();
     };

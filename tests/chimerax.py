@@ -1,0 +1,103 @@
+"""A small ChimeraX: runs a script's commands as its user guide has them, and says what is open and where."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cryotrans_jax.maps import read_map, same_grid
+
+MAP, MODEL, SERIES = "map", "model", "series"
+NUMBER = r"-?\d+(\.\d+)?(e[-+]?\d+)?"
+COLOUR = r"#([0-9a-f]{6}|[0-9a-f]{8})"
+PALETTE = rf"{NUMBER},{COLOUR}(:{NUMBER},{COLOUR})+"
+OPTIONS = {  # command: its options, and what a value of each looks like
+    "volume": {
+        "style": "surface|mesh|image",
+        "level": NUMBER,
+        "step": r"\d+",
+        "color": COLOUR,
+        "voxelSize": rf"{NUMBER}(,{NUMBER},{NUMBER})?",
+    },
+    "color sample": {"map": r"#\d+", "palette": PALETTE, "key": "true|false"},
+    "color bfactor": {"palette": PALETTE},
+    "cartoon": {},
+}
+
+
+@dataclass
+class Opened:
+    """A model that is open: what it is, its files, contour levels and colours, its pose, and whether it is shown."""
+
+    kind: str
+    files: list[Path]
+    levels: list[float] = field(default_factory=list)
+    colours: list[str] = field(default_factory=list)
+    pose: np.ndarray = field(default_factory=lambda: np.eye(4)[:3])
+    shown: bool = True
+
+
+def run(script: Path) -> dict[int, Opened]:
+    """Models by their numbers once the script has run; AssertionError where ChimeraX would stop or do otherwise."""
+    models: dict[int, Opened] = {}
+    for line in script.read_text().splitlines():
+        if line.startswith("#"):
+            assert ";" not in line
+        elif line.startswith("open "):
+            open_files(line, script.parent, models)
+        elif line.startswith("view matrix "):
+            place(line, models)
+        elif line.startswith(("hide ", "show ")):
+            found = re.fullmatch(r"(hide|show) #!(\d+) models", line)  # of a series the parent alone, without its maps
+            assert found, line
+            models[int(found[2])].shown = found[1] == "show"
+        elif line not in ("lighting soft", "view"):
+            style(line, models)
+    return models
+
+
+def open_files(line: str, folder: Path, models: dict[int, Opened]) -> None:
+    """Open the files; ChimeraX runs a script in its own folder, and numbers models as they come."""
+    assert not re.search(r"[*?\[\];~\x00-\x1f]", line), line
+    words = shlex.split(line)[1:]
+    option = words[-2] if words[-1] == "true" else None
+    assert option in (None, "vseries", "coordsets")
+    names = words[:-2] if option else words
+    files = [folder / name for name in names]
+    assert files and all(
+        file.is_file() and not Path(name).is_absolute() for file, name in zip(files, names, strict=True)
+    )
+    maps = all(file.suffix == ".mrc" for file in files)
+    if option == "vseries":
+        first, *others = map(read_map, files)
+        assert maps and others and not any(same_grid(first, other) for other in others)
+    else:
+        assert len(files) == 1
+        assert option is None or files[0].suffix in (".pdb", ".cif")
+    kind = SERIES if option == "vseries" else MAP if maps else MODEL
+    models[max(models, default=0) + 1] = Opened(kind, files)
+
+
+def place(line: str, models: dict[int, Opened]) -> None:
+    """Give a model its pose, by rows, from its own frame to the scene's."""
+    found = re.fullmatch(rf"view matrix models #(\d+)((,{NUMBER}){{12}})", line)
+    assert found, line
+    models[int(found[1])].pose = np.array(found[2].split(",")[1:], float).reshape(3, 4)
+
+
+def style(line: str, models: dict[int, Opened]) -> None:
+    """Check a command with a model and options, and keep a map's levels and colours."""
+    command = next(name for name in OPTIONS if line.startswith(f"{name} #"))
+    number, *words = line.removeprefix(f"{command} #").split()
+    model, pairs = models[int(number)], list(zip(words[::2], words[1::2], strict=True))
+    for option, value in pairs:
+        assert re.fullmatch(OPTIONS[command][option], value), line
+    assert (model.kind == MODEL) == (command in ("cartoon", "color bfactor")), line
+    if command == "volume" and "level" in dict(pairs):
+        model.levels = [float(value) for option, value in pairs if option == "level"]
+        model.colours = [value for option, value in pairs if option == "color"]
+        assert len(model.colours) in (0, 1, len(model.levels)), line
+    if command == "color sample":
+        assert models[int(dict(pairs)["map"][1:])].kind == MAP
