@@ -209,7 +209,7 @@ def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        (dict(cella=(1e30, 9, 9)), "voxels of 2e.29, .* outside 0.01 to 1000: set the cell"),
+        (dict(cella=(1e30, 9, 9)), "voxels of 2e.29, .* outside 0.01 to 1000: give their size"),
         (dict(cella=(1e-30, 9, 9)), "voxels of 2e-31"),
         (dict(origin=(0, 3e38, 0)), "lies at .0, 3e.38, 0. Å by its header: set its origin"),
         (dict(origin=(0, 0, 0), nxstart=2**31 - 1), "lies at .3.22123e.09, 0, 0"),
@@ -256,9 +256,11 @@ def test_a_residue_without_a_number_is_for_mmcif_and_in_no_range(tmp_path):
 
 
 def test_an_atom_beyond_reach_is_explained(tmp_path):
-    (tmp_path / "a.pdb").write_text(LINE.replace("  10.000", "98765432"))
+    (tmp_path / "a.pdb").write_text(LINE)
+    model = atoms.read_model(tmp_path / "a.pdb")
+    atoms.write_model(tmp_path / "a.cif", atoms.moved(model, np.full_like(atoms.positions(model), 98765432.0)))
     with pytest.raises(InputError, match="an atom 9.87654e.07 Å from 0"):
-        atoms.read_model(tmp_path / "a.pdb")
+        atoms.read_model(tmp_path / "a.cif")
 
 
 def test_a_stray_atom_makes_no_box(tmp_path):

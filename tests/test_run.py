@@ -175,6 +175,7 @@ def test_frames_and_models_start_at_the_input_and_approach_the_target(run, folde
 def test_the_settings_written_down_are_the_flags_of_the_run(run):
     assert set(json.loads((run / "config.json").read_text())["settings"]) == {
         "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
+        "voxel_size", "target_voxel_size", "all_models",
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
@@ -557,7 +558,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(initial="9XYZ_3A.mrc"), ["no map 9XYZ_3A.mrc here or in {}/data", "no 9XYZ.cif or 9XYZ.pdb"]),
         (dict(target=None), ["no --target"]),
         (dict(initial="{}/text.mrc"), ["text.mrc is not an MRC file"]),
-        (dict(initial="{}/initial.cif"), ["initial.cif is not an MRC file"]),
+        (dict(initial="{}/initial.cif"), ["initial.cif is an atomic model, not a map"]),
         (dict(target="{}/cut.mrc"), ["cut.mrc is truncated"]),
         (dict(target="{}/nan.mrc"), ["nan.mrc holds 1 values that are NaN"]),
         (dict(initial="{}/flat.mrc"), ["flat.mrc has the value 1 throughout"]),
@@ -568,7 +569,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(frame="middle"), ["--frame=middle"]),
         (dict(model="{}/outside.cif"), ["of 16 atoms of {}/outside.cif lie outside the map"]),
         (dict(model="none.cif"), ["no file none.cif here or in {}/data"]),
-        (dict(model="{}/initial.mrc"), ["initial.mrc has no atoms: give an atomic model"]),
+        (dict(model="{}/initial.mrc"), ["initial.mrc is a map, not an atomic model"]),
         (dict(reference="none.cif"), ["no file none.cif here or in {}/data"]),
         (dict(reference="{0}/target.cif,{0}/target.cif"), ["2 references for 1 targets"]),
         (dict(out_dir="{}/initial.mrc"), ["initial.mrc is a file, not a folder"]),
