@@ -160,7 +160,9 @@ def test_one_atom_is_a_gaussian():
     sigma = resolution * 0.225
     y = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * voxel + origin
     exact = z * (2 * np.pi * sigma**2) ** -1.5 * np.exp(-((y - x) ** 2).sum(-1) / (2 * sigma**2))
-    np.testing.assert_allclose(map.density, exact, atol=4e-6 * exact.max())  # cut at 5 sigma
+    np.testing.assert_allclose(
+        map.density, exact, atol=5e-6 * exact.max()
+    )  # cut at 5 sigma, where 4e-6 are left; float32
 
 
 def test_simulated_map_integrates_to_the_sum_of_atomic_numbers(model):

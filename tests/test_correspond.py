@@ -147,7 +147,7 @@ def test_points_keep_mass_and_centre():
     blocks = np.unique(np.argwhere(density) // size, axis=0)
     assert len(x) == len(blocks) and share.sum() == pytest.approx(1, abs=1e-12)
     np.testing.assert_array_equal(np.floor(x / (VOXEL * size)), blocks)
-    np.testing.assert_allclose(share @ x, at.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(share @ x, at.mean(0), rtol=1e-5)  # summed as float32 in a block
 
 
 def test_points_follow_the_strong_density_only():

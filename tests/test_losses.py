@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
@@ -63,8 +64,8 @@ def test_blur_keeps_mass_and_adds_its_variance(sigma):
     n = 61  # the middle is ten deviations from the edge
     offset = np.arange(n) - n // 2
     row = gaussian_matrix(n, sigma)[n // 2]
-    assert row.sum() == pytest.approx(1, abs=1e-6)
-    assert offset**2 @ row == pytest.approx(sigma**2, abs=1e-6)
+    assert row.sum() == pytest.approx(1, abs=rounding(1, 61))
+    assert offset**2 @ row == pytest.approx(sigma**2, abs=rounding(10, 61))
     assert row.min() > -1e-6  # a density stays positive
 
 
@@ -77,9 +78,11 @@ def test_a_wide_blur_is_the_gaussian(sigma):
 
 def test_blur_of_almost_no_width_is_the_identity(volume):
     kernel = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 1e-3)
-    np.testing.assert_allclose(BLUR(volume, kernel), volume, atol=3e-6)  # weights of 1e-6 beside the middle
+    np.testing.assert_allclose(
+        BLUR(volume, kernel), volume, atol=2e-6 + rounding(1, 60)
+    )  # weights of 1e-6 beside the middle
     none = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 0.0)
-    np.testing.assert_allclose(BLUR(volume, none), volume, atol=1e-6)  # float32
+    np.testing.assert_allclose(BLUR(volume, none), volume, atol=rounding(1, 60))
 
 
 def test_blur_is_the_same_width_in_angstrom_along_every_axis():
@@ -98,8 +101,8 @@ def test_blur_commutes_with_exchange_of_axes(volume):
     kernel = gaussian_blur(volume.shape, size, 1.5)
     turned = gaussian_blur(tuple(volume.shape[k] for k in order), size[list(order)], 1.5)
     np.testing.assert_allclose(
-        BLUR(volume.transpose(order), turned), BLUR(volume, kernel).transpose(order), atol=1e-6
-    )  # float32
+        BLUR(volume.transpose(order), turned), BLUR(volume, kernel).transpose(order), atol=rounding(1, 60)
+    )
 
 
 def test_rigidity_is_zero_under_a_rigid_motion(grid):
@@ -196,7 +199,7 @@ def test_huber_is_a_mean_weighted_by_the_points_weights():
     weight = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
     found = float(huber(moved, ends, jnp.asarray(weight), 1.0))
     assert found == pytest.approx(weight @ values / weight.sum(), rel=1e-4)  # float32
-    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=1e-6)
+    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=rounding(1, 30))
 
 
 def test_the_gradient_of_huber_is_finite_where_a_point_is_in_place():

@@ -91,7 +91,7 @@ def test_masks_and_the_sphere_reach_the_fit(folder, fitted, maps):
     cut = mask.masked(maps[1], halves(maps[1]))
     for found, map_ in ((initial, maps[0]), (target, cut)):
         expected = map_.density * mask.sphere(map_, 8.0).density
-        np.testing.assert_allclose(found.density, expected, atol=1e-6 * expected.max())  # a file's header is float32
+        np.testing.assert_allclose(found.density, expected, atol=1e-5 * expected.max())  # a file's header is float32
 
 
 def test_there_are_as_many_masks_as_targets(folder, fitted):

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from cryotrans_jax import atoms, micelle
 from cryotrans_jax.demo import hinge_pair
+from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, write_map
 
 THICK, WIDE = 10.0, 14.0  # Å: half the belt's thickness, and how far it reaches beyond the molecule
@@ -90,11 +91,11 @@ def test_maps_without_a_body_have_nothing_to_tell():
         assert micelle.proteins([map_, map_]) == [None, None]
 
 
-def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path):
+def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path, monkeypatch):
     for name, one in zip("ab", pair, strict=True):
         write_map(tmp_path / f"{name}.mrc", with_belt(one))
     maps = f"--initial={tmp_path}/a.mrc", f"--target={tmp_path}/b.mrc"
-    quick = "--recipe=paper", "--bin=4", "--steps=0.0001", "--frames=1", "--align=none"
+    quick = "--recipe=paper", "--bin=8", "--steps=0.0001", "--frames=1", "--align=none"
     out = tmp_path / "out"
     status, printed, error = job("run", *maps, *quick, f"--out_dir={out}")
     assert status == 0, error
@@ -110,5 +111,11 @@ def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path):
     (out / "inputs" / "protein_in_a.mrc").unlink()
     status, _, error = job("predict", f"--run_dir={out}", "--frames=1", "--overwrite")
     assert status == 2 and "protein_in_a.mrc is gone or changed" in error
+
+    def stop(*_):
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.results.fit_case", stop)
     status, printed, error = job("run", *maps, *quick, "--micelle=keep", f"--out_dir={tmp_path}/kept")
-    assert status == 0 and "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists(), error
+    assert (status, error) == (2, "error: enough\n")
+    assert "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists()

@@ -69,7 +69,7 @@ def test_sums_of_two_sets_of_images_are_those_of_all(density):
 def test_fewer_noisy_images_resolve_less(density):
     """And Wiener's filter brings each map nearer to the truth."""
     found = []
-    for count in (800, 40):
+    for count in (300, 40):
         views = turns(count)
         images = projection.project(density, views)
         images = images + 3 * images.std() * jax.random.normal(jax.random.key(0), images.shape)

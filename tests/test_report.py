@@ -121,6 +121,7 @@ def test_a_run_of_maps_without_voxel_sizes_is_read_again_by_the_sizes_it_was_giv
     for sizes, expected in (({}, 2), ({"voxel_size": size, "target_voxel_size": size}, 0)):
         config["settings"] |= sizes
         (out / "config.json").write_text(json.dumps(config))
+        run_folder.sign(out)
         status, _, error = job("predict", f"--run_dir={out}", "--frames=2")
         assert status == expected and ("no voxel size" in error) == bool(expected), error
     assert same_grid(read_map(out / "predict_2" / "frame_00.mrc"), maps[0]) is None

@@ -25,6 +25,7 @@ from experiments import exchange, inputs, results, run_folder
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
+QUICK = dict(recipe="paper", bin=4, steps=0.005)  # one stage of ten steps, for what no fit's quality matters to
 TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif"}
@@ -216,17 +217,18 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     assert a == b
 
 
-def test_several_seeds_say_where_they_differ(run, folder, job, tmp_path):
+def test_several_seeds_say_where_they_differ(folder, job, tmp_path):
     """The results are those of the first seed, with a map of the spread beside them."""
-    out = tmp_path / "seeds"
-    status, printed, error = job("run", *arguments(folder, out, seeds=2))
+    first, out = tmp_path / "first", tmp_path / "seeds"
+    assert job("run", *arguments(folder, first, **QUICK, report="false"))[0] == 0
+    status, printed, error = job("run", *arguments(folder, out, **QUICK, report="false", seeds=2))
     assert status == 0, error
     scores = json.loads((out / "metrics.json").read_text())
     assert 0 < scores["seed_spread_median"] <= scores["seed_spread_95"] < 20
     assert "spread over seeds" in printed
     spread, generated = read_map(out / "seed_spread.mrc"), read_map(out / "generated.mrc")
     assert not same_grid(spread, generated)
-    assert (out / "generated.mrc").read_bytes() == (run / "generated.mrc").read_bytes()
+    assert (out / "generated.mrc").read_bytes() == (first / "generated.mrc").read_bytes()
 
 
 def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
@@ -249,7 +251,7 @@ def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
 
 def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, job, tmp_path):
     """The chain's halves, by residues of the model and then by the map of them; and the model goes with the map."""
-    given = dict(recipe="paper", bin=4, steps=0.02, frames=2, model=folder / "initial.cif", report="false")
+    given = QUICK | dict(frames=2, model=folder / "initial.cif", report="false")
     out, again = tmp_path / "out", tmp_path / "again"
     status, printed, error = job("run", *arguments(folder, out, parts="A:1-8;A:9-16", **given))
     assert status == 0, error
@@ -269,6 +271,7 @@ def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, jo
     assert (again / "predict_2/generated.mrc").read_bytes() == (out / "generated.mrc").read_bytes()
 
 
+@pytest.mark.slow
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
     """In programs of their own, since XLA reads its flags once, and ends the program at one that it does not know."""
     program = "import os, experiments.run as r; r.define_flags(); r.run(r.main); print(os.environ['XLA_FLAGS'])"
@@ -285,12 +288,15 @@ def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xl
     assert json.loads((tmp_path / "a/config.json").read_text())["settings"]["deterministic"] is True
 
 
+@pytest.mark.parametrize("users", [None, "--xla_force_host_platform_device_count=1"])
 @pytest.mark.parametrize("given, flags", [([], None), (["--deterministic"], "--xla_gpu_deterministic_ops=true")])
-def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given, flags):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.delenv("XLA_FLAGS")
+def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given, flags, users):
+    """After what the user has told it."""
+    monkeypatch.setenv("XLA_FLAGS", users or "")
+    if users is None:
+        monkeypatch.delenv("XLA_FLAGS")
     assert job("run", *arguments(folder, tmp_path, target="none.mrc"), *given)[0] == 2
-    assert os.environ.get("XLA_FLAGS") == flags
+    assert os.environ.get("XLA_FLAGS") == (" ".join(filter(None, [users, flags])) or None)
 
 
 def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps):
@@ -343,7 +349,7 @@ def far(folder, models):
     return folder / "far.mrc"
 
 
-@pytest.mark.parametrize("frame", ["initial", "target"])
+@pytest.mark.parametrize("frame", [pytest.param("initial", marks=pytest.mark.slow), "target"])
 def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, run, far, job, tmp_path, frame):
     """Aligned, fitted and scored with one command; maps and models in the target's frame as well where asked for."""
     files = dict(target=far, model=folder / "initial.cif", reference=folder / "far.cif", align="auto", frame=frame)
@@ -394,7 +400,9 @@ def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
         write_map(tmp_path / f"run_half{k}_class001_unfil.mrc", half)
     one, other = (tmp_path / f"run_half{k}_class001_unfil.mrc" for k in (1, 2))
     out = tmp_path / "out"
-    status, _, error = job("run", *arguments(folder, out, target=far, align="auto", frames=1, target_half1=one))
+    status, _, error = job(
+        "run", *arguments(folder, out, target=far, align="auto", frames=1, target_half1=one, parts="none")
+    )
     assert status == 0, error
     head, *rows = losses(out)
     assert head[-1] == "other half-map"
@@ -452,11 +460,11 @@ def test_predicting_into_the_run_leaves_it_a_run(folder, run, job, tmp_path):
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
-    assert job("run", *arguments(folder, tmp_path, model=folder / "initial.cif"))[0] == 0
-    assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite", "--report=false")[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, model=folder / "initial.cif"))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=2), "--overwrite", "--report=false")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == TOLD | {
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
-        "transform.json", "parts.mrc", "SHA256SUMS",
+        "transform.json", "SHA256SUMS",
     }  # fmt: skip
     *_, target = chimerax.run(tmp_path / "view.cxc").items()
     assert target[0] == exchange.target_number(False) and target[1].files[0].resolve() == folder / "target.mrc"
@@ -485,7 +493,7 @@ def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
     mine = {"model_of_mine.cif": b"mine", "generated.txt": b"by hand", "frame_a.mrc": b"too"}
     for name, data in mine.items():
         (tmp_path / name).write_bytes(data)
-    assert job("run", *arguments(folder, tmp_path, frames=1))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=1))[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in mine if (tmp_path / name).exists()} == mine
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from jax.test_util import check_grads
 
 from cryotrans_jax.splat import gather, splat
@@ -25,23 +26,26 @@ def test_splat_keeps_mass_and_centre_of_mass():
     x, rho = points(200, beyond=0)
     volume = np.asarray(splat(x, rho, SHAPE, CORNER, VOXEL), np.float64)
     mass = np.asarray(rho, np.float64)
-    assert volume.sum() == pytest.approx(mass.sum(), rel=1e-6)  # float32
+    assert volume.sum() == pytest.approx(mass.sum(), rel=rounding(1, 50))  # a voxel adds up some fifty shares
     centre = np.tensordot(volume, CENTRES, axes=3) / volume.sum()
-    np.testing.assert_allclose(centre, mass @ np.asarray(x, np.float64) / mass.sum(), atol=1e-6)
+    np.testing.assert_allclose(centre, mass @ np.asarray(x, np.float64) / mass.sum(), atol=rounding(1.5, 50))
 
 
 def test_gather_is_the_adjoint_of_splat_outside_too():
     x, rho = points(300, beyond=3)
     v = jnp.asarray(np.random.default_rng(2).normal(size=SHAPE), jnp.float32)
     left = jnp.vdot(splat(x, rho, SHAPE, CORNER, VOXEL), v)
-    assert left == pytest.approx(float(jnp.vdot(rho, gather(v, x, CORNER, VOXEL))), rel=1e-4)  # float32, signs cancel
+    terms = np.asarray(rho * gather(v, x, CORNER, VOXEL), np.float64)
+    assert left == pytest.approx(terms.sum(), abs=rounding(np.abs(terms).sum(), 50))
 
 
 def test_gather_of_a_linear_volume_is_linear():
     x, _ = points(100, beyond=0)
     slope = np.array([1.0, -2.0, 0.5])
     v = jnp.asarray(CENTRES @ slope, jnp.float32)
-    np.testing.assert_allclose(gather(v, x, CORNER, VOXEL), np.asarray(x) @ slope, atol=1e-6)  # float32
+    np.testing.assert_allclose(
+        gather(v, x, CORNER, VOXEL), np.asarray(x) @ slope, atol=rounding(4.0, 30)
+    )  # eight corners of values up to 4
 
 
 @pytest.mark.parametrize("voxel", [(0, 0, 0), (4, 6, 5), (1, 5, 2)])

@@ -34,7 +34,7 @@ def study(job, pair, tmp_path_factory):
     def quick(case, settings):
         cases.append(case)
         assert settings.recipe == "default"
-        settings.recipe, settings.bin = "paper", 2
+        settings.recipe, settings.bin = "paper", 4
         return fit(case, settings)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import bent_chain
+from conftest import bent_chain, rounding
 from scipy import ndimage
 
 import cryotrans_jax as ct
@@ -160,8 +160,8 @@ def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stay
     field = made(lambda x: jnp.sin(x @ weight))
     for turn, shift in zip(turns, shifts, strict=True):
         there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
-        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=1e-5)
-    np.testing.assert_allclose(made(field)(x), field(x), atol=1e-5)
+        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=rounding(4.0, 50))
+    np.testing.assert_allclose(made(field)(x), field(x), atol=rounding(4.0, 50))
     assert float(abs(field(x)).max()) > 0.1
 
 
@@ -284,14 +284,20 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
     assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
 
 
-def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
+@pytest.mark.parametrize("stages", [3, pytest.param(6, marks=pytest.mark.slow)])
+def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stages, monkeypatch):
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
-    symmetric as with one field. A fit that stopped goes on to the same end."""
+    symmetric as with one field. A fit that stopped goes on to the same end. The first three stages do for that."""
     group, (start, end), maps = pair
     how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
+    default = recipes.default
+    redrawn = min(stages, 4)
+    monkeypatch.setattr(
+        recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[:stages], redrawn=redrawn)
+    )
     kept = []
     fit = ct.morph(*maps, symmetry="C2", keep=kept.append, **how)
-    late = next(snapshot for snapshot in kept if snapshot.state.stage == 4)
+    late = next(snapshot for snapshot in kept if snapshot.state.stage == (2 if stages == 3 else 4))
     again = ct.morph(*maps, symmetry="C2", begun=late, **how)
     jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
@@ -302,10 +308,11 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
     velocity = fit.config.network.apply
     turn = group.operators[1].rotation
     at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
-    np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=rounding(1.0, 400))
     moved = atoms.positions(fit.move(start))
     assert from_each_to_nearest(group.operators[1](moved), moved) < 2e-3
-    assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < 0.3 * metrics.ca_displacement(start, end)["rmsd"]
+    left = 0.6 if stages == 3 else 0.3
+    assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < left * metrics.ca_displacement(start, end)["rmsd"]
     frame = fit.generated()
     turned = resampled(frame, frame, group.operators[1]).density
     assert metrics.correlation(turned, frame.density) > 0.99

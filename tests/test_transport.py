@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from ott.geometry import grid, pointcloud
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
@@ -61,7 +62,7 @@ def test_lse_along_is_the_dense_sum(axis, shape, window):
     terms = np.moveaxis(h, axis, -1)[..., None, :] + kernel
     exact = np.moveaxis(logsumexp(terms, axis=-1), -1, axis)
     found = jax.jit(lse_along, static_argnums=(1, 3))(jnp.asarray(h), axis, 0.3, window)
-    np.testing.assert_allclose(found, exact, atol=2e-5)  # float32 of sums up to 100
+    np.testing.assert_allclose(found, exact, atol=rounding(100.0, 4))  # sums up to this size
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -77,8 +78,8 @@ def test_the_kernel_is_that_of_the_grid_and_of_the_dense_cost(axis):
     )
     apply = jax.jit(lambda geometry: geometry.apply_lse_kernel(f, g, EPSILON, axis=axis)[0])
     ours, stock, full = (apply(geometry) for geometry in geometries)
-    np.testing.assert_allclose(ours, stock, atol=1e-6)  # float32 of numbers below 0.5
-    np.testing.assert_allclose(ours, full, atol=1e-6)
+    for other in (stock, full):
+        np.testing.assert_allclose(ours, other, atol=rounding(0.5, 50))  # three sums of up to 7 terms, or one of 210
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA fuses is another matter elsewhere")
@@ -107,8 +108,10 @@ def test_five_iterations_give_the_potentials_of_the_stock_grid(blobs):
     assert len(out.errors) == 5 and out.errors[-1] > 1e-4  # not converged, so that the number of iterations counts
     phi, psi = POTENTIALS(*blobs, SIDE, 0.01, 5, None)
     # ours are without the logarithm of the mass, which is up to 0.46
-    np.testing.assert_allclose(phi.ravel(), out.f - 0.01 * jnp.log(a.ravel()), atol=2e-6)  # float32
-    np.testing.assert_allclose(psi.ravel(), out.g - 0.01 * jnp.log(b.ravel()), atol=2e-6)
+    np.testing.assert_allclose(
+        phi.ravel(), out.f - 0.01 * jnp.log(a.ravel()), atol=rounding(0.5, 150)
+    )  # five times two sums, three axes each
+    np.testing.assert_allclose(psi.ravel(), out.g - 0.01 * jnp.log(b.ravel()), atol=rounding(0.5, 150))
 
 
 def test_w2_is_symmetric_once_converged(blobs):
@@ -150,7 +153,7 @@ def test_the_gradient_is_the_potential_and_finite_in_empty_voxels(blobs):
     _, gradient = W2(a, b, SIDE, 0.01, 5, None)
     phi, _ = POTENTIALS(a, b, SIDE, 0.01, 5, None)
     assert np.isfinite(gradient).all()
-    np.testing.assert_allclose(gradient, phi, rtol=1e-5, atol=1e-7)  # float32
+    np.testing.assert_allclose(gradient, phi, atol=rounding(0.5, 50))
 
 
 def test_the_gradient_is_that_of_finite_differences_once_converged(masses):
@@ -215,7 +218,7 @@ def test_the_window_error_bounds_what_a_window_changes(blobs):
     solve = jax.jit(lambda w: potentials(a, b, SIDE, epsilon, 5, w), static_argnums=0)
     exact = solve(None)
     bounds = []
-    for window in (2, 4, 6, 8):
+    for window in (2, 8):
         found = solve(window)
         changed = max(float(jnp.max(jnp.abs(f - e) * (m > 1e-6))) for f, e, m in zip(found, exact, (a, b), strict=True))
         bounds.append(float(window_error(*found, a, b, SIDE, epsilon, window)))
