@@ -60,7 +60,7 @@ def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
 def test_what_a_target_has_of_a_volume_is_its_share_at_the_scale_that_fits_best(volume, scale):
-    """Halves with 1/2 and 3/2 of the density: the best scale is 1, so that one half is there by 1/2, the other whole."""
+    """Halves with 1/2 and 3/2 of the density: at the best scale, 1, one is there by 1/2, the other whole."""
     first = (jnp.arange(10) < 5) * jnp.ones(volume.shape)
     even = (volume + volume[:, :, ::-1]) * scale  # both halves of z are alike
     np.testing.assert_allclose(found(even, even * (1.5 - first)), 1 - 0.5 * first, rtol=1e-5)  # float32

@@ -1,7 +1,6 @@
 """Point groups are groups; a flow fitted to one unit commutes with them, and so do its frames and models."""
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import gemmi
@@ -13,7 +12,7 @@ from conftest import bent_chain
 from scipy import ndimage
 
 import cryotrans_jax as ct
-from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
+from cryotrans_jax import atoms, metrics, prepare, recipes, symmetry
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.symmetry import Symmetry
 
@@ -95,20 +94,6 @@ def test_the_units_shares_add_up_to_one_over_its_copies(name):
     far = group.shares(x, 1e-3)  # a sharp border: each position belongs to one copy
     assert far.mean() == pytest.approx(1 / len(group.operators), rel=0.2)
     np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
-
-
-def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
-    group = Symmetry.named("D2", (0.1, 0.2, 0.3))
-    turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
-    made = partial(flow.symmetric, turns=turns, shifts=shifts)
-    weight = jax.random.normal(jax.random.key(0), (4, 3))
-    x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
-    field = made(lambda x: jnp.sin(x @ weight))
-    for turn, shift in zip(turns, shifts, strict=True):
-        there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
-        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=1e-5)
-    np.testing.assert_allclose(made(field)(x), field(x), atol=1e-5)
-    assert float(abs(field(x)).max()) > 0.1
 
 
 # ----------------------------------------------------------------------------------------------- maps, models and fits

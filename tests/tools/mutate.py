@@ -114,7 +114,8 @@ def slots(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], l
             for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(node, ast.AST) and not is_silent(node):
                     yield node, placing(parent, field, index), chain + [parent]
-                    yield from visit(node, chain + [parent])
+                    if not is_negative(node):
+                        yield from visit(node, chain + [parent])
 
     yield from visit(tree, [])
 
@@ -123,6 +124,11 @@ def is_silent(node: ast.AST) -> bool:
     """Whether a node has no behaviour that a test should see: messages, imports, arguments that change no result."""
     silent = isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom)
     return silent or (isinstance(node, ast.keyword) and node.arg in CHECKS)
+
+
+def is_negative(node: ast.AST) -> bool:
+    """Whether a node is a negative number, which changes as one."""
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
 
 
 def placing(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST], None]:
