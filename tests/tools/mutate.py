@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib
 import importlib.machinery
 import json
@@ -255,6 +256,7 @@ def start_tests(module: str, source: str, seconds: Path) -> int:
     status = FAULT
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with open(seconds.with_suffix(f".{os.getpid()}.log"), "w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
@@ -296,21 +298,25 @@ def ended(child: int, since: float, limit: float) -> str | None:
     return {0: "survived", FAULT: "fault"}.get(code, "killed")
 
 
-def fates(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -> Iterator[tuple[Mutant, str]]:
+def outcomes(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -> Iterator[tuple[Mutant, str]]:
     """Each mutant of one module and what became of it, in the order in which their processes end."""
     waiting, running = list(chosen), {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop(0)
-            running[start_tests(mutant.module, mutant.source(), seconds)] = mutant, time.monotonic()
-        for child, (mutant, since) in list(running.items()):
-            if fate := ended(child, since, limit):
-                del running[child]
-                if fate == "fault":
-                    log = seconds.with_suffix(f".{child}.log").read_text()
-                    raise RuntimeError(f"the tests could not be run for {mutant}:\n{log}")
-                yield mutant, fate
-        time.sleep(0.02)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop(0)
+                running[start_tests(mutant.module, mutant.source(), seconds)] = mutant, time.monotonic()
+            for child, (mutant, since) in list(running.items()):
+                if fate := ended(child, since, limit):
+                    del running[child]
+                    if fate == "fault":
+                        log = seconds.with_suffix(f".{child}.log").read_text()
+                        raise RuntimeError(f"the tests could not be run for {mutant}:\n{log}")
+                    yield mutant, fate
+            time.sleep(0.02)
+    finally:
+        for child in running:
+            os.killpg(child, signal.SIGKILL)
 
 
 def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str]]:
@@ -321,11 +327,11 @@ def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tup
         begin = time.monotonic()
         plain = Mutant(module, 0, 0, "unchanged", "", lambda: ast.unparse(ast.parse(text)))
         for _ in range(2):  # in the files' order, and the quickest first
-            if [fate for _, fate in fates([plain], seconds, 3600, 1)] != ["survived"]:
+            if [fate for _, fate in outcomes([plain], seconds, 3600, 1)] != ["survived"]:
                 logs = "".join(log.read_text() for log in Path(folder).glob("*.log"))
                 raise RuntimeError(f"the tests of {module} fail on the module as it is:\n{logs}")
         limit = max(LEAST, SLACK * (time.monotonic() - begin))
-        yield from fates(chosen, seconds, limit, jobs)
+        yield from outcomes(chosen, seconds, limit, jobs)
 
 
 def module_text(module: str) -> str:
@@ -372,15 +378,42 @@ def survival(counts: dict[str, Counter]) -> float:
     return total["survived"] / max(sum(total.values()) - total["equivalent"], 1)
 
 
-def mutate(chosen: dict[str, list[Mutant]], jobs: int = 1) -> dict[str, Counter]:
+class Fates:
+    """What became of mutants in earlier runs, in a JSON file. Tests are only added, so that what was killed stays so."""
+
+    def __init__(self, path: Path | None):
+        """Read the file, if there is one."""
+        self.path = path
+        self.known = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def killed(self, mutant: Mutant) -> str | None:
+        """How a mutant was killed, None where it was not."""
+        fate = self.known.get(self.key(mutant))
+        return fate if fate in ("killed", "stopped") else None
+
+    def keep(self, mutant: Mutant, fate: str) -> None:
+        """Add a mutant."""
+        self.known[self.key(mutant)] = fate
+        if self.path:
+            self.path.write_text(json.dumps(self.known, indent=0))
+
+    def key(self, mutant: Mutant) -> str:
+        """The mutant's name and a checksum of its whole text."""
+        return f"{mutant} {hashlib.sha256(mutant.source().encode()).hexdigest()[:16]}"
+
+
+def mutate(chosen: dict[str, list[Mutant]], fates: Fates, jobs: int = 1) -> dict[str, Counter]:
     """Run the tests on the mutants, print those that survive, and count by module what became of them."""
     known, counts = equivalents(), {}
     for module, some in chosen.items():
         tried = [one for one in some if (module, one.statement, one.change) not in known]
-        counts[module] = Counter(equivalent=len(some) - len(tried))
+        killed = [fate for one in tried if (fate := fates.killed(one))]
+        left = [one for one in tried if not fates.killed(one)]
+        counts[module] = Counter(killed, equivalent=len(some) - len(tried))
         begin = time.monotonic()
-        for mutant, fate in run_module(module, tried, jobs):
+        for mutant, fate in run_module(module, left, jobs) if left else ():
             counts[module][fate] += 1
+            fates.keep(mutant, fate)
             if fate == "survived":
                 print(mutant, flush=True)
         print(f"{module}: {dict(counts[module])} in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
@@ -402,19 +435,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=300, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
     parser.add_argument("--modules", default=",".join(TESTS), help="names, separated by commas")
-    parser.add_argument("--only", type=Path, help="a file with survivors as they were printed: these are run again")
+    parser.add_argument("--fates", type=Path, help="a file of what became of mutants: those killed are not run again")
     parser.add_argument("--jobs", type=int, default=1, help="processes at one time")
     parser.add_argument("--write", type=Path, help="a page that holds the table between two marks")
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no mutant's process is left behind
     chosen = sample(given.modules.split(","), given.count, given.seed)
-    if given.only:
-        listed = set(given.only.read_text().splitlines())
-        chosen = {module: [one for one in some if str(one) in listed] for module, some in chosen.items()}
-        chosen = {module: some for module, some in chosen.items() if some}
     with tempfile.TemporaryDirectory() as cache:
         warm_up(cache)
-        counts = mutate(chosen, given.jobs)
+        counts = mutate(chosen, Fates(given.fates), given.jobs)
     text = f"{table(counts)}\n\nSurvived: {survival(counts):.1%} of those that are not equivalent."
     print(text)
     if given.write:
