@@ -93,8 +93,8 @@ def test_compressed_files_are_unpacked_and_bounded_and_plain_ones_are_not(tmp_pa
     data = secrets.token_bytes(5000)
     for content, bounded in ((data, False), (pack(data), True)):
         (tmp_path / "file").write_bytes(content)
-        for room in (10, 10**7):
-            monkeypatch.setattr(files, "ROOM", room)
+        for room in (10, 10**7, 2**28):  # the last is the one that holds
+            monkeypatch.undo() if room == 2**28 else monkeypatch.setattr(files, "ROOM", room)
             with unpacked(tmp_path / "file") as (stream, most):
                 assert stream.read() == data
                 assert most == (max(room, files.SQUEEZED * len(content)) if bounded else None)
@@ -110,7 +110,7 @@ def test_damaged_compressed_files_are_told_and_missing_ones_are_missing(tmp_path
         pass
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 100, files.CHUNK])
 def test_no_more_is_taken_of_a_stream_than_asked_for_nor_than_there_is(monkeypatch, chunk):
     monkeypatch.setattr(files, "CHUNK", chunk)
     stream = io.BytesIO(b"0123456789")

@@ -379,7 +379,7 @@ def survival(counts: dict[str, Counter]) -> float:
 
 
 class Fates:
-    """What became of mutants in earlier runs, in a JSON file. Tests are only added, so that what was killed stays so."""
+    """What became of mutants in earlier runs, in a JSON file: as tests are only added, what was killed stays so."""
 
     def __init__(self, path: Path | None):
         """Read the file, if there is one."""
