@@ -112,6 +112,26 @@ def test_residues_that_are_bonded_may_be_near():
     assert geometry.measure(top, xyz)["clashes"] == 0
 
 
+@pytest.mark.parametrize(
+    "first, second, kept",
+    [
+        (("C", "C"), ("N", "N"), 1),
+        (("C", "C"), ("SG", "S"), 0),
+        (("CB", "C"), ("N", "N"), 0),
+        (("N", "N"), ("C", "C"), 1),
+    ],
+)
+def test_distances_about_a_peptide_bond_are_kept_and_about_other_bonds_between_residues_not(first, second, kept):
+    """Of four atoms in a row, two in each residue, the ends are three bonds apart: a peptide bond does not turn."""
+    x = [(0, 0, 0), (1.2, 0.9, 0), (2.5, 0.9, 0), (3.7, 0, 0)]
+    one = [("CX", "C", x[0], "\0"), (*first, x[1], "\0")]
+    model = built(("A", 1, "ALA", one), ("A", 2, "CYS", [(*second, x[2], "\0"), ("CY", "C", x[3], "\0")]))
+    top = geometry.topology(model)
+    assert sorted(map(sorted, top.bonds.tolist())) == [[0, 1], [1, 2], [2, 3]]
+    assert sorted(map(sorted, top.angles.tolist())) == [[0, 2], [1, 3]]
+    assert sorted(map(sorted, top.residue.tolist())) == [[0, 3]] * kept
+
+
 @pytest.mark.parametrize("kind", ["distances", "volumes", "places"])
 def test_the_gradient_is_that_of_the_energy(top, kind):
     rng = np.random.default_rng(0)
