@@ -1,5 +1,6 @@
 """Point groups are groups; a flow fitted to one unit commutes with them, and so do its frames and models."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -96,6 +97,23 @@ def test_the_units_shares_add_up_to_one_over_its_copies(name):
     np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
 
 
+@pytest.mark.parametrize("turn, shift, same", [(5e-3, 0.05, True), (2e-2, 0.0, False), (0.0, 0.2, False)])
+def test_operators_that_differ_by_what_files_round_are_one(turn, shift, same):
+    """By a hundredth in the rotation, and by a tenth of an Å in the shift."""
+    one = Symmetry.named("C3", CENTRE, AXIS).operators[1].matrix
+    off = np.zeros((4, 4))
+    off[1, 0], off[2, 3] = turn, shift
+    assert symmetry.known(one + off, [np.eye(4), one]) == symmetry.known(one - off, [one]) == same
+    assert symmetry.known((one + off)[:3, :3], [np.eye(3), one[:3, :3]]) == (turn < 1e-2)
+
+
+def test_chains_of_an_assembly_have_names_of_one_letter_and_then_of_two():
+    names = list(itertools.islice(symmetry.chain_names(), 62 + 62**2))
+    assert len(set(names)) == len(names) == 62 + len(list(symmetry.chain_names())) - 62
+    assert [len(name) for name in names] == [1] * 62 + [2] * 62**2
+    assert (names[:2], names[61], names[62:64]) == (["A", "B"], "9", ["AA", "AB"])
+
+
 # ----------------------------------------------------------------------------------------------- maps, models and fits
 
 
@@ -139,6 +157,37 @@ def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
     np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
     centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
     np.testing.assert_allclose(centre[:2], group.centre[:2], atol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_map_on_wider_voxels_keeps_its_total_and_its_centre(factor):
+    density = np.zeros((16, 12, 20), np.float32)
+    density[4:8, 4:8, 8:12] = np.random.default_rng(0).uniform(size=(4, 4, 4))  # off the middle
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), CENTRE)
+    wide = symmetry.on_wider_voxels(map_, factor)
+
+    def centre(one):
+        return one.origin + one.voxel_size * ndimage.center_of_mass(one.density)
+
+    np.testing.assert_allclose(wide.voxel_size, factor * map_.voxel_size)
+    np.testing.assert_allclose(centre(wide), centre(map_), rtol=1e-5)
+    np.testing.assert_allclose(wide.density.sum(), density.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["C2", "D3"])
+def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(name):
+    group = Symmetry.named(name, (20.0, 3.0, -1.0), AXIS)
+    density = np.zeros((10, 12, 9), np.float32)
+    density[2:6, 3:8, 4:7] = 1
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), np.array([2.0, -4.0, 7.0]))
+    room = group.room([map_])
+    steps = (map_.origin - room.origin) / map_.voxel_size
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert (steps >= 0).all() and (steps + density.shape <= np.array(room.density.shape) + 1e-9).all()
+    xyz = map_.origin + np.argwhere(density) * map_.voxel_size
+    for operator in group.operators:
+        index = (operator(xyz) - room.origin) / room.voxel_size
+        assert (index >= 0.99).all() and (index <= np.array(room.density.shape) - 1.99).all()  # a voxel to spare
 
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):

@@ -11,7 +11,16 @@ from scipy.linalg import sqrtm
 from scipy.special import logsumexp
 
 from cryotrans_jax.splat import splat
-from cryotrans_jax.transport import VoxelGrid, lse_along, potentials, w2, window_error, window_for
+from cryotrans_jax.transport import (
+    VoxelGrid,
+    exp2_below_zero,
+    lse_along,
+    potentials,
+    w2,
+    w2_and_error,
+    window_error,
+    window_for,
+)
 
 SHAPE = (5, 6, 7)
 VOXEL = np.array([0.11, 0.17, 0.08])  # unit boxes
@@ -221,3 +230,25 @@ def test_the_window_error_bounds_what_a_window_changes(blobs):
         bounds.append(float(window_error(*found, a, b, SIDE, epsilon, window)))
         assert changed / epsilon <= bounds[-1] + 1e-3  # float32 resolves potentials of order 1 to 1e-4 epsilon
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] < 1e-2 < 1 < bounds[0]
+
+
+def test_powers_of_two_are_right_to_three_millionths_and_never_smaller_than_the_least_float():
+    t = np.concatenate([np.linspace(-126, 0, 20001), -np.arange(127.0), np.arange(-126, 0) + 0.5]).astype(np.float32)
+    found = np.asarray(jax.jit(exp2_below_zero)(jnp.asarray(t)), np.float64)
+    np.testing.assert_allclose(found, np.exp2(t.astype(np.float64)), rtol=3e-6)
+    below = np.asarray(exp2_below_zero(jnp.float32([-126.5, -1e6, -np.inf])))
+    np.testing.assert_allclose(below, 2.0**-126, rtol=3e-6)
+
+
+def test_five_iterations_are_the_papers_and_the_error_is_that_of_their_potentials(masses):
+    """The defaults; and where there is no window there is no error."""
+
+    @jax.jit
+    def every(a, b):
+        phi, psi = potentials(a, b, VOXEL, EPSILON, 5, 2)
+        bound = window_error(phi, psi, a, b, VOXEL, EPSILON, 2)
+        return w2_and_error(a, b, VOXEL, EPSILON, window=2), (jnp.vdot(phi, a) + jnp.vdot(psi, b), bound)
+
+    found, expected = every(*masses)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # masses that are divided by 1 are rounded
+    assert found[1] > 0 == jax.jit(lambda a, b: w2_and_error(a, b, VOXEL, EPSILON, 1)[1])(*masses)
