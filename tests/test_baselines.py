@@ -58,6 +58,8 @@ def test_a_barycentre_knows_that_voxels_are_not_cubes():
     ends = [blob(middle, 1.2) for middle in ((6, 4, 6), (6, 7, 6))]
     (frame,) = baselines.barycentre(*ends, [0.5], 1.0, 60, 4)
     np.testing.assert_allclose(moments(frame)[1], (6, 5.5, 6), atol=0.02)
+    (early,) = baselines.barycentre(*ends, [0.5], 1.0, 2, 4)  # which has not converged
+    assert np.abs(early.density - frame.density).max() > 0.01 * frame.density.max()
 
 
 def test_the_straight_line_starts_and_ends_at_the_models_maps(models, maps):
@@ -104,7 +106,8 @@ def test_a_flow_by_squared_difference_is_the_default_recipes_with_one_field(maps
     whole = baselines.recipes.default(problem, 3)
     assert [s.steps for s in config.stages] == [s.steps // 2 for s in whole.stages if s.loss == "matched"]
     assert (config.rival, config.bodies, config.seed) == (None, 0, 3) and whole.bodies and whole.rival
-    assert problem.report["initial"]["threshold"] == pytest.approx(0.02) == made.threshold and problem.blurs[0] == 0
+    assert problem.report["initial"]["threshold"] == pytest.approx(0.02) == made.threshold
+    assert problem.report["targets"][0]["threshold"] == pytest.approx(0.03) and problem.blurs[0] == 0
     assert made.config == config and made.initial is maps[0] and len(made.history) == 1
     assert [at[:3] for at in seen] == [(config, 0, 1)]
 

@@ -156,7 +156,7 @@ def with_change(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST])
     """The first line of what a node is within, with another in its place."""
     around = old
     if not isinstance(old, ast.stmt):
-        around = next((one for one in reversed(chain) if shown_alone(one, old)), old)
+        around = next((one for one in reversed(chain) if shown_alone(one)), old)
     put(new)
     try:
         return ast.unparse(new if around is old else around).splitlines()[0]
@@ -164,8 +164,8 @@ def with_change(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST])
         put(old)
 
 
-def shown_alone(node: ast.AST, within: ast.AST) -> bool:
-    """Whether a node's text tells where one within it stands."""
+def shown_alone(node: ast.AST) -> bool:
+    """Whether a node is large enough that its text tells where a change within it was made."""
     small = (ast.Tuple, ast.List, ast.Slice, ast.UnaryOp, ast.keyword, ast.Starred, ast.Attribute)
     return isinstance(node, ast.expr | ast.stmt) and not isinstance(node, small)
 
@@ -218,7 +218,7 @@ class Timed:
         self.known, self.seconds = known, Counter()
 
     def pytest_collection_modifyitems(self, items):
-        """Sort the tests by their time, those of one module's fixtures among the others."""
+        """Sort the tests by their time."""
         items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report):
@@ -386,10 +386,9 @@ class Fates:
         self.path = path
         self.known = json.loads(path.read_text()) if path and path.exists() else {}
 
-    def killed(self, mutant: Mutant) -> str | None:
-        """How a mutant was killed, None where it was not."""
-        fate = self.known.get(self.key(mutant))
-        return fate if fate in ("killed", "stopped") else None
+    def killed(self, mutant: Mutant) -> bool:
+        """Whether a mutant was killed, or stopped because it did not end."""
+        return self.known.get(self.key(mutant)) in ("killed", "stopped")
 
     def keep(self, mutant: Mutant, fate: str) -> None:
         """Add a mutant."""
@@ -407,9 +406,8 @@ def mutate(chosen: dict[str, list[Mutant]], fates: Fates, jobs: int = 1) -> dict
     known, counts = equivalents(), {}
     for module, some in chosen.items():
         tried = [one for one in some if (module, one.statement, one.change) not in known]
-        killed = [fate for one in tried if (fate := fates.killed(one))]
         left = [one for one in tried if not fates.killed(one)]
-        counts[module] = Counter(killed, equivalent=len(some) - len(tried))
+        counts[module] = Counter(killed=len(tried) - len(left), equivalent=len(some) - len(tried))
         begin = time.monotonic()
         for mutant, fate in run_module(module, left, jobs) if left else ():
             counts[module][fate] += 1
@@ -439,9 +437,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes at one time")
     parser.add_argument("--write", type=Path, help="a page that holds the table between two marks")
     given = parser.parse_args(arguments)
+    modules = given.modules.split(",")
+    if unknown := set(modules) - set(TESTS):
+        parser.error(f"no tests are known for {', '.join(sorted(unknown))}: choose from {', '.join(TESTS)}")
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no mutant's process is left behind
-    chosen = sample(given.modules.split(","), given.count, given.seed)
+    chosen = sample(modules, given.count, given.seed)
     with tempfile.TemporaryDirectory() as cache:
         warm_up(cache)
         counts = mutate(chosen, Fates(given.fates), given.jobs)
