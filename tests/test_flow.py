@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.linalg import expm
 
-from cryotrans_jax.flow import at_time, between, euler, flow, inverse, path, split_time, symmetric, timed
+from cryotrans_jax.flow import at_time, between, euler, flow, inverse, inverse_euler, path, split_time, symmetric, timed
 from cryotrans_jax.symmetry import Symmetry
 from cryotrans_jax.velocity import Velocity
 
@@ -65,6 +65,14 @@ def test_inverse_undoes_the_flow(x, params):
     y = flow(velocity, x, 10)
     assert np.abs(y - x).max() > 0.1
     np.testing.assert_allclose(inverse(velocity, y, 10), x, atol=2e-6)  # float32, ten steps
+
+
+def test_a_part_of_the_flow_is_undone_as_well_as_all_of_it(x):
+    """The last steps alone, of any length, and what points were after each of them."""
+    end, visited = euler(linear, x, 0.13, 3)
+    start, undone = inverse_euler(linear, end, 0.13, 3)
+    np.testing.assert_allclose(start, x, atol=3e-6)  # float32, three steps
+    np.testing.assert_allclose(undone[:2], visited[:2][::-1], atol=3e-6)
 
 
 def test_inverse_converges_like_the_power_of_step_times_slope(x):

@@ -110,6 +110,14 @@ def test_a_triangle_is_drawn_without_holes_at_the_depth_of_its_plane(depths):
     assert (picture[~drawn] == 255).all()
 
 
+def test_a_triangle_larger_than_the_picture_covers_all_of_it():
+    """From corner to corner, though most of it and all of its corners are outside."""
+    corners = np.float32([[[-80, -70, 5], [90, -75, 5], [-75, 95, 5]]])
+    depth, picture = surface.nearest(corners, np.full((1, 3, 3), 100, np.float32), (9, 8))
+    np.testing.assert_allclose(depth, 5, atol=1e-5)
+    np.testing.assert_allclose(picture, 100, atol=1)
+
+
 def test_outlines_are_drawn_on_what_lies_behind():
     depth = np.zeros((5, 7))
     depth[2, 3] = 4.0

@@ -97,6 +97,18 @@ def test_the_units_shares_add_up_to_one_over_its_copies(name):
     np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
 
 
+@pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
+def test_a_units_border_is_a_plane_over_which_its_share_fades_within_the_width(width):
+    """For a half turn the share is 1 / (1 + exp(-d / width)) at the distance d from a plane through the axis."""
+    group = Symmetry.named("C2", CENTRE, AXIS)
+    x = np.random.default_rng(1).normal(CENTRE, 3 * width, (500, 3))
+    share = group.shares(x, width)
+    kept = (share > 0.02) & (share < 0.98)  # a share of a hundredth is left out
+    slope, _, rank, _ = np.linalg.lstsq(x[kept] - CENTRE, np.log(share[kept] / (1 - share[kept])), rcond=None)
+    assert rank == 3 and np.linalg.norm(slope) == pytest.approx(1 / width) and abs(slope @ AXIS) < 1e-6
+    np.testing.assert_allclose(share[kept], 1 / (1 + np.exp(-(x[kept] - CENTRE) @ slope)), atol=1e-9)
+
+
 @pytest.mark.parametrize("turn, shift, same", [(5e-3, 0.05, True), (2e-2, 0.0, False), (0.0, 0.2, False)])
 def test_operators_that_differ_by_what_files_round_are_one(turn, shift, same):
     """By a hundredth in the rotation, and by a tenth of an Å in the shift."""
