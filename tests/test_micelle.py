@@ -127,8 +127,10 @@ def test_the_share_of_a_model_within_a_mask_is_that_of_its_atoms(models):
     nearest = map_.origin[2] + np.rint((xyz[:, 2] - map_.origin[2]) / 0.8) * 0.8
     expected = (nearest > cut).mean()
     assert micelle.share_within(models[0], map_, mask.astype(np.float32)) == expected == 0.5
-    far = atoms.moved(models[0], xyz + [0, 0, 500.0])
-    assert micelle.share_within(far, map_, mask.astype(np.float32)) == 1
+    mask[..., 0] = 0.7
+    for away in (500.0, -500.0):
+        far = atoms.moved(models[0], xyz + [0, 0, away])
+        assert micelle.share_within(far, map_, mask.astype(np.float32)) == 1
 
 
 @pytest.mark.parametrize("scale, offset", [(1e-4, 0.0), (3.0, 0.0), (1.0, 5.0), (0.2, -0.01)])
@@ -142,6 +144,17 @@ def test_detail_grows_with_the_density_and_its_contrast_does_not(maps, scale, of
     assert found.box == plain.box and (found.body == plain.body).mean() > 0.999
     np.testing.assert_allclose(found.detail, scale * plain.detail, rtol=0.02, atol=2e-3 * scale * plain.detail.max())
     np.testing.assert_allclose(found.contrast, plain.contrast, rtol=0.05, atol=5e-3 * plain.contrast.max())
+
+
+def test_detail_is_looked_at_within_20_angstroms_of_the_body(maps):
+    """Where the solvent's noise is judged, whatever the size of the box; and an initial map alone is enough."""
+    wide = replace(maps[0], density=np.pad(maps[0].density, 24))
+    found = micelle.detail_of(wide, 8.0)
+    inside = np.argwhere(found.body)
+    room = np.ceil(20 / wide.voxel_size)
+    np.testing.assert_array_equal(inside.min(0), room)
+    np.testing.assert_array_equal(np.array(found.body.shape) - 1 - inside.max(0), room)
+    assert micelle.proteins([wide], [8.0]) == [None]
 
 
 def test_maps_without_a_body_have_nothing_to_tell():
