@@ -157,6 +157,17 @@ def test_detail_is_looked_at_within_20_angstroms_of_the_body(maps):
     assert micelle.proteins([wide], [8.0]) == [None]
 
 
+def test_noise_alone_has_no_detail(maps):
+    """Its power, the median of what is away from the molecule, is taken off: half of that is left with the least."""
+    wide = np.pad(maps[0].density / maps[0].density.max(), 12)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 0.1, wide.shape), 0.6)
+    found = micelle.detail_of(replace(maps[0], density=(wide + noise).astype(np.float32)), 8.0)
+    away = ndimage.distance_transform_edt(~found.body, sampling=found.voxel_size) > 16
+    quiet = found.detail[away]
+    assert (quiet < 1.0001 * quiet.min()).mean() == pytest.approx(0.5, abs=0.15)
+    assert quiet.max() < np.median(found.detail[found.body])
+
+
 def test_maps_without_a_body_have_nothing_to_tell():
     for density in (np.zeros((12, 12, 12)), np.ones((12, 12, 12))):
         map_ = Map(density.astype(np.float32), np.ones(3), np.zeros(3))

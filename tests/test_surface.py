@@ -110,9 +110,10 @@ def test_a_triangle_is_drawn_without_holes_at_the_depth_of_its_plane(depths):
     assert (picture[~drawn] == 255).all()
 
 
-def test_a_triangle_larger_than_the_picture_covers_all_of_it():
+@pytest.mark.parametrize("corners", [[(-80, -70), (90, -75), (-75, 95)], [(-40, 0), (40, -40), (0, 40)]])
+def test_a_triangle_larger_than_the_picture_covers_all_of_it(corners):
     """From corner to corner, though most of it and all of its corners are outside."""
-    corners = np.float32([[[-80, -70, 5], [90, -75, 5], [-75, 95, 5]]])
+    corners = np.float32([[(*corner, 5) for corner in corners]])
     depth, picture = surface.nearest(corners, np.full((1, 3, 3), 100, np.float32), (9, 8))
     np.testing.assert_allclose(depth, 5, atol=1e-5)
     np.testing.assert_allclose(picture, 100, atol=1)
