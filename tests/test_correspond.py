@@ -44,6 +44,13 @@ def scattered(seed, count, spread):
 # Descriptors
 
 
+def test_each_width_of_a_neighbourhood_is_wider_than_the_one_before():
+    """So that descriptors see from side chains to domains, and none tells what another does."""
+    for widths in (correspond.DENSITY_WIDTHS, correspond.GRADIENT_WIDTHS, correspond.TENSOR_WIDTHS):
+        ratio = np.divide(widths[1:], widths[:-1])
+        assert (ratio >= 1.2).all() and (ratio <= 2).all()
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_descriptors_do_not_change_when_the_map_turns_by_a_right_angle(scale):
     """At voxels that are binned first (1 Å) and at those that are not."""

@@ -10,7 +10,8 @@ from conftest import rounding
 from jax.test_util import check_grads
 from scipy.linalg import expm
 
-from cryotrans_jax.flow import at_time, between, euler, flow, inverse, path, split_time, timed
+from cryotrans_jax.flow import at_time, between, euler, flow, inverse, inverse_euler, path, split_time, symmetric, timed
+from cryotrans_jax.symmetry import Symmetry
 from cryotrans_jax.velocity import Velocity
 
 CENTRE = np.array([0.3, 0.5, 0.6])
@@ -69,6 +70,14 @@ def test_inverse_undoes_the_flow(x, params):
     y = flow(velocity, x, 10)
     assert np.abs(y - x).max() > 0.1
     np.testing.assert_allclose(inverse(velocity, y, 10), x, atol=rounding(1.5, 200))  # ten steps there and back
+
+
+def test_a_part_of_the_flow_is_undone_as_well_as_all_of_it(x):
+    """The last steps alone, of any length, and what points were after each of them."""
+    end, visited = euler(linear, x, 0.13, 3)
+    start, undone = inverse_euler(linear, end, 0.13, 3)
+    np.testing.assert_allclose(start, x, atol=3e-6)  # float32, three steps
+    np.testing.assert_allclose(undone[:2], visited[:2][::-1], atol=3e-6)
 
 
 def test_inverse_converges_like_the_power_of_step_times_slope(x):
@@ -137,3 +146,17 @@ def test_a_path_is_straight_between_two_steps(x):
     for k in range(6):
         np.testing.assert_array_equal(between(visited, k / 5), visited[k])
     assert split_time(0.33, 5) == (1, pytest.approx(0.65))
+
+
+def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
+    group = Symmetry.named("D2", (0.1, 0.2, 0.3))
+    turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
+    made = partial(symmetric, turns=turns, shifts=shifts)
+    weight = jax.random.normal(jax.random.key(0), (4, 3))
+    x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
+    field = made(lambda x: jnp.sin(x @ weight))
+    for turn, shift in zip(turns, shifts, strict=True):
+        there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
+        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(made(field)(x), field(x), atol=1e-5)
+    assert float(abs(field(x)).max()) > 0.1

@@ -123,7 +123,7 @@ def test_any_answer_of_an_archive_is_an_entry_or_an_error(value):
     for told in (value, {"map": {"file": value, "contour_list": {"contour": value}}}):
         if isinstance(told, dict):
             found = result_or_error(archives.described, "1234", told)
-            assert isinstance(found, str) or all(archives.PLAIN.fullmatch(name) for name in found["map"])
+            assert isinstance(found, str) or all(archives.MAP.fullmatch(name) for name in found["map"])
 
 
 @quick

@@ -10,7 +10,7 @@ from conftest import rounding
 
 from cryotrans_jax import prepare
 from cryotrans_jax.flow import flow
-from cryotrans_jax.lattice import dense, interpolate, interpolated, make_lattice
+from cryotrans_jax.lattice import abreast, dense, interpolate, interpolated, make_lattice
 from cryotrans_jax.train import Config, carry
 
 SHAPE = (11, 8, 13)
@@ -127,3 +127,18 @@ def test_numpy_interpolates_as_jax_does():
     values = rng.standard_normal((len(lattice.nodes), 3)).astype(np.float32)
     found, expected = interpolated(lattice, values), jax.jit(interpolate)(lattice, values)
     np.testing.assert_allclose(found, expected, atol=rounding(4.0, 64))  # of 64 nodes' values
+
+
+def test_lattices_abreast_interpolate_as_each_by_itself(wanted, lattice):
+    """Of two parts of one box, one with fewer nodes and voxels; what pads them is laid out nowhere."""
+    few = make_lattice(wanted & (np.arange(SHAPE[0]) < 4)[:, None, None], CORNER, VOXEL, SPACING)
+    assert len(few.nodes) < len(lattice.nodes) and len(few.voxels) < len(lattice.voxels)
+    both, values = abreast([few, lattice]), np.full((2, len(lattice.nodes), 3), 1e3, np.float32)
+    rng = np.random.default_rng(5)
+    for number, one in enumerate((few, lattice)):
+        values[number, : len(one.nodes)] = rng.normal(size=one.nodes.shape)
+    found = jax.jit(jax.vmap(interpolate))(both, jnp.asarray(values))
+    for number, one in enumerate((few, lattice)):
+        np.testing.assert_array_equal(both.nodes[number, : len(one.nodes)], one.nodes)
+        alone = interpolated(one, values[number, : len(one.nodes)])
+        np.testing.assert_allclose(found[number, : len(one.voxels)], alone, atol=rounding(4.0, 64))

@@ -8,7 +8,7 @@ from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
-from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
+from cryotrans_jax.losses import blur, found, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -41,11 +41,11 @@ def test_l2_is_zero_on_itself_and_one_for_nothing(volume):
 
 def test_unscaled_l2_is_the_least_over_all_scales(volume):
     other = volume + jnp.asarray(np.random.default_rng(1).uniform(size=volume.shape), jnp.float32)
-    found = unscaled_l2(volume, other, jnp.sum(other**2))
+    least = unscaled_l2(volume, other, jnp.sum(other**2))
     best = jnp.vdot(volume, other) / jnp.vdot(volume, volume)
-    assert found == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
-    assert found < min(l2(s * best * volume, other) for s in (0.99, 1.01))
-    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(found), rel=1e-4)
+    assert least == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
+    assert least < min(l2(s * best * volume, other) for s in (0.99, 1.01))
+    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(least), rel=1e-4)
     assert unscaled_l2(3 * volume, volume, jnp.sum(volume**2)) == pytest.approx(0, abs=1e-5)
 
 
@@ -57,6 +57,25 @@ def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
     # twice the noise's projection on the signal: 2 · 2 / sqrt(8000) is its deviation
     assert unscaled_l2(*map(jnp.asarray, (signal, signal + noise, power))) == pytest.approx(0, abs=0.1)
     assert unscaled_l2(*map(jnp.asarray, (np.roll(signal, 3), signal + noise, power))) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+def test_what_a_target_has_of_a_volume_is_its_share_at_the_scale_that_fits_best(volume, scale):
+    """Halves with 1/2 and 3/2 of the density: at the best scale, 1, one is there by 1/2, the other whole."""
+    first = (jnp.arange(10) < 5) * jnp.ones(volume.shape)
+    even = (volume + volume[:, :, ::-1]) * scale  # both halves of z are alike
+    np.testing.assert_allclose(found(even, even * (1.5 - first)), 1 - 0.5 * first, rtol=1e-5)  # float32
+    np.testing.assert_allclose(found(even, 7 * even), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found(even, -even), 0)
+
+
+def test_negative_density_is_not_carried_and_not_found(volume):
+    """Where nothing is carried all of it is found if the target has density, and nothing else matters."""
+    outside = jnp.arange(9)[:, None, None] < 3
+    here, there = jnp.where(outside, -volume, volume), jnp.where(outside, -9.0, volume)
+    np.testing.assert_allclose(found(here, volume), 1, rtol=1e-5)
+    np.testing.assert_allclose(found(here, there)[3:], 1, rtol=1e-5)
+    assert not np.any(found(here, there)[:3]) and not np.any(found(0 * volume, 0 * volume))
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9, 1.0, 1.2, 2.0, 3.0])

@@ -341,6 +341,32 @@ def test_bodies_of_a_flow_are_parts_of_the_map(points):
     assert still.share_of_mass + moving.share_of_mass == pytest.approx(1) and moving.shift > 5 > still.shift
 
 
+@pytest.mark.parametrize("most, apart", [(4000, 5.0), (64, 10.0)])
+def test_bodies_are_made_of_points_five_angstroms_apart_or_of_fewer_in_a_large_map(monkeypatch, most, apart):
+    """Of a cube 40 Å wide on voxels of 2.5 Å, of which blocks of whole ones are taken."""
+    monkeypatch.setattr(partition, "POINTS", most)
+    asked = []
+
+    def carry(xyz, times):
+        asked.append(xyz)
+        return xyz[None]
+
+    from_flow(carry, Map(np.ones((16, 16, 16), np.float32), np.full(3, 2.5), np.zeros(3)), 0.5)
+    (xyz,) = asked
+    assert len(xyz) == (40 / apart) ** 3
+    np.testing.assert_allclose(cKDTree(xyz).query(xyz, 2)[0][:, 1], apart, rtol=1e-5)
+
+
+@pytest.mark.parametrize("across", [0.1, 0.6, 1.0, 4.0])
+def test_a_motion_is_that_of_all_copies_up_to_what_they_are_apart_after_it(halves, points, across):
+    """A shift along the axis of a half turn is; one by d across it takes the copies 2 d apart."""
+    (_, unit, _), (x, _) = halves, points
+    motion = np.eye(3), np.array([0.0, across, 7.0])
+    assert unit.commutes(motion, x, 2.01 * across) and not unit.commutes(motion, x, 1.99 * across)
+    turn = turned(np.eye(3), 0.4, np.zeros(3)), np.array([0, 0, 2.0])
+    assert unit.commutes(turn, x, 1e-6)
+
+
 def test_chips_of_a_part_are_no_pieces_of_it():
     labels = np.ones((20, 10, 10), int)
     labels[12:], labels[3:5, 3:5, 3:5], labels[8:11, :, :] = 2, 2, 3  # 8 voxels of 2000 are less than 2 %

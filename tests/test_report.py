@@ -181,6 +181,7 @@ def balls(tmp_path_factory):
     for name, t in BALLS.items():
         write_map(folder / name, two_balls(t))
     fit = SimpleNamespace(carry=parting, threshold=LEVEL)
+    run_folder.sign(folder)
     moved = story.moved_by(story.Story(folder, fit, two_balls(0), two_balls(1), None))
     return film.frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
 

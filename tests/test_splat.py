@@ -7,7 +7,7 @@ import pytest
 from conftest import rounding
 from jax.test_util import check_grads
 
-from cryotrans_jax.splat import gather, splat
+from cryotrans_jax.splat import corners, gather, splat
 
 SHAPE = (5, 7, 6)
 CORNER = np.array([-0.2, 0.1, 0.3])
@@ -71,6 +71,17 @@ def test_mass_is_lost_in_part_past_the_outermost_centre_and_whole_a_voxel_from_i
         assert volume.sum() == pytest.approx(share, abs=2e-5)  # as above
         assert volume[tuple(at)] == pytest.approx(share, abs=2e-5)  # nothing wraps to the other side
         assert (volume >= 0).all()
+
+
+def test_every_point_has_indices_within_the_padded_volume_and_no_weight_where_it_touches_none():
+    """So that no index needs to be checked, however far away a point is."""
+    x, _ = points(200, beyond=4)
+    x = jnp.concatenate([x, 1e4 * (x - 0.5), jnp.full((1, 3), jnp.nan)])
+    index, weight = corners(x, SHAPE, CORNER, VOXEL)
+    assert np.min(index) >= 0 and np.max(index) < np.prod(np.add(SHAPE, 2))
+    place = (np.asarray(x) - CORNER) / VOXEL - 0.5
+    misses = ((place <= -1) | (place >= SHAPE)).any(1)
+    assert 100 < misses.sum() < 400 and not np.any(np.array(weight)[:, misses])
 
 
 def test_a_place_that_is_no_number_is_seen_and_one_at_infinity_is_lost():

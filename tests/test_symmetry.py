@@ -1,7 +1,7 @@
 """Point groups are groups; a flow fitted to one unit commutes with them, and so do its frames and models."""
 
+import itertools
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import chimerax
@@ -14,7 +14,7 @@ from conftest import bent_chain, rounding
 from scipy import ndimage
 
 import cryotrans_jax as ct
-from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
+from cryotrans_jax import atoms, metrics, prepare, recipes, structures, symmetry
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.symmetry import Symmetry
 
@@ -151,18 +151,33 @@ def test_the_units_shares_add_up_to_one_over_its_copies(name):
     np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
 
 
-def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
-    group = Symmetry.named("D2", (0.1, 0.2, 0.3))
-    turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
-    made = partial(flow.symmetric, turns=turns, shifts=shifts)
-    weight = jax.random.normal(jax.random.key(0), (4, 3))
-    x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
-    field = made(lambda x: jnp.sin(x @ weight))
-    for turn, shift in zip(turns, shifts, strict=True):
-        there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
-        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=rounding(4.0, 50))
-    np.testing.assert_allclose(made(field)(x), field(x), atol=rounding(4.0, 50))
-    assert float(abs(field(x)).max()) > 0.1
+@pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
+def test_a_units_border_is_a_plane_over_which_its_share_fades_within_the_width(width):
+    """For a half turn the share is 1 / (1 + exp(-d / width)) at the distance d from a plane through the axis."""
+    group = Symmetry.named("C2", CENTRE, AXIS)
+    x = np.random.default_rng(1).normal(CENTRE, 3 * width, (500, 3))
+    share = group.shares(x, width)
+    kept = (share > 0.02) & (share < 0.98)  # a share of a hundredth is left out
+    slope, _, rank, _ = np.linalg.lstsq(x[kept] - CENTRE, np.log(share[kept] / (1 - share[kept])), rcond=None)
+    assert rank == 3 and np.linalg.norm(slope) == pytest.approx(1 / width) and abs(slope @ AXIS) < 1e-6
+    np.testing.assert_allclose(share[kept], 1 / (1 + np.exp(-(x[kept] - CENTRE) @ slope)), atol=1e-9)
+
+
+@pytest.mark.parametrize("turn, shift, same", [(5e-3, 0.05, True), (2e-2, 0.0, False), (0.0, 0.2, False)])
+def test_operators_that_differ_by_what_files_round_are_one(turn, shift, same):
+    """By a hundredth in the rotation, and by a tenth of an Å in the shift."""
+    one = Symmetry.named("C3", CENTRE, AXIS).operators[1].matrix
+    off = np.zeros((4, 4))
+    off[1, 0], off[2, 3] = turn, shift
+    assert symmetry.known(one + off, [np.eye(4), one]) == symmetry.known(one - off, [one]) == same
+    assert symmetry.known((one + off)[:3, :3], [np.eye(3), one[:3, :3]]) == (turn < 1e-2)
+
+
+def test_chains_of_an_assembly_have_names_of_one_letter_and_then_of_two():
+    names = list(itertools.islice(structures.chain_names(), 62 + 62**2 + 1))
+    assert len(set(names)) == len(names)
+    assert [len(name) for name in names] == [1] * 62 + [2] * 62**2 + [3]
+    assert (names[:2], names[61], names[62:64]) == (["A", "B"], "9", ["AA", "AB"])
 
 
 # ----------------------------------------------------------------------------------------------- maps, models and fits
@@ -208,6 +223,37 @@ def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
     np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
     centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
     np.testing.assert_allclose(centre[:2], group.centre[:2], atol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_map_on_wider_voxels_keeps_its_total_and_its_centre(factor):
+    density = np.zeros((16, 12, 20), np.float32)
+    density[4:8, 4:8, 8:12] = np.random.default_rng(0).uniform(size=(4, 4, 4))  # off the middle
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), CENTRE)
+    wide = symmetry.on_wider_voxels(map_, factor)
+
+    def centre(one):
+        return one.origin + one.voxel_size * ndimage.center_of_mass(one.density)
+
+    np.testing.assert_allclose(wide.voxel_size, factor * map_.voxel_size)
+    np.testing.assert_allclose(centre(wide), centre(map_), rtol=1e-5)
+    np.testing.assert_allclose(wide.density.sum(), density.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["C2", "D3"])
+def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(name):
+    group = Symmetry.named(name, (20.0, 3.0, -1.0), AXIS)
+    density = np.zeros((10, 12, 9), np.float32)
+    density[2:6, 3:8, 4:7] = 1
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), np.array([2.0, -4.0, 7.0]))
+    room = group.room([map_])
+    steps = (map_.origin - room.origin) / map_.voxel_size
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert (steps >= 0).all() and (steps + density.shape <= np.array(room.density.shape) + 1e-9).all()
+    xyz = map_.origin + np.argwhere(density) * map_.voxel_size
+    for operator in group.operators:
+        index = (operator(xyz) - room.origin) / room.voxel_size
+        assert (index >= 0.99).all() and (index <= np.array(room.density.shape) - 1.99).all()  # a voxel to spare
 
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
@@ -360,7 +406,6 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
         "say more of a --symmetry": dict(one_unit=True),
         "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
         "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=[0.0, 1.0]),
-        "--symmetry_centre=a,b,c is not three numbers": dict(symmetry="C2", symmetry_centre=["a", "b", "c"]),
     }.items():
         with pytest.raises(ct.InputError, match=sentence):
             found(**flags)
