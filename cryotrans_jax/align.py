@@ -31,6 +31,7 @@ GAIN, SHARE = 0.02, 1 / 3  # what a small change of pose must gain in overlap, o
 LEAST = 0.002  # what it must gain in any case: less is rounding, and tenths of an angstrom
 FALL = 0.05  # what a large one may lose
 MIRRORED = 1.2  # times the correlation of the map as it is: its mirror image fits clearly better
+POINT = 0.8  # voxels: one voxel spread over its neighbours by binning has a radius of gyration of 0.75 at most
 NOWHERE = 0.1  # of the target's mass: with less of it in the initial map's box, the two have nothing in common
 
 
@@ -229,7 +230,9 @@ class Body(NamedTuple):
 
 
 def body(map_: Map, level: float | None = None, name: str = "map") -> Body:
-    """The mass of a map above a contour level, by rule where it is None. Raises InputError where there is none.
+    """The mass of a map above a contour level, by rule where it is None.
+
+    Raises InputError where there is none, or only a point that has no orientation.
 
     By rule, where mass is is judged from the map without its noise, and how much from the map itself: noise has no part
     in a correlation, but the blur that takes it out takes detail as well.
@@ -246,6 +249,11 @@ def body(map_: Map, level: float | None = None, name: str = "map") -> Body:
     x = origin + (x - 0.5) * size
     centre = mass @ x / mass.sum()
     radius = float(np.sqrt(mass @ ((x - centre) ** 2).sum(1) / mass.sum()))
+    if not radius > POINT * np.linalg.norm(size) / np.sqrt(3):
+        raise InputError(
+            f"what the {name} shows above its threshold is hardly larger than a voxel and cannot be aligned: give a "
+            "lower threshold, or see that the map's contrast is right"
+        )
     return Body(coarse, size, origin, centre, radius, float(width))
 
 

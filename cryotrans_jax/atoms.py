@@ -10,8 +10,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from cryotrans_jax import memory
-from cryotrans_jax.files import InputError, taken, unpacked, whole_file
+from cryotrans_jax import memory, structures
+from cryotrans_jax.files import InputError, whole_file
 from cryotrans_jax.maps import FARTHEST, Map
 
 SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
@@ -20,21 +20,29 @@ BOX = 1 << 31  # voxels that are made about models at most; more than that a str
 VOXEL = 16  # bytes that each of them takes while a map is made
 PDB_ATOMS = 99999  # the PDB format's numbers have five digits
 BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
-ASCII = bytes(range(128)) + b"?" * 128
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
 BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # within an amino acid
 
 
-def read_model(path: str | os.PathLike) -> gemmi.Structure:
-    """The first model of a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
+def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Structure:
+    """Read one model from a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
+
+    Of a file with several models the first is read, with an `InputWarning` that says so. Residues of one chain that
+    repeat a number and differ in segment (CHARMM, NAMD), or are separated by TER, become chains of their own, with a
+    warning as well.
+
+    Args:
+        path: of the file.
+        all_models: take all models that stand apart, as copies in a biological assembly do, as chains of one.
+
+    Returns:
+        A structure with one model.
 
     Raises:
-        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers or no
-            place.
+        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers, no place,
+            or not in the columns of the PDB format.
     """
-    structure = _read(path)
-    del structure[1:]
-    return _checked(path, structure)
+    return _checked(path, structures.one_model(path, structures.read(path), all_models))
 
 
 def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
@@ -43,7 +51,7 @@ def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
     Raises:
         InputError: as `read_model` does.
     """
-    whole, each = _read(path), []
+    whole, each = structures.read(path), []
     for model in whole:
         one = gemmi.Structure()
         one.name, one.cell = whole.name, whole.cell
@@ -154,12 +162,13 @@ def molecular_weight(structure: gemmi.Structure) -> float:
     not, so that a backbone weighs what a backbone does. Occupancies do not count: an atom that is partly elsewhere is
     still one.
     """
-    return sum(
+    weights = (
         _hydrogens(residue.name) * sum(a.element.weight for a in residue.first_conformer() if not a.is_hydrogen())
         for chain in structure[0]
         for residue in chain.first_conformer()
         if not residue.is_water()
     )
+    return sum(weights, 0.0)
 
 
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
@@ -190,14 +199,18 @@ def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structur
     """A copy of `mobile` turned and shifted onto `fixed`, with least squares over their common CA atoms.
 
     Raises:
-        InputError: they have fewer than three CA atoms in common.
+        InputError: they have fewer than three CA atoms in common, or these lie on one line.
     """
     onto, move = common_ca(fixed, mobile)
     if len(onto) < 3:
         raise InputError(f"the models have {len(onto)} CA atoms in common: superposing them takes three")
     places, moving = ([gemmi.Position(*position) for position in xyz] for xyz in (onto, move))
-    copy = mobile.clone()
-    copy[0].transform_pos_and_adp(gemmi.superpose_positions(places, moving).transform)
+    copy, transform = mobile.clone(), gemmi.superpose_positions(places, moving).transform
+    if not np.isfinite(transform.mat.tolist()).all():
+        raise InputError(
+            "the CA atoms that the models have in common lie on one line: superposing them takes others too"
+        )
+    copy[0].transform_pos_and_adp(transform)
     return copy
 
 
@@ -283,30 +296,6 @@ def common_grid(
         )
     shape = tuple(2 * scipy.fft.next_fast_len(int(n + 1) // 2, real=True) for n in needed)
     return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size
-
-
-def _read(path):
-    """All that a file holds. Raises InputError where that is no model."""
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
-    with unpacked(path) as (stream, most):
-        text = bytes(stream.read() if most is None else taken(stream, most + 1))
-        if most is not None and len(text) > most:
-            raise InputError(
-                f"{path} unpacks to more than {most} bytes: if that is right, unpack it first, with gunzip"
-            )
-    if not text.isascii():  # a byte for a byte, as PDB has columns; neither format has other names
-        text = text.translate(ASCII)
-    try:
-        structure = gemmi.read_structure_string(text, format=gemmi.CoorFormat.Detect)
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
-        reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
-        raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
-    if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
-    return structure
 
 
 def _checked(path, structure):

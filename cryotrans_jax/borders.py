@@ -64,9 +64,12 @@ def redrawn(
     within REACH. What that costs is by how much the target where the part takes it differs from it; and where
     neighbours go with parts that carry them apart, TIE times the face that they share, the more the denser both are.
     So a border runs through the gap between two domains, or where their flows agree, and cuts no chain. The partition
-    itself where a part would all but vanish; there are so many `copies` of each.
+    itself where a part would all but vanish, or nothing is above the threshold; there are so many `copies` of each.
     """
-    blocks = in_blocks(carried_mass(initial.density, threshold), initial)
+    mass = carried_mass(initial.density, threshold)
+    if not mass.any():  # the map blurred to the target's resolution may lie below the threshold everywhere
+        return partition
+    blocks = in_blocks(mass, initial)
     own = partition.at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)

@@ -1,10 +1,15 @@
-"""Save and restore a fit: arrays and their description in one orbax checkpoint, written whole or not at all."""
+"""Save and restore a fit: arrays and their description in one orbax checkpoint, written whole or not at all.
 
+A checkpoint holds the SHA-256 of each of its files, and is restored only if they are as they were written.
+"""
+
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from cryotrans_jax.files import SUMS, InputError, check_sum, checksum, read_checksums, write_checksums
 
 MARGIN = 2**17  # bytes, of what orbax writes besides
 ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it writes for the whole process, and mixes up two threads
@@ -40,12 +47,14 @@ def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) 
     path = Path(path).absolute()
     check_room(path, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
+    remove(new)
     try:
         with ONE_AT_A_TIME, ocp.Checkpointer(handler()) as checkpointer:
             parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
             checkpointer.save(new, args=parts, force=True)
+        write_checksums(new, {name: checksum(new / name) for name in contents(new)})
         remove(old)
-        if path.is_dir():  # orbax by itself would remove it before the new one is written
+        if os.path.lexists(path):  # orbax by itself would remove it before the new one is written
             path.rename(old)
         new.rename(path)
     except (ValueError, RuntimeError) as error:  # so orbax tells of a disk's troubles, in many words
@@ -71,9 +80,51 @@ def check_room(path: Path, size: int) -> None:
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from error
 
 
-def remove(folder: Path) -> None:
-    """Nothing; the folder is gone."""
-    shutil.rmtree(folder, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def contents(folder: Path) -> list[str]:
+    """The files below a folder, by their paths within it, without SHA256SUMS and hidden ones (of a file manager).
+
+    Raises:
+        InputError: there is a link, a pipe or a device among them.
+    """
+    found = []
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise InputError(f"{path} is a link or no plain file, which a checkpoint never holds: remove {folder}")
+        found += [Path(place, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(set(found) - {SUMS})
+
+
+def check(folder: Path) -> None:
+    """Raise InputError unless the checkpoint has all its files, no others, and each as it was written."""
+    there, sums = contents(folder), read_checksums(folder)
+    for name in sums:
+        check_sum(folder, name, sums)
+    if unlisted := set(there) - set(sums):
+        raise InputError(f"{folder / min(unlisted)} is not listed in {SUMS}: copy {folder} again, or make it anew")
+
+
+@contextlib.contextmanager
+def described(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Within it, a description without what this version expects of such a kind of checkpoint is an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not {kind} of this version ({type(error).__name__}: {str(error)[:200]}): use the version that "
+            "wrote it, or make it anew"
+        ) from error
 
 
 def write_apart(*what: Any) -> None:
@@ -86,15 +137,17 @@ def restore(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     """The arrays (numpy, nested dicts) and the description saved under `path`.
 
     Raises:
-        FileNotFoundError: there is no whole checkpoint.
+        FileNotFoundError: there is no checkpoint.
+        InputError: it is damaged, incomplete, or of a version that wrote no checksums.
     """
     path = Path(path).absolute()
-    if not (path / "arrays").is_dir() or not (path / "description").is_dir():
-        raise FileNotFoundError(2, "no checkpoint here", str(path))
-    with ocp.Checkpointer(handler()) as checkpointer:
+    if not path.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no checkpoint here", str(path))
+    check(path)
+    with described(path, "a checkpoint"), ocp.Checkpointer(handler()) as checkpointer:
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), description=ocp.args.JsonRestore())
         restored = checkpointer.restore(path, args=parts)
-    return restored["arrays"], restored["description"]
+        return restored["arrays"], restored["description"]
 
 
 def handler() -> ocp.CompositeCheckpointHandler:

@@ -3,12 +3,15 @@
 Not the level of the mass that a fit moves, which `prepare` chooses: that one is low, so that nothing is lost.
 """
 
+from collections.abc import Iterator
+
 import gemmi
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
 from cryotrans_jax.atoms import SIGMA, molecular_weight
+from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import (
     DALTON,
@@ -24,6 +27,7 @@ BODY = 8.0  # Å: a resolution at which a protein is a solid body, the gaps betw
 SHARP = 3.0  # Å: the resolution of a map of which it is not known
 WIDEST = 2.0  # Å: a map is blurred by no more than this, which swells its molecule by a tenth to a fifth
 CLEAR = 2.0  # standard deviations of the noise by which a level should stand above the solvent
+MOST = 40  # blurs at most: the voxels of a map would have to be a millionth of WIDEST to need more
 SPECKS = 0.1  # of the voxels above a level at most may be specks apart from the molecule
 
 
@@ -34,15 +38,23 @@ def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float
     body's: `half_height`. Where it is less than CLEAR there, the map is blurred further; where that is of no use
     either, the volume means little. Specks are not counted.
     """
-    width = SIGMA * np.sqrt(max(BODY**2 - (resolution or SHARP) ** 2, 0.0))
-    while True:
+    first = SIGMA * np.sqrt(max(BODY**2 - (resolution or SHARP) ** 2, 0.0))
+    for width in widening(float(first), float(map_.voxel_size.min())):
         density = ndimage.gaussian_filter(map_.density, width / map_.voxel_size) if width else map_.density
         values = np.sort(density, axis=None)
         level = half_height(values)
         clear = clearness(level, *solvent_noise(values))
         if clear >= CLEAR or width >= WIDEST:
-            return float(np.count_nonzero(carried_mass(density, level)) * np.prod(map_.voxel_size)), clear
-        width = min(max(np.sqrt(2) * width, float(map_.voxel_size.min())), WIDEST)
+            break
+    return float(np.count_nonzero(carried_mass(density, level)) * np.prod(map_.voxel_size)), clear
+
+
+def widening(width: float, least: float) -> Iterator[float]:
+    """Widths of ever wider blurs (Å), each of twice the variance of the last or `least`; WIDEST or more is the last."""
+    for _ in range(MOST):
+        yield width
+        width = min(max(np.sqrt(2) * width, least), WIDEST)
+    yield max(width, WIDEST)
 
 
 def half_height(values: Float[np.ndarray, "n"]) -> float:
@@ -64,22 +76,32 @@ def half_height(values: Float[np.ndarray, "n"]) -> float:
 
 
 def quiet_level(map_: Map, volume: float) -> float:
-    """The level at which a map encloses a volume (Å³), or a higher one that is CLEAR and shows few SPECKS."""
+    """Choose the level at which to look at a map.
+
+    Args:
+        map_: any map.
+        volume: of its molecule, Å³.
+
+    Returns:
+        The level at which the map encloses the volume; where that is not CLEAR of the noise, or shows more than SPECKS,
+        a higher one that is and does not, as low as such a level can be to 5 % of the voxels above it.
+    """
     solvent, noise = solvent_noise(np.sort(map_.density, axis=None))
     level = max(enclosing_level(map_, volume), solvent + CLEAR * noise)
     if specks(map_.density, level) <= SPECKS:
         return level
     values = np.sort(map_.density[map_.density >= level])
-    low, high = 0, len(values) - 1
-    while high - low > 0.05 * (len(values) - low):  # until what is seen is known to 5 %
+    low, high = 0, len(values) - 1  # too many specks at the one, none at the other, which shows the strongest voxel
+    while high - low > max(1, 0.05 * (len(values) - high)):
         middle = (low + high) // 2
         low, high = (middle, high) if specks(map_.density, float(values[middle])) > SPECKS else (low, middle)
     return float(values[high])
 
 
 def specks(density: Float[np.ndarray, "x y z"], level: float) -> float:
-    """The share of the voxels at or above a level that lie in specks apart from the molecule."""
-    return 1 - np.count_nonzero(carried_mass(density, level)) / np.count_nonzero((density >= level) & (density > 0))
+    """The share of the voxels at or above a level that lie in specks apart from the molecule; 0 without such voxels."""
+    above = np.count_nonzero((density >= level) & (density > 0))
+    return 1 - np.count_nonzero(carried_mass(density, level)) / above if above else 0.0
 
 
 def describe(
@@ -98,10 +120,12 @@ def describe(
     By histogram the level is that of the volume of the `solid_body`, or a higher one where that would show SPECKS;
     where the body is not clear of the noise, it is the noise's ceiling, and there is no `body_volume`.
 
-    Raises InputError where the map's positive density does not fill the volume of `mass_kda`.
+    Raises InputError where the map has no positive density, or that does not fill the volume of `mass_kda`.
     """
-    body, clear = solid_body(map_, resolution)
     positive = map_.density[map_.density > 0]
+    if not positive.size:
+        raise InputError("a map has no positive density: give one that shows a molecule, or --invert to negate it")
+    body, clear = solid_body(map_, resolution)
     if given is not None:
         level, chosen = given, "given"
     elif mass_kda:

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,33 @@ CHUNK = 1 << 24  # bytes read at a time
 ROOM = 1 << 28  # bytes that any compressed file may unpack to
 SQUEEZED = 100  # times its own size that a larger one may; densities and coordinates come nowhere near
 RECORD_BYTES = 50_000_000  # a description in JSON has no more
+STAMPS = {  # the first bytes of files of other kinds
+    b"version https://git-lfs": "is a git LFS pointer, not the {wanted} itself: run git lfs pull",
+    b"\x93NUMPY": "is a NumPy array (.npy): write it as {wanted} first, with its voxel size",
+    b"\x89HDF": "is an HDF5 file: convert it to {wanted} first",
+    b"\x89PNG": "is a PNG picture: give {wanted}",
+    b"\xff\xd8\xff": "is a JPEG picture: give {wanted}",
+    b"II*\0": "is a TIFF image: give {wanted}",
+    b"MM\0*": "is a TIFF image: give {wanted}",
+    b"%PDF": "is a PDF document: give {wanted}",
+    b"PK\x03\x04": "is a zip archive: unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
+    b"\xfd7zXZ": "is compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
+}
+PAGE = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html|head|body)", re.IGNORECASE)
 HALF = re.compile(r"\.[0-9a-f]{8}\..+")  # the name of a file that is not yet whole
 DEPTH = 64  # nor lists in lists deeper than this
+SUMS = "SHA256SUMS"  # a folder's checksums, in the format of the program sha256sum
+SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")  # a line of it
 
 
 class InputError(ValueError):
     """An input that cannot be used; its message is one sentence: what was found, expected, and to be done."""
+
+
+class InputWarning(UserWarning):
+    """What a user should know of an input that is used all the same, in one sentence."""
 
 
 @contextlib.contextmanager
@@ -55,9 +76,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def halves(folder: Path) -> list[Path]:
-    """Files that `whole_file` was at in the folder, and in the folders in it, when its process was killed."""
-    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern))
-    return [path for path in named if HALF.fullmatch(path.name) and path.is_file()]
+    """Find files that `whole_file` was writing in the folder, and in the folders in it, when its process was killed."""
+    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern) if HALF.fullmatch(path.name))
+    return [path for path in named if path.is_file() and not path.parent.is_symlink()]
 
 
 @contextlib.contextmanager
@@ -80,6 +101,30 @@ def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | No
         if getattr(error, "errno", None):  # the disk's trouble, not the data's
             raise
         raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
+
+
+def foreign(head: bytes, wanted: str) -> str:
+    """What a file is that is not what is wanted, in words that follow its name; "" where its bytes do not show it.
+
+    Args:
+        head: the first bytes of the file, 512 or all.
+        wanted: the kind of file that was expected, such as "map".
+    """
+    article = "an" if wanted[0] in "aeiou" else "a"
+    if not head:
+        return f"is empty: give {article} {wanted}"
+    if PAGE.match(head):
+        return f"is a web page, not {article} {wanted}: download the file itself"
+    for stamp, said in STAMPS.items():
+        if head.startswith(stamp):
+            return said.format(wanted=wanted if "itself" in said else f"{article} {wanted}")
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it first"
+    if wanted != "map" and head[208:212] == b"MAP ":
+        return f"is a map, not {article} {wanted}: give one in PDB or mmCIF format"
+    if wanted == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
+        return "is an atomic model, not a map: experiments.simulate makes a map of it"
+    return ""
 
 
 def taken(stream: BufferedIOBase, count: int) -> bytearray:
@@ -126,3 +171,44 @@ def checksum(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write a folder's checksum file, SHA256SUMS, which `sha256sum --check` reads as well.
+
+    Args:
+        folder: where the files are.
+        sums: the SHA-256 of each file, by its path within the folder.
+    """
+    write_file(folder / SUMS, _listing(sums))
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file, by its path within the folder, as SHA256SUMS has it.
+
+    Raises:
+        InputError: the file is missing, or not as `write_checksums` writes it.
+    """
+    path = folder / SUMS
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{folder} has no file {SUMS}: it is incomplete, or from an earlier version; make it anew")
+    with open(path, "rb") as file:
+        text = file.read(RECORD_BYTES).decode(errors="replace")
+    sums = {match[2]: match[1] for match in map(SUM.fullmatch, text.splitlines()) if match}
+    if _listing(sums) != text:
+        raise InputError(f"{path} is damaged: copy the folder again, or make it anew")
+    return sums
+
+
+def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
+    """Raise InputError unless a file of the folder has the SHA-256 that is listed for it."""
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing or is not a file: copy {folder} again, or make it anew")
+    if checksum(path) != sums.get(name):
+        raise InputError(f"{path} is damaged (its checksum is not as in {SUMS}): copy {folder} again, or make it anew")
+
+
+def _listing(sums: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))

@@ -16,10 +16,12 @@ from jaxtyping import Float
 from mrcfile.dtypes import HEADER_DTYPE
 from scipy import ndimage
 
-from cryotrans_jax.files import InputError, taken, unpacked, whole_file
+from cryotrans_jax.files import InputError, foreign, taken, unpacked, whole_file
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 SUFFIXES = (".mrc", ".map", ".ccp4")
+IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's mark in a header, and the bit of its flags for signed bytes
+IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
 SMALLEST, LARGEST = 1e-14, 1e14  # of densities: sums of squares of a billion such stay within float32
 VOXELS = 1e-2, 1e3  # Å: from the finest diffraction maps to the coarsest tomograms
@@ -47,6 +49,7 @@ class Map:
         return f"Map({describe(self)})"
 
 
+VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, of all axes or of each
 MapLike = Map | str | os.PathLike  # a map, or the path of its file
 
 
@@ -55,20 +58,29 @@ def as_map(given: MapLike) -> Map:
     return given if isinstance(given, Map) else read_map(given)
 
 
-def read_map(path: str | os.PathLike) -> Map:
-    """The map in an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
+def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
+    """Read the map in an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
 
     The voxel size is the cell over its sampling; the origin is ORIGIN where set, else the start in voxels.
-    Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. No more
+    Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes (mode 0) are
+    signed, unless IMOD's flags or the header's minimum and maximum show that they are not. No more
     memory is taken than the file has data, whatever its header says. A map on a skewed cell (of a crystal) is brought
     to an orthogonal grid, see `orthogonal`; all others keep their values as they are.
+
+    Args:
+        path: of the file.
+        voxel_size: in Å, one number or one for each of x, y, z, instead of the header's. ORIGIN, which is in
+            Å, stays as it is.
+
+    Returns:
+        The map, with its density in float32.
 
     Raises:
         InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, of an impossible cell,
             without voxel size, nowhere near 0, constant, or holds values that are not finite or cannot be computed
             with.
     """
-    path = Path(path)
+    path, given = Path(path), None if voxel_size is None else _given_size(path, voxel_size)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
@@ -79,7 +91,14 @@ def read_map(path: str | os.PathLike) -> Map:
     axes = np.argsort(_file_axes(header))  # the file's axis for each of x, y, z
     density = np.ascontiguousarray(values.transpose(axes), np.float32)
     _check_values(path, density)
-    return _placed(path, header, density, axes)
+    return _placed(path, header, density, axes, given)
+
+
+def has_voxel_size(path: str | os.PathLike) -> bool:
+    """Whether the header of a map's file has a voxel size."""
+    with unpacked(path) as (stream, _):
+        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
+    return _is_size(_voxel_size(header))
 
 
 def orthogonal(
@@ -187,11 +206,13 @@ def _header(path, head: bytes) -> np.void:
             # A size under 2^16 is over 2^16, or negative, in the other byte order.
             if all(0 < header[key] < 2**16 for key in ("nx", "ny", "nz")) and 0 <= header["mode"] < 128:
                 return header
+    if found := foreign(head, "map"):
+        raise InputError(f"{path} {found}")
     raise InputError(f"{path} is not an MRC file: give a map in MRC or CCP4 format")
 
 
 def _check_volume(path, header):
-    """Nothing; raises InputError unless the header is that of one real volume."""
+    """Raise InputError unless the header is that of one real volume."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
     mode, group = int(header["mode"]), int(header["ispg"])
     if mode in (3, 4):
@@ -200,7 +221,7 @@ def _check_volume(path, header):
         raise InputError(f"{path} has MRC mode {mode}, not one of {sorted(MODES)}: convert it to mode 2")
     if min(size) == 1:
         raise InputError(f"{path} is a 2D image of {_sides(size)} voxels: give a 3D map")
-    if group > 400:
+    if group > 400 and header["mz"] != size[2]:
         raise InputError(f"{path} is a stack of volumes (space group {group}): give a file with one volume")
     if group == 0 and header["mz"] == 1:
         raise InputError(f"{path} is a stack of {size[2]} images, no volume: if it is one, set mz to nz")
@@ -221,7 +242,8 @@ def _file_axes(header) -> list[int]:
 def _values(path, header, stream, most: int | None) -> np.ndarray:
     """The stored numbers with axes columns, rows, sections; no more than `most` bytes of the stream are taken."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
-    kind = np.dtype(MODES[int(header["mode"])]).newbyteorder(header.dtype["mode"].byteorder)
+    stored = "u1" if _unsigned(header) else MODES[int(header["mode"])]
+    kind = np.dtype(stored).newbyteorder(header.dtype["mode"].byteorder)
     skipped, wanted = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
     if most is not None and HEADER_DTYPE.itemsize + skipped + wanted > most:
         raise InputError(
@@ -238,8 +260,18 @@ def _values(path, header, stream, most: int | None) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(size[::-1]).T
 
 
+def _unsigned(header) -> bool:
+    """Whether values of mode 0 are from 0 to 255: by IMOD's flags, or by a maximum that signed bytes cannot have."""
+    if header["mode"] != 0:
+        return False
+    stamp, flags = np.frombuffer(header["extra2"].tobytes(), header.dtype["mode"], 2, IMOD_EXTRA)
+    if stamp == IMOD_STAMP:
+        return not flags & IMOD_SIGNED
+    return bool(header["dmin"] >= 0 and header["dmax"] > 127)
+
+
 def _check_values(path, density):
-    """Nothing; raises InputError unless the density is finite and varies."""
+    """Raise InputError unless the density is finite and varies."""
     bad = density.size - np.count_nonzero(np.isfinite(density))
     if bad:
         raise InputError(f"{path} holds {bad} values that are NaN or infinite: set them to 0 first")
@@ -250,16 +282,48 @@ def _check_values(path, density):
         raise InputError(f"{path} has values of up to {largest:g}, which cannot be squared: scale them to about 1")
 
 
-def _placed(path, header, density, axes) -> Map:
-    """The density with its voxel size and origin, on an orthogonal grid."""
-    cell, origin = (np.array(header[key].item(), np.float64) for key in ("cella", "origin"))
+def _voxel_size(header) -> Float[np.ndarray, "3"]:
+    """The voxel size that the header has, Å: its cell over its sampling, or over its grid where that is not set."""
+    cell = np.array(header["cella"].item(), np.float64)
     sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
-    voxel_size = cell / np.where(sampling > 0, sampling, density.shape)
-    if not np.all(np.isfinite(voxel_size) & (voxel_size > 0)):
-        raise InputError(f"{path} has no voxel size (its cell is {_vector(cell)} Å): set it in the header")
+    sides = np.array([header[key] for key in ("nx", "ny", "nz")], np.float64)[np.argsort(_file_axes(header))]
+    return cell / np.where(sampling > 0, sampling, sides)
+
+
+def _given_size(path, voxel_size: VoxelSize) -> Float[np.ndarray, "3"]:
+    """The voxel size that a caller gives. Raises InputError where it is not one or three positive numbers."""
+    numbers = np.atleast_1d(np.asarray(voxel_size, np.float64))
+    if numbers.shape not in ((1,), (3,)) or not _is_size(numbers):
+        raise InputError(f"the voxel size {voxel_size} for {path} is not one positive number in Å, or three")
+    return np.broadcast_to(numbers, 3).copy()
+
+
+def _is_size(voxel_size: np.ndarray) -> bool:
+    """Whether numbers may be a voxel size in some unit."""
+    return bool(np.all(np.isfinite(voxel_size) & (voxel_size > 0)))
+
+
+def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[np.ndarray, "3"]:
+    """The voxel size that is given, or the header's. Raises InputError where there is none, or it is impossible."""
+    voxel_size = _voxel_size(header) if given is None else given
+    if not _is_size(voxel_size):
+        cell = _vector(header["cella"].item())
+        raise InputError(
+            f"{path} has no voxel size (its cell is {cell} Å): give it with --voxel_size, or --target_voxel_size for "
+            "a target, or set it in the header"
+        )
     if voxel_size.min() < VOXELS[0] or voxel_size.max() > VOXELS[1]:
         found = ", ".join(f"{size:g}" for size in voxel_size)
-        raise InputError(f"{path} has voxels of {found} Å, outside {VOXELS[0]:g} to {VOXELS[1]:g}: set the cell in Å")
+        raise InputError(
+            f"{path} has voxels of {found} Å, outside {VOXELS[0]:g} to {VOXELS[1]:g}: give their size in Å with "
+            "--voxel_size, or --target_voxel_size for a target"
+        )
+    return voxel_size
+
+
+def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -> Map:
+    """The density with its voxel size, or that which is given, and its origin, on an orthogonal grid."""
+    voxel_size, origin = _checked_size(path, header, given), np.array(header["origin"].item(), np.float64)
     start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
     angles = np.array(header["cellb"].item(), np.float64)
     right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)

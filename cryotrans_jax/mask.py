@@ -29,6 +29,8 @@ def sphere(map_: Map, radius: float) -> Map:
     """The mask that is 1 within `radius` Å about the centre of the map's mass, and fades to 0 over EDGE Å beyond.
 
     The mass is that above the level of `prepare.contour_level`, without specks.
+
+    Raises InputError where the map has none.
     """
     mass = carried_mass(map_.density, contour_level(map_.density)).astype(np.float64)
     squares = []

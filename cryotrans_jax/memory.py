@@ -1,10 +1,15 @@
 """How much memory this process may still take, and how much a run is going to."""
 
 import contextlib
-import resource
+import sys
 from pathlib import Path
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # as on Windows
+    resource = None  # type: ignore[assignment]
 
 GROUPS = Path("/sys/fs/cgroup")
 BASE, MOST_BASE = 0.8 * 2**30, 1.3 * 2**30  # bytes: libraries and compiled programs, at least and at most
@@ -15,8 +20,7 @@ TARGET = 0.25 * 2**30  # bytes a target at most, besides
 def available() -> float:
     """Bytes that this process may still take: what the machine has left, its control group, and its own limit."""
     room = [psutil.virtual_memory().available, *map(left_in, groups())]
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
+    if resource and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         room.append(limit - psutil.Process().memory_info().vms)
     return float(max(min(room), 0))
 
@@ -24,6 +28,15 @@ def available() -> float:
 def taken() -> float:
     """Bytes that this process has."""
     return float(psutil.Process().memory_info().rss)
+
+
+def peak() -> float:
+    """Bytes that this process has had at most."""
+    if resource:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(most if sys.platform == "darwin" else most * 2**10)
+    now = psutil.Process().memory_info()
+    return float(getattr(now, "peak_wset", now.rss))
 
 
 def groups() -> list[Path]:

@@ -308,7 +308,7 @@ def _rms(values) -> float:
 def _fragments(length):
     """Which of so many residues belong to each fragment from which the TM-score's search starts."""
     size = length
-    while size >= min(4, length):
+    while size >= min(4, max(length, 1)):
         for start in dict.fromkeys([*range(0, length - size + 1, max(size // 2, 1)), length - size]):
             yield (np.arange(length) >= start) & (np.arange(length) < start + size)
         size //= 2

@@ -1,6 +1,7 @@
 """The whole way as one function: two maps in, a fit out, from which frames and moved models are had."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from cryotrans_jax import atoms, borders, checkpoints, prepare, recipes, train, 
 from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
+from cryotrans_jax.outliers import without_outliers
 from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
@@ -186,13 +188,23 @@ class Fit:
 
     @classmethod
     def load(cls, path: str | os.PathLike, initial: MapLike | None = None) -> "Fit":
-        """The fit saved under `path`, of the initial map that is given; without it only atoms can be moved.
+        """Load the fit saved under `path`.
+
+        Args:
+            path: the checkpoint's folder.
+            initial: the initial map; without it only atoms can be moved.
 
         Raises:
             FileNotFoundError: there is no fit.
-            InputError: the map is not on the grid of the initial one.
+            InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
         params, saved = checkpoints.restore(path)
+        with checkpoints.described(path, "a fit"):
+            return cls._of(params, saved, None if initial is None else repaired(initial), path)
+
+    @classmethod
+    def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
+        """The fit with these arrays and this description, which `path` holds."""
         settings, grid = saved["config"], saved.get("partition")
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
@@ -200,7 +212,6 @@ class Fit:
         settings["symmetry"] = tuple(map(tuple, settings.get("symmetry", ())))
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
-        initial = None if initial is None else as_map(initial)
         if initial and (known := saved.get("grid")):
             was = Map(np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin")))
             if difference := same_grid(initial, was):
@@ -281,7 +292,7 @@ def morph(
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     if schedule and recipe != "paper":
         raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
-    initial, targets = as_map(initial), [targets] if isinstance(targets, MapLike) else list(targets)
+    initial, targets = repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
     passed, times, sharpness = in_order(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
@@ -369,6 +380,14 @@ def morph(
     )
 
 
+def repaired(given: MapLike) -> Map:
+    """The map that is given, or that is in the file of that path, without outliers; warns of those that it had."""
+    map_, found = without_outliers(as_map(given))
+    if found is not None:
+        warnings.warn(f"{found}: each is set to the median of the voxels around it", stacklevel=3)
+    return map_
+
+
 def laid(
     initial: Map,
     waypoints: Sequence[MapLike],
@@ -381,11 +400,11 @@ def laid(
 
     Each is aligned by itself, but half-maps, which go where their target went. `levels` are the thresholds.
     """
-    each = [onto(initial, as_map(given), align, **levels) for given in (*waypoints, *targets)]
+    each = [onto(initial, repaired(given), align, **levels) for given in (*waypoints, *targets)]
     maps, alignments = [map_ for map_, _ in each], [found for _, found in each][len(waypoints) :]
     if halves is not None:
         halves = [
-            tuple(resampled(as_map(half), initial, found.transform) for half in pair)
+            tuple(resampled(repaired(half), initial, found.transform) for half in pair)
             for pair, found in zip(halves, alignments, strict=True)
         ]
     return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments

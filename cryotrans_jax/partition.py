@@ -112,7 +112,12 @@ def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
 
 
 def completed(labels: np.ndarray, like: Map | Partition) -> Partition:
-    """The partition with these labels on the grid of `like`; voxels labelled 0 belong to the nearest labelled one."""
+    """The partition with these labels on the grid of `like`; voxels labelled 0 belong to the nearest labelled one.
+
+    Raises InputError where no voxel is labelled.
+    """
+    if not labels.any():
+        raise InputError("no voxel of the map belongs to any part: give labels of parts within the map")
     if not (labels > 0).all():
         nearest = ndimage.distance_transform_edt(
             labels == 0, sampling=like.voxel_size, return_distances=False, return_indices=True
@@ -217,7 +222,7 @@ def numbered(residue: gemmi.Residue, first: int, last: int) -> bool:
 
 class PartMotion(NamedTuple):
     """How a part moves: its share of the mass, the angle (degrees) and the shift of its middle (Å) of the rigid motion
-    next to its own, and how far (Å, rms) its own is from that.
+    next to its own, and how far (Å, rms) its own is from that; all 0 for a part without mass.
     """
 
     share_of_mass: float
@@ -233,6 +238,9 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
     found = []
     for part in range(partition.count):
         a, b, m = (v[owner == part] for v in (x, y, mass))
+        if not len(a):  # smaller than the distance between the points
+            found.append(PartMotion(0.0, 0.0, 0.0, 0.0))
+            continue
         motion = rigid(a, b, m)
         turn = np.degrees(np.arccos(np.clip((np.trace(motion[0]) - 1) / 2, -1, 1)))
         shift, off = np.linalg.norm(m @ (b - a)) / m.sum(), np.sqrt(m @ squares(a, b, [motion])[:, 0] / m.sum())
@@ -323,6 +331,8 @@ def from_flow(
     unit is a part, as `Unit` says; all is one part where it moves as one body.
     """
     everywhere = carried_mass(initial.density, threshold)
+    if not everywhere.any():
+        raise InputError(f"no density of the initial map is above {threshold:g}: give a lower threshold")
     carried = everywhere if unit is None else unit.mass
     inside = np.argwhere(carried > 0)
     volume = len(inside) * np.prod(initial.voxel_size)
@@ -349,7 +359,7 @@ def in_copies(labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"
 
 def smallest(volume: float, copies: int = 1) -> float:
     """The share of a molecule of this volume (Å³), and so many units, that a body, or a piece of one, has to hold."""
-    return min(SMALLEST, DOMAIN / volume * copies) / copies
+    return min(SMALLEST, DOMAIN / volume * copies) / copies if volume > 0 else SMALLEST / copies
 
 
 def whole_pieces(labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray, copies: int = 1) -> Int[np.ndarray, "x y z"]:

@@ -255,10 +255,7 @@ def prepare(
     density_scales = [whole.sum() / w.sum() / scale for w in wholes]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
-        [
-            0.225**2 * (r**2 - initial_resolution**2) if r and initial_resolution else relative_blur(initial, t)
-            for r, t in zip(resolutions, targets, strict=True)
-        ]
+        [blur_between(initial, t, initial_resolution, r) for r, t in zip(resolutions, targets, strict=True)]
     )
     compared, judges = zip(*halves, strict=True) if halves else (targets, None)
     gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)])
@@ -314,9 +311,17 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
     what lies below the median is its ceiling. Above that ceiling the voxels are sorted, and the level is where the
     strongest of them hold `share` of their mass. A noiseless map has a ceiling of about zero and the rule is the
     share alone.
+
+    Raises InputError where nothing stands above the ceiling.
     """
-    kept = density[density > max(noise_ceiling(density), 0.0)]
-    return share_level(kept, share) if kept.size else float(density.max())
+    ceiling = max(noise_ceiling(density), 0.0)
+    kept = density[density > ceiling]
+    if not kept.size:
+        raise InputError(
+            f"the map's maximum of {density.max():g} is not above its noise, which by the histogram reaches "
+            f"{ceiling:g}: give a threshold, or a map in which the molecule fills less than half of the box"
+        )
+    return share_level(kept, share)
 
 
 def noise_ceiling(density: np.ndarray) -> float:
@@ -358,7 +363,7 @@ def enclosing_level(map_: Map, volume: float) -> float:
         )
     tries, count = {}, wanted
     for _ in range(6):  # specks are few at a level that shows a molecule, and then the first or second try is right
-        level = float(values[min(round(count), room) - 1])
+        level = float(values[min(max(round(count), 1), room) - 1])
         found = np.count_nonzero(carried_mass(map_.density, level))
         tries[abs(found - wanted)] = level
         if min(tries) <= 0.02 * wanted:
@@ -379,7 +384,7 @@ def thresholded(map_: Map, level: float | None, name: str, volume: float | None 
     if not mass.any():
         raise InputError(
             f"the {name} has no density above the threshold {level:g} (its maximum is {map_.density.max():g}): "
-            "give a lower threshold"
+            "give a lower threshold, or negate a map in which the molecule is dark"
         )
     positive = map_.density[map_.density > 0].sum(dtype=np.float64)
     kept = np.count_nonzero(mass)
@@ -430,6 +435,17 @@ def carried_mass(density: np.ndarray, level: float) -> np.ndarray:
         return mass
     held = np.bincount(pieces.ravel(), mass.ravel())
     return mass * (held >= DUST * held[1:].max())[pieces]
+
+
+def blur_between(initial: Map, target: Map, initial_resolution: float | None, resolution: float | None) -> float:
+    """Variance (Å²) of the blur that takes the initial map to the target's resolution.
+
+    With both resolutions (Å) it is that of molmap's Gaussians, else that of `relative_blur`; negative where the target
+    is the sharper one.
+    """
+    if resolution and initial_resolution:
+        return 0.225**2 * (resolution**2 - initial_resolution**2)
+    return relative_blur(initial, target)
 
 
 def relative_blur(initial: Map, target: Map) -> float:
@@ -500,7 +516,7 @@ def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray
     width = 1.0 / max(n * v)
     shell = np.round(s / width).astype(int).ravel()
     count = np.bincount(shell)
-    last = int(0.5 / max(v) / width)
+    last = max(int(0.5 / max(v) / width), 1)
     return np.arange(last) * width, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[:last]
 
 

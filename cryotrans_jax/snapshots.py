@@ -59,8 +59,19 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> tuple["Snapshot", dict[str, Any]]:
-        """The snapshot saved under `path`, and its description. Raises FileNotFoundError where there is none."""
+        """Load the snapshot saved under `path`, and its description.
+
+        Raises:
+            FileNotFoundError: there is none.
+            InputError: it is damaged, or of another version.
+        """
         full, described = checkpoints.restore(path)
+        with checkpoints.described(path, "a state of a fit"):
+            return cls._of(full, described), described["told"]
+
+    @classmethod
+    def _of(cls, full: PyTree, described: dict[str, Any]) -> "Snapshot":
+        """The snapshot with these arrays and this description."""
         plain, found = described["fit"], joined(full, described["empty"])
         watch = found["watch"]
         state = train.State(
@@ -79,7 +90,7 @@ class Snapshot:
         partitions = tuple(Partition(a.astype(kind), *map(np.array, grid)) for a, kind, grid in labels)
         rms = tuple(map(tuple, plain["bodies_rms"]))
         history = in_order(found.get("history", {}))
-        return cls(state, history, partitions, rms, plain["finished"]), described["told"]
+        return cls(state, history, partitions, rms, plain["finished"])
 
 
 class Recorder:

@@ -97,7 +97,7 @@ def nearest(
         x, y, z, *colour = np.einsum("kcf,kp->cfp", chosen, barycentric(count)).reshape(6, -1)
         column, row = x.astype(np.int32), y.astype(np.int32)
         inside = (x >= 0) & (column < size[1]) & (y >= 0) & (row < size[0])
-        packed = ((z - low) / step + 1).astype(np.int64)
+        packed = np.maximum((z - low) / step + 1, 1).astype(np.int64)  # also where z is rounded to below low
         for component in colour:
             packed = packed << 8 | component.astype(np.int64)
         np.maximum.at(kept, row[inside] * size[1] + column[inside], packed[inside])

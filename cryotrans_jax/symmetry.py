@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import atoms, metrics
+from cryotrans_jax import metrics, structures
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
@@ -87,20 +87,32 @@ class Symmetry:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "Symmetry":
-        """The operators of the first assembly in an mmCIF or PDB file of a model.
+        """Read the operators of the first assembly that has some from an mmCIF or PDB file of a model.
 
-        Raises InputError where there is none.
+        Raises:
+            InputError: the file has no assembly, none of its assemblies has an operator, or an operator is no motion
+                of a rigid body.
         """
-        structure = atoms.read_model(path)
-        if not structure.assemblies:
+        assemblies = structures.read(path).assemblies
+        if not assemblies:
             raise InputError(f"{path} tells of no assembly: give a file whose header has one, or C2, D3 and so on")
+        operators = (
+            [operator for generator in assembly.generators for operator in generator.operators]
+            for assembly in assemblies
+        )
         found: list[Transform] = []
-        for generator in structure.assemblies[0].generators:
-            for operator in generator.operators:
-                turn, shift = operator.transform.mat.tolist(), operator.transform.vec.tolist()
-                one = Transform(np.array(turn), np.array(shift))
-                if not found or not known(one.matrix, [other.matrix for other in found]):
-                    found.append(one)
+        for operator in next(filter(None, operators), []):
+            turn, shift = (np.array(part.tolist()) for part in (operator.transform.mat, operator.transform.vec))
+            if not (np.allclose(turn @ turn.T, np.eye(3), rtol=0, atol=SAME_TURN) and np.linalg.det(turn) > 0):
+                raise InputError(f"{path} has an operator of its assembly that is no rotation: mend its header")
+            one = Transform(turn, shift)
+            if not found or not known(one.matrix, [other.matrix for other in found]):
+                found.append(one)
+        if not found:
+            raise InputError(
+                f"{path} names an assembly and has no operators for it (BIOMT in REMARK 350, _pdbx_struct_oper_list): "
+                "give a file that has them, or C2, D3 and so on"
+            )
         found.sort(key=lambda one: not known(one.matrix, [np.eye(4)]))
         return cls(Path(path).name, tuple(found))
 
@@ -226,14 +238,13 @@ class Symmetry:
     def assembled(self, model: gemmi.Structure) -> gemmi.Structure:
         """The model's copies by all operators, one after the other; the first keep their chains' names."""
         whole = model.clone()
-        taken = {chain.name for chain in model[0]}
+        unused = structures.unused_names({chain.name for chain in model[0]})
         for operator in self.operators:
             if known(operator.matrix, [np.eye(4)]):
                 continue
-            copy, names = operator.moved(model), iter(chain_names())
+            copy = operator.moved(model)
             for chain in copy[0]:
-                chain.name = next(name for name in names if name not in taken)
-                taken.add(chain.name)
+                chain.name = unused("")
                 whole[0].add_chain(chain)
         whole.setup_entities()
         return whole
@@ -288,10 +299,3 @@ def among(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     off = np.abs(ones[:, None] - others)
     same = off[..., :3, :3].max((-1, -2)) < SAME_TURN
     return (same & (off[..., :3, 3:].max((-1, -2), initial=0) < SAME_SHIFT)).any(1)
-
-
-def chain_names():
-    """A, B, ..., Z, a, ..., 9, and then AA, AB and so on."""
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-    yield from letters
-    yield from (first + second for first in letters for second in letters)

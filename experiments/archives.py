@@ -10,13 +10,15 @@ from typing import Any
 
 from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 
-from .download import download
+from .download import MMCIF, MRC, TooLarge, download
+from .ranges import RESOLUTION
+from .server import printable
 
 EMDB = re.compile(r"emd[-_]?([0-9]{4,6})", re.IGNORECASE)
 PDB = re.compile(r"(?:pdb_0000)?([0-9][a-z0-9]{3})", re.IGNORECASE)
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # the name of a file in its folder, and not a hidden one
+MAP = re.compile(r"emd_(?P<number>[0-9]+)(?![0-9])[A-Za-z0-9_.-]{0,80}\.(map|mrc|ccp4)(\.gz)?", re.IGNORECASE)
+MOST_FILES = 100  # of an entry
 PARTS = {"map": "map", "half_maps": "other", "masks": "masks"}  # what belongs to an entry, and its folder there
-RESOLUTIONS = 0.1, 1000.0  # Å, of maps
 ENTRY_BYTES = 5e7  # an entry's description has no more
 
 
@@ -62,7 +64,8 @@ def fetch_model(entry: str, archives: Archives, folder: Path) -> Path:
     path = folder / f"{entry}.cif"
     if path.is_file() and not archives.replace:
         return said(path, "is there already")
-    download(f"{archives.pdb_files}/{entry}.cif", path, f"PDB entry {entry}", archives.limit, "--pdb_files")
+    url = f"{archives.pdb_files}/{entry}.cif"
+    download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
     return said(path)
 
 
@@ -79,7 +82,7 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
             path = folder / file
             if not kept(path, records.get(file), archives.replace):
                 url = f"{archives.emdb_files}/EMD-{number}/{PARTS[part]}/{file}"
-                records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files")
+                records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
                 said(path)
             paths.append(path)
             write_side(beside, entry | {"files": records})
@@ -89,9 +92,12 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
 def ask(number: str, archives: Archives, folder: Path) -> dict:
     """What the EMDB says of an entry, as its interface gives it."""
     url, path = f"{archives.emdb_api}/EMD-{number}", folder / f".emd_{number}.entry"
+    no_description = f"{url} does not answer with a description: is --emdb_api the EMDB's interface?"
     try:
         download(url, path, f"entry EMD-{number}", ENTRY_BYTES, "--emdb_api")
-        return read_json(path, f"{url} does not answer with a description: is --emdb_api the EMDB's interface?")
+        return read_json(path, no_description)
+    except TooLarge as error:
+        raise InputError(no_description) from error
     finally:
         path.unlink(missing_ok=True)
 
@@ -99,7 +105,8 @@ def ask(number: str, archives: Archives, folder: Path) -> dict:
 def described(number: str, content: dict) -> dict:
     """Of all that the EMDB says of an entry what is of use: `resolution` (Å), `contour`, the names of its files.
 
-    None where the EMDB does not tell a number. Raises InputError where a file's name is no plain one.
+    None where the EMDB does not tell a number. Raises InputError where a file's name is no plain one of a map, or
+    stands for two files.
     """
     image = content, "structure_determination_list", "structure_determination", "image_processing"
     contours = [c for c in at(content, "map", "contour_list", "contour") if isinstance(c, dict)]
@@ -107,7 +114,7 @@ def described(number: str, content: dict) -> dict:
     inside = content, "interpretation"
     entry = {
         "entry": f"EMD-{number}",
-        "title": next(iter(at(content, "admin", "title")), None),
+        "title": next((printable(title) for title in at(content, "admin", "title")), None),
         "resolution": number_in(at(*image, "final_reconstruction", "resolution", "valueOf_")),
         "contour": number_in(at(contours, "level")),
         "models": [
@@ -117,12 +124,21 @@ def described(number: str, content: dict) -> dict:
         "half_maps": at(*inside, "half_map_list", "half_map", "file"),
         "masks": at(*inside, "segmentation_list", "segmentation", "file"),
     }
-    for file in (file for part in PARTS for file in entry[part]):
-        if not isinstance(file, str) or not PLAIN.fullmatch(file) or not file.lower().startswith(f"emd_{number}"):
-            raise InputError(
-                f"EMD-{number} names a file {file!r}, which is no plain name of its own: it is not fetched"
-            )
+    check_names(number, [file for part in PARTS for file in entry[part]])
     return entry
+
+
+def check_names(number: str, names: list) -> None:
+    """Raise InputError where the names of an entry's files are not plain ones of its own maps, each for one file."""
+    if len(names) > MOST_FILES:
+        raise InputError(f"EMD-{number} names {len(names)} files, more than {MOST_FILES}: none is fetched")
+    for file in names:
+        match = MAP.fullmatch(file) if isinstance(file, str) else None
+        if not match or match["number"] != number:
+            name = printable(repr(file))
+            raise InputError(f"EMD-{number} names a file {name}, which is no plain name of its own: it is not fetched")
+    if len({file.lower() for file in names}) < len(names):
+        raise InputError(f"EMD-{number} names one file twice: it is not fetched")
 
 
 def told_files(beside: Path) -> dict:
@@ -199,7 +215,7 @@ def side(path: Path) -> dict:
     if path.name not in at(entry, "map") + at(entry, "half_maps"):
         return {}
     numbers = {name: number_in([entry.get(name)]) for name in ("resolution", "contour")}
-    if not RESOLUTIONS[0] <= (numbers["resolution"] or 0.0) <= RESOLUTIONS[1]:
+    if not RESOLUTION.least <= (numbers["resolution"] or 0.0) <= RESOLUTION.most:
         numbers["resolution"] = None
     return entry | numbers
 

@@ -22,40 +22,43 @@ from pathlib import Path
 
 from absl import flags
 
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes", "device")
 PUBLISHED_STEP = 0.0648  # s: a W2 step of the paper at 160³, on an unnamed GPU
+PADS = ranges.Range(0, 1024, "it is added to the sides of a box in voxels")
+POINTS = ranges.Range(1, 100_000_000, "it is a number of points that fit into memory")
+TARGETS = ranges.Range(1, 10_000, "it is a number of targets fitted at once")
+PEAK = ranges.Range(1, 1e21, "it is counted in single operations or bytes a second")
 Rows = Iterator[tuple[str, float]]
 
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS[:-1]), f"What to measure, of {', '.join(SECTIONS)}.")
-    flags.DEFINE_string("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
+    paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
-    flags.DEFINE_string("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
+    paths.define_path("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
     flags.DEFINE_string("pair", "adk", "The pair in --data_dir.")
-    flags.DEFINE_float("resolution", 7.0, "Resolution of the target map, Å.", lower_bound=0.1)
-    flags.DEFINE_float("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", lower_bound=0.1)
-    flags.DEFINE_integer("repeats", 7, "Times that each thing is timed; the median counts.", lower_bound=1)
-    flags.DEFINE_list("sizes", ["44", "64", "88"], "Sides of the cubes of section kernel, in voxels.")
-    flags.DEFINE_integer(
-        "cube", None, "Side of the stock Grid's cube in section sinkhorn; the box's longest if not given."
+    ranges.number("resolution", 7.0, "Resolution of the target map, Å.", ranges.RESOLUTION)
+    ranges.number("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", ranges.VOXEL_SIZE)
+    ranges.whole_number("repeats", 7, "Times that each thing is timed; the median counts.", ranges.COUNT)
+    ranges.whole_numbers("sizes", [44, 64, 88], "Sides of the cubes of section kernel, in voxels.", ranges.SIDE)
+    ranges.whole_number(
+        "cube", None, "Side of the stock Grid's cube in section sinkhorn; the box's longest if not given.", ranges.SIDE
     )
-    flags.DEFINE_list("pads", ["0", "32", "96"], "Voxels added to the box's sides in section scaling.")
-    flags.DEFINE_list("points", ["1000", "4000", "16000", "64000"], "Numbers of points in section scaling.")
-    flags.DEFINE_list("targets", ["1", "2", "4", "8"], "Numbers of targets in section scaling.")
-    flags.DEFINE_float("steps", 1.0, "Multiplies both recipes' steps in section recipes.", lower_bound=1e-4)
+    ranges.whole_numbers("pads", [0, 32, 96], "Voxels added to the box's sides in section scaling.", PADS)
+    ranges.whole_numbers("points", [1000, 4000, 16000, 64000], "Numbers of points in section scaling.", POINTS)
+    ranges.whole_numbers("targets", [1, 2, 4, 8], "Numbers of targets in section scaling.", TARGETS)
+    ranges.number("steps", 1.0, "Multiplies both recipes' steps in section recipes.", ranges.STEPS)
     flags.DEFINE_bool("paper_by_stock", False, "Fit the paper's recipe with the stock Grid in section recipes.")
-    flags.DEFINE_integer("side", 160, "Side in voxels of the cube of section device.", lower_bound=8)
-    flags.DEFINE_integer("device_targets", 16, "Number of targets in section device.", lower_bound=1)
-    flags.DEFINE_float(
-        "device_steps", 1.0, "Multiplies the default recipe's steps in section device.", lower_bound=1e-4
-    )
-    flags.DEFINE_float("peak_flops", None, "float32 operations a second of the device, where unknown.", lower_bound=1.0)
-    flags.DEFINE_float("peak_bandwidth", None, "Bytes a second of the device, where unknown.", lower_bound=1.0)
+    ranges.whole_number("side", 160, "Side in voxels of the cube of section device.", ranges.SIDE)
+    ranges.whole_number("device_targets", 16, "Number of targets in section device.", TARGETS)
+    ranges.number("device_steps", 1.0, "Multiplies the default recipe's steps in section device.", ranges.STEPS)
+    ranges.number("peak_flops", None, "float32 operations a second of the device, where unknown.", PEAK)
+    ranges.number("peak_bandwidth", None, "Bytes a second of the device, where unknown.", PEAK)
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -64,39 +67,37 @@ def main() -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
     from cryotrans_jax.files import InputError, write_file
 
-    from .results import write_json
+    from . import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
         raise InputError(f"there is no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
     if (out_dir / "benchmark.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
-    for name in ("sizes", "pads", "points", "targets"):
-        numbers(name)
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
-    out_dir.mkdir(parents=True, exist_ok=True)
     rows: dict[str, float] = {}
-    for section in FLAGS.sections:
-        for label, value in rows_of(section):
-            rows[label] = value
-            print(line(label, value, earlier), flush=True)
-        write_json(out_dir / "benchmark.json", {"machine": machine(), "rows": rows})
-        table = [
-            "| what | value | earlier | ratio |",
-            "|---|---|---|---|",
-            *(line(k, v, earlier) for k, v in rows.items()),
-        ]
-        write_file(out_dir / "benchmark.md", "\n".join(table) + "\n")
+    with run_folder.growing(out_dir, "benchmark") as growing:
+        for section in FLAGS.sections:
+            for label, value in rows_of(section):
+                rows[label] = value
+                print(line(label, value, earlier), flush=True)
+            run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
+            table = [
+                "| what | value | earlier | ratio |",
+                "|---|---|---|---|",
+                *(line(k, v, earlier) for k, v in rows.items()),
+            ]
+            write_file(growing / "benchmark.md", "\n".join(table) + "\n")
 
 
 def rows_of(section: str) -> Rows:
     """A section's rows, and the peaks of memory after it."""
     import jax
 
-    from .results import peak_mib
+    from cryotrans_jax import memory
 
     yield from globals()[section]()
-    yield f"{section}: peak memory of the host so far [MiB]", peak_mib()
+    yield f"{section}: peak memory of the host so far [MiB]", memory.peak() / 2**20
     if (said := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in said:
         yield f"{section}: peak memory of the device so far [MiB]", said["peak_bytes_in_use"] / 2**20
 
@@ -110,16 +111,6 @@ def read_rows(path: str) -> dict[str, float]:
         return {label: float(value) for label, value in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
-
-
-def numbers(name: str) -> list[int]:
-    """The whole numbers that a flag lists. Raises InputError where it does not."""
-    from cryotrans_jax.files import InputError
-
-    texts = FLAGS[name].value
-    if not texts or not all(text.isdecimal() for text in texts):
-        raise InputError(f"--{name}={','.join(texts)} is not a list of whole numbers separated by commas")
-    return [int(text) for text in texts]
 
 
 def line(label: str, value: float, earlier: dict[str, float]) -> str:
@@ -160,11 +151,13 @@ def load():
     from cryotrans_jax import atoms
     from cryotrans_jax.demo import hinge_pair
 
+    from .inputs import check_detail
     from .results import Case
     from .validate import load_pair, pair_folder
 
     if FLAGS.data_dir:
         return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)
+    check_detail(FLAGS.resolution, FLAGS.voxel_size)
     start, end = hinge_pair()
     grid = atoms.common_grid([start, end], FLAGS.voxel_size, 3.0)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
@@ -238,7 +231,7 @@ def kernel() -> Rows:
 
     from cryotrans_jax.transport import VoxelGrid
 
-    for n in numbers("sizes"):
+    for n in FLAGS.sizes:
         smooth = gaussian_filter(np.random.default_rng(0).normal(size=(n, n, n)), n / 15)
         f = jnp.asarray(1e-3 * smooth / smooth.std(), jnp.float32).ravel()
         centres = (jnp.arange(n) + 0.5) / n
@@ -436,12 +429,12 @@ def scaling() -> Rows:
     from cryotrans_jax import recipes, train
 
     case = load()
-    for extra in numbers("pads"):
+    for extra in FLAGS.pads:
         larger = boxed(case, [n + extra for n in case.initial.density.shape])
         problem = prepared(larger)
         label = f"box {'x'.join(map(str, larger.initial.density.shape))}, default,"
         yield from quick(stage_times(problem, recipes.default(problem), label))
-    for extra in numbers("pads")[:2]:
+    for extra in FLAGS.pads[:2]:
         larger = boxed(case, [n + extra for n in case.initial.density.shape])
         problem = prepared(larger, whole_box=True)
         config = paper(case, problem)
@@ -454,13 +447,13 @@ def scaling() -> Rows:
     level, goal = one_target(train.stage_inputs(problem, stage))
     x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.start(config, 1).params)
     gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, goal)[0]))
-    for number in numbers("points"):
+    for number in FLAGS.points:
         rows = np.arange(number) % len(x)
         yield (
             f"{number} points: gradient of a W2 step [s]",
             seconds(gradient, params, level._replace(x=level.x[rows], rho=jnp.full(number, 1 / number))),
         )
-    for number in numbers("targets"):
+    for number in FLAGS.targets:
         yield from quick(stage_times(problem, config, f"{number} targets, default,", number))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from cryotrans_jax.checks import BLURRIER
+
 from .inputs import protein_in
 from .results import doubts
 
@@ -46,6 +48,7 @@ class Measured(NamedTuple):
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
     """All that the numbers call for, the serious first. `config` and `scores` are config.json and metrics.json."""
     found = [
+        *of_inputs(config),
         *of_maps(config),
         *of_micelles(config),
         *of_fit(scores, measured),
@@ -53,6 +56,13 @@ def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
         *of_run(config, scores),
     ]
     return sorted(found, key=lambda caution: not caution.serious)
+
+
+def of_inputs(config: dict) -> Iterator[Caution]:
+    """What was doubtful about the inputs before the fit."""
+    for doubt in config.get("doubts", []):
+        if doubt["target"] in (None, number(config)):
+            yield Caution(True, doubt["what"], doubt["advice"])
 
 
 def of_maps(config: dict) -> Iterator[Caution]:
@@ -173,7 +183,7 @@ def of_target(config: dict, measured: Measured) -> Iterator[Caution]:
             "Its mass was taken from it blurred. In strong noise a part can be missed: does every domain stand in its "
             "place?",
         )
-    if (chosen(config, "blur_variance") or 0) < 0:
+    if BLURRIER <= (chosen(config, "blur_variance") or 0) < 0:  # below that it was doubted before the fit
         yield Caution(
             False,
             "The target map was judged sharper than the initial map.",

@@ -13,6 +13,7 @@ with noise, so that by its Fourier shell correlation it is worth its resolution,
 blurred, but has lost nothing.
 """
 
+import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -38,17 +40,15 @@ def define_flags() -> None:
             "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
         )
         flags.DEFINE_bool("noise", True, "Give the target of a --pair as much noise as leaves it worth its resolution.")
-        flags.DEFINE_float(
-            "voxel_size", None, "Å: voxel size of all maps, where their headers are wrong.", lower_bound=1e-3
-        )
     shared.define_alignment()
     shared.define_contour()
     with shared.group("Atomic models"):
-        flags.DEFINE_string("model", None, "MODEL: of the initial state.")
-        flags.DEFINE_string("target_model", None, "MODEL: of the target state, which only the method models is told.")
-        flags.DEFINE_list(
+        paths.define_path("model", None, "MODEL: of the initial state.")
+        paths.define_path("target_model", None, "MODEL: of the target state, which only the method models is told.")
+        paths.define_paths(
             "reference", None, "MODEL|MAP: of the target state, to score against; --target_model if not given."
         )
+    shared.define_all_models()
     with shared.group("Methods"):
         flags.DEFINE_list("methods", list(USUAL), f"NAME,...: which of {', '.join(METHODS)}.")
         flags.DEFINE_multi_string(
@@ -57,12 +57,12 @@ def define_flags() -> None:
             "NAME:FILES: frames of another program (MorphOT:out/*.mrc, or MorphOT:a.mrc,b.mrc,c.mrc), equally spaced "
             "in time, those of a pattern by their names; or its last frame alone.",
         )
-        flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
-        flags.DEFINE_float("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", lower_bound=1e-4)
+        ranges.whole_number("seed", 0, "Seed of the network's first weights.", ranges.SEED)
+        ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
     with shared.group("Output"):
-        flags.DEFINE_integer("frames", 11, "Number of frames, from 0 to 1 in time.", lower_bound=3, upper_bound=1000)
+        ranges.whole_number("frames", 11, "Number of frames, from 0 to 1 in time.", ranges.FRAMES._replace(least=3))
         flags.DEFINE_bool("keep_frames", False, "Write the frames of the methods computed here as well.")
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the results; runs/compare_<name> if not given.")
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
     shared.define_machine()
     shared.define_archives()
@@ -70,10 +70,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table, and writes it with its figures."""
-    from cryotrans_jax import trajectory
     from cryotrans_jax.files import InputError
 
-    from . import contest, results
+    from . import contest, results, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
         raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
@@ -82,11 +81,27 @@ def main() -> None:
     out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
     if not FLAGS.overwrite and any((out_dir / made).exists() for made in MADE):
         raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
-    case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
-    bout = bout_of(case, path)
-    judge = contest.Judge(bout)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    entries = []
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(run_folder.claimed(out_dir, inside=FLAGS.methods, kinds=["comparison", "frames"]))
+        claims.enter_context(run_folder.replacing(out_dir, "comparison"))
+        for method in FLAGS.methods if FLAGS.keep_frames else ():
+            claims.enter_context(run_folder.replacing(out_dir / method, "frames"))
+        case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
+        bout = bout_of(case, path)
+        entries = compared(case, bout, files, out_dir)
+        about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
+        contest.write(entries, bout, about, out_dir)
+    print(contest.table(entries))
+    print(f"The table and its figures are in {out_dir}")
+
+
+def compared(case, bout, files: dict, out_dir: Path) -> list:
+    """The methods and the files' frames, judged one after the other; frames are written if the flags ask for them."""
+    from cryotrans_jax import trajectory
+
+    from . import contest
+
+    judge, entries = contest.Judge(bout), []
     for method in FLAGS.methods:
         if method == "models" and bout.models is None:
             print("models of both states are not known: their straight line is left out")
@@ -97,13 +112,10 @@ def main() -> None:
         entries.append(judge.entry(method, frames, bout.times, time.perf_counter() - begin, far))
         if FLAGS.keep_frames:
             write_frames(frames, out_dir / method)
-    for name, paths in files.items():
-        frames = [read_frame(path, bout) for path in paths]
+    for name, given in files.items():
+        frames = [read_frame(path, bout) for path in given]
         entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
-    about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
-    contest.write(entries, bout, about, out_dir)
-    print(contest.table(entries))
-    print(f"The table and its figures are in {out_dir}")
+    return entries
 
 
 def from_pair():
@@ -123,31 +135,19 @@ def from_maps(out_dir: Path):
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from . import inputs
+    from . import inputs, prechecks
 
     if not FLAGS.target or len(FLAGS.target) > 1:
         raise InputError("give --initial and one --target, or a --pair of models")
     given = SimpleNamespace(**FLAGS.flag_values_dict(), waypoint=[])
     given.reference = FLAGS.reference or ([FLAGS.target_model] if FLAGS.target_model else None)
     case = inputs.from_flags(given, out_dir)
+    prechecks.warn(prechecks.doubts(case, given))
     if FLAGS.target_model:
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
-        model = atoms.read_model(found)
+        model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.moved(model)]
-    case.initial, case.targets = resized(case.initial), [resized(case.targets[0])]
     return case, []
-
-
-def resized(map_):
-    """The map with voxels of --voxel_size; as it is where that is not given."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    if not FLAGS.voxel_size:
-        return map_
-    size = np.full(3, FLAGS.voxel_size)
-    return replace(map_, voxel_size=size, origin=map_.origin / map_.voxel_size * size)
 
 
 def bout_of(case, path):
@@ -262,7 +262,7 @@ def read_frame(path: Path, bout):
 
     from . import contest
 
-    return contest.on_grid(resized(read_map(path)), bout.initial, str(path))
+    return contest.on_grid(read_map(path, FLAGS.voxel_size), bout.initial, str(path))
 
 
 def described(case, files) -> dict:
@@ -270,17 +270,19 @@ def described(case, files) -> dict:
     from cryotrans_jax.files import checksum
 
     used = {name: path for name, path in case.files.items()}
-    used |= {str(path): path for paths in files.values() for path in paths}
+    used |= {str(path): path for given in files.values() for path in given}
     return {name: {"file": str(path.resolve()), "sha256": checksum(path)} for name, path in used.items()}
 
 
 def write_frames(frames, folder: Path) -> None:
-    """Nothing; the folder holds the frames."""
+    """Write the frames into the folder, in place of those that it holds."""
     from cryotrans_jax.maps import write_map
 
     from .results import numbered
+    from .run_folder import FRAMES, made_in
 
-    folder.mkdir(exist_ok=True)
+    for earlier in made_in(folder, FRAMES):
+        earlier.unlink()
     for number, frame in enumerate(frames):
         write_map(folder / f"frame_{numbered(number, len(frames))}.mrc", frame)
 

@@ -12,7 +12,7 @@ from cryotrans_jax import atoms, metrics, plots
 from cryotrans_jax.files import InputError, write_file
 from cryotrans_jax.maps import Map
 
-from . import results
+from . import paths, results
 
 BLOCK = 4.0  # Å at least: blocks from each of which mass may go to the next ones from frame to frame
 MOST_BLOCKS = 4000  # filled ones: with more of them the search for what has appeared takes minutes
@@ -250,7 +250,7 @@ def listed(texts: Iterable[str]) -> dict[str, list[Path]]:
         name, _, patterns = text.partition(":")
         if not (name and patterns):
             raise InputError(f"--frames_of={text} is not NAME:FILES: give a name and files, such as MorphOT:out/*.mrc")
-        for pattern in patterns.split(","):
+        for pattern in paths.split(patterns):
             files = sorted(glob.glob(pattern))
             if not files:
                 raise InputError(f"--frames_of={text}: there is no file {pattern}; give frames in MRC format")

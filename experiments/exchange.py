@@ -5,6 +5,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -57,7 +58,19 @@ def fsc_xml(curve: Curve, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Path | None, pose: Transform) -> str:
+class Target(NamedTuple):
+    """A target map as a run used it: its file, the motion that lays it over the initial map, and how it was read.
+
+    `voxel_size` (Å, one number or three) is that which the run was given instead of the file's own; None without one.
+    """
+
+    file: Path
+    pose: Transform = IDENTITY
+    voxel_size: list[float] | None = None
+    negated: bool = False
+
+
+def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Target | None) -> str:
     """Write the commands that show a run's folder in ChimeraX, which runs them in that folder.
 
     The target comes last: where its file is gone, ChimeraX has shown all else before it stops.
@@ -66,8 +79,7 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         folder: of the run, with what the run has made.
         levels: contours of the "initial" and the "target" map.
         top: displacement (Å) at the end of the colours.
-        target: file of the target map; None leaves it out.
-        pose: the motion that lays the target over the initial map.
+        target: the target map; None leaves it out.
 
     Returns:
         The text of view.cxc.
@@ -95,7 +107,7 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         "view",
     ]
     if target is not None:
-        lines += target_map(folder, target, levels["target"], pose, len(opened) + 1)
+        lines += target_map(folder, target, levels["target"], len(opened) + 1)
     return "\n".join(lines) + "\n"
 
 
@@ -163,18 +175,22 @@ def trajectory(name: str, number: int) -> list[str]:
     ]
 
 
-def target_map(folder: Path, target: Path, level: float, pose: Transform, number: int) -> list[str]:
+def target_map(folder: Path, target: Target, level: float, number: int) -> list[str]:
     """Commands that open the target, by its path from the folder, where the run laid it."""
-    if not target.is_file():
+    if not target.file.is_file():
         return ["# The target map is left out: its file is not where the run read it."]
-    path = from_folder(target, folder)
+    if target.negated:
+        return ["# The target map is left out: its contrast is inverted in its file."]
+    path = from_folder(target.file, folder)
     if UNSAFE.search(path):
         return ["# The target map is left out: its path has characters that have a meaning in ChimeraX."]
+    size = ",".join(f"{edge:g}" for edge in target.voxel_size or ())
     return [
         f"# {number}: the target map, transparent",
         f'open "{path}"',
+        *([f"volume #{number} voxelSize {size}"] if size else []),
         f"volume #{number} style surface level {level:.6g} step 1 color #5b7fa680",
-        *([pose.chimerax(number)] if pose is not IDENTITY else []),
+        *([target.pose.chimerax(number)] if target.pose is not IDENTITY else []),
     ]
 
 

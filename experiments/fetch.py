@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
+from . import paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -21,7 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "entries", [], "ENTRY,...: numbers of entries like 6RAH and EMD-22001; --entries= may be left out."
     )
-    flags.DEFINE_string("data_dir", "data", "FOLDER: for the files.")
+    paths.define_path("data_dir", "data", "FOLDER: for the files.")
     flags.DEFINE_list(
         "parts",
         ["map", "half_maps", "masks"],

@@ -10,9 +10,10 @@ from PIL import Image
 from scipy import ndimage
 
 from cryotrans_jax import plots, surface, trajectory
-from cryotrans_jax.maps import Map, read_map
+from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import CELL, Motion, displacement_map
 
+from . import run_folder
 from .results import numbered
 
 ROOM = 4.0  # Å about the thresholded mass that a picture shows
@@ -60,7 +61,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in evenly(run_frames(folder, count, initial, generated), FRAMES):
-        box = part(read_map(map_) if isinstance(map_, Path) else map_, low, high)
+        box = part(run_folder.map_of(folder, name) if map_ is None else map_, low, high)
         size, origin, shape = coarser(box, COLOURS)
         colours = Map(np.zeros(shape, np.float32), size, origin)
         displacement = displacement_map(moved.motion, moved.points, colours, time)
@@ -68,11 +69,11 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
     return found
 
 
-def run_frames(folder: Path, count: int, initial: Map, generated: Map) -> list[tuple[str, float, Map | Path]]:
-    """Names, times and maps or files of all frames that are there, and of both ends."""
+def run_frames(folder: Path, count: int, initial: Map, generated: Map) -> list[tuple[str, float, Map | None]]:
+    """Names, times and maps of all frames that are there, None for a map in the folder's file, and of both ends."""
     times = trajectory.frame_times(count).tolist()
-    paths = {time: folder / f"frame_{numbered(number, count)}.mrc" for number, time in enumerate(times)}
-    there = {time: (path.name, time, path) for time, path in paths.items() if path.is_file()}
+    names = {time: f"frame_{numbered(number, count)}.mrc" for number, time in enumerate(times)}
+    there = {time: (name, time, None) for time, name in names.items() if run_folder.has(folder, name)}
     ends = {0.0: ("the initial map", 0.0, initial), 1.0: ("generated.mrc", 1.0, generated)}
     return [entry for _, entry in sorted((ends | there).items())]
 

@@ -4,39 +4,66 @@ import os
 
 from absl import flags
 
+from . import paths, ranges
 from .usage import group
 
 FLAGS = flags.FLAGS
 
 
+class SizeParser(flags.ArgumentParser[list[float]]):
+    """Parser of a voxel size: one number in Å, or three for x, y and z."""
+
+    def parse(self, argument: str | list[float]) -> list[float]:
+        """The number or the three numbers; raise ValueError where there are others, or one is out of range."""
+        if isinstance(argument, list):
+            return argument
+        size = [ranges.VOXEL_SIZE.number(text) for text in argument.split(",")]
+        if len(size) not in (1, 3):
+            raise ValueError("expected one number in Å, such as 1.06, or three, such as 1.06,1.06,1.2")
+        return size
+
+
+def define_size(name: str, help: str) -> None:
+    """Define a flag that is a voxel size."""
+    flags.DEFINE(SizeParser(), name, None, help, serializer=flags.ListSerializer(","))
+
+
 @group("Maps")
 def define_maps() -> None:
-    """Nothing; the flags that name the inputs are there."""
-    flags.DEFINE_string(
+    """Define the flags that name the inputs."""
+    paths.define_path(
         "initial", None, "MAP: the sharp map of the common conformation. 6RAH_3A.mrc if only --target is given."
     )
-    flags.DEFINE_list("target", None, "MAP,...: the map of the rare conformation; several, separated by commas.")
-    flags.DEFINE_float(
+    paths.define_paths("target", None, "MAP,...: the map of the rare conformation; several, separated by commas.")
+    define_size(
+        "voxel_size",
+        "Å: voxel size of the initial map, its mask and its parts, where the header has none or a wrong one; one "
+        "number, or three.",
+    )
+    define_size(
+        "target_voxel_size", "Å: the same for the target maps, with their half-maps and masks, and the waypoints."
+    )
+    ranges.number(
         "initial_resolution",
         None,
         "Å: resolution of the initial map; read from a name like 6RAH_3A.mrc, or from what the EMDB says of the entry.",
-        lower_bound=0.1,
+        ranges.RESOLUTION,
     )
-    flags.DEFINE_float(
+    ranges.number(
         "target_resolution",
         None,
         "Å: resolution of the target maps, read likewise; without the two the blur between the maps is estimated.",
-        lower_bound=0.1,
+        ranges.RESOLUTION,
     )
-    flags.DEFINE_list(
+    paths.define_paths(
         "target_half1",
         None,
         "MAP,...: a half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
     )
-    flags.DEFINE_list(
+    paths.define_paths(
         "target_half2", None, "MAP,...: the other half-map; found by its name if not given (half1, half_A ...)."
     )
-    flags.DEFINE_string("data_dir", "data", "FOLDER: where names that are not files are looked up.")
+    paths.define_path("data_dir", "data", "FOLDER: where names that are not files are looked up.")
     flags.DEFINE_bool(
         "fetch", False, "Fetch what is not in --data_dir from the public archives: see experiments.fetch."
     )
@@ -45,21 +72,29 @@ def define_maps() -> None:
 @group("Contour and masks")
 def define_contour() -> None:
     """Nothing; the flags that say which density is the molecule's are there."""
-    flags.DEFINE_float(
+    ranges.number(
         "initial_threshold",
         None,
         "LEVEL: density of the initial map below this, in the map's own units, is not moved; chosen by rule if not "
         "given.",
+        ranges.LEVEL,
     )
-    flags.DEFINE_float("target_threshold", None, "LEVEL: the same for the target maps.")
-    flags.DEFINE_float(
+    ranges.number("target_threshold", None, "LEVEL: the same for the target maps.", ranges.LEVEL)
+    flags.DEFINE_enum(
+        "invert",
+        None,
+        ["initial", "target", "both", "none"],
+        "Negate the initial map, all targets or both, as the molecule is darker than the solvent there; the solvent is "
+        "then at 0. If not given, such maps are refused.",
+    )
+    ranges.number(
         "mass_kda",
         None,
         "kDa: molecular weight of what the maps show; levels not given are those that enclose its volume.",
-        lower_bound=0.01,
+        ranges.MASS,
     )
-    flags.DEFINE_string("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
-    flags.DEFINE_list("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
+    paths.define_path("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
+    paths.define_paths("target_mask", None, "MAP,...: the same for the target; one for all, or one for each target.")
     flags.DEFINE_enum(
         "micelle",
         "auto",
@@ -67,8 +102,8 @@ def define_contour() -> None:
         "Leave out density that has no detail, the detergent or lipid about a membrane protein, where a map without a "
         "mask shows such; or take all along.",
     )
-    flags.DEFINE_float(
-        "mask_radius", None, "Å: take only what lies within this distance of a map's centre of mass.", lower_bound=0.1
+    ranges.number(
+        "mask_radius", None, "Å: take only what lies within this distance of a map's centre of mass.", ranges.DISTANCE
     )
 
 
@@ -90,7 +125,7 @@ def define_archives() -> None:
         variable = f"CRYOTRANS_{name.upper()}"
         default = os.environ.get(variable) or base
         flags.DEFINE_string(name, default, f"ADDRESS: of the archive's {held}; or ${variable}.")
-    flags.DEFINE_float("max_gb", 8.0, "GB: fetch no larger file.", lower_bound=0.0)
+    ranges.number("max_gb", 8.0, "GB: fetch no larger file.", ranges.GIGABYTES)
 
 
 @group("Alignment")
@@ -115,25 +150,30 @@ def define_alignment() -> None:
 def define_fit() -> None:
     """Nothing; the flags that decide the fit are there."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")
-    flags.DEFINE_float(
-        "steps", 1.0, "FACTOR: multiplies the number of steps of every stage; 0.1 is a quick look.", lower_bound=1e-4
+    ranges.number(
+        "steps", 1.0, "FACTOR: multiplies the number of steps of every stage; 0.1 is a quick look.", ranges.STEPS
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the network's first weights.", lower_bound=0)
-    flags.DEFINE_integer("bin", 1, "Bin the maps by this factor, 1, 2, 4 or 8 (recipe paper only).")
+    ranges.whole_number("seed", 0, "Seed of the network's first weights.", ranges.SEED)
+    ranges.whole_number("bin", 1, "Bin the maps by this factor, 1, 2, 4 or 8 (recipe paper only).", ranges.BIN)
     flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
 
 
 @group("Symmetry")
 def define_symmetry() -> None:
     """Nothing; the flags that say how the maps are symmetric are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "symmetry",
         None,
         "GROUP|MODEL: of all maps, C2, D8, T, O, I and so on, or the assembly of an mmCIF file; the morph keeps it.",
     )
-    flags.DEFINE_list("symmetry_axis", None, "X,Y,Z: direction of the axis of Cn and Dn; 0,0,1 if not given.")
-    flags.DEFINE_list(
-        "symmetry_centre", None, "X,Y,Z: a point on the axis in the initial map's frame, Å; found if not given."
+    ranges.numbers(
+        "symmetry_axis", None, "X,Y,Z: direction of the axis of Cn and Dn; 0,0,1 if not given.", ranges.DIRECTION
+    )
+    ranges.numbers(
+        "symmetry_centre",
+        None,
+        "X,Y,Z: a point on the axis in the initial map's frame, Å; found if not given.",
+        ranges.COORDINATE,
     )
     flags.DEFINE_bool(
         "one_unit",
@@ -152,7 +192,7 @@ def define_schedule() -> None:
         "LOSS:STEPS:RATE,...: the stages of the recipe paper, each with its Adam steps and learning rate, such as "
         "w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given.",
     )
-    flags.DEFINE_integer("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", lower_bound=1)
+    ranges.whole_number("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", ranges.WIDTH)
 
 
 @group("Several hosts")
@@ -169,8 +209,8 @@ def define_hosts() -> None:
         None,
         "HOST:PORT: where process 0 can be reached, if JAX does not find out by itself.",
     )
-    flags.DEFINE_integer("processes", None, "Number of processes; with --coordinator.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "Number of this process, from 0; with --coordinator.", lower_bound=0)
+    ranges.whole_number("processes", None, "Number of processes; with --coordinator.", ranges.PROCESSES)
+    ranges.whole_number("process", None, "Number of this process, from 0; with --coordinator.", ranges.PROCESS)
 
 
 @group("Machine")
@@ -183,17 +223,29 @@ def define_machine() -> None:
 
 @group("Atomic models")
 def define_models() -> None:
-    """Nothing; the flags of models to be carried along are there."""
-    flags.DEFINE_string("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
+    """Define the flags of models to be carried along."""
+    paths.define_path("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
     flags.DEFINE_bool(
         "idealise", False, "Give carried models the initial one's bonds, angles and side chains again, and no clashes."
+    )
+    define_all_models()
+
+
+@group("Atomic models")
+def define_all_models() -> None:
+    """Define the flag that decides which models of a file are taken."""
+    flags.DEFINE_bool(
+        "all_models",
+        False,
+        "Take all models of a file that stand apart, as the copies of a biological assembly do, as chains of one; else "
+        "the first.",
     )
 
 
 @group("Output")
 def define_output(frames: int = 11) -> None:
     """Nothing; the flags that decide what is written are there."""
-    flags.DEFINE_integer("frames", frames, "Number of frames, from 0 to 1 in time.", lower_bound=1, upper_bound=1000)
+    ranges.whole_number("frames", frames, "Number of frames, from 0 to 1 in time.", ranges.FRAMES)
     flags.DEFINE_enum(
         "render",
         "pull_back",
@@ -212,9 +264,9 @@ def define_resume() -> None:
         "Go on with the unfinished run that the output folder holds. If not given: where it is the same run, of the "
         "same inputs; --noresume never, --resume or not at all.",
     )
-    flags.DEFINE_float(
+    ranges.number(
         "checkpoint_minutes",
         1.0,
         "Keep the state of a fit so often, so that it can go on from there; 0: after every few steps.",
-        lower_bound=0.0,
+        ranges.MINUTES,
     )

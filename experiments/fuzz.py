@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
+from . import paths, ranges, tables
 from .fuzz_kinds import KINDS
 from .main import run
 
@@ -38,17 +38,18 @@ COLUMNS = {
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_integer("count", 2000, "N: files, and sets of flags, to try.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "N: from which they are drawn.", lower_bound=0, upper_bound=2**32 - 1)
+    ranges.whole_number("count", 2000, "N: files, and sets of flags, to try.", ranges.COUNT)
+    ranges.whole_number("seed", 0, "N: from which they are drawn.", ranges.SEED)
     flags.DEFINE_list("kinds", [], f"KIND,...: only these, of {', '.join(KINDS)}.")
-    flags.DEFINE_string("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
-    flags.DEFINE_string("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
+    paths.define_path("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
+    paths.define_path("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
 
 
 def main() -> None:
     """Nothing; prints and writes the table. Raises InputError, at the end, where something was found."""
     from cryotrans_jax.files import InputError
 
+    need_limits()
     if unknown := set(FLAGS.kinds) - set(KINDS):
         raise InputError(f"--kinds={','.join(sorted(unknown))}: they are {', '.join(KINDS)}")
     out_dir = Path(FLAGS.out_dir)
@@ -66,11 +67,23 @@ def main() -> None:
         )
 
 
+def need_limits() -> None:
+    """Raise InputError on a system that sets no limits to the memory and the files of a process."""
+    from cryotrans_jax.files import InputError
+
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "this study limits what a process takes: run it on Linux or macOS, which can do that"
+        ) from None
+
+
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds fuzz.json and fuzz.md."""
     from cryotrans_jax.files import write_file
 
-    from .results import write_json
+    from .run_folder import write_json
 
     write_json(out_dir / "fuzz.json", rows)
     write_file(out_dir / "fuzz.md", tables.styled(rows, COLUMNS))
@@ -124,8 +137,11 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
     import numpy as np
 
+    from cryotrans_jax.files import InputWarning
+
     os.environ["JAX_PLATFORMS"] = "cpu"
     warnings.simplefilter("error", RuntimeWarning)
+    warnings.simplefilter("ignore", InputWarning)
     _, make, read, damage = KINDS[kind]
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "a" / "b"  # what leaves it is seen above

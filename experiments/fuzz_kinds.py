@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from . import ranges
 from .fuzz_damage import damaged_in_folder, mutated, packed_folder, redensified
 from .main import run
 
@@ -166,7 +167,7 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
         archives.kept(path, next(filter(archives.known, records.values()), None), False)
     level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
     assert level is None or isinstance(level, float)
-    assert resolution is None or archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]
+    assert resolution is None or ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most
 
 
 def record_seeds(data_dir: Path | None) -> list[bytes]:
@@ -196,17 +197,18 @@ def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.files import InputError
 
-    from . import benchmark, exchange, page, results, story
+    from . import benchmark, exchange, page, run_folder, story
 
     path = folder / "config.json"
     path.write_bytes(data)
     for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
-    config = results.run_of(folder)
-    with results.as_written(folder):
+    run_folder.sign(folder)
+    config = run_folder.run_of(folder)
+    with run_folder.as_written(folder):
         story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
-        page.facts(config), page.settings(config), page.morph_text(config)
+        page.facts(config), page.settings(config)
 
 
 def pair_seeds(data_dir: Path | None) -> list[bytes]:

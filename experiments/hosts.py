@@ -24,9 +24,11 @@ Result = TypeVar("Result")
 def join(settings: Any) -> None:
     """Nothing; this process is one of those of the run, if the flags say that there are several.
 
-    Must come before JAX is used. What is printed from then on begins with [process/processes]. Raises InputError where
-    flags contradict one another, or the processes do not find each other.
+    Must come before JAX is used. A process that has joined already stays so. What is printed from then on begins with
+    [process/processes]. Raises InputError where flags contradict one another, or the processes do not find each other.
     """
+    if jax.distributed.is_initialized():
+        return
     given = {name: getattr(settings, name) for name in NAMES}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == len(NAMES):

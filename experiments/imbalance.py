@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from . import flags as shared
-from . import tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -28,6 +28,11 @@ COLUMNS = {
     "correlation": "{:.3f}",
     "rmsd": "{:.2f}",
 }
+PARTICLES = ranges.COUNT._replace(least=8)
+RARE = ranges.Range(0, 0.5, "the rare conformation has half of the particles at most")
+SIGNAL_TO_NOISE = ranges.Range(1e-6, 1e6, "particles have about 0.1")
+PIXEL = ranges.VOXEL_SIZE._replace(least=0.1)
+PARTICLES_SEED = ranges.SEED._replace(most=2**30 - 1)  # both classes have one of their own
 ROOM = 8.0  # Å about the molecule, from whatever side it is seen
 
 
@@ -42,24 +47,22 @@ class Class(NamedTuple):
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     with shared.group("Particles"):
-        flags.DEFINE_string(
+        paths.define_path(
             "pair", None, "FOLDER: of a pair of models and its pair.json; the built-in pair if not given."
         )
-        flags.DEFINE_integer("particles", 4000, "Number of particles of both conformations.", lower_bound=8)
-        flags.DEFINE_float(
-            "rare", 0.05, "Share of the particles that show the rare conformation.", lower_bound=0.0, upper_bound=0.5
-        )
-        flags.DEFINE_float(
+        ranges.whole_number("particles", 4000, "Number of particles of both conformations.", PARTICLES)
+        ranges.number("rare", 0.05, "Share of the particles that show the rare conformation.", RARE)
+        ranges.number(
             "signal_to_noise",
             0.1,
             "Variance of the particles' pixels without noise over that of the noise.",
-            lower_bound=1e-6,
+            SIGNAL_TO_NOISE,
         )
-        flags.DEFINE_float("voxel_size", 2.0, "Å: of pixels and voxels.", lower_bound=0.1)
-        flags.DEFINE_integer("particles_seed", 0, "Seed of poses and noise.", lower_bound=0)
+        ranges.number("voxel_size", 2.0, "Å: of pixels and voxels.", PIXEL)
+        ranges.whole_number("particles_seed", 0, "Seed of poses and noise.", PARTICLES_SEED)
     shared.define_fit()
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", "runs/imbalance", "FOLDER: for the table, the figure and the maps.")
+        paths.define_path("out_dir", "runs/imbalance", "FOLDER: for the table, the figure and the maps.")
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -67,13 +70,15 @@ def main() -> None:
     """Nothing; prints the table, and writes it with the figure and the maps."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "imbalance.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
     rare = round(FLAGS.rare * FLAGS.particles)
     if rare < 4:
         raise InputError(f"{rare} particles of the rare conformation make no two half-maps: give more --particles")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    run_folder.make(out_dir)
     models = pair()
     truths = [truth(model, models) for model in models]
     counts = FLAGS.particles - rare, rare
@@ -82,7 +87,8 @@ def main() -> None:
         for k, (map_, count) in enumerate(zip(truths, counts, strict=True))
     ]
     fit = morphed(*classes)
-    write(fit, models, truths[1], dict(zip(("common", "rare"), classes, strict=True)), counts, out_dir)
+    with run_folder.claimed(out_dir, kinds=["imbalance"]), run_folder.replacing(out_dir, "imbalance"):
+        write(fit, models, truths[1], dict(zip(("common", "rare"), classes, strict=True)), counts, out_dir)
 
 
 def pair() -> tuple:
@@ -162,7 +168,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     from cryotrans_jax.files import write_file
     from cryotrans_jax.maps import write_map
 
-    from .results import write_json
+    from .run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
     compared, curves = scored(maps, truth)

@@ -4,12 +4,16 @@ import contextlib
 import itertools
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import gemmi
 import jax
 import numpy as np
+from absl.flags import FlagValues
 
 from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
 from cryotrans_jax.demo import hinge_pair
@@ -18,17 +22,19 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives
+from . import archives, paths, prechecks, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
 OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
-WAYPOINT = re.compile(r"(?P<name>.+)@(?P<time>[0-9]*\.?[0-9]+)")
+WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
 INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box, the user is told
+NEAR = 0.9  # of the Nyquist limit: sound maps are deposited with resolutions down to this
+FEWEST = 27  # voxels that the smallest molecule fills: a cube of three
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
 
@@ -48,16 +54,21 @@ def from_flags(settings, out_dir: Path) -> Case:
     if settings.target_resolution and not (settings.initial_resolution or known[0]):
         raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
     resolutions = [settings.target_resolution or resolution for resolution in known[1:]]
-    initial, maps, files = load(initial_name, names, settings.data_dir, out_dir)
+    sizes = {initial_name: settings.voxel_size} | dict.fromkeys(names, settings.target_voxel_size)
+    initial, maps, files = load(initial_name, names, settings.data_dir, out_dir, sizes, settings.all_models)
+    sharpness = [settings.initial_resolution or known[0], *resolutions]
+    check_resolutions(settings, [initial_name, *names], [initial, *maps], sharpness)
+    given_maps = prechecks.initial_first([initial_name, *names], [initial, *maps])
+    (initial, *maps), doubts = prechecks.sound(given_maps, settings.invert)
+    check_mass(settings.mass_kda, initial)
     initial, maps, masks = mask_all(settings, initial, maps)
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
     if settings.model:
         used[settings.model] = existing(settings.model, settings.data_dir)
-        model = atoms.read_model(used[settings.model])
+        model = atoms.read_model(used[settings.model], settings.all_models)
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     if settings.micelle == "auto":
-        sharpness = [settings.initial_resolution or known[0], *resolutions]
         masked = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
         shown = [initial_name, *names], [initial, *maps]
         (initial, *maps), of_proteins = without_micelles(*shown, sharpness, masked, model, out_dir)
@@ -75,6 +86,7 @@ def from_flags(settings, out_dir: Path) -> Case:
     ]
     for name, (_, found) in zip(names, placed, strict=True):
         print_alignment(files[name], found)
+    reading = {"target_voxel_size": settings.target_voxel_size, "all_models": settings.all_models}
     count, alignments = len(target_names), [found for _, found in placed]
     maps, boxes = [map_ for map_, _ in placed], [box(map_) for map_ in maps]
     return Case(
@@ -86,7 +98,7 @@ def from_flags(settings, out_dir: Path) -> Case:
         target_resolutions=resolutions[:count],
         model=model,
         references=[
-            name and load_reference(used[name], initial, found.transform)
+            name and load_reference(used[name], initial, found.transform, reading)
             for name, found in zip(given, alignments, strict=False)
         ],
         waypoints=[
@@ -94,11 +106,12 @@ def from_flags(settings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found, used.get(protein_in(name))) for path in pair)
+            tuple(laid(initial, path, found, used.get(protein_in(name)), settings) for path in pair)
             for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
         boxes=boxes[:count],
+        doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
     )
 
 
@@ -131,7 +144,9 @@ def unusable(settings, number: int) -> str:
     try:
         if path is not None:
             name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
-            map_ = within(read_map(path), name and find(name, settings.data_dir), settings.mask_radius)
+            size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
+            (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
+            map_ = within(map_, mask_path, settings.mask_radius, size)
             prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
@@ -155,12 +170,13 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None) -> Map:
+def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings) -> Map:
     """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
 
-    Half-maps on the target's grid only: others stay as they are.
+    It is negated where the target is. A micelle is left out of half-maps on the target's grid only.
     """
-    half, kept = read_map(path), protein and read_map(protein)
+    half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
+    kept = protein and read_map(protein)
     if kept is not None and same_grid(half, kept) is None:
         half = mask.masked(half, kept, str(protein))
     return align.resampled(half, initial, found.transform)
@@ -206,27 +222,104 @@ def print_alignment(path: Path, found: align.Alignment) -> None:
 
 
 def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
-    """The files and times that texts like a.mrc@0.3,b.mrc@0.6 name. Raises InputError where one is not of that form."""
+    """Read texts like a.mrc@0.3,b.mrc@0.6.
+
+    Args:
+        given: the values of --waypoint, each with one or several of them.
+
+    Returns:
+        The name and the time of each.
+
+    Raises:
+        InputError: one is not of that form, or its time not between the maps'.
+    """
     found = []
-    for text in itertools.chain.from_iterable(texts.split(",") for texts in given):
-        if not (match := WAYPOINT.fullmatch(text)):
-            raise InputError(
-                f"--waypoint={text} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
-            )
-        found.append((match["name"], float(match["time"])))
+    for texts in given:
+        while texts:
+            if not (match := WAYPOINT.match(texts)):
+                raise InputError(
+                    f"--waypoint={texts} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
+                )
+            time = in_range(match["time"], ranges.TIME, f"--waypoint={texts}: the time")
+            found.append((paths.expanded(match["name"]), time))
+            texts = texts[match.end() :]
     return found
 
 
+def check_resolutions(settings, names: list[str], maps: list[Map], resolutions: list[float | None]) -> None:
+    """Check the resolutions (Å) of the maps of these names, the first of which is the initial map's."""
+    for number, (name, map_, resolution) in enumerate(zip(names, maps, resolutions, strict=True)):
+        flag = "target_resolution" if number else "initial_resolution"
+        check_resolution(map_, resolution, name, f"--{flag}" if typed(settings, flag) else "")
+
+
+def typed(settings, name: str) -> bool:
+    """Whether the user gave a flag, and not a job its value, as experiments.reproduce does with published ones."""
+    return bool(settings[name].present if isinstance(settings, FlagValues) else getattr(settings, name))
+
+
+def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) -> None:
+    """Check the resolution of a map against its voxels and its box.
+
+    Args:
+        map_: the map.
+        resolution: in Å; None where it is not known.
+        name: the map's, for the message.
+        flag: the one by which the user gave the resolution; empty where it is the archive's, a published one, or in the
+            file's name, which a flag overrules.
+
+    Raises:
+        InputError: a flag gave a resolution that no map on this grid can have. Of others there is a warning.
+    """
+    if resolution is None:
+        return
+    size, edge = float(map_.voxel_size.min()), float((map_.voxel_size * map_.density.shape).max())
+    message, impossible = "", resolution < finest(size) or resolution > edge
+    if resolution > edge:
+        message = f"is coarser than its box of {edge:.4g} Å"
+    elif resolution < NEAR * 2 * size:
+        message = f"is finer than {2 * size:.3g} Å, the Nyquist limit of its voxels of {size:.3g} Å"
+    if message and impossible and flag:
+        raise InputError(f"{flag}={resolution:g} of {Path(name).name} {message}: give it in Å (1 nm is 10 Å)")
+    if message and not jax.process_index():
+        known = f"the resolution of {Path(name).name}, {resolution:g} Å, {message}"
+        which = flag or "--initial_resolution or --target_resolution"
+        print(f"warning: {known}: if it is another, give that as {which}", file=sys.stderr)
+
+
+def finest(voxel_size: float) -> float:
+    """The finest detail (Å) that voxels of this size (Å) can hold: twice their size over √3, along a diagonal."""
+    return 2 * voxel_size / 3**0.5
+
+
+def check_detail(resolution: float, voxel_size: float, flag: str = "--resolution") -> None:
+    """Raise InputError where a map of this resolution cannot be simulated on voxels of this size (both in Å)."""
+    if resolution < finest(voxel_size):
+        raise InputError(
+            f"{flag}={resolution:g} is finer than the {finest(voxel_size):.3g} Å that voxels of {voxel_size:.3g} Å can "
+            "hold: give it in Å (1 nm is 10 Å), or take smaller voxels"
+        )
+
+
+def check_mass(mass_kda: float | None, initial: Map) -> None:
+    """Raise InputError where a molecule of this weight would fill next to no voxels, or more than the box has."""
+    if mass_kda is None:
+        return
+    filled, there = 1e3 * mass_kda * prepare.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
+    if not FEWEST <= filled <= there:
+        raise InputError(
+            f"--mass_kda={mass_kda:g} would fill {filled:.3g} of the initial map's {there} voxels: give the molecular "
+            "weight in kDa, of all that the map shows"
+        )
+
+
 def add_parts(case: Case, settings) -> None:
-    """Nothing; the case has the parts that the flags name, and their weights of the rigidity."""
-    try:
-        case.part_rigidity = [float(weight) for weight in settings.part_rigidity or []]
-    except ValueError:
-        raise InputError(f"--part_rigidity={','.join(settings.part_rigidity)} is not numbers such as 1,3") from None
+    """Give the case the parts that the flags name, and their weights of the rigidity."""
+    case.part_rigidity = settings.part_rigidity or []
     if settings.parts in ("auto", "none"):
         case.parts = settings.parts if settings.parts == "auto" else None
         return
-    names = settings.parts.split(",")
+    names = paths.split(settings.parts)
     if not all(name.lower().endswith(MAP_SUFFIXES) for name in names):
         if case.model is None:
             raise InputError(f"--parts={settings.parts} is no map, and to select of a model takes --model as well")
@@ -234,7 +327,7 @@ def add_parts(case: Case, settings) -> None:
         return
     files = {name: existing(name, settings.data_dir) for name in names}
     case.files |= files
-    maps = [read_map(files[name]) for name in names]
+    maps = [read_map(files[name], settings.voxel_size) for name in names]
     if len(maps) == 1:
         case.parts = partition.from_labels(maps[0], case.initial, names[0])
     else:
@@ -279,18 +372,17 @@ def solid(initial: Map, settings) -> Map:
 
 
 def vector(settings, name: str) -> list[float] | None:
-    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three numbers."""
+    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three."""
     given = getattr(settings, name)
-    with contextlib.suppress(ValueError):
-        if given is None or len(given) == 3:
-            return given and [float(text) for text in given]
-    raise InputError(f"--{name}={','.join(given)} is not three numbers such as 0,0,1")
+    if given is None or len(given) == 3:
+        return given
+    raise InputError(f"--{name}={','.join(f'{each:g}' for each in given)} is not three numbers such as 0,0,1")
 
 
 def schedule_in(settings) -> Schedule | None:
     """The schedule of the recipe paper that the flags name, None where they name none.
 
-    Raises InputError where a stage is not of the form loss:steps:rate.
+    Raises InputError where a stage is not of the form loss:steps:rate, or a number is out of range.
     """
     if not settings.schedule and not settings.width:
         return None
@@ -298,8 +390,33 @@ def schedule_in(settings) -> Schedule | None:
     for text in settings.schedule or []:
         if not (match := STAGE.fullmatch(text)):
             raise InputError(f"--schedule={text} is not LOSS:STEPS:RATE: give stages such as w2:2000:1e-3,l2:500:1e-4")
-        stages.append((match["loss"], int(match["steps"]), float(match["rate"])))
+        steps = in_range(match["steps"], ranges.STAGE_STEPS, f"--schedule={text}: the number of steps", int)
+        made = max(1, round(steps * settings.steps))
+        in_range(made, ranges.STAGE_STEPS, f"--schedule={text}: the number of steps times --steps,", int)
+        rate = in_range(match["rate"], ranges.LEARNING_RATE, f"--schedule={text}: the learning rate")
+        stages.append((match["loss"], steps, rate))
     return Schedule(tuple(stages), settings.width or Schedule.width)
+
+
+def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type = float) -> Any:
+    """Read a number of a flag that holds other things as well.
+
+    Args:
+        given: the number, or its text.
+        allowed: what it may be.
+        label: the flag and what in it the number is, with which the message begins.
+        kind: `float`, or `int` for whole numbers.
+
+    Returns:
+        The number, of that kind.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    try:
+        return allowed.number(given, kind)
+    except ValueError as error:
+        raise InputError(f"{label} {given} {error}") from None
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
@@ -309,8 +426,9 @@ def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map]
         raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
     files = {name: existing(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
     each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
-    initial = within(initial, files.get(settings.mask), settings.mask_radius)
-    targets = [within(t, files.get(name), settings.mask_radius) for t, name in zip(targets, each, strict=True)]
+    radius, size = settings.mask_radius, settings.target_voxel_size
+    initial = within(initial, files.get(settings.mask), radius, settings.voxel_size)
+    targets = [within(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
     return initial, targets, files
 
 
@@ -366,16 +484,25 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     return file(given), file(protein if protein in config["inputs"] else None)
 
 
-def as_used(config: dict, path: Path, masks: tuple[Path | None, Path | None]) -> Map:
-    """A map of a run within its `masks_used`, as it was used."""
+def as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
+    """A map of a run, "initial" or "target" by its kind, within its `masks_used`, as it was used."""
     given, protein = masks
-    return within(within(read_map(path), given, config["settings"].get("mask_radius")), protein, None)
+    settings = config["settings"]
+    size = settings.get("voxel_size" if kind == "initial" else "target_voxel_size")
+    map_ = prechecks.as_fitted(read_map(path, size), kind, settings.get("invert"))
+    return within(within(map_, given, settings.get("mask_radius"), size), protein, None)
 
 
-def within(map_: Map, path: Path | None, radius: float | None) -> Map:
-    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass."""
+def within(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
+    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass.
+
+    `voxel_size` (Å) is the mask's, instead of that in its header. Raises InputError where the mask leaves nothing, or
+    the radius is less than a voxel.
+    """
+    if radius is not None and radius < (size := float(map_.voxel_size.min())):
+        raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
     if path is not None:
-        map_ = mask.masked(map_, read_map(path), str(path))
+        map_ = mask.masked(map_, read_map(path, voxel_size), str(path))
     return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
 
 
@@ -433,7 +560,7 @@ def resolution_in(name: str) -> float | None:
     if not (match := ENTRY.fullmatch(Path(name).name)):
         return None
     resolution = float(match["resolution"])
-    if not archives.RESOLUTIONS[0] <= resolution <= archives.RESOLUTIONS[1]:
+    if not ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most:
         raise InputError(f"{Path(name).name} names a resolution of {resolution:g} Å, which no map has: rename the file")
     return resolution
 
@@ -509,25 +636,33 @@ def find_model(entry: str, data_dir: str) -> Path | None:
     return None
 
 
-def load(initial: str, targets: list[str], data_dir: str, out_dir: Path) -> tuple[Map, list[Map], dict[str, Path]]:
+def load(
+    initial: str,
+    targets: list[str],
+    data_dir: str,
+    out_dir: Path,
+    voxel_sizes: Mapping[str, list[float] | None] = MappingProxyType({}),
+    all_models: bool = False,
+) -> tuple[Map, list[Map], dict[str, Path]]:
     """The initial and the target maps, and for each name the file that it was read from.
 
     A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the
     targets' models superposed on the initial entry's, on the initial map's grid, or where that is made as well on
-    a grid that holds them all; it is written to the folder `out_dir`/inputs.
+    a grid that holds them all; it is written to the folder `out_dir`/inputs. `voxel_sizes` (Å), by name, are those of
+    maps instead of their headers'. Of a model's file all models that stand apart are taken if `all_models`.
     """
     names = [initial, *targets]
     found = {name: find(name, data_dir) for name in names}
     entries = {name: find_entry(name, data_dir) for name in names if found[name] is None}
     if not entries:
-        maps = {name: read_map(path) for name, path in found.items()}
+        maps = {name: read_map(path, voxel_sizes.get(name)) for name, path in found.items()}
         return maps[initial], [maps[t] for t in targets], found
     base = entries.get(initial) or base_model(initial, data_dir)
-    models = {name: atoms.read_model(path) for name, path in entries.items()}
+    models = {name: atoms.read_model(path, all_models) for name, path in entries.items()}
     if base:
-        fixed = models.get(initial) or atoms.read_model(base)
+        fixed = models.get(initial) or atoms.read_model(base, all_models)
         models = {n: m if n == initial else atoms.superpose(m, fixed) for n, m in models.items()}
-    maps = {name: read_map(path) for name, path in found.items() if path}
+    maps = {name: read_map(path, voxel_sizes.get(name)) for name, path in found.items() if path}
     like = maps.get(initial) or next(iter(maps.values()), None)
     if like:
         grid = like.density.shape, like.voxel_size, like.origin

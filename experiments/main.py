@@ -1,33 +1,21 @@
 """What every job does alike: parse its flags, run it, and say in one line what went wrong."""
 
-import contextlib
-import math
 import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
-from . import usage
+from . import signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 JOB = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.(\w+)")  # another job, as texts name it
 INSTALLED = "cryotrans-"  # what the names of installed commands begin with
 FAILED, PARTLY = 2, 3
-SIGNALS = [  # that end a run: Ctrl-C, a terminal that closes, a cluster's end of time, and its warnings of that
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)
-]
-caught: list[int] = []
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal came that ends the program."""
 
 
 class SomeFailed(Exception):
@@ -37,7 +25,7 @@ class SomeFailed(Exception):
 def run(main: Callable[[], None]) -> None:
     """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 3 where only a part could be done.
 
-    And with 128 and the signal's number where one of SIGNALS ended it.
+    And with 128 and the signal's number where one of `signals.SIGNALS` ended it.
 
     Flags are parsed first; where the command line asks for help, they are described instead, below what the module of
     `main` says of itself. Bad flags, InputError, OSError and MemoryError become one line on stderr, with what was noted
@@ -54,7 +42,8 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        with stopping_at_signals():
+        with signals.stopping(_say), warnings.catch_warnings():
+            show_warnings()
             main()
     except InputError as error:
         _stop(str(error), error)
@@ -70,47 +59,26 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), error)
     except KeyboardInterrupt as error:
-        number = caught[-1] if caught else signal.SIGINT
+        number = signals.caught[-1] if signals.caught else signal.SIGINT
         _stop(f"stopped by {signal.Signals(number).name}", error, 128 + number)
 
 
-@contextlib.contextmanager
-def stopping_at_signals() -> Iterator[None]:
-    """Within it each of SIGNALS raises Stopped; a second one does what it does elsewhere."""
-    caught.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    catch_signals()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+def show_warnings() -> None:
+    """Show each InputWarning as one line on stderr, once, from now on."""
+    from cryotrans_jax.files import InputWarning
 
+    shown: set[str] = set()
 
-def catch_signals() -> None:
-    """Nothing; each of SIGNALS raises Stopped from now on, whatever a library would have made of it.
+    def show(message, category, *where, **more) -> None:
+        text = " ".join(str(message).split())
+        if not issubclass(category, InputWarning):
+            others(message, category, *where, **more)
+        elif text not in shown:
+            shown.add(text)
+            print(named(f"warning: {text}"), file=sys.stderr)
 
-    Those stay ignored that were to be when the program was started, as by nohup.
-    """
-
-    def stop(number: int, _) -> None:
-        caught.append(number)
-        for other in heeded:
-            signal.signal(other, signal.SIG_DFL)
-        raise Stopped
-
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in heeded:
-        signal.signal(number, stop)
-
-
-def check_stopped() -> None:
-    """Nothing; raises Stopped where a signal came while no exception could leave the code that was running."""
-    if caught:
-        raise Stopped
+    warnings.simplefilter("always", InputWarning)
+    others, warnings.showwarning = warnings.showwarning, show
 
 
 def parse_flags() -> None:
@@ -118,11 +86,8 @@ def parse_flags() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
-        _stop(MISSING.sub(r"--\1 is missing;", str(error)).rstrip(".;") + "; see --help")
-    for name in flags.FLAGS:
-        value = flags.FLAGS[name].value
-        if isinstance(value, float) and not math.isfinite(value):
-            _stop(f"--{name}={value} is no finite number; see --help")
+        message = MISSING.sub(r"--\1 is missing;", str(error)).removeprefix("flag ").replace(": is not ", " is not ")
+        _stop(message.rstrip(".;") + "; see --help")
     if rest and "entries" in flags.FLAGS:
         flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
     elif rest:
@@ -166,7 +131,12 @@ def compute_deterministically() -> None:
 
 
 def _stop(message: str, error: BaseException | None = None, status: int = FAILED) -> None:
-    """Ends the program with a message of one line, with what was noted on the error."""
-    message = named("; ".join([message, *getattr(error, "__notes__", ())]))
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    """End the program with a message of one line, with what was noted on the error."""
+    _say("; ".join([message, *getattr(error, "__notes__", ())]))
     sys.exit(status)
+
+
+def _say(message: str) -> None:
+    """Print why the program ends, in one line without the control characters that names and servers may bring along."""
+    line = " ".join(named(message).split())
+    print("error: " + "".join(each if each.isprintable() else "?" for each in line), file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
+from . import paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -16,53 +17,91 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     with shared.group("Run"):
-        flags.DEFINE_string("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
-        flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+        paths.define_path("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
+        paths.define_path("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
     shared.define_models()
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the frames; <run_dir>/predict_<frames> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the frames; <run_dir>/predict_<frames> if not given.")
     shared.define_output()
     shared.define_machine()
 
 
 def main() -> None:
-    """Nothing; writes the frames."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError, checksum
-    from cryotrans_jax.morphing import Fit
+    """Write the frames."""
+    import contextlib
 
-    from . import results
-    from .inputs import as_used, check_inside, masks_used
+    from . import results, run_folder
 
     run_dir = Path(FLAGS.run_dir)
-    saved = results.run_of(run_dir)
+    out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
+    with contextlib.ExitStack() as claims:
+        if inside := part_of(run_dir, out_dir):
+            claims.enter_context(run_folder.claimed(run_dir, inside=[inside]))
+        fit, initial = fit_of(run_dir)
+        model = carried_model(fit)
+        check_free(out_dir, initial)
+        claims.enter_context(run_folder.claimed(out_dir))
+        claims.enter_context(run_folder.replacing(out_dir, "frames"))
+        for old in run_folder.made_in(out_dir, run_folder.FRAMES):
+            old.unlink()
+        results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
+        if model is not None:
+            results.write_models(fit, model, FLAGS, out_dir)
+    print(f"{FLAGS.frames} frames are in {out_dir}")
+
+
+def part_of(run_dir: Path, out_dir: Path) -> str:
+    """The name of what is in `run_dir` and is, or holds, `out_dir` as it is named; "" where that lies elsewhere."""
+    path = out_dir.absolute()
+    around = zip((path, *path.parents), path.parents, strict=False)
+    return next((child.name for child, parent in around if parent.resolve() == run_dir.resolve()), "")
+
+
+def fit_of(run_dir: Path):
+    """The run's fit and the file of its initial map. Raises InputError where one of them is gone or changed."""
+    from cryotrans_jax.files import InputError, checksum
+
+    from . import run_folder
+    from .inputs import as_used, masks_used
+
+    saved = run_folder.run_of(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-    initial = as_used(saved, path, masks)
-    fit = Fit.load(run_dir / "checkpoint", initial)
-    model = None
-    if FLAGS.model:
-        model = atoms.read_model(FLAGS.model)
-        check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, FLAGS.model)
-    out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
-    earlier = results.made_in(out_dir, results.FRAMES)
+    with run_folder.as_written(run_dir):
+        masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
+        initial = as_used(saved, path, "initial", masks)
+        return run_folder.fit_of(run_dir, initial), path
+
+
+def carried_model(fit):
+    """The model that the flags name, which lies in the initial map; None if they name none."""
+    from cryotrans_jax import atoms
+
+    from .inputs import check_inside
+
+    if not FLAGS.model:
+        return None
+    model, initial = atoms.read_model(FLAGS.model, FLAGS.all_models), fit.initial
+    check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, FLAGS.model)
+    return model
+
+
+def check_free(out_dir: Path, initial: Path) -> None:
+    """Raise InputError where the frames would replace others unasked, or an input."""
+    from cryotrans_jax.files import InputError
+
+    from . import run_folder
+
+    earlier = run_folder.made_in(out_dir, run_folder.FRAMES)
     if earlier and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds frames already: give another --out_dir, or --overwrite to replace them")
-    for used in filter(None, (path, FLAGS.model and Path(FLAGS.model))):
+    for used in filter(None, (initial, FLAGS.model and Path(FLAGS.model))):
         if used.resolve() in {made.resolve() for made in earlier}:
             raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for old in earlier:
-        old.unlink()
-    results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
-    if model is not None:
-        results.write_models(fit, model, FLAGS, out_dir)
-    print(f"{FLAGS.frames} frames are in {out_dir}")
 
 
 def command() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
+from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -27,14 +29,15 @@ phenix.map_model_cc ../generated.mrc rebuilt.pdb resolution={resolution:g}
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "reference", None, "MODEL: of the target state, in the target map's frame; the run's if not given."
     )
-    flags.DEFINE_string("rebuilt", None, "MODEL: built into the run's generated map, to score.")
-    flags.DEFINE_float("within", 3.0, "Å: from how near CA atoms are the same.", lower_bound=0.1)
+    paths.define_path("rebuilt", None, "MODEL: built into the run's generated map, to score.")
+    ranges.number("within", 3.0, "Å: from how near CA atoms are the same.", ranges.DISTANCE)
+    shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace what the folder holds.")
 
 
@@ -43,20 +46,19 @@ def main() -> None:
     from cryotrans_jax import atoms, metrics
     from cryotrans_jax.files import InputError, write_file
 
-    from . import results
+    from . import run_folder
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"
-    saved = results.run_of(run_dir)
-    if not (run_dir / "generated.mrc").is_file():
-        raise InputError(f"{run_dir} holds no run: give the --out_dir of a finished experiments.run")
+    saved = run_folder.run_of(run_dir)
+    run_folder.sound(run_dir, "generated.mrc")
     reference = in_frame(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:
             raise InputError(f"{folder} holds scores already: add --overwrite to replace them")
-        found = metrics.coverage(atoms.read_model(FLAGS.rebuilt), reference, FLAGS.within)
-        folder.mkdir(exist_ok=True)
-        results.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
+        found = metrics.coverage(atoms.read_model(FLAGS.rebuilt, FLAGS.all_models), reference, FLAGS.within)
+        with run_folder.claimed(run_dir, inside=["rebuild"]), run_folder.claimed(folder, kinds=["rebuild"]):
+            run_folder.write_json(folder / "coverage.json", {"rebuilt": FLAGS.rebuilt, "within": FLAGS.within} | found)
         print(f"of the reference's CA atoms {100 * found['coverage']:.1f} % are found within {FLAGS.within:g} Å")
         print(
             f"of the rebuilt ones {100 * found['precision']:.1f} % are found; these are {found['rmsd']:.2f} Å rms off"
@@ -65,11 +67,12 @@ def main() -> None:
         return
     if (folder / "build.sh").exists() and not FLAGS.overwrite:
         raise InputError(f"{folder} is there already: add --overwrite to replace its files")
-    folder.mkdir(exist_ok=True)
     resolution = saved["resolutions"]["initial"] or 3.0
-    atoms.write_model(folder / "reference.pdb", reference)
-    write_file(folder / "sequence.fasta", fasta(reference))
-    write_file(folder / "build.sh", BUILD.format(resolution=resolution))
+    with run_folder.claimed(run_dir, inside=["rebuild"]), run_folder.claimed(folder, kinds=["rebuild"]):
+        with run_folder.replacing(folder, "rebuild"):
+            atoms.write_model(folder / "reference.pdb", reference)
+            write_file(folder / "sequence.fasta", fasta(reference))
+            write_file(folder / "build.sh", BUILD.format(resolution=resolution))
     print(f"sh {folder / 'build.sh'} builds a model with Phenix; score it with --rebuilt={folder / 'rebuilt.pdb'}")
 
 
@@ -83,7 +86,8 @@ def in_frame(saved: dict):
     name = FLAGS.reference or (known[0] if len(known) == 1 else None)
     if name is None:
         raise InputError("the run had no reference, or several: name the target state's model with --reference")
-    model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"])
+    whole = FLAGS.all_models or saved["settings"].get("all_models", False)
+    model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"], whole)
     laid = saved.get("alignment")
     return Transform.of(laid["transform"]).moved(model) if laid else model
 

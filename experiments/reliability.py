@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -31,7 +31,9 @@ SECTIONS = (
 )  # fmt: skip
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "frame_01.mrc", "displacement.mrc", "unexplained.mrc", "fsc.csv")
+SEVERAL = ranges.Range(2, 10_000, "one of them is bad, and the others are compared")
 VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
+MOST_KILLS = 1000  # of one run, which goes on in between
 LONGEST = 1800  # s, after which a run counts as one that hangs
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
 NOBODY = "import os, experiments.inputs, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
@@ -90,19 +92,22 @@ class Ended(NamedTuple):
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     flags.DEFINE_list("sections", list(SECTIONS), f"Which faults, of {', '.join(SECTIONS)}.")
-    flags.DEFINE_string("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
-    flags.DEFINE_integer("kills", 50, "How often a run is killed at a random time.", lower_bound=1)
-    flags.DEFINE_integer("several", 24, "Number of targets in section targets.", lower_bound=2)
-    flags.DEFINE_integer("damaged", 20_000, "Number of files in section damaged.", lower_bound=1)
-    flags.DEFINE_string("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
-    flags.DEFINE_integer("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", lower_bound=0)
-    flags.DEFINE_string("write", None, "A page into which the table goes, between its markers.")
+    paths.define_path("out_dir", "runs/reliability", "Folder for the runs, which are left there.")
+    ranges.whole_number("kills", 50, "How often a run is killed at a random time.", ranges.COUNT)
+    ranges.whole_number("several", 24, "Number of targets in section targets.", SEVERAL)
+    ranges.whole_number("damaged", 20_000, "Number of files in section damaged.", ranges.COUNT)
+    paths.define_path("data_dir", None, "FOLDER: section damaged damages maps and models in it and below as well.")
+    ranges.whole_number("seed", 0, "Seed of the times at which runs are killed, and of damaged files.", ranges.SEED)
+    paths.define_path("write", None, "A page into which the table goes, between its markers.")
 
 
 def main() -> None:
     """Nothing; prints the table's rows, and writes them where asked to. Fails where a run came out as it should not."""
     from cryotrans_jax.files import InputError
 
+    from .fuzz import need_limits
+
+    need_limits()
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
         raise InputError(f"there is no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
     out_dir = Path(FLAGS.out_dir).absolute()
@@ -146,6 +151,16 @@ def order(folder: Path, out: Path, *more: str, before: str = "") -> list[str]:
     return [sys.executable, "-c", f"{heeds}\n{before}\n{job}", *maps, *how, *more]
 
 
+def await_snapshot(process: subprocess.Popen, out: Path) -> None:
+    """Wait until a run has kept its state, or has ended; kill it after LONGEST seconds."""
+    end = time.monotonic() + LONGEST
+    while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
+        if time.monotonic() > end:
+            process.kill()
+            process.wait()
+        time.sleep(0.05)
+
+
 def finish(words: list[str], kill_after: float | None = None) -> Ended:
     """How a run ended, left alone or killed (kill -9) after so many seconds."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -181,9 +196,11 @@ def kills(folder: Path) -> Iterator[Row]:
     finish(order(folder, whole, "--overwrite"))  # its programs are compiled now
     seconds = time.monotonic() - begin
     killed, kept, runs, good = 0, 0, 0, 0
-    while killed < FLAGS.kills:
+    while killed < FLAGS.kills and runs < 10 + 10 * FLAGS.kills:  # some end before they are killed
         out, own, ended = folder / f"killed_{runs}", 0, Ended(None, "", "")
-        while ended.status is None:
+        for _ in range(MOST_KILLS):
+            if ended.status is not None:
+                break
             ended = finish(order(folder, out), random.uniform(0, 1.2 * seconds))
             own += ended.status is None
             kept += "goes on from" in ended.printed
@@ -200,8 +217,7 @@ def signals(folder: Path) -> Iterator[Row]:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         out, number = folder / name, getattr(signal, name)
         process = subprocess.Popen(order(folder, out), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
-            time.sleep(0.05)
+        await_snapshot(process, out)
         process.send_signal(number)
         said = (process.communicate()[1].strip().splitlines() or [""])[-1]
         clean = process.returncode == 128 + number and "the same command goes on from there" in said
@@ -298,8 +314,7 @@ def inputs(folder: Path) -> Iterator[Row]:
         for map_ in "ab":
             shutil.copy(folder / f"{map_}.mrc", own)
         process = subprocess.Popen(order(own, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
-            time.sleep(0.05)
+        await_snapshot(process, out)
         (own / "b.mrc").unlink()
         if killed:
             process.kill()

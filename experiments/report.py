@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
+from . import paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -14,29 +15,28 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of a finished run; each of its targets gets a report. Must be given.", required=True
     )
-    flags.DEFINE_string("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
-    flags.DEFINE_string("target", None, "MAP: the target map, likewise; for a run of several give the folder of one.")
+    paths.define_path("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
+    paths.define_path("target", None, "MAP: the target map, likewise; for a run of several give the folder of one.")
 
 
 def main() -> None:
-    """Nothing; writes the report of each target's folder."""
+    """Write the report of each target's folder."""
     from cryotrans_jax.files import InputError
 
-    from . import results, story
+    from . import run_folder, story
 
     run_dir = Path(FLAGS.run_dir)
-    folders = [p.parent for p in (run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))) if p.is_file()]
-    if not folders:
-        raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
+    folders = run_folder.runs_in(run_dir)
     if FLAGS.target and len(folders) > 1:
         raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
-    for folder in folders:
-        with results.as_written(folder):
-            story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
-        print(f"The report is {folder / 'report.html'}")
+    with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
+        for folder in folders:
+            with run_folder.as_written(folder), run_folder.replacing(folder, "records"):
+                story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
+            print(f"The report is {folder / 'report.html'}")
 
 
 def command() -> None:

@@ -10,7 +10,7 @@ given take precedence over the paper's values. Beside the files of experiments.r
 reproduce.json.
 """
 
-import json
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from . import ranges, systems, tables
 from . import run as job
-from . import systems, tables
 from .main import named, run
 from .systems import System
 from .usage import group
@@ -35,18 +35,12 @@ def define_system() -> None:
     names = ", ".join(system.name for system in systems.SYSTEMS)
     flags.DEFINE_bool("list", False, "Show all systems, and what of each is missing in --data_dir; fit nothing.")
     flags.DEFINE_string("system", None, f"SYSTEM: one of {names}.")
-    flags.DEFINE_float("resolution", None, f"Å: of a simulated target; {RESOLUTION:g} if not given.", lower_bound=0.1)
-    flags.DEFINE_integer(
+    ranges.number("resolution", None, f"Å: of a simulated target; {RESOLUTION:g} if not given.", ranges.RESOLUTION)
+    ranges.whole_number(
         "box",
         None,
         "VOXELS: side of simulated maps; as published if not given, 0 for as few as will do.",
-        lower_bound=0,
-    )
-    flags.DEFINE_float(
-        "voxel_size",
-        systems.INITIAL_RESOLUTION / 3,
-        "Å: of simulated maps; the paper's is not published.",
-        lower_bound=0.01,
+        ranges.SIDE._replace(least=0),
     )
 
 
@@ -60,8 +54,6 @@ def main() -> None:
     """Nothing; the folder holds the fit of a system and its table, or all systems are listed."""
     from cryotrans_jax.files import InputError
 
-    from . import results
-
     if FLAGS.list:
         print(systems.table())
         print("\n".join(f"{system.name}: {named(missing_told(system))}" for system in systems.SYSTEMS))
@@ -69,11 +61,30 @@ def main() -> None:
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
     system = systems.named(FLAGS.system)
+    from . import hosts
+
+    hosts.join(FLAGS)
     files = collect(system)
     resolution = simulated_resolution(system, files)
     where = f"_{resolution:g}A" if resolution else ""
     out_dir = Path(FLAGS.out_dir or f"runs/{system.slug}{where}_{FLAGS.recipe}")
-    results.claim(out_dir, FLAGS.overwrite)
+    with contextlib.ExitStack() as claims:
+        hosts.after_first(lambda: claim(out_dir, claims))
+        reproduce(system, files, resolution, out_dir)
+
+
+def claim(out_dir: Path, claims: contextlib.ExitStack) -> None:
+    """Keep other programs from writing to the folder until `claims` are closed, if its results may be replaced."""
+    import jax
+
+    from . import run_folder
+
+    claims.enter_context(run_folder.claimed(out_dir, jax.process_index()))
+    run_folder.check_free(out_dir, FLAGS.overwrite)
+
+
+def reproduce(system: System, files: dict[str, Path], resolution: float | None, out_dir: Path) -> None:
+    """Fit the system from its files, with targets simulated at the resolution if one is given, and write its table."""
     fill(out_dir=str(out_dir))
     recipe = system.recipe(resolution)
     if recipe and FLAGS.recipe == "paper":
@@ -217,7 +228,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
 
     from . import inputs
 
-    start, end = (atoms.read_model(files[role]) for role in ("initial", "target"))
+    start, end = (atoms.read_model(files[role], FLAGS.all_models) for role in ("initial", "target"))
     end = atoms.superpose(end, start)
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +237,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
         repeated = with_operators(start, whole)
         atoms.write_model(folder / "assembly.cif", repeated)
         fill(symmetry=str(folder / "assembly.cif"), one_unit=True)
-    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, FLAGS.voxel_size)
+    grid = cube([start, end], system.box if FLAGS.box is None else FLAGS.box, simulated_voxel_size())
     maps, models = [], []
     for role, model, at in (("initial", start, systems.INITIAL_RESOLUTION), ("target", end, resolution)):
         stem = files[role].name.split(".")[0]
@@ -286,6 +297,19 @@ def ca_positions(chain) -> dict:
     return {number: atom.pos for number, atom in found.items() if atom}
 
 
+def simulated_voxel_size() -> float:
+    """The voxel size of simulated maps, Å: --voxel_size, or a third of the resolution, as the paper's is not published.
+
+    Raises InputError where --voxel_size is not one number.
+    """
+    from cryotrans_jax.files import InputError
+
+    size = FLAGS.voxel_size or [systems.INITIAL_RESOLUTION / 3]
+    if len(size) > 1:
+        raise InputError("simulated maps have cubic voxels: give --voxel_size as one number")
+    return size[0]
+
+
 def cube(models, side: int | None, voxel_size: float):
     """Shape, voxel size and origin [Å] of a cube about the models with so many voxels along its side.
 
@@ -312,8 +336,10 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     FLAGS.initial, FLAGS.target = str(files["initial"]), [str(files["target"])]
     if system.initial.resolution and system.target.resolution:
         fill(initial_resolution=system.initial.resolution, target_resolution=system.target.resolution)
+    given = dict(voxel_size=FLAGS.target_voxel_size, all_models=FLAGS.all_models)
+    where = system.target.resolution, out_dir / "inputs", FLAGS.align
     placed = {
-        role: laid_over(files[role], files["target"], system.target.resolution, out_dir / "inputs", FLAGS.align)
+        role: laid_over(files[role], files["target"], *where, **given)
         for role in ("reference", "check")
         if role in files
     }
@@ -324,14 +350,23 @@ def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | N
     return placed.get("check")
 
 
-def laid_over(model: Path, target: Path, resolution: float | None, folder: Path, how: str = "auto") -> Path:
+def laid_over(
+    model: Path,
+    target: Path,
+    resolution: float | None,
+    folder: Path,
+    how: str = "auto",
+    voxel_size: list[float] | None = None,
+    all_models: bool = False,
+) -> Path:
     """The file in the folder of a model in the pose in which its map fits the target map best (`align.onto`).
 
-    Or as it lies, if `how` is none.
+    Or as it lies, if `how` is none. `voxel_size` (Å) is the target map's instead of its header's, and `all_models` as
+    in `atoms.read_model`.
     """
     from cryotrans_jax import align, atoms, maps
 
-    read, goal = atoms.read_model(model), maps.read_map(target)
+    read, goal = atoms.read_model(model, all_models), maps.read_map(target, voxel_size)
     simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -347,14 +382,15 @@ def laid_over(model: Path, target: Path, resolution: float | None, folder: Path,
 def score_check(model: Path, out_dir: Path) -> float:
     """FSC = 0.5 [Å] of the generated map against another model of the target state, in the target's frame."""
 
-    from cryotrans_jax import atoms, maps, metrics
+    from cryotrans_jax import atoms, metrics
     from cryotrans_jax.align import Transform
 
-    told = out_dir / "transform.json"
-    there = atoms.read_model(model)
-    if told.is_file():
-        there = Transform.of(json.loads(told.read_text())["transform"]).moved(there)
-    generated = maps.read_map(out_dir / "generated.mrc")
+    from . import run_folder
+
+    there = atoms.read_model(model, FLAGS.all_models)
+    if laid := run_folder.run_of(out_dir).get("alignment"):
+        there = Transform.of(laid["transform"]).moved(there)
+    generated = run_folder.map_of(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)
 
@@ -363,9 +399,9 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     """Nothing; the table is printed, and in reproduce.md and reproduce.json in the folder."""
     from cryotrans_jax.files import write_file
 
-    from . import results
+    from . import run_folder
 
-    scores, config = (json.loads((out_dir / name).read_text()) for name in ("metrics.json", "config.json"))
+    scores, config = run_folder.scores_of(out_dir), run_folder.run_of(out_dir)
     rows = scored(system, resolution, scores, check) + settings(system, resolution, config, scores, seconds, out_dir)
     at = f" at {resolution:g} Å" if resolution else ""
     lines = [
@@ -379,7 +415,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     print(text)
     write_file(out_dir / "reproduce.md", text)
     told = {"system": asdict(system), "resolution": resolution, "recipe": FLAGS.recipe, "rows": rows, "metrics": scores}
-    results.write_json(out_dir / "reproduce.json", told)
+    run_folder.write_json(out_dir / "reproduce.json", told)
 
 
 def row(quantity: str, before: str = "", ours: str = "", published: str = systems.UNKNOWN) -> dict:
@@ -409,11 +445,11 @@ def settings(
     system: System, resolution: float | None, config: dict, scores: dict, seconds: float, out_dir: Path
 ) -> list[dict]:
     """The rows that tell how it was fitted, here and in the paper."""
-    from cryotrans_jax import maps
+    from . import run_folder
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
     made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
-    map_ = maps.read_map(out_dir / "generated.mrc")
+    map_ = run_folder.map_of(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = [ends["initial"], *ends["targets"]]

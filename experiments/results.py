@@ -1,15 +1,10 @@
 """From a case (maps, perhaps models) to a fit, and from a fit to the files and scores of a run's folder."""
 
-import contextlib
 import csv
-import json
 import platform
-import re
-import resource
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -23,8 +18,8 @@ import numpy as np
 from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
 from cryotrans_jax.contour import BODY, CLEAR, SPECKS
-from cryotrans_jax.files import InputError, checksum, read_json, whole_file, write_file
-from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, read_map, write_map
+from cryotrans_jax.files import InputError, checksum, whole_file
+from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition, part_motions
 from cryotrans_jax.prepare import DALTON, carried_mass
@@ -33,6 +28,8 @@ from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
 from .exchange import target_number
+from .prechecks import Doubt
+from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
 
 PACKAGES = (
     "cryotrans-jax",
@@ -48,14 +45,6 @@ PACKAGES = (
 )
 MAP_SUFFIXES = (*SUFFIXES, *(suffix + packed for packed in COMPRESSION for suffix in SUFFIXES))
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
-FRAMES = re.compile(  # what a run, or predict, makes of a fit
-    r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
-)
-RECORDS = re.compile(  # what a run writes about itself
-    r"(config|metrics|transform|failed)\.json|folded\.mrc|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
-    r"|report\.html|morph\.gif|reproduce\.(md|json)"
-    r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
-)
 SCORES = (  # label, name in metrics.json without _before and _after, style
     ("correlation with the target map", "correlation_with_target", "{:.3f}"),
     ("the same at the target's resolution", "correlation_matched", "{:.3f}"),
@@ -95,6 +84,7 @@ class Case:
     are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
     `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
     `failed` says of targets, by their names, why they could not be used; they are not among the others.
+    `doubts` are about the inputs, and warned of.
     """
 
     initial: Map
@@ -117,21 +107,7 @@ class Case:
     schedule: Schedule | None = None
     sums: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-
-
-def claim(out_dir: str | Path, overwrite: bool) -> Path:
-    """The folder for a run's results, made if needed. Raises InputError where it holds another run's."""
-    out_dir = Path(out_dir)
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir} is a file, not a folder: give another --out_dir")
-    check_free(out_dir, overwrite)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir) as file:  # rather now than when there is something to write
-            file.write(bytes(1024))
-    except OSError as error:
-        raise InputError(f"nothing can be written to {out_dir} ({error.strerror}): give another --out_dir") from error
-    return out_dir
+    doubts: list[Doubt] = field(default_factory=list)
 
 
 def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
@@ -145,32 +121,16 @@ def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
         )
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Nothing; raises InputError where the folder holds results that may not be replaced."""
-    if not overwrite and (made_in(folder) or (folder / "checkpoint").exists()):
-        raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
-
-
-def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
-    """The files in a folder whose names are those of results; of FRAMES and RECORDS if no kind is given."""
-    if not folder.is_dir():
-        return []
-    return [p for p in folder.iterdir() if any(kind.fullmatch(p.name) for kind in kinds or (FRAMES, RECORDS))]
-
-
 def folders(case: Case, out_dir: Path) -> list[Path]:
     """Where each target's results go: `out_dir` itself, or for several targets a folder with the target's name."""
     several = len(case.targets) + len(case.failed) > 1
     return [out_dir / name if several else out_dir for name in case.target_names]
 
 
-def earlier(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
-    """What is there of an earlier run and is replaced by fits of these targets, or by those of all if of the first."""
+def owned(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
+    """The folders in which fits of these targets replace what is there; `out_dir` itself goes with the first target."""
     own = {folders(case, out_dir)[number] for number in share}
-    own |= {out_dir} if 0 in share else set()  # a run of one target leaves its files in `out_dir` itself
-    inside = ("", "target_frame", "assembly")
-    found = [path for folder in own for name in inside for path in made_in(folder / name)]
-    return found + checkpoints_in(own)
+    return sorted(own | {out_dir} if 0 in share else own)  # a run of one target leaves its files in `out_dir` itself
 
 
 def check_memory(case: Case, targets: int) -> None:
@@ -193,45 +153,11 @@ def check_memory(case: Case, targets: int) -> None:
     print(told if most < room else f"warning: {told}: {advice}, if the run is killed")
 
 
-def set_aside(paths: Sequence[Path], out_dir: Path, aside: Path | None) -> None:
-    """Nothing; these results are gone from the folder: to `aside`, from where `put_back` gets them.
-
-    Without a place for them they are removed, and also where something waits there: then these are what a run had
-    begun to write that was killed.
-    """
-    waiting = aside is None or (aside.is_dir() and any(aside.iterdir()))
-    for path in paths:
-        if waiting:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        else:
-            place = aside / path.relative_to(out_dir)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(place)
-
-
-def put_back(aside: Path, place: Path) -> None:
-    """Nothing; results that were set aside are in their place again, if there are any, instead of what is there."""
-    if not aside.is_dir():
-        return
-    set_aside([*made_in(place), *checkpoints_in([place])], place, None)
-    for path in [*aside.iterdir()]:
-        if path.is_dir() and path.name != "checkpoint":
-            put_back(path, place / path.name)
-        else:
-            path.rename(place / path.name)
-    aside.rmdir()
-
-
-def checkpoints_in(folders: Iterable[Path]) -> list[Path]:
-    """The checkpoints of fits in some folders."""
-    return [folder / "checkpoint" for folder in folders if (folder / "checkpoint" / "arrays").is_dir()]
-
-
 def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
     """Nothing; raises InputError where fits of these targets would replace an input, or another run unasked."""
     for number in share:
         check_free(folders(case, out_dir)[number], overwrite)
-    replaced = {path.resolve() for path in earlier(case, out_dir, share)}
+    replaced = {path.resolve() for path in results_in(owned(case, out_dir, share))}
     for path in case.files.values():
         if path.resolve() in replaced:
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
@@ -291,8 +217,8 @@ def write(
     settings: Any,
     out_dir: Path,
     share: Sequence[int],
+    aside: Path,
     others: Sequence[Fit] = (),
-    aside: Path | None = None,
 ) -> dict[str, str]:
     """Why targets failed, by their names; the others' scores are printed, and their folders hold their files.
 
@@ -302,15 +228,14 @@ def write(
     """
     description = describe(fit, case, settings)
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
-    set_aside(earlier(case, out_dir, share), out_dir, aside)
+    set_aside(owned(case, out_dir, share), out_dir, aside)
     try:
         write_targets(fit, case, settings, out_dir, share, others, description)
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
     except Exception:
-        if aside is not None:
-            put_back(aside, out_dir)
+        put_back(aside, out_dir)
         raise
     print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
     return failed | case.failed
@@ -353,18 +278,21 @@ def write_targets(
         if others:
             same = [other.select([place]) for other in others]
             scores[-1] |= write_spread(one, [other for other in same if not any(other.failed)], folder)
-        scores[-1]["peak_mib"] = peak_mib()
+        scores[-1]["peak_mib"] = memory.peak() / 2**20
         write_json(folder / "metrics.json", scores[-1])
         if case.repeated is not None:
             write_assembly(case.repeated, folder)
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
+        sign(folder)
         print_scores(name, scores[-1])
         stories.append(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
         )
     for told, own in zip(stories, scores, strict=True):  # once all results are there
-        for warning in story.tell(told, whole=settings.report):
+        with signed_again(told.folder):
+            found = story.tell(told, whole=settings.report)
+        for warning in found:
             print(f"warning: {own['target']}: {warning}")
 
 
@@ -636,6 +564,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
         "waypoints": [{"waypoint": waypoint.name, "time": waypoint.time} for waypoint in case.waypoints],
         "chosen": report,
         "contours": case.contours,
+        "doubts": [doubt._asdict() for doubt in case.doubts],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "processes": jax.process_count(),
         "device": jax.local_devices()[0].device_kind,
@@ -657,45 +586,6 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def run_of(folder: Path) -> dict:
-    """The config.json in the folder of a run's target. Raises InputError where there is none as a run writes it."""
-    if not (folder / "config.json").is_file():
-        if several := sorted(folder.glob("*/config.json")):
-            raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
-        raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
-    wrong = f"{folder / 'config.json'} is not as a run writes it: restore it, or repeat the run with --overwrite"
-    config = read_json(folder / "config.json", wrong)
-    inputs = config.get("inputs")
-    if not isinstance(inputs, dict) or config.get("initial") not in list(inputs):
-        raise InputError(wrong)
-    if not all(isinstance(e, dict) and {str} == {type(e.get(k)) for k in ("file", "sha256")} for e in inputs.values()):
-        raise InputError(wrong)
-    if not isinstance(config.get("targets"), list) or config.get("target") not in config["targets"]:
-        raise InputError(wrong)
-    if not all(isinstance(config.get(name), dict) for name in ("settings", "chosen", "versions")):
-        raise InputError(wrong)
-    return config
-
-
-@contextlib.contextmanager
-def as_written(folder: Path) -> Iterator[None]:
-    """Within it, what the records of a run lack, or have in another form than a run writes, is an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the records in {folder} are not as a run writes them ({type(error).__name__}: {error}): restore "
-            "config.json and metrics.json, or repeat the run with --overwrite"
-        ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Nothing; the file holds the content as JSON."""
-    write_file(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
 def write_losses(path: Path, fit: Fit, name: str) -> None:
     """Nothing; the file has a row for each step: stage, loss's name, step, and the loss under the target's name.
 
@@ -710,12 +600,6 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
             seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):
                 rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
-
-
-def peak_mib() -> float:
-    """Peak memory of this process so far in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def print_report(report: dict) -> None:
@@ -793,9 +677,13 @@ def print_scores(name: str, scores: dict) -> None:
         print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
 
 
-def load_reference(path: Path, initial: Map, transform: Transform = IDENTITY) -> gemmi.Structure | Map:
-    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was."""
+def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:
+    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was.
+
+    Where the header of a map has no voxel size it is that of the targets, if the settings have one.
+    """
     if path.name.lower().endswith(MAP_SUFFIXES):
-        return resampled(read_map(path), initial, transform)
-    model = atoms.read_model(path)
+        size = None if has_voxel_size(path) else settings.get("target_voxel_size")
+        return resampled(read_map(path, size), initial, transform)
+    model = atoms.read_model(path, settings.get("all_models", False))
     return model if transform is IDENTITY else transform.moved(model)

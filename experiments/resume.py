@@ -7,23 +7,27 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import psutil
 
+from cryotrans_jax.checkpoints import remove
 from cryotrans_jax.files import InputError, halves
 from cryotrans_jax.snapshots import Snapshot
 
-from . import main, results
+from . import results, run_folder, signals
+from .run_folder import TERMS, UNFINISHED
 
-FOLDER = "unfinished"
-TERMS = "run.json"  # what must be the same for a run to go on; the folder holds an unfinished run if this is there
+EARLIER = "earlier"  # in the folder of an unfinished run: results that it replaces
+
 FREE = {  # settings that change nothing about a fit
     "frames", "render", "report", "idealise", "frame", "overwrite", "resume", "checkpoint_minutes", "out_dir",
     "coordinator", "distributed", "fetch", "max_gb", "emdb_api", "emdb_files", "pdb_files",
 }  # fmt: skip
+WRITING = 600.0  # s: a disk that has not taken a state by then does not answer
 PAUSE = 10.0  # s: a stage's beginning is kept if nothing was for so long
 
 
@@ -37,7 +41,7 @@ class Keeper:
     def __init__(self, out_dir: Path, settings: Any):
         """For the run in `out_dir` with these settings."""
         self.out_dir, self.settings = out_dir, settings
-        self.folder = out_dir / FOLDER / f"{jax.process_index()}_of_{jax.process_count()}"
+        self.folder = out_dir / UNFINISHED / f"{jax.process_index()}_of_{jax.process_count()}"
         self.every = 60 * settings.checkpoint_minutes
         self.writer, self.writing = ThreadPoolExecutor(1), None
         self.terms: dict = {}
@@ -52,7 +56,10 @@ class Keeper:
 
         Raises InputError where it holds another, which is not to be replaced, or where there is none to resume.
         """
-        leftovers(self.out_dir)
+        if jax.process_index() == 0:  # before the other processes of this run begin
+            leftovers(self.out_dir)
+            if self.settings.resume is False and self.settings.overwrite:
+                self.discard()
         found = self.found()
         if found is None:
             if self.settings.resume:
@@ -72,12 +79,9 @@ class Keeper:
             self.check(found, self.terms)
 
     def found(self) -> dict | None:
-        """The terms of the unfinished run that the folder holds, if it does."""
-        try:
-            return json.loads((self.folder / TERMS).read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            others = sorted(self.folder.parent.glob(f"*_of_*/{TERMS}"))
-            return json.loads(others[0].read_text()) if others and jax.process_count() == 1 else None
+        """The terms of the unfinished run that the folder holds, if it does. Raises InputError if they are damaged."""
+        others = sorted(self.folder.parent.glob("*_of_*")) if jax.process_count() == 1 else []
+        return next(filter(None, map(run_folder.terms_of, (self.folder, *others))), None)
 
     def check(self, before: dict, now: dict) -> None:
         """Nothing; an unfinished run on other terms is gone if it may be replaced. Raises InputError where not."""
@@ -95,13 +99,13 @@ class Keeper:
 
     def discard(self) -> None:
         """Nothing; what was kept is gone, and results that were to be replaced are back in their place."""
-        results.put_back(self.aside, self.out_dir)
+        put_back_all(self.out_dir)
         forget(self.folder.parent)
 
     @property
     def aside(self) -> Path:
         """Where results wait that the run is going to replace."""
-        return self.folder / "earlier"
+        return self.folder / EARLIER
 
     # Keeping
 
@@ -112,7 +116,7 @@ class Keeper:
             if path.name.isdecimal():
                 try:
                     found, _ = Snapshot.load(path)
-                except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+                except (OSError, InputError) as error:
                     raise InputError(
                         f"the state kept in {path} cannot be read ({str(error).splitlines()[0]}): begin anew, with "
                         "--noresume --overwrite"
@@ -127,7 +131,7 @@ class Keeper:
     def keep(self, another: int, snapshot: Snapshot) -> None:
         """Nothing; the fit from a seed stands there, which is written down if it is time to."""
         self.latest = (another, snapshot)
-        main.check_stopped()
+        signals.check_stopped()
         waited = time.monotonic() - self.at
         if waited >= self.every or (snapshot.state.stage != self.stage and waited > PAUSE):
             self.stage = snapshot.state.stage
@@ -149,9 +153,15 @@ class Keeper:
             self.wait()
 
     def wait(self) -> None:
-        """Nothing; what was being written is."""
+        """Wait until what was being written is. Raises TimeoutError where the disk does not take it."""
         if isinstance(self.writing, Future):
-            self.writing.result()
+            try:
+                self.writing.result(WRITING)
+            except TimeoutError as error:
+                raise TimeoutError(
+                    f"the fit's state could not be written to {self.folder} within {WRITING / 60:.0f} minutes: see "
+                    "that the disk answers, or give another --out_dir"
+                ) from error
 
     def write_now(self, another: int, snapshot: Snapshot) -> None:
         """Nothing; the snapshot is on disk in place of those before it; what hinders that is told once."""
@@ -161,7 +171,7 @@ class Keeper:
             folder = self.folder / f"seed_{another}"
             folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / TERMS).exists():
-                results.write_json(self.folder / TERMS, self.terms)
+                run_folder.write_json(self.folder / TERMS, self.terms)
             earlier = [path for path in folder.iterdir() if path.name.isdecimal()]
             number = max((int(path.name) for path in earlier), default=0) + 1
             snapshot.save(folder / f"{number:08d}")
@@ -179,19 +189,20 @@ class Keeper:
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """Within it, whatever stops the run leaves the fit on disk as far as it has come, and says how to go on."""
-        try:
-            yield
-        except InputError:  # of which the same command would come again
-            self.wait()
-            results.put_back(self.aside, self.out_dir)
-            forget(self.folder)
-            raise
-        except (KeyboardInterrupt, Exception) as error:
-            with contextlib.suppress(KeyboardInterrupt):
-                self.write(wait=True)
-            if self.kept or isinstance(error, KeyboardInterrupt):
-                error.add_note(self.told())
-            raise
+        with signals.Rescue(partial(self.write, wait=True), self.told):
+            try:
+                yield
+            except InputError:  # of which the same command would come again
+                self.wait()
+                run_folder.put_back(self.aside, self.out_dir)
+                forget(self.folder)
+                raise
+            except (KeyboardInterrupt, Exception) as error:
+                with contextlib.suppress(KeyboardInterrupt, TimeoutError):
+                    self.write(wait=True)
+                if self.kept or isinstance(error, KeyboardInterrupt):
+                    error.add_note(self.told())
+                raise
 
     def told(self) -> str:
         """How to go on."""
@@ -223,7 +234,7 @@ def place(snapshot: Snapshot) -> str:
 def forget(folder: Path) -> None:
     """Nothing; the folder is gone, first of all what marks it as an unfinished run."""
     for path in [folder / TERMS, *folder.glob(f"*/{TERMS}")]:
-        path.unlink(missing_ok=True)
+        remove(path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -259,6 +270,12 @@ def differences(before: dict, now: dict) -> list[str]:
     return found
 
 
+def put_back_all(out_dir: Path) -> None:
+    """Put back the results that the processes of an unfinished run have set aside."""
+    for own in sorted((out_dir / UNFINISHED).glob("*_of_*")):
+        run_folder.put_back(own / EARLIER, out_dir)
+
+
 def shown(value: Any) -> str:
     """A setting as it is typed."""
     return ",".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
@@ -269,7 +286,7 @@ def leftovers(out_dir: Path) -> None:
 
     What is younger than this process may be another's of this run.
     """
-    folder = out_dir / FOLDER
+    folder = out_dir / UNFINISHED
     if not folder.is_dir():
         return
     for path in halves(out_dir):
@@ -277,6 +294,5 @@ def leftovers(out_dir: Path) -> None:
             if path.stat().st_mtime < psutil.Process().create_time():
                 path.unlink()
     if not any(folder.glob(f"*/{TERMS}")) and all("_of_" in p.name for p in folder.iterdir()):
-        for aside in folder.glob("*/earlier"):
-            results.put_back(aside, out_dir)
+        put_back_all(out_dir)
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,12 +7,15 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
                                                            in each process of a cluster
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 
 from . import flags as shared
-from .main import SomeFailed, catch_signals, run
+from . import paths, ranges
+from .main import SomeFailed, run
+from .signals import catch_signals
 
 FLAGS = flags.FLAGS
 
@@ -24,7 +27,7 @@ def define_flags() -> None:
     shared.define_contour()
     shared.define_models()
     with shared.group("Atomic models"):
-        flags.DEFINE_list(
+        paths.define_paths(
             "reference",
             None,
             "MODEL|MAP,...: of the target state, if it is known, in the target map's frame, to score the result "
@@ -34,12 +37,12 @@ def define_flags() -> None:
     shared.define_symmetry()
     shared.define_schedule()
     with shared.group("Fit"):
-        flags.DEFINE_integer(
+        ranges.whole_number(
             "seeds",
             1,
             "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and "
             "by how many Å, the others carry the density elsewhere.",
-            lower_bound=1,
+            ranges.SEEDS,
         )
         flags.DEFINE_multi_string(
             "waypoint",
@@ -54,11 +57,14 @@ def define_flags() -> None:
             "nearly rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a "
             "mask for each (A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
         )
-        flags.DEFINE_list(
-            "part_rigidity", None, "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3."
+        ranges.numbers(
+            "part_rigidity",
+            None,
+            "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3.",
+            ranges.WEIGHT,
         )
     with shared.group("Output"):
-        flags.DEFINE_string("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
+        paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
             "report",
             True,
@@ -77,28 +83,50 @@ def main() -> None:
 
     hosts.join(FLAGS)
     catch_signals()  # a cluster's runtime may have taken them
-    from . import results, resume
+    from . import resume
 
     out_dir = Path(FLAGS.out_dir or default_folder())
     keeper = resume.Keeper(out_dir, FLAGS)
-    case = hosts.after_first(lambda: load(out_dir, keeper) if hosts.share(targets_named()) else None)
-    share = hosts.share(targets_named())
-    if case is None or not share:
-        print("there are more processes than targets: none is left for this one")
-        return
+    with contextlib.ExitStack() as claims:
+        case = hosts.after_first(lambda: begun(out_dir, keeper, claims))
+        share = hosts.share(targets_named())
+        if case is None or not share:
+            print("there are more processes than targets: none is left for this one")
+            return
+        failed = fitted(case, keeper, out_dir, share)
+    if failed:
+        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise SomeFailed(
+            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
+        )
+
+
+def begun(out_dir: Path, keeper, claims: contextlib.ExitStack):
+    """The case, loaded once the folder is this run's until `claims` are closed; None if no target is this process's."""
+    import jax
+
+    from . import hosts, inputs, run_folder
+
+    if not hosts.share(targets_named()):
+        return None
+    names = inputs.unique_stems(FLAGS.target or [])
+    claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), names))
+    return load(out_dir, keeper)
+
+
+def fitted(case, keeper, out_dir: Path, share) -> dict[str, str]:
+    """Fit the targets of the numbers in `share` and write their results; return why targets failed, by their names."""
+    from . import results
+
     with keeper.guarded():
         fits = []
         for another in range(FLAGS.seeds):
             fits.append(results.fit_case(case, FLAGS, share, another, keeper))
             keeper.finished(another)
         first, *others = fits
-        failed = results.write(first, case, FLAGS, out_dir, share, others, keeper.aside)
+        failed = results.write(first, case, FLAGS, out_dir, share, keeper.aside, others)
     keeper.done()
-    if failed:
-        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
-        raise SomeFailed(
-            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
-        )
+    return failed
 
 
 def targets_named() -> int:
@@ -111,11 +139,13 @@ def load(out_dir: Path, keeper):
 
     Where several targets are named, those that cannot be used are not among them any more.
     """
-    from . import hosts, inputs, results
+    from . import hosts, inputs, prechecks, results, run_folder
 
+    last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
+    inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
     replacing = keeper.expected() or FLAGS.overwrite
     if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
-        results.claim(out_dir, replacing)
+        run_folder.check_free(out_dir, replacing)
     stems = inputs.unique_stems(FLAGS.target or [])
     failed = inputs.leave_out_unusable(FLAGS)
     share = hosts.share(targets_named())
@@ -129,6 +159,8 @@ def load(out_dir: Path, keeper):
         results.check_kept(case, out_dir, replacing, share)
     keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
+    case.doubts = prechecks.doubts(case, FLAGS)
+    prechecks.warn(case.doubts)
     results.check_room(case, FLAGS, out_dir, len(share))
     results.check_memory(case, len(share))
     return case

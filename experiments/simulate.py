@@ -5,6 +5,8 @@ python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mr
 
 from absl import flags
 
+from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -12,34 +14,45 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
-    flags.DEFINE_string("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
-    flags.DEFINE_float("resolution", None, "Å: resolution of the map. Must be given.", lower_bound=0.1, required=True)
-    flags.DEFINE_string(
+    paths.define_path("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
+    ranges.number("resolution", None, "Å: resolution of the map. Must be given.", ranges.RESOLUTION, required=True)
+    paths.define_path(
         "output", None, "MAP: to write, .mrc, .map, .ccp4, or these with .gz. Must be given.", required=True
     )
-    flags.DEFINE_string("like", None, "MAP: whose grid to use; else a box about the model.")
-    flags.DEFINE_float("voxel_size", None, "Å: voxel size; resolution / 3 if not given.", lower_bound=0.01)
-    flags.DEFINE_list("cover", [], "MODEL,...: further models that the box must hold, separated by commas.")
-    flags.DEFINE_string("superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms.")
+    paths.define_path("like", None, "MAP: whose grid to use; else a box about the model.")
+    shared.define_size(
+        "voxel_size",
+        "Å: voxel size, one number or three; resolution / 3 if not given. With --like, that of the map that it names, "
+        "where its header has none or a wrong one.",
+    )
+    paths.define_paths("cover", [], "MODEL,...: further models that the box must hold, separated by commas.")
+    paths.define_path("superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms.")
+    shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
 
 
 def main() -> None:
     """Nothing; writes the map that the flags ask for."""
+    import numpy as np
+
     from cryotrans_jax import atoms, files, maps
 
-    from .inputs import check_inside
+    from .inputs import check_detail, check_inside
 
-    if FLAGS.like and (FLAGS.voxel_size or FLAGS.cover):
-        raise files.InputError("--like already sets the grid: leave out --voxel_size and --cover")
+    if FLAGS.like and FLAGS.cover:
+        raise files.InputError("--like already sets the grid: leave out --cover")
     maps.check_output(FLAGS.output, FLAGS.overwrite)
-    model = atoms.read_model(FLAGS.model)
+    model = atoms.read_model(FLAGS.model, FLAGS.all_models)
     if FLAGS.superpose_on:
-        model = atoms.superpose(model, atoms.read_model(FLAGS.superpose_on))
-    like, cover = FLAGS.like and maps.read_map(FLAGS.like), [atoms.read_model(path) for path in FLAGS.cover]
-    if like:
+        model = atoms.superpose(model, atoms.read_model(FLAGS.superpose_on, FLAGS.all_models))
+    like, cover, size = None, [atoms.read_model(path, FLAGS.all_models) for path in FLAGS.cover], FLAGS.voxel_size
+    if FLAGS.like:
+        like, size = maps.read_map(FLAGS.like, size), None
+        check_detail(FLAGS.resolution, float(like.voxel_size.min()))
         check_inside(model, like.density.shape, like.voxel_size, like.origin, "the model")
-    map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=FLAGS.voxel_size, cover=cover)
+    elif size:
+        check_detail(FLAGS.resolution, min(size))
+    map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
     print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")
 

@@ -10,12 +10,12 @@ import numpy as np
 from scipy import ndimage
 
 from cryotrans_jax import align, atoms, metrics, plots, trajectory
-from cryotrans_jax.files import InputError, checksum, read_json, write_file
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.files import InputError, checksum, write_file
+from cryotrans_jax.maps import Map, write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
 
-from . import exchange, film, inputs, page, results
+from . import exchange, film, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
 from .film import REACH, ROOM, Frame, Moved, part
 
@@ -62,7 +62,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 
     Returns the warnings, which are in metrics.json as well.
     """
-    config, scores = results.run_of(story.folder), read_json(story.folder / "metrics.json")
+    config, scores = run_folder.run_of(story.folder), run_folder.scores_of(story.folder)
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
@@ -75,7 +75,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
     views = views_of(story, config, moved) if whole else None
     found = cautions(config, scores, measured(story, moved, views, scores))
     scores["warnings"] = warnings(found)
-    results.write_json(story.folder / "metrics.json", scores)
+    run_folder.write_json(story.folder / "metrics.json", scores)
     if whole:
         write_report(story, config, scores, moved, views, found)
     return scores["warnings"]
@@ -89,8 +89,8 @@ def write_report(
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
-    if (folder / "loss.csv").is_file():
-        drawings["loss"] = plots.loss_drawing(losses(folder / "loss.csv"))
+    if (story.folder / "loss.csv").is_file():
+        drawings["loss"] = plots.loss_drawing(losses(story.folder / "loss.csv"))
     for name, drawing in drawings.items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))
         write_file(folder / f"{name}.png", plots.png(drawing))
@@ -107,7 +107,7 @@ def write_report(
         data=shown(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
-    write_file(folder / "report.html", text)
+    write_file(story.folder / "report.html", text)
 
 
 def moved_by(story: Story) -> Moved:
@@ -211,12 +211,14 @@ def write_scripts(folder: Path, config: dict, top: float) -> None:
 
     Displacements are coloured up to `top` (Å). The assembly's script leaves out the target map, which shows one unit.
     """
-    name = target_name(config)
-    target = Path(config["inputs"][name]["file"]) if name else None
-    scripts = {"": (target, pose(config)), "target_frame": (target, align.IDENTITY), "assembly": (None, align.IDENTITY)}
-    for inside, (shown, where) in scripts.items():
+    name, settings, target = target_name(config), config["settings"], None
+    if name:
+        size, negated = settings.get("target_voxel_size"), settings.get("invert") in ("target", "both")
+        target = exchange.Target(Path(config["inputs"][name]["file"]), pose(config), size, negated)
+    own = target and target._replace(pose=align.IDENTITY)
+    for inside, shown in (("", target), ("target_frame", own), ("assembly", None)):
         if (folder / inside).is_dir():
-            text = exchange.chimerax_script(folder / inside, levels(config), top, shown, where)
+            text = exchange.chimerax_script(folder / inside, levels(config), top, shown)
             write_file(folder / inside / "view.cxc", text)
 
 
@@ -247,25 +249,30 @@ def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
-def reread(folder: Path, initial: str | None = None, target: str | None = None) -> Story:
-    """The story of a finished run, from its folder and its inputs, which may have moved to other paths.
+def reread(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:
+    """Read the story of a finished run from its folder.
 
-    Raises InputError where the run is not whole, or a path that is given is not that of the run's map.
+    Args:
+        run_dir: the folder of the run of one target.
+        initial: where the initial map is now, if it is no longer where the run read it.
+        target: where the target map is now, likewise.
+
+    Raises:
+        InputError: the folder is damaged or not whole, or a path that is given is not that of the run's map.
     """
-    config = results.run_of(folder)
-    for name in ("checkpoint", "metrics.json", "generated.mrc"):
-        if not (folder / name).exists():
-            raise InputError(f"{folder} has no {name}: the run did not finish; repeat it with --overwrite")
-    fit, generated = Fit.load(folder / "checkpoint"), read_map(folder / "generated.mrc")
-    scores = read_json(folder / "metrics.json")
-    start, goal = first_frame(folder, config, fit, initial), goal_of(config, scores, generated, target)
-    if (folder / "fsc.csv").is_file():
-        curves = exchange.read_fsc(folder / "fsc.csv")
+    config, scores = run_folder.run_of(run_dir), run_folder.scores_of(run_dir)
+    fit, generated = run_folder.fit_of(run_dir), run_folder.map_of(run_dir, "generated.mrc")
+    start, goal = first_frame(run_dir, config, fit, initial), goal_of(config, scores, generated, target)
+    if run_folder.has(run_dir, "loss.csv"):
+        run_folder.sound(run_dir, "loss.csv")
+    if run_folder.has(run_dir, "fsc.csv"):
+        curves = exchange.read_fsc(run_folder.sound(run_dir, "fsc.csv"))
     else:
         curves = results.fsc_curves(start, generated, goal, truth_of(config, generated)) if goal else {}
-    whole = (folder / "model_00.cif").is_file() and config["settings"]["frames"] > 1  # a single frame is the last one
-    model = atoms.read_model(folder / "model_00.cif") if whole else None
-    return Story(folder, fit, start, generated, goal, curves, model)
+    first = config["settings"]["frames"] > 1  # a single frame is the last one
+    whole = first and run_folder.has(run_dir, "model_00.cif")
+    model = atoms.read_model(run_folder.sound(run_dir, "model_00.cif")) if whole else None
+    return Story(run_dir, fit, start, generated, goal, curves, model)
 
 
 def unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
@@ -282,15 +289,16 @@ def unchanged(config: dict, name: str | None, path: str | None = None) -> Path |
     return None
 
 
-def first_frame(folder: Path, config: dict, fit: Fit, given: str | None) -> Map:
+def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
     """What is carried of the initial map: the frame at time 0, or where there is none from the map itself."""
-    if not given and all((folder / f"frame_{k:02d}.mrc").is_file() for k in (0, 1)):  # a single frame is the last one
-        return read_map(folder / "frame_00.mrc")
+    frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
+    if not given and all(frames):  # a single frame is the last one
+        return run_folder.map_of(run_dir, "frame_00.mrc")
     path = unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = inputs.as_used(config, path, masks)
+    initial = inputs.as_used(config, path, "initial", masks)
     return trajectory.carried_part(initial, fit.threshold)
 
 
@@ -308,7 +316,7 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
         masks = inputs.masks_used(config, name, flags[number(config)] if len(flags) > 1 else flags[0])
     except InputError:
         return None
-    target = align.resampled(inputs.as_used(config, path, masks), generated, pose(config))
+    target = align.resampled(inputs.as_used(config, path, "target", masks), generated, pose(config))
     now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
@@ -325,5 +333,5 @@ def truth_of(config: dict, generated: Map) -> Map | None:
     path = unchanged(config, names[number(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = results.load_reference(path, generated, pose(config))
+    reference = results.load_reference(path, generated, pose(config), config["settings"])
     return results.reference_map(reference, generated, config["resolutions"]["initial"])

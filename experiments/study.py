@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import systems, tables
+from . import paths, ranges, systems, tables
 from .main import run
 from .usage import group
 
@@ -34,14 +34,14 @@ MADE = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.cs
 @group("Study")
 def define_pair() -> None:
     """Nothing; the flags that name the pair are there."""
-    flags.DEFINE_string("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
-    flags.DEFINE_string("target", None, "MODEL: of the target state; without the two, the built-in pair.")
-    flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Å,...: of the simulated targets.")
-    flags.DEFINE_float("initial_resolution", systems.INITIAL_RESOLUTION, "Å: of the initial map.", lower_bound=0.1)
-    flags.DEFINE_float("voxel_size", 1.0, "Å: of all maps.", lower_bound=0.01)
-    flags.DEFINE_string("data_dir", "data", "FOLDER: where entries are looked up.")
+    paths.define_path("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
+    paths.define_path("target", None, "MODEL: of the target state; without the two, the built-in pair.")
+    ranges.numbers("resolutions", [3, 5, 7, 10], "Å,...: of the simulated targets.", ranges.RESOLUTION)
+    ranges.number("initial_resolution", systems.INITIAL_RESOLUTION, "Å: of the initial map.", ranges.RESOLUTION)
+    ranges.number("voxel_size", 1.0, "Å: of all maps.", ranges.VOXEL_SIZE)
+    paths.define_path("data_dir", "data", "FOLDER: where entries are looked up.")
     flags.DEFINE_bool("fetch", False, "Fetch entries that are not in --data_dir: see experiments.fetch.")
-    flags.DEFINE_string("out_dir", "runs/study", "FOLDER: for the results.")
+    paths.define_path("out_dir", "runs/study", "FOLDER: for the results.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -57,29 +57,34 @@ def main() -> None:
     """Nothing; the folder holds the study."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
     case = load(resolutions())
-    (out_dir / "maps").mkdir(parents=True, exist_ok=True)
-    rows, curves = [], {}
-    for case_, fit, number in fits(case):
-        row, start, end = measured(fit, case_, number, out_dir / "maps")
-        rows.append(row)
-        curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
-    write(rows, curves, out_dir)
+    rows, curves, maps = [], {}, out_dir / "maps"
+    with (
+        run_folder.claimed(out_dir, inside=["maps"], kinds=["study", "study_maps"]),
+        run_folder.replacing(out_dir, "study"),
+        run_folder.replacing(maps, "study_maps"),
+    ):
+        for path in run_folder.made_in(maps, run_folder.KINDS["study_maps"]):
+            path.unlink()  # of other resolutions
+        for case_, fit, number in fits(case):
+            row, start, end = measured(fit, case_, number, maps)
+            rows.append(row)
+            curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
+        write(rows, curves, out_dir)
 
 
 def resolutions() -> list[float]:
-    """The targets' resolutions [Å]. Raises InputError where they are no different positive numbers."""
+    """The targets' resolutions [Å]. Raises InputError where there is none, or one twice."""
     from cryotrans_jax.files import InputError
 
-    try:
-        found = [float(text) for text in FLAGS.resolutions]
-    except ValueError:
-        found = []
-    if not found or min(found) <= 0 or len(set(found)) < len(found):
-        raise InputError(f"--resolutions={','.join(FLAGS.resolutions)} is not different resolutions such as 3,5,7,10")
+    found = FLAGS.resolutions
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"{FLAGS['resolutions'].serialize()} is not different resolutions such as 3,5,7,10")
     return found
 
 
@@ -90,10 +95,13 @@ def load(wanted: list[float]):
     """
     from cryotrans_jax import atoms, demo
 
+    from .inputs import check_detail
     from .results import Case
 
+    check_detail(min(wanted), FLAGS.voxel_size, "--resolutions")
+    check_detail(FLAGS.initial_resolution, FLAGS.voxel_size, "--initial_resolution")
     if FLAGS.initial or FLAGS.target:
-        start, end = (atoms.read_model(found(name)) for name in (FLAGS.initial, FLAGS.target))
+        start, end = (atoms.read_model(found(name), FLAGS.all_models) for name in (FLAGS.initial, FLAGS.target))
         end = atoms.superpose(end, start)
     else:
         start, end = demo.hinge_pair()
@@ -188,7 +196,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
         crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # the end of the scale
         ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
-    text = f"# Targets at {', '.join(FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
+    text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
     pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
     text += (
         f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "

@@ -12,21 +12,25 @@ from pathlib import Path
 
 from absl import flags
 
+from . import flags as shared
+from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
 MADE = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
+TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string(
+    paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
-    flags.DEFINE_list("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
-    flags.DEFINE_string("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
+    paths.define_paths("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
+    paths.define_path("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
     flags.DEFINE_bool("superpose", False, "Lay the trajectory over the initial model first, by its nearer end.")
-    flags.DEFINE_integer("times", 101, "At so many times the run's trajectory is looked at.", lower_bound=2)
+    ranges.whole_number("times", 101, "At so many times the run's trajectory is looked at.", TIMES)
+    shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace the results that the run's folder holds.")
 
 
@@ -36,9 +40,8 @@ def main() -> None:
 
     from cryotrans_jax import atoms, metrics, plots, trajectory
     from cryotrans_jax.files import InputError, write_file
-    from cryotrans_jax.morphing import Fit
 
-    from . import results
+    from . import results, run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in MADE):
@@ -52,7 +55,7 @@ def main() -> None:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
     rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
-    for name, frames in (("run", Fit.load(folder / "checkpoint").carry(start, times)), ("straight", line)):
+    for name, frames in (("run", run_folder.fit_of(folder).carry(start, times)), ("straight", line)):
         match, error = metrics.along_path(frames, path)
         ways[name] = times[match], error
         for row, t, far in zip(rows, times[match], error, strict=True):
@@ -69,10 +72,11 @@ def main() -> None:
         "pseudo-time matched": {name: (along, matched) for name, (matched, _) in ways.items()},
     }
     drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
-    results.write_rows(folder / "dynamics.csv", rows)
-    results.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
-    for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
-        write_file(folder / f"dynamics.{name}", content)
+    with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
+        results.write_rows(folder / "dynamics.csv", rows)
+        run_folder.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
+        for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
+            write_file(folder / f"dynamics.{name}", content)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
     print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
     for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
@@ -84,13 +88,14 @@ def carried_model(folder: Path):
     from cryotrans_jax import atoms
     from cryotrans_jax.files import InputError
 
-    from . import results
+    from . import run_folder
 
-    saved = results.run_of(folder)
+    saved = run_folder.run_of(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
-    return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"])
+    whole = FLAGS.all_models or saved["settings"].get("all_models", False)
+    return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"], whole)
 
 
 def known(model) -> list:
@@ -104,7 +109,7 @@ def known(model) -> list:
     if (first / "pair.json").is_file():
         path, named = known_path(first, model), described(first)
         if "models" in named.get("path", {}):  # those are of the way between the pair's own states
-            end = atoms.read_model(beside(first, named.get("target")))
+            end = atoms.read_model(beside(first, named.get("target")), FLAGS.all_models)
             path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]
     elif first.is_dir():
         raise InputError(f"{first} is a folder without a pair.json: give a file of models, or a pair's folder")

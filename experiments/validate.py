@@ -11,7 +11,9 @@ target's.
 """
 
 import itertools
+import math
 import os
+import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,8 +23,8 @@ from typing import Any
 
 from absl import flags
 
-from . import tables
-from .main import run
+from . import paths, ranges, tables
+from .main import run, show_warnings
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
@@ -49,18 +51,23 @@ MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 GROUPED = ("pair", "resolution", "signal_to_noise", "recipe")
 SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
 
+SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
+AT_ONCE = ranges.Range(1, 1000, "each case is a process of its own")
+RECIPE = re.compile(r"(?P<recipe>default|paper(?:/[1248])?)(?:@(?P<at>[^:]+))?(?::(?P<pair>.+))?")
+
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
+    paths.define_path("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
-    flags.DEFINE_list("resolutions", ["3", "5", "7", "10"], "Resolutions of the target map, Å.")
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-    flags.DEFINE_list(
+    ranges.numbers("resolutions", [3, 5, 7, 10], "Resolutions of the target map, Å.", ranges.RESOLUTION)
+    ranges.whole_numbers("seeds", [0, 1, 2], "Seeds.", ranges.SEED)
+    ranges.numbers(
         "signal_to_noise",
-        ["inf"],
+        [math.inf],
         "White noise all over the target map: standard deviation of the density within its contour over that of the "
         "noise; inf for none.",
+        SIGNAL_TO_NOISE,
     )
     flags.DEFINE_list(
         "recipes",
@@ -68,16 +75,16 @@ def define_flags() -> None:
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
     flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
-    flags.DEFINE_string("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
-    flags.DEFINE_float("steps", 1.0, "Multiplies the number of steps of every stage.", lower_bound=1e-4)
-    flags.DEFINE_string(
+    paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
+    ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
+    paths.define_path(
         "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
     )
-    flags.DEFINE_integer(
+    ranges.whole_number(
         "at_once",
         1,
         "Cases measured at once, for as many as there is memory; their seconds then count for little.",
-        lower_bound=1,
+        AT_ONCE,
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
@@ -86,20 +93,26 @@ def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
     from cryotrans_jax.files import InputError
 
+    from . import run_folder
+
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
     cases = planned()
-    out_dir.mkdir(parents=True, exist_ok=True)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
     rows: list[dict] = []
     # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
-    with ProcessPoolExecutor(FLAGS.at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with (
+        run_folder.growing(out_dir, "validation") as growing,
+        ProcessPoolExecutor(
+            FLAGS.at_once, get_context("spawn"), initializer=show_warnings, max_tasks_per_child=1
+        ) as pool,
+    ):
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
             print(tables.styled_row(row, COLUMNS), flush=True)
-            write_table(rows, out_dir)
+            write_table(rows, growing)
     print(tables.styled(rows, COLUMNS) + summary(rows))
     if FLAGS.readme:
         write_into(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
@@ -111,14 +124,11 @@ def planned() -> list[tuple]:
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
     for name, folder in folders.items():
-        for recipe in FLAGS.recipes:
-            recipe, _, pair = recipe.partition(":")
+        for text in FLAGS.recipes:
+            recipe, at, pair = recipe_of(text)
             if pair and pair != name:
                 continue
-            recipe, _, only = recipe.partition("@")
-            wanted = numbers([only], float, "recipes") if only else numbers(FLAGS.resolutions, float, "resolutions")
-            seeds = numbers(FLAGS.seeds, int, "seeds")
-            every = itertools.product(wanted, numbers(FLAGS.signal_to_noise, float, "signal_to_noise"), seeds)
+            every = itertools.product([at] if at else FLAGS.resolutions, FLAGS.signal_to_noise, FLAGS.seeds)
             cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps, FLAGS.reversed) for r, noise, seed in every]
     return cases
 
@@ -133,14 +143,23 @@ def pair_folder(data_dir: str, name: str) -> Path:
     return folder
 
 
-def numbers(texts: list[str], kind: type, flag: str) -> list:
-    """The texts as numbers. Raises InputError naming the flag where one is none."""
+def recipe_of(text: str) -> tuple[str, float | None, str | None]:
+    """Read one of --recipes, such as paper/2@7:adk.
+
+    Returns:
+        The recipe with its bin (paper/2), and the resolution (Å) and the pair that it is for, None where for all.
+
+    Raises:
+        InputError: it is not of that form, or the resolution is out of range.
+    """
     from cryotrans_jax.files import InputError
 
+    if not (match := RECIPE.fullmatch(text)):
+        raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
     try:
-        return [kind(text) for text in texts]
-    except ValueError:
-        raise InputError(f"--{flag}={','.join(texts)} is not a list of numbers separated by commas") from None
+        return match["recipe"], match["at"] and ranges.RESOLUTION.number(match["at"]), match["pair"]
+    except ValueError as error:
+        raise InputError(f"--recipes={text}: the resolution {match['at']} {error}") from None
 
 
 def measure(
@@ -153,6 +172,8 @@ def measure(
     import time
 
     begin = time.perf_counter()
+    from cryotrans_jax import memory
+
     from . import results
 
     case = load_pair(Path(folder), resolution, back)
@@ -170,7 +191,7 @@ def measure(
         "seed": seed,
         "recipe": recipe,
     }
-    measured = {"seconds": time.perf_counter() - begin, "peak_mib": results.peak_mib()}
+    measured = {"seconds": time.perf_counter() - begin, "peak_mib": memory.peak() / 2**20}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
 
@@ -190,7 +211,8 @@ def load_models(folder: Path, back: bool = False) -> tuple:
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = described(folder)
     states = ("target", "initial") if back else ("initial", "target")
-    start, end = (atoms.read_model(beside(folder, named.get(state))) for state in states)
+    together = bool(named.get("all_models"))
+    start, end = (atoms.read_model(beside(folder, named.get(state)), together) for state in states)
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
@@ -198,8 +220,10 @@ def load_pair(folder: Path, resolution: float, back: bool = False):
     """The case of a pair's folder, or `back` from its target: both models' maps on a common grid."""
     from cryotrans_jax import atoms
 
+    from .inputs import check_detail
     from .results import Case
 
+    check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
     grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
     maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
@@ -244,7 +268,8 @@ def known_path(folder: Path, initial) -> list:
     named = described(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
-    models = [atoms.read_model(beside(folder, name)) for name in named.get("models", [])]
+    together = bool(described(folder).get("all_models"))
+    models = [atoms.read_model(beside(folder, name), together) for name in named.get("models", [])]
     if "frames" in named:
         index, frames = stored_frames(beside(folder, named["frames"]))
         for xyz in frames:
@@ -337,7 +362,7 @@ def write_into(path: Path, text: str) -> None:
 
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
-    given = [f"--{name}={','.join(FLAGS[name].value)}" for name in names]
+    given = [FLAGS[name].serialize() for name in names]
     command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
     write_file(path, f"{before}\n{command}\n\n{text}{after}")
 

@@ -8,11 +8,12 @@ those models of the path that no fit was told of. Two straight lines stand besid
 states, and from each of these to the true model of the waypoint, which no one has who needs this program.
 """
 
+from itertools import product
 from pathlib import Path
 
 from absl import flags
 
-from . import tables
+from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -39,12 +40,12 @@ and largest. The straight lines are between true models, and need no seed.
 
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
-    flags.DEFINE_string("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
+    paths.define_path("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "NAME,...: of the pairs. Must be given.", required=True)
-    flags.DEFINE_list("resolutions", ["7"], "Å,...: resolutions of the target map and of the waypoint.")
-    flags.DEFINE_list("seeds", ["0"], "Seeds.")
-    flags.DEFINE_float("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", lower_bound=1e-4)
-    flags.DEFINE_string("out_dir", "runs/waypoints", "FOLDER: for waypoints.md and waypoints.json.")
+    ranges.numbers("resolutions", [7], "Å,...: resolutions of the target map and of the waypoint.", ranges.RESOLUTION)
+    ranges.whole_numbers("seeds", [0], "Seeds.", ranges.SEED)
+    ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
+    paths.define_path("out_dir", "runs/waypoints", "FOLDER: for waypoints.md and waypoints.json.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -52,23 +53,20 @@ def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
     from cryotrans_jax.files import InputError, write_file
 
-    from . import results, validate
+    from . import results, run_folder, validate
 
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
     folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
-    resolutions = validate.numbers(FLAGS.resolutions, float, "resolutions")
-    seeds = validate.numbers(FLAGS.seeds, int, "seeds")
-    out_dir.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name, folder in folders.items():
-        for resolution in resolutions:
-            for number, seed in enumerate(seeds):
-                about = {"pair": name, "resolution": resolution, "seed": seed}
-                rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
-                results.write_json(out_dir / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
-                write_file(out_dir / MADE[1], table(rows))
+    with run_folder.growing(out_dir, "waypoints") as growing:
+        each = product(folders.items(), FLAGS.resolutions, enumerate(FLAGS.seeds))
+        for (name, folder), resolution, (number, seed) in each:
+            about = {"pair": name, "resolution": resolution, "seed": seed}
+            rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
+            run_folder.write_json(growing / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
+            write_file(growing / MADE[1], table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
 

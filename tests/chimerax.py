@@ -14,7 +14,13 @@ NUMBER = r"-?\d+(\.\d+)?(e[-+]?\d+)?"
 COLOUR = r"#([0-9a-f]{6}|[0-9a-f]{8})"
 PALETTE = rf"{NUMBER},{COLOUR}(:{NUMBER},{COLOUR})+"
 OPTIONS = {  # command: its options, and what a value of each looks like
-    "volume": {"style": "surface|mesh|image", "level": NUMBER, "step": r"\d+", "color": COLOUR},
+    "volume": {
+        "style": "surface|mesh|image",
+        "level": NUMBER,
+        "step": r"\d+",
+        "color": COLOUR,
+        "voxelSize": rf"{NUMBER}(,{NUMBER},{NUMBER})?",
+    },
     "color sample": {"map": r"#\d+", "palette": PALETTE, "key": "true|false"},
     "color bfactor": {"palette": PALETTE},
     "cartoon": {},
@@ -89,7 +95,7 @@ def style(line: str, models: dict[int, Opened]) -> None:
     for option, value in pairs:
         assert re.fullmatch(OPTIONS[command][option], value), line
     assert (model.kind == MODEL) == (command in ("cartoon", "color bfactor")), line
-    if command == "volume":
+    if command == "volume" and "level" in dict(pairs):
         model.levels = [float(value) for option, value in pairs if option == "level"]
         model.colours = [value for option, value in pairs if option == "color"]
         assert len(model.colours) in (0, 1, len(model.levels)), line

@@ -1,24 +1,32 @@
-"""A small pair of states on an uneven grid, and jobs run in process; shapes are checked in all tests."""
+"""A small pair of states on an uneven grid, and jobs run in process; shapes are checked in all tests.
 
+Nothing that loads JAX is imported up here: the process that only hands tests to the workers does without.
+"""
+
+import atexit
 import contextlib
 import importlib
 import io
 import json
 import os
 import sys
+import tempfile
 
 import gemmi
 import numpy as np
 import pytest
+from absl import flags
 from jaxtyping import install_import_hook
 
 install_import_hook("cryotrans_jax", "beartype.beartype")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is written outside the tests' own folders
 
-from absl import flags  # noqa: E402
-
-from cryotrans_jax import atoms, prepare  # noqa: E402
-from cryotrans_jax.files import checksum  # noqa: E402
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs that tests start, inherit it
+    # One folder a session, gone at its end: programs compiled for one processor are never run on another.
+    compiled = tempfile.TemporaryDirectory(prefix="cryotrans-jax-tests-")
+    atexit.register(compiled.cleanup)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # to look for smaller ones takes as long
 
 SHAPE = (24, 20, 28)
 VOXEL = np.array([2.0, 2.2, 2.1])
@@ -63,20 +71,46 @@ def models():
 @pytest.fixture(scope="session")
 def maps(models):
     """The models' maps, at one resolution on one grid."""
+    from cryotrans_jax import atoms
+
     return tuple(atoms.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
 
 
 @pytest.fixture(scope="session")
 def problem(maps):
     """From the initial state to the two others."""
+    from cryotrans_jax import prepare
+
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
+
+
+def rounding(size, depth):
+    """Return the error that single precision may leave of numbers up to `size` after `depth` operations in a row.
+
+    Processors add up in different orders, and some multiply and add in one operation: each operation may round by a
+    unit in the last place, on any of them.
+    """
+    return float(depth * np.finfo(np.float32).eps * size)
+
+
+def drift(config):
+    """Return how far apart the parameters of two equal fits may be: a hundredth of the way that Adam can go.
+
+    Adam divides a gradient by its own size, so that rounding moves in full what has next to no gradient. Fits to
+    different targets are further apart by far.
+    """
+    return 0.01 * sum(stage.steps * stage.learning_rate for stage in config.stages)
 
 
 def record(folder, name, settings, **more):
     """Writes the record of a run with these settings, which had one file in its folder as its input."""
+    from cryotrans_jax.files import checksum
+    from experiments import run_folder
+
     entry = {"file": str(folder / name), "sha256": checksum(folder / name)}
     kept = {"settings": settings, "inputs": {name: entry}, "initial": name, "target": "map", "targets": ["map"]}
     (folder / "config.json").write_text(json.dumps(kept | {"chosen": {}, "versions": {}} | more))
+    run_folder.sign(folder)
 
 
 @pytest.fixture(scope="session")

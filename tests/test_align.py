@@ -68,7 +68,7 @@ def test_a_transform_its_inverse_its_matrix_and_a_moved_model_agree(models):
 
 def test_resampling_on_its_own_grid_changes_nothing(maps):
     again = resampled(maps[0], maps[1])
-    np.testing.assert_allclose(again.density, maps[0].density, atol=1e-6 * maps[0].density.max())  # float32
+    np.testing.assert_allclose(again.density, maps[0].density, atol=1e-5 * maps[0].density.max())  # float32
 
 
 def test_whole_voxels_are_shifted_exactly_and_outside_is_zero(maps):
@@ -116,7 +116,7 @@ def test_even_rotations_leave_no_gap():
 def test_a_body_overlaps_with_itself_by_one_and_nowhere_by_more(maps, sharp, resolution):
     body = align.body(maps[0])
     overlap = align.Overlap(body, body, resolution, sharp)
-    assert overlap.score(Rotation.identity(), np.zeros(3))[0] == pytest.approx(1, abs=1e-6)
+    assert overlap.score(Rotation.identity(), np.zeros(3))[0] == pytest.approx(1, abs=1e-5)  # sums in float32
     for seed in range(5):
         value = overlap.score(Rotation.random(rng=np.random.default_rng(seed)), np.array([2.0, -1.0, seed]))[0]
         assert value < 0.95
@@ -204,7 +204,7 @@ def test_a_pair_that_lies_well_is_left_as_it_is(pair):
     assert same is target and found.transform is IDENTITY and found.status == "already aligned"
     assert found.overlap == found.overlap_before
     same, found = onto(initial, initial)
-    assert same is initial and found.correlation == pytest.approx(1, abs=1e-6)
+    assert same is initial and found.correlation == pytest.approx(1, abs=1e-5)
 
 
 def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
@@ -225,6 +225,14 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
     assert not align.Alignment().wrong_hand
+
+
+def test_a_point_cannot_be_aligned(pair):
+    """As a wrong threshold leaves it: it has no orientation."""
+    _, _, start, end = pair
+    top = float(end.density.max())
+    with pytest.raises(InputError, match="the target map shows above its threshold is hardly larger than a voxel"):
+        onto(start, end, target_threshold=top)
 
 
 def test_without_alignment_a_target_stays_where_its_origin_puts_it(pair):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms
-from cryotrans_jax.files import InputError
+from cryotrans_jax.files import InputError, InputWarning
 from cryotrans_jax.maps import write_map
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -72,7 +72,8 @@ def test_compressed_models_and_the_first_of_several_are_read(tmp_path):
     body = PDB.removesuffix("END\n")
     many = f"MODEL        1\n{body}ENDMDL\nMODEL        2\n{body}ENDMDL\nEND\n"
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(many.encode()))
-    model = atoms.read_model(tmp_path / "a.pdb.gz")
+    with pytest.warns(InputWarning, match="2 models that overlap"):
+        model = atoms.read_model(tmp_path / "a.pdb.gz")
     assert len(model) == 1 and len(atoms.positions(model)) == 12
 
 
@@ -122,10 +123,13 @@ def test_no_common_ca_is_an_error(model):
     "name, content, sentence",
     [
         ("text.pdb", b"hello\n", "not an atomic model"),
-        ("empty.pdb", b"", "not an atomic model|has no atoms"),
+        ("empty.pdb", b"", "is empty"),
         ("bare.cif", b"data_a\n_b.c 1\n", "has no atoms"),
         ("cut.cif", b"data_a\nloop_\n_atom_site.id\n_atom_site.x", "not an atomic model|has no atoms"),
-        ("line.pdb", b"ATOM      1  CA  ALA A   1      28.831 -19\n", "not an atomic model"),
+        ("line.pdb", b"ATOM      1  CA  ALA A   1      28.831 -19\n", "line 1 has .*three coordinates"),
+        ("page.pdb", b"<!DOCTYPE html>\n<html>ATOM</html>", "is a web page"),
+        ("pointer.pdb", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        ("map.pdb", bytes(208) + b"MAP " + bytes(999), "is a map"),
         ("nan.pdb", PDB.replace("10.000", "   nan").encode(), "not numbers"),
         ("cut.pdb.gz", gzip.compress(PDB.encode(), mtime=0)[:-9], "damaged compressed file"),
     ],
@@ -156,7 +160,9 @@ def test_one_atom_is_a_gaussian():
     sigma = resolution * 0.225
     y = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * voxel + origin
     exact = z * (2 * np.pi * sigma**2) ** -1.5 * np.exp(-((y - x) ** 2).sum(-1) / (2 * sigma**2))
-    np.testing.assert_allclose(map.density, exact, atol=4e-6 * exact.max())  # cut at 5 sigma
+    np.testing.assert_allclose(
+        map.density, exact, atol=5e-6 * exact.max()
+    )  # cut at 5 sigma, where 4e-6 are left; float32
 
 
 def test_simulated_map_integrates_to_the_sum_of_atomic_numbers(model):

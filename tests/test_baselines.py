@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,8 @@ def test_a_barycentre_knows_that_voxels_are_not_cubes():
     ends = [blob(middle, 1.2) for middle in ((6, 4, 6), (6, 7, 6))]
     (frame,) = baselines.barycentre(*ends, [0.5], 1.0, 60, 4)
     np.testing.assert_allclose(moments(frame)[1], (6, 5.5, 6), atol=0.02)
+    (early,) = baselines.barycentre(*ends, [0.5], 1.0, 2, 4)  # which has not converged
+    assert np.abs(early.density - frame.density).max() > 0.01 * frame.density.max()
 
 
 def test_the_straight_line_starts_and_ends_at_the_models_maps(models, maps):
@@ -84,6 +87,29 @@ def test_atoms_in_common_are_found_whatever_the_only_chain_is_called(models):
         residue.seqid.num += 500
     with pytest.raises(InputError, match="no heavy atom in common"):
         baselines.common_heavy(models[0], other)
+
+
+def test_a_flow_by_squared_difference_is_the_default_recipes_with_one_field(maps, monkeypatch):
+    """Its stages but the correspondences, none of which divides the map into bodies or tries another start."""
+    asked, seen = [], []
+
+    def fit(problem, config, progress):
+        asked.append((problem, config))
+        progress(0, 1, np.zeros(1))
+        return SimpleNamespace(params={"params": np.ones(3)}), [np.zeros(2)]
+
+    monkeypatch.setattr(baselines.train, "fit", fit)
+    given = dict(steps=0.5, seed=3, initial_threshold=0.02, target_threshold=0.03, resolutions=(8.0, 8.0))
+    baselines.squared_flow(maps[0], maps[2], **given)  # no one is told of its progress
+    made = baselines.squared_flow(maps[0], maps[2], progress=lambda *at: seen.append(at), **given)
+    problem, config = asked[1]
+    whole = baselines.recipes.default(problem, 3)
+    assert [s.steps for s in config.stages] == [s.steps // 2 for s in whole.stages if s.loss == "matched"]
+    assert (config.rival, config.bodies, config.seed) == (None, 0, 3) and whole.bodies and whole.rival
+    assert problem.report["initial"]["threshold"] == pytest.approx(0.02) == made.threshold
+    assert problem.report["targets"][0]["threshold"] == pytest.approx(0.03) and problem.blurs[0] == 0
+    assert made.config == config and made.initial is maps[0] and len(made.history) == 1
+    assert [at[:3] for at in seen] == [(config, 0, 1)]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from ott.geometry.grid import Grid
 
 from cryotrans_jax import recipes, train, transport
@@ -188,7 +189,7 @@ def test_the_stock_grid_takes_the_place_of_ours_and_gives_the_same():
     with benchmark.stock_grid():
         stock_kind, stock = applied()
     assert stock_kind is Grid and kind is not Grid and applied()[0] is kind
-    np.testing.assert_allclose(ours, stock, atol=1e-6)  # float32 of numbers below 0.5
+    np.testing.assert_allclose(ours, stock, atol=rounding(0.5, 50))
 
 
 def test_a_loops_body_counts_as_often_as_it_runs():

@@ -8,6 +8,7 @@ import pytest
 
 from cryotrans_jax import atoms, borders
 from cryotrans_jax.borders import agreed, redrawn
+from cryotrans_jax.maps import Map
 from cryotrans_jax.partition import Partition
 
 
@@ -24,7 +25,7 @@ def slid():
     return *maps, labels, carries, 0.1 * float(maps[0].density.max())
 
 
-@pytest.mark.parametrize("scale", [1.0, 7.0])
+@pytest.mark.parametrize("scale", [1.0, 7.0, 1e-6])
 def test_borders_are_drawn_where_the_flows_explain_the_target(slid, scale):
     """From a border that is 6 Å off, whatever the target's scale; and no density beyond its reach changes."""
     initial, target, labels, carries, level = slid
@@ -45,6 +46,46 @@ def test_a_part_that_would_vanish_stays(slid):
     given = Partition(thin.astype(np.int16), initial.voxel_size, initial.origin)
     moved = replace(target, density=np.roll(initial.density, 3, axis=2))
     np.testing.assert_array_equal(redrawn(given, still, initial, moved, level).labels, given.labels)
+
+
+def test_parts_stay_where_no_density_is_above_the_threshold(slid):
+    """As of an initial map blurred to the resolution of its target."""
+    initial, target, labels, carries, _ = slid
+    given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
+    assert redrawn(given, carries, initial, target, 1.01 * float(initial.density.max())) is given
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_part_is_no_smaller_than_a_fiftieth_of_one_unit(copies):
+    """A blob with 1.5 % of the mass moves aside. It is a part where there are two units, one where there are not."""
+    rng, size = np.random.default_rng(6), np.full(3, 1.5)
+    x = np.concatenate(
+        [rng.uniform([8, 8, 8], [44, 38, 38], (985, 3)), rng.uniform([52, 19, 19], [59, 26, 26], (15, 3))]
+    )
+    blob = x[:, 0] > 50
+    maps = [
+        atoms.simulate_map((at, np.full(len(x), 6.0)), (44, 32, 32), size, np.zeros(3), 4.0)
+        for at in (x, x + np.outer(blob, [0, 0, 9.0]))
+    ]
+    carries = [lambda xyz, times, by=by: (xyz + [0, 0, by])[None] for by in (0.0, 9.0)]
+    wide = 1 + (np.arange(44) > 26)[:, None, None] * np.ones(maps[0].density.shape, int)
+    given = Partition(wide.astype(np.int16), size, np.zeros(3))
+    level = 0.3 * float(maps[0].density.max())
+    found = redrawn(given, carries, *maps, level, *([copies] if copies > 1 else []))  # one is the default
+    if copies == 1:
+        np.testing.assert_array_equal(found.labels, given.labels)
+    else:
+        share = (found.labels == 2)[maps[0].density > level].mean()
+        assert 0.005 < share < 0.03 and found.labels[37, 14, 14] == 2
+
+
+def test_empty_space_about_a_map_changes_no_neighbourhood():
+    """Density up to the sides of the box, and the same in a box with eight blocks more at each side."""
+    density = np.random.default_rng(1).uniform(0.5, 1, (12, 10, 14)).astype(np.float32)
+    wide = np.pad(density, 16)
+    near, far = (borders.in_blocks(d, Map(d, np.ones(3), np.zeros(3))) for d in (density, wide))
+    np.testing.assert_allclose(far.x - 16, near.x, atol=1e-4)
+    np.testing.assert_allclose(far.about(far.density), near.about(near.density), rtol=1e-4)
 
 
 def rod(length, at):

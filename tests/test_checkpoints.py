@@ -1,5 +1,6 @@
-"""A fit saved and loaded is the same fit; what is no checkpoint says so."""
+"""A fit saved and loaded is the same fit; a checkpoint that is damaged, or none, says so."""
 
+import os
 import pickle
 from dataclasses import replace
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import checkpoints, recipes
+from cryotrans_jax.files import InputError
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.prepare import Frame
+from cryotrans_jax.snapshots import Snapshot
 from cryotrans_jax.train import start
 
 TIMES = np.array([0.5, 1.0])
@@ -60,9 +63,99 @@ def test_saving_again_replaces(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_a_missing_or_partial_checkpoint_is_not_found(tmp_path):
-    (tmp_path / "partial/arrays").mkdir(parents=True)
-    for name in ("none", "partial"):
-        with pytest.raises(FileNotFoundError) as caught:
-            Fit.load(tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
+def test_a_missing_checkpoint_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        Fit.load(tmp_path / "none")
+    assert str(tmp_path / "none") in str(caught.value)
+
+
+# Damage
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a checkpoint."""
+    checkpoints.save(tmp_path / "c", {"a": {"b": np.arange(6.0)}, "c": np.arange(3)}, {"x": 1})
+    return tmp_path / "c"
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def check_refused(folder):
+    """Before anything of it is used, in one sentence that names the folder."""
+    with pytest.raises(InputError) as caught:
+        checkpoints.restore(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(saved):
+    random = np.random.default_rng(0)
+    for path in files_of(saved):
+        whole = path.read_bytes()
+        bits = {0, 8 * len(whole) - 1, *random.integers(8 * len(whole), size=5).tolist()}
+        for bit in bits:
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            check_refused(saved)
+        path.write_bytes(whole)
+    assert checkpoints.restore(saved)[1] == {"x": 1}
+
+
+def test_a_file_that_is_cut_short_missing_or_a_folder_is_noticed(saved):
+    for path in files_of(saved):
+        whole = path.read_bytes()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            check_refused(saved)
+        path.unlink()
+        check_refused(saved)
+        path.mkdir()
+        check_refused(saved)
+        path.rmdir()
+        path.write_bytes(whole)
+    checkpoints.restore(saved)
+
+
+def test_a_checkpoint_with_a_link_a_pipe_or_a_file_of_another_is_refused(saved, tmp_path):
+    for path in files_of(saved):
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        check_refused(saved)
+        path.unlink()
+        (tmp_path / "elsewhere").rename(path)
+    os.mkfifo(saved / "pipe")
+    check_refused(saved)  # and does not wait for what comes out of it
+    (saved / "pipe").unlink()
+    (saved / "arrays" / "more").write_bytes(b"")
+    check_refused(saved)
+    (saved / "arrays" / "more").unlink()
+    (saved / ".DS_Store").write_bytes(b"of a file manager")
+    checkpoints.restore(saved)
+
+
+def test_a_checkpoint_of_another_kind_or_version_is_refused(tmp_path):
+    checkpoints.save(tmp_path / "other", {"a": np.arange(3)}, {"x": 1})
+    for load in (Fit.load, Snapshot.load):
+        with pytest.raises(InputError, match="other is not a .* of this version"):
+            load(tmp_path / "other")
+    (tmp_path / "other" / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match="has no file SHA256SUMS: it is incomplete, or from an earlier version"):
+        Fit.load(tmp_path / "other")
+
+
+def test_saving_follows_no_link(tmp_path):
+    """Neither in the checkpoint's own place nor in those of its predecessors."""
+    outside, place = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    place.mkdir()
+    (outside / "mine").write_text("mine")
+    for name in ("c", ".c.new", ".c.old"):
+        (place / name).symlink_to(outside)
+    for value in (1, 2):
+        checkpoints.save(place / "c", {"a": np.full(3, value)}, {"value": value})
+    assert checkpoints.restore(place / "c")[1] == {"value": 2}
+    assert [path.name for path in outside.iterdir()] == ["mine"] and (outside / "mine").read_text() == "mine"
+    assert [path.name for path in place.iterdir()] == ["c"]

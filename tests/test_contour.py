@@ -113,6 +113,49 @@ def test_the_level_to_look_at_is_low_but_shows_few_specks(model, ratio):
     assert full or contour.specks(map_.density, lower) > 0.9 * contour.SPECKS
 
 
+@pytest.fixture(scope="module")
+def speckled():
+    """A ball of 1 to 2 on a solvent at 0, and specks of values up to 1.5 all over the box, each of one voxel."""
+    rng = np.random.default_rng(3)
+    density = np.zeros((30, 30, 30), np.float32)
+    specks = tuple((3 * np.argwhere(rng.uniform(size=(10, 10, 10)) < 0.9) + 1).T)
+    density[specks] = rng.uniform(0.2, 1.5, len(specks[0]))
+    inside = np.linalg.norm(np.indices(density.shape) - 15, axis=0) < 8
+    density[inside] = rng.uniform(1, 2, np.count_nonzero(inside))
+    return Map(density, np.ones(3), np.zeros(3))
+
+
+@pytest.mark.parametrize("volume", [500, 1500, 2500, 2800])
+def test_the_level_to_look_at_is_the_lowest_with_few_specks_to_five_percent(speckled, volume):
+    """At levels of a twentieth more voxels there are too many, unless it is the level of the volume itself."""
+    level = contour.quiet_level(speckled, float(volume))
+    values = np.sort(speckled.density, axis=None)[::-1]
+    above = np.count_nonzero(values >= level)
+    assert contour.specks(speckled.density, level) <= contour.SPECKS
+    lower = values[above : above + max(above // 20, 1) + 1]
+    many = [contour.specks(speckled.density, float(value)) > contour.SPECKS for value in lower]
+    assert any(many) or level == prepare.enclosing_level(speckled, float(volume))
+    assert any(many) == (volume > 1500)  # the ball's own voxels are about 2100, and specks come in from 1.5 on
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e4, 1e6])
+def test_the_level_to_look_at_is_found_also_where_one_voxel_is_all(speckled, factor):
+    """The molecule is that voxel then: all else holds less than a hundredth of it, and is specks."""
+    density = speckled.density.copy()
+    density[0, 0, 0] = factor * density.max()
+    level = contour.quiet_level(Map(density, speckled.voxel_size, speckled.origin), 500.0)
+    assert contour.specks(density, level) <= contour.SPECKS
+
+
+def test_where_nothing_is_above_a_level_there_are_no_specks(speckled):
+    assert contour.specks(speckled.density, 3.0) == 0
+
+
+def test_a_map_without_positive_density_is_refused(speckled):
+    with pytest.raises(InputError, match="no positive density"):
+        contour.describe(Map(-1 - speckled.density, speckled.voxel_size, speckled.origin))
+
+
 def test_noise_as_strong_as_the_molecule_is_admitted(model):
     clean, volume = simulated(model, 7.0)
     seen = contour.describe(noisy(clean, volume, 1, "low", 7.0), 7.0)

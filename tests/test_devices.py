@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import drift
 
 from cryotrans_jax import recipes
 from cryotrans_jax.files import InputError
@@ -45,10 +46,10 @@ for a, b in zip(one.history, many.history, strict=True):
 def test_eight_devices_fit_three_targets_as_one_device_does():
     """float32's 1e-7 grows over twenty steps of Adam; three targets on eight devices are also no equal share."""
     flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | {"XLA_FLAGS": flags}
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -65,9 +66,9 @@ def test_a_share_of_the_targets_is_fitted_as_among_all(maps, monkeypatch):
     part = morph(maps[0], targets, share=[1, 0], **how)
     assert part.config == whole.config and part.frame.edge == whole.frame.edge and len(part.report["targets"]) == 3
     for a, b in zip(jax.tree.leaves(part.params), jax.tree.leaves(whole.select([1, 0]).params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)  # float32's 1e-7 grows over ten steps
+        np.testing.assert_allclose(a, b, atol=drift(whole.config))
     for a, b in zip(part.history, whole.history, strict=True):
-        np.testing.assert_allclose(a, b[:, [1, 0]], rtol=1e-4)
+        np.testing.assert_allclose(a, b[:, [1, 0]], rtol=1e-3)
     for share in ([], [3], [-1]):
         with pytest.raises(InputError, match="than the 3 given"):
             morph(maps[0], targets, share=share, **how)

@@ -59,14 +59,15 @@ def folder(tmp_path, monkeypatch, bent):
         """A fit whose flow is the bend itself."""
 
         @classmethod
-        def load(cls, path):
+        def load(cls, path, initial=None):
             return cls()
 
         def carry(self, xyz, times):
             return np.stack([atoms.positions(bent(0.6 * t)) for t in times])
 
-    monkeypatch.setattr("cryotrans_jax.morphing.Fit", Bending)
+    monkeypatch.setattr("experiments.run_folder.Fit", Bending)
     atoms.write_model(tmp_path / "initial.cif", bent(0.0))
+    (tmp_path / "checkpoint").mkdir()
     record(tmp_path, "initial.cif", {"model": "initial.cif"})
     frames = [bent(turn) for turn in np.linspace(0.6, 0, 7)]
     atoms.write_trajectory(tmp_path / "path.pdb", frames)

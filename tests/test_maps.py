@@ -4,14 +4,16 @@ import bz2
 import gzip
 import io
 import itertools
+import zipfile
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
+from mrcfile.dtypes import HEADER_DTYPE
 
 from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, describe, read_map, same_grid, write_map
+from cryotrans_jax.maps import Map, describe, has_voxel_size, read_map, same_grid, write_map
 
 FORMATS = Path(__file__).parents[2] / "shared/data/maps/formats"
 VOXEL, ORIGIN = np.array([1.5, 2.0, 0.75]), np.array([-7.5, 11.3, 40.1])
@@ -101,7 +103,8 @@ def test_compression_is_known_by_content(tmp_path, density):
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        (dict(ispg=401, mz=7), "stack of volumes"),
+        (dict(ispg=401, mz=1), "stack of volumes"),
+        (dict(ispg=401, mz=0), "stack of volumes"),
         (dict(ispg=0, mz=1), "stack of 7 images"),
         (dict(mode=4), "complex numbers"),
         (dict(mode=3), "complex numbers"),
@@ -125,6 +128,80 @@ def test_a_bad_header_is_explained(tmp_path, density, fields, sentence):
         read_map(path)
 
 
+def stored_by_numpy(array):
+    """The bytes of a .npy file."""
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
+def zipped(content):
+    """The bytes of a zip archive."""
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("a.mrc", content)
+    return file.getvalue()
+
+
+BYTES = np.arange(256, dtype=np.uint8).repeat(2).reshape(8, 8, 8)
+
+
+def imod(order, flags):
+    """What IMOD writes into the header's free bytes: its stamp and its flags."""
+    return bytes(40) + np.array([1146047817, flags], order + "i4").tobytes() + bytes(36)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "flags, low, high, signed",
+    [
+        (0, 0, 255, False),  # IMOD before 4.2.23
+        (4, 0, 0, False),  # other flags
+        (1, -128, 127, True),
+        (5, 0, 255, True),  # the flag counts
+        (None, 0, 255, False),
+        (None, 0, 200, False),
+        (None, -128, 127, True),
+        (None, 0, 127, True),
+        (None, 0, -1, True),  # unset
+    ],
+)
+def test_bytes_are_unsigned_where_the_header_shows_it(tmp_path, order, flags, low, high, signed):
+    path = store(tmp_path / "a.mrc", BYTES.view(np.int8).astype(order + "i1"), dmin=low, dmax=high)
+    header = np.frombuffer(path.read_bytes()[:1024], HEADER_DTYPE).copy()
+    header["extra2"] = bytes(84) if flags is None else imod(order, flags)
+    if order == ">":  # a byte's own order shows in nothing: the header's is swapped by hand
+        header = header.astype(HEADER_DTYPE.newbyteorder(">"))
+    path.write_bytes(header.tobytes() + path.read_bytes()[1024:])
+    np.testing.assert_array_equal(read_map(path).density, BYTES.view(np.int8) if signed else BYTES)
+
+
+def test_a_volume_stack_of_one_volume_is_that_volume(tmp_path, density):
+    map = read_map(store(tmp_path / "a.mrc", density, ispg=401, mz=density.shape[2]))
+    np.testing.assert_array_equal(map.density, density)
+
+
+@pytest.mark.parametrize("cell", [(0, 0, 0), (0.5, 0.6, 0.7), (np.nan, 1, 1), tuple(VOXEL)])
+@pytest.mark.parametrize("given", [1.25, (1.5, 2.0, 0.75)])
+def test_a_voxel_size_that_is_given_stands_for_the_headers(tmp_path, density, cell, given):
+    """The start is in voxels, and moves with their size; ORIGIN is in Å, and does not."""
+    start = dict(nxstart=3, nystart=-4, nzstart=5)
+    path = store(tmp_path / "a.mrc", density, cella=cell, **start)
+    map, size = read_map(path, voxel_size=given), np.broadcast_to(given, 3)
+    np.testing.assert_allclose(map.voxel_size, size)
+    np.testing.assert_allclose(map.origin, size * (3, -4, 5))
+    placed = store(tmp_path / "b.mrc", density, cella=cell, origin=tuple(ORIGIN), **start)
+    np.testing.assert_allclose(read_map(placed, given).origin, ORIGIN, rtol=1e-6)
+    assert has_voxel_size(path) == (np.nan_to_num(cell[0]) > 0)
+
+
+def test_the_message_on_a_missing_voxel_size_names_the_flags(tmp_path, density):
+    with pytest.raises(InputError, match="no voxel size.*--voxel_size, or --target_voxel_size for a target"):
+        read_map(store(tmp_path / "a.mrc", density, cella=(0, 0, 0)))
+    path = store(tmp_path / "b.mrc", density)
+    for wrong in ((0, 1, 1), -1.0, (1.0, 2.0), np.nan):
+        with pytest.raises(InputError, match="is not one positive number in Å, or three"):
+            read_map(path, voxel_size=wrong)
+
+
 @pytest.mark.parametrize(
     "value, sentence", [(np.nan, "1 values that are NaN"), (np.inf, "1 values that are NaN or infinite")]
 )
@@ -140,9 +217,15 @@ def test_values_that_are_not_finite_are_counted(tmp_path, density, value, senten
 def test_what_is_no_map_is_explained(tmp_path, density):
     whole = store(tmp_path / "whole.mrc", density).read_bytes()
     bad = {
-        "text.mrc": (b"ATOM      1  N   MET A   1 \n" * 60, "not an MRC file"),
+        "text.mrc": (b"ATOM      1  N   MET A   1 \n" * 60, "is an atomic model"),
+        "other.mrc": (b"anything else" * 99, "not an MRC file"),
+        "page.mrc": (b"\n<!doctype HTML><html><body>404</body></html>", "is a web page"),
+        "pointer.mrc": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run git lfs pull"),
+        "picture.mrc": (b"\x89PNG\r\n\x1a\n" + bytes(2000), "is a PNG picture"),
+        "array.mrc": (stored_by_numpy(density), r"is a NumPy array \(.npy\)"),
+        "archive.mrc": (zipped(whole), "is a zip archive"),
         "short.mrc": (b"abc", "not an MRC file"),
-        "empty.mrc": (b"", "not an MRC file"),
+        "empty.mrc": (b"", "is empty"),
         "cut.mrc": (whole[:-1], "truncated"),
         "cut.mrc.gz": (gzip.compress(whole)[:-20], "damaged compressed"),
         "cut.mrc.bz2": (bz2.compress(whole)[:-20], "damaged compressed"),

@@ -41,6 +41,19 @@ def test_what_is_no_mask_is_explained(maps, change, sentence):
         mask.masked(maps[0], change(halves(maps[0])))
 
 
+@pytest.mark.parametrize("off", [0.0, 0.0009, 0.0011])
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_mask_may_be_off_by_what_interpolation_leaves_and_then_changes_nothing(maps, end, off):
+    """By a thousandth beyond 0 and 1, as resampled masks are; density is neither amplified nor turned about."""
+    values = np.where(halves(maps[0]).density > 0.75, np.float32(1 + off * end), np.float32(off * (end - 1)))
+    given = Map(values, maps[0].voxel_size, maps[0].origin)
+    if off > 0.001:
+        with pytest.raises(InputError, match="a mask's lie between 0 and 1"):
+            mask.masked(maps[0], given)
+    else:
+        np.testing.assert_array_equal(mask.masked(maps[0], given).density, maps[0].density * (values > 0.5))
+
+
 @pytest.mark.parametrize("radius", [3.0, 8.0])
 def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius):
     """About the centre of mass, which is off the middle of the box, with voxels of three sizes."""
@@ -51,8 +64,8 @@ def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius
     away = np.linalg.norm(at - centre, axis=1).reshape(mass.shape)
     values = mask.sphere(map_, radius).density
     np.testing.assert_allclose(values[away <= radius], 1, atol=1e-6)
-    np.testing.assert_allclose(values[away >= radius + mask.EDGE], 0, atol=1e-6)
-    edge = (away > radius) & (away < radius + mask.EDGE)
+    np.testing.assert_allclose(values[away >= radius + 5], 0, atol=1e-6)  # Å
+    edge = (away > radius) & (away < radius + 5)
     order = np.argsort(away[edge])
     assert (np.diff(values[edge][order]) <= 1e-6).all() and values[edge].min() < 0.01 and values[edge].max() > 0.99
 
@@ -91,7 +104,7 @@ def test_masks_and_the_sphere_reach_the_fit(folder, fitted, maps):
     cut = mask.masked(maps[1], halves(maps[1]))
     for found, map_ in ((initial, maps[0]), (target, cut)):
         expected = map_.density * mask.sphere(map_, 8.0).density
-        np.testing.assert_allclose(found.density, expected, atol=1e-6 * expected.max())  # a file's header is float32
+        np.testing.assert_allclose(found.density, expected, atol=1e-5 * expected.max())  # a file's header is float32
 
 
 def test_there_are_as_many_masks_as_targets(folder, fitted):

@@ -1,12 +1,18 @@
 """Memory is foreseen: what is left within every limit, and what a run takes, with the setting that would fit."""
 
+import json
+import re
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cryotrans_jax import memory, train
 from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import write_map
 
 
 def limited(folder, limit, usage, stat, names):
@@ -47,6 +53,54 @@ def test_the_process_own_limit_counts(monkeypatch):
     assert 0 < memory.available() <= 1.2e8
 
 
+def measured():
+    """Voxels of the box and peak memory (GiB) of whole fits of one target, as the page on performance tells them."""
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    head, rows = "| case | box | seconds | peak memory |\n", []
+    for line in page[page.index(head) + len(head) :].splitlines()[1:]:
+        if not line.startswith("|"):
+            return rows
+        sides = re.search(r"(\d+) × (\d+) × (\d+)", line) or re.search(r"(box) of (\d+)³", line)
+        voxels = int(sides[2]) ** 3 if sides[1] == "box" else int(sides[1]) * int(sides[2]) * int(sides[3])
+        rows.append((voxels, float(re.search(r"([\d.]+) GiB", line)[1])))
+    return rows
+
+
+def test_the_estimate_holds_the_measurements_between_its_bounds_and_not_far_from_them():
+    """Within 15 %, since they differ by that from run to run; and neither bound is off by twice."""
+    rows = measured()
+    assert len(rows) >= 6
+    for voxels, gib in rows:
+        least, most = (bound / 2**30 for bound in memory.needed(voxels, 1))
+        assert 0.5 * gib < least < 1.15 * gib and 0.95 * gib < most < 1.75 * gib, (voxels, gib, least, most)
+
+
+def test_every_further_target_takes_at_least_its_map_as_read_and_as_it_is_fitted():
+    """Two arrays of float32, and at most twice as many and a quarter of a GiB for its program and parameters."""
+    for voxels in (0, 10**6):
+        (least, most), (more, much) = memory.needed(voxels, 3), memory.needed(voxels, 7)
+        assert more - least == 4 * 2 * 4 * voxels
+        assert much - most == 4 * (4 * 4 * voxels + 2**28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [1, 3])
+def test_a_run_takes_as_much_memory_as_is_foreseen(maps, tmp_path, targets):
+    """In a program of its own, by its own count; the report and the models' part of it are not foreseen."""
+    names = []
+    for number in range(targets + 1):
+        names.append(str(tmp_path / f"{number}.mrc"))
+        write_map(names[-1], maps[1 if number else 0])
+    command = [sys.executable, "-m", "experiments.run", f"--initial={names[0]}", f"--target={','.join(names[1:])}"]
+    more = ["--align=none", "--steps=0.02", "--frames=2", "--report=false", f"--out_dir={tmp_path / 'out'}"]
+    done = subprocess.run([*command, *more], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = sorted((tmp_path / "out").rglob("metrics.json"))
+    peak = max(json.loads(path.read_text())["peak_mib"] for path in scores) * 2**20
+    least, most = memory.needed(maps[0].density.size, targets)
+    assert 0.6 * least < peak < most
+
+
 @pytest.mark.parametrize("targets", [1, 5])
 def test_voxels_so_much_wider_just_fit(targets):
     voxels, room = 400**3, memory.needed(100**3, targets)[1]
@@ -55,6 +109,16 @@ def test_voxels_so_much_wider_just_fit(targets):
     assert memory.coarser(voxels, targets, 2 * memory.needed(voxels, targets)[1]) == 1.0
     assert memory.coarser(voxels, targets, memory.needed(0, targets)[1]) == np.inf
     assert memory.needed(voxels, targets)[0] < memory.needed(voxels, targets)[1]
+
+
+def test_coarser_voxels_take_just_the_room_there_is():
+    random = np.random.default_rng(0)
+    for targets in (1, 2, 9):
+        voxels = int(random.integers(10**6, 10**9))
+        none, all_ = memory.needed(0, targets)[1], memory.needed(voxels, targets)[1]
+        room = random.uniform(none, all_)
+        wider = memory.coarser(voxels, targets, room)
+        assert wider > 1 and memory.needed(round(voxels / wider**3), targets)[1] == pytest.approx(room, rel=1e-5)
 
 
 def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(problem):

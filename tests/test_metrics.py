@@ -212,6 +212,17 @@ def test_the_tm_score_is_that_of_tmtools_where_its_alignment_is_the_same():
     assert metrics.tm_score(other, model) == pytest.approx(found.tm_norm_chain2, abs=2e-3)
 
 
+@pytest.mark.parametrize("length", [12, 20])
+def test_the_tm_score_of_short_chains_has_a_scale_of_half_an_angstrom(length):
+    """The last residue is 1 Å off, which counts 1 / (1 + (1 / 0.5)²); superposing it a little better gains less."""
+    model = hinge_pair()[0]
+    del model[0][0][length:]
+    number = np.array([site.residue.seqid.num for site in model[0].all()])
+    other = atoms.moved(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
+    expected = (length - 1 + 1 / (1 + 2.0**2)) / length
+    assert expected - 1e-9 <= metrics.tm_score(other, model) < expected + 0.02 / np.sqrt(length)
+
+
 def test_coverage_is_what_was_built_and_in_its_order():
     model = hinge_pair()[0]
     part = model.clone()
@@ -259,3 +270,9 @@ def test_between_is_what_neither_end_covers():
     assert metrics.between(density, ends) == pytest.approx(1 / 4)
     density[3] = -1
     assert metrics.between(density, ends) == 0
+
+
+def test_the_visible_mass_is_that_at_the_level_and_above():
+    density = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert metrics.visible(density, 20.0) == 20 + 21 + 22 + 23
+    assert metrics.visible(density, 24.0) == 0

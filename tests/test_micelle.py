@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from cryotrans_jax import atoms, micelle
 from cryotrans_jax.demo import hinge_pair
+from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, read_map, write_map
 
 THICK, WIDE = 10.0, 14.0  # Å: half the belt's thickness, and how far it reaches beyond the molecule
@@ -84,17 +85,101 @@ def test_what_is_masked_or_modelled_stays(pair):
     assert micelle.proteins(both, [3.0, 5.0], model=there)[0] is None
 
 
+def test_two_classes_are_divided_where_that_explains_most():
+    """Of a uniform distribution a cut in the middle explains 3/4 of the variance; of two narrow peaks nearly all."""
+    level, explained = micelle.two_classes(np.linspace(2, 4, 12801))
+    assert level == pytest.approx(3, abs=0.02) and explained == pytest.approx(0.75, abs=1e-3)
+    peaks = np.concatenate([np.linspace(-0.1, 0.1, 300), np.linspace(9.9, 10.1, 100)])
+    level, explained = micelle.two_classes(peaks)
+    assert 0.1 < level < 9.9 and explained == pytest.approx(1, abs=0.01)
+
+
+def detail(body, contrast):
+    """Detail on voxels of 1, 2 and 0.5 Å, in the middle of a larger box."""
+    box = tuple(slice(3, 3 + n) for n in body.shape)
+    shape = tuple(n + 6 for n in body.shape)
+    return micelle.Detail(body, contrast, contrast, box, shape, np.array([1.0, 2.0, 0.5]))
+
+
+def test_what_is_kept_has_a_volume_a_ratio_of_contrasts_and_a_mask_that_fades_out():
+    """Half of a body, with a hole that is filled and without a speck apart from it."""
+    body = np.zeros((14, 10, 40), bool)
+    body[2:12, 2:8, 4:36] = True
+    upper = body & (np.arange(40) >= 20)
+    one = detail(body, np.where(upper, 3.0, 0.75) * np.ones(body.shape))
+    assert one.volume == body.sum() * 1.0
+    assert one.ratio(upper) == 0.25 and one.ratio(body) == one.ratio(np.zeros_like(body)) == 1
+    pierced = upper.copy()
+    pierced[6, 4, 27], pierced[2, 2, 6] = False, True
+    found = one.protein(pierced)
+    assert found.volume == upper.sum() and found.left_out == pytest.approx(0.5)
+    inner = found.mask[3:-3, 3:-3, 3:-3]
+    away = ndimage.distance_transform_edt(~upper, sampling=one.voxel_size)
+    assert (inner[upper] == 1).all() and not inner[away >= 2].any() and not found.mask[:3].any()
+    np.testing.assert_allclose(inner[away == 1], 0.5, atol=1e-6)  # half way
+
+
+def test_the_share_of_a_model_within_a_mask_is_that_of_its_atoms(models):
+    """By the nearest voxel; what is outside of the box counts by the box's side."""
+    xyz = atoms.positions(models[0])
+    map_ = Map(np.zeros((40, 30, 50), np.float32), np.array([1.0, 1.5, 0.8]), xyz.min(0) - 3)
+    cut = np.median(xyz[:, 2])
+    mask = np.where(map_.origin[2] + np.arange(50) * 0.8 > cut, np.float32(0.6), np.float32(0.4)) * np.ones((40, 30, 1))
+    nearest = map_.origin[2] + np.rint((xyz[:, 2] - map_.origin[2]) / 0.8) * 0.8
+    expected = (nearest > cut).mean()
+    assert micelle.share_within(models[0], map_, mask.astype(np.float32)) == expected == 0.5
+    mask[..., 0] = 0.7
+    for away in (500.0, -500.0):
+        far = atoms.moved(models[0], xyz + [0, 0, away])
+        assert micelle.share_within(far, map_, mask.astype(np.float32)) == 1
+
+
+@pytest.mark.parametrize("scale, offset", [(1e-4, 0.0), (3.0, 0.0), (1.0, 5.0), (0.2, -0.01)])
+def test_detail_grows_with_the_density_and_its_contrast_does_not(maps, scale, offset):
+    """Whatever the solvent's level."""
+    wide = replace(maps[0], density=np.pad(maps[0].density, 4) / maps[0].density.max())
+    noise = np.random.default_rng(0).normal(0, 0.01, wide.density.shape)
+    wide = replace(wide, density=(wide.density + noise).astype(np.float32))
+    plain = micelle.detail_of(wide, 8.0)
+    found = micelle.detail_of(replace(wide, density=np.float32(scale) * wide.density + np.float32(offset)), 8.0)
+    assert found.box == plain.box and (found.body == plain.body).mean() > 0.999
+    np.testing.assert_allclose(found.detail, scale * plain.detail, rtol=0.02, atol=2e-3 * scale * plain.detail.max())
+    np.testing.assert_allclose(found.contrast, plain.contrast, rtol=0.05, atol=5e-3 * plain.contrast.max())
+
+
+def test_detail_is_looked_at_within_20_angstroms_of_the_body(maps):
+    """Where the solvent's noise is judged, whatever the size of the box; and an initial map alone is enough."""
+    wide = replace(maps[0], density=np.pad(maps[0].density, 24))
+    found = micelle.detail_of(wide, 8.0)
+    inside = np.argwhere(found.body)
+    room = np.ceil(20 / wide.voxel_size)
+    np.testing.assert_array_equal(inside.min(0), room)
+    np.testing.assert_array_equal(np.array(found.body.shape) - 1 - inside.max(0), room)
+    assert micelle.proteins([wide], [8.0]) == [None]
+
+
+def test_noise_alone_has_no_detail(maps):
+    """Its power, the median of what is away from the molecule, is taken off: half of that is left with the least."""
+    wide = np.pad(maps[0].density / maps[0].density.max(), 12)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 0.1, wide.shape), 0.6)
+    found = micelle.detail_of(replace(maps[0], density=(wide + noise).astype(np.float32)), 8.0)
+    away = ndimage.distance_transform_edt(~found.body, sampling=found.voxel_size) > 16
+    quiet = found.detail[away]
+    assert (quiet < 1.0001 * quiet.min()).mean() == pytest.approx(0.5, abs=0.15)
+    assert quiet.max() < np.median(found.detail[found.body])
+
+
 def test_maps_without_a_body_have_nothing_to_tell():
     for density in (np.zeros((12, 12, 12)), np.ones((12, 12, 12))):
         map_ = Map(density.astype(np.float32), np.ones(3), np.zeros(3))
         assert micelle.proteins([map_, map_]) == [None, None]
 
 
-def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path):
+def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path, monkeypatch):
     for name, one in zip("ab", pair, strict=True):
         write_map(tmp_path / f"{name}.mrc", with_belt(one))
     maps = f"--initial={tmp_path}/a.mrc", f"--target={tmp_path}/b.mrc"
-    quick = "--recipe=paper", "--bin=4", "--steps=0.0001", "--frames=1", "--align=none"
+    quick = "--recipe=paper", "--bin=8", "--steps=0.0001", "--frames=1", "--align=none"
     out = tmp_path / "out"
     status, printed, error = job("run", *maps, *quick, f"--out_dir={out}")
     assert status == 0, error
@@ -110,5 +195,11 @@ def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path):
     (out / "inputs" / "protein_in_a.mrc").unlink()
     status, _, error = job("predict", f"--run_dir={out}", "--frames=1", "--overwrite")
     assert status == 2 and "protein_in_a.mrc is gone or changed" in error
+
+    def stop(*_):
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.results.fit_case", stop)
     status, printed, error = job("run", *maps, *quick, "--micelle=keep", f"--out_dir={tmp_path}/kept")
-    assert status == 0 and "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists(), error
+    assert (status, error) == (2, "error: enough\n")
+    assert "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists()

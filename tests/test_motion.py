@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from cryotrans_jax import motion
 from cryotrans_jax.maps import Map
@@ -42,6 +44,15 @@ def test_a_linear_displacement_is_had_exactly_at_any_place_and_time():
 def test_only_the_times_at_which_paths_bend_are_kept():
     assert motion.sample(affine, LOW, HIGH).times.tolist() == [0, 1]
     np.testing.assert_allclose(motion.sample(winding, LOW, HIGH).times, np.linspace(0, 1, 6))
+
+
+@pytest.mark.parametrize("time", [0.0, 0.07, 0.2, 0.55, 0.93, 1.0])
+def test_a_path_that_bends_is_had_at_any_time(time):
+    """Within what linear interpolation between nodes of a rotation leaves, which is linear in space: float32 alone."""
+    sampled = motion.sample(winding, LOW, HIGH)
+    xyz = np.random.default_rng(3).uniform(LOW, HIGH, (40, 3))
+    found = xyz + sampled.between(sampled.knots(xyz), time)
+    np.testing.assert_allclose(found, winding(xyz, [time])[0], atol=1e-4)
 
 
 def test_the_error_between_nodes_falls_with_the_square_of_their_spacing(monkeypatch):
@@ -102,3 +113,20 @@ def test_the_displacement_map_says_at_the_new_place_how_far_it_came(maps):
         axis=-1,
     ).min(1)
     assert far.max() < 10
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_leaves_the_box_is_not_in_the_displacement_map(maps, axis, sign):
+    """A shift by half of the box: what arrives in it reads how far it came, and what is far from all mass reads 0."""
+    initial = maps[0]
+    step = sign * (initial.density.shape[axis] // 2) * np.eye(3)[axis]
+    level, shift = float(0.05 * initial.density.max()), step * initial.voxel_size
+    points, _ = motion.mass_points(initial, level)
+    sampled = motion.sample(lambda x, times: np.stack([x + t * shift for t in times]), points.min(0), points.max(0))
+    found = motion.displacement_map(sampled, points, initial).density
+    arrived = ndimage.shift((initial.density >= level).astype(float), step, order=0) > 0.5
+    np.testing.assert_allclose(found[arrived], np.linalg.norm(shift), rtol=1e-3)
+    voxels = initial.origin + np.argwhere(np.ones(found.shape)) * initial.voxel_size
+    away = cKDTree(points + shift).query(voxels)[0].reshape(found.shape)
+    assert (away > 10).any() and not found[away > 10].any()

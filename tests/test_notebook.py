@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "morph.ipynb"
-QUICK = {"steps = 1.0": "steps = 0.005", "steps=steps,": 'steps=steps, recipe="paper", bin=2,'}  # one short stage
+QUICK = {"steps = 1.0": "steps = 0.005", "steps=steps,": 'steps=steps, recipe="paper", bin=4,'}  # one short stage
 
 
 def executed(changes, monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drift, rounding
 
 from cryotrans_jax import atoms, prepare, trajectory
 from cryotrans_jax.files import InputError
@@ -78,35 +79,36 @@ def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both,
         own = make_level(replace(alone, initial=mass), 1, 1, spacing, False)
         there, at_nodes = carried(field, own)
         assert np.abs(there - own.x).max() > 0.01
-        np.testing.assert_allclose(moved[part], there, atol=1e-6)  # float32
-        np.testing.assert_allclose(nodes[part, : len(at_nodes)], at_nodes, atol=1e-6)
+        near = rounding(1.0, 100)  # four steps of three layers, whose sums have some ten terms
+        np.testing.assert_allclose(moved[part], there, atol=near)
+        np.testing.assert_allclose(nodes[part, : len(at_nodes)], at_nodes, atol=near)
 
 
 @pytest.fixture(scope="module")
 def losses():
-    """Loss, and its gradient, of some parameters in a stage."""
+    """Loss, and its gradient, of some parameters in a stage, for one of the targets."""
 
     @partial(jax.jit, static_argnums=0)
     def loss(stage, params, level, goal):
         return jax.value_and_grad(lambda p: objective(CONFIG, stage, p, level, goal)[0])(params)
 
-    def losses(problem, stage, params):
+    def losses(problem, stage, params, target=0):
         level, goals = stage_inputs(problem, stage)
-        return loss(stage, params, level.of(0), jax.tree.map(lambda a: a[0], goals))
+        return loss(stage, params, level.of(target), jax.tree.map(lambda a: a[target], goals))
 
     return losses
 
 
-@pytest.mark.parametrize("stage", [POINTS, MATCHED], ids=["points", "matched"])
+@pytest.mark.parametrize("stage", [pytest.param(POINTS, marks=pytest.mark.slow), MATCHED], ids=["points", "matched"])
 def test_one_part_is_no_parts(alone, losses, stage):
     """The same loss and gradient, in float32; so is the start."""
     one = alone.divided([np.ones(tuple(alone.start + alone.initial.shape), int)])
     params, own = start(CONFIG, 1).params, start(CONFIG, 1, 1).params
-    jax.tree.map(lambda p, q: np.testing.assert_array_equal(p[0], q[0, 0]), params, own)
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p[0], q[0, 0], rtol=rounding(1, 10)), params, own)
     whole, part = (losses(p, stage, jax.tree.map(lambda a: a[0], q)) for p, q in ((alone, params), (one, own)))
-    assert part[0] == pytest.approx(float(whole[0]), rel=1e-5)
+    assert part[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], part[1])), strict=True):
-        np.testing.assert_allclose(a, b[0], atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(a, b[0], atol=1e-4 * np.abs(a).max())
 
 
 def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
@@ -115,20 +117,19 @@ def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone
     field = start(CONFIG, 1)
     params = [jax.tree.map(lambda p: p[0], state.params) for state in (field, divided(field, 2, 0))]
     whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
-    assert parts[0] == pytest.approx(float(whole[0]), rel=1e-5)
+    assert parts[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True):
-        np.testing.assert_allclose(a, b.sum(0), atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(a, b.sum(0), atol=1e-4 * np.abs(a).max())
 
 
 def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
     state = start(replace(CONFIG, seed=3), 1)
     params = jax.tree.map(lambda p: 3 * p[0], divided(state, 2, 0).params)
     stage = replace(MATCHED, rigidity=1.0)
-    plain, first, second = (
+    plain, first, second, none = (
         float(losses(alone.divided([halves.labels], stiffness), stage, params)[0])
-        for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0))
+        for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (0.0, 0.0))
     )
-    none = float(losses(alone.divided([halves.labels]), replace(stage, rigidity=0.0), params)[0])
     assert first > plain and second > plain > none
     # rigidity is r1 + r2: 3 r1 + r2 and r1 + 5 r2
     assert (first - plain) / 2 + (second - plain) / 4 == pytest.approx(plain - none, rel=1e-3)
@@ -192,7 +193,7 @@ def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render
         mask = trajectory.soft_support(initial.density, slid.threshold, initial.voxel_size)
         shares = [share.on(mask.shape) for share in partition.shares(mask > 0)]
         carried = initial.density * mask
-    np.testing.assert_allclose(first.density, carried, atol=2e-5 * carried.max())  # no seam; float32
+    np.testing.assert_allclose(first.density, carried, atol=1e-4 * carried.max())  # no seam; splines in float32
     moved = np.roll(carried * shares[0], 2, axis=2) + np.roll(carried * shares[1], -2, axis=2)
     np.testing.assert_allclose(last.density, moved, atol=2e-3 * carried.max())  # the spline between float32 places
     assert np.abs(moved - carried).max() > 0.2 * carried.max()
@@ -228,6 +229,20 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
     assert 0.7 * found.history[0][-1] < found.history[1][0] < 1.01 * found.history[0][-1]
 
 
+def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(problem, halves, losses):
+    """Parts of no mass fill up, and change nothing; nor do their fields."""
+    given = [halves.labels, np.ones_like(halves.labels)]
+    params = jax.tree.map(lambda p: p[0], divided(start(replace(CONFIG, seed=2), 1), 2, 0).params)
+    own = jax.tree.map(lambda p: p[:1], params)
+    among = losses(problem.divided(given), MATCHED, params, 1)
+    alone = losses(problem.select([1]).divided(given[1:]), MATCHED, own)
+    assert among[0] == pytest.approx(float(alone[0]), rel=1e-4)  # sums over all voxels
+    for a, b in zip(*map(jax.tree.leaves, (among[1], alone[1])), strict=True):
+        np.testing.assert_allclose(a[:1], b, atol=1e-4 * np.abs(b).max())
+        assert not np.any(a[1])
+
+
+@pytest.mark.slow
 def test_each_target_has_parts_of_its_own_as_it_would_alone(problem, halves):
     """Here two for the first and one for the second; parts of no mass fill up, and change nothing."""
     whole = np.ones_like(halves.labels)
@@ -240,7 +255,7 @@ def test_each_target_has_parts_of_its_own_as_it_would_alone(problem, halves):
         count = jax.tree.leaves(alone.params)[0].shape[1]
         assert count == 2 - target
         for a, b in zip(*map(jax.tree.leaves, (both[0].params, alone.params)), strict=True):
-            np.testing.assert_allclose(a[target, :count], b[0], atol=2e-4)  # float32's 1e-7, grown over 50 steps
+            np.testing.assert_allclose(a[target, :count], b[0], atol=drift(config))
         np.testing.assert_allclose(both[1][1][:, target], losses[1][:, 0], rtol=1e-3)
 
 

@@ -39,7 +39,7 @@ def test_binning_by_one_changes_nothing(density):
 def test_block_points_keep_mass_and_centre_and_stay_in_their_block(density, factor):
     place, rho, filled = prepare.block_points(density, factor)
     assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
-    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-6)  # summed as float32 in a block
+    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-5)  # summed as float32 in a block
     np.testing.assert_array_equal(np.floor(place / factor), np.argwhere(filled))
     assert (
         len(rho)
@@ -52,7 +52,7 @@ def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
     place, rho, filled = prepare.block_points(density, factors)
     assert filled.shape == tuple(n // f for n, f in zip(density.shape, factors, strict=True))
     assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
-    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-6)  # summed as float32 in a block
+    np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-5)  # summed as float32 in a block
     np.testing.assert_array_equal(np.floor(place / factors), np.argwhere(filled))
 
 
@@ -88,7 +88,7 @@ def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
     low, shape = problem.start, problem.initial.shape
     inside = tuple(slice(lo, lo + n) for lo, n in zip(low, shape, strict=True))
     part = whole[0][inside] / whole[0].max()
-    np.testing.assert_allclose(problem.initial[tuple(slice(0, n) for n in part.shape)], part, rtol=1e-6)
+    np.testing.assert_allclose(problem.initial[tuple(slice(0, n) for n in part.shape)], part, rtol=1e-5)
 
 
 def test_the_unit_box_is_the_cube_about_the_initial_mass(problem, maps):
@@ -210,6 +210,15 @@ def test_nothing_above_the_threshold_is_explained(maps, which, name):
     with pytest.raises(InputError, match=f"{name} .*threshold 3.5 .*maximum is 0\\.") as caught:
         prepare.prepare(maps[0], maps[1:2], **{which: 3.5})
     assert f"{maps[which == 'target_threshold'].density.max():g}" in str(caught.value)
+
+
+def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
+    """What is common in its box, and as such taken for solvent with its noise, is the molecule."""
+    rng = np.random.default_rng(0)
+    density = ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 3.0)
+    density = (np.minimum(density, 0) / density.std()).astype(np.float32) + 2
+    with pytest.raises(InputError, match="is not above its noise.*give a threshold"):
+        prepare.contour_level(density)
 
 
 def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):

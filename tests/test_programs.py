@@ -1,5 +1,7 @@
 """Functions become programs when they are called, with what XLA is told where it knows that."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,10 @@ import pytest
 
 from cryotrans_jax import programs, train
 from experiments import benchmark
+
+
+def test_programs_compiled_in_tests_are_kept_no_longer_than_the_tests():
+    assert Path(jax.config.jax_compilation_cache_dir).name.startswith("cryotrans-jax-tests-")
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_sums_of_two_sets_of_images_are_those_of_all(density):
 def test_fewer_noisy_images_resolve_less(density):
     """And Wiener's filter brings each map nearer to the truth."""
     found = []
-    for count in (800, 40):
+    for count in (300, 40):
         views = turns(count)
         images = projection.project(density, views)
         images = images + 3 * images.std() * jax.random.normal(jax.random.key(0), images.shape)
@@ -82,3 +82,22 @@ def test_fewer_noisy_images_resolve_less(density):
         assert off[1] < off[0]
         found.append((metrics.resolution_at(*curve, 0.143), off[1]))
     assert found[0][0] < found[1][0] and found[0][1] < found[1][1]
+
+
+def test_noise_over_signal_is_what_halves_with_it_correlate_by():
+    """Signal s and noise n in each half correlate by s / (s + n); curves beyond 0 and 1 are rounding and chance."""
+    ratio = np.array([0.01, 0.5, 1.0, 7.0], np.float32)
+    np.testing.assert_allclose(projection.noise_of(1 / (1 + ratio)), ratio, rtol=1e-4)
+    none, some, *much = projection.noise_of(np.array([1.0 + 1e-6, 1.0 - 1e-3, 0.0, -0.3]))
+    assert none == 0 < some < 0.0011 and much == pytest.approx([999, 999])
+
+
+def test_nothing_is_put_in_for_what_no_image_shows(density):
+    """Beyond Nyquist, and in the cone that images about one axis leave out: zero, and no noise is blown up there."""
+    views = Rotation.from_rotvec(np.linspace(-0.5, 0.5, 20)[:, None] * [1.0, 0, 0]).as_matrix().astype(np.float32)
+    sums = projection.inserted(projection.project(density, views), views)
+    found = projection.back_projected(sums, np.zeros(N // 2 + 1, np.float32))
+    spectrum = np.abs(np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(found))))
+    k = np.stack(np.meshgrid(*[np.arange(N) - N // 2] * 3, indexing="ij"))
+    unseen = (np.abs(k[2]) > 2 + 2 * np.abs(k[1])) | (np.linalg.norm(k, axis=0) > N // 2 + 1)
+    assert spectrum[unseen].max() < 0.02 * spectrum.max()

@@ -8,6 +8,7 @@ from conftest import record
 
 from cryotrans_jax import atoms
 from cryotrans_jax.demo import hinge_pair
+from experiments import run_folder
 
 TURN = np.array([[0, 1.0, 0, 5], [-1, 0, 0, 2], [0, 0, 1, -3], [0, 0, 0, 1]])
 
@@ -57,5 +58,6 @@ def test_without_a_run_or_a_reference_it_says_so(folder, job, tmp_path):
     assert status == 2 and "holds no run" in error
     saved = json.loads((folder / "config.json").read_text()) | {"settings": {}}
     (folder / "config.json").write_text(json.dumps(saved))
+    run_folder.sign(folder)
     status, _, error = job("rebuild", f"--run_dir={folder}")
     assert status == 2 and "--reference" in error

@@ -7,7 +7,7 @@ import pytest
 
 from cryotrans_jax import prepare
 from cryotrans_jax.maps import Map
-from cryotrans_jax.recipes import default, paper, whole_factor
+from cryotrans_jax.recipes import Schedule, default, paper, whole_factor
 from cryotrans_jax.train import stage_inputs
 
 
@@ -77,6 +77,70 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
         assert level.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
         inside = (np.asarray(level.x) - np.asarray(level.corner)) / np.asarray(level.voxel)
         assert (inside > 0).all() and (inside < shape).all()
+
+
+def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
+    """On 1 Å voxels: correspondences, then L2 on voxels of 2 and 1 Å, each of which ends where the next one begins."""
+    one = replace(problem, voxel_size=np.ones(3))
+    config = default(one, seed=3)
+    table = [(s.loss, s.steps, s.learning_rate, s.final_learning_rate, s.bin, s.blur) for s in config.stages]
+    assert table == [
+        ("points", 250, 3e-3, 1e-5, 4, 0.0),
+        ("matched", 250, 2e-3, 5e-4, 2, 2.0),
+        ("matched", 100, 2e-3, 5e-4, 2, 4.0),
+        ("matched", 250, 2e-3, 5e-4, 2, 2.0),
+        ("matched", 150, 1e-3, 5e-4, 1, 1.0),
+        ("matched", 300, 1e-3, 2e-5, 1, 0.0),
+    ]
+    points, *matched = config.stages
+    assert (points.rigidity, points.slip, points.spacing) == (10.0, 0.03, 0.0)
+    assert all((s.rigidity, s.slip, s.patience, s.final_lighten) == (1.0, 0.03, 2, 1.0) for s in matched)
+    assert [s.lighten for s in matched] == [0.0, 1.0, 1.0, 1.0, 1.0]  # what the target lacks is let go by and by
+    assert [s.balanced for s in config.stages] == [False] * 4 + [True] * 2
+    rival = config.rival
+    assert (rival.steps, rival.learning_rate, rival.final_learning_rate, rival.window) == (500, 1e-3, 2e-4, 7)
+    assert (config.bodies, config.redrawn, config.waves, config.centre, config.euler_steps) == (2, 4, 32, 0.5, 5)
+
+
+@pytest.mark.parametrize("size, wide, narrow", [(1.0, 5.0, 4.0), (0.5, 5.0, 2.5), (2.0, 5.0, 4.0), (4.0, 6.0, 6.0)])
+def test_nodes_of_the_lattice_are_five_and_four_angstroms_apart_or_some_voxels(problem, size, wide, narrow):
+    """No further than 2.5 of a stage's voxels (nor in the last stages 4 of the map's), and on wide voxels 1.5 of them
+    at least."""
+    config = default(replace(problem, voxel_size=np.full(3, size)))
+    assert [s.spacing for s in config.stages[1:]] == [wide] * 3 + [narrow] * 2
+
+
+def test_large_molecules_on_wide_voxels_have_no_more_nodes_than_can_be_paid_for(problem):
+    """60³ voxels of 4 Å: at 20 000 nodes these are 9 Å apart."""
+    inside = np.zeros((72, 72, 72), np.float32)
+    inside[:60, :60, :60] = 1
+    large = replace(problem, initial=inside, masses=inside[None], densities=inside[None], voxel_size=np.full(3, 4.0))
+    for stage in default(large).stages[1:]:
+        assert (60 * 4.0 / stage.spacing) ** 3 == pytest.approx(20_000)
+
+
+def test_the_papers_recipe_compares_maps_of_one_resolution_only(problem):
+    """Of two targets one is blurrier than the initial map: no squared difference, for either of them."""
+    for blurs, losses in (([0.0, 0.0], ["w2", "l2"]), ([0.0, 2.0], ["w2"]), ([0.0, -2.0], ["w2"])):
+        config = paper(replace(problem, blurs=np.array(blurs)))
+        assert [stage.loss for stage in config.stages] == losses and config.seed == 0
+
+
+def test_a_schedule_replaces_the_papers_steps(problem):
+    config = paper(problem, bin=2, schedule=Schedule((("w2", 70, 3e-3), ("l2", 80, 2e-4)), width=30))
+    assert [(s.loss, s.steps, s.learning_rate, s.final_learning_rate) for s in config.stages] == [
+        ("w2", 70, 3e-3, 3e-3),
+        ("l2", 80, 2e-4, 2e-4),
+    ]
+    assert [(s.epsilon, s.bin, s.sampling) for s in config.stages] == [(1e-4, 2, 2), (0.0, 2, 2)]
+    assert config.width == 30 and paper(problem, schedule=Schedule(width=7)).width == 7
+
+
+@pytest.mark.parametrize("passed, steps", [((), 5), ((0.5,), 10), ((0.2, 0.4, 0.6, 0.8, 0.9), 12)])
+def test_a_path_by_waypoints_has_two_steps_or_more_between_them(problem, passed, steps):
+    config = default(replace(problem, waypoints=passed))
+    assert config.euler_steps == steps and config.waypoints == passed
+    assert not passed or steps >= 2 * (len(passed) + 1)
 
 
 @pytest.mark.parametrize("filled, factor", [(20, 4), (56, 4), (60, 8)])

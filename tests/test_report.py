@@ -19,6 +19,7 @@ import chimerax
 import gemmi
 import jax
 import jax.numpy as jnp
+import mrcfile
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +33,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.train import Config, Stage
-from experiments import cautions, exchange, film, page, results, story
+from experiments import cautions, exchange, film, page, results, run_folder, story
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
@@ -90,7 +91,7 @@ def run(tmp_path_factory, fit, maps, models):
         idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
     )  # fmt: skip
-    results.write(fit, case, settings, folder / "out", [0])
+    results.write(fit, case, settings, folder / "out", [0], folder / "earlier")
     return folder / "out"
 
 
@@ -103,6 +104,31 @@ def text(run):
 def data(text):
     """The numbers in the page, as its script reads them."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_run_of_maps_without_voxel_sizes_is_read_again_by_the_sizes_it_was_given(tmp_path, run, maps, job):
+    """Its record has them: predict and report need no flag."""
+    out, size = tmp_path / "out", [float(d) for d in maps[0].voxel_size]
+    shutil.copytree(run, out)
+    config = json.loads((out / "config.json").read_text())
+    for number, entry in enumerate(config["inputs"].values()):
+        if entry["file"].endswith(".mrc"):
+            path = tmp_path / f"{number}.mrc"
+            shutil.copy(entry["file"], path)
+            with mrcfile.open(path, "r+") as file:
+                file.header.cella = (0, 0, 0)
+            entry |= {"file": str(path), "sha256": checksum(path)}
+    for sizes, expected in (({}, 2), ({"voxel_size": size, "target_voxel_size": size}, 0)):
+        config["settings"] |= sizes
+        (out / "config.json").write_text(json.dumps(config))
+        run_folder.sign(out)
+        status, _, error = job("predict", f"--run_dir={out}", "--frames=2")
+        assert status == expected and ("no voxel size" in error) == bool(expected), error
+    assert same_grid(read_map(out / "predict_2" / "frame_00.mrc"), maps[0]) is None
+    for path in out.glob("frame_*.mrc"):
+        path.unlink()
+    told = story.reread(out)
+    assert told.target is not None and same_grid(told.initial, maps[0]) is None
 
 
 class Elements(HTMLParser):
@@ -155,6 +181,7 @@ def balls(tmp_path_factory):
     for name, t in BALLS.items():
         write_map(folder / name, two_balls(t))
     fit = SimpleNamespace(carry=parting, threshold=LEVEL)
+    run_folder.sign(folder)
     moved = story.moved_by(story.Story(folder, fit, two_balls(0), two_balls(1), None))
     return film.frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
 
@@ -267,7 +294,7 @@ def test_a_volume_too_large_for_the_page_keeps_its_place_and_mass(maps):
 def test_a_run_has_all_files_for_others(run):
     assert TOLD | PICTURES <= {path.name for path in run.iterdir()}
     made = {path.name for path in run.iterdir()} - {"checkpoint"}
-    assert {path.name for path in results.made_in(run)} == made  # and --overwrite knows them all
+    assert {path.name for path in run_folder.made_in(run)} == made  # and --overwrite knows them all
 
 
 def test_displacement_is_that_of_the_flow(run, fit, models):
@@ -324,7 +351,7 @@ def viewed(tmp_path, maps):
     write_map(tmp_path / "out" / "generated.mrc", maps[0])
     write_map(tmp_path / "out" / "frame_00.mrc", maps[0])
 
-    def written(name, pose=IDENTITY, there=True):
+    def written(name, pose=IDENTITY, there=True, **read):
         target = tmp_path / name
         target.parent.mkdir(exist_ok=True)
         target.unlink(missing_ok=True)
@@ -332,7 +359,8 @@ def viewed(tmp_path, maps):
             write_map(target, maps[1])
         script = tmp_path / "out" / "view.cxc"
         levels = {"initial": 0.1, "target": 0.2}
-        script.write_text(exchange.chimerax_script(tmp_path / "out", levels, 5.0, target, pose))
+        shown = exchange.Target(target, pose, **read)
+        script.write_text(exchange.chimerax_script(tmp_path / "out", levels, 5.0, shown))
         return script
 
     return written
@@ -346,6 +374,14 @@ def test_a_target_is_found_from_the_folder_and_stands_where_it_was_aligned(viewe
     np.testing.assert_allclose(xyz @ target.pose[:, :3].T + target.pose[:, 3], pose(xyz), atol=1e-3)  # six decimals
     *_, inside = chimerax.run(viewed("out/inputs/b.mrc")).values()
     assert inside.files == [viewed("out/inputs/b.mrc").parent / "inputs" / "b.mrc"]
+
+
+def test_a_target_is_opened_as_the_run_read_it_or_left_out(viewed):
+    script = viewed("b.mrc", voxel_size=[1.06, 1.06, 1.2])
+    number = max(chimerax.run(script))
+    assert f"volume #{number} voxelSize 1.06,1.06,1.2\n" in script.read_text()
+    dark = viewed("b.mrc", negated=True)
+    assert "contrast is inverted" in dark.read_text() and len(chimerax.run(dark)) == number - 1
 
 
 def test_a_name_that_is_a_command_or_a_file_that_is_gone_stays_out_of_the_chimerax_script(viewed):
@@ -471,6 +507,7 @@ def old(run, tmp_path):
     shutil.copytree(run, tmp_path / "old")
     for name in TOLD | PICTURES:
         (tmp_path / "old" / name).unlink()
+    run_folder.sign(tmp_path / "old")
     return tmp_path / "old"
 
 
@@ -494,6 +531,7 @@ def test_what_is_gone_is_done_without_or_asked_for(old, job, tmp_path):
     for entry in config["inputs"].values():
         entry["file"] = str(tmp_path / "gone" / Path(entry["file"]).name)
     (old / "config.json").write_text(json.dumps(config))
+    run_folder.sign(old)
     assert job("report", f"--run_dir={old}")[0] == 0
     shown = " ".join(Elements((old / "report.html").read_text()).texts)
     assert "target map is gone" in shown and not (old / "fsc.csv").exists()
@@ -512,6 +550,7 @@ def test_a_target_that_is_not_what_was_fitted_is_left_out(old, job, maps, tmp_pa
     name = config["settings"]["target"][0]
     config["inputs"][name] = {"file": str(tmp_path / "other.mrc"), "sha256": checksum(tmp_path / "other.mrc")}
     (old / "config.json").write_text(json.dumps(config))
+    run_folder.sign(old)
     assert job("report", f"--run_dir={old}")[0] == 0
     assert "target map is gone" in (old / "report.html").read_text()
 

@@ -26,7 +26,7 @@ from experiments import inputs, reproduce, systems
 ROOT = Path(__file__).parents[1]
 SIDE, VOXEL = 24, 4.0
 TINY = ("--recipe=paper", "--steps=0.0001", "--frames=2", "--noreport", f"--box={SIDE}", f"--voxel_size={VOXEL}")
-TINY += ("--initial_threshold=0.24", "--width=100", "--align=none", "--bin=2")
+TINY += ("--initial_threshold=0.24", "--width=100", "--align=none", "--bin=4")
 RESOLUTIONS = {"TmrAB": 7, "PCAT1": 5, "prestin": 7, "Mm-cpn": 5, "spike-RBD": 7}
 
 

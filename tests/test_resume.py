@@ -17,7 +17,7 @@ import pytest
 from cryotrans_jax import files
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import read_map, write_map
-from experiments import main, results, resume
+from experiments import main, results, resume, run_folder, signals
 
 ROOT = Path(__file__).parents[1]
 HOW = dict(steps=0.2, frames=2, align="none", report="false", recipe="default")
@@ -108,7 +108,7 @@ def test_a_signal_ends_a_run_cleanly_and_the_same_command_goes_on(folder, whole,
     assert status == 128 + number
     last = error.splitlines()[-1]
     assert last.startswith(f"error: stopped by {name}; the fit is kept as of step ") and "same command" in last
-    assert [path.name for path in out.iterdir()] == [resume.FOLDER]
+    assert [path.name for path in out.iterdir()] == [run_folder.UNFINISHED]
     status, printed, error = job("run", *arguments(folder, out))
     assert status == 0, error
     assert "holds this run, unfinished: the fit from seed 0 goes on from step" in printed
@@ -117,9 +117,9 @@ def test_a_signal_ends_a_run_cleanly_and_the_same_command_goes_on(folder, whole,
 
 def test_a_signal_that_was_ignored_from_the_start_is_ignored():
     """As nohup asks for, and a shell for the SIGINT of what it runs in the background."""
-    with handled(signal.SIGHUP, signal.SIG_IGN), main.stopping_at_signals():
+    with handled(signal.SIGHUP, signal.SIG_IGN), signals.stopping(print):
         os.kill(os.getpid(), signal.SIGHUP)
-    with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(main.Stopped), main.stopping_at_signals():
+    with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(signals.Stopped), signals.stopping(print):
         os.kill(os.getpid(), signal.SIGHUP)
 
 
@@ -166,7 +166,7 @@ def earlier(folder, job, tmp_path):
 def contents(out):
     """Every file of a folder with its bytes, but not what is kept of an unfinished run."""
     every = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    return {path: data for path, data in every.items() if path.parts[0] != resume.FOLDER}
+    return {path: data for path, data in every.items() if path.parts[0] != run_folder.UNFINISHED}
 
 
 def test_results_that_cannot_be_written_leave_the_earlier_ones_and_the_fit(folder, whole, job, earlier):
@@ -187,7 +187,7 @@ def test_a_run_killed_while_it_replaces_results_is_completed(folder, whole, job,
         break_at(patch, "unexplained.mrc", Killed())
         job("run", *arguments(folder, out), "--overwrite")
     kept = {path: data for path, data in before.items() if "checkpoint" not in path.parts}
-    aside = out / resume.FOLDER / "0_of_1/earlier"
+    aside = out / run_folder.UNFINISHED / "0_of_1/earlier"
     assert {path: (aside / path).read_bytes() for path in kept} == kept  # not lost, should it be given up now
     assert job("run", *arguments(folder, out))[0] == 0
     check_same(whole, out)
@@ -239,10 +239,10 @@ def test_only_an_unfinished_run_can_be_resumed(folder, whole, job, tmp_path):
 
 def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
-    (out / resume.FOLDER / "0_of_1/seed_0").mkdir(parents=True)
+    (out / run_folder.UNFINISHED / "0_of_1/seed_0").mkdir(parents=True)
     resume.leftovers(out)
     check_same(whole, out)
-    mine = out / resume.FOLDER / "mine.txt"  # a folder of the user's own
+    mine = out / run_folder.UNFINISHED / "mine.txt"  # a folder of the user's own
     mine.parent.mkdir()
     mine.touch()
     resume.leftovers(out)
@@ -294,13 +294,13 @@ def test_a_state_that_cannot_be_kept_is_told_once_and_the_fit_goes_on(folder, wh
     status, _, error = job("run", *arguments(folder, tmp_path, checkpoint_minutes=0))
     assert status == 0 and error.count("could not be kept: No space left on device (somewhere)") == 1
     assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
-    assert not (tmp_path / resume.FOLDER).exists()
+    assert not (tmp_path / run_folder.UNFINISHED).exists()
 
 
 def test_a_damaged_state_says_so(folder, job, tmp_path):
     with at_chunk(3, signalled(signal.SIGTERM)):
         job("run", *arguments(folder, tmp_path))
-    for path in (tmp_path / resume.FOLDER).rglob("*"):
+    for path in (tmp_path / run_folder.UNFINISHED).rglob("*"):
         if path.is_file() and "arrays" in path.parts:
             path.write_bytes(b"")
     status, _, error = job("run", *arguments(folder, tmp_path))
@@ -316,7 +316,7 @@ def test_a_folder_that_cannot_be_written_to_says_so_before_the_fit():
                 os.seteuid(65534)
             for out in (Path(place), Path(place) / "new"):
                 with pytest.raises(InputError, match="nothing can be written"):
-                    results.claim(out, False)
+                    run_folder.make(out)
         finally:
             if root:
                 os.seteuid(0)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chimerax
 import gemmi
@@ -19,11 +20,12 @@ from cryotrans_jax import atoms, metrics
 from cryotrans_jax.align import Transform
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from experiments import exchange, inputs, results
+from experiments import exchange, inputs, results, run_folder
 
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
+QUICK = dict(recipe="paper", bin=4, steps=0.005)  # one stage of ten steps, for what no fit's quality matters to
 TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif"}
@@ -71,6 +73,33 @@ def run(folder, job):
     return out_dir
 
 
+def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, maps):
+    """Also the masks, half-maps, parts, and a reference whose own header has none."""
+    size = [float(d) for d in maps[0].voxel_size]
+    ones = Map(np.ones_like(maps[0].density), maps[0].voxel_size, maps[0].origin)
+    ones.density[0] = 0
+    named = dict(initial=maps[0], target=maps[1], mask=ones, labels=ones, half1=maps[1], half2=maps[1], truth=maps[1])
+    for name, map_ in named.items():
+        write_map(tmp_path / f"{name}.mrc", map_)
+        with mrcfile.open(tmp_path / f"{name}.mrc", "r+") as file:
+            file.header.cella = (0, 0, 0)
+    path = {name: str(tmp_path / f"{name}.mrc") for name in named}
+    none = "model fetch micelle initial_resolution target_resolution mask_radius initial_threshold target_threshold"
+    settings = SimpleNamespace(
+        **dict.fromkeys(none.split()), data_dir="none", waypoint=[], align="none", check_hand=False, all_models=False,
+        initial=path["initial"], target=[path["target"]], mask=path["mask"], target_mask=[path["mask"]],
+        target_half1=[path["half1"]], target_half2=None, reference=[path["truth"]], parts=path["labels"],
+        part_rigidity=None, voxel_size=size, target_voxel_size=size,
+    )  # fmt: skip
+    case = inputs.from_flags(settings, tmp_path)
+    inputs.add_parts(case, settings)
+    for map_ in (case.initial, *case.targets, *case.halves[0], *case.references):
+        assert same_grid(map_, maps[0]) is None
+    for missing in ("voxel_size", "target_voxel_size"):
+        with pytest.raises(InputError, match="no voxel size"):
+            inputs.from_flags(SimpleNamespace(**vars(settings) | {missing: None}), tmp_path)
+
+
 def contents(folder):
     """Every file below a folder, with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -97,7 +126,8 @@ def test_what_is_unexplained_is_what_the_target_has_more(run, folder):
 def test_a_run_writes_all_that_it_promises(run, folder):
     frames, carried = ([f"{kind}_{k:02d}" for k in range(FRAMES)] for kind in ("frame", "model"))
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
-    expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb"} | TOLD | PICTURES
+    expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb", "SHA256SUMS"}
+    expected |= TOLD | PICTURES
     expected |= {"transform.json", "parts.mrc"}
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
@@ -146,12 +176,13 @@ def test_frames_and_models_start_at_the_input_and_approach_the_target(run, folde
 def test_the_settings_written_down_are_the_flags_of_the_run(run):
     assert set(json.loads((run / "config.json").read_text())["settings"]) == {
         "initial", "target", "data_dir", "initial_threshold", "target_threshold", "initial_resolution",
+        "voxel_size", "target_voxel_size", "all_models",
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
         "waypoint", "parts", "part_rigidity", "idealise", "align", "check_hand", "frame", "target_half1",
         "target_half2", "symmetry", "symmetry_axis", "symmetry_centre", "one_unit", "schedule", "width",
-        "resume", "checkpoint_minutes", "micelle",
+        "resume", "checkpoint_minutes", "micelle", "invert",
     }  # fmt: skip
 
 
@@ -178,24 +209,26 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
     assert job("run", *arguments(folder, tmp_path, **files))[0] == 0
     ours, theirs = contents(run), contents(tmp_path)
+    of_the_day = ("config.json", "metrics.json", "report.html", "SHA256SUMS")
     for name in ours:
-        if name not in ("config.json", "metrics.json", "report.html") and not name.startswith("checkpoint"):
+        if name not in of_the_day and not name.startswith("checkpoint"):
             assert ours[name] == theirs[name], name
     a, b = (json.loads(found["metrics.json"]) | {"peak_mib": 0} for found in (ours, theirs))
     assert a == b
 
 
-def test_several_seeds_say_where_they_differ(run, folder, job, tmp_path):
+def test_several_seeds_say_where_they_differ(folder, job, tmp_path):
     """The results are those of the first seed, with a map of the spread beside them."""
-    out = tmp_path / "seeds"
-    status, printed, error = job("run", *arguments(folder, out, seeds=2))
+    first, out = tmp_path / "first", tmp_path / "seeds"
+    assert job("run", *arguments(folder, first, **QUICK, report="false"))[0] == 0
+    status, printed, error = job("run", *arguments(folder, out, **QUICK, report="false", seeds=2))
     assert status == 0, error
     scores = json.loads((out / "metrics.json").read_text())
     assert 0 < scores["seed_spread_median"] <= scores["seed_spread_95"] < 20
     assert "spread over seeds" in printed
     spread, generated = read_map(out / "seed_spread.mrc"), read_map(out / "generated.mrc")
     assert not same_grid(spread, generated)
-    assert (out / "generated.mrc").read_bytes() == (run / "generated.mrc").read_bytes()
+    assert (out / "generated.mrc").read_bytes() == (first / "generated.mrc").read_bytes()
 
 
 def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
@@ -218,7 +251,7 @@ def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
 
 def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, job, tmp_path):
     """The chain's halves, by residues of the model and then by the map of them; and the model goes with the map."""
-    given = dict(recipe="paper", bin=4, steps=0.02, frames=2, model=folder / "initial.cif", report="false")
+    given = QUICK | dict(frames=2, model=folder / "initial.cif", report="false")
     out, again = tmp_path / "out", tmp_path / "again"
     status, printed, error = job("run", *arguments(folder, out, parts="A:1-8;A:9-16", **given))
     assert status == 0, error
@@ -238,6 +271,7 @@ def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, jo
     assert (again / "predict_2/generated.mrc").read_bytes() == (out / "generated.mrc").read_bytes()
 
 
+@pytest.mark.slow
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
     """In programs of their own, since XLA reads its flags once, and ends the program at one that it does not know."""
     program = "import os, experiments.run as r; r.define_flags(); r.run(r.main); print(os.environ['XLA_FLAGS'])"
@@ -254,12 +288,15 @@ def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xl
     assert json.loads((tmp_path / "a/config.json").read_text())["settings"]["deterministic"] is True
 
 
+@pytest.mark.parametrize("users", [None, "--xla_force_host_platform_device_count=1"])
 @pytest.mark.parametrize("given, flags", [([], None), (["--deterministic"], "--xla_gpu_deterministic_ops=true")])
-def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given, flags):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.delenv("XLA_FLAGS")
+def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given, flags, users):
+    """After what the user has told it."""
+    monkeypatch.setenv("XLA_FLAGS", users or "")
+    if users is None:
+        monkeypatch.delenv("XLA_FLAGS")
     assert job("run", *arguments(folder, tmp_path, target="none.mrc"), *given)[0] == 2
-    assert os.environ.get("XLA_FLAGS") == flags
+    assert os.environ.get("XLA_FLAGS") == (" ".join(filter(None, [users, flags])) or None)
 
 
 def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps):
@@ -312,7 +349,7 @@ def far(folder, models):
     return folder / "far.mrc"
 
 
-@pytest.mark.parametrize("frame", ["initial", "target"])
+@pytest.mark.parametrize("frame", [pytest.param("initial", marks=pytest.mark.slow), "target"])
 def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, run, far, job, tmp_path, frame):
     """Aligned, fitted and scored with one command; maps and models in the target's frame as well where asked for."""
     files = dict(target=far, model=folder / "initial.cif", reference=folder / "far.cif", align="auto", frame=frame)
@@ -363,7 +400,9 @@ def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
         write_map(tmp_path / f"run_half{k}_class001_unfil.mrc", half)
     one, other = (tmp_path / f"run_half{k}_class001_unfil.mrc" for k in (1, 2))
     out = tmp_path / "out"
-    status, _, error = job("run", *arguments(folder, out, target=far, align="auto", frames=1, target_half1=one))
+    status, _, error = job(
+        "run", *arguments(folder, out, target=far, align="auto", frames=1, target_half1=one, parts="none")
+    )
     assert status == 0, error
     head, *rows = losses(out)
     assert head[-1] == "other half-map"
@@ -421,11 +460,11 @@ def test_predicting_into_the_run_leaves_it_a_run(folder, run, job, tmp_path):
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
-    assert job("run", *arguments(folder, tmp_path, model=folder / "initial.cif"))[0] == 0
-    assert job("run", *arguments(folder, tmp_path, frames=2), "--overwrite", "--report=false")[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, model=folder / "initial.cif"))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=2), "--overwrite", "--report=false")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == TOLD | {
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
-        "transform.json", "parts.mrc",
+        "transform.json", "SHA256SUMS",
     }  # fmt: skip
     *_, target = chimerax.run(tmp_path / "view.cxc").items()
     assert target[0] == exchange.target_number(False) and target[1].files[0].resolve() == folder / "target.mrc"
@@ -437,8 +476,12 @@ def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_t
     case = results.Case(None, [None] * 3, {"a": out / "frame_00.mrc"}, ["b", "c", "d"], None, [None] * 3)
     (out / "d").mkdir()
     (out / "d" / "frame_00.mrc").touch()
-    assert {path.name for path in results.earlier(case, out, [0, 1])} == made
-    assert results.earlier(case, out, [1]) == [] and results.earlier(case, out, [2]) == [out / "d" / "frame_00.mrc"]
+
+    def replaced(*numbers):
+        return run_folder.results_in(results.owned(case, out, numbers))
+
+    assert {path.name for path in replaced(0, 1)} == made
+    assert replaced(1) == [] and replaced(2) == [out / "d" / "frame_00.mrc"]
     results.check_kept(case, out, False, [1])
     with pytest.raises(InputError, match="holds another run"):
         results.check_kept(case, out, False, [1, 2])
@@ -450,7 +493,7 @@ def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
     mine = {"model_of_mine.cif": b"mine", "generated.txt": b"by hand", "frame_a.mrc": b"too"}
     for name, data in mine.items():
         (tmp_path / name).write_bytes(data)
-    assert job("run", *arguments(folder, tmp_path, frames=1))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=1))[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in mine if (tmp_path / name).exists()} == mine
 
 
@@ -473,7 +516,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
         assert {path.name for path in (out / name).iterdir()} == TOLD | PICTURES | {
             "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
             "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
-            "transform.json",
+            "transform.json", "SHA256SUMS",
         }  # fmt: skip
         *_, target = chimerax.run(out / name / "view.cxc").values()
         assert target.files[0].name.startswith(name)
@@ -523,7 +566,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(initial="9XYZ_3A.mrc"), ["no map 9XYZ_3A.mrc here or in {}/data", "no 9XYZ.cif or 9XYZ.pdb"]),
         (dict(target=None), ["no --target"]),
         (dict(initial="{}/text.mrc"), ["text.mrc is not an MRC file"]),
-        (dict(initial="{}/initial.cif"), ["initial.cif is not an MRC file"]),
+        (dict(initial="{}/initial.cif"), ["initial.cif is an atomic model, not a map"]),
         (dict(target="{}/cut.mrc"), ["cut.mrc is truncated"]),
         (dict(target="{}/nan.mrc"), ["nan.mrc holds 1 values that are NaN"]),
         (dict(initial="{}/flat.mrc"), ["flat.mrc has the value 1 throughout"]),
@@ -534,14 +577,14 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
         (dict(frame="middle"), ["--frame=middle"]),
         (dict(model="{}/outside.cif"), ["of 16 atoms of {}/outside.cif lie outside the map"]),
         (dict(model="none.cif"), ["no file none.cif here or in {}/data"]),
-        (dict(model="{}/initial.mrc"), ["initial.mrc has no atoms: give an atomic model"]),
+        (dict(model="{}/initial.mrc"), ["initial.mrc is a map, not an atomic model"]),
         (dict(reference="none.cif"), ["no file none.cif here or in {}/data"]),
         (dict(reference="{0}/target.cif,{0}/target.cif"), ["2 references for 1 targets"]),
         (dict(out_dir="{}/initial.mrc"), ["initial.mrc is a file, not a folder"]),
         (dict(waypoint="{}/between.mrc"), ["--waypoint={}/between.mrc is not FILE@TIME"]),
         (dict(waypoint="{}/between.mrc@half"), ["@half is not FILE@TIME"]),
         (dict(waypoint="none.mrc@0.5"), ["no map none.mrc here or in {}/data"]),
-        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["a waypoint is at the time 1.5"]),
+        (dict(waypoint="{0}/between.mrc@0.5,{0}/between.mrc@1.5"), ["the time 1.5 is not from 0.001 to 0.999"]),
         (
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
             ["waypoints are for one target"],
@@ -559,7 +602,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
             ["1 weights of the rigidity for 2 parts"],
         ),
-        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x is not numbers"]),
+        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x: 'x' is not a number from 0 to 1000"]),
         (dict(recipe="foo"), ["--recipe=foo"]),
         (dict(steps=0), ["--steps=0"]),
         (dict(frames="many"), ["--frames=many"]),

@@ -3,6 +3,7 @@
 import time
 from types import SimpleNamespace
 
+import mrcfile
 import numpy as np
 import pytest
 from conftest import run_job
@@ -73,7 +74,7 @@ def test_superpose_on_moves_the_model_first(folder):
         (["--resolution=5", "--model={}/open.pdb", "--output={}/no/a.mrc"], "no such folder"),
         (["--resolution=5", "--model={}/open.pdb", "--output={}/a.txt"], "not a map's name"),
         (
-            ["--resolution=5", "--model={}/open.pdb", "--output={}/n.mrc", "--like=a", "--voxel_size=1"],
+            ["--resolution=5", "--model={}/open.pdb", "--output={}/n.mrc", "--like=a", "--cover=a"],
             "--like",
         ),
         (["--resolution=5", "--model={}/open.pdb", "--output={}/n.mrc", "open.pdb"], "unexpected argument"),
@@ -83,6 +84,53 @@ def test_mistakes_are_one_line_and_status_two(folder, arguments, message):
     done = simulate(*(argument.format(folder) for argument in arguments))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_models_that_stand_apart_are_said_in_one_line_or_taken_together(folder):
+    model = hinge_pair()[0]
+    copies = [atoms.moved(model, atoms.positions(model) + [200.0 * k, 0, 0]) for k in range(2)]
+    atoms.write_trajectory(folder / "copies.pdb", copies)
+    common = [f"--model={folder}/copies.pdb", f"--superpose_on={folder}/copies.pdb", "--resolution=9", "--overwrite"]
+    first = simulate(*common, f"--output={folder}/first.mrc")
+    assert first.returncode == 0 and first.stderr.count("\n") == 1
+    assert first.stderr.startswith(f"warning: {folder}/copies.pdb holds 2 models") and "--all_models" in first.stderr
+    both = simulate(*common, f"--output={folder}/both.mrc", "--all_models")
+    assert both.returncode == 0 and not both.stderr
+    first, both = (read_map(folder / f"{name}.mrc") for name in ("first", "both"))
+    sums = [map.density.sum(dtype=float) * map.voxel_size.prod() for map in (first, both)]
+    np.testing.assert_allclose(sums[1], 2 * sums[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("given, size", [("1.5", (1.5, 1.5, 1.5)), ("1,1.5,2", (1, 1.5, 2))])
+def test_the_voxel_size_of_a_map_like_is_given_where_its_header_has_none(folder, given, size):
+    with mrcfile.open(folder / "a.mrc") as file:
+        density = file.data
+    with mrcfile.new(folder / "bare.mrc", overwrite=True) as file:
+        file.set_data(density)
+        file.set_volume()
+    arguments = [f"--model={folder}/small.pdb", "--resolution=6", f"--like={folder}/bare.mrc", "--overwrite"]
+    model = hinge_pair()[0]
+    middle = (np.array(density.shape[::-1]) - 1) / 2 * size
+    small = 0.2 * (atoms.positions(model) - atoms.positions(model).mean(0)) + middle
+    atoms.write_model(folder / "small.pdb", atoms.moved(model, small))
+    refused = simulate(*arguments, f"--output={folder}/like.mrc")
+    assert refused.returncode == 2 and "bare.mrc has no voxel size" in refused.stderr
+    assert "--voxel_size" in refused.stderr
+    done = simulate(*arguments, f"--output={folder}/like.mrc", f"--voxel_size={given}")
+    assert done.returncode == 0, done.stderr
+    made = read_map(folder / "like.mrc")
+    assert made.density.shape == density.shape[::-1]
+    np.testing.assert_allclose(made.voxel_size, size, rtol=1e-6)
+    np.testing.assert_allclose(
+        made.density.sum(dtype=float) * np.prod(size), atoms.heavy_atoms(model)[1].sum(), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1,2", "nan", "inf", "wide", "1,2,3,4"])
+def test_what_is_no_voxel_size_is_refused(folder, given):
+    done = simulate(f"--model={folder}/open.pdb", "--resolution=5", f"--output={folder}/v.mrc", f"--voxel_size={given}")
+    why = "one number in Å" if given in ("1,2", "1,2,3,4") else "from 0.01 to 1000: it is in Å"
+    assert done.returncode == 2 and "--voxel_size" in done.stderr and why in done.stderr
 
 
 def test_overwrite_replaces(folder):

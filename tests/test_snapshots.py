@@ -33,16 +33,15 @@ def same_fit(a, b):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def course(maps):
-    """A fit of two targets by the default recipe, and all its snapshots."""
-    seen = []
-    fit = morph(maps[0], maps[1:], **HOW, keep=seen.append)
-    return fit, seen
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one", "two"])
+def course(maps, request):
+    """A fit of one target, or two, by the default recipe, all its snapshots, and the targets."""
+    seen, targets = [], maps[1 : 1 + request.param]
+    return morph(maps[0], targets, **HOW, keep=seen.append), seen, targets
 
 
 def test_snapshots_tell_the_whole_course(course):
-    fit, seen = course
+    fit, seen, _ = course
     places = [(s.state.stage, s.state.step) for s in seen]
     assert places == sorted(places) and len(set(places)) == len(places)
     assert places[-1][0] == len(fit.config.stages)
@@ -59,7 +58,7 @@ def test_snapshots_tell_the_whole_course(course):
 )
 def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, tmp_path, which):
     """Before the first stage's end, at the end, and on either side of where the map is cut into bodies."""
-    fit, seen = course
+    fit, seen, targets = course
     bodies = fit.config.bodies
     stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": bodies + 1, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
@@ -68,7 +67,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     assert told == {"told": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
-    assert same_fit(morph(maps[0], maps[1:], **HOW, begun=found), fit)
+    assert same_fit(morph(maps[0], targets, **HOW, begun=found), fit)
 
 
 @pytest.mark.slow
@@ -142,7 +141,10 @@ def clean(problem):
     return train.fit(problem, CONFIG, chunk=15)
 
 
-@pytest.mark.parametrize("value, why", [(np.nan, "not finite"), (np.inf, "not finite"), (1e3, "left the box")])
+@pytest.mark.parametrize(
+    "value, why",
+    [(np.nan, "not finite"), pytest.param(np.inf, "not finite", marks=pytest.mark.slow), (1e3, "left the box")],
+)
 def test_a_target_that_goes_wrong_once_goes_back_and_recovers(problem, clean, monkeypatch, value, why):
     """It comes nearly as far as without; the other one is the same bit for bit; and it is told."""
     said = []
@@ -189,7 +191,7 @@ def test_a_goal_without_numbers_spoils_no_other_target(problem, clean):
 
 
 def test_labels_take_as_few_bytes_as_hold_them(course, maps, tmp_path):
-    _, seen = course
+    _, seen, _ = course
     labels = np.ones(maps[0].density.shape, int)
     labels[3:, 2:] = 2
     parts = Partition(labels, maps[0].voxel_size, maps[0].origin)

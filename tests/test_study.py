@@ -34,7 +34,7 @@ def study(job, pair, tmp_path_factory):
     def quick(case, settings):
         cases.append(case)
         assert settings.recipe == "default"
-        settings.recipe, settings.bin = "paper", 2
+        settings.recipe, settings.bin = "paper", 4
         return fit(case, settings)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -100,8 +100,8 @@ def test_the_papers_recipe_fits_each_target_with_its_own_steps(job, pair, tmp_pa
     "given, sentence",
     [
         (["--resolutions=3,3"], "is not different resolutions"),
-        (["--resolutions=3,x"], "is not different resolutions"),
-        (["--resolutions=0"], "is not different resolutions"),
+        (["--resolutions=3,x"], "'x' is not a number from 0.5 to 1000"),
+        (["--resolutions=0"], "'0' is not from 0.5 to 1000"),
         (["--initial=1ABC"], "one model is given and not the other"),
         (["--initial=9XYZ", "--target=9XYZ"], "no model 9XYZ here or in"),
     ],

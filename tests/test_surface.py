@@ -80,6 +80,54 @@ def test_what_is_nearer_hides_what_is_farther(sphere):
         assert picture[middle].argmax() == seen
 
 
+def test_sides_that_are_seen_edge_on_are_not_drawn():
+    """Of a box whose front and back are red and whose sides, with corners of their own, are green."""
+    square = np.float32([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners = [np.insert(square, axis, side, axis=1) for axis in range(3) for side in (-1, 1)]
+    faces = np.concatenate([[[k, k + 1, k + 2], [k, k + 2, k + 3]] for k in range(0, 24, 4)]).astype(np.int32)
+    faces = np.concatenate([faces, faces[:, ::-1]])  # whichever way round they look outwards
+    colours = np.repeat(np.float32([[0, 1, 0]] * 4 + [[1, 0, 0]] * 2), 4, axis=0)
+    picture = surface.render(np.concatenate(corners), faces, colours, FRONT, np.zeros(3), 20.0, SIZE)
+    assert (picture[41:79, 31:69, 0] > 0).all() and not picture[40:80, 30:70, 1:].any()
+
+
+@pytest.mark.parametrize("depths", [(3.0, 3.0, 3.0), (0.0, 55.0, 40.0), (-7.0, 1.0, -40.0)])
+def test_a_triangle_is_drawn_without_holes_at_the_depth_of_its_plane(depths):
+    """A long one: points are no further apart than a pixel in each direction."""
+    flat, size = np.array([[2.0, 3.0], [70.0, 45.0], [45.0, 70.0]]), (80, 75)
+    corners = np.concatenate([flat, np.array(depths)[:, None]], 1)[None].astype(np.float32)
+    colours = np.broadcast_to(np.float32([10, 200, 30]), (1, 3, 3)).copy()
+    depth, picture = surface.nearest(corners, colours, size)
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    weights = np.linalg.solve(np.vstack([flat.T, np.ones(3)]), np.stack([x, y, np.ones_like(x)]).reshape(3, -1))
+    least = weights.min(0).reshape(size)
+    drawn = np.isfinite(depth)
+    assert drawn[least > 0.03].all() and not drawn[least < -0.05].any()  # a pixel is 0.02 of the way across
+    steep = np.abs(np.linalg.lstsq(np.c_[flat, np.ones(3)], np.array(depths), rcond=None)[0][:2]).sum()
+    plane = (np.array(depths) @ weights).reshape(size)
+    np.testing.assert_allclose(depth[drawn], plane[drawn], atol=0.5 * steep + 1e-3)  # within the pixel
+    np.testing.assert_allclose(picture[drawn], np.tile([10, 200, 30], (drawn.sum(), 1)), atol=1)  # cut to whole numbers
+    assert (picture[~drawn] == 255).all()
+
+
+@pytest.mark.parametrize("corners", [[(-80, -70), (90, -75), (-75, 95)], [(-40, 0), (40, -40), (0, 40)]])
+def test_a_triangle_larger_than_the_picture_covers_all_of_it(corners):
+    """From corner to corner, though most of it and all of its corners are outside."""
+    corners = np.float32([[(*corner, 5) for corner in corners]])
+    depth, picture = surface.nearest(corners, np.full((1, 3, 3), 100, np.float32), (9, 8))
+    np.testing.assert_allclose(depth, 5, atol=1e-5)
+    np.testing.assert_allclose(picture, 100, atol=1)
+
+
+def test_outlines_are_drawn_on_what_lies_behind():
+    depth = np.zeros((5, 7))
+    depth[2, 3] = 4.0
+    beside = np.zeros((5, 7), bool)
+    beside[[1, 3, 2, 2], [3, 3, 2, 4]] = True
+    np.testing.assert_array_equal(surface.outline(depth, 3.9), beside)
+    assert not surface.outline(depth, 4.0).any()
+
+
 def test_the_view_shows_the_motion_and_the_length():
     rng = np.random.default_rng(3)
     points = rng.normal(size=(500, 3)) * [3, 10, 5]

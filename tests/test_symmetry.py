@@ -1,7 +1,7 @@
 """Point groups are groups; a flow fitted to one unit commutes with them, and so do its frames and models."""
 
+import itertools
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import chimerax
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import bent_chain
+from conftest import bent_chain, rounding
 from scipy import ndimage
 
 import cryotrans_jax as ct
-from cryotrans_jax import atoms, flow, metrics, prepare, recipes, symmetry
+from cryotrans_jax import atoms, metrics, prepare, recipes, structures, symmetry
 from cryotrans_jax.align import Transform, resampled
 from cryotrans_jax.symmetry import Symmetry
 
@@ -88,6 +88,59 @@ def test_a_files_assembly_is_read_and_one_that_is_no_point_group_told(tmp_path, 
         Symmetry.from_file(tmp_path / "none.cif")
 
 
+ATOM = "ATOM      1  CA  ALA A   1      48.000  48.000  48.000  1.00  0.00           C\n"
+NAMED = "REMARK 350 BIOMOLECULE: {}\nREMARK 350 APPLY THE FOLLOWING TO CHAINS: A\n"
+
+
+def biomt(number, matrix):
+    """The lines of REMARK 350 for an operator (3, 4)."""
+    return "".join(
+        f"REMARK 350   BIOMT{k}{number:4d}{row[0]:10.6f}{row[1]:10.6f}{row[2]:10.6f}{row[3]:15.5f}\n"
+        for k, row in enumerate(matrix, 1)
+    )
+
+
+TURNED = np.array([[-1.0, 0, 0, 5], [0, -1, 0, 7], [0, 0, 1, 0]])  # about an axis along z
+IDENTITY = np.eye(3, 4)
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("REMARK 350 BIOMOLECULE: 1\n", "names an assembly and has no operators"),
+        (NAMED.format(1), "names an assembly and has no operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY)[:60] + "\n", "no operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, 2 * TURNED), "is no rotation"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, -TURNED), "is no rotation"),  # a mirror
+        ("REMARK 350\n", "tells of no assembly"),
+        ("", "tells of no assembly"),
+    ],
+)
+def test_a_header_with_a_part_of_an_assembly_is_explained(tmp_path, header, message):
+    (tmp_path / "a.pdb").write_text(header + ATOM + "END\n")
+    with pytest.raises(ct.InputError, match=rf"a\.pdb .*{message}"):
+        Symmetry.from_file(tmp_path / "a.pdb")
+
+
+def test_the_first_assembly_with_operators_counts(tmp_path):
+    header = NAMED.format(1) + NAMED.format(2) + biomt(1, IDENTITY) + biomt(2, TURNED)
+    (tmp_path / "a.pdb").write_text(header + ATOM + "END\n")
+    found = Symmetry.from_file(tmp_path / "a.pdb")
+    assert found.is_group and len(found.operators) == 2
+    np.testing.assert_allclose(found.centre, [2.5, 3.5, 0])
+
+
+@pytest.mark.parametrize("left_out", ["_pdbx_struct_assembly", "_pdbx_struct_assembly_gen", "_pdbx_struct_oper_list"])
+def test_an_mmcif_file_with_a_part_of_an_assembly_is_explained(tmp_path, left_out):
+    text = NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, TURNED) + ATOM + "END\n"
+    document = gemmi.read_pdb_string(text).make_mmcif_document()
+    block = document.sole_block()
+    block.find_mmcif_category(f"{left_out}.").erase()
+    document.write_file(str(tmp_path / "a.cif"))
+    with pytest.raises(ct.InputError, match="no assembly|no operators"):
+        Symmetry.from_file(tmp_path / "a.cif")
+
+
 @pytest.mark.parametrize("name", ["C2", "C5", "D3", "O"])
 def test_the_units_shares_add_up_to_one_over_its_copies(name):
     group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(CENTRE, 20, (2000, 3))
@@ -98,18 +151,33 @@ def test_the_units_shares_add_up_to_one_over_its_copies(name):
     np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
 
 
-def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
-    group = Symmetry.named("D2", (0.1, 0.2, 0.3))
-    turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
-    made = partial(flow.symmetric, turns=turns, shifts=shifts)
-    weight = jax.random.normal(jax.random.key(0), (4, 3))
-    x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
-    field = made(lambda x: jnp.sin(x @ weight))
-    for turn, shift in zip(turns, shifts, strict=True):
-        there = jnp.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], 1)
-        np.testing.assert_allclose(field(there), field(x) @ turn.T, atol=1e-5)
-    np.testing.assert_allclose(made(field)(x), field(x), atol=1e-5)
-    assert float(abs(field(x)).max()) > 0.1
+@pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
+def test_a_units_border_is_a_plane_over_which_its_share_fades_within_the_width(width):
+    """For a half turn the share is 1 / (1 + exp(-d / width)) at the distance d from a plane through the axis."""
+    group = Symmetry.named("C2", CENTRE, AXIS)
+    x = np.random.default_rng(1).normal(CENTRE, 3 * width, (500, 3))
+    share = group.shares(x, width)
+    kept = (share > 0.02) & (share < 0.98)  # a share of a hundredth is left out
+    slope, _, rank, _ = np.linalg.lstsq(x[kept] - CENTRE, np.log(share[kept] / (1 - share[kept])), rcond=None)
+    assert rank == 3 and np.linalg.norm(slope) == pytest.approx(1 / width) and abs(slope @ AXIS) < 1e-6
+    np.testing.assert_allclose(share[kept], 1 / (1 + np.exp(-(x[kept] - CENTRE) @ slope)), atol=1e-9)
+
+
+@pytest.mark.parametrize("turn, shift, same", [(5e-3, 0.05, True), (2e-2, 0.0, False), (0.0, 0.2, False)])
+def test_operators_that_differ_by_what_files_round_are_one(turn, shift, same):
+    """By a hundredth in the rotation, and by a tenth of an Å in the shift."""
+    one = Symmetry.named("C3", CENTRE, AXIS).operators[1].matrix
+    off = np.zeros((4, 4))
+    off[1, 0], off[2, 3] = turn, shift
+    assert symmetry.known(one + off, [np.eye(4), one]) == symmetry.known(one - off, [one]) == same
+    assert symmetry.known((one + off)[:3, :3], [np.eye(3), one[:3, :3]]) == (turn < 1e-2)
+
+
+def test_chains_of_an_assembly_have_names_of_one_letter_and_then_of_two():
+    names = list(itertools.islice(structures.chain_names(), 62 + 62**2 + 1))
+    assert len(set(names)) == len(names)
+    assert [len(name) for name in names] == [1] * 62 + [2] * 62**2 + [3]
+    assert (names[:2], names[61], names[62:64]) == (["A", "B"], "9", ["AA", "AB"])
 
 
 # ----------------------------------------------------------------------------------------------- maps, models and fits
@@ -155,6 +223,37 @@ def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
     np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
     centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
     np.testing.assert_allclose(centre[:2], group.centre[:2], atol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_map_on_wider_voxels_keeps_its_total_and_its_centre(factor):
+    density = np.zeros((16, 12, 20), np.float32)
+    density[4:8, 4:8, 8:12] = np.random.default_rng(0).uniform(size=(4, 4, 4))  # off the middle
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), CENTRE)
+    wide = symmetry.on_wider_voxels(map_, factor)
+
+    def centre(one):
+        return one.origin + one.voxel_size * ndimage.center_of_mass(one.density)
+
+    np.testing.assert_allclose(wide.voxel_size, factor * map_.voxel_size)
+    np.testing.assert_allclose(centre(wide), centre(map_), rtol=1e-5)
+    np.testing.assert_allclose(wide.density.sum(), density.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["C2", "D3"])
+def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(name):
+    group = Symmetry.named(name, (20.0, 3.0, -1.0), AXIS)
+    density = np.zeros((10, 12, 9), np.float32)
+    density[2:6, 3:8, 4:7] = 1
+    map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), np.array([2.0, -4.0, 7.0]))
+    room = group.room([map_])
+    steps = (map_.origin - room.origin) / map_.voxel_size
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert (steps >= 0).all() and (steps + density.shape <= np.array(room.density.shape) + 1e-9).all()
+    xyz = map_.origin + np.argwhere(density) * map_.voxel_size
+    for operator in group.operators:
+        index = (operator(xyz) - room.origin) / room.voxel_size
+        assert (index >= 0.99).all() and (index <= np.array(room.density.shape) - 1.99).all()  # a voxel to spare
 
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
@@ -231,14 +330,20 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
     assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
 
 
-def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
+@pytest.mark.parametrize("stages", [3, pytest.param(6, marks=pytest.mark.slow)])
+def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stages, monkeypatch):
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
-    symmetric as with one field. A fit that stopped goes on to the same end."""
+    symmetric as with one field. A fit that stopped goes on to the same end. The first three stages do for that."""
     group, (start, end), maps = pair
     how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
+    default = recipes.default
+    redrawn = min(stages, 4)
+    monkeypatch.setattr(
+        recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[:stages], redrawn=redrawn)
+    )
     kept = []
     fit = ct.morph(*maps, symmetry="C2", keep=kept.append, **how)
-    late = next(snapshot for snapshot in kept if snapshot.state.stage == 4)
+    late = next(snapshot for snapshot in kept if snapshot.state.stage == (2 if stages == 3 else 4))
     again = ct.morph(*maps, symmetry="C2", begun=late, **how)
     jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
@@ -249,10 +354,11 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair):
     velocity = fit.config.network.apply
     turn = group.operators[1].rotation
     at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
-    np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=rounding(1.0, 400))
     moved = atoms.positions(fit.move(start))
     assert from_each_to_nearest(group.operators[1](moved), moved) < 2e-3
-    assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < 0.3 * metrics.ca_displacement(start, end)["rmsd"]
+    left = 0.6 if stages == 3 else 0.3
+    assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < left * metrics.ca_displacement(start, end)["rmsd"]
     frame = fit.generated()
     turned = resampled(frame, frame, group.operators[1]).density
     assert metrics.correlation(turned, frame.density) > 0.99
@@ -290,7 +396,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
     assert found().symmetry is None
     np.testing.assert_allclose(found(symmetry="C2").symmetry.centre[:2], 0, atol=0.1)
-    case = found(symmetry="C3", symmetry_axis=["1", "0", "0"], symmetry_centre=["1", "2", "3"], one_unit=True)
+    case = found(symmetry="C3", symmetry_axis=[1.0, 0.0, 0.0], symmetry_centre=[1.0, 2.0, 3.0], one_unit=True)
     assert case.symmetry is None and case.repeated.name == "C3"
     for operator in case.repeated.operators:
         np.testing.assert_allclose(operator(np.array([[9.0, 2.0, 3.0]])), [[9, 2, 3]], atol=1e-9)  # on the axis
@@ -299,8 +405,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
     for sentence, flags in {
         "say more of a --symmetry": dict(one_unit=True),
         "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
-        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=["0", "1"]),
-        "--symmetry_centre=a,b,c is not three numbers": dict(symmetry="C2", symmetry_centre=["a", "b", "c"]),
+        "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=[0.0, 1.0]),
     }.items():
         with pytest.raises(ct.InputError, match=sentence):
             found(**flags)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drift, rounding
 
 from cryotrans_jax import correspond
 from cryotrans_jax.losses import huber, rigidity
@@ -91,13 +92,12 @@ def test_progress_is_told_every_loss_once(whole):
 def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     state, history, _ = whole
     alone, losses = fit(one(two, target), CONFIG, chunk=CHUNK)
-    # Sums are taken in another order: float32's 1e-7, grown over a hundred steps; weights of about 0.1.
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a[target], b[0], atol=3e-4)
+        np.testing.assert_allclose(a[target], b[0], atol=drift(CONFIG))
     together, single = carried(two, state.params, target), carried(two, alone.params, 0)
     begin = np.asarray(stage_inputs(two, STAGES[-1])[0].x) * two.frame.edge
     assert np.abs(together - begin).max() > 1.0
-    np.testing.assert_allclose(together, single, atol=1e-3)  # Å
+    np.testing.assert_allclose(together, single, atol=0.02)  # Å, of more than 1
     for a, b in zip(history, losses, strict=True):
         np.testing.assert_allclose(a[:, target], b[:, 0], rtol=1e-3)
 
@@ -126,7 +126,7 @@ def test_a_target_follows_its_correspondences_as_it_would_alone(two, followed, t
     (state, history), *_ = followed
     alone, losses = fit(one(two, target), WAVING, chunk=CHUNK)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a[target], b[0], atol=1e-4)  # float32's 1e-7, grown over 60 steps of 3e-3
+        np.testing.assert_allclose(a[target], b[0], atol=drift(WAVING))
     np.testing.assert_allclose(history[0][:, target], losses[0][:, 0], rtol=1e-3)
 
 
@@ -136,7 +136,7 @@ def test_the_goal_of_correspondences_is_theirs_for_each_target(two, followed):
     assert goal.volume is None and goal.blur is None
     for target in range(2):
         end, sure = correspond.ends(two, target, level.x)
-        np.testing.assert_allclose(goal.ends[target], end, atol=1e-6)  # float32
+        np.testing.assert_allclose(goal.ends[target], end, atol=rounding(1.0, 10))
         np.testing.assert_allclose(goal.weight[target], sure * np.asarray(level.rho), rtol=1e-5)
         assert goal.reach[target] * two.frame.edge == pytest.approx(POINTS.reach, rel=1e-6)
     assert not np.allclose(goal.ends[0], goal.ends[1], atol=0.5 / two.frame.edge)
@@ -150,9 +150,9 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     strain = rigidity(nodes, level.tetrahedra, level.edges, level.share, 0.03)
     for weight in (1.0, 7.0):
         total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
-        assert total == pytest.approx(float(apart + weight * strain), rel=1e-5) and error == 0
+        assert total == pytest.approx(float(apart + weight * strain), rel=1e-4) and error == 0
     held, _ = objective(WAVING, POINTS, params, level, goal._replace(hold=jnp.float32(3.0)))
-    assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-5)
+    assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-4)
     assert strain > 0.01 * apart and POINTS.rigidity > 0
 
 
@@ -212,7 +212,7 @@ def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
     alone, losses = run(one(two, target), CONTEST)
     assert alone.rivals == ((True,) if target == 0 else ())
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a[target], b[0], atol=1e-4)  # float32's 1e-7, grown over a hundred steps
+        np.testing.assert_allclose(a[target], b[0], atol=drift(CONTEST))
     np.testing.assert_allclose(history[1][:, target], losses[1][:, 0], rtol=1e-3)
 
 
@@ -302,7 +302,7 @@ def still(power, level, goal):
 def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(lacking):
     level, goal, depth = lacking
     kept = still(1.0, level, goal)
-    assert (kept <= 1 + 1e-6).all() and (kept >= 0).all()
+    assert (kept <= 1 + rounding(1, 10)).all() and (kept >= 0).all()
     deep = 2 * NEARBY  # from where on a blur by NEARBY tells 2 % of the other side
     assert (depth > deep).sum() > 20 and kept[depth > deep].max() < 0.1
     assert (depth < -deep).sum() > 50 and kept[depth < -deep].min() > 0.9
@@ -391,10 +391,10 @@ def test_the_other_half_map_chooses_among_the_parameters(two):
     plain, _ = fit(replace(own, judges=None), replace(LATE, stages=(replace(LATE.stages[0], patience=0),)), chunk=CHUNK)
     assert state.watch.skipped[0] > 0 and len(losses) > 120 - state.watch.skipped[0]
     for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
-        np.testing.assert_allclose(a[1], kept[1], atol=1e-4)
+        np.testing.assert_allclose(a[1], kept[1], atol=drift(LATE))
     level, goal = stage_inputs(own, LATE.stages[0])
     seen, at_end = (judged(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
-    np.testing.assert_allclose(seen, state.watch.best, rtol=1e-4)
+    np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
     assert at_end[0] > 2 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
 
 
@@ -414,11 +414,11 @@ def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(two, stop):
     assert middle.step == stop and equal(fit(own, LATE, state=middle, chunk=CHUNK)[0], whole)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
     state, history = fit(two, CONFIG, chunk=CHUNK, spread=Spread(batch=batch))
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[0].params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)  # float32's 1e-7, grown over a hundred steps
+        np.testing.assert_allclose(a, b, atol=drift(CONFIG))
     np.testing.assert_allclose(history[-1][-1], whole[1][-1][-1], rtol=1e-3)
 
 
@@ -458,7 +458,7 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     assert sized(Spread(memory=round(few / 100)), *call) == Spread(batch=1)
     some, all_ = (fit(five, config, chunk=10, spread=Spread(memory=m))[0].params for m in (memory, None))
     for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)  # float32's 1e-7, grown over ten steps of 3e-3
+        np.testing.assert_allclose(a, b, atol=drift(config))
 
 
 def test_memory_is_asked_of_devices_that_know_it(monkeypatch):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from scipy import ndimage
 
 from cryotrans_jax import atoms, trajectory
@@ -78,7 +79,7 @@ def test_move_ends_where_the_flow_does(bending, xyz):
     end = flow(partial(CONFIG.network.apply, bending), jnp.asarray(FRAME.to_unit(xyz), jnp.float32), 5)
     moved = move(CONFIG, bending, FRAME, xyz, np.array([0.0, 1.0]))
     np.testing.assert_array_equal(moved[0], xyz)
-    np.testing.assert_allclose(moved[1], FRAME.to_angstrom(np.asarray(end)), atol=2e-5)  # float32 of 33 Å
+    np.testing.assert_allclose(moved[1], FRAME.to_angstrom(np.asarray(end)), atol=rounding(33.0, 50))  # Å: five steps
     assert np.ptp(moved[1] - xyz, axis=0).max() > 2  # no translation
 
 
@@ -95,7 +96,9 @@ def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
     many = np.tile(xyz, (trajectory.ROUND // len(xyz) + 1, 1))
     times = np.array([1.0])
     few = move(CONFIG, bending, FRAME, xyz, times)[0]
-    np.testing.assert_allclose(move(CONFIG, bending, FRAME, many, times)[0, -len(xyz) :], few, atol=2e-5)  # float32
+    np.testing.assert_allclose(
+        move(CONFIG, bending, FRAME, many, times)[0, -len(xyz) :], few, atol=rounding(33.0, 50)
+    )  # Å, as above
 
 
 @pytest.mark.parametrize("t", [0.2, 0.33, 0.99, 1.0])
@@ -105,7 +108,9 @@ def test_the_inverse_undoes_the_motion_at_any_time(bending, xyz, t):
     y = jnp.asarray(FRAME.to_unit(moved), jnp.float32)
     y = trajectory.backward(CONFIG, bending, y, part / 5, 1)[1]
     back = np.asarray(trajectory.backward(CONFIG, bending, y, 0.2, 5))[whole]
-    np.testing.assert_allclose(FRAME.to_angstrom(back), xyz, atol=1e-4)  # Å: float32, and (slope / 5)^10
+    np.testing.assert_allclose(
+        FRAME.to_angstrom(back), xyz, atol=rounding(33.0, 100)
+    )  # Å: there and back; and (slope / 5)^10
 
 
 def test_the_support_fades_beyond_its_skin(initial, threshold):
@@ -123,7 +128,7 @@ def test_the_support_fades_beyond_its_skin(initial, threshold):
 def test_the_first_frame_is_the_initial_map(initial, bent, threshold):
     mask = soft_support(initial.density, threshold, initial.voxel_size)
     # inside the support; beyond, the map fades to zero. A spline passes through its values, in float32.
-    np.testing.assert_allclose(bent[0].density, initial.density * mask, atol=1e-5 * initial.density.max())
+    np.testing.assert_allclose(bent[0].density, initial.density * mask, atol=1e-4 * initial.density.max())
 
 
 def test_frames_lie_on_the_grid_of_the_initial_map(initial, bent):

@@ -1,9 +1,12 @@
 """The grid's fast kernel is exact, and W2 obeys the laws of entropic transport."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from ott.geometry import grid, pointcloud
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
@@ -11,7 +14,16 @@ from scipy.linalg import sqrtm
 from scipy.special import logsumexp
 
 from cryotrans_jax.splat import splat
-from cryotrans_jax.transport import VoxelGrid, lse_along, potentials, w2, window_error, window_for
+from cryotrans_jax.transport import (
+    VoxelGrid,
+    exp2_below_zero,
+    lse_along,
+    potentials,
+    w2,
+    w2_and_error,
+    window_error,
+    window_for,
+)
 
 SHAPE = (5, 6, 7)
 VOXEL = np.array([0.11, 0.17, 0.08])  # unit boxes
@@ -61,7 +73,7 @@ def test_lse_along_is_the_dense_sum(axis, shape, window):
     terms = np.moveaxis(h, axis, -1)[..., None, :] + kernel
     exact = np.moveaxis(logsumexp(terms, axis=-1), -1, axis)
     found = jax.jit(lse_along, static_argnums=(1, 3))(jnp.asarray(h), axis, 0.3, window)
-    np.testing.assert_allclose(found, exact, atol=2e-5)  # float32 of sums up to 100
+    np.testing.assert_allclose(found, exact, atol=rounding(100.0, 4))  # sums up to this size
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -77,8 +89,8 @@ def test_the_kernel_is_that_of_the_grid_and_of_the_dense_cost(axis):
     )
     apply = jax.jit(lambda geometry: geometry.apply_lse_kernel(f, g, EPSILON, axis=axis)[0])
     ours, stock, full = (apply(geometry) for geometry in geometries)
-    np.testing.assert_allclose(ours, stock, atol=1e-6)  # float32 of numbers below 0.5
-    np.testing.assert_allclose(ours, full, atol=1e-6)
+    for other in (stock, full):
+        np.testing.assert_allclose(ours, other, atol=rounding(0.5, 50))  # three sums of up to 7 terms, or one of 210
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA fuses is another matter elsewhere")
@@ -107,8 +119,10 @@ def test_five_iterations_give_the_potentials_of_the_stock_grid(blobs):
     assert len(out.errors) == 5 and out.errors[-1] > 1e-4  # not converged, so that the number of iterations counts
     phi, psi = POTENTIALS(*blobs, SIDE, 0.01, 5, None)
     # ours are without the logarithm of the mass, which is up to 0.46
-    np.testing.assert_allclose(phi.ravel(), out.f - 0.01 * jnp.log(a.ravel()), atol=2e-6)  # float32
-    np.testing.assert_allclose(psi.ravel(), out.g - 0.01 * jnp.log(b.ravel()), atol=2e-6)
+    np.testing.assert_allclose(
+        phi.ravel(), out.f - 0.01 * jnp.log(a.ravel()), atol=rounding(0.5, 150)
+    )  # five times two sums, three axes each
+    np.testing.assert_allclose(psi.ravel(), out.g - 0.01 * jnp.log(b.ravel()), atol=rounding(0.5, 150))
 
 
 def test_w2_is_symmetric_once_converged(blobs):
@@ -150,7 +164,7 @@ def test_the_gradient_is_the_potential_and_finite_in_empty_voxels(blobs):
     _, gradient = W2(a, b, SIDE, 0.01, 5, None)
     phi, _ = POTENTIALS(a, b, SIDE, 0.01, 5, None)
     assert np.isfinite(gradient).all()
-    np.testing.assert_allclose(gradient, phi, rtol=1e-5, atol=1e-7)  # float32
+    np.testing.assert_allclose(gradient, phi, atol=rounding(0.5, 50))
 
 
 def test_the_gradient_is_that_of_finite_differences_once_converged(masses):
@@ -183,7 +197,9 @@ def test_a_window_wider_than_the_motion_changes_nothing(blobs):
     np.testing.assert_allclose(windowed[1][a > 1e-5], full[1][a > 1e-5], atol=1e-4)
 
 
-@pytest.mark.parametrize("motion, voxel, epsilon", [(0.5, 0.05, 4e-4), (0.0, 0.1, 1e-2), (0.3, 0.02, 1e-4)])
+@pytest.mark.parametrize(
+    "motion, voxel, epsilon", [(0.5, 0.05, 4e-4), (0.0, 0.1, 1e-2), (0.3, 0.02, 1e-4), (0.3, 2e-3, 1e-3)]
+)
 def test_window_for_leaves_out_less_than_a_billionth(motion, voxel, epsilon):
     """The coupling about the motion is a Gaussian of variance epsilon / 2: the window's edge is six deviations on."""
     window = window_for(motion, voxel, epsilon)
@@ -215,9 +231,54 @@ def test_the_window_error_bounds_what_a_window_changes(blobs):
     solve = jax.jit(lambda w: potentials(a, b, SIDE, epsilon, 5, w), static_argnums=0)
     exact = solve(None)
     bounds = []
-    for window in (2, 4, 6, 8):
+    for window in (2, 8):
         found = solve(window)
         changed = max(float(jnp.max(jnp.abs(f - e) * (m > 1e-6))) for f, e, m in zip(found, exact, (a, b), strict=True))
         bounds.append(float(window_error(*found, a, b, SIDE, epsilon, window)))
         assert changed / epsilon <= bounds[-1] + 1e-3  # float32 resolves potentials of order 1 to 1e-4 epsilon
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] < 1e-2 < 1 < bounds[0]
+
+
+def test_powers_of_two_are_right_to_three_millionths_and_never_smaller_than_the_least_float():
+    t = np.concatenate([np.linspace(-126, 0, 20001), -np.arange(127.0), np.arange(-126, 0) + 0.5]).astype(np.float32)
+    found = np.asarray(jax.jit(exp2_below_zero)(jnp.asarray(t)), np.float64)
+    np.testing.assert_allclose(found, np.exp2(t.astype(np.float64)), rtol=3e-6)
+    below = np.asarray(exp2_below_zero(jnp.float32([-126.5, -1e6, -np.inf])))
+    np.testing.assert_allclose(below, 2.0**-126, rtol=3e-6)
+
+
+def test_five_iterations_are_the_papers_and_the_error_is_that_of_their_potentials(masses):
+    """The defaults; and where there is no window there is no error."""
+
+    @jax.jit
+    def every(a, b):
+        phi, psi = potentials(a, b, VOXEL, EPSILON, 5, 2)
+        bound = window_error(phi, psi, a, b, VOXEL, EPSILON, 2)
+        return w2_and_error(a, b, VOXEL, EPSILON, window=2), (jnp.vdot(phi, a) + jnp.vdot(psi, b), bound)
+
+    found, expected = every(*masses)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # masses that are divided by 1 are rounded
+    assert found[1] > 0 == jax.jit(lambda a, b: w2_and_error(a, b, VOXEL, EPSILON, 1)[1])(*masses)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_the_window_error_is_that_of_its_formula(exchanged):
+    """Of the heaviest left out beside the least that is held, for both directions; empty voxels hold nothing."""
+    rng, window = np.random.default_rng(2), 3
+    phi, psi = rng.normal(0, 2 * EPSILON, (2, *SHAPE)) + [[[[3 * EPSILON]]], [[[0.0]]]]
+    a, b = rng.uniform(0, 1, (2, *SHAPE)) ** 6 * (rng.uniform(size=(2, *SHAPE)) < 0.7)
+    if exchanged:
+        phi, psi, a, b = psi, phi, b, a
+
+    def bound(phi, psi, a, b):
+        left_out = b.size * (b * np.exp(psi / EPSILON)).max() * np.exp(-(((window + 1) * VOXEL.min()) ** 2) / EPSILON)
+        return np.log1p(left_out * np.exp(phi[a > 0] / EPSILON).max())
+
+    expected = max(bound(phi, psi, a, b), bound(psi, phi, b, a))
+    given = (jnp.asarray(v, jnp.float32) for v in (phi, psi, a, b))
+    assert window_error(*given, VOXEL, EPSILON, window) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_kernel_takes_what_that_of_the_stock_grid_takes():
+    ours, stock = (inspect.signature(kind.apply_lse_kernel).parameters for kind in (VoxelGrid, grid.Grid))
+    assert [(one.name, one.default) for one in ours.values()] == [(one.name, one.default) for one in stock.values()]

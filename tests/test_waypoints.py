@@ -54,6 +54,7 @@ def followed(shifted, maps, models):
     return followed
 
 
+@pytest.mark.slow
 def test_a_waypoint_half_way_along_the_straight_line_changes_nothing(followed):
     """Within 0.3 Å, which two fits differ by anyway."""
     free, passing = (followed(ALONG, way, [0.5, 1.0]).mean(1) for way in ({}, {0.5: ALONG / 2}))

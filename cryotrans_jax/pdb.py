@@ -1,0 +1,158 @@
+"""The text of PDB files: columns that programs have shifted are put back, and lines that hold no atom are refused.
+
+The format: wwPDB, Protein Data Bank Contents Guide, version 3.30. Also handled are serial numbers of more than five
+digits, residue numbers of five, residue names of four letters (CHARMM), columns 73 to 80 as they were before 1996,
+molecules that follow one another without a TER record, and models that are separated by END.
+"""
+
+import re
+from collections.abc import Iterator
+
+ATOM = re.compile(rb"ATOM|HETA", re.IGNORECASE)
+SERIAL = re.compile(rb"(?:ATOM  |HETATM) *(\d+)", re.IGNORECASE)
+DECIMALS = 3, 2, 1, 4, 5  # of coordinates; the format has three
+NUMBERED = re.compile(rb" *\d+")  # columns 77 to 80 before 1996: the number of the line
+ENTRY = re.compile(rb"\d[0-9A-Z]{3}")  # columns 73 to 76 before 1996: the entry of the PDB
+CHARGE = re.compile(rb" *|\d[+-]|[+-]\d| [+-]|[+-] ")
+DIGITS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+XYZ, RESIDUE = slice(30, 54), slice(22, 26)
+
+
+class FormatError(ValueError):
+    """A line that does not hold what the format has there."""
+
+
+def corrected(text: bytes) -> tuple[bytes, dict[str, str]]:
+    """The text with all columns where the PDB format has them, each molecule and model closed by its record.
+
+    Args:
+        text: of a PDB file.
+
+    Returns:
+        The text, and the names of four letters for which residue names of three stand in it.
+
+    Raises:
+        FormatError: a line of an atom has no coordinates or no residue number in its columns, and these are not
+            merely shifted.
+    """
+    lines = text.splitlines()
+    places = [place for place, line in enumerate(lines) if ATOM.match(line)]
+    if not any(all(map(_layout(count).match, (lines[k] for k in places))) for count in DECIMALS):
+        _shift_back(lines, places)
+    names = _shorten_names(lines, places)
+    for place in places:
+        if lines[place][22:27].isdigit():
+            lines[place] = lines[place][:22] + _hybrid_36(int(lines[place][22:27])) + lines[place][27:]
+        if len(lines[place]) > 76:
+            lines[place] = _with_element(lines[place])
+    last = places[-1] if places else 0
+    return b"\n".join(_closed(lines, last)) + b"\n", names
+
+
+def _layout(decimals: int) -> re.Pattern[bytes]:
+    """A pattern of an atom's line with so many decimals in its coordinates."""
+    number = rb"|".join(rb" {%d}[-\d]\d{%d}|[-\d]\d{%d} {%d}" % (4 - n, n - 1, n - 1, 4 - n) for n in range(1, 5))
+    residue = rb"(?: {4}|[A-Z][0-9A-Z]{3}|[a-z][0-9a-z]{3}|%b)" % number
+    whole = 7 - decimals
+    digits = rb"|".join(rb" {%d}[-\d]\d{%d}" % (whole - n, n - 1) for n in range(1, whole + 1))
+    coordinate = rb"(?:(?: {%d}|%b)\.\d{%d}| {5}nan| {4}-nan)" % (whole, digits, decimals)
+    return re.compile(rb".{22}%b.{4}(?:%b){3}" % (residue, coordinate), re.IGNORECASE)
+
+
+def _shift_back(lines: list[bytes], places: list[int]) -> None:
+    """Put the columns of atoms' lines, and of ANISOU after them, back to where they belong."""
+    fits = _layout(DECIMALS[0])
+    for place in places:
+        for cut in _cuts(lines[place]):
+            if fits.match(shifted := _without(lines[place], cut)):
+                break
+        else:
+            raise FormatError(_complaint(lines[place], place + 1))
+        lines[place] = shifted
+        if place + 1 < len(lines) and lines[place + 1][:6].upper() == b"ANISOU":
+            lines[place + 1] = _without(lines[place + 1], cut)
+
+
+def _cuts(line: bytes) -> Iterator[list[tuple[int, int]]]:
+    """The columns to remove, in each way that may put the others in place: digits too many of the two numbers."""
+    yield []
+    serial = SERIAL.match(line)
+    extra = max(serial.end(1) - 11, 0) if serial else 0
+    first = [(6, 6 + extra)] if extra else []
+    if first:
+        yield first
+    if _without(line, first)[22:28].rstrip().isdigit():  # five digits, then the column of the insertion code
+        yield [*first, (27 + extra, 28 + extra)]
+
+
+def _without(line: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """A line without some columns."""
+    for begin, end in reversed(cuts):
+        line = line[:begin] + line[end:]
+    return line
+
+
+def _complaint(line: bytes, number: int) -> str:
+    """What is wrong with the line of an atom."""
+    if _layout(DECIMALS[0]).match(line[:22] + b"   1" + line[26:]):
+        return f"line {number} has {line[RESIDUE].decode()!r} in columns 23 to 26 instead of a residue number"
+    return f"line {number} has {line[XYZ].decode()!r} in columns 31 to 54 instead of three coordinates"
+
+
+def _shorten_names(lines: list[bytes], places: list[int]) -> dict[str, str]:
+    """Replace residue names of four letters (column 21 is used, and no chain is named) by unused ones of three."""
+    long: dict[bytes, bytes] = {}
+    for place in places:
+        line = lines[place]
+        if line[20:21] != b" " and line[21:22] == b" ":
+            short = long.setdefault(line[17:21], b"~%02X" % len(long))
+            lines[place] = line[:17] + short + b" " + line[21:]
+    return {short.decode(): name.decode().strip() for name, short in long.items()}
+
+
+def _hybrid_36(number: int) -> bytes:
+    """A residue number of five digits in four columns and one that is blank, as gemmi reads it: 10000 is A000."""
+    value, text = number - 10_000 + 10 * 36**3, b""
+    for _ in range(4):
+        value, digit = divmod(value, 36)
+        text = DIGITS[digit : digit + 1] + text
+    return text + b" "
+
+
+def _with_element(line: bytes) -> bytes:
+    """A line with an element and a charge in columns 77 to 80, or nothing where they hold something else."""
+    if NUMBERED.fullmatch(line[76:80]) and len(line) >= 80:
+        return line[: 72 if ENTRY.fullmatch(line[72:76]) else 76]
+    element = line[76:78] if line[76:78].replace(b" ", b"").isalpha() else b"  "
+    charge = line[78:80] if CHARGE.fullmatch(line[78:80]) else b""
+    return line[:76] + element + charge
+
+
+def _closed(lines: list[bytes], last: int) -> Iterator[bytes]:
+    """The lines with TER where a chain begins anew, ENDMDL after every model, and models numbered from 1.
+
+    A chain begins anew where a residue number comes again with an atom that it had before.
+    """
+    seen: set[tuple[bytes, bytes, bytes]] = set()
+    residue, models, is_open = None, 0, False
+    for place, line in enumerate(lines):
+        record = line[:6].upper().rstrip()
+        if ATOM.match(line):
+            now = line[20:27], line[72:76].strip()
+            if now != residue and (*now, line[12:17]) in seen:
+                yield b"TER"
+                seen.clear()
+            residue = now
+            seen.add((*now, line[12:17]))
+        elif record == b"MODEL":
+            if is_open:
+                yield b"ENDMDL"
+            models, is_open, residue = models + 1, True, None
+            line = b"MODEL %8d" % models
+            seen.clear()
+        elif record in (b"TER", b"ENDMDL", b"END"):
+            line = b"ENDMDL" if record == b"END" and place < last else line
+            is_open = is_open and record == b"TER"
+            residue = None
+            seen.clear()
+        yield line

@@ -1,0 +1,167 @@
+"""What is checked of the inputs before a fit: what cannot be fitted is refused, what is doubtful is warned of."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gemmi
+import jax
+
+from cryotrans_jax import checks, prepare
+from cryotrans_jax.files import InputError
+from cryotrans_jax.maps import Map
+from cryotrans_jax.outliers import Outliers, without_outliers
+
+if TYPE_CHECKING:
+    from .results import Case
+
+
+class Doubt(NamedTuple):
+    """Something doubtful about the inputs: what was found, what to do, and the number of its target; None is of all."""
+
+    what: str
+    advice: str
+    target: int | None = None
+
+
+class Input(NamedTuple):
+    """A map as it was read: its kind, "initial" or "target" (waypoints are such as well), and its file's name."""
+
+    kind: str
+    name: str
+    map: Map
+
+
+def initial_first(names: Sequence[str], maps: Sequence[Map]) -> list[Input]:
+    """The maps of these files as inputs: the initial one, and targets after it."""
+    kinds = ["initial"] + ["target"] * (len(maps) - 1)
+    return [Input(kind, Path(name).name, map_) for kind, name, map_ in zip(kinds, names, maps, strict=True)]
+
+
+def sound(given: Sequence[Input], invert: str | None) -> tuple[list[Map], list[Doubt]]:
+    """Bring maps to the contrast, and the range of values, that a fit needs.
+
+    Args:
+        given: the maps as they were read; the initial one comes first, where it is among them.
+        invert: value of --invert; the contrast is judged only where it is None.
+
+    Returns:
+        The maps, negated where that is asked for and without outliers, and what is to be warned of.
+
+    Raises:
+        InputError: the contrast of a map is inverted, or its voxel size is in nm.
+    """
+    repaired = [without_outliers(one.map) for one in given]
+    maps = [
+        map_ if one.kind not in inverted(invert) else checks.negated(map_)
+        for one, (map_, _) in zip(given, repaired, strict=True)
+    ]
+    surveys = [checks.survey(map_) for map_ in maps]
+    dark = [one for one, found in zip(given, surveys, strict=True) if found.inverted] if invert is None else []
+    if dark:
+        kinds = {one.kind for one in dark}
+        asked = kinds.pop() if len(kinds) == 1 else "both"
+        raise InputError(
+            f"in {' and '.join(one.name for one in dark)} the molecule is darker than the solvent: the contrast seems "
+            f"inverted, add --invert={asked} to negate the map, or --invert=none to take all as they are"
+        )
+    for one, found in zip(given, surveys, strict=True):
+        check_units(one, found.kda)
+    first = sum(one.kind == "initial" for one in given)
+    numbers = [None if one.kind == "initial" else number - first for number, one in enumerate(given)]
+    return maps, [
+        of_outliers(one.name, found, number)
+        for one, (_, found), number in zip(given, repaired, numbers, strict=True)
+        if found
+    ]
+
+
+def inverted(invert: str | None) -> tuple[str, ...]:
+    """The kinds of maps that are negated by this value of --invert."""
+    return ("initial", "target") if invert == "both" else (invert,) if invert in ("initial", "target") else ()
+
+
+def as_fitted(map_: Map, kind: str, invert: str | None) -> Map:
+    """The map negated as --invert says, and without outliers, as `sound` gives it, unchecked."""
+    repaired, _ = without_outliers(map_)
+    return checks.negated(repaired) if kind in inverted(invert) else repaired
+
+
+def check_units(one: Input, kda: float) -> None:
+    """Raise InputError where the voxel size of a map, whose molecule would have this mass, seems to be in nm."""
+    if not checks.in_nanometres(one.map, kda):
+        return
+    size = float(one.map.voxel_size.max())
+    flag = "--voxel_size" if one.kind == "initial" else "--target_voxel_size"
+    raise InputError(
+        f"with voxels of {size:.3g} Å the molecule in {one.name} would weigh {kda:.2g} kDa: the voxel size seems to be "
+        f"in nm, set it to 10 times as much in the header or by {flag}={10 * size:.4g}"
+    )
+
+
+def of_outliers(name: str, found: Outliers, target: int | None) -> Doubt:
+    """The doubt about a map in which voxels were replaced."""
+    advice = "Each was set to the median of the voxels around it: repair the map if that is not right."
+    return Doubt(f"In {name} {found}.", advice, target)
+
+
+def doubts(case: "Case", settings: Any) -> list[Doubt]:
+    """Find what is doubtful about a case's maps, as they are to be fitted, and about its model."""
+    initial = Path(next(iter(case.files))).name
+    targets = [Path(name).name for name in settings.target or case.target_names]
+    mass = checks.survey(case.initial).kda
+    found = [*case.doubts]
+    for number, (name, target) in enumerate(zip(targets, case.targets, strict=True)):
+        found += of_pair(case, number, initial, name)
+        found += of_masses(mass, checks.survey(target).kda, initial, name, number)
+    if settings.model and case.model is not None:
+        found += of_model(case.initial, case.model, initial, Path(settings.model).name)
+    return found
+
+
+def of_pair(case: "Case", number: int, initial: str, target: str) -> Iterator[Doubt]:
+    """The doubt about maps that are one and the same, or that seem to be swapped."""
+    goal, known = case.targets[number], (case.initial_resolution, case.target_resolutions[number])
+    if checks.same_density(case.initial, goal):
+        yield Doubt(
+            f"{target} holds the same density as the initial map {initial}.",
+            "Name the map of another state with --target.",
+            number,
+        )
+    elif (variance := prepare.blur_between(case.initial, goal, *known)) < checks.BLURRIER:
+        yield Doubt(
+            f"The initial map {initial} is blurrier than {target}, by a Gaussian of {(-variance) ** 0.5:.1f} Å.",
+            f"The initial map should be the sharp one: sharpen it, or swap the two, --initial={target} "
+            f"--target={initial}.",
+            number,
+        )
+
+
+def of_masses(initial: float, target: float, first: str, second: str, number: int) -> Iterator[Doubt]:
+    """The doubt about maps that do not show as much mass (kDa) as each other."""
+    if 0 < min(initial, target) < checks.UNLIKE * max(initial, target):
+        large, small = (first, second) if initial > target else (second, first)
+        times = max(initial, target) / min(initial, target)
+        yield Doubt(
+            f"The molecule in {large} fills {times:.1f} times the volume of that in {small}.",
+            "Leave out what only one of them shows with --mask or --target_mask, or see that voxel sizes are right.",
+            number,
+        )
+
+
+def of_model(map_: Map, model: gemmi.Structure, initial: str, name: str) -> Iterator[Doubt]:
+    """The doubt about a model that does not lie in its map."""
+    if checks.fit_of_model(map_, model) < checks.FITS:
+        yield Doubt(
+            f"The model {name} fits {initial} hardly better than in random poses.",
+            "Fit it into that map (in ChimeraX: fitmap #1 inMap #2) and save it in the map's frame, or give the model "
+            "of the map's state with --model.",
+        )
+
+
+def warn(found: Sequence[Doubt]) -> None:
+    """Print doubts to stderr, once for all processes."""
+    if not jax.process_index():
+        for doubt in found:
+            print(f"warning: {doubt.what} {doubt.advice}", file=sys.stderr)

@@ -1,0 +1,458 @@
+"""Mutation run: small changes to the package's pure modules, each of which their tests should notice.
+
+    python -m tests.tools.mutate --count=300 --seed=0
+
+A mutant is a module with one operator, constant, call or statement changed. Each runs its module's tests in a process
+of its own, forked from one that has imported JAX; the source files are never written. A mutant survives where all tests
+pass. Mutants known to be equivalent are listed in `equivalent.txt`, with the reason, and are not run.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import hashlib
+import importlib
+import importlib.machinery
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+MARKS = ("<!-- mutation run: begin -->", "<!-- mutation run: end -->")  # between which a page holds the table
+HEAVY = ("beartype", "flax.linen", "gemmi", "hypothesis", "jax", "mrcfile", "optax", "orbax.checkpoint", "pytest")
+HEAVY += ("ott.solvers.linear.sinkhorn", "scipy.optimize", "scipy.spatial.transform", "skimage.measure", "tmtools")
+FAULT = 70  # exit status of a process that could not run the tests
+SLACK, LEAST = 4.0, 30.0  # times the tests' own time, and seconds: a mutant that takes longer does not end
+
+TESTS = {  # the test files of each module, without "test_" and ".py"
+    "baselines": ("baselines",),
+    "borders": ("borders",),
+    "correspond": ("correspond",),
+    "files": ("files",),
+    "flow": ("flow",),
+    "geometry": ("geometry",),
+    "lattice": ("lattice",),
+    "losses": ("losses",),
+    "mask": ("mask",),
+    "metrics": ("metrics", "dynamics"),
+    "micelle": ("micelle",),
+    "motion": ("motion",),
+    "partition": ("partition",),
+    "projection": ("projection",),
+    "qscore": ("qscore",),
+    "recipes": ("recipes",),
+    "splat": ("splat",),
+    "surface": ("surface",),
+    "symmetry": ("symmetry",),
+    "transport": ("transport",),
+    "velocity": ("velocity",),
+}
+
+OPERATORS: dict[type, type] = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult},
+    **{ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
+    **{ast.LShift: ast.RShift, ast.RShift: ast.LShift},
+}
+TWINS = (("min", "max"), ("minimum", "maximum"), ("argmin", "argmax"), ("any", "all"), ("floor", "ceil"))
+TWINS += (("zeros", "ones"), ("sin", "cos"), ("zeros_like", "ones_like"))
+NAMES = {a: b for pair in TWINS for a, b in (pair, pair[::-1])}
+GUARD = 1e-5  # a constant below that guards against a division by 0; becomes 1
+CHECKS = {"strict", "workers"}  # arguments that change no result
+UNSEEN = {"annotation", "returns", "decorator_list", "type_params"}  # fields of the syntax tree without behaviour
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change to a module: what it was, what it became, and the module's whole text with it."""
+
+    module: str
+    line: int
+    column: int
+    change: str
+    statement: str
+    source: Callable[[], str]
+
+    def __str__(self) -> str:
+        """The line that is printed for a survivor."""
+        return f"cryotrans_jax/{self.module}.py:{self.line}:{self.column}: {self.change}"
+
+
+def mutants(module: str, text: str) -> list[Mutant]:
+    """All mutants of a module's text, in its order."""
+    tree = ast.parse(text)
+    found = []
+    for node, put, chain in slots(tree):
+        for number, new in enumerate(replacements(node)):
+            line, column = getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
+            change = " -> ".join(with_change(node, put, one, chain) for one in (node, new))
+            statement = " ".join(text.splitlines()[line - 1].split())
+            source = make_source(tree, put, node, new)
+            found.append((line, column, number, Mutant(module, line, column, change, statement, source)))
+    return [mutant for *_, mutant in sorted(found, key=lambda one: one[:3])]
+
+
+def slots(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], list[ast.AST]]]:
+    """Each node with behaviour, a function that puts another in its place, and the nodes it is within."""
+
+    def visit(parent: ast.AST, chain: list[ast.AST]):
+        for field, value in ast.iter_fields(parent):
+            if field in UNSEEN:
+                continue
+            for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(node, ast.AST) and not is_silent(node):
+                    yield node, placing(parent, field, index), chain + [parent]
+                    if not is_negative(node):
+                        yield from visit(node, chain + [parent])
+
+    yield from visit(tree, [])
+
+
+def is_silent(node: ast.AST) -> bool:
+    """Whether a node has no behaviour that a test should see: messages, imports, arguments that change no result."""
+    silent = isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom)
+    return silent or (isinstance(node, ast.keyword) and node.arg in CHECKS)
+
+
+def is_negative(node: ast.AST) -> bool:
+    """Whether a node is a negative number, which changes as one."""
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
+
+
+def placing(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST], None]:
+    """The function that puts a node into a field of another."""
+    if index is None:
+        return lambda node: setattr(parent, field, node)
+    return lambda node: getattr(parent, field).__setitem__(index, node)
+
+
+def make_source(tree: ast.AST, put: Callable, old: ast.AST, new: ast.AST) -> Callable[[], str]:
+    """A function that writes the module's text with one node in place of another."""
+
+    def source() -> str:
+        put(new)
+        try:
+            return ast.unparse(ast.fix_missing_locations(tree))
+        finally:
+            put(old)
+
+    return source
+
+
+def with_change(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST]) -> str:
+    """The first line of what a node is within, with another in its place."""
+    around = old
+    if not isinstance(old, ast.stmt):
+        around = next((one for one in reversed(chain) if shown_alone(one)), old)
+    put(new)
+    try:
+        return ast.unparse(new if around is old else around).splitlines()[0]
+    finally:
+        put(old)
+
+
+def shown_alone(node: ast.AST) -> bool:
+    """Whether a node is large enough that its text tells where a change within it was made."""
+    small = (ast.Tuple, ast.List, ast.Slice, ast.UnaryOp, ast.keyword, ast.Starred, ast.Attribute)
+    return isinstance(node, ast.expr | ast.stmt) and not isinstance(node, small)
+
+
+def replacements(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes by which one is replaced, each in a mutant of its own."""
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in OPERATORS:
+            yield changed(node, ops=[OPERATORS[type(op)]()])
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) if type(op) in OPERATORS:
+            yield changed(node, op=OPERATORS[type(op)]())
+        case ast.AugAssign(op=op):
+            yield ast.copy_location(ast.Pass(), node)
+            if type(op) in OPERATORS:
+                yield changed(node, op=OPERATORS[type(op)]())
+        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
+            yield node.operand
+        case ast.Constant(value=bool(value)):
+            yield changed(node, value=not value)
+        case ast.Constant(value=int(value)):
+            yield changed(node, value=value + 1)
+        case ast.Constant(value=float(value)):
+            yield changed(node, value=2 * value if abs(value) > GUARD else 1.0)
+        case ast.Call(keywords=keywords):
+            for number in (n for n, one in enumerate(keywords) if one.arg not in CHECKS):
+                yield changed(node, keywords=keywords[:number] + keywords[number + 1 :])
+        case ast.Name(id=name) if name in NAMES:
+            yield changed(node, id=NAMES[name])
+        case ast.Attribute(attr=name) if name in NAMES:
+            yield changed(node, attr=NAMES[name])
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.Compare):
+            yield changed(node, test=ast.UnaryOp(ast.Not(), test))
+        case ast.Expr(value=ast.Call()) | ast.Raise():
+            yield ast.copy_location(ast.Pass(), node)
+
+
+def changed(node: ast.AST, **fields) -> ast.AST:
+    """The node with other values in some fields."""
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+class Timed:
+    """A pytest plugin that runs the quickest tests first, and keeps how long each took."""
+
+    def __init__(self, known: dict[str, float]):
+        """Take the seconds of each test, by its name, as far as they are known."""
+        self.known, self.seconds = known, Counter()
+
+    def pytest_collection_modifyitems(self, items):
+        """Sort the tests by their time."""
+        items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
+
+    def pytest_runtest_logreport(self, report):
+        """Keep the time of a test and of its fixtures."""
+        self.seconds[report.nodeid] += report.duration
+
+
+def serve(path: Path, source: str) -> None:
+    """Have Python import a module from this source instead of from its file."""
+    loader = importlib.machinery.SourceFileLoader
+    read, stats = loader.get_data, loader.path_stats
+
+    def get_data(self, wanted):
+        return source.encode() if Path(wanted) == path else read(self, wanted)
+
+    def path_stats(self, wanted):
+        if Path(wanted) == path:
+            raise OSError("compiled files of this module are neither read nor written")
+        return stats(self, wanted)
+
+    loader.get_data, loader.path_stats = get_data, path_stats
+
+
+def start_tests(module: str, source: str, seconds: Path) -> int:
+    """Run a module's tests on this source of it in a process of its own, and return that process's number.
+
+    Args:
+        module: the module's name.
+        source: its text.
+        seconds: a JSON file of the seconds that each test takes, which is read where it exists and else written.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = FAULT
+    try:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with open(seconds.with_suffix(f".{os.getpid()}.log"), "w") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        status = in_child(module, source, seconds)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def in_child(module: str, source: str, seconds: Path) -> int:
+    """Pytest's exit status for a module's tests on this source of it."""
+    import pytest
+
+    serve(ROOT / "cryotrans_jax" / f"{module}.py", source)
+    known = json.loads(seconds.read_text()) if seconds.exists() else {}
+    timed = Timed(known)
+    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main([*options, *files], plugins=[timed])
+    if not known and not status:
+        seconds.write_text(json.dumps(timed.seconds))
+    sys.stdout.flush()
+    return int(status)
+
+
+def ended(child: int, since: float, limit: float) -> str | None:
+    """Whether a mutant's process has ended: "killed", "survived", "stopped" past its limit, None where it goes on."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    if not done and time.monotonic() - since < limit:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what its tests have started, too
+    if not done:
+        os.waitpid(child, 0)
+        return "stopped"
+    code = os.waitstatus_to_exitcode(status)
+    return {0: "survived", FAULT: "fault"}.get(code, "killed")
+
+
+def outcomes(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant of one module and what became of it, in the order in which their processes end."""
+    waiting, running = list(chosen), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop(0)
+                running[start_tests(mutant.module, mutant.source(), seconds)] = mutant, time.monotonic()
+            for child, (mutant, since) in list(running.items()):
+                if fate := ended(child, since, limit):
+                    del running[child]
+                    if fate == "fault":
+                        log = seconds.with_suffix(f".{child}.log").read_text()
+                        raise RuntimeError(f"the tests could not be run for {mutant}:\n{log}")
+                    yield mutant, fate
+            time.sleep(0.02)
+    finally:
+        for child in running:
+            os.killpg(child, signal.SIGKILL)
+
+
+def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant of a module and what became of it, after its tests have passed on the module as it is."""
+    text = module_text(module)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = Path(folder) / "seconds.json"
+        begin = time.monotonic()
+        plain = Mutant(module, 0, 0, "unchanged", "", lambda: ast.unparse(ast.parse(text)))
+        for _ in range(2):  # in the files' order, and the quickest first
+            if [fate for _, fate in outcomes([plain], seconds, 3600, 1)] != ["survived"]:
+                logs = "".join(log.read_text() for log in Path(folder).glob("*.log"))
+                raise RuntimeError(f"the tests of {module} fail on the module as it is:\n{logs}")
+        limit = max(LEAST, SLACK * (time.monotonic() - begin))
+        yield from outcomes(chosen, seconds, limit, jobs)
+
+
+def module_text(module: str) -> str:
+    """The text of one of the package's modules."""
+    return (ROOT / "cryotrans_jax" / f"{module}.py").read_text()
+
+
+def equivalents() -> dict[tuple[str, str, str], str]:
+    """Reasons of mutants that are known to be equivalent, by module, line of the source and change.
+
+    A list of blocks of four lines: the module, the line as it stands in the source, the change as a survivor is
+    printed, and the reason. Blank lines are between blocks, and lines with # are remarks.
+    """
+    lines = [line.strip() for line in EQUIVALENT.read_text().splitlines() if not line.startswith("#")]
+    blocks = [block.split("\n") for block in re.split(r"\n{2,}", "\n".join(lines).strip()) if block]
+    if wrong := [block for block in blocks if len(block) != 4]:
+        raise ValueError(f"{EQUIVALENT.name} has a block that is not of four lines: {wrong[0]}")
+    return {(module, line, change): reason for module, line, change, reason in blocks}
+
+
+def sample(modules: Sequence[str], count: int, seed: int) -> dict[str, list[Mutant]]:
+    """So many mutants, as evenly from the modules as their sizes allow, by a seed."""
+    every = {module: mutants(module, module_text(module)) for module in modules}
+    shares, left = {}, count
+    for number, module in enumerate(sorted(modules, key=lambda name: len(every[name]))):
+        shares[module] = min(len(every[module]), round(left / (len(modules) - number)))
+        left -= shares[module]
+    return {module: random.Random(f"{seed} {module}").sample(every[module], shares[module]) for module in modules}
+
+
+def table(counts: dict[str, Counter]) -> str:
+    """The result by module, in Markdown."""
+    rows = ["| module | mutants | killed | survived | equivalent |", "|---|---|---|---|---|"]
+    total = sum(counts.values(), Counter())
+    for name, found in [*counts.items(), ("all", total)]:
+        killed, all_ = found["killed"] + found["stopped"], sum(found.values())
+        rows.append(f"| {name} | {all_} | {killed} | {found['survived']} | {found['equivalent']} |")
+    return "\n".join(rows)
+
+
+def survival(counts: dict[str, Counter]) -> float:
+    """The share of mutants that survive, of those that are not equivalent."""
+    total = sum(counts.values(), Counter())
+    return total["survived"] / max(sum(total.values()) - total["equivalent"], 1)
+
+
+class Fates:
+    """What became of mutants in earlier runs, in a JSON file: as tests are only added, what was killed stays so."""
+
+    def __init__(self, path: Path | None):
+        """Read the file, if there is one."""
+        self.path = path
+        self.known = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def killed(self, mutant: Mutant) -> bool:
+        """Whether a mutant was killed, or stopped because it did not end."""
+        return self.known.get(self.key(mutant)) in ("killed", "stopped")
+
+    def keep(self, mutant: Mutant, fate: str) -> None:
+        """Add a mutant."""
+        self.known[self.key(mutant)] = fate
+        if self.path:
+            self.path.write_text(json.dumps(self.known, indent=0))
+
+    def key(self, mutant: Mutant) -> str:
+        """The mutant's name and a checksum of its whole text."""
+        return f"{mutant} {hashlib.sha256(mutant.source().encode()).hexdigest()[:16]}"
+
+
+def mutate(chosen: dict[str, list[Mutant]], fates: Fates, jobs: int = 1) -> dict[str, Counter]:
+    """Run the tests on the mutants, print those that survive, and count by module what became of them."""
+    known, counts = equivalents(), {}
+    for module, some in chosen.items():
+        tried = [one for one in some if (module, one.statement, one.change) not in known]
+        left = [one for one in tried if not fates.killed(one)]
+        counts[module] = Counter(killed=len(tried) - len(left), equivalent=len(some) - len(tried))
+        begin = time.monotonic()
+        for mutant, fate in run_module(module, left, jobs) if left else ():
+            counts[module][fate] += 1
+            fates.keep(mutant, fate)
+            if fate == "survived":
+                print(mutant, flush=True)
+        print(f"{module}: {dict(counts[module])} in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    return counts
+
+
+def warm_up(cache: str) -> None:
+    """Import what the package needs, so that no mutant's process has to, without starting any of JAX's devices."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    for name in HEAVY:
+        importlib.import_module(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run mutants and print the survivors and the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.mutate", description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=300, help="mutants in all")
+    parser.add_argument("--seed", type=int, default=0, help="of their choice")
+    parser.add_argument("--modules", default=",".join(TESTS), help="names, separated by commas")
+    parser.add_argument("--fates", type=Path, help="a file of what became of mutants: those killed are not run again")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at one time")
+    parser.add_argument("--write", type=Path, help="a page that holds the table between two marks")
+    given = parser.parse_args(arguments)
+    modules = given.modules.split(",")
+    if unknown := set(modules) - set(TESTS):
+        parser.error(f"no tests are known for {', '.join(sorted(unknown))}: choose from {', '.join(TESTS)}")
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no mutant's process is left behind
+    chosen = sample(modules, given.count, given.seed)
+    with tempfile.TemporaryDirectory() as cache:
+        warm_up(cache)
+        counts = mutate(chosen, Fates(given.fates), given.jobs)
+    text = f"{table(counts)}\n\nSurvived: {survival(counts):.1%} of those that are not equivalent."
+    print(text)
+    if given.write:
+        before, rest = given.write.read_text().split(MARKS[0])
+        after = rest.split(MARKS[1])[1]
+        given.write.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()
