@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -278,6 +278,7 @@ def prepare_run(folder: Path, words: list[str]) -> None:
     def load() -> None:
         job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
 
+    (folder / "out").mkdir()
     try:
         ended_well("run", words, load)
     finally:
@@ -392,6 +393,82 @@ def read_a_checkpoint(folder: Path, data: bytes, random) -> None:
         assert np.array_equal(arrays["arrays"][name], array)
 
 
+def answer_seeds(data_dir: Path | None) -> list[bytes]:
+    """What servers answer when asked for an entry: whole, with digests, in chunks, or with a redirect."""
+    import base64
+    import gzip
+    import hashlib
+    import json
+
+    model_seeds(None)
+    map_seeds(None)
+    cif, map_ = Path("seed.cif").read_bytes(), gzip.compress(Path("seed.mrc").read_bytes(), mtime=0)
+    sums = f"Digest: sha-256={base64.b64encode(hashlib.sha256(cif).digest()).decode()}", 'ETag: "a"'
+    entry = json.dumps({"map": {"file": "emd_1234.map.gz"}, "admin": {"title": "a"}}).encode()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (cif[:300], cif[300:])) + b"0\r\n\r\n"
+    return [
+        answer("200 OK", cif, f"Content-Length: {len(cif)}", *sums),
+        answer("200 OK", chunks, "Transfer-Encoding: chunked"),
+        answer("200 OK", map_, f"Content-Length: {len(map_)}", "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg=="),
+        answer("200 OK", entry, f"Content-Length: {len(entry)}"),
+        answer("302 Found", b"", "Location: http://127.0.0.1:1/x", "Content-Length: 0"),
+        answer("503 Service Unavailable", b"<html>busy</html>", "Retry-After: 1"),
+    ]
+
+
+def answer(status: str, body: bytes, *headers: str) -> bytes:
+    """An answer by HTTP with this status, headers and body."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "Connection: close", "", ""]).encode() + body
+
+
+def read_an_answer(folder: Path, data: bytes, random) -> None:
+    """Fetch a model and a map's entry from a server that gives this answer to all that it is asked."""
+    import shutil
+
+    from cryotrans_jax.files import InputError
+
+    from . import archives, download
+
+    download.PAUSE, place, said = 0.0, folder / "fetched", io.StringIO()
+    errors = []
+    with answering(data) as base:
+        archive = archives.Archives(base, base, base, limit=ANSWER_BYTES)
+        for name in ("6RAH", "EMD-1234"):
+            place.mkdir(exist_ok=True)
+            try:
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    archives.fetch(name, archive, place)
+            except InputError as error:
+                errors.append(error)
+            assert all(path.stat().st_size <= ANSWER_BYTES for path in place.iterdir())
+            shutil.rmtree(place)
+    assert all(c.isprintable() or c in "\n\r" for c in said.getvalue() + "".join(map(str, errors)))
+    if len(errors) == 2:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def answering(data: bytes) -> Iterator[str]:
+    """A server on this machine that gives every request the same bytes; its address."""
+    import socket
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # it is closed at the end
+                while True:
+                    connection, _ = server.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.settimeout(5)
+                        connection.recv(65536)
+                        connection.sendall(data)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
 KINDS = {
     "map": Kind(8, map_seeds, read_a_map),
     "labels": Kind(2, map_seeds, read_labels),
@@ -402,5 +479,6 @@ KINDS = {
     "flags": Kind(1, flag_seeds, read_flags),
     "numbers": Kind(1, number_seeds, read_numbers),
     "densities": Kind(1, density_seeds, read_a_target, redensified),
+    "answers": Kind(1, answer_seeds, read_an_answer),
     "checkpoint": Kind(1, checkpoint_seeds, read_a_checkpoint, damaged_in_folder),
 }
