@@ -73,6 +73,14 @@ def test_more_protein_in_the_target_is_no_micelle(pair):
     assert micelle.most_detailed(replace(target, density=twice), micelle.detail_of(initial[1]).volume, 5.0) is None
 
 
+def test_a_target_that_shows_hardly_more_than_the_initial_map_is_left_whole(pair):
+    """By less than a quarter of its volume, though the belt's edge has the least detail."""
+    target = with_belt(pair[1])
+    volume = micelle.detail_of(target, 5.0).volume
+    assert micelle.most_detailed(target, volume / 1.2, 5.0) is None
+    assert micelle.most_detailed(target, volume / 1.3, 5.0) is not None
+
+
 def test_what_is_masked_or_modelled_stays(pair):
     initial, target = pair
     both = with_belt(initial), with_belt(target)
