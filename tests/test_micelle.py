@@ -77,8 +77,8 @@ def test_a_target_that_shows_hardly_more_than_the_initial_map_is_left_whole(pair
     """By less than a quarter of its volume, though the belt's edge has the least detail."""
     target = with_belt(pair[1])
     volume = micelle.detail_of(target, 5.0).volume
-    assert micelle.most_detailed(target, volume / 1.2, 5.0) is None
-    assert micelle.most_detailed(target, volume / 1.3, 5.0) is not None
+    assert micelle.most_detailed(target, volume / 1.24, 5.0) is None
+    assert micelle.most_detailed(target, volume / 1.26, 5.0) is not None
 
 
 def test_what_is_masked_or_modelled_stays(pair):
