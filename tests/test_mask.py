@@ -66,6 +66,7 @@ def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius
     np.testing.assert_allclose(values[away <= radius], 1, atol=1e-6)
     np.testing.assert_allclose(values[away >= radius + 5], 0, atol=1e-6)  # Å
     edge = (away > radius) & (away < radius + 5)
+    np.testing.assert_allclose(values[edge], 0.5 + 0.5 * np.cos(np.pi * (away[edge] - radius) / 5), atol=1e-5)
     order = np.argsort(away[edge])
     assert (np.diff(values[edge][order]) <= 1e-6).all() and values[edge].min() < 0.01 and values[edge].max() > 0.99
 
