@@ -115,7 +115,7 @@ def test_there_are_as_many_masks_as_targets(folder, fitted):
 
 def test_a_molecular_weight_reaches_the_fit_as_a_volume(fitted):
     assert fitted("--mass_kda=2.5")[2]["volume"] == pytest.approx(1.21 * 2500)
-    assert "Å³ of the map are positive: give another molecular weight" in fitted("--mass_kda=2500")
+    assert "give the molecular weight in kDa, of all that the map shows" in fitted("--mass_kda=2500")
 
 
 @pytest.mark.slow
