@@ -48,6 +48,7 @@ def define_pair() -> None:
 def define_flags() -> None:
     """Nothing; the flags of this job are there."""
     define_pair()
+    shared.define_all_models()
     shared.define_fit()
     shared.define_machine()
     shared.define_archives()

@@ -176,6 +176,12 @@ def test_energies_are_half_the_squares_of_what_is_off_over_its_sigma(top):
     assert geometry.volume_energy(top.centres, volumes)(1.1 * top.xyz)[0] == pytest.approx(0.5 * (off**2).sum())
 
 
+def test_what_bends_more_easily_is_held_less():
+    """Bonds, angles, distances within a residue, places: each may be off by more than the one before."""
+    sigmas = geometry.BOND_SIGMA, geometry.ANGLE_SIGMA, geometry.RESIDUE_SIGMA, geometry.PLACE_SIGMA
+    assert 0 < sigmas[0] and (np.divide(sigmas[1:], sigmas[:-1]) >= 1.5).all()
+
+
 def test_alternative_conformations_are_bonded_to_what_they_share_and_not_to_each_other():
     """Two places of CB on one CA, with one CG each."""
     sites = [("CA", "C", (0, 0, 0), "\0")]

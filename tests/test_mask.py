@@ -66,6 +66,7 @@ def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius
     np.testing.assert_allclose(values[away <= radius], 1, atol=1e-6)
     np.testing.assert_allclose(values[away >= radius + 5], 0, atol=1e-6)  # Å
     edge = (away > radius) & (away < radius + 5)
+    np.testing.assert_allclose(values[edge], 0.5 + 0.5 * np.cos(np.pi * (away[edge] - radius) / 5), atol=1e-5)
     order = np.argsort(away[edge])
     assert (np.diff(values[edge][order]) <= 1e-6).all() and values[edge].min() < 0.01 and values[edge].max() > 0.99
 
@@ -114,7 +115,7 @@ def test_there_are_as_many_masks_as_targets(folder, fitted):
 
 def test_a_molecular_weight_reaches_the_fit_as_a_volume(fitted):
     assert fitted("--mass_kda=2.5")[2]["volume"] == pytest.approx(1.21 * 2500)
-    assert "Å³ of the map are positive: give another molecular weight" in fitted("--mass_kda=2500")
+    assert "give the molecular weight in kDa, of all that the map shows" in fitted("--mass_kda=2500")
 
 
 @pytest.mark.slow

@@ -74,6 +74,14 @@ def test_more_protein_in_the_target_is_no_micelle(pair):
     assert micelle.most_detailed(replace(target, density=twice), micelle.detail_of(initial[1]).volume, 5.0) is None
 
 
+def test_a_target_that_shows_hardly_more_than_the_initial_map_is_left_whole(pair):
+    """By less than a quarter of its volume, though the belt has a sixth of the protein's detail."""
+    target = with_belt(pair[0])
+    volume = micelle.detail_of(target, 3.0).volume
+    assert micelle.most_detailed(target, volume / 1.24, 3.0) is None
+    assert micelle.most_detailed(target, volume / 1.26, 3.0) is not None
+
+
 def test_what_is_masked_or_modelled_stays(pair):
     initial, target = pair
     both = with_belt(initial), with_belt(target)

@@ -232,6 +232,27 @@ def test_all_parts_of_a_ring_that_opens_are_found():
     assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_there_are_no_more_bodies_than_allowed(points, monkeypatch, most):
+    """Of a rod that is cut into five, each of which goes another way."""
+    x, mass = points
+    monkeypatch.setattr(partition, "MOST", most)
+    away = np.array([[0, 0, 0], [0, 25, 0], [0, 0, 25], [0, -25, 0], [0, 0, -25.0]])
+    assert len(bodies(x, x + away[(x[:, 0] // 20.01).astype(int)], mass)[0].motions) == most
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 11), (6, 8, 10)])
+def test_all_mass_is_in_the_points_however_the_box_is_divided(shape):
+    """In blocks of three voxels a side, some of which reach beyond the box."""
+    density = np.random.default_rng(0).uniform(0.5, 1, shape).astype(np.float32)
+    map_ = Map(density, np.full(3, 1.5), GRID[1])
+    x, mass, filled, factor = partition.cloud(density, map_, 4.5)
+    assert factor.tolist() == [3, 3, 3] and filled.shape == tuple(-(-n // 3) for n in shape)
+    assert mass.sum() == pytest.approx(density.sum(), rel=1e-5)
+    centre = np.average(np.argwhere(density), axis=0, weights=density.ravel())
+    np.testing.assert_allclose(mass @ x / mass.sum(), map_.origin + 1.5 * centre, rtol=1e-5)
+
+
 def test_a_large_body_has_few_beside_it(points, monkeypatch):
     """Of a heavy rod that stays, and eight small ones beside it that go each another way."""
     x, mass = points

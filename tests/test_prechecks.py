@@ -123,7 +123,7 @@ def test_voxel_sizes_in_nanometres_are_refused(run, maps, flag):
 def test_of_several_targets_the_inverted_one_is_left_out(folder, capsys):
     settings = SimpleNamespace(target=[f"{folder}/b.mrc", f"{folder}/dark.mrc"], data_dir=str(folder), invert=None)
     settings.target_mask = settings.target_half1 = settings.target_half2 = settings.reference = None
-    settings.mask_radius = settings.target_threshold = None
+    settings.mask_radius = settings.target_threshold = settings.target_voxel_size = None
     left_out = inputs.leave_out_unusable(settings)
     assert list(left_out) == ["dark"] and settings.target == [f"{folder}/b.mrc"]
     assert "the contrast seems inverted" in capsys.readouterr().err

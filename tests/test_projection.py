@@ -101,3 +101,15 @@ def test_nothing_is_put_in_for_what_no_image_shows(density):
     k = np.stack(np.meshgrid(*[np.arange(N) - N // 2] * 3, indexing="ij"))
     unseen = (np.abs(k[2]) > 2 + 2 * np.abs(k[1])) | (np.linalg.norm(k, axis=0) > N // 2 + 1)
     assert spectrum[unseen].max() < 0.02 * spectrum.max()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_nothing_is_amplified_where_few_images_are(noise):
+    """Weights from a ten-thousandth on: the density has no more power than the quotient of the sums (Parseval)."""
+    rng, m = np.random.default_rng(3), projection.PUT * N
+    weight = (10 ** rng.uniform(-4, 0, (m, m, m))).astype(np.float32)
+    values = np.asarray(projection.transform(jax.numpy.asarray(rng.normal(size=(m, m, m)), dtype=np.float32)))
+    sums = projection.Sums(jax.numpy.asarray(values * weight), jax.numpy.asarray(weight), np.float32(1))
+    found = np.asarray(projection.back_projected(sums, np.full(N // 2 + 1, noise, np.float32)))
+    power = ((found * projection.decay(N, projection.PUT)) ** 2).sum()
+    assert np.isfinite(power) and power < (np.abs(values) ** 2).sum() / m**3

@@ -237,10 +237,12 @@ def test_the_page_of_the_largest_and_noisiest_maps_is_below_20_mb():
 def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(balls, tmp_path):
     _, moved = balls
     write_map(tmp_path / "frame_00.mrc", two_balls(1))
+    run_folder.sign(tmp_path)
     ends = film.frames(tmp_path, 1, two_balls(0), two_balls(1), moved)
     assert [(frame.name, frame.time) for frame in ends] == [("the initial map", 0.0), ("frame_00.mrc", 1.0)]
     for k in range(31):
         write_map(tmp_path / f"frame_{k:02d}.mrc", two_balls(k / 30))
+    run_folder.sign(tmp_path)
     several = film.frames(tmp_path, 31, two_balls(0), two_balls(1), moved)
     assert len(several) == film.FRAMES and (several[0].time, several[-1].time) == (0, 1)
     for frame in several:

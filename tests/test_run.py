@@ -84,9 +84,9 @@ def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, m
         with mrcfile.open(tmp_path / f"{name}.mrc", "r+") as file:
             file.header.cella = (0, 0, 0)
     path = {name: str(tmp_path / f"{name}.mrc") for name in named}
-    none = "model fetch micelle initial_resolution target_resolution mask_radius initial_threshold target_threshold"
+    none = "model fetch micelle invert mass_kda initial_resolution target_resolution mask_radius initial_threshold"
     settings = SimpleNamespace(
-        **dict.fromkeys(none.split()), data_dir="none", waypoint=[], align="none", check_hand=False, all_models=False,
+        **dict.fromkeys([*none.split(), "target_threshold"]), data_dir="none", waypoint=[], align="none", check_hand=False, all_models=False,
         initial=path["initial"], target=[path["target"]], mask=path["mask"], target_mask=[path["mask"]],
         target_half1=[path["half1"]], target_half2=None, reference=[path["truth"]], parts=path["labels"],
         part_rigidity=None, voxel_size=size, target_voxel_size=size,
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
     assert job("run", *arguments(folder, tmp_path, **files))[0] == 0
     ours, theirs = contents(run), contents(tmp_path)
-    of_the_day = ("config.json", "metrics.json", "report.html", "SHA256SUMS")
+    of_the_day = ("config.json", "metrics.json", "report.html", "SHA256SUMS", "view.cxc")
     for name in ours:
         if name not in of_the_day and not name.startswith("checkpoint"):
             assert ours[name] == theirs[name], name
