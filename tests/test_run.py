@@ -86,7 +86,8 @@ def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, m
     path = {name: str(tmp_path / f"{name}.mrc") for name in named}
     none = "model fetch micelle invert mass_kda initial_resolution target_resolution mask_radius initial_threshold"
     settings = SimpleNamespace(
-        **dict.fromkeys([*none.split(), "target_threshold"]), data_dir="none", waypoint=[], align="none", check_hand=False, all_models=False,
+        **dict.fromkeys([*none.split(), "target_threshold"]), data_dir="none", waypoint=[], align="none",
+        check_hand=False, all_models=False,
         initial=path["initial"], target=[path["target"]], mask=path["mask"], target_mask=[path["mask"]],
         target_half1=[path["half1"]], target_half2=None, reference=[path["truth"]], parts=path["labels"],
         part_rigidity=None, voxel_size=size, target_voxel_size=size,
