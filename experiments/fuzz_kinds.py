@@ -478,7 +478,7 @@ KINDS = {
     "pair": Kind(1, pair_seeds, read_a_pair),
     "flags": Kind(1, flag_seeds, read_flags),
     "numbers": Kind(1, number_seeds, read_numbers),
-    "densities": Kind(1, density_seeds, read_a_target, redensified),
+    "densities": Kind(0.2, density_seeds, read_a_target, redensified),
     "answers": Kind(1, answer_seeds, read_an_answer),
     "checkpoint": Kind(1, checkpoint_seeds, read_a_checkpoint, damaged_in_folder),
 }

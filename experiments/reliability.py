@@ -256,9 +256,9 @@ def locks(folder: Path) -> Iterator[Row]:
     time.sleep(1)
     second = finish(order(folder, out))
     errors = first.communicate()[1]
-    ended = sorted([(first.returncode, errors), (second.status, second.errors)])
-    good = [status for status, _ in ended] == [0, 2] and same(whole, out)
-    yield Row("two runs in one folder", 1, int(good), f"one with the same files, the other: `{ended[1][1].strip()}`")
+    ended = sorted([Ended(first.returncode, "", errors), second], key=lambda one: one.status or 0)
+    good = [one.status for one in ended] == [0, 2] and same(whole, out)
+    yield Row("two runs in one folder", 1, int(good), f"one with the same files, the other {quoted(ended[1], folder)}")
     out = folder / "left_locked"
     process = subprocess.Popen(order(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("unfinished/*/seed_0/0*")):
