@@ -291,7 +291,7 @@ def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
 
     from cryotrans_jax.files import InputError
 
-    define_flags_of(name)
+    only_flags_of(name)
     before, error = sys.argv, io.StringIO()
     sys.argv = [f"{name}.py", *words]
     try:
@@ -307,7 +307,7 @@ def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
         sys.argv = before
 
 
-def define_flags_of(name: str) -> None:
+def only_flags_of(name: str) -> None:
     """Define the flags of a job, and no others."""
     for defined in list(flags.FLAGS):
         if defined not in ("help", "helpfull", "helpshort", "helpxml"):
