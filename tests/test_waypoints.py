@@ -62,6 +62,7 @@ def test_a_waypoint_half_way_along_the_straight_line_changes_nothing(followed):
     np.testing.assert_allclose(passing, [ALONG / 2, ALONG], atol=0.3)
 
 
+@pytest.mark.slow  # two waypoints are followed in the next test
 def test_a_curve_is_followed_with_a_waypoint_and_not_without(followed):
     through = ALONG / 2 + ACROSS
     free, passing = (followed(ALONG, way, [0.5, 1.0]) for way in ({}, {0.5: through}))
