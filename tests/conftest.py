@@ -28,6 +28,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs that tests 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # to look for smaller ones takes as long
 
+
+def pytest_configure(config):
+    """Compile quickly rather than well, but for the slow tests: the others compile for longer than they compute."""
+    if "not slow" in config.getoption("markexpr"):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+
+
 SHAPE = (24, 20, 28)
 VOXEL = np.array([2.0, 2.2, 2.1])
 ORIGIN = np.array([-21.3, 11.2, 40.7])  # no whole number of voxels

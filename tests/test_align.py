@@ -22,7 +22,7 @@ TURN = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([1
 def fewer_rotations(monkeypatch, request):
     """The default tests search fewer rotations, to be quick; the slow ones, of real maps, all."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(align, "ROTATIONS", 800)
+        monkeypatch.setattr(align, "ROTATIONS", 300)
 
 
 def simulated(model, voxel_size, resolution):

@@ -54,14 +54,11 @@ def test_eight_devices_fit_three_targets_as_one_device_does():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_share_of_the_targets_is_fitted_as_among_all(maps, monkeypatch):
+def test_a_share_of_the_targets_is_fitted_as_among_all(maps):
     """The third target reaches furthest: without it the others would have another crop. One stage is enough."""
-    default = recipes.default
-    monkeypatch.setattr(
-        recipes, "default", lambda *args: replace(c := default(*args), stages=c.stages[1:2], rival=None)
-    )
     wide = replace(maps[1], density=np.roll(maps[1].density, -4, axis=2))
-    targets, how = [*maps[1:], wide], dict(steps=0.03, align="none")
+    how = dict(recipe="paper", bin=4, schedule=recipes.Schedule((("l2", 8, 1e-3),)), align="none")
+    targets = [*maps[1:], wide]
     whole = morph(maps[0], targets, **how)
     part = morph(maps[0], targets, share=[1, 0], **how)
     assert part.config == whole.config and part.frame.edge == whole.frame.edge and len(part.report["targets"]) == 3

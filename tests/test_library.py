@@ -17,7 +17,7 @@ from cryotrans_jax.align import Transform
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
-SHORT = dict(recipe="paper", align="none", bin=4, steps=0.005)
+SHORT = dict(recipe="paper", align="none", bin=4, schedule=recipes.Schedule((("l2", 10, 1e-3),)))
 HOW = dict(steps=0.03, parts=None, initial_resolution=8.0, target_resolution=8.0)
 TURN = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 

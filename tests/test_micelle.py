@@ -183,13 +183,19 @@ def test_maps_without_a_body_have_nothing_to_tell():
         assert micelle.proteins([map_, map_]) == [None, None]
 
 
-def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path, monkeypatch):
+@pytest.fixture
+def belted(pair, tmp_path):
+    """Flags of a short run between the maps with belts."""
     for name, one in zip("ab", pair, strict=True):
         write_map(tmp_path / f"{name}.mrc", with_belt(one))
     maps = f"--initial={tmp_path}/a.mrc", f"--target={tmp_path}/b.mrc"
-    quick = "--recipe=paper", "--bin=8", "--steps=0.0001", "--frames=1", "--align=none"
+    return *maps, "--recipe=paper", "--bin=8", "--steps=0.0001", "--frames=1", "--align=none"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_belts_out_and_says_so(pair, belted, job, tmp_path):
     out = tmp_path / "out"
-    status, printed, error = job("run", *maps, *quick, f"--out_dir={out}")
+    status, printed, error = job("run", *belted, f"--out_dir={out}")
     assert status == 0, error
     assert "has no detail, as a micelle has none, and is left out" in printed
     saved = json.loads((out / "config.json").read_text())
@@ -204,10 +210,22 @@ def test_a_run_leaves_belts_out_and_says_so(pair, job, tmp_path, monkeypatch):
     status, _, error = job("predict", f"--run_dir={out}", "--frames=1", "--overwrite")
     assert status == 2 and "protein_in_a.mrc is gone or changed" in error
 
-    def stop(*_):
+
+def test_belts_are_left_out_of_what_is_fitted_unless_they_are_to_be_kept(pair, belted, job, tmp_path, monkeypatch):
+    cases = []
+
+    def stop(case, *_):
+        cases.append(case)
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.results.fit_case", stop)
-    status, printed, error = job("run", *maps, *quick, "--micelle=keep", f"--out_dir={tmp_path}/kept")
-    assert (status, error) == (2, "error: enough\n")
-    assert "no detail" not in printed and not (tmp_path / "kept" / "inputs").exists()
+    for kept, more in ((False, ()), (True, ("--micelle=keep",))):
+        status, printed, error = job("run", *belted, *more, f"--out_dir={tmp_path}/{kept}")
+        assert (status, error) == (2, "error: enough\n")
+        assert ("has no detail, as a micelle has none, and is left out" in printed) != kept
+        assert (tmp_path / str(kept) / "inputs").exists() != kept
+        case = cases.pop()
+        belt = pair[0][4] & (pair[0][2] > 6)  # further than that from the molecule
+        for map_, one in zip((case.initial, *case.targets), pair, strict=True):
+            ours = np.abs(map_.density[one[4] & (one[2] > 6)]).mean() / np.abs(with_belt(one).density[belt]).mean()
+            assert ours > 0.9 if kept else ours < 0.3

@@ -1,11 +1,15 @@
 """The worked notebook runs as it stands, and shows what it says."""
 
+import ast
+import inspect
 import os
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+
+import cryotrans_jax as ct
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "morph.ipynb"
@@ -36,11 +40,29 @@ def kinds(notebook):
     return [sorted(kind for o in cell.outputs for kind in o.get("data", {})) for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_is_kept_in_it(monkeypatch):
     found, kept = executed(QUICK, monkeypatch), nbformat.read(NOTEBOOK, as_version=4)
     assert kinds(found) == kinds(kept) and sum("image/svg+xml" in kind for kind in kinds(kept)) == 4
     assert printed(found).keys() == printed(kept).keys()
     assert any("\rstage " in o.get("text", "") for cell in found.cells for o in cell.get("outputs", []))  # the bar
+
+
+def test_what_the_notebook_calls_exists_and_takes_what_it_is_given():
+    """Every call of a function of the package, by its name and its arguments."""
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    calls = [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    public = [call for call in calls if ast.unparse(call.func).startswith("ct.")]
+    assert len(public) > 8
+    for call in public:
+        function = ct
+        for name in ast.unparse(call.func).split(".")[1:]:
+            function = getattr(function, name)
+        given = [None for a in call.args if not isinstance(a, ast.Starred)], {k.arg: None for k in call.keywords}
+        inspect.signature(function).bind_partial(*given[0], **given[1])
+    assert {ast.unparse(call.func) for call in calls} >= {"fit.generated", "fit.frames", "fit.move"} and all(
+        hasattr(ct.Fit, name) for name in ("generated", "frames", "move")
+    )
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ def sliding():
 STIFF = Stage("matched", 300, 1e-2, 1e-4, bin=2, sampling=1, blur=3.0, rigidity=3.0)
 
 
+@pytest.mark.slow  # that bodies with fields of their own go on to a better fit: test_bodies_are_found_and_go_on
 def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_one_field(sliding):
     """Under a rigidity that forbids to shear; without it the one field follows as well."""
     initial, target, partition, x, shift = sliding

@@ -330,7 +330,8 @@ def test_frames_and_moved_models_have_the_symmetry(pair, fits, tmp_path):
     assert np.abs(resampled(other, other, turn).density - other.density).max() > 0.02 * other.density.max()
 
 
-@pytest.mark.parametrize("stages", [3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_partition.py has the copies of bodies, and test_velocity.py the fields that are turned to them
+@pytest.mark.parametrize("stages", [3, 6])
 def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stages, monkeypatch):
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
     symmetric as with one field. A fit that stopped goes on to the same end. The first three stages do for that."""

@@ -88,6 +88,7 @@ def test_progress_is_told_every_loss_once(whole):
         np.testing.assert_array_equal(np.concatenate([t for stage, _, t in told if stage == number]), losses)
 
 
+@pytest.mark.slow  # in the default suite: each loss as it would be alone, in the tests of correspondences and of rivals
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     state, history, _ = whole

@@ -31,6 +31,7 @@ EPSILON = 0.02
 BOX = (12, 11, 13)
 SIDE = np.array([0.07, 0.08, 0.075])
 POTENTIALS = jax.jit(potentials, static_argnums=(3, 4, 5))
+ERROR = jax.jit(window_error, static_argnums=(5, 6))
 W2 = jax.jit(jax.value_and_grad(w2), static_argnums=(3, 4, 5))
 
 
@@ -228,13 +229,13 @@ def test_the_gradient_along_a_translation_is_twice_the_distance():
 def test_the_window_error_bounds_what_a_window_changes(blobs):
     a, b = (m / m.sum() for m in blobs)
     epsilon = 0.002
-    solve = jax.jit(lambda w: potentials(a, b, SIDE, epsilon, 5, w), static_argnums=0)
-    exact = solve(None)
+    exact = POTENTIALS(a, b, SIDE, epsilon, 5, None)
     bounds = []
     for window in (2, 8):
-        found = solve(window)
-        changed = max(float(jnp.max(jnp.abs(f - e) * (m > 1e-6))) for f, e, m in zip(found, exact, (a, b), strict=True))
-        bounds.append(float(window_error(*found, a, b, SIDE, epsilon, window)))
+        found = POTENTIALS(a, b, SIDE, epsilon, 5, window)
+        both = zip(*(map(np.asarray, each) for each in (found, exact, (a, b))), strict=True)
+        changed = max(float((np.abs(f - e) * (m > 1e-6)).max()) for f, e, m in both)
+        bounds.append(float(ERROR(*found, a, b, SIDE, epsilon, window)))
         assert changed / epsilon <= bounds[-1] + 1e-3  # float32 resolves potentials of order 1 to 1e-4 epsilon
     assert bounds == sorted(bounds, reverse=True) and bounds[-1] < 1e-2 < 1 < bounds[0]
 
@@ -276,7 +277,7 @@ def test_the_window_error_is_that_of_its_formula(exchanged):
 
     expected = max(bound(phi, psi, a, b), bound(psi, phi, b, a))
     given = (jnp.asarray(v, jnp.float32) for v in (phi, psi, a, b))
-    assert window_error(*given, VOXEL, EPSILON, window) == pytest.approx(expected, rel=1e-4)
+    assert ERROR(*given, VOXEL, EPSILON, window) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_kernel_takes_what_that_of_the_stock_grid_takes():

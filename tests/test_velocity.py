@@ -1,5 +1,7 @@
 """The velocity field is the paper's network, which may also see sines of the positions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,15 +118,16 @@ def test_the_flow_starts_near_the_identity(waves):
 def test_the_wave_number_sets_over_which_distance_the_field_changes():
     """At three times the wave number as much in a third of the distance; the layers behind are the same ones."""
 
+    @partial(jax.jit, static_argnums=0)
     def change(wave_number, distance):
         network = Velocity(centre=0.5, waves=64, wave_number=wave_number)
-        params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 3)))
+        params = network.init(jax.random.key(0), jnp.zeros((1, 3)))
         x = jax.random.uniform(jax.random.key(1), (300, 3))
         step = jax.random.normal(jax.random.key(2), x.shape) * distance
         v, there = (network.apply(params, at) for at in (x, x + step))
-        return float(jnp.mean((v - there) ** 2) / jnp.mean(jnp.var(v, axis=0)))
+        return jnp.mean((v - there) ** 2) / jnp.mean(jnp.var(v, axis=0))
 
-    near, far = change(10.0, 0.03), change(10.0, 0.09)
+    near, far = float(change(10.0, 0.03)), float(change(10.0, 0.09))
     assert change(30.0, 0.03) == pytest.approx(far, rel=0.25)  # besides the waves, the layers see the positions
     assert far > 2 * near
 
@@ -132,20 +135,21 @@ def test_the_wave_number_sets_over_which_distance_the_field_changes():
 @pytest.mark.parametrize("waves", [0, 8])
 def test_velocity_sees_the_time_beside_the_positions_and_starts_blind_to_it(waves):
     network = Velocity(width=20, centre=0.5, waves=waves, wave_number=4.0)
-    x = jax.random.uniform(jax.random.key(1), (6, 3))
+    x = np.random.default_rng(1).uniform(size=(6, 3)).astype(np.float32)
+    apply = jax.jit(network.apply)
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4)))
-    early, late = (jnp.concatenate([x, jnp.full((6, 1), t)], axis=-1) for t in (0.0, 0.75))
+    early, late = (np.concatenate([x, np.full((6, 1), t, np.float32)], axis=-1) for t in (0.0, 0.75))
     still = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 3)))
     for at in (early, late):
-        found, expected = network.apply(params, at), network.apply(still, x)
+        found, expected = apply(params, at), apply(still, x)
         np.testing.assert_allclose(found, expected, atol=rounding(np.abs(expected).max(), 100))
-    kernel = jax.random.normal(jax.random.key(2), (1, 20))
+    kernel = np.random.default_rng(2).normal(size=(1, 20)).astype(np.float32)
     params["params"]["time_in"] = {"kernel": kernel}
-    assert np.abs(network.apply(params, early) - network.apply(params, late)).max() > 1e-4
+    assert np.abs(apply(params, early) - apply(params, late)).max() > 1e-4
     # a bias of the first hidden layer that grows with time: four units a unit of it, none half way
     moved = jax.tree.map(lambda p: p, still)
     moved["params"]["Dense_0"]["bias"] = still["params"]["Dense_0"]["bias"] + kernel[0] * 4.0 * 0.25
-    found, expected = network.apply(params, late), network.apply(moved, x)
+    found, expected = apply(params, late), apply(moved, x)
     np.testing.assert_allclose(found, expected, atol=rounding(np.abs(expected).max(), 100))
 
 

@@ -12,12 +12,13 @@ from scipy import ndimage
 from cryotrans_jax import atoms, prepare, trajectory
 from cryotrans_jax.files import InputError
 from cryotrans_jax.morphing import Fit, morph
-from cryotrans_jax.recipes import default
+from cryotrans_jax.recipes import Schedule, default
 from cryotrans_jax.train import Config, Stage, fit, stage_inputs, start, torn
 
 MATCHED = Stage("matched", 400, 1e-2, 1e-4, bin=2, sampling=2, blur=4.0, rigidity=0.1)
 POINTS = Stage("points", 10, 1e-3, 1e-3, bin=2, sampling=2)
 CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
+SHORT = Schedule((("l2", 20, 1e-3),))
 ALONG, ACROSS = np.array([7.0, 0.0, 0.0]), np.array([0.0, 0.0, 5.0])  # Å
 
 
@@ -62,6 +63,7 @@ def test_a_waypoint_half_way_along_the_straight_line_changes_nothing(followed):
     np.testing.assert_allclose(passing, [ALONG / 2, ALONG], atol=0.3)
 
 
+@pytest.mark.slow  # two waypoints are followed in the next test
 def test_a_curve_is_followed_with_a_waypoint_and_not_without(followed):
     through = ALONG / 2 + ACROSS
     free, passing = (followed(ALONG, way, [0.5, 1.0]) for way in ({}, {0.5: through}))
@@ -116,7 +118,7 @@ def bent(shifted, maps):
     """A short fit whose field depends on time, and its maps' first."""
     waypoints = [(shifted(ALONG), 0.8), (shifted(ACROSS), 0.37)]
     known = dict(initial_resolution=8.0, target_resolution=8.0, waypoint_resolution=8.0)
-    return morph(maps[0], maps[1], "paper", align="none", bin=4, steps=0.01, waypoints=waypoints, **known)
+    return morph(maps[0], maps[1], "paper", align="none", bin=4, schedule=SHORT, waypoints=waypoints, **known)
 
 
 def test_waypoints_are_taken_by_rising_time(bent):
