@@ -91,6 +91,19 @@ def problem(maps):
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
 
 
+@pytest.fixture(scope="module")
+def first_stages():
+    """Cut the default recipe to its first stages, of one field and of bodies, for what all stages have alike."""
+    from dataclasses import replace
+
+    from cryotrans_jax import recipes
+
+    whole = recipes.default
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), stages=c.stages[:3], redrawn=3))
+        yield
+
+
 def rounding(size, depth):
     """Return the error that single precision may leave of numbers up to `size` after `depth` operations in a row.
 

@@ -182,6 +182,7 @@ def grid_of(map_):
     return map_.density.shape, map_.voxel_size, map_.origin
 
 
+@pytest.mark.slow
 def test_a_part_in_noise_finds_its_place(pair):
     """Two thirds of the molecule, with noise as strong as the density."""
     closed, _, initial, _ = pair

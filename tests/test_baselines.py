@@ -53,6 +53,7 @@ def test_the_barycentre_of_two_gaussians_moves_between_them():
         assert (variance > 1.2**2 - 0.05).all() and (variance < 1.2**2 + epsilon / 2 + 0.05).all()
 
 
+@pytest.mark.slow
 def test_a_barycentre_knows_that_voxels_are_not_cubes():
     """Moved along the longer side: the mean is half way in Å all the same."""
     ends = [blob(middle, 1.2) for middle in ((6, 4, 6), (6, 7, 6))]

@@ -90,6 +90,7 @@ def test_paths_are_as_good_as_maps(fit, maps, tmp_path):
         ct.morph(paths[0], [paths[1], tmp_path / "none.mrc"])
 
 
+@pytest.mark.slow
 def test_a_target_on_another_grid_in_another_pose_is_laid_over_the_initial_map(maps, one_stage):
     """As `onto` lays it, and its half-maps where it went; what is far away has nothing in common."""
     size = np.array([2.3, 2.3, 2.3])

@@ -55,6 +55,7 @@ def test_noiseless_projections_give_the_density_back(density):
     np.testing.assert_allclose(found, density, atol=0.05 * density.max())
 
 
+@pytest.mark.slow
 def test_sums_of_two_sets_of_images_are_those_of_all(density):
     views = turns(50)
     images = projection.project(density, views)
@@ -66,6 +67,7 @@ def test_sums_of_two_sets_of_images_are_those_of_all(density):
     assert float(every.weight.sum()) == pytest.approx(50 * len(projection.disc(N)[0]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_fewer_noisy_images_resolve_less(density):
     """And Wiener's filter brings each map nearer to the truth."""
     found = []

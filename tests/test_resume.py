@@ -33,6 +33,9 @@ class Killed(BaseException):
     """As kill -9 is: nothing that waits for errors or signals sees it."""
 
 
+pytestmark = pytest.mark.usefixtures("first_stages")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, maps):
     """The maps as files, and one without numbers."""
@@ -396,10 +399,12 @@ def test_a_map_onto_itself_is_no_divergence(folder, job, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_that_are_really_killed_end_with_the_same_files(folder, whole, tmp_path):
+def test_runs_that_are_really_killed_end_with_the_same_files(folder, tmp_path):
     """kill -9 at random times, again and again, until the run comes to its end; several times."""
     random = np.random.default_rng(0)
     command = [sys.executable, "-m", "experiments.run", *arguments(folder, "OUT", checkpoint_minutes=0)]
+    whole = tmp_path / "whole"
+    subprocess.run([word.replace("OUT", str(whole)) for word in command], cwd=ROOT, check=True)
     for number in range(4):
         out = tmp_path / str(number)
         own = [word.replace("OUT", str(out)) for word in command]

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, metrics, recipes
+from cryotrans_jax import atoms, metrics
 from cryotrans_jax.align import Transform
 from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import Map, read_map, same_grid, write_map
@@ -33,13 +32,7 @@ PICTURES |= {"report.html", "morph.gif"}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 
 
-@pytest.fixture(scope="module", autouse=True)
-def first_stages():
-    """Cut the default recipe to its first stages, of one field and of bodies; test_snapshots.py fits by all of them."""
-    whole = recipes.default
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), stages=c.stages[:3], redrawn=3))
-        yield
+pytestmark = pytest.mark.usefixtures("first_stages")  # test_snapshots.py fits by the whole recipe
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +437,7 @@ def grid_of(map):
     return map.density.shape, map.voxel_size, map.origin
 
 
+@pytest.mark.slow
 def test_a_reference_lies_in_the_targets_frame_be_it_a_model_or_a_map(folder, far, job, monkeypatch, tmp_path):
     monkeypatch.setattr("cryotrans_jax.align.ROTATIONS", 300)
     cases = []

@@ -192,9 +192,12 @@ def contest(two):
             return end, sure
         return np.random.default_rng(0).permutation(end), sure
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correspond, "ends", some)
-        yield fit(two, CONTEST, chunk=CHUNK), lambda problem, config, **how: fit(problem, config, chunk=CHUNK, **how)
+    def run(problem, config, **how):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(correspond, "ends", some)
+            return fit(problem, config, chunk=CHUNK, **how)
+
+    return run(two, CONTEST), run
 
 
 def test_a_start_that_does_not_hold_together_gives_way_to_a_better_one(two, contest):
@@ -370,6 +373,7 @@ def test_a_stage_that_gains_nothing_goes_to_its_end(two):
         assert len(losses) == made
 
 
+@pytest.mark.slow
 def test_every_target_ends_as_it_would_alone(two):
     """One that stays the initial map has nothing to gain; the other goes on meanwhile."""
     blurs = np.zeros(2)

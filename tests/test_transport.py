@@ -126,6 +126,7 @@ def test_five_iterations_give_the_potentials_of_the_stock_grid(blobs):
     np.testing.assert_allclose(psi.ravel(), out.g - 0.01 * jnp.log(b.ravel()), atol=rounding(0.5, 150))
 
 
+@pytest.mark.slow
 def test_w2_is_symmetric_once_converged(blobs):
     a, b = blobs
     there, back = (float(W2(*pair, SIDE, 0.01, 100, None)[0]) for pair in ((a, b), (b, a)))
@@ -185,6 +186,7 @@ def test_w2_over_the_mass_does_not_depend_on_the_unit_of_mass(blobs):
     assert thousandfold == pytest.approx(once, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_window_wider_than_the_motion_changes_nothing(blobs):
     epsilon = 0.002
     motion = 0.2  # along each axis the blobs' mass moves by less
@@ -209,6 +211,7 @@ def test_window_for_leaves_out_less_than_a_billionth(motion, voxel, epsilon):
     assert np.exp(-((beyond - voxel) ** 2) / epsilon) > 1e-8 or beyond < voxel  # and no wider than it need be
 
 
+@pytest.mark.slow
 def test_the_gradient_along_a_translation_is_twice_the_distance():
     """W2 of a shape and its translate by d is d² (and a constant), so moving the points by s changes it by 2 s·d."""
     d = np.array([0.10, -0.08, 0.06])
