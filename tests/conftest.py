@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 
@@ -29,10 +30,18 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs that tests 
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # to look for smaller ones takes as long
 
 
+OLDER_LOOPS = "--xla_cpu_use_fusion_emitters=false"  # as in `cryotrans_jax.programs`, also for what tests compile
+
+
 def pytest_configure(config):
     """Compile quickly rather than well, but for the slow tests: the others compile for longer than they compute."""
-    if "not slow" in config.getoption("markexpr"):
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    if "PYTEST_XDIST_WORKER" in os.environ or "not slow" not in config.getoption("markexpr"):
+        return
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_LOOPS}".strip()
+    probe = [sys.executable, "-c", "import jax; jax.numpy.zeros(1).block_until_ready()"]
+    if subprocess.run(probe, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = flags  # an XLA without that flag would end every process
 
 
 SHAPE = (24, 20, 28)
@@ -92,15 +101,16 @@ def problem(maps):
 
 
 @pytest.fixture(scope="module")
-def first_stages():
-    """Cut the default recipe to its first stages, of one field and of bodies, for what all stages have alike."""
+def first_stages(pytestconfig):
+    """Cut the default recipe to its first stages, of one field and of bodies; slow tests fit by all of them."""
     from dataclasses import replace
 
     from cryotrans_jax import recipes
 
     whole = recipes.default
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), stages=c.stages[:3], redrawn=3))
+        if "not slow" in pytestconfig.getoption("markexpr"):
+            patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), stages=c.stages[:3], redrawn=3))
         yield
 
 
