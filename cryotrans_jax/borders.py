@@ -64,7 +64,8 @@ def redrawn(
     within REACH. What that costs is by how much the target where the part takes it differs from it; and where
     neighbours go with parts that carry them apart, TIE times the face that they share, the more the denser both are.
     So a border runs through the gap between two domains, or where their flows agree, and cuts no chain. The partition
-    itself where a part would all but vanish, or nothing is above the threshold; there are so many `copies` of each.
+    is returned as it is if a part would almost vanish, or if no voxel is above the threshold. `copies` is the number
+    of copies of each part.
     """
     mass = carried_mass(initial.density, threshold)
     if not mass.any():  # the map blurred to the target's resolution may lie below the threshold everywhere

@@ -3,14 +3,13 @@
 A checkpoint holds the SHA-256 of each of its files, and is restored only if they are as they were written.
 """
 
-import contextlib
 import errno
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from cryotrans_jax.files import SUMS, InputError, check_sum, checksum, read_checksums, write_checksums
+from cryotrans_jax.files import SUMS, InputError, check_sum, checksum, read_checksums, readable, write_checksums
 
 MARGIN = 2**17  # bytes, of what orbax writes besides
 ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it writes for the whole process, and mixes up two threads
@@ -54,7 +53,7 @@ def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) 
             checkpointer.save(new, args=parts, force=True)
         write_checksums(new, {name: checksum(new / name) for name in contents(new)})
         remove(old)
-        if os.path.lexists(path):  # orbax by itself would remove it before the new one is written
+        if os.path.lexists(path):  # orbax would delete it before the new one is complete
             path.rename(old)
         new.rename(path)
     except (ValueError, RuntimeError) as error:  # so orbax tells of a disk's troubles, in many words
@@ -113,18 +112,9 @@ def check(folder: Path) -> None:
         raise InputError(f"{folder / min(unlisted)} is not listed in {SUMS}: copy {folder} again, or make it anew")
 
 
-@contextlib.contextmanager
-def described(path: str | os.PathLike, kind: str) -> Iterator[None]:
-    """Within it, a description without what this version expects of such a kind of checkpoint is an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not {kind} of this version ({type(error).__name__}: {str(error)[:200]}): use the version that "
-            "wrote it, or make it anew"
-        ) from error
+def described(path: str | os.PathLike, kind: str) -> AbstractContextManager[None]:
+    """Raise InputError, within the block, for a checkpoint that lacks what this version expects of its kind."""
+    return readable(f"{path} is not {kind} of this version ({{error}}): use the version that wrote it, or make it anew")
 
 
 def write_apart(*what: Any) -> None:

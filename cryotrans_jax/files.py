@@ -51,6 +51,25 @@ class InputWarning(UserWarning):
 
 
 @contextlib.contextmanager
+def readable(sentence: str) -> Iterator[None]:
+    """Turn what reading an unexpected record raises, within the block, into one sentence.
+
+    Args:
+        sentence: what was found and what to do, with "{error}" where the error is to be quoted.
+
+    Raises:
+        InputError: an entry was missing, or of another type or value than expected.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(sentence.replace("{error}", found)) from error
+
+
+@contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffixes, that becomes `path` if the block succeeds.
 
@@ -104,7 +123,7 @@ def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | No
 
 
 def foreign(head: bytes, wanted: str) -> str:
-    """What a file is that is not what is wanted, in words that follow its name; "" where its bytes do not show it.
+    """Say what kind of file this is instead of the one expected, in words that follow its name; "" if unknown.
 
     Args:
         head: the first bytes of the file, 512 or all.

@@ -50,7 +50,7 @@ def corrected(text: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def _layout(decimals: int) -> re.Pattern[bytes]:
-    """A pattern of an atom's line with so many decimals in its coordinates."""
+    """Return the pattern of an atom's line whose coordinates have this number of decimals."""
     number = rb"|".join(rb" {%d}[-\d]\d{%d}|[-\d]\d{%d} {%d}" % (4 - n, n - 1, n - 1, 4 - n) for n in range(1, 5))
     residue = rb"(?: {4}|[A-Z][0-9A-Z]{3}|[a-z][0-9a-z]{3}|%b)" % number
     whole = 7 - decimals

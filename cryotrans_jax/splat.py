@@ -46,7 +46,9 @@ def corners(
     Points that touch no voxel of the volume have no weights, and indices inside: no index needs to be checked, which
     makes both the sum and its gradient more than twice as fast on a CPU.
     """
-    u = (x - corner) / voxel - 0.5
+    # One subtraction and one division: with more, a compiler may compute u twice, for the indices and for the weights,
+    # round it differently, and so put a point that lies on a voxel's centre one voxel away.
+    u = (x - (corner + 0.5 * voxel)) / voxel
     low = jnp.floor(u)
     part, size = u - low, jnp.array(shape)
     misses = jnp.any((low < -1) | (low >= size), axis=-1)

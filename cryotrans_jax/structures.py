@@ -216,7 +216,7 @@ def _groups(pieces: list[Piece]) -> list[Piece]:
 
 
 def _forget(structure: gemmi.Structure, names: set[str]) -> None:
-    """Remove what the header says of chains that are several now: it does not say of which."""
+    """Remove the header's bonds, helices, sheets and entities of chains that were split: they name the old chain."""
     structure.connections = gemmi.ConnectionList(
         [c for c in structure.connections if names.isdisjoint((c.partner1.chain_name, c.partner2.chain_name))]
     )

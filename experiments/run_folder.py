@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cryotrans_jax.files import (
     checksum,
     read_checksums,
     read_json,
+    readable,
     write_checksums,
     write_file,
 )
@@ -416,15 +418,9 @@ def terms_of(folder: Path) -> dict | None:
     return terms
 
 
-@contextlib.contextmanager
-def as_written(folder: Path) -> Iterator[None]:
-    """Within it, what the records of a run lack, or have in another form than a run writes, is an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the records in {folder} are not as a run writes them ({type(error).__name__}: {error}): restore "
-            "config.json and metrics.json, or repeat the run with --overwrite"
-        ) from error
+def as_written(folder: Path) -> AbstractContextManager[None]:
+    """Raise InputError, within the block, for records that lack an entry or have it in another form."""
+    return readable(
+        f"the records in {folder} are not as a run writes them ({{error}}): restore config.json and metrics.json, "
+        "or repeat the run with --overwrite"
+    )

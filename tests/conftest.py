@@ -5,6 +5,7 @@ Nothing that loads JAX is imported up here: the process that only hands tests to
 
 import atexit
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -33,6 +34,20 @@ def pytest_configure(config):
     """Compile quickly rather than well, but for the slow tests: the others compile for longer than they compute."""
     if "not slow" in config.getoption("markexpr"):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "xla_cpu_use_fusion_emitters" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_quickly(pytestconfig):
+    """The same for the project's own programs, whose options are their own; and what lives long is looked at less."""
+    if "not slow" in pytestconfig.getoption("markexpr"):
+        from cryotrans_jax import programs
+
+        programs.QUICK["cpu"]["xla_backend_optimization_level"] = 0
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 SHAPE = (24, 20, 28)

@@ -98,3 +98,19 @@ def test_gradient_of_splat_is_that_of_finite_differences():
         check_grads(
             jax.jit(lambda x, rho: splat(x, rho, SHAPE, corner, voxel)), (x, rho), order=1, modes=["rev"], eps=1e-6
         )
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_point_on_a_voxel_s_centre_stays_there_however_the_compiler_rounds(level):
+    """Indices and weights come from one position: two, rounded apart, would put the mass one voxel away."""
+    cells = np.random.default_rng(0).integers(2, 17, (500, 3))
+    size = np.full(3, 1 / 30, np.float32)
+    x = ((cells + 0.5) / 30).astype(np.float32)
+    shift, one, box = size * np.float32([0, 0, 2]), jnp.ones(500), (20, 20, 30)
+    expected = np.zeros((20, 20, 30))
+    np.add.at(expected, tuple((cells + [0, 0, 2]).T), 1)
+    moved = jax.jit(
+        lambda x: splat(x + shift, one, box, 0 * size, size), compiler_options={"xla_backend_optimization_level": level}
+    )
+    found = moved(x)
+    np.testing.assert_allclose(found, expected, atol=rounding(30.0, 8))  # positions in voxels
