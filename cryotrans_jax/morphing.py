@@ -64,7 +64,7 @@ class Fit:
         lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
         for target in range(count):
             parts = self.partition(target)
-            facts = [self.alignments[target].described] if self.alignments else []
+            facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
@@ -199,7 +199,7 @@ class Fit:
             InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
         params, saved = checkpoints.restore(path)
-        with checkpoints.described(path, "a fit"):
+        with checkpoints.version_errors(path, "a fit"):
             return cls._of(params, saved, None if initial is None else repaired(initial), path)
 
     @classmethod
@@ -430,7 +430,7 @@ def symmetrical(
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
     facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
     report = problem.report | {"symmetry": facts}
-    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    problem = replace(problem, unit=symmetry.unit_mask(start), turns=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 
 

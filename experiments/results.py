@@ -82,7 +82,7 @@ class Case:
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
     are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
-    `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
+    `copy_map` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
     `failed` says of targets, by their names, why they could not be used; they are not among the others.
     `doubts` are about the inputs, and warned of.
     """
@@ -413,12 +413,12 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     own.mkdir(exist_ok=True)
     made = made_in(folder, FRAMES)
     maps = [path for path in made if path.suffix == ".mrc"]
-    room = symmetry.room(map(read_map, maps))
+    room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
-        write_map(own / path.name, symmetry.repeated(read_map(path), room))
+        write_map(own / path.name, symmetry.copy_map(read_map(path), room))
     for path in made:
         if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
-            atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
+            atoms.write_model(own / path.name, symmetry.copy_model(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 

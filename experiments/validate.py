@@ -331,7 +331,7 @@ def stored_array(packed, name: str):
 
     import numpy as np
 
-    from cryotrans_jax.files import taken
+    from cryotrans_jax.files import read_bytes
 
     with packed.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -340,7 +340,7 @@ def stored_array(packed, name: str):
         wanted = math.prod(shape) * kind.itemsize
         if kind.hasobject or not 0 < wanted <= MOST_BYTES:
             raise ValueError(f"{name} would be {wanted} bytes of {kind}")
-        data = taken(file, wanted)
+        data = read_bytes(file, wanted)
     if len(data) < wanted:
         raise ValueError(f"of the {wanted} bytes of {name} {len(data)} are there")
     return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")

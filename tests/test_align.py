@@ -152,14 +152,14 @@ def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
     """Splatted on the grid of the search, a pose scores a little less than it is worth; its best shift is the best."""
     overlap = align.Overlap(*(align.body(m) for m in pair[2:]), 12.0, False)
     scores = {}
-    for pose in overlap.everywhere(align.even_rotations(6)):
+    for pose in overlap.scan_shifts(align.even_rotations(6)):
         alone = overlap.score(pose.rotation, pose.shift)[0]
         assert 0.8 * alone < pose.score < 1.02 * alone
         around = [overlap.score(pose.rotation, pose.shift + 15 * step)[0] for step in (*np.eye(3), *-np.eye(3))]
         assert alone > max(around)
         scores[alone] = pose
     best = scores[max(scores)]
-    assert overlap.climb(best, 1e-8).score >= max(scores)
+    assert overlap.maximise(best, 1e-8).score >= max(scores)
 
 
 def test_any_pose_of_another_state_is_found_from_other_grids(pair):
@@ -222,7 +222,7 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
     target = simulated(posed(closed, 3)[0], 1.2, 5.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
-    found = align.aligned(align.body(initial), align.body(flipped), check_hand=True)
+    found = align.align_bodies(align.body(initial), align.body(flipped), check_hand=True)
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
     assert not align.Alignment().wrong_hand
@@ -232,7 +232,9 @@ def test_a_point_cannot_be_aligned(pair):
     """As a wrong threshold leaves it: it has no orientation."""
     _, _, start, end = pair
     top = float(end.density.max())
-    with pytest.raises(InputError, match="the target map shows above its threshold is hardly larger than a voxel"):
+    with pytest.raises(
+        InputError, match="the density of the target map above its threshold is hardly larger than a voxel"
+    ):
         onto(start, end, target_threshold=top)
 
 

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as npst
 from mrcfile.dtypes import HEADER_DTYPE
 
 from cryotrans_jax import atoms, demo, maps, partition
-from cryotrans_jax.files import DEPTH, ROOM, SQUEEZED, InputError, read_json, unpacked
+from cryotrans_jax.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.maps import Map, read_map, write_map
 from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, run_folder, story, validate
 
@@ -190,7 +190,7 @@ def test_bombs_are_not_unpacked(tmp_path, plain, small, pack):
 
 
 def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("cryotrans_jax.files.ROOM", 1 << 20)
+    monkeypatch.setattr("cryotrans_jax.files.UNPACKED_BYTES", 1 << 20)
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b"REMARK\n" * (1 << 20)))
     with pytest.raises(InputError, match="unpacks to more than .* unpack it first"):
         atoms.read_model(tmp_path / "a.pdb.gz")
@@ -199,10 +199,12 @@ def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
 def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
     for length in (100, 4_000_000):
         (tmp_path / "a.gz").write_bytes(gzip.compress(os.urandom(length), 1))
-        with unpacked(tmp_path / "a.gz") as (stream, most):
-            assert len(stream.read()) == length and most == max(ROOM, SQUEEZED * (tmp_path / "a.gz").stat().st_size)
+        with open_unpacked(tmp_path / "a.gz") as (stream, most):
+            assert len(stream.read()) == length and most == max(
+                UNPACKED_BYTES, MAX_RATIO * (tmp_path / "a.gz").stat().st_size
+            )
     (tmp_path / "a").write_bytes(b"plain")
-    with unpacked(tmp_path / "a") as (stream, most):
+    with open_unpacked(tmp_path / "a") as (stream, most):
         assert stream.read() == b"plain" and most is None
 
 
