@@ -154,8 +154,8 @@ def onto(
     """
     if align not in ("auto", "none"):
         raise InputError(f"there is no alignment {align!r}: choose auto or none")
-    there = same_grid(initial, target) is None
-    if there and align == "none" and not check_hand:
+    on_grid = same_grid(initial, target) is None
+    if on_grid and align == "none" and not check_hand:
         return target, Alignment()
     moving, found = body(target, target_threshold, "target map"), Alignment()
     if align == "auto" or check_hand:

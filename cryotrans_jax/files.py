@@ -20,14 +20,14 @@ UNPACKED_BYTES = 1 << 28  # bytes that any compressed file may unpack to
 MAX_RATIO = 100  # compression ratio that a larger one may have; densities and coordinates come nowhere near
 RECORD_BYTES = 50_000_000  # largest JSON record
 STAMPS = {  # first bytes of files of other kinds
-    b"version https://git-lfs": "is a git LFS pointer, not the {wanted} itself: run git lfs pull",
-    b"\x93NUMPY": "is a NumPy array (.npy): write it as {wanted} first, with its voxel size",
-    b"\x89HDF": "is an HDF5 file: convert it to {wanted} first",
-    b"\x89PNG": "is a PNG picture: give {wanted}",
-    b"\xff\xd8\xff": "is a JPEG picture: give {wanted}",
-    b"II*\0": "is a TIFF image: give {wanted}",
-    b"MM\0*": "is a TIFF image: give {wanted}",
-    b"%PDF": "is a PDF document: give {wanted}",
+    b"version https://git-lfs": "is a git LFS pointer, not the {expected} itself: run git lfs pull",
+    b"\x93NUMPY": "is a NumPy array (.npy): write it as {expected} first, with its voxel size",
+    b"\x89HDF": "is an HDF5 file: convert it to {expected} first",
+    b"\x89PNG": "is a PNG picture: give {expected}",
+    b"\xff\xd8\xff": "is a JPEG picture: give {expected}",
+    b"II*\0": "is a TIFF image: give {expected}",
+    b"MM\0*": "is a TIFF image: give {expected}",
+    b"%PDF": "is a PDF document: give {expected}",
     b"PK\x03\x04": "is a zip archive: unpack it first",
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
     b"\xfd7zXZ": "is compressed by xz: unpack it first",
@@ -123,26 +123,26 @@ def open_unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int
         raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
 
 
-def foreign_format(head: bytes, wanted: str) -> str:
+def foreign_format(head: bytes, expected: str) -> str:
     """Describe a file of another kind than expected, in words that follow its name; "" if the kind is unknown.
 
     Args:
         head: the first 512 bytes of the file, or all of them if it is shorter.
-        wanted: the kind of file that was expected, such as "map".
+        expected: the kind of file that was expected, such as "map".
     """
-    article = "an" if wanted[0] in "aeiou" else "a"
+    article = "an" if expected[0] in "aeiou" else "a"
     if not head:
-        return f"is empty: give {article} {wanted}"
+        return f"is empty: give {article} {expected}"
     if PAGE.match(head):
-        return f"is a web page, not {article} {wanted}: download the file itself"
+        return f"is a web page, not {article} {expected}: download the file itself"
     for stamp, sentence in STAMPS.items():
         if head.startswith(stamp):
-            return sentence.format(wanted=wanted if "itself" in sentence else f"{article} {wanted}")
+            return sentence.format(expected=expected if "itself" in sentence else f"{article} {expected}")
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
-    if wanted != "map" and head[208:212] == b"MAP ":
-        return f"is a map, not {article} {wanted}: give one in PDB or mmCIF format"
-    if wanted == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
+    if expected != "map" and head[208:212] == b"MAP ":
+        return f"is a map, not {article} {expected}: give one in PDB or mmCIF format"
+    if expected == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
         return "is an atomic model, not a map: experiments.simulate makes a map of it"
     return ""
 

@@ -272,17 +272,17 @@ def _values(path, header, stream, most: int | None) -> np.ndarray:
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
     stored = "u1" if _unsigned(header) else MODES[int(header["mode"])]
     kind = np.dtype(stored).newbyteorder(header.dtype["mode"].byteorder)
-    skipped, wanted = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
-    if most is not None and HEADER_DTYPE.itemsize + skipped + wanted > most:
+    skipped, length = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
+    if most is not None and HEADER_DTYPE.itemsize + skipped + length > most:
         raise InputError(
-            f"{path} is compressed and would unpack to {skipped + wanted} bytes by its header, {_sides(size)} voxels: "
+            f"{path} is compressed and would unpack to {skipped + length} bytes by its header, {_sides(size)} voxels: "
             "if that is right, unpack it first, with gunzip or bunzip2"
         )
     stream.seek(skipped, os.SEEK_CUR)  # a compressed file is unpacked piece by piece here, and the pieces dropped
-    data = read_bytes(stream, wanted)
-    if len(data) < wanted:
+    data = read_bytes(stream, length)
+    if len(data) < length:
         raise InputError(
-            f"{path} is truncated: its header promises {_sides(size)} voxels, {wanted} bytes, "
+            f"{path} is truncated: its header promises {_sides(size)} voxels, {length} bytes, "
             f"and {len(data)} are there: copy it again"
         )
     return np.frombuffer(data, kind).reshape(size[::-1]).T

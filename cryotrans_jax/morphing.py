@@ -19,7 +19,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.outliers import without_outliers
 from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
-from cryotrans_jax.progress import Told, shown
+from cryotrans_jax.progress import ProgressCallback, show_progress
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
 from cryotrans_jax.velocity import turned
@@ -226,7 +226,7 @@ class Fit:
         )
 
 
-@shown
+@show_progress
 def morph(
     initial: MapLike,
     targets: MapLike | Sequence[MapLike],
@@ -249,7 +249,7 @@ def morph(
     bin: int = 1,
     schedule: recipes.Schedule | None = None,
     share: Sequence[int] | None = None,
-    progress: bool | Told = False,
+    progress: bool | ProgressCallback = False,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
     begun: Snapshot | None = None,

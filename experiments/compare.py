@@ -206,7 +206,7 @@ def computed(method: str, case, bout):
     if method == "barycentre":
         return list(baselines.barycentre(bout.initial, bout.target, bout.times)), None
     if method == "models":
-        frames = list(baselines.straight(*bout.models, bout.initial, bout.resolution, bout.times))
+        frames = list(baselines.interpolate_models(*bout.models, bout.initial, bout.resolution, bout.times))
         if not bout.path:
             return frames, None
         start, end, *path = atoms.common_ca(*bout.models, *bout.path)

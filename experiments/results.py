@@ -17,7 +17,7 @@ import numpy as np
 
 from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
-from cryotrans_jax.contour import BODY, CLEAR, SPECKS
+from cryotrans_jax.contour import BODY, CLEAR, DUST
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
@@ -135,12 +135,12 @@ def owned(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
 
 def check_memory(case: Case, targets: int) -> None:
     """Nothing; prints how much memory a run of so many targets takes. Raises InputError where there is not so much."""
-    sides, room = case.initial.density.shape, memory.available() + memory.taken()
-    least, most = memory.needed(case.initial.density.size, targets)
-    wider = memory.coarser(case.initial.density.size, targets, room)
+    sides, room = case.initial.density.shape, memory.available() + memory.resident()
+    least, most = memory.estimate(case.initial.density.size, targets)
+    wider = memory.coarsening_factor(case.initial.density.size, targets, room)
     gib = [f"{amount / 2**30:.1f}" for amount in (least, most, room)]
     advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
-    if targets > 1 and memory.needed(case.initial.density.size, 1)[1] < room:
+    if targets > 1 and memory.estimate(case.initial.density.size, 1)[1] < room:
         advice = "fit fewer targets at once"
     elif wider == float("inf"):
         advice = "take a machine with more"
@@ -313,7 +313,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
-    lacking = metrics.lacking(end, goal, target.voxel_size, train.NEARBY)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -332,7 +332,7 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     frames, topology = fit.move(model, times), geometry.topology(model)
     rows = [measured(topology, carried) for carried in frames]
     if settings.idealise:
-        ideal = [geometry.idealised(topology, atoms.positions(carried)) for carried in frames]
+        ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
         frames = [atoms.moved(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [measured(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
@@ -645,7 +645,7 @@ def doubts(used: dict, volume: float | None) -> list[str]:
         found.append("noise is as strong as the molecule at its surface, so that its volume cannot be told")
     if used["clear"] is not None and used["clear"] < CLEAR:
         found.append(f"solvent is moved, its threshold is {used['clear']:.1f} standard deviations of noise above that")
-    if used["specks"] > SPECKS:
+    if used["specks"] > DUST:
         found.append(f"{100 * used['specks']:.0f} % of what stands above its threshold are specks of noise, left out")
     if volume and used["volume"] < THIN * volume:
         share = 100 * used["volume"] / volume

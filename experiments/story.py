@@ -103,7 +103,7 @@ def write_report(
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
+        stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
         data=shown(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )

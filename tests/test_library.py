@@ -211,7 +211,7 @@ def test_the_bar_is_full_at_the_end_of_a_fit_that_stopped_early_and_not_after_an
     done = config.stages[0].steps - 1
     for error in (None, KeyboardInterrupt):
 
-        @progress.shown
+        @progress.show_progress
         def fitting(progress, error=error):
             progress(config, 0, done, np.ones((1, 2)))
             bars.append(progress.bar)

@@ -75,13 +75,18 @@ def test_what_the_target_lacks_is_the_share_of_mass_in_what_was_taken_out(share)
     centres = [(20, 20, 8), (20, 45, 8), (45, 20, 8), (45, 45, 8)]
     balls = [np.exp(-0.5 * ((at - centre) ** 2).sum(-1) / 9) for centre in centres]
     kept = sum(balls[int(4 * share) :], np.zeros(at.shape[:3]))
-    assert metrics.lacking(sum(balls), 3 * kept, np.ones(3), 3.0) == pytest.approx(share, abs=0.01)
+    assert metrics.missing_mass(sum(balls), 3 * kept, np.ones(3), 3.0) == pytest.approx(share, abs=0.01)
 
 
 def test_a_displacement_below_the_width_lacks_little():
     x = np.arange(48.0)
     a, b = (np.exp(-0.5 * ((x - c) / 4) ** 2)[:, None, None] * np.ones((1, 8, 8)) for c in (20.0, 21.0))
-    assert 0 < metrics.lacking(a, b, np.ones(3), 3.0) < 0.15 < metrics.lacking(a, np.roll(b, 12, 0), np.ones(3), 3.0)
+    assert (
+        0
+        < metrics.missing_mass(a, b, np.ones(3), 3.0)
+        < 0.15
+        < metrics.missing_mass(a, np.roll(b, 12, 0), np.ones(3), 3.0)
+    )
 
 
 def test_signal_with_equal_noise_correlates_by_the_square_root_of_a_half(noise):
@@ -255,26 +260,26 @@ def test_mass_that_moves_a_little_does_not_appear_and_mass_that_jumps_does():
     a[12:16, 4:8, 4:8] = 2
     near = np.roll(a, (3, -2, 1), (0, 1, 2))
     for block in (4, 5, 7):  # the box need not be so many whole blocks
-        assert metrics.appearing(a, near, block) == pytest.approx((0, 0), abs=1e-4)
-        assert metrics.appearing(a, 2 * a, block) == pytest.approx((a.sum(), 0), abs=1e-3)
+        assert metrics.appearing_mass(a, near, block) == pytest.approx((0, 0), abs=1e-4)
+        assert metrics.appearing_mass(a, 2 * a, block) == pytest.approx((a.sum(), 0), abs=1e-3)
     jumped = a.copy()
     jumped[4:8, 4:8, 4:8], jumped[4:8, 12:16, 12:16] = 0, 1  # 64 of the mass, 8 voxels away along two axes
-    assert metrics.appearing(a, jumped, 4) == pytest.approx((64, 64), abs=1e-3)
-    assert metrics.appearing(a, jumped, 4, reach=2) == pytest.approx((0, 0), abs=1e-3)
-    assert metrics.appearing(a, 0.5 * a, 4) == pytest.approx((0, 96), abs=1e-3)
-    assert metrics.appearing(0 * a, 0 * a, 4) == (0, 0)
+    assert metrics.appearing_mass(a, jumped, 4) == pytest.approx((64, 64), abs=1e-3)
+    assert metrics.appearing_mass(a, jumped, 4, reach=2) == pytest.approx((0, 0), abs=1e-3)
+    assert metrics.appearing_mass(a, 0.5 * a, 4) == pytest.approx((0, 96), abs=1e-3)
+    assert metrics.appearing_mass(0 * a, 0 * a, 4) == (0, 0)
 
 
 def test_between_is_what_neither_end_covers():
     density = np.ones((4, 5, 6), np.float32)
     ends = np.zeros((4, 5, 6), bool)
     ends[:3] = True
-    assert metrics.between(density, ends) == pytest.approx(1 / 4)
+    assert metrics.share_between(density, ends) == pytest.approx(1 / 4)
     density[3] = -1
-    assert metrics.between(density, ends) == 0
+    assert metrics.share_between(density, ends) == 0
 
 
 def test_the_visible_mass_is_that_at_the_level_and_above():
     density = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    assert metrics.visible(density, 20.0) == 20 + 21 + 22 + 23
-    assert metrics.visible(density, 24.0) == 0
+    assert metrics.visible_mass(density, 20.0) == 20 + 21 + 22 + 23
+    assert metrics.visible_mass(density, 24.0) == 0
