@@ -71,7 +71,7 @@ class Transform:
         """ChimeraX command that places the model of that number so."""
         return f"view matrix models #{model}," + ",".join(f"{value:.6f}" for value in self.matrix[:3].ravel())
 
-    def moved(self, model: gemmi.Structure) -> gemmi.Structure:
+    def move(self, model: gemmi.Structure) -> gemmi.Structure:
         """Copy a model and move it, with its anisotropic displacements."""
         copy = model.clone()
         motion = gemmi.Transform(gemmi.Mat33(self.rotation.tolist()), gemmi.Vec3(*self.shift))

@@ -129,7 +129,7 @@ def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:
     return np.array([site.atom.pos.tolist() for site in structure[0].all()], np.float64).reshape(-1, 3)
 
 
-def moved(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
+def with_positions(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
     """Copy a model with its atoms at new positions; all else is kept.
 
     Anisotropic displacements are dropped, because their rotation is not known.

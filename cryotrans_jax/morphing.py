@@ -149,7 +149,7 @@ class Fit:
             return self.move(model, [1.0], target)[0]
         xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
         each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
-        return [atoms.moved(model, at) for at in each]
+        return [atoms.with_positions(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""

@@ -51,7 +51,7 @@ class Symmetry:
 
     @property
     def centre(self) -> Float[np.ndarray, "3"]:
-        """The fixed point of a point group, Å: the mean of the copies of any point."""
+        """A fixed point of a point group, Å: the mean of the copies of any point."""
         return np.mean([operator.shift for operator in self.operators], axis=0)
 
     @property
@@ -283,7 +283,7 @@ class Symmetry:
         for operator in self.operators:
             if contains(operator.matrix, [np.eye(4)]):
                 continue
-            copy = operator.moved(model)
+            copy = operator.move(model)
             for chain in copy[0]:
                 chain.name = unused("")
                 whole[0].add_chain(chain)

@@ -146,7 +146,7 @@ def from_maps(out_dir: Path):
     if FLAGS.target_model:
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
-        case.references = [*case.references, case.alignments[0].transform.moved(model)]
+        case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
 
 

@@ -333,7 +333,7 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     rows = [measured(topology, carried) for carried in frames]
     if settings.idealise:
         ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
-        frames = [atoms.moved(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
+        frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [measured(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
     for number, carried in enumerate(frames):
@@ -402,7 +402,7 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         if path.suffix == ".mrc":
             write_map(own / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
-            atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
+            atoms.write_model(own / path.name, back.move(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
@@ -686,4 +686,4 @@ def load_reference(path: Path, initial: Map, transform: Transform, settings: dic
         size = None if has_voxel_size(path) else settings.get("target_voxel_size")
         return resampled(read_map(path, size), initial, transform)
     model = atoms.read_model(path, settings.get("all_models", False))
-    return model if transform is IDENTITY else transform.moved(model)
+    return model if transform is IDENTITY else transform.move(model)

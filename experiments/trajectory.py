@@ -171,7 +171,7 @@ def laid(path: list, model) -> list:
     over = atoms.superpose(near, model)
     here, there = atoms.positions(near), atoms.positions(over)
     turn, shift = partition.rigid(here, there, np.ones(len(here)))
-    return [atoms.moved(one, atoms.positions(one) @ turn + shift) for one in path]
+    return [atoms.with_positions(one, atoms.positions(one) @ turn + shift) for one in path]
 
 
 def oriented(path, start):

@@ -277,7 +277,7 @@ def known_path(folder: Path, initial) -> list:
             if index.max(initial=-1) >= len(whole) or index.min(initial=0) < 0:
                 raise InputError(f"{named['frames']} moves atoms that {folder / named['initial']} lacks")
             whole[index] = xyz
-            models.append(atoms.moved(initial, whole))
+            models.append(atoms.with_positions(initial, whole))
     return models
 
 

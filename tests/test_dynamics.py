@@ -71,7 +71,9 @@ def folder(tmp_path, monkeypatch, bent):
     record(tmp_path, "initial.cif", {"model": "initial.cif"})
     frames = [bent(turn) for turn in np.linspace(0.6, 0, 7)]
     atoms.write_trajectory(tmp_path / "path.pdb", frames)
-    turned = [atoms.moved(f, atoms.positions(f) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 5) for f in frames]
+    turned = [
+        atoms.with_positions(f, atoms.positions(f) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 5) for f in frames
+    ]
     atoms.write_trajectory(tmp_path / "turned.pdb", turned)
     return tmp_path
 

@@ -265,7 +265,7 @@ def described(model):
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
 def test_a_trajectory_holds_every_frame_with_all_that_the_model_has(complex_, tmp_path, suffix):
     xyz = [atoms.positions(complex_) + [k, 0.5 * k, 0] for k in range(4)]
-    frames = [atoms.moved(complex_, x) for x in xyz]
+    frames = [atoms.with_positions(complex_, x) for x in xyz]
     atoms.write_trajectory(tmp_path / f"trajectory{suffix}", frames)
     read = gemmi.read_structure(str(tmp_path / f"trajectory{suffix}"))
     assert [model.num for model in read] == [1, 2, 3, 4]
@@ -324,7 +324,7 @@ def test_a_model_too_large_for_a_pdb_file_has_its_trajectory_in_mmcif(complex_, 
     model = complex_.clone()
     model[0]["A"].name = chain
     shift = {0.0: 0, 0.5: 1, 1.0: 2}
-    fit = SimpleNamespace(move=lambda m, times: [atoms.moved(m, atoms.positions(m) + shift[t]) for t in times])
+    fit = SimpleNamespace(move=lambda m, times: [atoms.with_positions(m, atoms.positions(m) + shift[t]) for t in times])
     scores = results.write_models(fit, model, SimpleNamespace(frames=3, idealise=False), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         file, "generated.cif", "geometry.csv", *(f"model_{k:02d}.cif" for k in range(3))

@@ -260,7 +260,7 @@ def test_a_residue_without_a_number_is_for_mmcif_and_in_no_range(tmp_path):
 def test_an_atom_beyond_reach_is_explained(tmp_path):
     (tmp_path / "a.pdb").write_text(LINE)
     model = atoms.read_model(tmp_path / "a.pdb")
-    atoms.write_model(tmp_path / "a.cif", atoms.moved(model, np.full_like(atoms.positions(model), 98765432.0)))
+    atoms.write_model(tmp_path / "a.cif", atoms.with_positions(model, np.full_like(atoms.positions(model), 98765432.0)))
     with pytest.raises(InputError, match="an atom 9.87654e.07 Å from 0"):
         atoms.read_model(tmp_path / "a.cif")
 

@@ -150,7 +150,7 @@ def test_displacement_of_a_shift_is_the_shift(tmp_path):
     start = atoms.read_model(tmp_path / "a.pdb")
     xyz = atoms.positions(start)
     shift = np.where(np.arange(8)[:, None] < 6, 0.0, [[0, 0, 4.0]])  # two atoms move by 4 Å
-    target, near = atoms.moved(start, xyz + shift), atoms.moved(start, xyz + 0.75 * shift)
+    target, near = atoms.with_positions(start, xyz + shift), atoms.with_positions(start, xyz + 0.75 * shift)
     expected = dict(n=8, rmsd=0.5, median=0, max=1, initial_rmsd=2, moved_n=2, moved_rmsd=1, moved_initial_rmsd=4)
     assert metrics.ca_displacement(near, target, start) == pytest.approx(expected)
     assert metrics.ca_displacement(start, start, start)["moved_n"] == 0
@@ -179,10 +179,10 @@ def test_matched_maps_are_alike_at_one_resolution_and_scale(sign):
 
 def test_the_tm_score_is_blind_to_pose_and_one_of_the_same():
     model, other = hinge_pair()
-    turned = atoms.moved(model, atoms.positions(model) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 7)
+    turned = atoms.with_positions(model, atoms.positions(model) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 7)
     assert metrics.tm_score(turned, model) == pytest.approx(1)
     assert metrics.tm_score(other, model) == pytest.approx(metrics.tm_score(other, turned), abs=1e-6)
-    mirrored = atoms.moved(model, atoms.positions(model) * (1, 1, -1))
+    mirrored = atoms.with_positions(model, atoms.positions(model) * (1, 1, -1))
     assert metrics.tm_score(mirrored, model) < 0.9
 
 
@@ -211,7 +211,7 @@ def test_the_tm_score_is_that_of_tmtools_where_its_alignment_is_the_same():
     model = hinge_pair()[0]
     (y,) = atoms.common_ca(model)
     shift = 2.5 * np.sin(y[:, [1, 2, 0]] / 9)
-    other = atoms.moved(model, atoms.positions(model) + 2.5 * np.sin(atoms.positions(model)[:, [1, 2, 0]] / 9))
+    other = atoms.with_positions(model, atoms.positions(model) + 2.5 * np.sin(atoms.positions(model)[:, [1, 2, 0]] / 9))
     letters = "ACDEFGHIKLMNPQRSTVWY" * 7
     found = tmtools.tm_align(y + shift, y, letters, letters)
     assert metrics.tm_score(other, model) == pytest.approx(found.tm_norm_chain2, abs=2e-3)
@@ -223,7 +223,7 @@ def test_the_tm_score_of_short_chains_has_a_scale_of_half_an_angstrom(length):
     model = hinge_pair()[0]
     del model[0][0][length:]
     number = np.array([site.residue.seqid.num for site in model[0].all()])
-    other = atoms.moved(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
+    other = atoms.with_positions(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
     expected = (length - 1 + 1 / (1 + 2.0**2)) / length
     assert expected - 1e-9 <= metrics.tm_score(other, model) < expected + 0.02 / np.sqrt(length)
 
@@ -237,9 +237,9 @@ def test_coverage_is_what_was_built_and_in_its_order():
     del part[0][0][35:]
     found = metrics.coverage(part, model)
     assert found == {"n": 35, "coverage": 0.25, "precision": 1.0, "rmsd": 0.0, "order": 1.0}
-    far = atoms.moved(part, atoms.positions(part) + 200)
+    far = atoms.with_positions(part, atoms.positions(part) + 200)
     assert metrics.coverage(far, model)["n"] == 0
-    near = atoms.moved(part, atoms.positions(part) + (1.0, 0, 0))
+    near = atoms.with_positions(part, atoms.positions(part) + (1.0, 0, 0))
     assert metrics.coverage(near, model)["rmsd"] == pytest.approx(1, abs=1e-6)
 
 

@@ -89,7 +89,9 @@ def test_what_is_masked_or_modelled_stays(pair):
     model = initial[0]
     assert micelle.proteins(both, [3.0, 5.0], model=model)[0] is not None
     belt = np.argwhere(initial[4] & (initial[2] > 8))[: len(atoms.positions(model))]
-    there = atoms.moved(model, np.resize(belt, (len(atoms.positions(model)), 3)) * both[0].voxel_size + both[0].origin)
+    there = atoms.with_positions(
+        model, np.resize(belt, (len(atoms.positions(model)), 3)) * both[0].voxel_size + both[0].origin
+    )
     assert micelle.proteins(both, [3.0, 5.0], model=there)[0] is None
 
 
@@ -138,7 +140,7 @@ def test_the_share_of_a_model_within_a_mask_is_that_of_its_atoms(models):
     assert micelle.share_in_mask(models[0], map_, mask.astype(np.float32)) == expected == 0.5
     mask[..., 0] = 0.7
     for away in (500.0, -500.0):
-        far = atoms.moved(models[0], xyz + [0, 0, away])
+        far = atoms.with_positions(models[0], xyz + [0, 0, away])
         assert micelle.share_in_mask(far, map_, mask.astype(np.float32)) == 1
 
 

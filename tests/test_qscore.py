@@ -71,7 +71,7 @@ def test_q_of_a_simulated_protein_falls_with_its_resolution_and_with_a_shift():
     q = {r: qscore.q_score(atoms.simulate_map(model, *grid, r), model) for r in (2.0, 3.0, 5.0, 8.0)}
     assert sorted(q, key=q.get, reverse=True) == [2.0, 3.0, 5.0, 8.0]
     assert qscore.expected_q_score(3.0) < q[3.0] < lone(3.0)
-    off = atoms.moved(model, atoms.positions(model) + (1.0, 0, 0))
+    off = atoms.with_positions(model, atoms.positions(model) + (1.0, 0, 0))
     assert qscore.q_score(atoms.simulate_map(model, *grid, 3.0), off) < q[3.0] - 0.3
 
 

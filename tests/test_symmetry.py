@@ -187,7 +187,7 @@ def unit(turn):
     """A unit beside the axis along z through the origin."""
     model = bent_chain(turn)
     middle = atoms.positions(bent_chain(0.0)).mean(0)
-    return Transform(np.eye(3), np.array([14.0, 1.0, 6.0]) - middle).moved(model)
+    return Transform(np.eye(3), np.array([14.0, 1.0, 6.0]) - middle).move(model)
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +454,7 @@ def hinges(name):
     every = np.concatenate([atoms.positions(model) for model in models])
     up = 3.0 - every[:, 2].min() if name[0] == "D" else 0.0
     to = Transform(np.eye(3), np.array([{"C": 3.0, "D": 3.0}[name[0]] + 3 * int(name[1]) - every[:, 0].min(), 0.0, up]))
-    return [Symmetry.named(name).copy_model(to.moved(model)) for model in models]
+    return [Symmetry.named(name).copy_model(to.move(model)) for model in models]
 
 
 @pytest.mark.slow
