@@ -104,9 +104,9 @@ def fit_of_model(map_: Map, model: gemmi.Structure, seed: int = 0) -> float:
         seed: seed of the random poses.
 
     Returns:
-        The difference of the two scores in standard deviations of the random poses' scores: about zero or less for a
-        model that is not placed in the map, 8 to 50 for proteins in their own maps, and still above 1 for a single
-        helix.
+        The difference of the two scores in standard deviations of the random poses' scores. It is about zero or less
+        for a model that is not placed in the map, 8 to 50 for proteins in their own maps, and still above 1 for a
+        single helix.
     """
     xyz = heavy_atoms(model)[0]
     fine, coarse = (ndimage.gaussian_filter(map_.density, width / map_.voxel_size) for width in BAND)

@@ -43,7 +43,7 @@ def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float
         resolution: Å; None for SHARP.
 
     Returns:
-        The volume (Å³), and how far the surface's density lies above the noise: `clearness`.
+        The volume (Å³), and the `clearness` of its surface, how far that lies above the noise.
     """
     first = SIGMA * np.sqrt(max(BODY**2 - (resolution or SHARP) ** 2, 0.0))
     for width in blur_widths(float(first), float(map_.voxel_size.min())):

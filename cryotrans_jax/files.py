@@ -106,7 +106,7 @@ def open_unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int
     limited to the larger of UNPACKED_BYTES and MAX_RATIO times its size.
 
     Yields:
-        The stream, and the largest number of bytes to read from it: None for a plain file, which its own size limits.
+        The stream, and the largest number of bytes to read from it, None for a plain file, which its own size limits.
 
     Raises:
         InputError: the compressed bytes are damaged.

@@ -219,7 +219,7 @@ def coverage(rebuilt: gemmi.Structure, reference: gemmi.Structure, within: float
         within: largest distance of paired CA atoms, Å.
 
     Returns:
-        The number `n` of pairs: CA atoms that are mutually nearest and at most `within` apart; their share of the
+        The number `n` of pairs of CA atoms that are mutually nearest and less than `within` apart; their share of the
         reference (`coverage`) and of the rebuilt atoms (`precision`); their `rmsd` [Å]; and `order`, the share of pairs
         whose successor in the chain is paired with a neighbour in the rebuilt chain.
 

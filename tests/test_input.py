@@ -220,7 +220,7 @@ def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
     ],
 )
 def test_a_place_that_is_none_is_explained(tmp_path, plain, fields, sentence, monkeypatch):
-    monkeypatch.setattr(maps, "ALWAYS", 1000)
+    monkeypatch.setattr(maps, "GROWTH_FREE", 1000)
     (tmp_path / "a.mrc").write_bytes(with_fields(plain, **fields))
     with pytest.raises(InputError, match=sentence):
         read_map(tmp_path / "a.mrc")
