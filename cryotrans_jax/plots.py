@@ -383,9 +383,7 @@ def animation(pictures: Sequence[Image.Image]) -> bytes:
     strip = Image.new("RGB", (sum(p.width for p in chosen), chosen[0].height))
     for place, picture in enumerate(chosen):
         strip.paste(picture, (place * picture.width, 0))
-    palette = strip.quantize(
-        COLOURS, method=Image.Quantize.MEDIANCUT
-    )  # one for all pictures, so that colours do not flicker
+    palette = strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)  # shared, so that colours do not flicker
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     turn = [*flat, *flat[-2:0:-1]]
     rests = [PAUSE if k in (0, len(flat) - 1) else STEP for k in range(len(turn))]

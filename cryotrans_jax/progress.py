@@ -56,7 +56,7 @@ class Progress:
         elif now - self.printed > EVERY or done == total or step == config.stages[stage].steps:
             self.printed = now
             left = (now - self.begin) * (total - done) / max(done - self.first, 1)
-            message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
+            message = f"{name}, step {step}/{config.stages[stage].steps}: {loss}, about {left:.0f} s left"
             print(message, file=sys.stderr, flush=True)
 
 

@@ -109,9 +109,8 @@ def divide_weights(sums: Sums, ridge: Float[Array, "m m m"]) -> Float[Array, "n 
     """Density of sums with a ridge for each sample; infinity sets a sample to 0."""
     n = ridge.shape[0] // PUT
     first = (PUT - 1) * n // 2
-    return centred_ifft(sums.signal / (sums.weight + ridge)).real[(slice(first, first + n),) * 3] / interpolation_decay(
-        n, PUT
-    )
+    padded = centred_ifft(sums.signal / (sums.weight + ridge)).real
+    return padded[(slice(first, first + n),) * 3] / interpolation_decay(n, PUT)
 
 
 def noise_to_signal(correlation: Float[np.ndarray, "shells"]) -> Float[np.ndarray, "shells"]:

@@ -231,9 +231,7 @@ class Symmetry:
         """
         if len(self.operators) == 1:
             return np.ones(len(xyz))
-        arms = np.random.default_rng(0).standard_normal(
-            (256, 3)
-        )  # candidates: the one farthest from its copies is used
+        arms = np.random.default_rng(0).standard_normal((256, 3))  # the one farthest from its copies is used
         arms /= np.linalg.norm(arms, axis=1, keepdims=True)
         turns = np.stack([one.rotation for one in self.operators if not contains(one.rotation, [np.eye(3)])])
         apart = np.linalg.norm(arms @ turns.transpose(0, 2, 1) - arms, axis=-1).min(0)
