@@ -31,7 +31,14 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """Peak resident memory of this process, bytes."""
+    """Largest resident memory of this process so far, in bytes.
+
+    Linux counts it for the program (VmHWM); its `ru_maxrss` would start at that of the program that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 2**10
     if resource:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return float(most if sys.platform == "darwin" else most * 2**10)

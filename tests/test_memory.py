@@ -133,3 +133,12 @@ def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(pr
         train.fit(one, config, spread=train.Spread(memory=1000), progress=lambda *at: made.append(at))
     assert made == []
     assert train.check_memory(0, float("nan"), train.Spread(memory=1000)) is None
+
+
+def test_the_peak_is_the_program_s_own():
+    """Not that of the program which started it, which had 600 MB more at one time."""
+    room = np.ones(75_000_000)
+    assert memory.peak() > room.nbytes
+    command = [sys.executable, "-c", "from cryotrans_jax import memory; print(memory.peak())"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert 10e6 < float(there.stdout) < 300e6
