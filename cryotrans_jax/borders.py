@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
 from cryotrans_jax.maps import Map
-from cryotrans_jax.partition import Partition, Points, cloud, completed, smallest, whole_pieces
+from cryotrans_jax.partition import Partition, Points, complete_labels, mass_points, remove_fragments, smallest_mass
 from cryotrans_jax.prepare import carried_mass
 
 BLOCK = 2.0  # Å: of the blocks of density that go with one part or another
@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
         whole[self.filled] = values
         return whole
 
-    def about(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+    def neighbourhood_sum(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
         """Weighted sums over the neighbourhood of each block."""
         spread = ndimage.gaussian_filter(self.on_grid(values), WINDOW / self.size, mode="constant")
         return spread[self.filled]
@@ -49,7 +49,7 @@ class Blocks(NamedTuple):
         return [each[(each >= 0).all(-1)] for each in both]
 
 
-def redrawn(
+def redraw(
     partition: Partition,
     carries: Sequence[Callable],
     initial: Map,
@@ -70,16 +70,16 @@ def redrawn(
     mass = carried_mass(initial.density, threshold)
     if not mass.any():  # the map blurred to the target's resolution may lie below the threshold everywhere
         return partition
-    blocks = in_blocks(mass, initial)
-    own = partition.at(blocks.x)
+    blocks = make_blocks(mass, initial)
+    own = partition.part_at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
     choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
     costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
     faces = np.prod(blocks.size) / blocks.size
     pairs = blocks.pairs()
-    cuts = [np.float32(TIE * face) * torn(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
-    chosen = agreed(costs, np.concatenate(pairs), np.concatenate(cuts))
+    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
+    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
     owner = choices[np.arange(len(choices)), chosen]
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
@@ -87,15 +87,15 @@ def redrawn(
         labels = labels.repeat(factor, axis)
     shape = initial.density.shape
     labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
-    better = whole_pieces(labels, initial.voxel_size, copies)
+    better = remove_fragments(labels, initial.voxel_size, copies)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
-    least = smallest(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
-    return completed(better, initial) if held.min() > least * held.sum() else partition
+    least = smallest_mass(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
+    return complete_labels(better, initial) if held.min() > least * held.sum() else partition
 
 
-def in_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
+def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
     """The mass, which is carried of the initial map, in blocks of about BLOCK."""
-    x, held, filled, factor = cloud(mass, initial, BLOCK)
+    x, held, filled, factor = mass_points(mass, initial, BLOCK)
     return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
 
 
@@ -107,25 +107,25 @@ def differences(
     Mean squares over the neighbourhood, next to those of the density itself, up to the maps' scale; infinite beyond
     REACH of the part. `own` is each block's part so far.
     """
-    here = at(initial, blocks.x)
-    there = np.stack([at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    here = density_at(initial, blocks.x)
+    there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
     now = there[np.arange(len(own)), own]
     scale = np.vdot(here, now) / max(np.vdot(now, now), 1e-30)
     found = np.full(there.shape, np.inf)
     for part in range(y.shape[1]):
         away = ndimage.distance_transform_edt(blocks.on_grid(own == part) == 0, sampling=blocks.size)
         near = away[blocks.filled] < REACH
-        off = blocks.about(near * (here - scale * there[:, part]) ** 2)
-        found[near, part] = (off / np.maximum(blocks.about(near * here**2), 1e-30))[near]
+        off = blocks.neighbourhood_sum(near * (here - scale * there[:, part]) ** 2)
+        found[near, part] = (off / np.maximum(blocks.neighbourhood_sum(near * here**2), 1e-30))[near]
     return found
 
 
-def at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
+def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
     """The map's density at positions in Å."""
     return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
 
 
-def torn(
+def tear_costs(
     blocks: Blocks, y: Float[np.ndarray, "points choices 3"], pairs: Int[np.ndarray, "pairs 2"]
 ) -> Float[np.ndarray, "pairs choices choices"]:
     """How badly each pair of neighbours is torn, 0 to 1 times its density, by what the first and the second go with.
@@ -142,7 +142,7 @@ def torn(
     return found
 
 
-def agreed(
+def least_cost_labels(
     costs: Float[np.ndarray, "points labels"],
     pairs: Int[np.ndarray, "pairs 2"],
     cuts: Float[np.ndarray, "pairs labels labels"],
@@ -155,7 +155,7 @@ def agreed(
     first, second = pairs.T
     to_first, to_second = np.zeros((2, len(pairs), costs.shape[1]), np.float32)
 
-    def believed():
+    def beliefs():
         return costs + np.stack(
             [
                 np.bincount(first, a, len(costs)) + np.bincount(second, b, len(costs))
@@ -165,9 +165,9 @@ def agreed(
         ).astype(np.float32)
 
     for _ in range(ROUNDS):
-        belief = believed()
+        belief = beliefs()
         for_second = ((belief[first] - to_first)[:, :, None] + cuts).min(1)
         for_first = ((belief[second] - to_second)[:, None, :] + cuts).min(2)
         to_second = 0.5 * (to_second + for_second - for_second.min(1, keepdims=True))
         to_first = 0.5 * (to_first + for_first - for_first.min(1, keepdims=True))
-    return believed().argmin(1)
+    return beliefs().argmin(1)

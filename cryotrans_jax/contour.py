@@ -16,10 +16,10 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import (
     DALTON,
     carried_mass,
-    clearness,
     common_value,
     enclosing_level,
-    noise_ceiling,
+    level_in_sigmas,
+    noise_limit,
     solvent_noise,
 )
 
@@ -43,7 +43,7 @@ def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float
         density = ndimage.gaussian_filter(map_.density, width / map_.voxel_size) if width else map_.density
         values = np.sort(density, axis=None)
         level = half_height(values)
-        clear = clearness(level, *solvent_noise(values))
+        clear = level_in_sigmas(level, *solvent_noise(values))
         if clear >= CLEAR or width >= WIDEST:
             break
     return float(np.count_nonzero(carried_mass(density, level)) * np.prod(map_.voxel_size)), clear
@@ -138,7 +138,7 @@ def describe(
     elif clear >= CLEAR:
         level, chosen = quiet_level(map_, body), "by histogram"
     else:
-        level, chosen = min(noise_ceiling(map_.density), float(map_.density.max())), "above the noise"
+        level, chosen = min(noise_limit(map_.density), float(map_.density.max())), "above the noise"
     shown = carried_mass(map_.density, level)
     return {
         "contour": float(level),

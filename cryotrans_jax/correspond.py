@@ -18,22 +18,22 @@ from ott.solvers.linear import sinkhorn
 from scipy import ndimage, spatial
 from scipy.linalg import lapack
 
-from cryotrans_jax.prepare import Problem, binned, block_points, share_level
+from cryotrans_jax.prepare import Problem, binned, block_points, mass_fraction_level
 from cryotrans_jax.programs import program
 
 SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
-MOST = 2000
+MAX_POINTS = 2000
 RADIUS = 2.0  # spacings: width of the neighbourhood that is kept together
 DENSITY_WIDTHS = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)  # Å: blurs of the density
 GRADIENT_WIDTHS, TENSOR_WIDTHS = (1.5, 3.0), (4.0, 7.0, 10.0)  # Å: of its gradient, of the structure tensor
 WORKING_VOXEL = 2.0  # Å on which descriptors are computed
 COMPONENTS = 10  # of the whitened descriptors
-LIKENESS = 300.0  # Å² for a unit of squared distance between descriptors
-TOGETHER = 6e4  # Å² for a neighbourhood whose every pair is torn apart
+DESCRIPTOR_COST = 300.0  # Å² for a unit of squared distance between descriptors
+NEIGHBOUR_COST = 6e4  # Å² for a neighbourhood whose every pair is torn apart
 EPSILONS = np.concatenate([np.geomspace(8.0, 0.8, 20), np.full(10, 0.8)])  # Å², one a round
 KERNEL_ERROR = 1e-2  # the most by which an entry of a neighbourhood's kernel, 1 at most, may be wrong
 ITERATIONS = 10  # of Sinkhorn in a round
-DOUBT = 0.6  # spacings: spread of a point's images that halves its weight
+HALF_WEIGHT_SPREAD = 0.6  # spacings: spread of a point's images that halves its weight
 
 
 class Cloud(NamedTuple):
@@ -55,7 +55,7 @@ def ends(
     spacing = spacing_for(problem)
     start, end = clouds(problem, target, spacing)
     image, spread = images(start, end, spacing)
-    certain = 1 / (1 + (spread / (DOUBT * spacing)) ** 2)
+    certain = 1 / (1 + (spread / (HALF_WEIGHT_SPREAD * spacing)) ** 2)
     x = problem.frame.to_angstrom(np.asarray(x, np.float64))
     distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
     distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
@@ -69,18 +69,18 @@ def ends(
 def spacing_for(problem: Problem) -> float:
     """Å between points, so that there are at most about MOST of them; at least SPACING."""
     volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
-    return max(SPACING, float((volume / MOST) ** (1 / 3)))
+    return max(SPACING, float((volume / MAX_POINTS) ** (1 / 3)))
 
 
 def clouds(problem: Problem, target: int, spacing: float) -> tuple[Cloud, Cloud]:
     """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
-    variance = problem.blurs[target] + problem.quieting[target]
+    variance = problem.blurs[target] + problem.denoising_blurs[target]
     maps = [problem.initial, problem.masses[target]]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
     (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)
     raw = [describe(m, problem.voxel_size, at) for m, at in zip(maps, (x, y), strict=True)]
-    first, second = whitened(*raw, share, share_end)
+    first, second = whiten(*raw, share, share_end)
     origin = problem.frame.to_angstrom(problem.corner)
     return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second)
 
@@ -90,7 +90,7 @@ def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple
 
     Of the strongest voxels that hold 98 % of it; blocks that hold next to nothing are left out.
     """
-    strong = np.where(density >= share_level(density[density > 0]), density, 0)
+    strong = np.where(density >= mass_fraction_level(density[density > 0]), density, 0)
     size = np.maximum(np.round(spacing / voxel_size), 1).astype(int)
     strong = np.pad(strong, [(0, -n % s) for n, s in zip(strong.shape, size, strict=True)])
     place, mass, _ = block_points(strong, size)
@@ -127,7 +127,7 @@ def blurred(density: np.ndarray, width: float, voxel_size: np.ndarray, axis: int
     return ndimage.gaussian_filter(density, width / voxel_size, order=order, mode="constant")
 
 
-def whitened(
+def whiten(
     first: np.ndarray, second: np.ndarray, share: np.ndarray, share_end: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both clouds' descriptors in COMPONENTS uncorrelated components of unit variance over both, the largest ones."""
@@ -142,19 +142,19 @@ def whitened(
 
 def images(start: Cloud, end: Cloud, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean position (n, 3) in Å of the end's points that each point is coupled to, and their spread about it in Å."""
-    first = LIKENESS * squared(start.descriptors, end.descriptors) + squared(start.x, end.x)
-    near, near_end = (np.exp(-0.5 * squared(c.x, c.x) / (RADIUS * spacing) ** 2) for c in (start, end))
+    first = DESCRIPTOR_COST * squared_distances(start.descriptors, end.descriptors) + squared_distances(start.x, end.x)
+    near, near_end = (np.exp(-0.5 * squared_distances(c.x, c.x) / (RADIUS * spacing) ** 2) for c in (start, end))
     own, own_end = near**2 @ start.share, near_end**2 @ end.share
-    weight = TOGETHER / 2 / (start.share @ own)
+    weight = NEIGHBOUR_COST / 2 / (start.share @ own)
     linear = first + weight * (own[:, None] + own_end)
-    given = (first, linear, factor(near), factor(near_end), start.share, end.share, weight, EPSILONS)
+    given = (first, linear, low_rank_factor(near), low_rank_factor(near_end), start.share, end.share, weight, EPSILONS)
     plan = np.asarray(coupling(*(jnp.asarray(a, jnp.float32) for a in given)), np.float64)
     plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
     mean = plan @ end.x
     return mean, np.sqrt(np.maximum(plan @ (end.x**2).sum(1) - (mean**2).sum(1), 0))
 
 
-def factor(kernel: np.ndarray) -> np.ndarray:
+def low_rank_factor(kernel: np.ndarray) -> np.ndarray:
     """A matrix L (n, r) with |kernel − L Lᵀ| ≤ KERNEL_ERROR everywhere, r a fifth of n for a cloud's neighbourhoods.
 
     Cholesky's decomposition with pivoting, ended early: what is left of a positive definite matrix is positive
@@ -166,7 +166,7 @@ def factor(kernel: np.ndarray) -> np.ndarray:
     return unordered
 
 
-def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distances (n, m) between two sets of points."""
     return spatial.distance.cdist(a, b, "sqeuclidean")
 
@@ -193,8 +193,8 @@ def coupling(
 
     def solve(cost, epsilon, f, g):
         problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), share, share_end)
-        found = solver(problem, init=(f, g))
-        return found.matrix, found.f, found.g
+        solution = solver(problem, init=(f, g))
+        return solution.matrix, solution.f, solution.g
 
     def round_(i, at):
         plan, f, g = at

@@ -20,7 +20,7 @@ MOVED = 3.0  # Å from the initial model beyond which an atom counts as moved
 ROUNDS = 20  # of the TM-score's search
 MOST_FRAGMENTS = 32  # of the shortest kind from which that starts, about half of them
 
-found_near = program(losses.found)
+found_near = program(losses.fraction_in_target)
 
 
 def fsc(

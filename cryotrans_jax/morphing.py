@@ -18,13 +18,13 @@ from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.outliers import without_outliers
-from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
+from cryotrans_jax.partition import AsymmetricUnit, Partition, from_flow, replicate_bodies
 from cryotrans_jax.progress import Told, shown
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
-from cryotrans_jax.velocity import turned
+from cryotrans_jax.velocity import rotate_parameters
 
-RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
+RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +32,7 @@ class Fit:
     """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
 
     `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
-    losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
+    losses (steps, targets); `validation_history`, of a fit with half-maps, those by the second one after every few steps (the
     training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
     each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
     `initial` is the initial map, None in a fit that was loaded without it; `alignments` tells how `morph` laid each
@@ -48,7 +48,7 @@ class Fit:
     frame: prepare.Frame
     threshold: float
     history: tuple[np.ndarray, ...] = ()
-    judged: tuple[np.ndarray, ...] = ()
+    validation_history: tuple[np.ndarray, ...] = ()
     report: dict | None = None
     partitions: tuple[Partition, ...] = ()
     initial: Map | None = None
@@ -71,7 +71,7 @@ class Fit:
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
 
-    def of(self, target: int) -> PyTree:
+    def target_params(self, target: int) -> PyTree:
         """The parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
@@ -83,7 +83,9 @@ class Fit:
         """The same fit with the targets of these numbers, in this order; `report` still tells of all."""
         chosen = list(targets)
         params = jax.tree.map(lambda p: p[chosen], self.params)
-        history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
+        history, validation_history = (
+            tuple(a[:, chosen] for a in kind) for kind in (self.history, self.validation_history)
+        )
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
         failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
@@ -91,13 +93,13 @@ class Fit:
             self,
             params=params,
             history=history,
-            judged=judged,
+            validation_history=validation_history,
             partitions=partitions,
             alignments=alignments,
             failed=failed,
         )
 
-    def start(self) -> Map:
+    def require_initial(self) -> Map:
         """The initial map. Raises InputError where the fit was loaded without it."""
         if self.initial is None:
             raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
@@ -111,11 +113,11 @@ class Fit:
 
         Raises InputError where times or `render` cannot be.
         """
-        if render not in RENDERS:
-            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERS)}")
-        flow = self.config, self.of(target), self.frame
+        if render not in RENDERERS:
+            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
+        flow = self.config, self.target_params(target), self.frame
         times = trajectory.as_times(times)
-        return RENDERS[render](*flow, self.start(), self.threshold, times, self.partition(target))
+        return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
 
     def generated(self, target: int = 0) -> Map:
         """The initial map carried to the target's conformation: the last of the frames."""
@@ -123,13 +125,13 @@ class Fit:
 
     def consistency(self, target: int = 0) -> float:
         """How far (Å, rms) density is from its start after it was carried to the end and back."""
-        flow = self.config, self.of(target), self.frame
-        return trajectory.consistency(*flow, self.start(), self.threshold, self.partition(target))
+        flow = self.config, self.target_params(target), self.frame
+        return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
         carries = [partial(fit.carry, target=target) for fit in (self, *others)]
-        return trajectory.spread(carries, self.frame, self.start(), self.threshold)
+        return trajectory.spread(carries, self.frame, self.require_initial(), self.threshold)
 
     @overload
     def move(self, model: gemmi.Structure, times: None = None, target: int = 0) -> gemmi.Structure: ...
@@ -148,23 +150,29 @@ class Fit:
         if times is None:
             return self.move(model, [1.0], target)[0]
         xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
-        each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
+        each = trajectory.move(
+            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.of_atoms(model)
+        )
         return [atoms.moved(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
         parts, times = self.partition(target), trajectory.as_times(times)
-        return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
+        return trajectory.move(
+            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.part_at(xyz)
+        )
 
-    def volumes(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
+    def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """By what factor the flow changes volume at positions xyz (n, 3) in Å; it folds where that is not above 0."""
         parts = self.partition(target)
-        return trajectory.volumes(self.config, self.of(target), self.frame, xyz, parts and parts.at(xyz))
+        return trajectory.volume_change(
+            self.config, self.target_params(target), self.frame, xyz, parts and parts.part_at(xyz)
+        )
 
     def parts_map(self, target: int = 0) -> Map:
         """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
-        initial = self.start()
-        return self.partition(target).shown(
+        initial = self.require_initial()
+        return self.partition(target).to_map(
             trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
         )
 
@@ -200,7 +208,7 @@ class Fit:
         """
         params, saved = checkpoints.restore(path)
         with checkpoints.described(path, "a fit"):
-            return cls._of(params, saved, None if initial is None else repaired(initial), path)
+            return cls._of(params, saved, None if initial is None else read_repaired(initial), path)
 
     @classmethod
     def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
@@ -248,13 +256,13 @@ def morph(
     symmetry: Symmetry | str | None = None,
     bin: int = 1,
     schedule: recipes.Schedule | None = None,
-    share: Sequence[int] | None = None,
+    target_indices: Sequence[int] | None = None,
     progress: bool | Told = False,
-    spread: train.Spread | None = None,
-    prepared: Callable[[dict], None] = lambda report: None,
-    begun: Snapshot | None = None,
-    keep: Callable[[Snapshot], None] | None = None,
-    say: Callable[[int, str], None] = train.warn,
+    layout: train.DeviceLayout | None = None,
+    on_prepared: Callable[[dict], None] = lambda report: None,
+    resume_from: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_setback: Callable[[int, str], None] = train.warn_of_setback,
 ) -> Fit:
     """A fit of the flow that carries `initial` onto each of the targets: maps, or paths of MRC files.
 
@@ -292,8 +300,8 @@ def morph(
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     if schedule and recipe != "paper":
         raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
-    initial, targets = repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
-    passed, times, sharpness = in_order(waypoints, waypoint_resolution)
+    initial, targets = read_repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
+    passed, times, sharpness = sort_waypoints(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
         if len(halves) != len(targets):
@@ -307,13 +315,15 @@ def morph(
     check_parts(parts, part_rigidity, initial)
     if symmetry and isinstance(parts, Partition):
         raise InputError("parts and a symmetry do not go together yet: leave one of them out")
-    share = [*range(len(targets))] if share is None else [*share]
-    if not share or not set(share) <= set(range(len(targets))):
-        raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
+    target_indices = [*range(len(targets))] if target_indices is None else [*target_indices]
+    if not target_indices or not set(target_indices) <= set(range(len(targets))):
+        raise InputError(
+            f"share={target_indices} names no targets, or others than the {len(targets)} given, counted from 0"
+        )
     levels = {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
-    passed, targets, halves, alignments = laid(initial, passed, targets, halves, align, levels)
-    count, spread = len(share), spread or train.Spread.automatic(len(share))
-    resolutions = one_each(target_resolution, len(targets))
+    passed, targets, halves, alignments = align_all(initial, passed, targets, halves, align, levels)
+    count, layout = len(target_indices), layout or train.DeviceLayout.automatic(len(target_indices))
+    resolutions = one_per_target(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
         passed + targets,
@@ -326,11 +336,13 @@ def morph(
         waypoints=times,
     )
     if symmetry:
-        problem, operators = symmetrical(problem, symmetry, initial)
-    variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
-    variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
-    report = with_waypoints(problem.report | variances, times)
-    prepared(report)
+        problem, operators = impose_symmetry(problem, symmetry, initial)
+    variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.denoising_blurs.tolist()}
+    variances |= {
+        "sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)).tolist()
+    }
+    report = report_waypoints(problem.report | variances, times)
+    on_prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
@@ -338,49 +350,49 @@ def morph(
         config = recipes.default(problem, seed)
     if symmetry:
         config = replace(config, symmetry=operators)
-    rival = train.scaled((config.rival,), steps)[0] if config.rival else None
-    config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
+    rival = train.scale_steps((config.rival,), steps)[0] if config.rival else None
+    config = replace(config, stages=train.scale_steps(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
     call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    recorder = Recorder(begun, keep)
-    fit = partial(train.fit, progress=call, spread=spread, keep=recorder, say=say)
-    problem, state = problem if times else problem.select(rows), begun and begun.state
+    rows = target_indices + target_indices[-1:] * (-count % layout.devices)  # copies fill up the last devices
+    recorder = Recorder(resume_from, on_snapshot)
+    fit = partial(train.fit, progress=call, layout=layout, on_state=recorder, on_setback=on_setback)
+    problem, state = problem if times else problem.select(rows), resume_from and resume_from.state
     if parts == "auto" and config.bodies:
-        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder, spread)
+        state, parts, off = fit_bodies(problem, config, fit, initial, state, recorder, layout)
         report = report | {"bodies_rms": off[:count]}
     else:
         parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
+        divided = problem.divide([p.labels for p in parts], part_rigidity) if parts else problem
         state, _ = fit(divided, config, state=state)
-    if train.lost(state):
+    if train.all_failed(state):
         raise InputError(f"the fit went wrong: {state.failed[0]}; see that the maps are sound and of one molecule")
-    if keep:
+    if on_snapshot:
         end = recorder.snapshot(state._replace(stage=len(config.stages)))  # from which nothing is left to be done
-        keep(replace(end, finished=True))
+        on_snapshot(replace(end, finished=True))
     how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
     params = state.params
     if symmetry and parts:  # from here on the copies of a body are parts like any others
-        config, params = replace(config, symmetry=()), in_all_copies(params, problem, config)
+        config, params = replace(config, symmetry=()), replicate_fields(params, problem, config)
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in recorder.history),
-        judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
+        validation_history=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report
         | {"start": [how[rival] for rival in rivals]}
         | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
         partitions=tuple(parts[:count]),
         initial=initial,
-        alignments=tuple(alignments[number] for number in share),
+        alignments=tuple(alignments[number] for number in target_indices),
         failed=state.failed[:count],
     )
 
 
-def repaired(given: MapLike) -> Map:
+def read_repaired(given: MapLike) -> Map:
     """The map that is given, or that is in the file of that path, without outliers; warns of those that it had."""
     map_, found = without_outliers(as_map(given))
     if found is not None:
@@ -388,7 +400,7 @@ def repaired(given: MapLike) -> Map:
     return map_
 
 
-def laid(
+def align_all(
     initial: Map,
     waypoints: Sequence[MapLike],
     targets: Sequence[MapLike],
@@ -400,17 +412,17 @@ def laid(
 
     Each is aligned by itself, but half-maps, which go where their target went. `levels` are the thresholds.
     """
-    each = [onto(initial, repaired(given), align, **levels) for given in (*waypoints, *targets)]
+    each = [onto(initial, read_repaired(given), align, **levels) for given in (*waypoints, *targets)]
     maps, alignments = [map_ for map_, _ in each], [found for _, found in each][len(waypoints) :]
     if halves is not None:
         halves = [
-            tuple(resampled(repaired(half), initial, found.transform) for half in pair)
+            tuple(resampled(read_repaired(half), initial, found.transform) for half in pair)
             for pair, found in zip(halves, alignments, strict=True)
         ]
     return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments
 
 
-def symmetrical(
+def impose_symmetry(
     problem: prepare.Problem, given: Symmetry | str, initial: Map
 ) -> tuple[prepare.Problem, tuple[tuple[float, ...], ...]]:
     """The problem of which one unit is carried, and the operators that copy it, as `Config.symmetry` has them.
@@ -430,23 +442,23 @@ def symmetrical(
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
     facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
     report = problem.report | {"symmetry": facts}
-    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    problem = replace(problem, unit=symmetry.unit(start), rotations=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 
 
-def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
+def one_per_target(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
     """The values given for each, or the one given for all."""
     return list(given) if isinstance(given, list | tuple) else [given] * count
 
 
-def in_order(
+def sort_waypoints(
     waypoints: Sequence[tuple[MapLike, float]], resolution: float | Sequence[float | None] | None
 ) -> tuple[list[MapLike], list[float], list[float | None]]:
     """The waypoints' maps, times and resolutions (Å) by rising time.
 
     Raises InputError where a time is not between 0 and 1, or two are the same.
     """
-    known = one_each(resolution, len(waypoints))
+    known = one_per_target(resolution, len(waypoints))
     rows = sorted(((map_, float(t), r) for (map_, t), r in zip(waypoints, known, strict=True)), key=lambda row: row[1])
     times = [t for _, t, _ in rows]
     if wrong := [t for t in times if not 0 < t < 1]:
@@ -458,7 +470,7 @@ def in_order(
     return [row[0] for row in rows], times, [row[2] for row in rows]
 
 
-def with_waypoints(report: dict, times: Sequence[float]) -> dict:
+def report_waypoints(report: dict, times: Sequence[float]) -> dict:
     """The report with what it tells of the first targets, which are waypoints at these times, under "waypoints"."""
     rows = {name: value for name, value in report.items() if isinstance(value, list)}
     apart = {name: value[len(times) :] for name, value in rows.items()}
@@ -481,14 +493,14 @@ def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None,
         raise InputError(f"part_rigidity holds {min(rigidity):g}: weights of the rigidity are not negative")
 
 
-def by_bodies(
+def fit_bodies(
     problem: prepare.Problem,
     config: train.Config,
     fit: Callable,
     initial: Map,
     state: train.State | None,
     recorder: Recorder,
-    spread: train.Spread,
+    layout: train.DeviceLayout,
 ) -> tuple[train.State, list[Partition], list[list[float]]]:
     """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
 
@@ -500,52 +512,54 @@ def by_bodies(
     whole, stage, free = problem, config.bodies, replace(config, symmetry=())
     if state is None or state.stage < stage:
         state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
-        if train.lost(state):
+        if train.all_failed(state):
             return state, [], []
-        parts, off = bodies_of(problem, config, state, initial)
+        parts, off = find_bodies(problem, config, state, initial)
         count = max(each.count for each in parts)
         recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
         if count == 1:
-            state = train.begun(state, stage)
+            state = train.begin_stage(state, stage)
         elif config.symmetry:
-            state = train.freed(config, state, in_parts(whole, recorder.partitions, initial), stage, spread)
+            state = train.release_symmetry(
+                config, state, divide_into_parts(whole, recorder.partitions, initial), stage, layout
+            )
         else:
-            state = train.divided(state, count, stage)
+            state = train.divide_state(state, count, stage)
     if not recorder.partitions:
         state, _ = fit(whole, config, state=state)
         return state, [], [[*off] for off in recorder.bodies_rms]
     if state.stage < config.redrawn:
-        problem = in_parts(whole, recorder.partitions, initial)
+        problem = divide_into_parts(whole, recorder.partitions, initial)
         state, _ = fit(problem, replace(free, stages=config.stages[: config.redrawn]), state=state)
-        if train.lost(state):
+        if train.all_failed(state):
             return state, [], []
-        every = in_all_copies(state.params, whole, config)
+        every = replicate_fields(state.params, whole, config)
         each = enumerate(recorder.partitions)
-        recorder.partitions = tuple(redrawn(whole, free, every, own, initial, target) for target, own in each)
-        state = train.begun(state, config.redrawn)
-    state, _ = fit(in_parts(whole, recorder.partitions, initial), free, state=state)
+        recorder.partitions = tuple(redraw_borders(whole, free, every, own, initial, target) for target, own in each)
+        state = train.begin_stage(state, config.redrawn)
+    state, _ = fit(divide_into_parts(whole, recorder.partitions, initial), free, state=state)
     return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
 
 
-def in_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: Map) -> prepare.Problem:
+def divide_into_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: Map) -> prepare.Problem:
     """The problem divided into the parts of each target; into the bodies of one unit, where those are its copies."""
-    unit = unit_of(whole, initial)
+    unit = asymmetric_unit(whole, initial)
     if unit is None:
-        return whole.divided([each.labels for each in partitions])
-    inside = on_whole_grid(whole.initial, whole, initial) > 0
-    units = [unit.share(each, inside) for each in partitions]
-    return whole.divided([unit.bodies(each) for each in partitions], units=units)
+        return whole.divide([each.labels for each in partitions])
+    inside = to_whole_grid(whole.initial, whole, initial) > 0
+    units = [unit.soft_mask(each, inside) for each in partitions]
+    return whole.divide([unit.bodies(each) for each in partitions], units=units)
 
 
-def in_all_copies(params: PyTree, problem: prepare.Problem, config: train.Config) -> PyTree:
+def replicate_fields(params: PyTree, problem: prepare.Problem, config: train.Config) -> PyTree:
     """The parameters of the fields (targets, parts) of bodies, and of all their copies where there is a symmetry."""
-    if problem.turns is None:
+    if problem.rotations is None:
         return params
     targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    operators = [*zip(problem.turns, problem.shifts, strict=True)]
+    operators = [*zip(problem.rotations, problem.shifts, strict=True)]
     one = jax.device_get(params)
     each = [
-        turned(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
+        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
         for target in range(targets)
         for body in range(bodies)
         for operator in operators
@@ -553,31 +567,31 @@ def in_all_copies(params: PyTree, problem: prepare.Problem, config: train.Config
     return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
 
 
-def bodies_of(
+def find_bodies(
     problem: prepare.Problem, config: train.Config, state: train.State, initial: Map
 ) -> tuple[list[Partition], list[list[float]]]:
     """For each target the bodies that its flow moves nearly rigidly, and what `from_flow` says of other numbers."""
-    threshold, unit, found = problem.report["initial"]["threshold"], unit_of(problem, initial), []
+    threshold, unit, found = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial), []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
     parts, off = zip(*found, strict=True)
     if unit is not None and max(each.count for each in parts) > 1:  # what is one body there is one in a unit here
-        inside = on_whole_grid(problem.initial, problem, initial) > 0
-        one = in_copies((unit.mass > 0).astype(int), inside, initial, unit)
+        inside = to_whole_grid(problem.initial, problem, initial) > 0
+        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
         parts = [each if each.count > 1 else one for each in parts]
     return [*parts], [*off]
 
 
-def unit_of(problem: prepare.Problem, initial: Map) -> Unit | None:
+def asymmetric_unit(problem: prepare.Problem, initial: Map) -> AsymmetricUnit | None:
     """The unit of the initial map that is carried, None where all of it is."""
-    if problem.turns is None:
+    if problem.rotations is None:
         return None
-    mass = on_whole_grid(problem.carried, problem, initial)
-    return Unit(mass, problem.turns, np.array(problem.report["symmetry"]["centre"]))
+    mass = to_whole_grid(problem.carried, problem, initial)
+    return AsymmetricUnit(mass, problem.rotations, np.array(problem.report["symmetry"]["centre"]))
 
 
-def on_whole_grid(
+def to_whole_grid(
     cropped: Float[np.ndarray, "x y z"], problem: prepare.Problem, initial: Map
 ) -> Float[np.ndarray, "nx ny nz"]:
     """What is on the problem's crop, on the initial map's whole grid; zero elsewhere."""
@@ -588,23 +602,23 @@ def on_whole_grid(
     return whole
 
 
-def redrawn(
+def redraw_borders(
     problem: prepare.Problem, config: train.Config, params: PyTree, parts: Partition, initial: Map, target: int
 ) -> Partition:
     """A target's parts with their borders where their fields explain the target, or the trajectory's end, best."""
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
     carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
     number = target - problem.trajectories  # from the last, which is the end where there are waypoints
-    rest, size = problem.rests[number], initial.voxel_size
+    rest, size = problem.residual_blurs[number], initial.voxel_size
     start, end = initial.density, problem.densities[number]
     blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
     start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
     here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
-    threshold, unit = problem.report["initial"]["threshold"], unit_of(problem, initial)
-    drawn = borders.redrawn(parts, carries, here, there, threshold, 1 if unit is None else len(unit.turns))
+    threshold, unit = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial)
+    drawn = borders.redraw(parts, carries, here, there, threshold, 1 if unit is None else len(unit.rotations))
     if unit is None or drawn is parts:
         return drawn
-    inside = on_whole_grid(problem.initial, problem, initial) > 0
-    own = np.where(inside & ((drawn.labels - 1) % len(unit.turns) == 0), drawn.labels, 0)
-    whole = in_copies(own, inside, initial, unit)
+    inside = to_whole_grid(problem.initial, problem, initial) > 0
+    own = np.where(inside & ((drawn.labels - 1) % len(unit.rotations) == 0), drawn.labels, 0)
+    whole = replicate_bodies(own, inside, initial, unit)
     return whole if len(np.unique(whole.labels)) == parts.count else parts  # where a copy has none of a part

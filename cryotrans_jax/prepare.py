@@ -17,17 +17,20 @@ from cryotrans_jax import losses
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, frequencies
 
-NOISY = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
-WIDEST = 8.0  # Å: by as much at most
-SHARP = 0.02  # of a target's power: sharpening must not make its noise more than this
-CLEAR, FADE = 8.0, 4.0  # Å about a target's mass where its noise is not judged, and over which that region begins
-DETAIL = 0.045  # 1/Å²: mean square spatial frequency of a map at 3 Å
-NOISE = 0.5  # 1/Å³: what noise counts in the weight of the rigidity
+MAX_NOISE = 0.1  # of the maximum: a target whose noise reaches higher is blurred before its mass is taken
+MAX_BLUR = 8.0  # Å: by as much at most
+MAX_NOISE_POWER = 0.02  # of a target's power: sharpening must not make its noise more than this
+NOISE_DISTANCE, NOISE_FADE = (
+    8.0,
+    4.0,
+)  # Å about a target's mass where its noise is not judged, and over which that region begins
+DETAIL_AT_3A = 0.045  # 1/Å²: mean square spatial frequency of a map at 3 Å
+NOISE_RIGIDITY = 0.5  # 1/Å³: what noise counts in the weight of the rigidity
 DUST = 0.01  # of the largest connected piece: what holds less is taken for noise
 DALTON = 1.21  # Å³: the volume of a dalton of protein, of 0.73 cm³/g
-ALIGN = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
-MOST_ROWS = 64  # in which the points of the largest part are laid, for the fields of parts to be applied side by side
-ROW = 32  # points: about what a row costs besides those in it
+CROP_MULTIPLE = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
+MAX_ROWS = 64  # in which the points of the largest part are laid, for the fields of parts to be applied side by side
+ROW_COST = 32  # points: about what a row costs besides those in it
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,15 @@ class Problem:
     thresholded targets scaled to the initial's total; `densities` the targets without a threshold, sharpened as far as
     their noise allows, scaled as if both levels had been chosen by rule. `start` is the crop's first voxel on the full
     grid; `voxel_size` in Å; `frame` is the unit box. Variances in Å², one a target: `blurs` is that of the blur that
-    takes the initial map to the target's resolution, negative where the target is the sharper one; `rests` what is
-    left of it for the sharpened `densities`; `quieting` that of the blur that took the noise out of the masses. Where
-    the targets have half-maps, `densities` are the first ones and `judges`, treated alike, the second ones.
+    takes the initial map to the target's resolution, negative where the target is the sharper one; `residual_blurs` what is
+    left of it for the sharpened `densities`; `denoising_blurs` that of the blur that took the noise out of the masses. Where
+    the targets have half-maps, `densities` are the first ones and `validation_densities`, treated alike, the second ones.
     `report` holds, for each map, the level used and the share of its positive mass kept. With `waypoints`, all targets
     lie on one trajectory, which ends at the last of them and is to pass the others at these times. Where the initial
     map is divided into parts, for each trajectory in its own way, `labels` (1, 2, ...) say to which of them each voxel
     belongs, and `stiffness` by what to multiply the weight of the rigidity in each. Where the maps have a symmetry,
     `unit` are the shares (0 to 1) of the initial map's voxels that are of one unit, which is repeated by its operators,
-    of rotations `turns` and `shifts` (unit boxes); each trajectory has its own where the map is divided.
+    of rotations `rotations` and `shifts` (unit boxes); each trajectory has its own where the map is divided.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -72,15 +75,15 @@ class Problem:
     voxel_size: np.ndarray
     frame: Frame
     blurs: np.ndarray
-    rests: np.ndarray
-    quieting: np.ndarray
+    residual_blurs: np.ndarray
+    denoising_blurs: np.ndarray
     report: dict
-    judges: Float[np.ndarray, "targets x y z"] | None = None
+    validation_densities: Float[np.ndarray, "targets x y z"] | None = None
     waypoints: tuple[float, ...] = ()
     labels: Int[np.ndarray, "trajectories x y z"] | None = None
     stiffness: tuple[float, ...] = ()
     unit: Float[np.ndarray, "*trajectories x y z"] | None = None
-    turns: Float[np.ndarray, "copies 3 3"] | None = None
+    rotations: Float[np.ndarray, "copies 3 3"] | None = None
     shifts: Float[np.ndarray, "copies 3"] | None = None
 
     @property
@@ -98,7 +101,7 @@ class Problem:
         """How many there are with velocity fields of their own; 0 where there is one field for the whole."""
         return len(self.stiffness)
 
-    def divided(
+    def divide(
         self,
         labels: Sequence[Int[np.ndarray, "nx ny nz"]],
         stiffness: Sequence[float] | None = None,
@@ -115,28 +118,28 @@ class Problem:
         if len(stiffness) != count:
             raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
         ends = self.start, self.start + self.initial.shape
-        own = np.stack([cropped(each, *ends) for each in labels]).astype(np.int16)
-        unit = self.unit if units is None else np.stack([cropped(each, *ends) for each in units])
+        own = np.stack([crop(each, *ends) for each in labels]).astype(np.int16)
+        unit = self.unit if units is None else np.stack([crop(each, *ends) for each in units])
         found = replace(self, labels=own, stiffness=stiffness, unit=unit)
-        for each, mass in found.own:
+        for each, mass in found.labels_and_mass:
             for label in range(1, int(each.max()) + 1):
                 if not mass[each == label].any():
                     raise InputError(f"part {label} holds no density above the initial map's threshold: leave it out")
         return found
 
     @property
-    def own(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
+    def labels_and_mass(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
         """The labels of each trajectory's parts, and what is carried."""
         return zip(self.labels, np.broadcast_to(self.carried, self.labels.shape), strict=True)
 
     @property
-    def outside(self) -> "Problem":
+    def solvent(self) -> "Problem":
         """The same problem with nothing left of the densities but what they have outside of the masses: their noise."""
         return replace(self, densities=self.densities * (self.masses == 0))
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        names = ("masses", "densities", "blurs", "rests", "quieting", "judges", "labels")
+        names = ("masses", "densities", "blurs", "residual_blurs", "denoising_blurs", "validation_densities", "labels")
         every = {name: getattr(self, name) for name in names}
         return replace(self, **{name: None if a is None else a[list(targets)] for name, a in every.items()})
 
@@ -171,7 +174,7 @@ class Level(NamedTuple):
     the lattice's nodes, with little padding. `of` gives one trajectory's level.
 
     Where there is a symmetry, all this is of one unit, but `rho`, which is the mass of all copies' points, copy after
-    copy; `turns` and `shifts` are the operators that make them.
+    copy; `rotations` and `shifts` are the operators that make them.
     """
 
     x: Float[Array, "*trajectories_parts points 3"]
@@ -181,32 +184,32 @@ class Level(NamedTuple):
     lattice: lattices.Lattice | None = None
     tetrahedra: Int[Array, "*trajectories_parts tetrahedra 4"] | None = None
     edges: Float[Array, "*trajectories 3"] | None = None
-    share: Float[Array, "*trajectories_parts tetrahedra"] | None = None
-    kept: Int[Array, "trajectories all"] | None = None
+    mass_fraction: Float[Array, "*trajectories_parts tetrahedra"] | None = None
+    valid: Int[Array, "trajectories all"] | None = None
     rows: Rows | None = None
-    turns: Float[Array, "*trajectories copies 3 3"] | None = None
+    rotations: Float[Array, "*trajectories copies 3 3"] | None = None
     shifts: Float[Array, "*trajectories copies 3"] | None = None
 
     @property
-    def divided(self) -> bool:
+    def has_parts(self) -> bool:
         """Whether there is an axis of parts."""
         return self.x.ndim > 2
 
     @property
     def points(self) -> Float[Array, "all 3"]:
         """Those of one trajectory's level that have mass, those of all parts and copies where there are some."""
-        return self.copied(self.x if self.kept is None else self.x.reshape(-1, 3)[self.kept])
+        return self.with_copies(self.x if self.valid is None else self.x.reshape(-1, 3)[self.valid])
 
-    def copied(self, x: Float[Array, "*times unit 3"]) -> Float[Array, "*times all 3"]:
+    def with_copies(self, x: Float[Array, "*times unit 3"]) -> Float[Array, "*times all 3"]:
         """A unit's points and those of all its copies, of one trajectory; the points themselves without a symmetry."""
-        if self.turns is None:
+        if self.rotations is None:
             return x
-        every = jnp.einsum("gij,...nj->...gni", self.turns, x, precision="highest") + self.shifts[:, None]
+        every = jnp.einsum("gij,...nj->...gni", self.rotations, x, precision="highest") + self.shifts[:, None]
         return every.reshape(*x.shape[:-2], -1, 3)
 
-    def of(self, trajectory: int) -> "Level":
+    def for_trajectory(self, trajectory: int) -> "Level":
         """One trajectory's level: its own where the initial map is divided, else that of all."""
-        return jax.tree.map(lambda a: a[trajectory], self) if self.divided else self
+        return jax.tree.map(lambda a: a[trajectory], self) if self.has_parts else self
 
 
 def prepare(
@@ -235,65 +238,67 @@ def prepare(
 
     Raises InputError when nothing is above a threshold.
     """
-    start_mass, report = thresholded(initial, initial_threshold, "initial map", volume)
+    start_mass, report = apply_threshold(initial, initial_threshold, "initial map", volume)
     reports: dict[str, Any] = {"initial": report, "targets": []}
     masses = []
-    quiet = [quieted(target) for target in targets]
+    denoised = [denoise(target) for target in targets]
     for number, target in enumerate(targets):
-        shown = quiet[number][0] if target_threshold is None else target
+        shown = denoised[number][0] if target_threshold is None else target
         name = f"waypoint map {number + 1}" if number < len(waypoints) else f"target map {number + 1 - len(waypoints)}"
-        mass, report = thresholded(shown, target_threshold, name, volume)
+        mass, report = apply_threshold(shown, target_threshold, name, volume)
         masses.append(mass)
         reports["targets"].append(report)
     reports["origin"] = initial.origin
 
     scale = start_mass.max()
     scales = [start_mass.sum() / m.sum() / scale for m in masses]
-    ruled = [level is None and volume is None for level in (initial_threshold, target_threshold)]
-    whole = start_mass if ruled[0] else thresholded(initial, None, "initial map")[0]
-    wholes = masses if ruled[1] else [thresholded(q, None, "target map")[0] for q, _ in quiet]
+    by_rule = [level is None and volume is None for level in (initial_threshold, target_threshold)]
+    whole = start_mass if by_rule[0] else apply_threshold(initial, None, "initial map")[0]
+    wholes = masses if by_rule[1] else [apply_threshold(q, None, "target map")[0] for q, _ in denoised]
     density_scales = [whole.sum() / w.sum() / scale for w in wholes]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
         [blur_between(initial, t, initial_resolution, r) for r, t in zip(resolutions, targets, strict=True)]
     )
-    compared, judges = zip(*halves, strict=True) if halves else (targets, None)
-    gains = np.array([sharpening(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)])
+    compared, validation_densities = zip(*halves, strict=True) if halves else (targets, None)
+    sharpenings = np.array(
+        [sharpening_variance(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)]
+    )
 
     size, whole_map = initial.voxel_size, (np.zeros(3, int), np.array(start_mass.shape))
-    low, high = whole_map if whole_box else around(np.maximum.reduce([start_mass, *masses]) > 0, margin / size)
-    high = low + -(-(high - low) // ALIGN) * ALIGN
+    low, high = whole_map if whole_box else padded_box(np.maximum.reduce([start_mass, *masses]) > 0, margin / size)
+    high = low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
     frame = cube_about(*(whole_map if whole_box else bounding_box(start_mass > 0)), initial, whole_box)
-    crop = lambda a: cropped(a, low, high)  # noqa: E731
+    crop = lambda a: crop(a, low, high)  # noqa: E731
 
-    def fine(maps: Sequence[Map]) -> np.ndarray:
-        every = zip(maps, gains, density_scales, strict=True)
-        return np.stack([crop(sharpened(m, gain).density * s) for m, gain, s in every])
+    def crop_densities(maps: Sequence[Map]) -> np.ndarray:
+        every = zip(maps, sharpenings, density_scales, strict=True)
+        return np.stack([crop(sharpen(m, gain).density * s) for m, gain, s in every])
 
     return Problem(
         initial=crop(start_mass / scale),
         masses=np.stack([crop(m * s) for m, s in zip(masses, scales, strict=True)]),
-        densities=fine(compared),
+        densities=crop_densities(compared),
         start=low,
         voxel_size=size,
         frame=frame,
         blurs=blurs,
-        rests=blurs - gains,
-        quieting=np.array([0.0 if target_threshold is not None else width**2 for _, width in quiet]),
+        residual_blurs=blurs - sharpenings,
+        denoising_blurs=np.array([0.0 if target_threshold is not None else width**2 for _, width in denoised]),
         report=reports,
-        judges=fine(judges) if judges else None,
+        validation_densities=crop_densities(validation_densities) if validation_densities else None,
         waypoints=tuple(waypoints),
     )
 
 
-def around(inside: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def padded_box(inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First voxel along each axis, and one past the last, of the box of what is inside and so many voxels about it.
 
     The first is a multiple of ALIGN.
     """
     low, high = bounding_box(inside)
-    room = np.ceil(room).astype(int)
-    return np.maximum(low - room, 0) // ALIGN * ALIGN, np.minimum(high + room, inside.shape)
+    margin = np.ceil(margin).astype(int)
+    return np.maximum(low - margin, 0) // CROP_MULTIPLE * CROP_MULTIPLE, np.minimum(high + margin, inside.shape)
 
 
 def cube_about(low: np.ndarray, high: np.ndarray, map_: Map, from_corner: bool) -> Frame:
@@ -314,17 +319,17 @@ def contour_level(density: np.ndarray, share: float = 0.98) -> float:
 
     Raises InputError where nothing stands above the ceiling.
     """
-    ceiling = max(noise_ceiling(density), 0.0)
-    kept = density[density > ceiling]
+    limit = max(noise_limit(density), 0.0)
+    kept = density[density > limit]
     if not kept.size:
         raise InputError(
             f"the map's maximum of {density.max():g} is not above its noise, which by the histogram reaches "
-            f"{ceiling:g}: give a threshold, or a map in which the molecule fills less than half of the box"
+            f"{limit:g}: give a threshold, or a map in which the molecule fills less than half of the box"
         )
-    return share_level(kept, share)
+    return mass_fraction_level(kept, share)
 
 
-def noise_ceiling(density: np.ndarray) -> float:
+def noise_limit(density: np.ndarray) -> float:
     """The density that the solvent's noise hardly ever passes: see `contour_level`."""
     values = density.ravel()
     solvent = float(np.median(values))
@@ -333,16 +338,16 @@ def noise_ceiling(density: np.ndarray) -> float:
     return solvent + 3.5 * noise
 
 
-def quieted(map_: Map) -> tuple[Map, float]:
+def denoise(map_: Map) -> tuple[Map, float]:
     """The map blurred just enough that its noise stays below NOISY of its maximum, and the width of that blur (Å)."""
-    width, quiet = 0.0, map_
-    while noise_ceiling(quiet.density) > NOISY * quiet.density.max() and width < WIDEST:
+    width, denoised = 0.0, map_
+    while noise_limit(denoised.density) > MAX_NOISE * denoised.density.max() and width < MAX_BLUR:
         width = np.sqrt(2) * width or float(map_.voxel_size.min())
-        quiet = replace(map_, density=ndimage.gaussian_filter(map_.density, width / map_.voxel_size))
-    return quiet, width
+        denoised = replace(map_, density=ndimage.gaussian_filter(map_.density, width / map_.voxel_size))
+    return denoised, width
 
 
-def share_level(values: np.ndarray, share: float = 0.98) -> float:
+def mass_fraction_level(values: np.ndarray, share: float = 0.98) -> float:
     """The value at and above which positive values hold the given share of their sum."""
     falling = np.sort(values)[::-1]
     mass = np.cumsum(falling, dtype=np.float64)
@@ -355,29 +360,29 @@ def enclosing_level(map_: Map, volume: float) -> float:
     Raises InputError where not so much of the box has positive density.
     """
     values = np.sort(map_.density, axis=None)[::-1]
-    wanted, room = volume / np.prod(map_.voxel_size), np.count_nonzero(values > 0)
-    if wanted > room:
+    wanted, positive = volume / np.prod(map_.voxel_size), np.count_nonzero(values > 0)
+    if wanted > positive:
         raise InputError(
-            f"a volume of {volume:.0f} Å³ was asked for and {room / wanted * volume:.0f} Å³ of the map are positive: "
+            f"a volume of {volume:.0f} Å³ was asked for and {positive / wanted * volume:.0f} Å³ of the map are positive: "
             "give another molecular weight, or a threshold"
         )
-    tries, count = {}, wanted
+    levels, count = {}, wanted
     for _ in range(6):  # specks are few at a level that shows a molecule, and then the first or second try is right
-        level = float(values[min(max(round(count), 1), room) - 1])
+        level = float(values[min(max(round(count), 1), positive) - 1])
         found = np.count_nonzero(carried_mass(map_.density, level))
-        tries[abs(found - wanted)] = level
-        if min(tries) <= 0.02 * wanted:
+        levels[abs(found - wanted)] = level
+        if min(levels) <= 0.02 * wanted:
             break
         count = np.sqrt(count * count * wanted / max(found, 1))  # half the way in logarithms: specks join suddenly
-    return tries[min(tries)]
+    return levels[min(levels)]
 
 
-def thresholded(map_: Map, level: float | None, name: str, volume: float | None = None) -> tuple[np.ndarray, dict]:
+def apply_threshold(map_: Map, level: float | None, name: str, volume: float | None = None) -> tuple[np.ndarray, dict]:
     """The map's density with everything below the level (and every negative value) set to 0, and what that keeps.
 
     Without a level it is the one that encloses the volume (Å³), and without a volume `contour_level`.
     """
-    how = "given" if level is not None else "by rule" if volume is None else "by volume"
+    chosen = "given" if level is not None else "by rule" if volume is None else "by volume"
     if level is None:
         level = contour_level(map_.density) if volume is None else enclosing_level(map_, volume)
     mass = carried_mass(map_.density, level)
@@ -390,15 +395,17 @@ def thresholded(map_: Map, level: float | None, name: str, volume: float | None 
     kept = np.count_nonzero(mass)
     return mass, {
         "threshold": float(level),
-        "threshold_chosen": how,
+        "threshold_chosen": chosen,
         "share_of_mass": float(mass.sum(dtype=np.float64) / positive),
         "volume": float(kept * np.prod(map_.voxel_size)),
         "specks": 1 - kept / np.count_nonzero((map_.density >= level) & (map_.density > 0)),
-        "clear": None if how == "by rule" else clearness(level, *solvent_noise(np.sort(map_.density, axis=None))),
+        "clear": None
+        if chosen == "by rule"
+        else level_in_sigmas(level, *solvent_noise(np.sort(map_.density, axis=None))),
     }
 
 
-def clearness(level: float, solvent: float, noise: float) -> float:
+def level_in_sigmas(level: float, solvent: float, noise: float) -> float:
     """By how many standard deviations of the noise a level stands above the solvent, 99 at most."""
     return float(min((level - solvent) / noise, 99.0)) if noise > 0 else 99.0
 
@@ -469,7 +476,7 @@ def relative_blur(initial: Map, target: Map) -> float:
     return float(-slope / (2 * np.pi**2))
 
 
-def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -> float:
+def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance: float) -> float:
     """Variance (Å²), up to `variance`, of the blur that can be undone in the target before its noise is SHARP of it.
 
     `variance` is what takes the initial map to the target. Noise is, in each Fourier shell, the power of the density
@@ -482,7 +489,7 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
     distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
-    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - CLEAR) / FADE, 0, 1))).astype(np.float32)
+    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - NOISE_DISTANCE) / NOISE_FADE, 0, 1))).astype(np.float32)
     share = np.mean(away**2)
     if variance <= 0 or share < 0.02 or not band.any():
         return 0.0
@@ -491,11 +498,11 @@ def sharpening(initial: Map, target: Map, inside: np.ndarray, variance: float) -
     noise = np.maximum.reduce([noise / share, power - 2 * expected, expected / 2 - power])
     tried = variance * np.linspace(0, 1, 41)
     gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
-    bearable = gain @ noise < SHARP * (gain @ power)
-    return float(tried[np.flatnonzero(bearable)[-1]]) if bearable.any() else 0.0
+    acceptable = gain @ noise < MAX_NOISE_POWER * (gain @ power)
+    return float(tried[np.flatnonzero(acceptable)[-1]]) if acceptable.any() else 0.0
 
 
-def sharpened(map_: Map, variance: float) -> Map:
+def sharpen(map_: Map, variance: float) -> Map:
     """The map with a Gaussian blur of this variance (Å²) undone up to the Nyquist frequency, and nothing beyond."""
     if variance <= 0:
         return map_
@@ -526,14 +533,14 @@ def bounding_box(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s.start for s in where]), np.array([s.stop for s in where])
 
 
-def box_of(inside: np.ndarray, room: int | Int[np.ndarray, "3"] = 0) -> tuple[slice, ...]:
+def box_slices(inside: np.ndarray, margin: int | Int[np.ndarray, "3"] = 0) -> tuple[slice, ...]:
     """Slices of the box of all that is inside, and of so many voxels about it as far as there are any."""
     low, high = bounding_box(inside)
-    ends = zip(low - room, high + room, inside.shape, strict=True)
+    ends = zip(low - margin, high + margin, inside.shape, strict=True)
     return tuple(slice(max(int(a), 0), min(int(b), n)) for a, b, n in ends)
 
 
-def cropped(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def crop(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """a[low:high], with zeros where that reaches past the end of the array."""
     part = a[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))].astype(np.float32)
     return np.pad(part, [(0, hi - lo - n) for lo, hi, n in zip(low, high, part.shape, strict=True)])
@@ -576,77 +583,81 @@ def make_level(problem: Problem, bin_: int, sampling: int, spacing: float, tetra
     `spacing` (Å) is the control lattice's; 0 integrates the flow at every point. `tetrahedra` asks for those of
     the rigidity.
     """
-    asked = bin_, sampling, spacing, tetrahedra
+    settings = bin_, sampling, spacing, tetrahedra
     if not problem.parts:
-        return on_device(with_copies(problem, level_of(problem, problem.carried, *asked)))
+        return to_device(add_operators(problem, level_of_mass(problem, problem.carried, *settings)))
     masses = [
         [np.where(labels == part + 1, carried, 0) for part in range(int(labels.max()))]
-        for labels, carried in problem.own
+        for labels, carried in problem.labels_and_mass
     ]
     boxes = [bounding_box(mass > 0) for own in masses for mass in own]
-    room = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
-    levels = [[level_of(problem, mass, *asked, room) for mass in own] for own in masses]
-    return on_device(with_copies(problem, abreast(levels, problem.stiffness)))
+    sides = np.max([(high - 1) // sampling - low // sampling + 1 for low, high in boxes], axis=0)
+    levels = [[level_of_mass(problem, mass, *settings, sides) for mass in own] for own in masses]
+    return to_device(add_operators(problem, batch_levels(levels, problem.stiffness)))
 
 
-def with_copies(problem: Problem, level: Level) -> Level:
+def add_operators(problem: Problem, level: Level) -> Level:
     """The level of one unit with what it takes to copy that; the level itself where there is no symmetry."""
-    if problem.turns is None:
+    if problem.rotations is None:
         return level
-    operators = [np.asarray(a, np.float32) for a in (problem.turns, problem.shifts)]
-    if level.divided:
+    operators = [np.asarray(a, np.float32) for a in (problem.rotations, problem.shifts)]
+    if level.has_parts:
         operators = [np.stack([a] * len(level.x)) for a in operators]
-    return level._replace(rho=np.tile(level.rho, len(problem.turns)), turns=operators[0], shifts=operators[1])
+    return level._replace(rho=np.tile(level.rho, len(problem.rotations)), rotations=operators[0], shifts=operators[1])
 
 
-def on_device(level: Level) -> Level:
+def to_device(level: Level) -> Level:
     """The level with JAX's arrays. It is made with NumPy's: what JAX computes on its own it has to compile, anew for
     every shape."""
     return jax.tree.map(jnp.asarray, level)
 
 
-def abreast(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Level:
+def batch_levels(levels: Sequence[Sequence[Level]], stiffness: Sequence[float]) -> Level:
     """The levels of each trajectory's parts as one; a part's share in the rigidity is its mass's, times its stiffness.
 
     Where a trajectory has fewer parts than others, parts of no mass fill up.
     """
     parts, count = len(stiffness), len(levels)
     each = [level for own in levels for level in [*own, *[own[0]] * (parts - len(own))]]
-    held = np.array([[float(level.rho.sum()) for level in own] + [0.0] * (parts - len(own)) for own in levels])
+    masses = np.array([[float(level.rho.sum()) for level in own] + [0.0] * (parts - len(own)) for own in levels])
 
-    def both(a: np.ndarray) -> np.ndarray:
+    def by_part(a: np.ndarray) -> np.ndarray:
         return a.reshape(count, parts, *a.shape[1:])
 
-    first, x = each[0], both(lattices.stacked([level.x for level in each]))
+    first, x = each[0], by_part(lattices.pad_and_stack([level.x for level in each]))
     places = [[k * x.shape[2] + np.arange(len(level.x)) for k, level in enumerate(own)] for own in levels]
-    all_ = first._replace(
+    batched = first._replace(
         x=x,
-        kept=lattices.stacked([np.concatenate(own) for own in places]),
-        rho=lattices.stacked([np.concatenate([level.rho for level in own]) for own in levels]),
+        valid=lattices.pad_and_stack([np.concatenate(own) for own in places]),
+        rho=lattices.pad_and_stack([np.concatenate([level.rho for level in own]) for own in levels]),
         **{name: np.stack([getattr(first, name)] * count) for name in ("corner", "voxel")},
     )
     sizes = [[len(level.x if level.lattice is None else level.lattice.nodes) for level in own] for own in levels]
-    all_ = all_._replace(rows=in_rows([own + [0] * (parts - len(own)) for own in sizes]))
+    batched = batched._replace(rows=arrange_rows([own + [0] * (parts - len(own)) for own in sizes]))
     if first.lattice is not None:
-        all_ = all_._replace(lattice=jax.tree.map(both, lattices.abreast([level.lattice for level in each])))
-    if first.share is not None:
-        weights = (held / held.sum(1, keepdims=True) * stiffness).astype(np.float32).ravel()
-        shares = [weight * level.share for weight, level in zip(weights, each, strict=True)]
-        rows = lattices.stacked([level.tetrahedra for level in each])
+        batched = batched._replace(
+            lattice=jax.tree.map(by_part, lattices.batch_lattices([level.lattice for level in each]))
+        )
+    if first.mass_fraction is not None:
+        weights = (masses / masses.sum(1, keepdims=True) * stiffness).astype(np.float32).ravel()
+        shares = [weight * level.mass_fraction for weight, level in zip(weights, each, strict=True)]
+        rows = lattices.pad_and_stack([level.tetrahedra for level in each])
         edges = np.stack([first.edges] * count)
-        all_ = all_._replace(tetrahedra=both(rows), share=both(lattices.stacked(shares)), edges=edges)
-    return all_
+        batched = batched._replace(
+            tetrahedra=by_part(rows), mass_fraction=by_part(lattices.pad_and_stack(shares)), edges=edges
+        )
+    return batched
 
 
-def in_rows(sizes: Sequence[Sequence[int]]) -> Rows:
+def arrange_rows(sizes: Sequence[Sequence[int]]) -> Rows:
     """Rows for parts of these numbers of points, for each trajectory, as wide as makes the least work."""
     most = max(map(max, sizes))
-    widths = {-(-most // parts // 16) * 16 for parts in range(1, MOST_ROWS + 1)}
+    widths = {-(-most // parts // 16) * 16 for parts in range(1, MAX_ROWS + 1)}
 
     def needed(width: int) -> int:
         return max(sum(-(-n // width) for n in own) for own in sizes)
 
-    width = min(widths, key=lambda width: needed(width) * (width + ROW))
+    width = min(widths, key=lambda width: needed(width) * (width + ROW_COST))
     shape = len(sizes), needed(width)
     points, owner = np.zeros((*shape, width), int), np.zeros(shape, int)
     place = np.zeros((len(sizes), len(sizes[0]), most), int)
@@ -661,14 +672,14 @@ def in_rows(sizes: Sequence[Sequence[int]]) -> Rows:
     return Rows(points, owner, place)
 
 
-def level_of(
+def level_of_mass(
     problem: Problem,
     mass: np.ndarray,
     bin_: int,
     sampling: int,
     spacing: float,
     tetrahedra: bool,
-    room: Int[np.ndarray, "3"] | None = None,
+    sides: Int[np.ndarray, "3"] | None = None,
 ) -> Level:
     """The same for this mass, a part of the initial map's, under one velocity field.
 
@@ -687,32 +698,32 @@ def level_of(
         low, high = bounding_box(filled)
         pitch = spacing / (sampling * problem.voxel_size.min())
         box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-        if room is not None:
-            box = np.pad(box, [(0, n - m) for n, m in zip(room, box.shape, strict=True)])
+        if sides is not None:
+            box = np.pad(box, [(0, n - m) for n, m in zip(sides, box.shape, strict=True)])
         lattice = lattices.make_lattice(box, problem.corner + low * sampling * unit, sampling * unit, pitch)
         level = level._replace(lattice=lattice)
-        cells = lattices.cell_of(cells - low, spacing / (sampling * problem.voxel_size))
+        cells = lattices.cell_indices(cells - low, spacing / (sampling * problem.voxel_size))
         edges = np.full(3, spacing / problem.frame.edge)
     if tetrahedra:
-        nodes = lattices.node_places(level.lattice) if spacing else cells
-        rows, share = neighbours(nodes, cells, rho)
-        level = level._replace(tetrahedra=rows, edges=edges.astype(np.float32), share=share.astype(np.float32))
+        nodes = lattices.node_indices(level.lattice) if spacing else cells
+        rows, share = make_tetrahedra(nodes, cells, rho)
+        level = level._replace(tetrahedra=rows, edges=edges.astype(np.float32), mass_fraction=share.astype(np.float32))
     return level
 
 
-def neighbours(nodes: np.ndarray, cells: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def make_tetrahedra(nodes: np.ndarray, cells: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (i, its next along x, along y, along z) for the grid points `nodes` (n, 3) whose cell holds mass.
 
     And the share of the mass in the cell of each; `cells` (points, 3) says in which cell each point's mass is.
     """
     shape = np.maximum(nodes.max(0), cells.max(0)) + 2
-    number, held = np.full(shape, -1), np.zeros(shape)
+    number, mass_in_cell = np.full(shape, -1), np.zeros(shape)
     number[tuple(nodes.T)] = np.arange(len(nodes))
-    np.add.at(held, tuple(cells.T), mass)
+    np.add.at(mass_in_cell, tuple(cells.T), mass)
     rows = np.stack([number[tuple((nodes + step).T)] for step in np.eye(4, 3, -1, dtype=int)], -1)
-    rows = rows[(rows >= 0).all(1) & (held[tuple(nodes.T)] > 0)]
-    share = held[tuple(nodes[rows[:, 0]].T)]
-    return rows, share / share.sum()
+    rows = rows[(rows >= 0).all(1) & (mass_in_cell[tuple(nodes.T)] > 0)]
+    fraction = mass_in_cell[tuple(nodes[rows[:, 0]].T)]
+    return rows, fraction / fraction.sum()
 
 
 def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) -> tuple[np.ndarray, list[float]]:
@@ -724,7 +735,7 @@ def level_targets(problem: Problem, bin_: int, kind: str, extra: float = 0.0) ->
     if kind == "mass":
         return np.stack([binned(m, bin_) for m in problem.masses]), [0.0] * len(problem.masses)
     volumes, widths = [], []
-    for density, variance in zip(problem.densities, problem.rests, strict=True):
+    for density, variance in zip(problem.densities, problem.residual_blurs, strict=True):
         if (sigma := np.sqrt(max(-variance, 0.0) + extra**2)) > 0:
             kernel = losses.gaussian_blur(density.shape, problem.voxel_size, sigma)
             density = np.asarray(losses.blur(jnp.asarray(density), kernel))
@@ -748,7 +759,7 @@ def noise_variance(noise: np.ndarray, inside: np.ndarray) -> float:
     return float(np.var(noise[~inside])) if (~inside).any() else 0.0
 
 
-def holds(problem: Problem) -> list[float]:
+def rigidity_factors(problem: Problem) -> list[float]:
     """By what to multiply the weight of the rigidity for each target, to keep its proportion to what the target tells.
 
     The matched loss of points that are off by d, rms, is about (4π²/3) s² d², with s² the mean square spatial frequency
@@ -762,11 +773,11 @@ def holds(problem: Problem) -> list[float]:
 
     def one(rest: float, density: np.ndarray, outside: np.ndarray, inside: np.ndarray) -> float:
         weight = s**2 * power * np.exp(-4 * np.pi**2 * max(rest, 0.0) * s**2)  # a shell has about s² coefficients
-        detail = weight @ s**2 / weight.sum() / DETAIL
+        detail = weight @ s**2 / weight.sum() / DETAIL_AT_3A
         noise = noise_variance(outside, inside) * volume / signal_power(density, outside, inside)
-        return float(np.sqrt(min(detail, 1.0)) + NOISE * noise)
+        return float(np.sqrt(min(detail, 1.0)) + NOISE_RIGIDITY * noise)
 
-    every = problem.rests, problem.densities, problem.outside.densities, problem.masses > 0
+    every = problem.residual_blurs, problem.densities, problem.solvent.densities, problem.masses > 0
     return [one(*each) for each in zip(*every, strict=True)]
 
 

@@ -9,16 +9,16 @@ import jax
 # By `jax.default_backend`. On a CPU: XLA's older way of making loops, which compiles in two thirds of the time into
 # steps that are no slower. On a GPU: no kernel is chosen by timing it, and none is written where cuBLAS has one,
 # which halves a whole run in which nothing is compiled yet.
-QUICK = {
+COMPILER_OPTIONS = {
     "cpu": {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1},
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
 
 
 @functools.cache
-def options() -> dict[str, Any] | None:
+def compiler_options() -> dict[str, Any] | None:
     """What XLA is told on this kind of device (QUICK); None on others, and for an XLA that knows no such options."""
-    quick = QUICK.get(jax.default_backend())
+    quick = COMPILER_OPTIONS.get(jax.default_backend())
     if quick is None:
         return None
     try:
@@ -43,7 +43,7 @@ class Program:
     @functools.cached_property
     def jitted(self) -> Any:
         """What `jax.jit` makes of the function."""
-        return jax.jit(self.function, compiler_options=options(), **self.settings)
+        return jax.jit(self.function, compiler_options=compiler_options(), **self.settings)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the function gives."""

@@ -16,15 +16,15 @@ SAME_RESOLUTION = 0.5  # Å²: blur between two maps below which they count as o
 COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
 WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
 BLURS = 2.0, 1.0  # Å: by which the L2 stages but the last blur both maps
-WIDE = 4.0  # Å: the same once bodies are known, for what is left where it was
-MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
+WIDE_BLUR = 4.0  # Å: the same once bodies are known, for what is left where it was
+MAX_VOXELS = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
 SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
 WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage goes to its end
 EULER_STEPS = 5
-POINTS = 3000  # about so many points at most follow the correspondences
-SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
-NODES = 20_000  # about so many at most, as long as voxels are wide for want of resolution and not of memory
+MAX_POINTS = 3000  # about so many points at most follow the correspondences
+LATTICE_SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
+MAX_NODES = 20_000  # about so many at most, as long as voxels are wide for want of resolution and not of memory
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,24 @@ def default(problem: Problem, seed: int = 0) -> Config:
     Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     """
     size = problem.voxel_size.min()
-    coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
+    coarse, middle, fine = (power_of_two(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
     voxels = (problem.initial > 0).sum()
-    while coarse < 8 and voxels / coarse**3 > POINTS:
+    while coarse < 8 and voxels / coarse**3 > MAX_POINTS:
         coarse *= 2
-    while fine < 8 and voxels / fine**3 > MOST:
+    while fine < 8 and voxels / fine**3 > MAX_VOXELS:
         fine *= 2
     middle = max(middle, fine)
-    least = max(1.5 * size, (voxels * problem.voxel_size.prod() / NODES) ** (1 / 3))  # between nodes, for their cost
-    wide = min(2.5 * middle * size, max(SPACINGS[0], least))
-    narrow = min(max(4 * size, 2.5 * fine * size), max(SPACINGS[1], least))
+    least = max(
+        1.5 * size, (voxels * problem.voxel_size.prod() / MAX_NODES) ** (1 / 3)
+    )  # between nodes, for their cost
+    wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
+    narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
     closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
     first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         replace(first, lighten=0.0),
-        replace(first, steps=100, blur=WIDE),
+        replace(first, steps=100, blur=WIDE_BLUR),
         first,
         closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
         closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
@@ -119,7 +121,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **more)
 
 
-def whole_factor(wanted: float) -> int:
+def power_of_two(wanted: float) -> int:
     """The power of two (at most 8, which the crop is aligned to) nearest to the wanted factor, at least 1."""
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 

@@ -17,8 +17,27 @@ from jaxtyping import Array, Float, Int, PyTree
 from cryotrans_jax import correspond, losses, memory
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
-from cryotrans_jax.flow import Points, Scalar, VelocityField, at_time, between, flow, path, symmetric, timed
-from cryotrans_jax.prepare import Level, Problem, binned, holds, level_blur, level_targets, make_level, signal_power
+from cryotrans_jax.flow import (
+    Points,
+    Scalar,
+    VelocityField,
+    append_time,
+    flow,
+    interpolate_path,
+    path,
+    symmetrize,
+    with_time,
+)
+from cryotrans_jax.prepare import (
+    Level,
+    Problem,
+    binned,
+    level_blur,
+    level_targets,
+    make_level,
+    rigidity_factors,
+    signal_power,
+)
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import gather, splat
 from cryotrans_jax.transport import w2_and_error
@@ -62,24 +81,24 @@ class Stage:
         return max(self.lighten, self.final_lighten) > 0
 
     @property
-    def left(self) -> np.ndarray:
+    def annealing(self) -> np.ndarray:
         """How much of the stage's way is left at every step (steps,), from 1 to 0 along half a cosine."""
         return 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
 
     @property
     def rates(self) -> np.ndarray:
         """Learning rate of every step (steps,)."""
-        return self.final_learning_rate + self.left * (self.learning_rate - self.final_learning_rate)
+        return self.final_learning_rate + self.annealing * (self.learning_rate - self.final_learning_rate)
 
     @property
-    def powers(self) -> np.ndarray:
+    def lighten_powers(self) -> np.ndarray:
         """The power of `lightened` at every step (steps,)."""
-        return self.final_lighten + self.left * (self.lighten - self.final_lighten)
+        return self.final_lighten + self.annealing * (self.lighten - self.final_lighten)
 
     @property
-    def ending(self) -> int:
+    def final_phase(self) -> int:
         """The step from which on the learning rates are those of the stage's end, to which it may skip."""
-        return self.steps - round(ENDING * self.steps)
+        return self.steps - round(FINAL_PHASE * self.steps)
 
 
 @dataclass(frozen=True)
@@ -112,23 +131,35 @@ class Config:
         return Velocity(**own)
 
 
-FREE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
+MEMORY_RESERVE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
 ADAM = optax.scale_by_adam()
 CHUNK = 25  # steps in one call of the compiled program, after which the host looks at the losses
-FAR, TORN = 3.0, 0.02  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
-TRIAL = 100  # steps of the next stage, after which the better of two starts is known
-GAIN, SMALL = 0.005, 0.01  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
-ENDING = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
-SURE = 1.0  # weight of the rigidity where a flow is fitted to another one
-NEARBY = 3.0  # Å: over which mass is looked for in the target
+TORN_DISTANCE, TORN_MASS = (
+    3.0,
+    0.02,
+)  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
+TRIAL_STEPS = 100  # steps of the next stage, after which the better of two starts is known
+MIN_GAIN, LOSS_FLOOR = (
+    0.005,
+    0.01,
+)  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
+FINAL_PHASE = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
+TRANSFER_RIGIDITY = 1.0  # weight of the rigidity where a flow is fitted to another one
+NEARBY_BLUR = 3.0  # Å: over which mass is looked for in the target
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
-DIVERGED, FAIR = 10.0, 0.1  # a loss so many times that of the stage's first chunk, or FAIR, has diverged
-STRAY, SAMPLE = 0.25, 512  # more of the mass outside the crop is lost; judged by so many points of it
-SLOWER, TRIES = 4.0, 3  # the learning rate's divisor where a target goes back to its best state; so often in a fit
+DIVERGENCE_RATIO, DIVERGENCE_FLOOR = (
+    10.0,
+    0.1,
+)  # a loss so many times that of the stage's first chunk, or FAIR, has diverged
+MAX_MASS_OUTSIDE, SAMPLE_POINTS = 0.25, 512  # more of the mass outside the crop is lost; judged by so many points of it
+RATE_DIVISOR, MAX_RESTARTS = (
+    4.0,
+    3,
+)  # the learning rate's divisor where a target goes back to its best state; so often in a fit
 
 
 @dataclass(frozen=True)
-class Spread:
+class DeviceLayout:
     """How a function of one target is applied to all: over devices, and on each of them so many at a time.
 
     `mesh` has one axis, "targets", whose devices share the targets evenly (their number must be a multiple); without
@@ -141,7 +172,7 @@ class Spread:
     memory: int | None = None
 
     @classmethod
-    def automatic(cls, targets: int) -> "Spread":
+    def automatic(cls, targets: int) -> "DeviceLayout":
         """Targets over all of this host's devices; on each as many at once as its memory holds, one where unknown."""
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("targets",)) if min(len(devices), targets) > 1 else None
@@ -156,13 +187,13 @@ class Spread:
     def map(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
         """function(shared, one) for every target; the leaves of `each` and of the result have an axis of targets."""
         if self.mesh is None:
-            return self.in_turn(function, shared, each)
+            return self.map_on_device(function, shared, each)
         along, whole = jax.sharding.PartitionSpec("targets"), jax.sharding.PartitionSpec()
-        local = partial(self.in_turn, function)
+        local = partial(self.map_on_device, function)
         spread = jax.shard_map(local, mesh=self.mesh, in_specs=(whole, along), out_specs=along, check_vma=False)
         return spread(shared, each)
 
-    def in_turn(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
+    def map_on_device(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
         """The same on one device."""
         count = jax.tree.leaves(each)[0].shape[0]
         if self.batch is None or self.batch >= count:
@@ -175,7 +206,7 @@ class Goal(NamedTuple):
 
     `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
     `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
-    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `judge_power`
+    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `validation_power`
     are volume and power of the target's other half-map, where there is one: no gradient sees it. `nearby` are the
     matrices of a blur by NEARBY, where the stage lightens what the target has not; `hold` what the rigidity's weight is
     multiplied by, where the stage is balanced.
@@ -187,15 +218,15 @@ class Goal(NamedTuple):
     ends: Float[Array, "*targets points 3"] | None = None
     weight: Float[Array, "*targets points"] | None = None
     reach: Float[Array, "*targets"] | None = None
-    judge: Float[Array, "*targets x y z"] | None = None
-    judge_power: Float[Array, "*targets"] | None = None
+    validation: Float[Array, "*targets x y z"] | None = None
+    validation_power: Float[Array, "*targets"] | None = None
     nearby: losses.Blur | losses.Blurs | None = None
-    hold: Float[Array, "*targets"] | None = None
+    rigidity_factor: Float[Array, "*targets"] | None = None
 
     @property
-    def by_judge(self) -> "Goal":
+    def for_validation(self) -> "Goal":
         """The same with the other half-map to compare with."""
-        return Goal(volume=self.judge, power=self.judge_power, blur=self.blur)
+        return Goal(volume=self.validation, power=self.validation_power, blur=self.blur)
 
 
 class Watch(NamedTuple):
@@ -230,62 +261,62 @@ class State(NamedTuple):
     failed: tuple[str, ...] = ()  # what went wrong with each target that was given up, "" for the others; or empty
 
 
-def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
+def scale_steps(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
     """The schedule with every stage's number of steps times `factor` (at least one step each)."""
     return tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in stages)
 
 
-def start(config: Config, targets: int, parts: int = 0) -> State:
+def initial_state(config: Config, targets: int, parts: int = 0) -> State:
     """The state before the first step: every target from the same seed, so that each fits as it would alone.
 
     With `parts`, each has a velocity field of its own, along a second axis of the parameters.
     """
     axes = (targets, parts) if parts else (targets,)
-    return State(*weights(config.flow, axes, config.seed), 0, 0, unwatched(targets))
+    return State(*initial_parameters(config.flow, axes, config.seed), 0, 0, initial_watch(targets))
 
 
 @program(static_argnames=("config", "axes"))
-def weights(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+def initial_parameters(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
     """Parameters and Adam's state at the start, with these leading axes."""
-    params = config.network.init(jax.random.key(seed), placed(config, jnp.zeros((1, 3)), 0.0))
+    params = config.network.init(jax.random.key(seed), network_inputs(config, jnp.zeros((1, 3)), 0.0))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
     return params, jax.vmap(ADAM.init)(params)
 
 
-def divided(state: State, parts: int, stage: int) -> State:
+def divide_state(state: State, parts: int, stage: int) -> State:
     """The state at the first step of a stage, from which each part goes on with the field of the whole."""
     params = jax.tree.map(lambda p: jnp.asarray(np.repeat(np.asarray(p)[:, None], parts, axis=1)), state.params)
-    return begun(state._replace(params=params), stage)
+    return begin_stage(state._replace(params=params), stage)
 
 
-def freed(config: Config, state: State, problem: Problem, number: int, spread: Spread) -> State:
+def release_symmetry(config: Config, state: State, problem: Problem, number: int, layout: DeviceLayout) -> State:
     """The state at the first step of a stage, from which each of a unit's bodies goes on with a free field of its own.
 
     Each begins where the symmetric field of the whole has led: from the network of that it is fitted to its flow, as in
     the first stage to the correspondences, but these ends are sure. `problem` is the one divided into bodies.
     """
-    stage = replace(config.stages[0], rigidity=SURE)
+    stage = replace(config.stages[0], rigidity=TRANSFER_RIGIDITY)
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
-    ends = images(config.flow, state.params, level)
+    ends = carry_all_copies(config.flow, state.params, level)
     reach = jnp.full(ends.shape[:-2], stage.reach / problem.frame.edge)
     goal = Goal(ends=ends, weight=jnp.broadcast_to(level.rho, ends.shape[:-1]), reach=reach)
-    free, begin = replace(config, symmetry=()), divided(state, problem.parts, 0)
-    followed, *_ = fit_stage(free, stage, (level, goal), begin, SILENT, CHUNK, spread, crop_of(problem))
-    return begun(state._replace(params=followed.params), number)
+    free, initial = replace(config, symmetry=()), divide_state(state, problem.parts, 0)
+    fitted, *_ = fit_stage(free, stage, (level, goal), initial, SILENT, CHUNK, layout, crop_of(problem))
+    return begin_stage(state._replace(params=fitted.params), number)
 
 
 @program(static_argnames="config")
-def images(config: Config, params: PyTree, level: Level) -> Float[Array, "trajectories *times points 3"]:
+def carry_all_copies(config: Config, params: PyTree, level: Level) -> Float[Array, "trajectories *times points 3"]:
     """Where the flows of fields that are one for the whole carry the points of divided levels, copies included."""
 
     def one(params, level):
-        moved = arrive(config, params, level.x.reshape(-1, 3))
-        return level.copied(moved[..., level.kept, :])
+        moved = advect(config, params, level.x.reshape(-1, 3))
+        return level.with_copies(moved[..., level.valid, :])
 
     return jax.vmap(one)(params, level)
 
 
-def unwatched(targets: int) -> Watch:
+def initial_watch(targets: int) -> Watch:
     """What is known before a stage's first step."""
     none = np.zeros(targets, int)
     return Watch(np.full(targets, np.inf), none, none, np.zeros((0, targets)), none)
@@ -299,13 +330,13 @@ def field(config: Config, params: PyTree) -> VelocityField:
     velocity = partial(config.network.apply, params)
     if config.symmetry:
         rows = np.array(config.symmetry, np.float32)
-        velocity = symmetric(velocity, rows[:, :9].reshape(-1, 3, 3), rows[:, 9:])
-    return timed(velocity) if config.waypoints else velocity
+        velocity = symmetrize(velocity, rows[:, :9].reshape(-1, 3, 3), rows[:, 9:])
+    return with_time(velocity) if config.waypoints else velocity
 
 
-def placed(config: Config, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
+def network_inputs(config: Config, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
     """The points on which `field` works: x (n, 3), with the time t as a fourth coordinate if V depends on it."""
-    return at_time(x, t) if config.waypoints else x
+    return append_time(x, t) if config.waypoints else x
 
 
 def carry(
@@ -317,36 +348,38 @@ def carry(
     them before the last two, and points are those of all that have mass, part after part. Where there is a symmetry,
     nodes are those of one unit, and points those of all its copies.
     """
-    begin = level.x if level.lattice is None else level.lattice.nodes
-    if not level.divided:
-        nodes = arrive(config, params, begin)
-        return level.copied(nodes if level.lattice is None else follow(level.x, level.lattice, begin, nodes)), nodes
-    rows = jax.tree.map(lambda p: p[level.rows.owner], params), begin.reshape(-1, 3)[level.rows.points]
-    there = jax.vmap(partial(arrive, config), out_axes=-3)(*rows)
-    moved = nodes = there.reshape(*there.shape[:-3], -1, 3)[..., level.rows.place, :]
+    start = level.x if level.lattice is None else level.lattice.nodes
+    if not level.has_parts:
+        nodes = advect(config, params, start)
+        return level.with_copies(
+            nodes if level.lattice is None else carry_by_lattice(level.x, level.lattice, start, nodes)
+        ), nodes
+    rows = jax.tree.map(lambda p: p[level.rows.owner], params), start.reshape(-1, 3)[level.rows.points]
+    arrived = jax.vmap(partial(advect, config), out_axes=-3)(*rows)
+    moved = nodes = arrived.reshape(*arrived.shape[:-3], -1, 3)[..., level.rows.place, :]
     if level.lattice is not None:
-        moved = jax.vmap(follow, (0, 0, 0, -3), -3)(level.x, level.lattice, begin, nodes)
-    return level.copied(moved.reshape(*moved.shape[:-3], -1, 3)[..., level.kept, :]), nodes
+        moved = jax.vmap(carry_by_lattice, (0, 0, 0, -3), -3)(level.x, level.lattice, start, nodes)
+    return level.with_copies(moved.reshape(*moved.shape[:-3], -1, 3)[..., level.valid, :]), nodes
 
 
-def arrive(config: Config, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
+def advect(config: Config, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
     """Points after the flow of one velocity field; where there are waypoints, at the time of each and at the end."""
     velocity = field(config, params)
     if not config.waypoints:
         return flow(velocity, x, config.euler_steps)
-    visited = path(velocity, placed(config, x, 0.0), config.euler_steps)[..., :3]
-    return jnp.stack([between(visited, t) for t in (*config.waypoints, 1.0)])
+    visited = path(velocity, network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
+    return jnp.stack([interpolate_path(visited, t) for t in (*config.waypoints, 1.0)])
 
 
-def follow(
+def carry_by_lattice(
     x: Float[Array, "points 3"],
     lattice: lattices.Lattice,
-    begin: Float[Array, "nodes 3"],
+    start: Float[Array, "nodes 3"],
     nodes: Float[Array, "*times nodes 3"],
 ) -> Float[Array, "*times points 3"]:
     """Points after the flow that has carried the lattice's nodes from where they begin, once or at several times."""
     interpolate = partial(lattices.interpolate, lattice)
-    return x + (jax.vmap(interpolate) if nodes.ndim > 2 else interpolate)(nodes - begin)
+    return x + (jax.vmap(interpolate) if nodes.ndim > 2 else interpolate)(nodes - start)
 
 
 def objective(
@@ -358,37 +391,37 @@ def objective(
     """
     moved, nodes = carry(config, params, level)
     if not config.waypoints:
-        return misfit(stage, moved, nodes, level, goal)
+        return stage_loss(stage, moved, nodes, level, goal)
     each = jax.lax.map(
-        lambda at: misfit(stage, at[0], at[1], level._replace(rho=at[2]), at[3]),
+        lambda at: stage_loss(stage, at[0], at[1], level._replace(rho=at[2]), at[3]),
         (moved, nodes, jnp.broadcast_to(level.rho, moved.shape[:-1]), goal),
     )
     return jnp.mean(each[0]), jnp.max(each[1])
 
 
-def misfit(
+def stage_loss(
     stage: Stage, moved: Float[Array, "points 3"], nodes: Float[Array, "*parts nodes 3"], level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The stage's loss for points and nodes that were carried there, and the same bound."""
-    loss, error = distance(stage, moved, level, goal)
+    loss, error = data_term(stage, moved, level, goal)
     if stage.rigidity:
-        weight = stage.rigidity if goal.hold is None else stage.rigidity * goal.hold
-        loss = loss + weight * strain(stage, nodes, level)
+        weight = stage.rigidity if goal.rigidity_factor is None else stage.rigidity * goal.rigidity_factor
+        loss = loss + weight * rigidity_term(stage, nodes, level)
     return loss, error
 
 
-def strain(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Level) -> Float[Array, ""]:
+def rigidity_term(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Level) -> Float[Array, ""]:
     """The rigidity, a mean over the mass; parts are free of one another."""
 
     def one(nodes, tetrahedra, share):
         return losses.rigidity(nodes, tetrahedra, level.edges, share, stage.slip)
 
-    if not level.divided:
-        return one(nodes, level.tetrahedra, level.share)
-    return jnp.sum(jax.vmap(one)(nodes, level.tetrahedra, level.share))
+    if not level.has_parts:
+        return one(nodes, level.tetrahedra, level.mass_fraction)
+    return jnp.sum(jax.vmap(one)(nodes, level.tetrahedra, level.mass_fraction))
 
 
-def distance(
+def data_term(
     stage: Stage, moved: Float[Array, "points 3"], level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The stage's loss without the rigidity, and the same bound."""
@@ -398,7 +431,7 @@ def distance(
     if stage.loss == "w2":
         return w2_and_error(carried, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
     if stage.loss == "matched":
-        return losses.unscaled_l2(carried, goal.volume, goal.power), jnp.zeros(())
+        return losses.scale_invariant_l2(carried, goal.volume, goal.power), jnp.zeros(())
     return losses.l2(carried, goal.volume), jnp.zeros(())
 
 
@@ -408,7 +441,7 @@ def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Fl
     return carried if goal.blur is None else losses.blur(carried, goal.blur)
 
 
-def lightened(
+def downweight_missing(
     config: Config, params: PyTree, level: Level, goal: Goal, power: Float[Array, ""]
 ) -> Float[Array, "*times points"]:
     """The points' mass, less where the target has less than they carry there: times the ratio of the two, to a power.
@@ -420,14 +453,14 @@ def lightened(
 
     def at_one_time(moved, goal):
         both = carried_map(moved, level, goal), goal.volume
-        found = losses.found(*(losses.blur(volume, goal.nearby) for volume in both))
-        return level.rho * gather(found, moved, level.corner, level.voxel) ** power
+        fraction = losses.fraction_in_target(*(losses.blur(volume, goal.nearby) for volume in both))
+        return level.rho * gather(fraction, moved, level.corner, level.voxel) ** power
 
     moved, _ = carry(config, params, level)
     return jax.lax.map(lambda at: at_one_time(*at), (moved, goal)) if config.waypoints else at_one_time(moved, goal)
 
 
-@program(static_argnames=("config", "stage", "spread"))
+@program(static_argnames=("config", "stage", "layout"))
 def train_steps(
     config: Config,
     stage: Stage,
@@ -438,7 +471,7 @@ def train_steps(
     optimiser_state: PyTree,
     level: Level,
     goal: Goal,
-    spread: Spread = Spread(),
+    layout: DeviceLayout = DeviceLayout(),
 ) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
     """Parameters and Adam's state after the first `count` of steps at its learning rates, for every target.
 
@@ -451,7 +484,7 @@ def train_steps(
         rates, power, params, state, goal, own = one
         level = whole or own
         if stage.lightens:
-            level = level._replace(rho=lightened(config, params, level, goal, power))
+            level = level._replace(rho=downweight_missing(config, params, level, goal, power))
 
         def body(i, carried):
             params, state, history, worst = carried
@@ -464,83 +497,85 @@ def train_steps(
         start = params, state, jnp.zeros(rates.shape, level.x.dtype), jnp.zeros((), level.x.dtype)
         return jax.lax.fori_loop(0, count, body, start)
 
-    whole, own = whose(level)
-    return spread.map(steps, (count, whole), (rates, powers, params, optimiser_state, goal, own))
+    whole, own = split_by_trajectory(level)
+    return layout.map(steps, (count, whole), (rates, powers, params, optimiser_state, goal, own))
 
 
-def whose(level: Level) -> tuple[Level | None, Level | None]:
+def split_by_trajectory(level: Level) -> tuple[Level | None, Level | None]:
     """The level where all trajectories share it, and where each has its own, with a leading axis of them."""
-    return (None, level) if level.divided else (level, None)
+    return (None, level) if level.has_parts else (level, None)
 
 
-@program(static_argnames=("config", "stage", "spread"))
-def judged(
-    config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal, spread: Spread = Spread()
+@program(static_argnames=("config", "stage", "layout"))
+def validation_loss(
+    config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal, layout: DeviceLayout = DeviceLayout()
 ) -> Float[Array, "targets"]:
     """The stage's loss without the rigidity, compared with what the fit has not seen, for every target."""
 
     def loss(whole, one):
         params, goal, own = one
         level = whole or own
-        return distance(stage, carry(config, params, level)[0], level, goal.by_judge)[0]
+        return data_term(stage, carry(config, params, level)[0], level, goal.for_validation)[0]
 
-    whole, own = whose(level)
-    return spread.map(loss, whole, (params, goal, own))
+    whole, own = split_by_trajectory(level)
+    return layout.map(loss, whole, (params, goal, own))
 
 
-def at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
+def targets_at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
     """How many targets to compute at once where `limit` bytes hold `fixed` and `per_target` each, and FREE stays."""
-    room = (1 - FREE) * limit - fixed
+    room = (1 - MEMORY_RESERVE) * limit - fixed
     if not room > per_target:  # nor where a need is unknown (nan)
         return 1
     return min(targets, int(room / per_target)) if per_target > 0 else targets
 
 
-def needed(spread: Spread, *call) -> tuple[float, float]:
+def memory_needed(layout: DeviceLayout, *call) -> tuple[float, float]:
     """Bytes a device of arguments with results, and of working space, that XLA counts for `train_steps(*call, spread)`.
 
     Infinite where the program was too large to be compiled, nan where XLA does not say.
     """
     try:
-        return counted(train_steps.lower(*call, spread).compile())
+        return compiled_memory(train_steps.lower(*call, layout).compile())
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return math.inf, math.inf
 
 
-def counted(compiled: Any) -> tuple[float, float]:
+def compiled_memory(compiled: Any) -> tuple[float, float]:
     """The same of a compiled program."""
-    said = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     argument, output, alias, temporary = (
-        float(getattr(said, f"{kind}_size_in_bytes", math.nan)) for kind in ("argument", "output", "alias", "temp")
+        float(getattr(analysis, f"{kind}_size_in_bytes", math.nan)) for kind in ("argument", "output", "alias", "temp")
     )
     return argument + output - alias, temporary
 
 
-def sized(spread: Spread, *call) -> Spread:
+def fit_to_memory(layout: DeviceLayout, *call) -> DeviceLayout:
     """The spread with as many targets at once as `spread.memory` holds when `train_steps` is called so.
 
     All of them if they fit, which costs no compilation but the one that is needed anyway. Otherwise what each needs is
     the difference between two and one.
     """
-    if spread.memory is None:
-        return spread
-    every = replace(spread, memory=None)
+    if layout.memory is None:
+        return layout
+    every = replace(layout, memory=None)
     *same, rates, powers, params, adam, level, goal = call
-    count = jax.tree.leaves(goal)[0].shape[0] // spread.devices
+    count = jax.tree.leaves(goal)[0].shape[0] // layout.devices
 
     def part(n: int) -> tuple:
         few = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype))
-        return (*same, *few((rates, powers, params, adam)), few(level) if level.divided else level, few(goal))
+        return (*same, *few((rates, powers, params, adam)), few(level) if level.has_parts else level, few(goal))
 
-    if count == 1 or sum(needed(every, *call)) < (1 - FREE) * spread.memory:
+    if count == 1 or sum(memory_needed(every, *call)) < (1 - MEMORY_RESERVE) * layout.memory:
         return every
-    one, two = (needed(Spread(), *part(n)) for n in (1, 2))
+    one, two = (memory_needed(DeviceLayout(), *part(n)) for n in (1, 2))
     resident, working = two[0] - one[0], two[1] - one[1]
     fixed = one[0] + (count - 1) * resident + one[1] - working
-    batch = at_once(float(spread.memory), fixed, working, count)
-    while batch > 1 and not sum(needed(replace(every, batch=batch), *call)) < (1 - FREE) * spread.memory:
+    batch = targets_at_once(float(layout.memory), fixed, working, count)
+    while (
+        batch > 1 and not sum(memory_needed(replace(every, batch=batch), *call)) < (1 - MEMORY_RESERVE) * layout.memory
+    ):
         batch //= 2  # going through them in turn needs some space of its own
     return replace(every, batch=batch)
 
@@ -548,19 +583,19 @@ def sized(spread: Spread, *call) -> Spread:
 Progress = Callable[[int, int, np.ndarray], Any]
 
 
-class Listener(NamedTuple):
-    """Who is told of a fit's course after every chunk of steps: functions that return nothing.
+class Callbacks(NamedTuple):
+    """Who is callbacks of a fit's course after every chunk of steps: functions that return nothing.
 
     `keep(state, losses)` has all that it takes to go on from there; `say(target, what)` tells of a target that went
     back to an earlier state, or is given up.
     """
 
     progress: Progress = lambda stage, step, losses: None
-    keep: Callable[["State", np.ndarray], None] = lambda state, losses: None
-    say: Callable[[int, str], None] = lambda target, what: None
+    on_state: Callable[["State", np.ndarray], None] = lambda state, losses: None
+    on_setback: Callable[[int, str], None] = lambda target, what: None
 
 
-SILENT = Listener()
+SILENT = Callbacks()
 
 
 class Box(NamedTuple):
@@ -577,7 +612,7 @@ def crop_of(problem: Problem) -> Box:
     return Box(jnp.asarray(corner, jnp.float32), jnp.asarray(corner + sides, jnp.float32))
 
 
-def warn(target: int, what: str) -> None:
+def warn_of_setback(target: int, what: str) -> None:
     """Nothing; what there is to say of a target is a warning of Python's."""
     warnings.warn(f"target {target + 1}: {what}", stacklevel=2)
 
@@ -588,73 +623,75 @@ def fit(
     state: State | None = None,
     progress: Progress = lambda stage, step, losses: None,
     chunk: int = CHUNK,
-    spread: Spread | None = None,
-    keep: Callable[[State, np.ndarray], None] = SILENT.keep,
-    say: Callable[[int, str], None] = warn,
+    layout: DeviceLayout | None = None,
+    on_state: Callable[[State, np.ndarray], None] = SILENT.on_state,
+    on_setback: Callable[[int, str], None] = warn_of_setback,
 ) -> tuple[State, list[np.ndarray]]:
     """The state after the whole schedule, and each stage's losses (steps, targets) from where `state` stood.
 
     `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
     may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
-    `keep(state, losses)` is told the same with a state from which this function goes on to the same end, bit for bit.
+    `keep(state, losses)` is callbacks the same with a state from which this function goes on to the same end, bit for bit.
 
     A target whose loss or parameters are no finite numbers, whose loss grows DIVERGED times or whose mass leaves the
-    crop goes back to its best state in the stage and on at a lower learning rate, which `say(target, what)` is told;
+    crop goes back to its best state in the stage and on at a lower learning rate, which `say(target, what)` is callbacks;
     after TRIES of that it is given up, `state.failed` says why, and the others go on as they would without it.
     """
-    state = start(config, problem.trajectories, problem.parts) if state is None else state
-    spread = Spread() if spread is None else spread
-    history, told, box = [], Listener(progress, keep, say), crop_of(problem)
+    state = initial_state(config, problem.trajectories, problem.parts) if state is None else state
+    layout = DeviceLayout() if layout is None else layout
+    history, callbacks, box = [], Callbacks(progress, on_state, on_setback), crop_of(problem)
 
-    def ready(number: int) -> tuple:
+    def compile_stage(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
         count = problem.trajectories
         none = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
-        compiled = train_steps.lower(*call, sized(spread, *call)).compile()  # not called: that would take memory
-        check_memory(number, sum(counted(compiled)), spread)
+        compiled = train_steps.lower(
+            *call, fit_to_memory(layout, *call)
+        ).compile()  # not called: that would take memory
+        check_memory(number, sum(compiled_memory(compiled)), layout)
         return inputs
 
     background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, in turn, meanwhile
     try:
-        waiting = {n: background.submit(ready, n) for n in range(state.stage, len(config.stages))}
+        waiting = {n: background.submit(compile_stage, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
             for later in waiting.values():
                 if later.done():  # what will go wrong there is better known now
                     later.result()
             stage, inputs = config.stages[number], waiting[number].result()
             if number != state.stage:
-                state = begun(state, number)
-            state, losses_, stopped = fit_stage(config, stage, inputs, state, told, chunk, spread, box)
+                state = begin_stage(state, number)
+            state, losses_, stopped = fit_stage(config, stage, inputs, state, callbacks, chunk, layout, box)
             history.append(losses_)
-            if stopped or lost(state):
+            if stopped or all_failed(state):
                 break
             state = state._replace(scores=(*state.scores, state.watch.scores))
-            if config.rival and number == 0 and (doubted := torn(config, inputs, state)).any():
+            if config.rival and number == 0 and (doubted := is_torn(config, inputs, state)).any():
                 following = config.stages[1], waiting[1].result()
-                state = better_start(problem, config, state, doubted, following, chunk, spread)
+                state = choose_start(problem, config, state, doubted, following, chunk, layout)
     finally:
         background.shutdown(wait=False, cancel_futures=True)
     return state, history
 
 
-def check_memory(stage: int, needed: float, spread: Spread) -> None:
+def check_memory(stage: int, required: float, layout: DeviceLayout) -> None:
     """Nothing; raises InputError where a stage's steps take more bytes than the device has, or this machine has left.
 
     What this process has already counts as left: earlier stages give it back.
     """
     room, where = memory.available() + memory.taken(), "the machine"
-    if spread.memory is not None:
-        room, where = spread.memory, "the device"
-    if needed > room:  # nor where XLA does not say
-        wider = (needed / room) ** (1 / 3)
+    if layout.memory is not None:
+        room, where = layout.memory, "the device"
+    if required > room:  # nor where XLA does not say
+        wider = (required / room) ** (1 / 3)
         raise InputError(
-            f"stage {stage + 1} takes {needed / 2**30:.1f} GiB and {where} has {room / 2**30:.1f}: take voxels "
+            f"stage {stage + 1} takes {required / 2**30:.1f} GiB and {where} has {room / 2**30:.1f}: take voxels "
             f"{wider:.2f} times as wide, crop the maps to the molecule, or with the recipe paper a larger bin"
         )
 
 
-def lost(state: State) -> bool:
+def all_failed(state: State) -> bool:
     """Whether every target was given up."""
     return bool(state.failed) and all(state.failed)
 
@@ -664,77 +701,79 @@ def fit_stage(
     stage: Stage,
     inputs: tuple,
     state: State,
-    told: Listener,
+    callbacks: Callbacks,
     chunk: int,
-    spread: Spread,
+    layout: DeviceLayout,
     box: Box,
 ) -> tuple[State, np.ndarray, bool]:
     """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
-    here = None  # the spread that fits into memory
+    sized_layout = None  # the spread that fits into memory
     level, goal = inputs
-    seen, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
-    padded, powers = (np.pad(a, (0, stage.steps + chunk)) for a in (stage.rates, stage.powers))
+    chunks, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
+    padded, powers = (np.pad(a, (0, stage.steps + chunk)) for a in (stage.rates, stage.lighten_powers))
     stage = stage if state.window == 0 else replace(stage, window=state.window)
-    points = sampled(level)
-    while not (stopped or lost(state)) and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0:
+    points = sample_points(level)
+    while (
+        not (stopped or all_failed(state)) and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0
+    ):
         count, at = min(chunk, left), state.step + state.watch.skipped
-        slower = SLOWER**-state.watch.slowed * ~given_up(state)
+        slower = RATE_DIVISOR**-state.watch.slowed * ~failed_targets(state)
         rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)] * slower[:, None], jnp.float32)
         power = jnp.asarray(powers[at], jnp.float32)
         call = config.flow, stage.program, jnp.int32(count), rates, power, state.params, state.optimiser, level, goal
-        here = here or sized(spread, *call)
-        params, adam, loss, error = train_steps(*call, here)
+        sized_layout = sized_layout or fit_to_memory(layout, *call)
+        params, adam, loss, error = train_steps(*call, sized_layout)
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
-            stage, here = widened(stage, goal.volume.shape[-3:]), None
+            stage, sized_layout = widen_window(stage, goal.volume.shape[-3:]), None
             state = state._replace(window=stage.window)
             continue  # these steps count for nothing: they are done again
-        seen.append(np.asarray(loss).T[:count])
-        wrong = troubles(config, state, params, seen[-1], points, box)
+        chunks.append(np.asarray(loss).T[:count])
+        wrong = find_divergence(config, state, params, chunks[-1], points, box)
         kept = state.params if state.watch.kept is None else state.watch.kept  # of the stage's start at first
         state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + count)
         if any(wrong) or any(state.failed):
-            params, adam, state = set_back(config, state, params, adam, wrong, told.say)
+            params, adam, state = restore_best(config, state, params, adam, wrong, callbacks.on_setback)
         state = state._replace(params=params, optimiser=adam)
-        score = seen[-1].mean(0)
-        if goal.judge is not None:
-            score = np.asarray(judged(config.flow, stage.program, params, level, goal, here))
-        state = state._replace(watch=watched(state, stage, np.where([bool(w) for w in wrong], np.nan, score)))
-        told.keep(state, seen[-1])
-        stopped = bool(told.progress(state.stage, state.step, seen[-1]))
+        score = chunks[-1].mean(0)
+        if goal.validation is not None:
+            score = np.asarray(validation_loss(config.flow, stage.program, params, level, goal, sized_layout))
+        state = state._replace(watch=update_watch(state, stage, np.where([bool(w) for w in wrong], np.nan, score)))
+        callbacks.on_state(state, chunks[-1])
+        stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
-        chosen = given_up(state) | (goal.judge is not None)
-        state = state._replace(params=chosen_from(chosen, state.watch.kept, state.params)) if chosen.any() else state
-    return state, np.concatenate(seen), stopped
+        chosen = failed_targets(state) | (goal.validation is not None)
+        state = state._replace(params=where_target(chosen, state.watch.kept, state.params)) if chosen.any() else state
+    return state, np.concatenate(chunks), stopped
 
 
-def watched(state: State, stage: Stage, score: np.ndarray) -> Watch:
+def update_watch(state: State, stage: Stage, score: np.ndarray) -> Watch:
     """The watch after a chunk of steps with this score.
 
     A target that has not gained for `patience` chunks skips to the stage's ending. The best parameters are kept.
     """
     best, stale, skipped, scores, slowed, kept = state.watch
     better = score < best
-    kept = chosen_from(better, state.params, kept)
-    stale = np.where(score < best - GAIN * np.maximum(np.minimum(best, 1e30), SMALL), 0, stale + 1)
-    ahead = stage.ending - (state.step + skipped)
+    kept = where_target(better, state.params, kept)
+    stale = np.where(score < best - MIN_GAIN * np.maximum(np.minimum(best, 1e30), LOSS_FLOOR), 0, stale + 1)
+    ahead = stage.final_phase - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
     scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
     return Watch(np.fmin(best, score), np.where(skip, 0, stale), skipped, scores, slowed, kept)
 
 
-def chosen_from(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:
+def where_target(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:
     """The leaves of `a` for the targets where `first` holds, and of `b` for the others."""
     if first.all() or not first.any():  # as ever with one target, and nothing is to be compiled
         return a if first.any() else b
     return jax.tree.map(lambda p, q: jnp.where(first.reshape(-1, *[1] * (p.ndim - 1)), p, q), a, b)
 
 
-def given_up(state: State) -> np.ndarray:
+def failed_targets(state: State) -> np.ndarray:
     """For each target, whether it was given up."""
     return np.array([bool(why) for why in state.failed]) if state.failed else np.zeros(len(state.watch.best), bool)
 
 
-def troubles(
+def find_divergence(
     config: Config, state: State, params: PyTree, losses: np.ndarray, points: tuple, box: Box
 ) -> tuple[str, ...]:
     """What is wrong with each target after a chunk of steps with these losses (steps, targets), "" where nothing is.
@@ -743,25 +782,32 @@ def troubles(
     """
     finite = np.asarray(finite_and_outside(config.flow, params, *points, box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
-    most = DIVERGED * np.maximum(first, FAIR)  # nan, and so no limit, before there is anything to compare with
-    found, over = [], given_up(state)
+    most = DIVERGENCE_RATIO * np.maximum(
+        first, DIVERGENCE_FLOOR
+    )  # nan, and so no limit, before there is anything to compare with
+    found, failed = [], failed_targets(state)
     for target, (ok, outside) in enumerate(finite.T):
-        own = losses[:, target]
-        if over[target]:
+        own_losses = losses[:, target]
+        if failed[target]:
             found.append("")
-        elif not (np.isfinite(own).all() and ok):
+        elif not (np.isfinite(own_losses).all() and ok):
             found.append("the loss or the parameters are not finite numbers")
-        elif own.mean() > most[target]:
-            found.append(f"the loss has grown from {first[target]:.3g} to {own.mean():.3g}")
-        elif outside > STRAY:
+        elif own_losses.mean() > most[target]:
+            found.append(f"the loss has grown from {first[target]:.3g} to {own_losses.mean():.3g}")
+        elif outside > MAX_MASS_OUTSIDE:
             found.append(f"{100 * outside:.0f} % of the mass has left the box")
         else:
             found.append("")
     return tuple(found)
 
 
-def set_back(
-    config: Config, state: State, params: PyTree, adam: PyTree, wrong: tuple[str, ...], say: Callable[[int, str], None]
+def restore_best(
+    config: Config,
+    state: State,
+    params: PyTree,
+    adam: PyTree,
+    wrong: tuple[str, ...],
+    on_setback: Callable[[int, str], None],
 ) -> tuple[PyTree, PyTree, State]:
     """Parameters and Adam's state with those of the best chunk, and a fresh start, for targets with which something is
     wrong; and the state that knows of it.
@@ -773,28 +819,30 @@ def set_back(
     setbacks = np.array(state.setbacks or [0] * len(back)) + back
     for target in np.flatnonzero(back):
         what = f"{wrong[target]} by step {state.step} of stage {state.stage + 1}"
-        if setbacks[target] > TRIES:
-            failed[target] = f"{what}, after {TRIES} tries at lower learning rates"
-            say(int(target), f"{failed[target]}: it is given up")
+        if setbacks[target] > MAX_RESTARTS:
+            failed[target] = f"{what}, after {MAX_RESTARTS} tries at lower learning rates"
+            on_setback(int(target), f"{failed[target]}: it is given up")
         else:
-            now = SLOWER ** slowed[target]
-            say(int(target), f"{what}: it goes back to its best state, and on at a learning rate {now:g} times lower")
+            now = RATE_DIVISOR ** slowed[target]
+            on_setback(
+                int(target), f"{what}: it goes back to its best state, and on at a learning rate {now:g} times lower"
+            )
     known = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
     state = state._replace(watch=state.watch._replace(slowed=slowed), **known)
-    back = back | given_up(state)
-    fresh = adam_at_rest(state.watch.kept)
-    return chosen_from(back, state.watch.kept, params), chosen_from(back, fresh, adam), state
+    back = back | failed_targets(state)
+    fresh = initial_adam(state.watch.kept)
+    return where_target(back, state.watch.kept, params), where_target(back, fresh, adam), state
 
 
-def sampled(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.ndarray, "*parts some"]]:
+def sample_points(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.ndarray, "*parts some"]]:
     """So many of a level's points (of each part), and their masses: always SAMPLE, for one program to serve all."""
     x, rho = np.asarray(level.x), np.asarray(level.rho)
-    if level.divided:  # what fills up a part has no mass
+    if level.has_parts:  # what fills up a part has no mass
         held = np.zeros((len(rho), x[0, ..., 0].size), rho.dtype)
-        kept = np.asarray(level.kept)
+        kept = np.asarray(level.valid)
         np.add.at(held, (np.arange(len(rho))[:, None], kept), rho[:, : kept.shape[1]])  # of one unit
         rho = held.reshape(x.shape[:-1])
-    chosen = np.linspace(0, x.shape[-2] - 1, SAMPLE).astype(int)
+    chosen = np.linspace(0, x.shape[-2] - 1, SAMPLE_POINTS).astype(int)
     return x[..., chosen, :], rho[..., chosen]
 
 
@@ -809,7 +857,7 @@ def finite_and_outside(
     divided = x.ndim > 2
 
     def away(params, x, rho):
-        end = arrive(config, params, x)
+        end = advect(config, params, x)
         out = jnp.any((end < box.low) | (end > box.high), axis=-1)
         return jnp.max(jnp.sum(jnp.where(out, rho, 0), axis=-1))
 
@@ -822,64 +870,67 @@ def finite_and_outside(
     return jax.vmap(one)(params, (x, rho) if divided else None).T
 
 
-def begun(state: State, stage: int) -> State:
+def begin_stage(state: State, stage: int) -> State:
     """The state at the first step of a stage."""
-    adam, watch = adam_at_rest(state.params), unwatched(len(state.watch.best))
+    adam, watch = initial_adam(state.params), initial_watch(len(state.watch.best))
     return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, window=0)
 
 
-adam_at_rest = program(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
+initial_adam = program(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
 
 
-def torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
+def is_torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
     """For each target, whether the flow leaves more than TORN of the mass far from where correspondences put it.
 
     There or at a waypoint.
     """
-    return np.asarray(left_behind(config.flow, state.params, *inputs)) > TORN
+    return np.asarray(misplaced_fraction(config.flow, state.params, *inputs)) > TORN_MASS
 
 
 @program(static_argnames="config")
-def left_behind(config: Config, params: PyTree, level: Level, goal: Goal) -> Float[Array, "targets"]:
+def misplaced_fraction(config: Config, params: PyTree, level: Level, goal: Goal) -> Float[Array, "targets"]:
     """For each target, the share of the mass that the flow leaves far from its ends, at the worst of the times."""
 
     def share(moved, goal):
-        far = jnp.linalg.norm(moved - goal.ends, axis=-1) > FAR * goal.reach
+        far = jnp.linalg.norm(moved - goal.ends, axis=-1) > TORN_DISTANCE * goal.reach
         return jnp.vdot(goal.weight, far) / jnp.sum(goal.weight)
 
     def worst(params, goal, own):
         moved, _ = carry(config, params, whole or own)
         return jnp.max(jax.vmap(share)(moved, goal)) if config.waypoints else share(moved, goal)
 
-    whole, own = whose(level)
+    whole, own = split_by_trajectory(level)
     return jax.vmap(worst)(params, goal, own)
 
 
-def better_start(
+def choose_start(
     problem: Problem,
     config: Config,
     state: State,
     doubted: np.ndarray,
     following: tuple[Stage, tuple],
     chunk: int,
-    spread: Spread,
+    layout: DeviceLayout,
 ) -> State:
     """The state after the first stage, or after the rival of that, whichever soon gets the next stage's loss lower.
 
     For every doubted target by itself; the others keep the first stage's, as they would alone.
     """
     stage, inputs = following
-    trial, how = replace(stage, steps=min(TRIAL, stage.steps), patience=0), (SILENT, chunk, spread, crop_of(problem))
-    other = start(config, problem.trajectories, problem.parts)
+    trial, how = (
+        replace(stage, steps=min(TRIAL_STEPS, stage.steps), patience=0),
+        (SILENT, chunk, layout, crop_of(problem)),
+    )
+    other = initial_state(config, problem.trajectories, problem.parts)
     other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, *how)
-    both = [begun(s._replace(failed=(), setbacks=()), 1) for s in (state, other)]
+    both = [begin_stage(s._replace(failed=(), setbacks=()), 1) for s in (state, other)]
     outcome = [fit_stage(config, trial, inputs, s, *how)[1][-1] for s in both]
-    better = doubted & (outcome[1] < np.where(np.isfinite(outcome[0]), outcome[0], np.inf)) & ~given_up(other)
-    params = chosen_from(better, other.params, state.params)
+    better = doubted & (outcome[1] < np.where(np.isfinite(outcome[0]), outcome[0], np.inf)) & ~failed_targets(other)
+    params = where_target(better, other.params, state.params)
     return state._replace(params=params, rivals=tuple(map(bool, better)))
 
 
-def widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
+def widen_window(stage: Stage, shape: tuple[int, ...]) -> Stage:
     """The stage with twice the window, or with none once that would reach across the whole grid."""
     window = 2 * stage.window
     return replace(stage, window=window if window < max(shape) - 1 else None)
@@ -896,7 +947,7 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     """What the level's points are compared with in a stage, for each target by itself."""
     if stage.loss == "points":
         count = len(problem.masses)
-        own = [level.of(target % problem.trajectories) for target in range(count)]
+        own = [level.for_trajectory(target % problem.trajectories) for target in range(count)]
         found = [correspond.ends(problem, target, one.points) for target, one in enumerate(own)]
         end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
         weight = weight * jnp.stack([one.rho for one in own])
@@ -907,18 +958,18 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
         volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
         noise = volumes  # of masses, which have none outside
         if kind == "density":
-            noise, _ = level_targets(problem.outside, stage.bin, kind, stage.blur)
+            noise, _ = level_targets(problem.solvent, stage.bin, kind, stage.blur)
         inside = [binned(mass, stage.bin) > 0 for mass in problem.masses]
         power = [signal_power(*each) for each in zip(volumes, noise, inside, strict=True)]
         return jnp.asarray(volumes), jnp.asarray(power), widths
 
     volume, power, widths = compared(problem)
     goal = Goal(volume, power, level_blur(problem, stage.bin, widths))
-    if kind == "density" and problem.judges is not None:
-        judge, judge_power, _ = compared(replace(problem, densities=problem.judges))
-        goal = goal._replace(judge=judge, judge_power=judge_power)
+    if kind == "density" and problem.validation_densities is not None:
+        validation, validation_power, _ = compared(replace(problem, densities=problem.validation_densities))
+        goal = goal._replace(validation=validation, validation_power=validation_power)
     if stage.balanced:
-        goal = goal._replace(hold=jnp.asarray(holds(problem), jnp.float32))
+        goal = goal._replace(rigidity_factor=jnp.asarray(rigidity_factors(problem), jnp.float32))
     if stage.lightens:
-        goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY] * len(problem.masses)))
+        goal = goal._replace(nearby=level_blur(problem, stage.bin, [NEARBY_BLUR] * len(problem.masses)))
     return goal

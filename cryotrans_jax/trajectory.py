@@ -13,24 +13,24 @@ from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
-from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
+from cryotrans_jax.flow import Scalar, interpolate_path, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
-from cryotrans_jax.partition import Partition, Share
-from cryotrans_jax.prepare import Frame, box_of, carried_mass
+from cryotrans_jax.partition import LocalMask, Partition
+from cryotrans_jax.prepare import Frame, box_slices, carried_mass
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import splat
-from cryotrans_jax.train import Config, field, placed
+from cryotrans_jax.train import Config, field, network_inputs
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes on which the inverse flow is computed, or a voxel
-CLOSE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
+INVERSE_TOLERANCE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
 SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
-MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
-ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
-SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
-STEP = 0.25  # Å, over which the flow is differentiated
-CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
+SPLINE_MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
+PAD_MULTIPLE = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
+CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to and fro, to see whether they come back
+DIFFERENCE_STEP = 0.25  # Å, over which the flow is differentiated
+CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
 
 
 def frame_times(frames: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def as_times(given: int | np.integer | Times) -> np.ndarray:
 @program(static_argnames="config")
 def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
     """Points after each Euler step of the flow, x first."""
-    return path(field(config, params), placed(config, x, 0.0), config.euler_steps)[..., :3]
+    return path(field(config, params), network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
 
 
 @program(static_argnames=("config", "steps"))
@@ -67,18 +67,18 @@ def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar
     that take many iterations do not hold up all.
     """
 
-    def some(y):
-        undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps, CLOSE)[1]
+    def invert(y):
+        undone = inverse_euler(field(config, params), network_inputs(config, y, t), tau, steps, INVERSE_TOLERANCE)[1]
         return jnp.concatenate([y[None], undone[..., :3]])
 
-    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % ROUND, axis=0)])
-    each = jax.lax.map(some, filled.reshape(-1, ROUND, 3))
+    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % PAD_MULTIPLE, axis=0)])
+    each = jax.lax.map(invert, filled.reshape(-1, PAD_MULTIPLE, 3))
     return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
 
 
-def padded(x: np.ndarray) -> Float[Array, "n 3"]:
+def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
     """Points padded with copies of the first one to a multiple of ROUND."""
-    extra = -len(x) % ROUND
+    extra = -len(x) % PAD_MULTIPLE
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
 
@@ -92,33 +92,33 @@ def move(
     """
     if part is not None:
         moved = np.empty((len(times), *xyz.shape))
-        for own, field_ in by_part(params, part):
+        for own, field_ in fields_by_part(params, part):
             moved[:, own] = move(config, field_, frame, xyz[own], times)
         return moved
-    chunk = max(CHUNK // max(len(config.symmetry), 1), ROUND)  # the field is evaluated at every copy of a point
+    chunk = max(CHUNK // max(len(config.symmetry), 1), PAD_MULTIPLE)  # the field is evaluated at every copy of a point
     parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
-        [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+        [np.asarray(forward(config.flow, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
-    moved = [between(visited, t) for t in times]
+    moved = [interpolate_path(visited, t) for t in times]
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
 
 
-def volumes(
+def volume_change(
     config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
 ) -> Float[np.ndarray, "n"]:
     """By what factor the whole flow changes volume at positions xyz (n, 3) in Å: its Jacobian's determinant.
 
     By differences over STEP. Where it is not above zero the flow folds, or turns inside out.
     """
-    at = np.concatenate([xyz, *(xyz + step for step in STEP * np.eye(3))])
+    at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
     part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
     end = move(config, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
-    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / STEP, 0, -1))
+    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
-def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
+def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
     """Of which positions each part consists, and the parameters of its field; without parts all, and the only ones."""
     if part is None:
         yield slice(None), params
@@ -130,14 +130,14 @@ def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarra
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
-    near = box_of(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
+    near = box_slices(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
     mask = np.zeros(density.shape, np.float32)
     mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
     return mask
 
 
-def carried_part(initial: Map, threshold: float) -> Map:
+def carried_density(initial: Map, threshold: float) -> Map:
     """The part of the initial map that the flow carries: the frame at time 0."""
     mask = soft_support(initial.density, threshold, initial.voxel_size)
     return Map(initial.density * mask, initial.voxel_size, initial.origin)
@@ -159,13 +159,13 @@ def pull_back(
     splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
     """
     mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
-    near = box_of(mask > 0)
-    shares = [Share(near, mask[near])]
+    near = box_slices(mask > 0)
+    shares = [LocalMask(near, mask[near])]
     if partition is not None:
-        shares = [Share(box, mask[box] * values) for box, values in partition.shares(mask > 0)]
-        fields = [field_ for _, field_ in by_part(params, np.arange(len(shares)))]
+        shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
+        fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
     both = zip(fields, shares, strict=True)
-    each = [pulled(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
+    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
     del mask, shares  # of which the parts keep what they need
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
         for _ in times:
@@ -175,58 +175,58 @@ def pull_back(
             yield Map(density, initial.voxel_size, initial.origin)
 
 
-def pulled(
-    config: Config, params: PyTree, frame: Frame, initial: Map, part: Share, times: Times
+def pull_back_part(
+    config: Config, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
     """The same of a share (0 to 1) of the initial map's density, under one field.
 
     For each time the voxels, as numbers in the flattened grid, about all that is ever carried, and their values.
     """
     shape, size = initial.density.shape, initial.voxel_size
-    share = part.on(shape)
+    share = part.on_grid(shape)
     wanted = visited_voxels(config, params, frame, initial, share > 0)
-    reached = box_of(wanted)
-    corner = frame.to_unit(initial.origin + (first_of(reached)[:, 0] - 0.5) * size)
+    reached = box_slices(wanted)
+    corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(SPACING, size.min())
     lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
-    near = box_of(share > 0, MARGIN)
+    near = box_slices(share > 0, SPLINE_MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    nodes, count = padded(lattice.nodes), len(lattice.nodes)
-    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_of(reached)
-    voxels, places = np.ravel_multi_index(at, shape), (at - first_of(near)).astype(np.float32)
+    nodes, count = pad_points(lattice.nodes), len(lattice.nodes)
+    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
+    voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
     del share, part, wanted, at
-    for origin in origins(config, params, nodes, times):
+    for origin in preimages(config, params, nodes, times):
         shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
-        yield voxels, sampled(spline, places + lattices.interpolated(lattice, shift).T)
+        yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
 
 
-def first_of(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
+def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
     """The first place in a box of a grid."""
     return np.array([[along.start] for along in box])
 
 
-def sampled(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
+def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
     """A map's values at places in voxels by its cubic splines' coefficients, zero outside; all cores take part."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
 
 
-def origins(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
     """For each time, the points (unit boxes, as y) that the flow has carried to y by then."""
     tau, kept = 1.0 / config.euler_steps, {}
 
-    def undone(part: float, steps: int, t: float):
+    def invert(part: float, steps: int, t: float):
         at = backward(config.flow, params, y, part * tau, 1, t)[1] if part else y
         return backward(config.flow, params, at, tau, steps, t - part * tau)
 
     for t in times:
         whole, part = split_time(t, config.euler_steps)
         if config.waypoints:
-            yield undone(part, whole, t)[whole]
+            yield invert(part, whole, t)[whole]
             continue
         if part not in kept:  # V does not depend on time, so that one inverse path serves many frames
-            kept[part] = undone(part, config.euler_steps, t)
+            kept[part] = invert(part, config.euler_steps, t)
         yield kept[part][whole]
 
 
@@ -244,15 +244,15 @@ def consistency(
     finds but one of them. Of about SAMPLE voxels above the threshold.
     """
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
-    xyz = initial.origin + inside[:: -(-len(inside) // SAMPLE)] * initial.voxel_size
+    xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, field_ in by_part(params, partition and partition.at(xyz)):
+    for own, field_ in fields_by_part(params, partition and partition.part_at(xyz)):
         end = frame.to_unit(move(config, field_, frame, xyz[own], [1.0])[0])
-        back[own] = frame.to_angstrom(np.asarray(next(origins(config, field_, padded(end), [1.0])))[: len(end)])
+        back[own] = frame.to_angstrom(np.asarray(next(preimages(config, field_, pad_points(end), [1.0])))[: len(end)])
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
-put = program(splat, static_argnums=2)
+compiled_splat = program(splat, static_argnums=2)
 
 
 def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
@@ -289,9 +289,9 @@ def push_forward(
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(config, params, frame, xyz, times, partition and partition.at(xyz)):
+    for moved in move(config, params, frame, xyz, times, partition and partition.part_at(xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
-        density = put(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
+        density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
 
 

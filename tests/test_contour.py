@@ -74,7 +74,7 @@ def test_the_solvent_is_known_whatever_part_of_the_box_the_molecule_fills(part):
     values = np.sort(np.where(rng.uniform(size=100000) < part, 10.0, 2.0) + 0.5 * rng.normal(size=100000))
     assert prepare.common_value(values) == pytest.approx(2, abs=0.15)  # shorths scatter by a few tenths of 0.5
     # three deviations of the solvent's are judged as such
-    assert prepare.clearness(3.5, *prepare.solvent_noise(values)) == pytest.approx(3, abs=0.5)
+    assert prepare.level_in_sigmas(3.5, *prepare.solvent_noise(values)) == pytest.approx(3, abs=0.5)
 
 
 def test_noise_in_the_part_that_a_mask_leaves_is_small_all_over():

@@ -150,13 +150,13 @@ def test_noise_that_is_moved_is_warned_of(maps, deviations, doubt):
     sigma = 0.1 * float(clean.max())
     noise = np.random.default_rng(0).normal(0, sigma, clean.shape)
     loud = Map((clean + noise).astype(np.float32), maps[0].voxel_size, maps[0].origin)
-    _, used = prepare.thresholded(loud, deviations * sigma, "map")
+    _, used = prepare.apply_threshold(loud, deviations * sigma, "map")
     found = results.doubts(used, contour.describe(loud, 8.0)["body_volume"])
     assert len(found) == (doubt is not None) and all(doubt in words for words in found)
 
 
 def test_too_little_and_too_much_noise_are_told(maps):
-    used = prepare.thresholded(maps[0], None, "map")[1]
+    used = prepare.apply_threshold(maps[0], None, "map")[1]
     assert results.doubts(used, used["volume"]) == []
     assert "fills 25 % of its molecule's volume" in results.doubts(used, 4 * used["volume"])[0]
     assert "its volume cannot be told" in results.doubts(used, None)[0]

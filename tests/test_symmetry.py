@@ -302,9 +302,9 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.morphing import symmetrical
+    from cryotrans_jax.morphing import impose_symmetry
 
-    half, _ = symmetrical(problem, group, maps[0])
+    half, _ = impose_symmetry(problem, group, maps[0])
     whole, level = (prepare.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
     assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
     assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
@@ -350,7 +350,7 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     parts = fit.partition()
     assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
     x = atoms.positions(start)
-    assert np.mean(parts.at(x) == parts.at(group.operators[1](x)) ^ 1) > 0.97
+    assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
     one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
     velocity = fit.config.network.apply
     turn = group.operators[1].rotation
