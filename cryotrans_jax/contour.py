@@ -17,10 +17,10 @@ from cryotrans_jax.prepare import (
     DALTON,
     carried_mass,
     common_value,
-    enclosing_level,
-    level_in_sigmas,
+    enclosing_threshold,
     noise_limit,
     solvent_noise,
+    threshold_in_sigmas,
 )
 
 BODY = 8.0  # Å: a resolution at which a protein is a solid body, the gaps between its side chains closed
@@ -43,7 +43,7 @@ def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float
         density = ndimage.gaussian_filter(map_.density, width / map_.voxel_size) if width else map_.density
         values = np.sort(density, axis=None)
         level = half_height(values)
-        clear = level_in_sigmas(level, *solvent_noise(values))
+        clear = threshold_in_sigmas(level, *solvent_noise(values))
         if clear >= CLEAR or width >= WIDEST:
             break
     return float(np.count_nonzero(carried_mass(density, level)) * np.prod(map_.voxel_size)), clear
@@ -87,7 +87,7 @@ def quiet_level(map_: Map, volume: float) -> float:
         a higher one that is and does not, as low as such a level can be to 5 % of the voxels above it.
     """
     solvent, noise = solvent_noise(np.sort(map_.density, axis=None))
-    level = max(enclosing_level(map_, volume), solvent + CLEAR * noise)
+    level = max(enclosing_threshold(map_, volume), solvent + CLEAR * noise)
     if specks(map_.density, level) <= SPECKS:
         return level
     values = np.sort(map_.density[map_.density >= level])
@@ -129,12 +129,12 @@ def describe(
     if given is not None:
         level, chosen = given, "given"
     elif mass_kda:
-        level, chosen = enclosing_level(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
+        level, chosen = enclosing_threshold(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
     elif deposited is not None:
         level, chosen = deposited, "deposited"
     elif model is not None:
         volume = min(molecular_weight(model) * DALTON, len(positive) * float(np.prod(map_.voxel_size)))
-        level, chosen = enclosing_level(map_, volume), "by the model's weight"
+        level, chosen = enclosing_threshold(map_, volume), "by the model's weight"
     elif clear >= CLEAR:
         level, chosen = quiet_level(map_, body), "by histogram"
     else:

@@ -18,7 +18,7 @@ from ott.solvers.linear import sinkhorn
 from scipy import ndimage, spatial
 from scipy.linalg import lapack
 
-from cryotrans_jax.prepare import Problem, binned, block_points, mass_fraction_level
+from cryotrans_jax.prepare import Problem, binned, block_points, mass_fraction_threshold
 from cryotrans_jax.programs import program
 
 SPACING = 5.0  # Å between a cloud's points, more where the initial map has room for more than MOST of them
@@ -90,7 +90,7 @@ def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple
 
     Of the strongest voxels that hold 98 % of it; blocks that hold next to nothing are left out.
     """
-    strong = np.where(density >= mass_fraction_level(density[density > 0]), density, 0)
+    strong = np.where(density >= mass_fraction_threshold(density[density > 0]), density, 0)
     size = np.maximum(np.round(spacing / voxel_size), 1).astype(int)
     strong = np.pad(strong, [(0, -n % s) for n, s in zip(strong.shape, size, strict=True)])
     place, mass, _ = block_points(strong, size)

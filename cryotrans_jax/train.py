@@ -46,125 +46,159 @@ from cryotrans_jax.velocity import Velocity
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the schedule."""
+    """One stage of the schedule: a loss, its settings, and the steps that minimise it.
 
-    loss: (
-        str  # "w2", "l2" (both against thresholded targets), "matched" (l2 at matched resolution, any scale), "points"
-    )
-    steps: int  # Adam steps
+    Attributes:
+        loss: "w2" (eq. 3) or "l2" (both against thresholded targets), "matched" (L2 at matched resolution, independent
+            of scale), or "points" (Huber loss to the correspondences).
+        steps: Adam steps.
+        learning_rate: at the start.
+        final_learning_rate: at the end, reached along half a cosine; equal to `learning_rate` for a constant one.
+        bin: voxel size of the comparison grid, in voxels of the map.
+        sampling: distance between the points of mass, in voxels of the map.
+        spacing: of the control lattice, Å; 0 integrates the flow at every point.
+        epsilon: entropic regularisation of W2, in unit boxes squared.
+        iterations: Sinkhorn iterations.
+        window: of the transport's kernel, in voxels of the comparison grid; None: the whole grid.
+        blur: Å; blurs carried map and target alike, so that they attract each other from further away ("matched" only).
+        reach: Å; distances from the correspondences above this count linearly ("points" only).
+        rigidity: weight of the rigidity (eq. 13).
+        balanced: whether that weight is multiplied by `prepare.rigidity_factors` ("matched" only).
+        slip: strain beyond which the rigidity hardly grows; 0: the published rigidity.
+        lighten: power for `downweight_missing` at the start; 0 keeps all mass ("matched" only).
+        final_lighten: the power at the end, reached along half a cosine.
+        patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
+    """
+
+    loss: str
+    steps: int
     learning_rate: float
-    final_learning_rate: float  # reached along half a cosine; equal to learning_rate for a constant one
-    bin: int = 1  # voxels of the comparison grid, in voxels of the map
-    sampling: int = 1  # spacing of the mass points, in voxels of the map
-    spacing: float = 0.0  # of the control lattice in Å; 0: the flow is integrated at every point
-    epsilon: float = 0.0  # of the transport, in unit boxes squared
-    iterations: int = 5  # of Sinkhorn
-    window: int | None = None  # of the transport's kernel, in voxels of the comparison grid; None: all
-    blur: float = 0.0  # Å; blurs carried map and target alike ("matched" only), which widens the comparison's reach
-    reach: float = 2.0  # Å; up to which distances from the correspondences count in full ("points" only)
-    rigidity: float = 0.0  # weight
-    balanced: bool = False  # whether that weight follows what each target tells ("matched" only; `prepare.holds`)
-    slip: float = 0.0  # of the rigidity: strain beyond which it hardly grows; 0: the published one
-    lighten: float = 0.0  # power by which mass is `lightened` at the start ("matched" only)
-    final_lighten: float = 0.0  # reached along half a cosine
-    patience: int = 0  # chunks of steps without a gain, after which the stage comes to its end; 0: all steps are made
+    final_learning_rate: float
+    bin: int = 1
+    sampling: int = 1
+    spacing: float = 0.0
+    epsilon: float = 0.0
+    iterations: int = 5
+    window: int | None = None
+    blur: float = 0.0
+    reach: float = 2.0
+    rigidity: float = 0.0
+    balanced: bool = False
+    slip: float = 0.0
+    lighten: float = 0.0
+    final_lighten: float = 0.0
+    patience: int = 0
 
     @property
     def program(self) -> "Stage":
-        """What the compiled step depends on, besides the shapes of its inputs."""
+        """The settings that the compiled step depends on, besides the shapes of its inputs."""
         used = {name: getattr(self, name) for name in ("epsilon", "iterations", "window", "rigidity", "slip")}
         return Stage(self.loss, 0, 0.0, 0.0, final_lighten=float(self.lightens), **used)
 
     @property
     def lightens(self) -> bool:
-        """Whether it lets go of mass that the target does not have."""
+        """Whether mass that the target does not have is downweighted."""
         return max(self.lighten, self.final_lighten) > 0
 
     @property
     def annealing(self) -> np.ndarray:
-        """How much of the stage's way is left at every step (steps,), from 1 to 0 along half a cosine."""
+        """Fraction of the way to the final values left at each step (steps,): from 1 to 0 along half a cosine."""
         return 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
 
     @property
     def rates(self) -> np.ndarray:
-        """Learning rate of every step (steps,)."""
+        """Learning rate of each step (steps,)."""
         return self.final_learning_rate + self.annealing * (self.learning_rate - self.final_learning_rate)
 
     @property
     def lighten_powers(self) -> np.ndarray:
-        """The power of `lightened` at every step (steps,)."""
+        """Power for `downweight_missing` at each step (steps,)."""
         return self.final_lighten + self.annealing * (self.lighten - self.final_lighten)
 
     @property
     def final_phase(self) -> int:
-        """The step from which on the learning rates are those of the stage's end, to which it may skip."""
+        """First step of the stage's final phase, to which early stopping may skip."""
         return self.steps - round(FINAL_PHASE * self.steps)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a fit, besides the maps."""
+    """Everything that decides a fit, besides the maps.
+
+    Attributes:
+        stages: the schedule.
+        rival: a different first stage, tried for targets whose flow is torn after the first; None: no trial.
+        width: units in each hidden layer of the network.
+        depth: number of hidden layers.
+        centre: subtracted from positions before the first layer, in unit boxes.
+        waves: number of sines among the network's inputs.
+        wave_number: standard deviation of their initial wave vectors, in radians per unit box.
+        euler_steps: M of eq. 5.
+        bodies: number of stages after which rigid bodies are found and get a field each; 0: never.
+        redrawn: number of stages after which the borders of the bodies are redrawn.
+        waypoints: times of all targets but the last, which then lie on one trajectory; empty: one trajectory per
+            target.
+        symmetry: operators of the point group as 12 numbers each: the three rows of the rotation and the shift, in unit
+            boxes; empty: no symmetry.
+        seed: of the network's initial weights.
+    """
 
     stages: tuple[Stage, ...]
-    rival: Stage | None = None  # another way to begin, tried for targets whose correspondences do not hold together
-    width: int = 100  # units in a hidden layer
-    depth: int = 2  # hidden layers
-    centre: float = 0.0  # subtracted from positions before the first layer, in unit boxes
-    waves: int = 0  # sines among the network's inputs
-    wave_number: float = 0.0  # of those at the start, in radians per unit box
+    rival: Stage | None = None
+    width: int = 100
+    depth: int = 2
+    centre: float = 0.0
+    waves: int = 0
+    wave_number: float = 0.0
     euler_steps: int = 10
-    bodies: int = 0  # stages after which what moves nearly as a body goes on with a field of its own; 0: never
-    redrawn: int = 0  # stages after which the borders of bodies are drawn anew
-    waypoints: tuple[float, ...] = ()  # times of all targets but the last, which then lie on one trajectory
-    symmetry: tuple[tuple[float, ...], ...] = ()  # operators: three rows of a rotation and the shift, in unit boxes
+    bodies: int = 0
+    redrawn: int = 0
+    waypoints: tuple[float, ...] = ()
+    symmetry: tuple[tuple[float, ...], ...] = ()
     seed: int = 0
 
     @property
     def flow(self) -> "Config":
-        """What compiled programs depend on: neither seed nor schedule, so that these do not compile them anew."""
+        """The settings that compiled programs depend on, without seed and schedule, which cause no recompilation."""
         return replace(self, stages=(), rival=None, bodies=0, redrawn=0, seed=0)
 
     @property
     def network(self) -> Velocity:
-        """The velocity field's module."""
+        """The network of the velocity field."""
         own = {name: getattr(self, name) for name in ("width", "depth", "centre", "waves", "wave_number")}
         return Velocity(**own)
 
 
-MEMORY_RESERVE = 0.2  # of an accelerator's memory: for what XLA does not count, and the other stages' maps
+MEMORY_RESERVE = 0.2  # fraction of an accelerator's memory for what XLA does not count, and for the other stages' maps
 ADAM = optax.scale_by_adam()
 CHUNK = 25  # steps in one call of the compiled program, after which the host looks at the losses
-TORN_DISTANCE, TORN_MASS = (
-    3.0,
-    0.02,
-)  # a point is torn if FAR times `reach` from its end; this share of the mass is too much
-TRIAL_STEPS = 100  # steps of the next stage, after which the better of two starts is known
-MIN_GAIN, LOSS_FLOOR = (
-    0.005,
-    0.01,
-)  # a chunk of steps that lowers the loss, or SMALL, by less than this part gains nothing
-FINAL_PHASE = 0.2  # of a stage's steps, with falling learning rates, that are made in any case
-TRANSFER_RIGIDITY = 1.0  # weight of the rigidity where a flow is fitted to another one
-NEARBY_BLUR = 3.0  # Å: over which mass is looked for in the target
+# A flow is torn if more than TORN_MASS (fraction) ends further than TORN_DISTANCE times `reach` from its match.
+TORN_DISTANCE, TORN_MASS = 3.0, 0.02
+TRIAL_STEPS = 100  # steps of the next stage that decide between two starts
+# A chunk of steps gains if it lowers the loss by more than MIN_GAIN of it, or of LOSS_FLOOR where the loss is smaller.
+MIN_GAIN, LOSS_FLOOR = 0.005, 0.01
+FINAL_PHASE = 0.2  # fraction of a stage's steps, with falling learning rates, that early stopping does not skip
+TRANSFER_RIGIDITY = 1.0  # weight of the rigidity where a flow is fitted to another flow
+NEARBY_BLUR = 3.0  # Å: blur within which the target is searched for carried mass
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
-DIVERGENCE_RATIO, DIVERGENCE_FLOOR = (
-    10.0,
-    0.1,
-)  # a loss so many times that of the stage's first chunk, or FAIR, has diverged
-MAX_MASS_OUTSIDE, SAMPLE_POINTS = 0.25, 512  # more of the mass outside the crop is lost; judged by so many points of it
-RATE_DIVISOR, MAX_RESTARTS = (
-    4.0,
-    3,
-)  # the learning rate's divisor where a target goes back to its best state; so often in a fit
+# A loss above DIVERGENCE_RATIO times that of the stage's first chunk, or of DIVERGENCE_FLOOR if larger, has diverged.
+DIVERGENCE_RATIO, DIVERGENCE_FLOOR = 10.0, 0.1
+# A fit has diverged if more than this fraction of the mass is outside the crop, by a sample of so many points.
+MAX_MASS_OUTSIDE, SAMPLE_POINTS = 0.25, 512
+RATE_DIVISOR = 4.0  # the learning rate is divided by this whenever a target's best parameters are restored
+MAX_RESTARTS = 3  # how often in a fit they are, before the target is given up
 
 
 @dataclass(frozen=True)
 class DeviceLayout:
-    """How a function of one target is applied to all: over devices, and on each of them so many at a time.
+    """How a function of one target is applied to all: across devices, and in batches on each device.
 
-    `mesh` has one axis, "targets", whose devices share the targets evenly (their number must be a multiple); without
-    one everything runs on the default device. `batch` targets are computed at once, the others after them: 1 is
-    quickest on a CPU, as many as fit into memory on a GPU (None: all, or as many as `memory` bytes a device can hold).
+    Attributes:
+        mesh: has one axis, "targets", whose devices share the targets evenly (the number of targets must be a multiple
+            of theirs); None: everything runs on the default device.
+        batch: targets computed at once on a device; None: all of them, or as many as fit into `memory`. 1 is fastest on
+            a CPU, as many as fit into memory on a GPU.
+        memory: bytes that a device can hold; None: unknown.
     """
 
     mesh: jax.sharding.Mesh | None = None
@@ -173,7 +207,7 @@ class DeviceLayout:
 
     @classmethod
     def automatic(cls, targets: int) -> "DeviceLayout":
-        """Targets over all of this host's devices; on each as many at once as its memory holds, one where unknown."""
+        """Share targets over all devices of this host: as many at once as memory holds, one where that is unknown."""
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("targets",)) if min(len(devices), targets) > 1 else None
         limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
@@ -185,7 +219,7 @@ class DeviceLayout:
         return 1 if self.mesh is None else self.mesh.size
 
     def map(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
-        """function(shared, one) for every target; the leaves of `each` and of the result have an axis of targets."""
+        """function(shared, one) for every target; leaves of `each` and of the result have a leading axis of targets."""
         if self.mesh is None:
             return self.map_on_device(function, shared, each)
         along, whole = jax.sharding.PartitionSpec("targets"), jax.sharding.PartitionSpec()
@@ -194,7 +228,7 @@ class DeviceLayout:
         return spread(shared, each)
 
     def map_on_device(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
-        """The same on one device."""
+        """`map` on one device."""
         count = jax.tree.leaves(each)[0].shape[0]
         if self.batch is None or self.batch >= count:
             return jax.vmap(partial(function, shared))(each)
@@ -202,14 +236,19 @@ class DeviceLayout:
 
 
 class Goal(NamedTuple):
-    """What a stage compares with; leaves carry a leading axis of targets, and one of times where there are waypoints.
+    """What a stage compares the flow with; leaves have a leading axis of targets, and of times with waypoints.
 
-    `volume` is the target on the level's grid, in its units, and `power` its sum of squares without that of its noise;
-    `blur` are the matrices that take a carried map to its resolution. Where the loss is "points", `ends` are where the
-    level's points belong, `weight` how sure that is, and `reach` (unit boxes) the stage's. `judge` and `validation_power`
-    are volume and power of the target's other half-map, where there is one: no gradient sees it. `nearby` are the
-    matrices of a blur by NEARBY, where the stage lightens what the target has not; `hold` what the rigidity's weight is
-    multiplied by, where the stage is balanced.
+    Attributes:
+        volume: the target on the level's grid, in its units.
+        power: sum of squares of the target, without that of its noise.
+        blur: matrices that blur a carried map to the target's resolution; None: no blur.
+        ends: where the level's points belong ("points" only), unit box.
+        weight: mass of each point times the confidence in its correspondence ("points" only).
+        reach: the stage's, in unit boxes ("points" only).
+        validation: the target's second half-map, which no gradient sees.
+        validation_power: sum of squares of that, without that of its noise.
+        nearby: matrices of a blur by NEARBY_BLUR, where the stage downweights mass that the target does not have.
+        rigidity_factor: factor on the weight of the rigidity, where the stage is balanced.
     """
 
     volume: Float[Array, "*targets x y z"] | None = None
@@ -225,17 +264,20 @@ class Goal(NamedTuple):
 
     @property
     def for_validation(self) -> "Goal":
-        """The same with the other half-map to compare with."""
+        """The same with the second half-map as target."""
         return Goal(volume=self.validation, power=self.validation_power, blur=self.blur)
 
 
 class Watch(NamedTuple):
-    """What decides when a stage ends, for each target by itself.
+    """State of early stopping in a stage, for each target separately.
 
-    `best` is the least loss of a chunk so far (the judge's where there is one), `stale` how many chunks there have been
-    since it fell by GAIN, `skipped` how many steps were left out; `kept` are the parameters with the least loss.
-    `scores` (chunks, targets) are the losses of all chunks so far, nan where one counts for nothing; `slowed` is how
-    often in the stage the target went back to `kept`, each time to go on with a lower learning rate.
+    Attributes:
+        best: least loss of a chunk so far; the validation loss where there are half-maps.
+        stale: number of chunks since `best` fell by MIN_GAIN.
+        skipped: number of steps left out.
+        scores: losses of all chunks so far (chunks, targets), nan for chunks that diverged.
+        slowed: how often in the stage the best parameters were restored, each time with a lower learning rate.
+        kept: the parameters with the least loss.
     """
 
     best: np.ndarray
@@ -247,29 +289,45 @@ class Watch(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a fit stands; leaves carry a leading axis of targets."""
+    """State of a fit; leaves have a leading axis of targets.
+
+    Attributes:
+        params: parameters of the velocity fields.
+        optimiser: Adam's state.
+        stage: number of the current stage, from 0.
+        step: steps done in it.
+        watch: state of early stopping.
+        rivals: for each target, whether it started from the rival stage; empty where none was tried.
+        scores: for each finished stage, the scores of its `watch`.
+        window: of the transport, where the stage had to widen it (None: the whole grid); 0: the stage's own.
+        setbacks: how often each target's best parameters were restored; empty where none were.
+        failed: for each target why it was given up, or ""; empty where none was.
+    """
 
     params: PyTree
     optimiser: PyTree
     stage: int
-    step: int  # steps done in the stage
+    step: int
     watch: Watch
-    rivals: tuple[bool, ...] = ()  # targets that went on from the rival start; empty where none was tried
-    scores: tuple[np.ndarray, ...] = ()  # of each stage that is done, as its watch saw them
-    window: int | None = 0  # of the transport, where the stage had to widen it (None: all); 0: the stage's own
-    setbacks: tuple[int, ...] = ()  # how often each target went back to an earlier state; empty where none did
-    failed: tuple[str, ...] = ()  # what went wrong with each target that was given up, "" for the others; or empty
+    rivals: tuple[bool, ...] = ()
+    scores: tuple[np.ndarray, ...] = ()
+    window: int | None = 0
+    setbacks: tuple[int, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 def scale_steps(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
-    """The schedule with every stage's number of steps times `factor` (at least one step each)."""
+    """Multiply the number of steps of every stage by `factor`, with at least one step each."""
     return tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in stages)
 
 
 def initial_state(config: Config, targets: int, parts: int = 0) -> State:
-    """The state before the first step: every target from the same seed, so that each fits as it would alone.
+    """State before the first step. Every target starts from the same seed, so that it fits as it would alone.
 
-    With `parts`, each has a velocity field of its own, along a second axis of the parameters.
+    Args:
+        config: the configuration.
+        targets: number of targets, or of trajectories where there are waypoints.
+        parts: number of parts, each with its own velocity field along a second axis of the parameters; 0: one field.
     """
     axes = (targets, parts) if parts else (targets,)
     return State(*initial_parameters(config.flow, axes, config.seed), 0, 0, initial_watch(targets))
@@ -277,23 +335,30 @@ def initial_state(config: Config, targets: int, parts: int = 0) -> State:
 
 @program(static_argnames=("config", "axes"))
 def initial_parameters(config: Config, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
-    """Parameters and Adam's state at the start, with these leading axes."""
+    """Initial parameters and Adam's state, with these leading axes."""
     params = config.network.init(jax.random.key(seed), network_inputs(config, jnp.zeros((1, 3)), 0.0))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
     return params, jax.vmap(ADAM.init)(params)
 
 
 def divide_state(state: State, parts: int, stage: int) -> State:
-    """The state at the first step of a stage, from which each part goes on with the field of the whole."""
+    """State at the first step of a stage in which each part has its own field, initially a copy of the whole's."""
     params = jax.tree.map(lambda p: jnp.asarray(np.repeat(np.asarray(p)[:, None], parts, axis=1)), state.params)
     return begin_stage(state._replace(params=params), stage)
 
 
 def release_symmetry(config: Config, state: State, problem: Problem, number: int, layout: DeviceLayout) -> State:
-    """The state at the first step of a stage, from which each of a unit's bodies goes on with a free field of its own.
+    """State at the first step of a stage in which each body of the asymmetric unit has a field without the symmetry.
 
-    Each begins where the symmetric field of the whole has led: from the network of that it is fitted to its flow, as in
-    the first stage to the correspondences, but these ends are sure. `problem` is the one divided into bodies.
+    Each new field starts from the network of the symmetric field and is fitted to its flow: as in the first stage to
+    the correspondences, but these ends are certain.
+
+    Args:
+        config: the configuration with the symmetry.
+        state: the state with one symmetric field per target.
+        problem: the problem divided into bodies.
+        number: the stage that follows.
+        layout: how targets are laid out over devices.
     """
     stage = replace(config.stages[0], rigidity=TRANSFER_RIGIDITY)
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
@@ -307,7 +372,7 @@ def release_symmetry(config: Config, state: State, problem: Problem, number: int
 
 @program(static_argnames="config")
 def carry_all_copies(config: Config, params: PyTree, level: Level) -> Float[Array, "trajectories *times points 3"]:
-    """Where the flows of fields that are one for the whole carry the points of divided levels, copies included."""
+    """Points of divided levels, all copies included, after the flow of one field for the whole."""
 
     def one(params, level):
         moved = advect(config, params, level.x.reshape(-1, 3))
@@ -317,15 +382,15 @@ def carry_all_copies(config: Config, params: PyTree, level: Level) -> Float[Arra
 
 
 def initial_watch(targets: int) -> Watch:
-    """What is known before a stage's first step."""
+    """State of early stopping before a stage's first step."""
     none = np.zeros(targets, int)
     return Watch(np.full(targets, np.inf), none, none, np.zeros((0, targets)), none)
 
 
 def field(config: Config, params: PyTree) -> VelocityField:
-    """The velocity field, on points as `placed` makes them: it depends on time where there are waypoints.
+    """Velocity field on points from `network_inputs`.
 
-    It commutes with the symmetry's operators where there are some.
+    It depends on time where there are waypoints, and commutes with the symmetry's operators where there are some.
     """
     velocity = partial(config.network.apply, params)
     if config.symmetry:
@@ -335,18 +400,20 @@ def field(config: Config, params: PyTree) -> VelocityField:
 
 
 def network_inputs(config: Config, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
-    """The points on which `field` works: x (n, 3), with the time t as a fourth coordinate if V depends on it."""
+    """Points x (n, 3) as `field` takes them: with the time t as a fourth coordinate where there are waypoints."""
     return append_time(x, t) if config.waypoints else x
 
 
 def carry(
     config: Config, params: PyTree, level: Level
 ) -> tuple[Float[Array, "*times points 3"], Float[Array, "*times_parts nodes 3"]]:
-    """The level's points after the flow, and its nodes (the points themselves without a lattice).
+    """Carry a level's points and nodes by the flow.
 
-    Where there are waypoints, both at the time of each and at the end. Where there are parts, nodes have an axis of
-    them before the last two, and points are those of all that have mass, part after part. Where there is a symmetry,
-    nodes are those of one unit, and points those of all its copies.
+    Returns:
+        The points with mass after the flow (part after part, and all copies where there is a symmetry), and the nodes
+        of the lattice, or the points themselves without one. Nodes have an axis of parts before the last two where
+        there are parts, and are those of the asymmetric unit. With waypoints, both have a leading axis of times: each
+        waypoint's and the end.
     """
     start = level.x if level.lattice is None else level.lattice.nodes
     if not level.has_parts:
@@ -363,7 +430,7 @@ def carry(
 
 
 def advect(config: Config, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
-    """Points after the flow of one velocity field; where there are waypoints, at the time of each and at the end."""
+    """Points after the flow of one velocity field; with waypoints, at the time of each and at the end."""
     velocity = field(config, params)
     if not config.waypoints:
         return flow(velocity, x, config.euler_steps)
@@ -377,7 +444,7 @@ def carry_by_lattice(
     start: Float[Array, "nodes 3"],
     nodes: Float[Array, "*times nodes 3"],
 ) -> Float[Array, "*times points 3"]:
-    """Points after the flow that has carried the lattice's nodes from where they begin, once or at several times."""
+    """Points after the flow that moved the lattice's nodes from `start` to `nodes`, at one or several times."""
     interpolate = partial(lattices.interpolate, lattice)
     return x + (jax.vmap(interpolate) if nodes.ndim > 2 else interpolate)(nodes - start)
 
@@ -385,9 +452,10 @@ def carry_by_lattice(
 def objective(
     config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The stage's loss for one target, and the bound on what the transport's window may have changed, in epsilon.
+    """The stage's loss for one target, averaged over waypoints and end.
 
-    The mean over the waypoints and the end, where there are waypoints.
+    Returns:
+        The loss, and the bound on what the transport's window may have changed, in epsilon.
     """
     moved, nodes = carry(config, params, level)
     if not config.waypoints:
@@ -402,7 +470,7 @@ def objective(
 def stage_loss(
     stage: Stage, moved: Float[Array, "points 3"], nodes: Float[Array, "*parts nodes 3"], level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The stage's loss for points and nodes that were carried there, and the same bound."""
+    """The stage's loss for carried points and nodes at one time, and the bound of `objective`."""
     loss, error = data_term(stage, moved, level, goal)
     if stage.rigidity:
         weight = stage.rigidity if goal.rigidity_factor is None else stage.rigidity * goal.rigidity_factor
@@ -411,7 +479,7 @@ def stage_loss(
 
 
 def rigidity_term(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Level) -> Float[Array, ""]:
-    """The rigidity, a mean over the mass; parts are free of one another."""
+    """Rigidity of the flow, a mean over the mass; parts are independent of each other."""
 
     def one(nodes, tetrahedra, share):
         return losses.rigidity(nodes, tetrahedra, level.edges, share, stage.slip)
@@ -424,7 +492,7 @@ def rigidity_term(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Le
 def data_term(
     stage: Stage, moved: Float[Array, "points 3"], level: Level, goal: Goal
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The stage's loss without the rigidity, and the same bound."""
+    """The stage's loss without the rigidity, and the bound of `objective`."""
     if stage.loss == "points":
         return losses.huber(moved, goal.ends, goal.weight, goal.reach), jnp.zeros(())
     carried = carried_map(moved, level, goal)
@@ -436,7 +504,7 @@ def data_term(
 
 
 def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Float[Array, "x y z"]:
-    """The carried points' mass on the target's grid, at its resolution."""
+    """Mass of the carried points on the target's grid, at the target's resolution."""
     carried = splat(moved, level.rho, goal.volume.shape, level.corner, level.voxel)
     return carried if goal.blur is None else losses.blur(carried, goal.blur)
 
@@ -444,11 +512,15 @@ def carried_map(moved: Float[Array, "points 3"], level: Level, goal: Goal) -> Fl
 def downweight_missing(
     config: Config, params: PyTree, level: Level, goal: Goal, power: Float[Array, ""]
 ) -> Float[Array, "*times points"]:
-    """The points' mass, less where the target has less than they carry there: times the ratio of the two, to a power.
+    """Reduce the mass of points for which the target has no density.
 
-    Of target and carried map, blurred by NEARBY, and at most 1. What has no counterpart in the target (a domain that
-    is not there) is so let go, and pulls on nothing; what is merely not yet in place comes back as it arrives. A power
-    that rises as the flow takes shape leaves the first steps to find the way.
+    Each point's mass is multiplied by (target / carried map)^power at its carried position, both blurred by NEARBY_BLUR
+    and the ratio at most 1. A domain that the target does not have is so removed and attracts nothing; mass that is not
+    yet in place comes back as it arrives. A power that rises during the fit leaves all mass in the first steps, which
+    find the motion.
+
+    Returns:
+        The mass of each point.
     """
 
     def at_one_time(moved, goal):
@@ -473,10 +545,23 @@ def train_steps(
     goal: Goal,
     layout: DeviceLayout = DeviceLayout(),
 ) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
-    """Parameters and Adam's state after the first `count` of steps at its learning rates, for every target.
+    """Run Adam steps for every target in one compiled loop.
 
-    And each step's losses, and the largest error that the transport's window can have made, as
-    `transport.window_error` bounds it. `powers` are those by which mass is `lightened` before the first of the steps.
+    Args:
+        config: `Config.flow`.
+        stage: `Stage.program`.
+        count: number of steps, at most the number of columns of `rates`.
+        rates: learning rates.
+        powers: powers for `downweight_missing`, which is applied before the first of the steps.
+        params: parameters of the velocity fields.
+        optimiser_state: Adam's state.
+        level: points and grid.
+        goal: what they are compared with.
+        layout: how targets are laid out over devices.
+
+    Returns:
+        Parameters, Adam's state, the loss of each step, and the largest error that the transport's window may have
+        caused (`transport.window_error`).
     """
 
     def steps(shared, one):
@@ -502,7 +587,7 @@ def train_steps(
 
 
 def split_by_trajectory(level: Level) -> tuple[Level | None, Level | None]:
-    """The level where all trajectories share it, and where each has its own, with a leading axis of them."""
+    """The level as (shared, per trajectory): one of the two is None."""
     return (None, level) if level.has_parts else (level, None)
 
 
@@ -510,7 +595,7 @@ def split_by_trajectory(level: Level) -> tuple[Level | None, Level | None]:
 def validation_loss(
     config: Config, stage: Stage, params: PyTree, level: Level, goal: Goal, layout: DeviceLayout = DeviceLayout()
 ) -> Float[Array, "targets"]:
-    """The stage's loss without the rigidity, compared with what the fit has not seen, for every target."""
+    """The stage's loss against the second half-map, without the rigidity, for every target."""
 
     def loss(whole, one):
         params, goal, own = one
@@ -522,17 +607,19 @@ def validation_loss(
 
 
 def targets_at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
-    """How many targets to compute at once where `limit` bytes hold `fixed` and `per_target` each, and FREE stays."""
+    """Number of targets for which `fixed` and `per_target` bytes fit into `limit`, with MEMORY_RESERVE left."""
     room = (1 - MEMORY_RESERVE) * limit - fixed
-    if not room > per_target:  # nor where a need is unknown (nan)
+    if not room > per_target:  # true also where a need is unknown (nan)
         return 1
     return min(targets, int(room / per_target)) if per_target > 0 else targets
 
 
 def memory_needed(layout: DeviceLayout, *call) -> tuple[float, float]:
-    """Bytes a device of arguments with results, and of working space, that XLA counts for `train_steps(*call, spread)`.
+    """Memory of `train_steps(*call, layout)` on a device, by XLA's count.
 
-    Infinite where the program was too large to be compiled, nan where XLA does not say.
+    Returns:
+        Bytes of arguments and results, and of working space. Infinite where the program is too large to be compiled,
+        nan where XLA does not say.
     """
     try:
         return compiled_memory(train_steps.lower(*call, layout).compile())
@@ -543,7 +630,7 @@ def memory_needed(layout: DeviceLayout, *call) -> tuple[float, float]:
 
 
 def compiled_memory(compiled: Any) -> tuple[float, float]:
-    """The same of a compiled program."""
+    """`memory_needed` of a compiled program."""
     analysis = compiled.memory_analysis()
     argument, output, alias, temporary = (
         float(getattr(analysis, f"{kind}_size_in_bytes", math.nan)) for kind in ("argument", "output", "alias", "temp")
@@ -552,10 +639,10 @@ def compiled_memory(compiled: Any) -> tuple[float, float]:
 
 
 def fit_to_memory(layout: DeviceLayout, *call) -> DeviceLayout:
-    """The spread with as many targets at once as `spread.memory` holds when `train_steps` is called so.
+    """Reduce the layout's batch until `train_steps(*call, layout)` fits into `layout.memory`.
 
-    All of them if they fit, which costs no compilation but the one that is needed anyway. Otherwise what each needs is
-    the difference between two and one.
+    All targets at once are tried first: this costs only the compilation that is needed anyway. Otherwise the need of
+    each target is the difference between programs for two and for one.
     """
     if layout.memory is None:
         return layout
@@ -576,7 +663,7 @@ def fit_to_memory(layout: DeviceLayout, *call) -> DeviceLayout:
     while (
         batch > 1 and not sum(memory_needed(replace(every, batch=batch), *call)) < (1 - MEMORY_RESERVE) * layout.memory
     ):
-        batch //= 2  # going through them in turn needs some space of its own
+        batch //= 2  # the loop over batches needs some memory as well
     return replace(every, batch=batch)
 
 
@@ -584,10 +671,13 @@ Progress = Callable[[int, int, np.ndarray], Any]
 
 
 class Callbacks(NamedTuple):
-    """Who is callbacks of a fit's course after every chunk of steps: functions that return nothing.
+    """Functions that are called after every chunk of steps.
 
-    `keep(state, losses)` has all that it takes to go on from there; `say(target, what)` tells of a target that went
-    back to an earlier state, or is given up.
+    Attributes:
+        progress: see `fit`.
+        on_state: called with the state from which a fit can be resumed, and the chunk's losses.
+        on_setback: called with a target's number and a message, when its best parameters are restored or it is given
+            up.
     """
 
     progress: Progress = lambda stage, step, losses: None
@@ -599,21 +689,21 @@ SILENT = Callbacks()
 
 
 class Box(NamedTuple):
-    """Two opposite corners, in unit boxes, of what is fitted in."""
+    """Two opposite corners of a box, in unit boxes."""
 
     low: Float[Array, "3"]
     high: Float[Array, "3"]
 
 
 def crop_of(problem: Problem) -> Box:
-    """The problem's crop, beyond which mass is lost."""
+    """The problem's crop as a box; mass outside of it is lost."""
     corner = np.asarray(problem.corner)
     sides = np.array(problem.initial.shape) * problem.voxel_size / problem.frame.edge
     return Box(jnp.asarray(corner, jnp.float32), jnp.asarray(corner + sides, jnp.float32))
 
 
 def warn_of_setback(target: int, what: str) -> None:
-    """Nothing; what there is to say of a target is a warning of Python's."""
+    """Issue a Python warning about a target."""
     warnings.warn(f"target {target + 1}: {what}", stacklevel=2)
 
 
@@ -627,15 +717,30 @@ def fit(
     on_state: Callable[[State, np.ndarray], None] = SILENT.on_state,
     on_setback: Callable[[int, str], None] = warn_of_setback,
 ) -> tuple[State, list[np.ndarray]]:
-    """The state after the whole schedule, and each stage's losses (steps, targets) from where `state` stood.
+    """Fit the velocity fields by the whole schedule.
 
-    `progress(stage, step, losses)` is called after every chunk of steps, with losses (steps of the chunk, targets); it
-    may keep `state` by returning True, which ends the fit there. `spread` says how targets are laid out over devices.
-    `keep(state, losses)` is callbacks the same with a state from which this function goes on to the same end, bit for bit.
+    A target diverges if its loss or parameters are not finite, its loss grows DIVERGENCE_RATIO times, or its mass
+    leaves the crop. Then its best parameters in the stage are restored and its learning rate is divided by
+    RATE_DIVISOR. After MAX_RESTARTS of these it is given up, and the other targets go on as they would without it.
 
-    A target whose loss or parameters are no finite numbers, whose loss grows DIVERGED times or whose mass leaves the
-    crop goes back to its best state in the stage and on at a lower learning rate, which `say(target, what)` is callbacks;
-    after TRIES of that it is given up, `state.failed` says why, and the others go on as they would without it.
+    Args:
+        problem: the prepared maps.
+        config: schedule, network and symmetry.
+        state: the state to resume from; None: the initial one. A resumed fit ends the same, bit for bit.
+        progress: called with (stage, step, losses) after every chunk of steps, losses of shape (steps of the chunk,
+            targets). If it returns True the fit ends there.
+        chunk: steps in one call of the compiled program.
+        layout: how targets are laid out over devices; None: all on the default device at once.
+        on_state: called with (state, losses) after every chunk of steps, with a state to resume from.
+        on_setback: called with (target, message) when a target's best parameters are restored or it is given up; by
+            default a Python warning.
+
+    Returns:
+        The state after the schedule, and for each stage the losses (steps, targets) since `state`. `failed` of the
+        state says why targets were given up.
+
+    Raises:
+        InputError: a stage needs more memory than there is.
     """
     state = initial_state(config, problem.trajectories, problem.parts) if state is None else state
     layout = DeviceLayout() if layout is None else layout
@@ -646,18 +751,17 @@ def fit(
         count = problem.trajectories
         none = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
         call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
-        compiled = train_steps.lower(
-            *call, fit_to_memory(layout, *call)
-        ).compile()  # not called: that would take memory
+        # compiled but not called, which would take memory
+        compiled = train_steps.lower(*call, fit_to_memory(layout, *call)).compile()
         check_memory(number, sum(compiled_memory(compiled)), layout)
         return inputs
 
-    background = ThreadPoolExecutor(1)  # makes the later stages ready, compiled, in turn, meanwhile
+    background = ThreadPoolExecutor(1)  # compiles the later stages, one after the other, during the first
     try:
         waiting = {n: background.submit(compile_stage, n) for n in range(state.stage, len(config.stages))}
         for number in waiting:
             for later in waiting.values():
-                if later.done():  # what will go wrong there is better known now
+                if later.done():  # raise an error of a later stage now
                     later.result()
             stage, inputs = config.stages[number], waiting[number].result()
             if number != state.stage:
@@ -676,18 +780,18 @@ def fit(
 
 
 def check_memory(stage: int, required: float, layout: DeviceLayout) -> None:
-    """Nothing; raises InputError where a stage's steps take more bytes than the device has, or this machine has left.
+    """Raise InputError if a stage's steps need more bytes than the device has, or than this machine has left.
 
-    What this process has already counts as left: earlier stages give it back.
+    Memory that this process holds already counts as left: earlier stages give it back.
     """
     room, where = memory.available() + memory.taken(), "the machine"
     if layout.memory is not None:
         room, where = layout.memory, "the device"
-    if required > room:  # nor where XLA does not say
+    if required > room:  # false where XLA does not say (nan)
         wider = (required / room) ** (1 / 3)
         raise InputError(
-            f"stage {stage + 1} takes {required / 2**30:.1f} GiB and {where} has {room / 2**30:.1f}: take voxels "
-            f"{wider:.2f} times as wide, crop the maps to the molecule, or with the recipe paper a larger bin"
+            f"stage {stage + 1} needs {required / 2**30:.1f} GiB and {where} has {room / 2**30:.1f} GiB: use voxels "
+            f"{wider:.2f} times as wide, crop the maps to the molecule, or use a larger bin with the recipe paper"
         )
 
 
@@ -706,8 +810,12 @@ def fit_stage(
     layout: DeviceLayout,
     box: Box,
 ) -> tuple[State, np.ndarray, bool]:
-    """The state after the stage, its losses (steps, targets) from where `state` stood, and whether to stop there."""
-    sized_layout = None  # the spread that fits into memory
+    """Fit one stage.
+
+    Returns:
+        The state after the stage, its losses (steps, targets) since `state`, and whether `progress` asked to stop.
+    """
+    sized_layout = None  # the layout that fits into memory
     level, goal = inputs
     chunks, stopped = [np.zeros((0, len(state.watch.best)), np.float32)], False
     padded, powers = (np.pad(a, (0, stage.steps + chunk)) for a in (stage.rates, stage.lighten_powers))
@@ -726,10 +834,10 @@ def fit_stage(
         if stage.window is not None and float(jnp.max(error)) > WINDOW_ERROR:
             stage, sized_layout = widen_window(stage, goal.volume.shape[-3:]), None
             state = state._replace(window=stage.window)
-            continue  # these steps count for nothing: they are done again
+            continue  # repeat these steps with the wider window
         chunks.append(np.asarray(loss).T[:count])
         wrong = find_divergence(config, state, params, chunks[-1], points, box)
-        kept = state.params if state.watch.kept is None else state.watch.kept  # of the stage's start at first
+        kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
         state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + count)
         if any(wrong) or any(state.failed):
             params, adam, state = restore_best(config, state, params, adam, wrong, callbacks.on_setback)
@@ -747,9 +855,9 @@ def fit_stage(
 
 
 def update_watch(state: State, stage: Stage, score: np.ndarray) -> Watch:
-    """The watch after a chunk of steps with this score.
+    """State of early stopping after a chunk of steps with this score.
 
-    A target that has not gained for `patience` chunks skips to the stage's ending. The best parameters are kept.
+    A target without a gain for `patience` chunks skips to the stage's final phase. The best parameters are kept.
     """
     best, stale, skipped, scores, slowed, kept = state.watch
     better = score < best
@@ -762,8 +870,8 @@ def update_watch(state: State, stage: Stage, score: np.ndarray) -> Watch:
 
 
 def where_target(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:
-    """The leaves of `a` for the targets where `first` holds, and of `b` for the others."""
-    if first.all() or not first.any():  # as ever with one target, and nothing is to be compiled
+    """The leaves of `a` for the targets where `first` is true, and of `b` for the others."""
+    if first.all() or not first.any():  # always with one target; nothing to compile
         return a if first.any() else b
     return jax.tree.map(lambda p, q: jnp.where(first.reshape(-1, *[1] * (p.ndim - 1)), p, q), a, b)
 
@@ -776,15 +884,19 @@ def failed_targets(state: State) -> np.ndarray:
 def find_divergence(
     config: Config, state: State, params: PyTree, losses: np.ndarray, points: tuple, box: Box
 ) -> tuple[str, ...]:
-    """What is wrong with each target after a chunk of steps with these losses (steps, targets), "" where nothing is.
+    """Describe what is wrong with each target after a chunk of steps; "" for targets that are well.
 
-    `state` is that before the chunk, `params` are those after it.
+    Args:
+        config: the configuration.
+        state: before the chunk.
+        params: after the chunk.
+        losses: of the chunk's steps (steps, targets).
+        points: sampled positions and masses, from `sample_points`.
+        box: the crop.
     """
     finite = np.asarray(finite_and_outside(config.flow, params, *points, box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
-    most = DIVERGENCE_RATIO * np.maximum(
-        first, DIVERGENCE_FLOOR
-    )  # nan, and so no limit, before there is anything to compare with
+    most = DIVERGENCE_RATIO * np.maximum(first, DIVERGENCE_FLOOR)  # nan in a stage's first chunk: no limit
     found, failed = [], failed_targets(state)
     for target, (ok, outside) in enumerate(finite.T):
         own_losses = losses[:, target]
@@ -809,10 +921,12 @@ def restore_best(
     wrong: tuple[str, ...],
     on_setback: Callable[[int, str], None],
 ) -> tuple[PyTree, PyTree, State]:
-    """Parameters and Adam's state with those of the best chunk, and a fresh start, for targets with which something is
-    wrong; and the state that knows of it.
+    """Restore the best parameters of targets that diverged, with Adam's initial state.
 
-    A target that was set back TRIES times is given up, and stays what it was at its best.
+    A target that was restored MAX_RESTARTS times before is given up, and keeps its best parameters.
+
+    Returns:
+        Parameters, Adam's state, and the state with the number of restarts and the failures.
     """
     back = np.array([bool(what) for what in wrong])
     failed, slowed = list(state.failed or [""] * len(back)), state.watch.slowed + back
@@ -821,12 +935,10 @@ def restore_best(
         what = f"{wrong[target]} by step {state.step} of stage {state.stage + 1}"
         if setbacks[target] > MAX_RESTARTS:
             failed[target] = f"{what}, after {MAX_RESTARTS} tries at lower learning rates"
-            on_setback(int(target), f"{failed[target]}: it is given up")
+            on_setback(int(target), f"{failed[target]}: the target is given up")
         else:
             now = RATE_DIVISOR ** slowed[target]
-            on_setback(
-                int(target), f"{what}: it goes back to its best state, and on at a learning rate {now:g} times lower"
-            )
+            on_setback(int(target), f"{what}: best parameters restored, learning rate divided by {now:g}")
     known = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
     state = state._replace(watch=state.watch._replace(slowed=slowed), **known)
     back = back | failed_targets(state)
@@ -835,12 +947,15 @@ def restore_best(
 
 
 def sample_points(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.ndarray, "*parts some"]]:
-    """So many of a level's points (of each part), and their masses: always SAMPLE, for one program to serve all."""
+    """Sample SAMPLE_POINTS of a level's points (of each part) and their masses.
+
+    The number is fixed, so that one compiled program serves all levels.
+    """
     x, rho = np.asarray(level.x), np.asarray(level.rho)
-    if level.has_parts:  # what fills up a part has no mass
+    if level.has_parts:  # padding has no mass
         held = np.zeros((len(rho), x[0, ..., 0].size), rho.dtype)
         kept = np.asarray(level.valid)
-        np.add.at(held, (np.arange(len(rho))[:, None], kept), rho[:, : kept.shape[1]])  # of one unit
+        np.add.at(held, (np.arange(len(rho))[:, None], kept), rho[:, : kept.shape[1]])  # of the asymmetric unit
         rho = held.reshape(x.shape[:-1])
     chosen = np.linspace(0, x.shape[-2] - 1, SAMPLE_POINTS).astype(int)
     return x[..., chosen, :], rho[..., chosen]
@@ -850,7 +965,7 @@ def sample_points(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Flo
 def finite_and_outside(
     config: Config, params: PyTree, x: Float[Array, "*a some 3"], rho: Float[Array, "*a some"], box: Box
 ) -> Float[Array, "2 targets"]:
-    """For each target whether all parameters are finite (1 or 0), and the share of its mass that ends outside the box.
+    """For each target, whether all parameters are finite (1 or 0) and the fraction of its mass outside the box.
 
     With waypoints, at the worst of the times.
     """
@@ -871,25 +986,22 @@ def finite_and_outside(
 
 
 def begin_stage(state: State, stage: int) -> State:
-    """The state at the first step of a stage."""
+    """State at the first step of a stage."""
     adam, watch = initial_adam(state.params), initial_watch(len(state.watch.best))
     return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, window=0)
 
 
-initial_adam = program(jax.vmap(ADAM.init))  # Adam's state before its first step, for every target
+initial_adam = program(jax.vmap(ADAM.init))  # Adam's initial state, for every target
 
 
 def is_torn(config: Config, inputs: tuple, state: State) -> np.ndarray:
-    """For each target, whether the flow leaves more than TORN of the mass far from where correspondences put it.
-
-    There or at a waypoint.
-    """
+    """For each target, whether the flow is torn: more than TORN_MASS ends far from its correspondences."""
     return np.asarray(misplaced_fraction(config.flow, state.params, *inputs)) > TORN_MASS
 
 
 @program(static_argnames="config")
 def misplaced_fraction(config: Config, params: PyTree, level: Level, goal: Goal) -> Float[Array, "targets"]:
-    """For each target, the share of the mass that the flow leaves far from its ends, at the worst of the times."""
+    """For each target, the fraction of the mass that the flow leaves far from its ends, at the worst of the times."""
 
     def share(moved, goal):
         far = jnp.linalg.norm(moved - goal.ends, axis=-1) > TORN_DISTANCE * goal.reach
@@ -912,9 +1024,20 @@ def choose_start(
     chunk: int,
     layout: DeviceLayout,
 ) -> State:
-    """The state after the first stage, or after the rival of that, whichever soon gets the next stage's loss lower.
+    """Choose between the first stage's state and the rival stage's, by the next stage's loss after TRIAL_STEPS.
 
-    For every doubted target by itself; the others keep the first stage's, as they would alone.
+    Args:
+        problem: the prepared maps.
+        config: the configuration, with a rival stage.
+        state: after the first stage.
+        doubted: targets for which the rival is considered; the others keep the first stage's state, as they would
+            alone.
+        following: the next stage and its inputs.
+        chunk: steps in one call of the compiled program.
+        layout: how targets are laid out over devices.
+
+    Returns:
+        The state with the better parameters for each target.
     """
     stage, inputs = following
     trial, how = (
@@ -931,20 +1054,20 @@ def choose_start(
 
 
 def widen_window(stage: Stage, shape: tuple[int, ...]) -> Stage:
-    """The stage with twice the window, or with none once that would reach across the whole grid."""
+    """The stage with twice the window, or with none once it would span the whole grid."""
     window = 2 * stage.window
     return replace(stage, window=window if window < max(shape) - 1 else None)
 
 
 def stage_inputs(problem: Problem, stage: Stage) -> tuple[Level, Goal]:
-    """What a stage's steps work on: points and grid, and what they are compared with."""
+    """Points and grid of a stage, and what they are compared with."""
     level = make_level(problem, stage.bin, stage.sampling, stage.spacing, stage.rigidity > 0)
     goal = make_goal(problem, stage, level)
     return level, jax.tree.map(lambda a: a[None], goal) if problem.waypoints else goal
 
 
 def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
-    """What the level's points are compared with in a stage, for each target by itself."""
+    """What a stage compares the level's points with, for each target."""
     if stage.loss == "points":
         count = len(problem.masses)
         own = [level.for_trajectory(target % problem.trajectories) for target in range(count)]
@@ -956,7 +1079,7 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
 
     def compared(problem: Problem) -> tuple[Array, Array, list[float]]:
         volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
-        noise = volumes  # of masses, which have none outside
+        noise = volumes  # thresholded masses have no noise outside
         if kind == "density":
             noise, _ = level_targets(problem.solvent, stage.bin, kind, stage.blur)
         inside = [binned(mass, stage.bin) > 0 for mass in problem.masses]

@@ -1,4 +1,4 @@
-"""From a fit to the pseudo-trajectory: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
+"""The pseudo-trajectory of a fit: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,25 +23,26 @@ from cryotrans_jax.splat import splat
 from cryotrans_jax.train import Config, field, network_inputs
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
-SPACING = 2.5  # Å between the nodes on which the inverse flow is computed, or a voxel
-INVERSE_TOLERANCE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
-SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
-SPLINE_MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
-PAD_MULTIPLE = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
-CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to and fro, to see whether they come back
-DIFFERENCE_STEP = 0.25  # Å, over which the flow is differentiated
-CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
+SPACING = 2.5  # Å between the nodes at which the inverse flow is computed, or a voxel if that is wider
+INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
+SKIN = 4.0  # Å around the thresholded density that move with it in full, and as much again over which they fade out
+SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
+PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
+CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
+DIFFERENCE_STEP = 0.25  # Å, for derivatives of the flow by differences
+CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
 
 
 def frame_times(frames: int) -> np.ndarray:
-    """Times of `frames` equally spaced frames, from 0 to 1; a single frame is the last one."""
+    """Times of equally spaced frames from 0 to 1; a single frame is the last one."""
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
 
 
 def as_times(given: int | np.integer | Times) -> np.ndarray:
-    """The times that are given, or those of a whole number of equally spaced frames.
+    """The given times as an array, or those of a number of equally spaced frames.
 
-    Raises InputError where they are not from 0 to 1, or there are no frames.
+    Raises:
+        InputError: times are not from 0 to 1, or there are no frames.
     """
     if isinstance(given, int | np.integer):
         if given < 1:
@@ -55,16 +56,26 @@ def as_times(given: int | np.integer | Times) -> np.ndarray:
 
 @program(static_argnames="config")
 def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
-    """Points after each Euler step of the flow, x first."""
+    """Points after each Euler step of the flow, x first; unit box."""
     return path(field(config, params), network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
 
 
 @program(static_argnames=("config", "steps"))
 def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
-    """Points after each of `steps` Euler steps of length tau undone, y first.
+    """Invert Euler steps of the flow.
 
-    `t` is when the points are at y, which matters only if V depends on time. ROUND of the points at once, so that few
-    that take many iterations do not hold up all.
+    The points are processed PAD_MULTIPLE at once, so that a few that need many iterations do not delay all.
+
+    Args:
+        config: `Config.flow`.
+        params: parameters of one field.
+        y: points after the steps, unit box.
+        tau: length of a step.
+        steps: number of steps.
+        t: time at which the points are at y; it matters only if V depends on time.
+
+    Returns:
+        y, and the points after each inverted step.
     """
 
     def invert(y):
@@ -77,7 +88,7 @@ def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar
 
 
 def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
-    """Points padded with copies of the first one to a multiple of ROUND."""
+    """Pad points with copies of the first one to a multiple of PAD_MULTIPLE."""
     extra = -len(x) % PAD_MULTIPLE
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
@@ -85,10 +96,20 @@ def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
 def move(
     config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
 ) -> np.ndarray:
-    """Positions (times, n, 3) in Å to which the flow has carried the positions xyz (n, 3) at each time.
+    """Carry positions by the flow.
 
-    Between two Euler steps the path is straight, which is the Euler scheme's own continuation. Where there are several
-    fields, `part` (n,) is the number of the one by which each position moves.
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if `part` is given.
+        frame: the unit box.
+        xyz: positions (n, 3), Å.
+        times: from 0 to 1.
+        part: number of the field that moves each position; None: there is one field.
+
+    Returns:
+        Positions (times, n, 3), Å.
     """
     if part is not None:
         moved = np.empty((len(times), *xyz.shape))
@@ -108,9 +129,10 @@ def move(
 def volume_change(
     config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
 ) -> Float[np.ndarray, "n"]:
-    """By what factor the whole flow changes volume at positions xyz (n, 3) in Å: its Jacobian's determinant.
+    """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
 
-    By differences over STEP. Where it is not above zero the flow folds, or turns inside out.
+    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out. Arguments are
+    as for `move`.
     """
     at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
     part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
@@ -119,7 +141,7 @@ def volume_change(
 
 
 def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
-    """Of which positions each part consists, and the parameters of its field; without parts all, and the only ones."""
+    """For each part, which positions belong to it and its field's parameters; without parts, all positions and `params`."""
     if part is None:
         yield slice(None), params
         return
@@ -128,7 +150,7 @@ def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np
 
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
-    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
+    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin around it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
     near = box_slices(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
@@ -138,7 +160,7 @@ def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) 
 
 
 def carried_density(initial: Map, threshold: float) -> Map:
-    """The part of the initial map that the flow carries: the frame at time 0."""
+    """Density of the initial map that the flow carries: the frame at time 0."""
     mask = soft_support(initial.density, threshold, initial.voxel_size)
     return Map(initial.density * mask, initial.voxel_size, initial.origin)
 
@@ -152,11 +174,23 @@ def pull_back(
     times: Times,
     partition: Partition | None = None,
 ) -> Iterator[Map]:
-    """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
+    """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
-    The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels,
-    and f0 is interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the
-    splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
+    The inverse flow is computed at nodes SPACING apart around all that the flow visits, and interpolated to the voxels;
+    f0 is interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
+    keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if there is a partition.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+        times: from 0 to 1.
+        partition: the parts; None: one field.
+
+    Yields:
+        A map for each time.
     """
     mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
     near = box_slices(mask > 0)
@@ -166,8 +200,8 @@ def pull_back(
         fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
     both = zip(fields, shares, strict=True)
     each = [pull_back_part(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
-    del mask, shares  # of which the parts keep what they need
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
+    del mask, shares  # each part keeps what it needs
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
             density = np.zeros(initial.density.shape, np.float32)
             for voxels, values in pool.map(next, each):
@@ -178,9 +212,10 @@ def pull_back(
 def pull_back_part(
     config: Config, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
-    """The same of a share (0 to 1) of the initial map's density, under one field.
+    """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
-    For each time the voxels, as numbers in the flattened grid, about all that is ever carried, and their values.
+    Yields:
+        For each time the voxels around all that is ever carried, as numbers in the flattened grid, and their values.
     """
     shape, size = initial.density.shape, initial.voxel_size
     share = part.on_grid(shape)
@@ -201,19 +236,19 @@ def pull_back_part(
 
 
 def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
-    """The first place in a box of a grid."""
+    """Index of the first voxel in a box of a grid."""
     return np.array([[along.start] for along in box])
 
 
 def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
-    """A map's values at places in voxels by its cubic splines' coefficients, zero outside; all cores take part."""
+    """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
 
 
 def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
-    """For each time, the points (unit boxes, as y) that the flow has carried to y by then."""
+    """For each time, the points that the flow has carried to y by then; all in the unit box."""
     tau, kept = 1.0 / config.euler_steps, {}
 
     def invert(part: float, steps: int, t: float):
@@ -225,7 +260,7 @@ def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Tim
         if config.waypoints:
             yield invert(part, whole, t)[whole]
             continue
-        if part not in kept:  # V does not depend on time, so that one inverse path serves many frames
+        if part not in kept:  # V does not depend on time: one inverse path serves many frames
             kept[part] = invert(part, config.euler_steps, t)
         yield kept[part][whole]
 
@@ -238,10 +273,11 @@ def consistency(
     threshold: float,
     partition: Partition | None = None,
 ) -> float:
-    """How far (Å, rms) density that is carried to its end, and from there back by the inverse flow, is from its start.
+    """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
 
-    Next to nothing where the flow is one to one; where it folds, several places are carried to one, and the inverse
-    finds but one of them. Of about SAMPLE voxels above the threshold.
+    It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
+    inverse finds only one of them. Measured on about CONSISTENCY_SAMPLE voxels above the threshold. Arguments are as
+    for `pull_back`.
     """
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
@@ -281,9 +317,9 @@ def push_forward(
     times: Times,
     partition: Partition | None = None,
 ) -> Iterator[Map]:
-    """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid.
+    """Splat the carried mass at each time (paper, eq. 6), on the initial map's grid.
 
-    Keeps the mass, where `pull_back` keeps the detail.
+    This keeps mass, where `pull_back` keeps detail. Arguments are as for `pull_back`.
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
@@ -298,14 +334,20 @@ def push_forward(
 def spread(
     carries: Sequence[Carry], frame: Frame, initial: Map, threshold: float
 ) -> tuple[Map, Float[np.ndarray, "points"]]:
-    """How far apart several fits of one target, from different seeds, carry the same density: a map in Å.
+    """How far apart several fits of one target, from different seeds, carry the same density.
 
-    Each is given by what tells where it carries positions (n, 3) in Å at some times.
+    The spread shows what the target does not determine; it does not show errors that all fits have in common.
 
-    For each voxel of the initial map above the threshold the rms distance of its carried positions from their mean;
-    on the voxels where the first fit carries it, averaged by mass, zero where it carries nothing. And that distance for
-    every such voxel of the initial map. What the target does not decide shows here; what all fits get wrong alike does
-    not.
+    Args:
+        carries: for each fit the function that carries positions (n, 3) in Å to some times.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+
+    Returns:
+        A map of the rms distances (Å) of carried positions from their mean, on the voxels to which the first fit
+        carries them, averaged by mass, and zero elsewhere; and the distance for each voxel of the initial map above the
+        threshold.
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size

@@ -367,7 +367,7 @@ def add_symmetry(case: Case, settings) -> None:
 def solid(initial: Map, settings) -> Map:
     """The initial map without its solvent."""
     level = settings.initial_threshold
-    level = prepare.contour_level(initial.density) if level is None else level
+    level = prepare.choose_threshold(initial.density) if level is None else level
     return Map(prepare.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 

@@ -66,6 +66,6 @@ def test_a_share_of_the_targets_is_fitted_as_among_all(maps):
         np.testing.assert_allclose(a, b, atol=drift(whole.config))
     for a, b in zip(part.history, whole.history, strict=True):
         np.testing.assert_allclose(a, b[:, [1, 0]], rtol=1e-3)
-    for share in ([], [3], [-1]):
-        with pytest.raises(InputError, match="than the 3 given"):
-            morph(maps[0], targets, target_indices=share, **how)
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(InputError, match="does not fit 3 targets"):
+            morph(maps[0], targets, target_indices=wrong, **how)

@@ -58,7 +58,7 @@ def test_a_mask_may_be_off_by_what_interpolation_leaves_and_then_changes_nothing
 def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius):
     """About the centre of mass, which is off the middle of the box, with voxels of three sizes."""
     map_ = maps[0]
-    mass = prepare.carried_mass(map_.density, prepare.contour_level(map_.density)).astype(float)
+    mass = prepare.carried_mass(map_.density, prepare.choose_threshold(map_.density)).astype(float)
     at = np.argwhere(np.ones(mass.shape)) * map_.voxel_size
     centre = mass.ravel() @ at / mass.sum()
     away = np.linalg.norm(at - centre, axis=1).reshape(mass.shape)

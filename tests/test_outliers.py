@@ -43,7 +43,8 @@ def test_a_few_absurd_voxels_change_nothing_else(noisy, kind, factor):
     assert np.abs(repaired.density).max() <= np.abs(noisy.density).max()
     # the molecule is the one that it was, but for these voxels
     seen = [
-        prepare.apply_threshold(map_, prepare.contour_level(noisy.density), "map")[0] > 0 for map_ in (noisy, repaired)
+        prepare.apply_threshold(map_, prepare.choose_threshold(noisy.density), "map")[0] > 0
+        for map_ in (noisy, repaired)
     ]
     assert not (seen[0] ^ seen[1])[~changed].any()
     assert without_outliers(repaired) == (repaired, None)

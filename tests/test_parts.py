@@ -264,13 +264,13 @@ def test_parts_that_cannot_be_are_refused(maps, halves):
     empty = Partition(np.where(np.arange(24)[:, None, None] < 1, 2, halves.labels.clip(1, 1)), *GRID(maps))
     small = Partition(halves.labels[1:], *GRID(maps))
     for parts, rigidity, targets, sentence in (
-        (empty, None, 1, "part 2 holds no density above the initial map's threshold"),
-        (small, None, 1, "the parts lie on another grid"),
+        (empty, None, 1, "part 2 has no density above the initial map's threshold"),
+        (small, None, 1, "the parts are on another grid"),
         ("some", None, 1, "there are no parts 'some'"),
-        ("auto", [1.0, 2.0], 1, "part_rigidity is for parts that are known"),
-        (None, [1.0], 1, "part_rigidity is for parts that are known"),
+        ("auto", [1.0, 2.0], 1, "part_rigidity is only for given parts"),
+        (None, [1.0], 1, "part_rigidity is only for given parts"),
         (halves, [1.0], 1, "1 weights of the rigidity for 2 parts"),
-        (halves, [1.0, -1.0], 1, "part_rigidity holds -1"),
+        (halves, [1.0, -1.0], 1, "part_rigidity contains -1"),
     ):
         with pytest.raises(InputError, match=sentence):
             morph(maps[0], maps[1 : 1 + targets], align="none", parts=parts, part_rigidity=rigidity)

@@ -59,7 +59,7 @@ def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
 @pytest.mark.parametrize("share, level", [(0.3, 4.0), (0.4, 4.0), (0.41, 3.0), (0.98, 1.0)])
 def test_the_strongest_values_hold_their_share(share, level):
     """4, 3, 2 and 1 hold four, seven, nine and ten tenths."""
-    assert prepare.mass_fraction_level(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
+    assert prepare.mass_fraction_threshold(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
 
 
 def test_targets_hold_the_initial_mass(problem):
@@ -81,7 +81,7 @@ def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
 def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
     problem = prepare.prepare(maps[0], maps[1:], margin=margin)
     assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
-    whole = [np.where(m.density >= prepare.contour_level(m.density), m.density, 0) for m in maps]
+    whole = [np.where(m.density >= prepare.choose_threshold(m.density), m.density, 0) for m in maps]
     assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
     assert [(m > 0).sum() for m in problem.masses] == [(w > 0).sum() for w in whole[1:]]
     # where the crop starts, the full grid's values follow
@@ -143,7 +143,7 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
     density = maps[0].density
     for share in (0.9, 0.98):
-        level = prepare.contour_level(density, share)
+        level = prepare.choose_threshold(density, share)
         kept, total = density[density >= level].sum(dtype=float), density.sum(dtype=float)
         one = density.max() / total  # the level is a voxel's value, and takes that voxel in
         assert share <= kept / total < share + one
@@ -154,7 +154,7 @@ def test_the_contour_level_stands_above_the_noise(maps):
     clean = maps[0].density
     sigma = 0.05 * clean.max()
     noisy = np.pad(clean, 6) + np.random.default_rng(0).normal(0, sigma, np.array(clean.shape) + 12)
-    level = prepare.contour_level(noisy.astype(np.float32))
+    level = prepare.choose_threshold(noisy.astype(np.float32))
     assert 3 * sigma < level < 0.5 * clean.max()
     near = ndimage.binary_dilation(np.pad(clean, 6) > 0.05 * clean.max(), iterations=1)
     inside = noisy >= level
@@ -168,7 +168,7 @@ def test_the_volume_kept_is_about_the_molecules():
     model = hinge_pair()[0]
     grid = atoms.common_grid([model], 1.5, 4.0)
     map = atoms.simulate_map(model, *grid, 4.0)
-    level = prepare.contour_level(map.density)
+    level = prepare.choose_threshold(map.density)
     volume = (map.density >= level).sum() * 1.5**3
     # a protein of 110 Da a residue, 1.21 Å³ a Da and 8 heavy atoms a residue fills 16.6 Å³ an atom; a contour that
     # holds 98 % of a map of 4 Å stands somewhat outside of that
@@ -218,7 +218,7 @@ def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
     density = ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 3.0)
     density = (np.minimum(density, 0) / density.std()).astype(np.float32) + 2
     with pytest.raises(InputError, match="is not above its noise.*give a threshold"):
-        prepare.contour_level(density)
+        prepare.choose_threshold(density)
 
 
 def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
@@ -247,7 +247,7 @@ def test_specks_of_noise_are_not_carried_and_do_not_widen_the_crop(maps):
     rng = np.random.default_rng(0)
     noisy = [d + 0.1 * d.max() * rng.normal(size=d.shape).astype(np.float32) for d in (clean, target)]
     as_map = [Map(d.astype(np.float32), maps[0].voxel_size, maps[0].origin) for d in noisy]
-    level = prepare.contour_level(as_map[0].density)
+    level = prepare.choose_threshold(as_map[0].density)
     assert ((as_map[0].density > level) & (clean < 1e-3 * clean.max())).sum() > 20  # there are specks
     problem = prepare.prepare(as_map[0], as_map[1:])
     assert np.prod(problem.initial.shape) < 0.2 * clean.size
@@ -367,7 +367,7 @@ def blurring():
     white = np.random.default_rng(0).normal(size=grid[0])
 
     def make(noise):
-        inside = target.density > prepare.contour_level(target.density)
+        inside = target.density > prepare.choose_threshold(target.density)
         density = target.density + noise * target.density[inside].std() * white
         return initial, Map(density.astype(np.float32), target.voxel_size, target.origin), inside
 

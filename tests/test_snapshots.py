@@ -28,9 +28,8 @@ def same(a, b):
 def same_fit(a, b):
     """Whether two fits are the same in all that is written of them."""
     parts = [[p.labels for p in fit.partitions] for fit in (a, b)]
-    return a.config == b.config and a.report == b.report and a.failed == b.failed and (
-        same((a.params, a.history, a.validation_history, parts[0]), (b.params, b.history, b.validation_history, parts[1]))
-    )  # fmt: skip
+    arrays = [(fit.params, fit.history, fit.validation_history, own) for fit, own in zip((a, b), parts, strict=True)]
+    return a.config == b.config and a.report == b.report and a.failed == b.failed and same(*arrays)
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one", "two"])
@@ -177,8 +176,8 @@ def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
     with pytest.raises(InputError, match="fit went wrong"):
         morph(maps[0], maps[1], **HOW, on_setback=lambda *what: said.append(what))
     assert len(said) == train.MAX_RESTARTS + 1
-    with pytest.warns(UserWarning, match="target 3: it is given up"):
-        train.warn_of_setback(2, "it is given up")
+    with pytest.warns(UserWarning, match="target 3: the target is given up"):
+        train.warn_of_setback(2, "the target is given up")
 
 
 def test_a_goal_without_numbers_spoils_no_other_target(problem, clean):

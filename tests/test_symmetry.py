@@ -258,7 +258,7 @@ def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(n
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
     group, _, maps = pair
-    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.contour_level(maps[0].density)))
+    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.choose_threshold(maps[0].density)))
     found = Symmetry.of("C2", maps[0], mass)
     np.testing.assert_allclose(found.centre[:2], 0, atol=0.1)
     found.check(mass, "initial map")

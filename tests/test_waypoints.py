@@ -168,7 +168,7 @@ def test_waypoints_that_cannot_be_are_refused(shifted, maps):
     for targets, waypoints, sentence in (
         (maps[1], [(mid, 0.0)], "at the time 0: give one between 0"),
         (maps[1], [(mid, 1.0)], "at the time 1: give one between 0"),
-        (maps[1], [(mid, 0.5), (mid, 0.5)], r"two waypoints are at one time \(0.5, 0.5\)"),
+        (maps[1], [(mid, 0.5), (mid, 0.5)], r"two waypoints have the same time \(0.5, 0.5\)"),
         (maps[1:], [(mid, 0.5)], "waypoints are for one target, and there are 2"),
         (maps[1], [(away, 0.5)], "mass lies in the initial map's box"),
     ):
