@@ -13,7 +13,6 @@ from cryotrans_jax.prepare import block_points, carried_mass
 Carry = Callable[[Float[np.ndarray, "n 3"], Sequence[float]], Float[np.ndarray, "times n 3"]]
 SPACING = 2.5  # Å between nodes, as where frames are computed
 MAX_NODES = 60_000  # nodes; the spacing is wider in boxes that would have more
-MARGIN = 4.0  # Å around the molecule
 CELL = 2.0  # Å: side of the cells of mass whose displacements are averaged
 TIMES = np.linspace(0, 1, 11)
 MIN_WEIGHT = 0.02  # of a full cell's weight after the blur: cells with less are too far from the molecule
@@ -47,7 +46,7 @@ class Motion:
         return np.stack(each).reshape(len(self.times), 3, -1).swapaxes(1, 2)
 
     def at_time(self, knots: Float[np.ndarray, "times n 3"], time: float) -> Float[np.ndarray, "n 3"]:
-        """Displacements at any time from 0 to 1, interpolated linearly between those at `times` (`knots`)."""
+        """Displacements at any time from 0 to 1, interpolated linearly between those of `displacements_at`."""
         k = int(np.clip(np.searchsorted(self.times, time, "right") - 1, 0, len(self.times) - 2))
         share = (time - self.times[k]) / (self.times[k + 1] - self.times[k])
         return (1 - share) * knots[k] + share * knots[k + 1]

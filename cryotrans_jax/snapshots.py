@@ -1,4 +1,4 @@
-"""All that it takes to go on with a fit that stopped, as one value, and as one orbax checkpoint."""
+"""Snapshots: everything needed to resume a fit, as one value and as one orbax checkpoint."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,16 +12,21 @@ from jaxtyping import Float, PyTree
 from cryotrans_jax import checkpoints, train
 from cryotrans_jax.partition import Partition
 
-ADAM = ("count", "mu", "nu")  # the parts of its state
+ADAM = ("count", "mu", "nu")  # the fields of its state
 WATCH = ("best", "stale", "skipped", "scores", "slowed")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a fit stands: the trainer's state, and the losses (steps, targets) of each stage so far.
+    """State of a fit from which it can be resumed.
 
-    `partitions` are the parts that the state's fields move, one for each target, and `bodies_rms` what was found when
-    they were sought, both empty before that.
+    Attributes:
+        state: of the trainer.
+        history: the losses (steps, targets) of each stage so far.
+        partitions: for each target the parts that the state's fields move; empty before they are found.
+        bodies_rms: for each target the RMS deviations (Å) from rigid-body motion with one body, two and so on; empty
+            before they are found.
+        finished: whether the fit has ended.
     """
 
     state: train.State
@@ -31,7 +36,7 @@ class Snapshot:
     finished: bool = False
 
     def save(self, path: str | os.PathLike, described: dict[str, Any] | None = None) -> None:
-        """Nothing; `Snapshot.load(path)` gives this one back. The description (plain JSON values) goes with it."""
+        """Save the snapshot with a description (plain JSON values) for `Snapshot.load(path)`."""
         state, watch = self.state, self.state.watch
         arrays = {
             "params": state.params,
@@ -94,10 +99,10 @@ class Snapshot:
 
 
 class Recorder:
-    """Collects the losses of a fit as it goes on, and hands on a snapshot after every chunk of steps."""
+    """Collect the losses of a fit, and pass on a snapshot after every chunk of steps."""
 
     def __init__(self, resume_from: Snapshot | None = None, on_snapshot: Callable[[Snapshot], None] | None = None):
-        """From where `begun` stands."""
+        """Start from the losses of `resume_from`; call `on_snapshot` with each snapshot."""
         self.chunks: dict[int, list[np.ndarray]] = (
             {n: [a] for n, a in enumerate(resume_from.history)} if resume_from else {}
         )
@@ -105,13 +110,13 @@ class Recorder:
         self.keep = on_snapshot
 
     def __call__(self, state: train.State, losses: np.ndarray) -> None:
-        """Nothing; the losses (steps, targets) of a chunk are those of the state's stage."""
+        """Record the losses (steps, targets) of a chunk of the state's stage."""
         self.chunks.setdefault(state.stage, []).append(losses)
         if self.keep:
             self.keep(self.snapshot(state))
 
     def snapshot(self, state: train.State) -> Snapshot:
-        """Where the fit stands with this state."""
+        """Snapshot of the fit with this state."""
         return Snapshot(state, self.history, self.partitions, self.bodies_rms)
 
     @property
@@ -126,17 +131,17 @@ def to_numbered(arrays: Iterator | tuple) -> dict[str, Any]:
 
 
 def from_numbered(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The arrays of such a dict."""
+    """The arrays of a dict from `to_numbered`."""
     return tuple(arrays[key] for key in sorted(arrays))
 
 
 def smallest_type(labels: np.ndarray) -> np.ndarray:
-    """Labels in as few bytes as hold them."""
+    """The labels in the smallest integer type that holds them."""
     return labels.astype(np.min_scalar_type(int(labels.max())))
 
 
 def split_empty(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
-    """The nested dict without its arrays of no size, which orbax does not take, and those: path, shape, type."""
+    """Split a nested dict into the arrays that orbax takes, and those of size 0 as (path, shape, type)."""
     full: dict[str, Any] = {}
     empty: list[list] = []
     for key, value in tree.items():
@@ -151,7 +156,7 @@ def split_empty(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
 
 
 def join_empty(full: PyTree, empty: list) -> dict:
-    """The nested dict that was parted so."""
+    """Undo `split_empty`."""
     for path, shape, kind in empty:
         place = full
         for key in path[:-1]:

@@ -1,6 +1,6 @@
 """Point groups: how a symmetric assembly repeats one unit, whether a map does, and what one unit of it is.
 
-A flow commutes with a group where its velocity field does (`flow.symmetric`); then the points of one unit are enough to
+A flow commutes with a group where its velocity field does (`flow.symmetrize`); then the points of one unit are enough to
 fit it, since all others are their copies.
 """
 

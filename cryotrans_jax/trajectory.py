@@ -141,7 +141,7 @@ def volume_change(
 
 
 def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
-    """For each part, which positions belong to it and its field's parameters; without parts, all positions and `params`."""
+    """For each part its positions and its field's parameters; without parts, all positions and `params`."""
     if part is None:
         yield slice(None), params
         return

@@ -311,7 +311,7 @@ def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(lacking):
     level, goal, depth = lacking
     kept = still(1.0, level, goal)
     assert (kept <= 1 + rounding(1, 10)).all() and (kept >= 0).all()
-    deep = 2 * NEARBY_BLUR  # from where on a blur by NEARBY tells 2 % of the other side
+    deep = 2 * NEARBY_BLUR  # from where on a blur by NEARBY_BLUR shows 2 % of the other side
     assert (depth > deep).sum() > 20 and kept[depth > deep].max() < 0.1
     assert (depth < -deep).sum() > 50 and kept[depth < -deep].min() > 0.9
 
