@@ -32,7 +32,7 @@ SPECKS = 0.1  # of the voxels above a level at most may be specks apart from the
 
 
 def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float]:
-    """The volume (Å³) of the molecule in a map, and how clear its surface stands above the noise: `threshold_in_sigmas`.
+    """The volume (Å³) of the molecule in a map, and how clear its surface stands above noise: `threshold_in_sigmas`.
 
     Blurred to BODY Å a molecule is a solid body with a blurred surface, which is where the density is half of the
     body's: `half_height`. Where it is less than CLEAR there, the map is blurred further; where that is of no use

@@ -1,7 +1,7 @@
 """Point groups: how a symmetric assembly repeats one unit, whether a map does, and what one unit of it is.
 
-A flow commutes with a group where its velocity field does (`flow.symmetrize`); then the points of one unit are enough to
-fit it, since all others are their copies.
+A flow commutes with a group where its velocity field does (`flow.symmetrize`); then the points of one unit are enough
+to fit it, since all others are their copies.
 """
 
 import itertools
