@@ -125,8 +125,8 @@ def differences(
     """
     here = density_at(initial, blocks.x)
     there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
-    now = there[np.arange(len(own)), own]
-    scale = np.vdot(here, now) / max(np.vdot(now, now), 1e-30)
+    current = there[np.arange(len(own)), own]
+    scale = np.vdot(here, current) / max(np.vdot(current, current), 1e-30)
     found = np.full(there.shape, np.inf)
     for part in range(y.shape[1]):
         away = ndimage.distance_transform_edt(blocks.on_grid(own == part) == 0, sampling=blocks.size)

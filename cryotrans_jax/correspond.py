@@ -63,15 +63,15 @@ def ends(
     spacing = spacing_for(problem)
     start, end = clouds(problem, target, spacing)
     image, spread = images(start, end, spacing)
-    certain = 1 / (1 + (spread / (HALF_WEIGHT_SPREAD * spacing)) ** 2)
+    cloud_confidence = 1 / (1 + (spread / (HALF_WEIGHT_SPREAD * spacing)) ** 2)
     x = problem.frame.to_angstrom(np.asarray(x, np.float64))
     distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
     distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
     weight = np.exp(-0.5 * ((distance - distance[:, :1]) / (0.8 * spacing)) ** 2)
     weight /= weight.sum(1, keepdims=True)
-    sure = np.einsum("pk,pk->p", weight, certain[near])
-    shift = np.einsum("pk,pkc->pc", weight * certain[near], (image - start.x)[near])
-    return problem.frame.to_unit(x + shift / np.maximum(sure, 1e-6)[:, None]), sure
+    confidence = np.einsum("pk,pk->p", weight, cloud_confidence[near])
+    shift = np.einsum("pk,pkc->pc", weight * cloud_confidence[near], (image - start.x)[near])
+    return problem.frame.to_unit(x + shift / np.maximum(confidence, 1e-6)[:, None]), confidence
 
 
 def spacing_for(problem: Problem) -> float:
@@ -218,6 +218,6 @@ def coupling(
         together = near @ (near.T @ plan @ near_end) @ near_end.T
         return solve(linear - 2 * weight * together, epsilons[i], f, g)
 
-    begun = solve(first, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
+    initial = solve(first, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
     with jax.default_matmul_precision("float32"):  # accelerators would keep three digits, an error of many ε
-        return jax.lax.fori_loop(0, len(epsilons), round_, begun)[0]
+        return jax.lax.fori_loop(0, len(epsilons), round_, initial)[0]

@@ -246,8 +246,10 @@ class Fit:
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         if initial and (known := saved.get("grid")):
-            was = Map(np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin")))
-            if difference := same_grid(initial, was):
+            original = Map(
+                np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
+            )
+            if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
         return cls(
             config=train.Config(stages=stages, rival=rival, **settings),
@@ -343,7 +345,7 @@ def morph(
     if schedule and recipe != "paper":
         raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
     initial, targets = read_repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
-    passed, times, sharpness = sort_waypoints(waypoints, waypoint_resolution)
+    waypoint_maps, times, waypoint_resolutions = sort_waypoints(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
         if len(halves) != len(targets):
@@ -364,15 +366,15 @@ def morph(
             f"target_indices={target_indices} does not fit {last + 1} targets: give numbers from 0 to {last}"
         )
     levels = {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
-    passed, targets, halves, alignments = align_all(initial, passed, targets, halves, align, levels)
+    waypoint_maps, targets, halves, alignments = align_all(initial, waypoint_maps, targets, halves, align, levels)
     count, layout = len(target_indices), layout or train.DeviceLayout.automatic(len(target_indices))
     resolutions = one_per_target(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
-        passed + targets,
+        waypoint_maps + targets,
         **levels,
         initial_resolution=initial_resolution,
-        target_resolutions=sharpness + resolutions,
+        target_resolutions=waypoint_resolutions + resolutions,
         halves=halves,
         volume=volume,
         whole_box=recipe == "paper",
@@ -397,11 +399,13 @@ def morph(
     config = replace(config, stages=train.scale_steps(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
-    call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    rows = target_indices + target_indices[-1:] * (-count % layout.devices)  # pad with copies for the last devices
+    callback = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
+    padded_indices = target_indices + target_indices[-1:] * (
+        -count % layout.devices
+    )  # pad with copies for the last devices
     recorder = Recorder(resume_from, on_snapshot)
-    fit = partial(train.fit, progress=call, layout=layout, on_state=recorder, on_setback=on_setback)
-    problem, state = problem if times else problem.select(rows), resume_from and resume_from.state
+    fit = partial(train.fit, progress=callback, layout=layout, on_state=recorder, on_setback=on_setback)
+    problem, state = problem if times else problem.select(padded_indices), resume_from and resume_from.state
     if parts == "auto" and config.bodies:
         state, parts, off = fit_bodies(problem, config, fit, initial, state, recorder, layout)
         report = report | {"bodies_rms": off[:count]}
@@ -414,7 +418,10 @@ def morph(
     if on_snapshot:
         end = recorder.snapshot(state._replace(stage=len(config.stages)))  # a finished fit
         on_snapshot(replace(end, finished=True))
-    how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
+    start_names, rivals = (
+        ("correspondences", "transport"),
+        state.rivals[:count] or (config.stages[0].loss == "w2",) * count,
+    )
     params = state.params
     if symmetry and parts:  # the copies of a body become parts like any others
         config, params = replace(config, symmetry=()), replicate_fields(params, problem, config)
@@ -426,7 +433,7 @@ def morph(
         history=tuple(losses[:, :count] for losses in recorder.history),
         validation_history=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report
-        | {"start": [how[rival] for rival in rivals]}
+        | {"start": [start_names[rival] for rival in rivals]}
         | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
         partitions=tuple(parts[:count]),
         initial=initial,
@@ -437,9 +444,9 @@ def morph(
 
 def read_repaired(given: MapLike) -> Map:
     """The given map, or that of the file, without outliers; warns of those found."""
-    map_, found = without_outliers(as_map(given))
-    if found is not None:
-        warnings.warn(f"{found}: each is set to the median of the voxels around it", stacklevel=3)
+    map_, outliers = without_outliers(as_map(given))
+    if outliers is not None:
+        warnings.warn(f"{outliers}: each is set to the median of the voxels around it", stacklevel=3)
     return map_
 
 
@@ -578,9 +585,9 @@ def fit_bodies(
         state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
         if train.all_failed(state):
             return state, [], []
-        parts, off = find_bodies(problem, config, state, initial)
+        parts, rms = find_bodies(problem, config, state, initial)
         count = max(each.count for each in parts)
-        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
+        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, rms))
         if count == 1:
             state = train.begin_stage(state, stage)
         elif config.symmetry:
@@ -639,12 +646,12 @@ def find_bodies(
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
-    parts, off = zip(*found, strict=True)
+    parts, rms = zip(*found, strict=True)
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         inside = to_whole_grid(problem.initial, problem, initial) > 0
         one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
         parts = [each if each.count > 1 else one for each in parts]
-    return [*parts], [*off]
+    return [*parts], [*rms]
 
 
 def asymmetric_unit(problem: prepare.Problem, initial: Map) -> AsymmetricUnit | None:
@@ -673,13 +680,13 @@ def redraw_borders(
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
     carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
     number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
-    rest, size = problem.residual_blurs[number], initial.voxel_size
+    variance, size = problem.residual_blurs[number], initial.voxel_size
     start, end = initial.density, problem.densities[number]
-    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
-    start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
-    here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
+    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(variance)) / size)
+    start, end = (blurred(start) if variance > 0 else start), (blurred(end) if variance < 0 else end)
+    start_map, end_map = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
     threshold, unit = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial)
-    drawn = borders.redraw(parts, carries, here, there, threshold, 1 if unit is None else len(unit.rotations))
+    drawn = borders.redraw(parts, carries, start_map, end_map, threshold, 1 if unit is None else len(unit.rotations))
     if unit is None or drawn is parts:
         return drawn
     inside = to_whole_grid(problem.initial, problem, initial) > 0

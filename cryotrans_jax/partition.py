@@ -357,14 +357,14 @@ class Bodies(NamedTuple):
     Attributes:
         owner: body of each point.
         copy: copy of the body, where there is a symmetry.
-        off: squared distance (Å²) of each point from the body's motion.
+        squared_deviation: squared distance (Å²) of each point from the body's motion.
         motions: of each body's first copy.
         rms: RMS deviation from rigid-body motion, Å.
     """
 
     owner: Int[np.ndarray, "points"]
     copy: Int[np.ndarray, "points"]
-    off: Float[np.ndarray, "points"]
+    squared_deviation: Float[np.ndarray, "points"]
     motions: Motions
     rms: float
 
@@ -531,15 +531,15 @@ class PointSet(NamedTuple):
 
 
 def moves_independently(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
-    """Whether the last body's points deviate by more than INDEPENDENT_RMS without it, and by far less with it."""
+    """Whether the last body's points are off by more than INDEPENDENT_RMS without it, and by far less with it."""
     own = further.owner == len(further.motions) - 1
-    before, after = (np.sqrt(mass[own] @ by.off[own] / mass[own].sum()) for by in (found, further))
+    before, after = (np.sqrt(mass[own] @ by.squared_deviation[own] / mass[own].sum()) for by in (found, further))
     return bool(before > INDEPENDENT_RMS and after < INDEPENDENT_RATIO * before)
 
 
 def add_body(points: PointSet, found: Bodies, least: float) -> Bodies | None:
     """The best fit with one body more, started from the motion around each of the points that fit worst."""
-    x, y, off, best = points.x[0], points.y[0], points.vote @ found.off, None
+    x, y, off, best = points.x[0], points.y[0], points.vote @ found.squared_deviation, None
     for _ in range(SEEDS):
         near = points.tree.query_ball_point(x[off.argmax()], SEED_RADIUS)
         off[near] = 0

@@ -280,9 +280,9 @@ def prepare(
     masses = []
     denoised = [denoise(target) for target in targets]
     for number, target in enumerate(targets):
-        shown = denoised[number][0] if target_threshold is None else target
+        source = denoised[number][0] if target_threshold is None else target
         name = f"waypoint map {number + 1}" if number < len(waypoints) else f"target map {number + 1 - len(waypoints)}"
-        mass, report = apply_threshold(shown, target_threshold, name, volume)
+        mass, report = apply_threshold(source, target_threshold, name, volume)
         masses.append(mass)
         reports["targets"].append(report)
     reports["origin"] = initial.origin
@@ -290,16 +290,16 @@ def prepare(
     scale = start_mass.max()
     scales = [start_mass.sum() / m.sum() / scale for m in masses]
     by_rule = [level is None and volume is None for level in (initial_threshold, target_threshold)]
-    whole = start_mass if by_rule[0] else apply_threshold(initial, None, "initial map")[0]
-    wholes = masses if by_rule[1] else [apply_threshold(q, None, "target map")[0] for q, _ in denoised]
-    density_scales = [whole.sum() / w.sum() / scale for w in wholes]
+    initial_by_rule = start_mass if by_rule[0] else apply_threshold(initial, None, "initial map")[0]
+    targets_by_rule = masses if by_rule[1] else [apply_threshold(q, None, "target map")[0] for q, _ in denoised]
+    density_scales = [initial_by_rule.sum() / w.sum() / scale for w in targets_by_rule]
     resolutions = target_resolutions or [None] * len(targets)
     blurs = np.array(
         [blur_between(initial, t, initial_resolution, r) for r, t in zip(resolutions, targets, strict=True)]
     )
     compared, validation_densities = zip(*halves, strict=True) if halves else (targets, None)
     sharpenings = np.array(
-        [sharpening_variance(initial, t, w > 0, v) for t, w, v in zip(compared, wholes, blurs, strict=True)]
+        [sharpening_variance(initial, t, w > 0, v) for t, w, v in zip(compared, targets_by_rule, blurs, strict=True)]
     )
 
     size, whole_map = initial.voxel_size, (np.zeros(3, int), np.array(start_mass.shape))
@@ -346,12 +346,12 @@ def cube_about(low: np.ndarray, high: np.ndarray, map_: Map, from_corner: bool) 
     return Frame(corner if from_corner else corner + 0.5 * (sides - edge), edge)
 
 
-def choose_threshold(density: np.ndarray, share: float = 0.98) -> float:
+def choose_threshold(density: np.ndarray, fraction: float = 0.98) -> float:
     """Choose the threshold that keeps a fraction of the positive mass above the solvent noise.
 
     Most of a box is solvent, so the noise is taken to be symmetric about the map's median. Its limit is 3.5 standard
     deviations, measured below the median. Among the voxels above that limit, the threshold is where the strongest hold
-    `share` of the mass. In a map without noise the limit is about zero, and the fraction alone decides.
+    `fraction` of the mass. In a map without noise the limit is about zero, and the fraction alone decides.
 
     Raises:
         InputError: no density is above the noise.
@@ -363,7 +363,7 @@ def choose_threshold(density: np.ndarray, share: float = 0.98) -> float:
             f"the map's maximum of {density.max():g} is not above its noise, which by the histogram reaches "
             f"{limit:g}: give a threshold, or a map in which the molecule fills less than half of the box"
         )
-    return mass_fraction_threshold(kept, share)
+    return mass_fraction_threshold(kept, fraction)
 
 
 def noise_limit(density: np.ndarray) -> float:
@@ -388,11 +388,11 @@ def denoise(map_: Map) -> tuple[Map, float]:
     return denoised, width
 
 
-def mass_fraction_threshold(values: np.ndarray, share: float = 0.98) -> float:
+def mass_fraction_threshold(values: np.ndarray, fraction: float = 0.98) -> float:
     """Value at and above which positive values hold a fraction of their sum."""
     falling = np.sort(values)[::-1]
     mass = np.cumsum(falling, dtype=np.float64)
-    return float(falling[np.searchsorted(mass, share * mass[-1])])
+    return float(falling[np.searchsorted(mass, fraction * mass[-1])])
 
 
 def enclosing_threshold(map_: Map, volume: float) -> float:
@@ -551,12 +551,12 @@ def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance:
     band = (s > 0.04) & (s < 0.1)
     distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
     away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - NOISE_DISTANCE) / NOISE_FADE, 0, 1))).astype(np.float32)
-    share = np.mean(away**2)
-    if variance <= 0 or share < 0.02 or not band.any():
+    share_outside = np.mean(away**2)
+    if variance <= 0 or share_outside < 0.02 or not band.any():
         return 0.0
     _, noise = shell_power(target.density * away, target.voxel_size)
     expected *= np.median(power[band] / expected[band])
-    noise = np.maximum.reduce([noise / share, power - 2 * expected, expected / 2 - power])
+    noise = np.maximum.reduce([noise / share_outside, power - 2 * expected, expected / 2 - power])
     tried = variance * np.linspace(0, 1, 41)
     gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
     acceptable = gain @ noise < MAX_NOISE_POWER * (gain @ power)
@@ -779,8 +779,10 @@ def level_of_mass(
         edges = np.full(3, spacing / problem.frame.edge)
     if tetrahedra:
         nodes = lattices.node_indices(level.lattice) if spacing else cells
-        rows, share = make_tetrahedra(nodes, cells, rho)
-        level = level._replace(tetrahedra=rows, edges=edges.astype(np.float32), mass_fraction=share.astype(np.float32))
+        rows, mass_fraction = make_tetrahedra(nodes, cells, rho)
+        level = level._replace(
+            tetrahedra=rows, edges=edges.astype(np.float32), mass_fraction=mass_fraction.astype(np.float32)
+        )
     return level
 
 

@@ -72,8 +72,8 @@ def paper(
         Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
         Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
     ]
-    left = tuple(s for s in stages if s.steps)
-    return Config(stages=left, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    nonempty = tuple(s for s in stages if s.steps)
+    return Config(stages=nonempty, width=schedule.width, waypoints=problem.waypoints, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
@@ -108,15 +108,15 @@ def default(problem: Problem, seed: int = 0) -> Config:
     )  # between nodes, for their cost
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
-    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
-    first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
+    refine = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
+    first = refine(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         replace(first, lighten=0.0),
         replace(first, steps=100, blur=WIDE_BLUR),
         first,
-        closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
-        closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
+        refine(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
+        refine(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
     )
     voxel = coarse * size / problem.frame.edge
     transport = Stage(
@@ -125,8 +125,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
     passed = problem.waypoints
     steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # the path may bend at each waypoint
-    more = {"waypoints": passed, "euler_steps": steps, "seed": seed}
-    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **more)
+    settings = {"waypoints": passed, "euler_steps": steps, "seed": seed}
+    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **settings)
 
 
 def power_of_two(wanted: float) -> int:

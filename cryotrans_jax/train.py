@@ -224,8 +224,8 @@ class DeviceLayout:
             return self.map_on_device(function, shared, each)
         along, whole = jax.sharding.PartitionSpec("targets"), jax.sharding.PartitionSpec()
         local = partial(self.map_on_device, function)
-        spread = jax.shard_map(local, mesh=self.mesh, in_specs=(whole, along), out_specs=along, check_vma=False)
-        return spread(shared, each)
+        sharded = jax.shard_map(local, mesh=self.mesh, in_specs=(whole, along), out_specs=along, check_vma=False)
+        return sharded(shared, each)
 
     def map_on_device(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
         """`map` on one device."""
@@ -481,8 +481,8 @@ def stage_loss(
 def rigidity_term(stage: Stage, nodes: Float[Array, "*parts nodes 3"], level: Level) -> Float[Array, ""]:
     """Rigidity of the flow, a mean over the mass; parts are independent of each other."""
 
-    def one(nodes, tetrahedra, share):
-        return losses.rigidity(nodes, tetrahedra, level.edges, share, stage.slip)
+    def one(nodes, tetrahedra, mass_fraction):
+        return losses.rigidity(nodes, tetrahedra, level.edges, mass_fraction, stage.slip)
 
     if not level.has_parts:
         return one(nodes, level.tetrahedra, level.mass_fraction)
@@ -608,10 +608,10 @@ def validation_loss(
 
 def targets_at_once(limit: float, fixed: float, per_target: float, targets: int) -> int:
     """Number of targets for which `fixed` and `per_target` bytes fit into `limit`, with MEMORY_RESERVE left."""
-    room = (1 - MEMORY_RESERVE) * limit - fixed
-    if not room > per_target:  # true also where a need is unknown (nan)
+    free = (1 - MEMORY_RESERVE) * limit - fixed
+    if not free > per_target:  # true also where a need is unknown (nan)
         return 1
-    return min(targets, int(room / per_target)) if per_target > 0 else targets
+    return min(targets, int(free / per_target)) if per_target > 0 else targets
 
 
 def memory_needed(layout: DeviceLayout, *call) -> tuple[float, float]:
@@ -646,25 +646,26 @@ def fit_to_memory(layout: DeviceLayout, *call) -> DeviceLayout:
     """
     if layout.memory is None:
         return layout
-    every = replace(layout, memory=None)
+    whole_batch = replace(layout, memory=None)
     *same, rates, powers, params, adam, level, goal = call
     count = jax.tree.leaves(goal)[0].shape[0] // layout.devices
 
-    def part(n: int) -> tuple:
+    def subset(n: int) -> tuple:
         few = partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype))
         return (*same, *few((rates, powers, params, adam)), few(level) if level.has_parts else level, few(goal))
 
-    if count == 1 or sum(memory_needed(every, *call)) < (1 - MEMORY_RESERVE) * layout.memory:
-        return every
-    one, two = (memory_needed(DeviceLayout(), *part(n)) for n in (1, 2))
+    if count == 1 or sum(memory_needed(whole_batch, *call)) < (1 - MEMORY_RESERVE) * layout.memory:
+        return whole_batch
+    one, two = (memory_needed(DeviceLayout(), *subset(n)) for n in (1, 2))
     resident, working = two[0] - one[0], two[1] - one[1]
     fixed = one[0] + (count - 1) * resident + one[1] - working
     batch = targets_at_once(float(layout.memory), fixed, working, count)
     while (
-        batch > 1 and not sum(memory_needed(replace(every, batch=batch), *call)) < (1 - MEMORY_RESERVE) * layout.memory
+        batch > 1
+        and not sum(memory_needed(replace(whole_batch, batch=batch), *call)) < (1 - MEMORY_RESERVE) * layout.memory
     ):
         batch //= 2  # the loop over batches needs some memory as well
-    return replace(every, batch=batch)
+    return replace(whole_batch, batch=batch)
 
 
 Progress = Callable[[int, int, np.ndarray], Any]
@@ -749,8 +750,8 @@ def fit(
     def compile_stage(number: int) -> tuple:
         inputs = stage_inputs(problem, config.stages[number])
         count = problem.trajectories
-        none = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
-        call = config.flow, config.stages[number].program, *none, state.params, state.optimiser, *inputs
+        zeros = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
+        call = config.flow, config.stages[number].program, *zeros, state.params, state.optimiser, *inputs
         # compiled but not called, which would take memory
         compiled = train_steps.lower(*call, fit_to_memory(layout, *call)).compile()
         check_memory(number, sum(compiled_memory(compiled)), layout)
@@ -758,12 +759,12 @@ def fit(
 
     background = ThreadPoolExecutor(1)  # compiles the later stages, one after the other, during the first
     try:
-        waiting = {n: background.submit(compile_stage, n) for n in range(state.stage, len(config.stages))}
-        for number in waiting:
-            for later in waiting.values():
+        compiling = {n: background.submit(compile_stage, n) for n in range(state.stage, len(config.stages))}
+        for number in compiling:
+            for later in compiling.values():
                 if later.done():  # raise an error of a later stage now
                     later.result()
-            stage, inputs = config.stages[number], waiting[number].result()
+            stage, inputs = config.stages[number], compiling[number].result()
             if number != state.stage:
                 state = begin_stage(state, number)
             state, losses_, stopped = fit_stage(config, stage, inputs, state, callbacks, chunk, layout, box)
@@ -772,7 +773,7 @@ def fit(
                 break
             state = state._replace(scores=(*state.scores, state.watch.scores))
             if config.rival and number == 0 and (doubted := is_torn(config, inputs, state)).any():
-                following = config.stages[1], waiting[1].result()
+                following = config.stages[1], compiling[1].result()
                 state = choose_start(problem, config, state, doubted, following, chunk, layout)
     finally:
         background.shutdown(wait=False, cancel_futures=True)
@@ -784,13 +785,13 @@ def check_memory(stage: int, required: float, layout: DeviceLayout) -> None:
 
     Memory that this process holds already counts as left: earlier stages give it back.
     """
-    room, where = memory.available() + memory.taken(), "the machine"
+    free, where = memory.available() + memory.taken(), "the machine"
     if layout.memory is not None:
-        room, where = layout.memory, "the device"
-    if required > room:  # false where XLA does not say (nan)
-        wider = (required / room) ** (1 / 3)
+        free, where = layout.memory, "the device"
+    if required > free:  # false where XLA does not say (nan)
+        wider = (required / free) ** (1 / 3)
         raise InputError(
-            f"stage {stage + 1} needs {required / 2**30:.1f} GiB and {where} has {room / 2**30:.1f} GiB: use voxels "
+            f"stage {stage + 1} needs {required / 2**30:.1f} GiB and {where} has {free / 2**30:.1f} GiB: use voxels "
             f"{wider:.2f} times as wide, crop the maps to the molecule, or use a larger bin with the recipe paper"
         )
 
@@ -824,10 +825,10 @@ def fit_stage(
     while (
         not (stopped or all_failed(state)) and (left := stage.steps - state.step - int(state.watch.skipped.min())) > 0
     ):
-        count, at = min(chunk, left), state.step + state.watch.skipped
-        slower = RATE_DIVISOR**-state.watch.slowed * ~failed_targets(state)
-        rates = jnp.asarray(padded[at[:, None] + np.arange(chunk)] * slower[:, None], jnp.float32)
-        power = jnp.asarray(powers[at], jnp.float32)
+        count, position = min(chunk, left), state.step + state.watch.skipped
+        factor = RATE_DIVISOR**-state.watch.slowed * ~failed_targets(state)
+        rates = jnp.asarray(padded[position[:, None] + np.arange(chunk)] * factor[:, None], jnp.float32)
+        power = jnp.asarray(powers[position], jnp.float32)
         call = config.flow, stage.program, jnp.int32(count), rates, power, state.params, state.optimiser, level, goal
         sized_layout = sized_layout or fit_to_memory(layout, *call)
         params, adam, loss, error = train_steps(*call, sized_layout)
@@ -836,16 +837,16 @@ def fit_stage(
             state = state._replace(window=stage.window)
             continue  # repeat these steps with the wider window
         chunks.append(np.asarray(loss).T[:count])
-        wrong = find_divergence(config, state, params, chunks[-1], points, box)
+        messages = find_divergence(config, state, params, chunks[-1], points, box)
         kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
         state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + count)
-        if any(wrong) or any(state.failed):
-            params, adam, state = restore_best(config, state, params, adam, wrong, callbacks.on_setback)
+        if any(messages) or any(state.failed):
+            params, adam, state = restore_best(config, state, params, adam, messages, callbacks.on_setback)
         state = state._replace(params=params, optimiser=adam)
         score = chunks[-1].mean(0)
         if goal.validation is not None:
             score = np.asarray(validation_loss(config.flow, stage.program, params, level, goal, sized_layout))
-        state = state._replace(watch=update_watch(state, stage, np.where([bool(w) for w in wrong], np.nan, score)))
+        state = state._replace(watch=update_watch(state, stage, np.where([bool(w) for w in messages], np.nan, score)))
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
@@ -896,21 +897,21 @@ def find_divergence(
     """
     finite = np.asarray(finite_and_outside(config.flow, params, *points, box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
-    most = DIVERGENCE_RATIO * np.maximum(first, DIVERGENCE_FLOOR)  # nan in a stage's first chunk: no limit
-    found, failed = [], failed_targets(state)
+    limit = DIVERGENCE_RATIO * np.maximum(first, DIVERGENCE_FLOOR)  # nan in a stage's first chunk: no limit
+    messages, failed = [], failed_targets(state)
     for target, (ok, outside) in enumerate(finite.T):
         own_losses = losses[:, target]
         if failed[target]:
-            found.append("")
+            messages.append("")
         elif not (np.isfinite(own_losses).all() and ok):
-            found.append("the loss or the parameters are not finite numbers")
-        elif own_losses.mean() > most[target]:
-            found.append(f"the loss has grown from {first[target]:.3g} to {own_losses.mean():.3g}")
+            messages.append("the loss or the parameters are not finite numbers")
+        elif own_losses.mean() > limit[target]:
+            messages.append(f"the loss has grown from {first[target]:.3g} to {own_losses.mean():.3g}")
         elif outside > MAX_MASS_OUTSIDE:
-            found.append(f"{100 * outside:.0f} % of the mass has left the box")
+            messages.append(f"{100 * outside:.0f} % of the mass has left the box")
         else:
-            found.append("")
-    return tuple(found)
+            messages.append("")
+    return tuple(messages)
 
 
 def restore_best(
@@ -918,7 +919,7 @@ def restore_best(
     state: State,
     params: PyTree,
     adam: PyTree,
-    wrong: tuple[str, ...],
+    messages: tuple[str, ...],
     on_setback: Callable[[int, str], None],
 ) -> tuple[PyTree, PyTree, State]:
     """Restore the best parameters of targets that diverged, with Adam's initial state.
@@ -928,22 +929,22 @@ def restore_best(
     Returns:
         Parameters, Adam's state, and the state with the number of restarts and the failures.
     """
-    back = np.array([bool(what) for what in wrong])
-    failed, slowed = list(state.failed or [""] * len(back)), state.watch.slowed + back
-    setbacks = np.array(state.setbacks or [0] * len(back)) + back
-    for target in np.flatnonzero(back):
-        what = f"{wrong[target]} by step {state.step} of stage {state.stage + 1}"
+    restored = np.array([bool(what) for what in messages])
+    failed, slowed = list(state.failed or [""] * len(restored)), state.watch.slowed + restored
+    setbacks = np.array(state.setbacks or [0] * len(restored)) + restored
+    for target in np.flatnonzero(restored):
+        message = f"{messages[target]} by step {state.step} of stage {state.stage + 1}"
         if setbacks[target] > MAX_RESTARTS:
-            failed[target] = f"{what}, after {MAX_RESTARTS} tries at lower learning rates"
+            failed[target] = f"{message}, after {MAX_RESTARTS} tries at lower learning rates"
             on_setback(int(target), f"{failed[target]}: the target is given up")
         else:
-            now = RATE_DIVISOR ** slowed[target]
-            on_setback(int(target), f"{what}: best parameters restored, learning rate divided by {now:g}")
-    known = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
-    state = state._replace(watch=state.watch._replace(slowed=slowed), **known)
-    back = back | failed_targets(state)
-    fresh = initial_adam(state.watch.kept)
-    return where_target(back, state.watch.kept, params), where_target(back, fresh, adam), state
+            divisor = RATE_DIVISOR ** slowed[target]
+            on_setback(int(target), f"{message}: best parameters restored, learning rate divided by {divisor:g}")
+    updates = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
+    state = state._replace(watch=state.watch._replace(slowed=slowed), **updates)
+    restored = restored | failed_targets(state)
+    fresh_adam = initial_adam(state.watch.kept)
+    return where_target(restored, state.watch.kept, params), where_target(restored, fresh_adam, adam), state
 
 
 def sample_points(level: Level) -> tuple[Float[np.ndarray, "*parts some 3"], Float[np.ndarray, "*parts some"]]:
@@ -971,7 +972,7 @@ def finite_and_outside(
     """
     divided = x.ndim > 2
 
-    def away(params, x, rho):
+    def mass_outside(params, x, rho):
         end = advect(config, params, x)
         out = jnp.any((end < box.low) | (end > box.high), axis=-1)
         return jnp.max(jnp.sum(jnp.where(out, rho, 0), axis=-1))
@@ -979,7 +980,7 @@ def finite_and_outside(
     def one(params, own):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
         here, mass = own or (x, rho)
-        left = jnp.sum(jax.vmap(away)(params, here, mass)) if divided else away(params, here, mass)
+        left = jnp.sum(jax.vmap(mass_outside)(params, here, mass)) if divided else mass_outside(params, here, mass)
         return jnp.stack([finite.astype(x.dtype), left / jnp.sum(mass)])
 
     return jax.vmap(one)(params, (x, rho) if divided else None).T
@@ -1040,15 +1041,19 @@ def choose_start(
         The state with the better parameters for each target.
     """
     stage, inputs = following
-    trial, how = (
+    trial, settings = (
         replace(stage, steps=min(TRIAL_STEPS, stage.steps), patience=0),
         (SILENT, chunk, layout, crop_of(problem)),
     )
     other = initial_state(config, problem.trajectories, problem.parts)
-    other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, *how)
-    both = [begin_stage(s._replace(failed=(), setbacks=()), 1) for s in (state, other)]
-    outcome = [fit_stage(config, trial, inputs, s, *how)[1][-1] for s in both]
-    better = doubted & (outcome[1] < np.where(np.isfinite(outcome[0]), outcome[0], np.inf)) & ~failed_targets(other)
+    other, *_ = fit_stage(config, config.rival, stage_inputs(problem, config.rival), other, *settings)
+    starts = [begin_stage(s._replace(failed=(), setbacks=()), 1) for s in (state, other)]
+    final_losses = [fit_stage(config, trial, inputs, s, *settings)[1][-1] for s in starts]
+    better = (
+        doubted
+        & (final_losses[1] < np.where(np.isfinite(final_losses[0]), final_losses[0], np.inf))
+        & ~failed_targets(other)
+    )
     params = where_target(better, other.params, state.params)
     return state._replace(params=params, rivals=tuple(map(bool, better)))
 
@@ -1071,13 +1076,13 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
     if stage.loss == "points":
         count = len(problem.masses)
         own = [level.for_trajectory(target % problem.trajectories) for target in range(count)]
-        found = [correspond.ends(problem, target, one.points) for target, one in enumerate(own)]
-        end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*found, strict=True))
+        correspondences = [correspond.ends(problem, target, one.points) for target, one in enumerate(own)]
+        end, weight = (jnp.asarray(np.stack(each), jnp.float32) for each in zip(*correspondences, strict=True))
         weight = weight * jnp.stack([one.rho for one in own])
         return Goal(ends=end, weight=weight, reach=jnp.full(count, stage.reach / problem.frame.edge))
     kind = "density" if stage.loss == "matched" else "mass"
 
-    def compared(problem: Problem) -> tuple[Array, Array, list[float]]:
+    def binned_targets(problem: Problem) -> tuple[Array, Array, list[float]]:
         volumes, widths = level_targets(problem, stage.bin, kind, stage.blur)
         noise = volumes  # thresholded masses have no noise outside
         if kind == "density":
@@ -1086,10 +1091,10 @@ def make_goal(problem: Problem, stage: Stage, level: Level) -> Goal:
         power = [signal_power(*each) for each in zip(volumes, noise, inside, strict=True)]
         return jnp.asarray(volumes), jnp.asarray(power), widths
 
-    volume, power, widths = compared(problem)
+    volume, power, widths = binned_targets(problem)
     goal = Goal(volume, power, level_blur(problem, stage.bin, widths))
     if kind == "density" and problem.validation_densities is not None:
-        validation, validation_power, _ = compared(replace(problem, densities=problem.validation_densities))
+        validation, validation_power, _ = binned_targets(replace(problem, densities=problem.validation_densities))
         goal = goal._replace(validation=validation, validation_power=validation_power)
     if stage.balanced:
         goal = goal._replace(rigidity_factor=jnp.asarray(rigidity_factors(problem), jnp.float32))

@@ -198,8 +198,8 @@ def pull_back(
     if partition is not None:
         shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
         fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
-    both = zip(fields, shares, strict=True)
-    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
+    pairs = zip(fields, shares, strict=True)
+    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
@@ -352,12 +352,12 @@ def spread(
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     ends = np.concatenate([carry(xyz, [1.0]) for carry in carries])
-    apart = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
+    distance = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
     mass, voxel = initial.density[inside], initial.voxel_size / frame.edge
     x, corner = jnp.asarray(frame.to_unit(ends[0]), jnp.float32), frame.to_unit(initial.origin - initial.voxel_size / 2)
     weighted, total = (
         np.asarray(splat(x, jnp.asarray(m, jnp.float32), initial.density.shape, corner, voxel))
-        for m in (mass * apart, mass)
+        for m in (mass * distance, mass)
     )
-    shown = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
-    return Map(shown, initial.voxel_size, initial.origin), apart
+    averaged = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
+    return Map(averaged, initial.voxel_size, initial.origin), distance
