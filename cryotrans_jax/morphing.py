@@ -319,7 +319,7 @@ def morph(
             a part, with the body's field rotated accordingly.
         bin: factor by which maps are binned, for the recipe "paper".
         schedule: stages and width, for the recipe "paper".
-        target_indices: numbers of the targets to fit, from 0; None: all. The fit then holds these alone, in this order.
+        target_indices: numbers of the targets to fit, from 0; None: all. The fit then has these alone, in this order.
             Crop, thresholds and schedule are those for all targets, so that fits of different targets match.
         progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
             step, losses) after every chunk of steps.

@@ -151,11 +151,13 @@ def from_labels(labels: Map, initial: Map, name: str = "the label map") -> Parti
     check_grid(labels, initial, name)
     whole = np.rint(labels.density)
     if np.abs(labels.density - whole).max() > 1e-3 or whole.min() < 0:
-        raise InputError(f"{name} holds values that are no labels: give whole numbers, 0 where there is no part")
+        raise InputError(f"{name} contains values that are not labels: give whole numbers, 0 where there is no part")
     values, numbers = np.unique(whole, return_inverse=True)
     numbers = numbers.reshape(whole.shape) + (values[0] > 0)
     if len(values) > np.iinfo(np.int16).max or not numbers.any():
-        raise InputError(f"{name} holds {len(values)} different labels: give at least one part, and not so many")
+        raise InputError(
+            f"{name} contains {len(values)} different labels: give at least one part, and fewer than 32768"
+        )
     return complete_labels(numbers, initial)
 
 
@@ -285,7 +287,7 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
 class AsymmetricUnit(NamedTuple):
     """The asymmetric unit of a symmetric map, and the operators of the point group.
 
-    Each rigid body in it stands for as many parts as there are operators: with n of them, parts 1 to n are the copies
+    Each rigid body in it is as many parts as there are operators: with n of them, parts 1 to n are the copies
     of the first body by the first operator, the second and so on, and the next n those of the second body. The first
     operator is the identity.
 

@@ -183,7 +183,7 @@ NEARBY_BLUR = 3.0  # Å: blur within which the target is searched for carried ma
 WINDOW_ERROR = 1e-2  # epsilon: a window that may change the potentials by more is doubled
 # A loss above DIVERGENCE_RATIO times that of the stage's first chunk, or of DIVERGENCE_FLOOR if larger, has diverged.
 DIVERGENCE_RATIO, DIVERGENCE_FLOOR = 10.0, 0.1
-# A fit has diverged if more than this fraction of the mass is outside the crop, by a sample of so many points.
+# A fit has diverged if more than MAX_MASS_OUTSIDE (fraction) is outside the crop, by a sample of SAMPLE_POINTS points.
 MAX_MASS_OUTSIDE, SAMPLE_POINTS = 0.25, 512
 RATE_DIVISOR = 4.0  # the learning rate is divided by this whenever a target's best parameters are restored
 MAX_RESTARTS = 3  # how often in a fit they are, before the target is given up

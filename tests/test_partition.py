@@ -77,8 +77,8 @@ def test_of_masks_the_largest_has_the_voxel(initial):
     "change, sentence",
     [
         (lambda m: replace(m, origin=m.origin + 1), "lies on another grid than the initial map"),
-        (lambda m: replace(m, density=m.density + 0.5), "holds values that are no labels"),
-        (lambda m: replace(m, density=m.density - 1), "holds values that are no labels"),
+        (lambda m: replace(m, density=m.density + 0.5), "contains values that are not labels"),
+        (lambda m: replace(m, density=m.density - 1), "contains values that are not labels"),
         (lambda m: replace(m, density=0 * m.density), "give at least one part"),
     ],
 )

@@ -152,7 +152,7 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     for weight in (1.0, 7.0):
         total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-4) and error == 0
-    held, _ = objective(WAVING, POINTS, params, level, goal._replace(hold=jnp.float32(3.0)))
+    held, _ = objective(WAVING, POINTS, params, level, goal._replace(rigidity_factor=jnp.float32(3.0)))
     assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-4)
     assert strain > 0.01 * apart and POINTS.rigidity > 0
 
