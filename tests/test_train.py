@@ -410,7 +410,7 @@ def test_the_other_half_map_chooses_among_the_parameters(two):
     level, goal = stage_inputs(own, LATE.stages[0])
     seen, at_end = (validation_loss(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
     np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
-    assert at_end[0] > 2 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
+    assert at_end[0] > 1.5 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
 
 
 def test_a_half_map_changes_no_step(two):
