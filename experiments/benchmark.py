@@ -65,7 +65,7 @@ def define_flags() -> None:
 def main() -> None:
     """Nothing; prints and writes the table, anew after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.io.files import InputError, write_file
 
     from . import run_folder
 
@@ -94,7 +94,7 @@ def rows_of(section: str) -> Rows:
     """A section's rows, and the peaks of memory after it."""
     import jax
 
-    from cryotrans_jax import memory
+    from cryotrans_jax.io import memory
 
     yield from globals()[section]()
     yield f"{section}: peak memory of the host so far [MiB]", memory.peak() / 2**20
@@ -104,7 +104,7 @@ def rows_of(section: str) -> Rows:
 
 def read_rows(path: str) -> dict[str, float]:
     """The rows of an earlier run. Raises InputError where the file holds none."""
-    from cryotrans_jax.files import InputError, read_json
+    from cryotrans_jax.io.files import InputError, read_json
 
     try:
         rows = read_json(path)["rows"]
@@ -148,8 +148,8 @@ def seconds(call: Callable, *arguments) -> float:
 
 def load():
     """The case that is measured on: the built-in pair, or a pair from --data_dir."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.demo import hinge_pair
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.density.demo import hinge_pair
 
     from .inputs import check_detail
     from .results import Case
@@ -159,14 +159,14 @@ def load():
         return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)
     check_detail(FLAGS.resolution, FLAGS.voxel_size)
     start, end = hinge_pair()
-    grid = atoms.common_grid([start, end], FLAGS.voxel_size, 3.0)
-    maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
+    grid = simulation.common_grid([start, end], FLAGS.voxel_size, 3.0)
+    maps = [simulation.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
     return Case(maps[0], [maps[1]], {}, ["built-in"], 3.0, [FLAGS.resolution], start, [end])
 
 
 def prepared(case, **how):
     """A case's problem, with the resolutions given; `how` goes to prepare."""
-    from cryotrans_jax import prepare
+    from cryotrans_jax.fit import prepare
 
     return prepare.prepare(
         case.initial,
@@ -179,7 +179,7 @@ def prepared(case, **how):
 
 def paper(case, problem):
     """The published recipe for a case."""
-    from cryotrans_jax import recipes
+    from cryotrans_jax.fit import recipes
 
     return recipes.paper(problem, resolutions=(case.initial_resolution, case.target_resolutions[0]))
 
@@ -193,7 +193,7 @@ def stock_grid():
     import jax.numpy as jnp
     from ott.geometry.grid import Grid
 
-    from cryotrans_jax import transport
+    from cryotrans_jax.core import transport
 
     def stock(shape, voxel, epsilon, window):
         return Grid(x=[jnp.arange(n) * voxel[k] for k, n in enumerate(shape)], epsilon=epsilon)
@@ -211,8 +211,8 @@ def narrowest(a, b, voxel, epsilon: float) -> tuple[int | None, float]:
     """
     import jax
 
-    from cryotrans_jax.train import WINDOW_ERROR
-    from cryotrans_jax.transport import w2_and_error
+    from cryotrans_jax.core.transport import w2_and_error
+    from cryotrans_jax.fit.train import WINDOW_ERROR
 
     bounded = jax.jit(w2_and_error, static_argnums=(3, 4, 5))
     for window in range(7, max(a.shape) - 1, 8):
@@ -229,7 +229,7 @@ def kernel() -> Rows:
     from ott.geometry.grid import Grid
     from scipy.ndimage import gaussian_filter
 
-    from cryotrans_jax.transport import VoxelGrid
+    from cryotrans_jax.core.transport import VoxelGrid
 
     for n in FLAGS.sizes:
         smooth = gaussian_filter(np.random.default_rng(0).normal(size=(n, n, n)), n / 15)
@@ -259,9 +259,10 @@ def sinkhorn() -> Rows:
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as solvers
 
-    from cryotrans_jax.files import InputError
-    from cryotrans_jax.prepare import CROP_MULTIPLE, bounding_box
-    from cryotrans_jax.transport import TINY, potentials
+    from cryotrans_jax.core.grid import bounding_box
+    from cryotrans_jax.core.transport import TINY, potentials
+    from cryotrans_jax.fit.prepare import CROP_MULTIPLE
+    from cryotrans_jax.io.files import InputError
 
     case, epsilon = load(), 1e-4
     least = max(case.initial.density.shape)
@@ -309,7 +310,7 @@ def step() -> Rows:
     """Rows: seconds of a training step of the default recipe's stages, and of its parts."""
     import jax
 
-    from cryotrans_jax import recipes, train
+    from cryotrans_jax.fit import recipes, train
 
     problem = prepared(load())
     config = recipes.default(problem)
@@ -330,9 +331,10 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
     import jax
     import jax.numpy as jnp
 
-    from cryotrans_jax import losses, train
-    from cryotrans_jax.splat import splat
-    from cryotrans_jax.transport import w2
+    from cryotrans_jax.core import losses
+    from cryotrans_jax.core.splat import splat
+    from cryotrans_jax.core.transport import w2
+    from cryotrans_jax.fit import train
 
     level, goal = one_target(train.stage_inputs(problem, stage))
     moved, nodes = jax.jit(train.carry, static_argnums=0)(config.flow, params, level)
@@ -378,7 +380,7 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
     import jax
     import jax.numpy as jnp
 
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     level, goal = inputs
     goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.initial_state(config, targets)
@@ -394,7 +396,7 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
 
 def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -> Rows:
     """Rows: of each stage the seconds for its inputs, its compilation and a step, and its program's working memory."""
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     for name, stage in named(config):
         begin = time.perf_counter()
@@ -409,7 +411,7 @@ def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -
 
 def stages() -> Rows:
     """Rows: stage_times of both recipes; the paper's with the whole kernel, which takes seconds a step."""
-    from cryotrans_jax import recipes
+    from cryotrans_jax.fit import recipes
 
     case = load()
     problem = prepared(case)
@@ -426,7 +428,7 @@ def scaling() -> Rows:
     import jax.numpy as jnp
     import numpy as np
 
-    from cryotrans_jax import recipes, train
+    from cryotrans_jax.fit import recipes, train
 
     case = load()
     for extra in FLAGS.pads:
@@ -468,7 +470,7 @@ def boxed(case, shape):
 
     import numpy as np
 
-    from cryotrans_jax.maps import Map
+    from cryotrans_jax.io.maps import Map
 
     def put(map_):
         low = [(n - m) // 2 for n, m in zip(shape, map_.density.shape, strict=True)]
@@ -489,8 +491,8 @@ def recipes() -> Rows:
     import jax.numpy as jnp
     import numpy as np
 
-    from cryotrans_jax import recipes as schedules
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import recipes as schedules
+    from cryotrans_jax.fit import train
 
     case = load()
     problem = prepared(case, whole_box=True)
@@ -542,7 +544,7 @@ def recipes() -> Rows:
 
 def timeline(problem, config) -> list[tuple[tuple[int, int], float]]:
     """Seconds from the start of one whole fit, with one field for all, at which each (stage, step) was done."""
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     begin, marks = time.perf_counter(), []
 
@@ -557,7 +559,8 @@ def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
     """(stage, step) and the pulled-back map's FSC = 0.5 in Å against the target's model, twenty times along a fit."""
     import jax
 
-    from cryotrans_jax import metrics, train, trajectory
+    from cryotrans_jax.fit import train, trajectory
+    from cryotrans_jax.scores import metrics
 
     before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages) + 1)]
     state, curve = train.initial_state(config, 1), []
@@ -580,8 +583,8 @@ def device() -> Rows:
     """Rows: at --side³ the paper's step and the default recipe, beside their floors; several targets against one."""
     from dataclasses import replace
 
-    from cryotrans_jax import recipes as schedules
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import recipes as schedules
+    from cryotrans_jax.fit import train
 
     from . import floor
 
@@ -615,7 +618,7 @@ def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
     """Rows: stage_times, the least that a step's operations and bytes cost by XLA's count, and the ratio to that."""
     import jax
 
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     from . import floor
 

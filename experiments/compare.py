@@ -70,7 +70,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table, and writes it with its figures."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import contest, results, run_folder
 
@@ -97,7 +97,7 @@ def main() -> None:
 
 def compared(case, bout, files: dict, out_dir: Path) -> list:
     """The methods and the files' frames, judged one after the other; frames are written if the flags ask for them."""
-    from cryotrans_jax import trajectory
+    from cryotrans_jax.fit import trajectory
 
     from . import contest
 
@@ -132,8 +132,8 @@ def from_pair():
 
 def from_maps(out_dir: Path):
     """The case that the flags name, and no models of the way."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from . import inputs, prechecks
 
@@ -160,7 +160,8 @@ def bout_of(case, path):
     import gemmi
     import numpy as np
 
-    from cryotrans_jax import contour, prepare, trajectory
+    from cryotrans_jax.density import contour, thresholds
+    from cryotrans_jax.fit import trajectory
 
     from . import contest
     from .results import reference_map
@@ -169,8 +170,8 @@ def bout_of(case, path):
     maps, masses = [], []
     given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
     for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
-        shown = map_ if threshold is not None or name == "initial" else prepare.denoise(map_)[0]
-        mass, report = prepare.apply_threshold(shown, threshold, f"{name} map")
+        shown = map_ if threshold is not None or name == "initial" else thresholds.denoise(map_)[0]
+        mass, report = thresholds.apply_threshold(shown, threshold, f"{name} map")
         mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
         maps.append(replace(map_, density=map_.density * mask))
         masses.append(mass)
@@ -197,7 +198,9 @@ def computed(method: str, case, bout):
     """A method's frames, and how far (Å) a known path is from its models, None where that is not known."""
     import numpy as np
 
-    from cryotrans_jax import atoms, baselines, metrics
+    from cryotrans_jax import baselines
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.scores import metrics
 
     from . import contest
 
@@ -219,7 +222,7 @@ def computed(method: str, case, bout):
 def fitted(method: str, case):
     """The fit of a method that is a flow."""
     from cryotrans_jax import baselines
-    from cryotrans_jax.progress import Progress
+    from cryotrans_jax.fit.progress import Progress
 
     from . import results
 
@@ -244,8 +247,8 @@ def worn(map_, resolution: float):
     import numpy as np
     import scipy.fft
 
-    from cryotrans_jax.maps import frequencies
-    from cryotrans_jax.prepare import shell_power
+    from cryotrans_jax.density.spectrum import shell_power
+    from cryotrans_jax.io.maps import frequencies
 
     s, power = shell_power(map_.density, map_.voxel_size)
     strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
@@ -258,7 +261,7 @@ def worn(map_, resolution: float):
 
 def read_frame(path: Path, bout):
     """The frame in a file on the maps' grid."""
-    from cryotrans_jax.maps import read_map
+    from cryotrans_jax.io.maps import read_map
 
     from . import contest
 
@@ -267,7 +270,7 @@ def read_frame(path: Path, bout):
 
 def described(case, files) -> dict:
     """The files used, with their checksums."""
-    from cryotrans_jax.files import checksum
+    from cryotrans_jax.io.files import checksum
 
     used = {name: path for name, path in case.files.items()}
     used |= {str(path): path for given in files.values() for path in given}
@@ -276,7 +279,7 @@ def described(case, files) -> dict:
 
 def write_frames(frames, folder: Path) -> None:
     """Write the frames into the folder, in place of those that it holds."""
-    from cryotrans_jax.maps import write_map
+    from cryotrans_jax.io.maps import write_map
 
     from .results import numbered
     from .run_folder import FRAMES, made_in

@@ -8,9 +8,12 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from cryotrans_jax import atoms, metrics, plots
-from cryotrans_jax.files import InputError, write_file
-from cryotrans_jax.maps import Map
+from cryotrans_jax import plots
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, write_file
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.scores import metrics
 
 from . import paths, results
 
@@ -106,7 +109,7 @@ class Judge:
         while np.count_nonzero(filled) > MOST_BLOCKS * self.block**3:
             self.block += 1
         known = bout.path[:: -(-len(bout.path) // KNOWN)] if bout.path else []
-        maps = [atoms.simulate(model, bout.resolution, like=bout.initial).density for model in known]
+        maps = [simulation.simulate(model, bout.resolution, like=bout.initial).density for model in known]
         self.known = np.stack([_standard(density) for density in maps]) if maps else None
 
     def entry(
@@ -127,16 +130,16 @@ class Judge:
             first = frames[0].density
             scale = float(np.vdot(first, bout.initial.density) / np.vdot(first, first))
         curves = {"target": metrics.map_fsc(frames[-1], bout.target)}
-        scores = {"correlation_with_target": metrics.correlation(last, bout.target.density)}
+        scores = {"correlation_with_target": similarity.correlation(last, bout.target.density)}
         if bout.truth is not None:
             curves["truth"] = metrics.map_fsc(frames[-1], bout.truth)
-            scores["correlation_with_truth"] = metrics.correlation(last, bout.truth.density)
+            scores["correlation_with_truth"] = similarity.correlation(last, bout.truth.density)
         scores |= {f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()}
         details = np.array([metrics.detail(frame.density) for frame in frames]) / self.detail
         masses = np.array([metrics.visible_mass(scale * frame.density, bout.level) for frame in frames])
         along = {"detail": (times, details), "mass": (times, masses / max(masses[0], 1e-30))}
         for end, other in (("initial", bout.initial), ("target", bout.target)):
-            values = [metrics.correlation(frame.density, other.density) for frame in frames]
+            values = [similarity.correlation(frame.density, other.density) for frame in frames]
             along[f"correlation with the {end} map"] = times, np.array(values)
         scores["detail_end"] = float(details[-1])
         middle = int(np.argmin(np.abs(times - 0.5)))
@@ -225,7 +228,7 @@ def figures(entries: Sequence[Entry], bout: Bout) -> dict[str, plots.Drawing]:
 
 def on_grid(frame: Map, like: Map, name: str) -> Map:
     """Another program's frame on the maps' grid. Raises InputError where the boxes lie apart."""
-    from cryotrans_jax.align import resampled
+    from cryotrans_jax.density.align import resampled
 
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():

@@ -47,7 +47,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints and writes the table. Raises InputError, at the end, where something was found."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     need_limits()
     if unknown := set(FLAGS.kinds) - set(KINDS):
@@ -69,7 +69,7 @@ def main() -> None:
 
 def need_limits() -> None:
     """Raise InputError on a system that sets no limits to the memory and the files of a process."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         import resource  # noqa: F401
@@ -81,7 +81,7 @@ def need_limits() -> None:
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds fuzz.json and fuzz.md."""
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     from .run_folder import write_json
 
@@ -137,7 +137,7 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
     import numpy as np
 
-    from cryotrans_jax.files import InputWarning
+    from cryotrans_jax.io.files import InputWarning
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     warnings.simplefilter("error", RuntimeWarning)
@@ -184,7 +184,7 @@ def outcome_of(read: Callable, folder: Path, data: bytes, random, kept: Path) ->
     import signal
     import traceback
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:

@@ -38,11 +38,12 @@ def map_seeds(data_dir: Path | None) -> list[bytes]:
 
     import numpy as np
 
-    from cryotrans_jax import atoms, demo, maps
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import maps
 
     start, _ = demo.hinge_pair()
     size, origin = np.array([5.0, 6.0, 7.0]), np.array([-17.0, -12.0, -21.0])
-    map_ = atoms.simulate_map(start, (8, 7, 12), size, origin, 12.0)
+    map_ = simulation.simulate_map(start, (8, 7, 12), size, origin, 12.0)
     maps.write_map("seed.mrc", map_)
     plain = Path("seed.mrc").read_bytes()
     skewed = bytearray(plain)
@@ -58,7 +59,8 @@ def model_seeds(data_dir: Path | None) -> list[bytes]:
     """Small models, as PDB and mmCIF and compressed, and the first lines of real ones."""
     import gzip
 
-    from cryotrans_jax import atoms, demo
+    from cryotrans_jax.density import demo
+    from cryotrans_jax.io import atoms
 
     start, _ = demo.hinge_pair()
     while len(start[0][0]) > 12:
@@ -78,7 +80,8 @@ def real(data_dir: Path | None, suffixes: tuple[str, ...]) -> list[bytes]:
 
 def read_a_map(folder: Path, data: bytes, random) -> None:
     """Read the map, describe it, and write it again."""
-    from cryotrans_jax import contour, maps
+    from cryotrans_jax.density import contour
+    from cryotrans_jax.io import maps
 
     (folder / "a.mrc").write_bytes(data)
     map_ = maps.read_map(folder / "a.mrc")
@@ -90,8 +93,10 @@ def read_a_map(folder: Path, data: bytes, random) -> None:
 
 def read_labels(folder: Path, data: bytes, random) -> None:
     """Read the map as labels, as one of two masks, and as a mask to multiply with."""
-    from cryotrans_jax import maps, mask, partition
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.density import mask
+    from cryotrans_jax.io import maps
+    from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.motion import partition
 
     (folder / "a.mrc").write_bytes(data)
     initial = maps.read_map(folder / "seed.mrc")
@@ -110,8 +115,10 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
     """Read the model, weigh it, select of it, superpose it, simulate its map, and write it again."""
     import numpy as np
 
-    from cryotrans_jax import atoms, partition
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.motion import partition
 
     (folder / "a.pdb").write_bytes(data)
     model = atoms.read_model(folder / "a.pdb")
@@ -120,7 +127,7 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
         partition.select_residues(model, "A:2-4")
     with contextlib.suppress(InputError):
         atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
-    atoms.simulate_map(
+    simulation.simulate_map(
         model, (8, 7, 12), 6.0, np.zeros(3), 12.0
     )  # a box about it may be large, and is refused elsewhere
     atoms.write_model(folder / "b.cif", model)
@@ -152,7 +159,7 @@ def entry_seeds(data_dir: Path | None) -> list[bytes]:
 
 def read_an_entry(folder: Path, data: bytes, random) -> None:
     """Read the text as an entry of the EMDB, as the file beside a map, and as the note of a broken transfer."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, download, inputs
 
@@ -195,7 +202,7 @@ def record_seeds(data_dir: Path | None) -> list[bytes]:
 
 def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import benchmark, exchange, page, run_folder, story
 
@@ -228,7 +235,7 @@ def pair_seeds(data_dir: Path | None) -> list[bytes]:
 
 def read_a_pair(folder: Path, data: bytes, random) -> None:
     """Read the bytes as the description of a pair, or as its frames."""
-    from cryotrans_jax import atoms
+    from cryotrans_jax.io import atoms
 
     from . import validate
 
@@ -289,7 +296,7 @@ def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
     """Do the work under a command's flags. Raises InputError where it ends with status 2 and one line."""
     import sys
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     only_flags_of(name)
     before, error = sys.argv, io.StringIO()
@@ -338,11 +345,12 @@ def density_seeds(data_dir: Path | None) -> list[bytes]:
     """Plain maps of the built-in pair's two states, in which the format allows any value."""
     import numpy as np
 
-    from cryotrans_jax import atoms, demo, maps
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import maps
 
     made = []
     for name, model in zip(("seed.mrc", "other.mrc"), demo.hinge_pair(), strict=True):
-        map_ = atoms.simulate_map(model, (12, 12, 16), 5.0, np.array([-30.0, -30.0, -40.0]), 12.0)
+        map_ = simulation.simulate_map(model, (12, 12, 16), 5.0, np.array([-30.0, -30.0, -40.0]), 12.0)
         maps.write_map(name, map_)
         made.append(Path(name).read_bytes())
     return made
@@ -366,7 +374,7 @@ def stored_arrays() -> dict:
 
 def checkpoint_seeds(data_dir: Path | None) -> list[bytes]:
     """A stored fit, as a tar file of its folder."""
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     checkpoints.save("seed_fit", stored_arrays(), {"stage": 3, "losses": [1.5, 0.5], "names": ["a"]})
     folder = Path("seed_fit")
@@ -379,7 +387,7 @@ def read_a_checkpoint(folder: Path, data: bytes, random) -> None:
 
     import numpy as np
 
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     place = folder / "fit"
     try:
@@ -425,7 +433,7 @@ def read_an_answer(folder: Path, data: bytes, random) -> None:
     """Fetch a model and a map's entry from a server that gives this answer to all that it is asked."""
     import shutil
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, download
 

@@ -68,7 +68,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table, and writes it with the figure and the maps."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -93,7 +93,7 @@ def main() -> None:
 
 def pair() -> tuple:
     """The models of both conformations, in one frame."""
-    from cryotrans_jax.demo import hinge_pair
+    from cryotrans_jax.density.demo import hinge_pair
 
     if FLAGS.pair is None:
         return hinge_pair()
@@ -107,14 +107,15 @@ def truth(model, models):
     import numpy as np
     import scipy.fft
 
-    from cryotrans_jax import atoms
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms
 
     xyz = np.concatenate([atoms.positions(one) for one in models])
     middle = (xyz.min(0) + xyz.max(0)) / 2
     radius = np.linalg.norm(xyz - middle, axis=1).max() + ROOM
     n = 2 * scipy.fft.next_fast_len(int(np.ceil(radius / FLAGS.voxel_size)), real=True)
     origin = middle - n // 2 * FLAGS.voxel_size
-    return atoms.simulate_map(model, (n, n, n), FLAGS.voxel_size, origin, 2 * FLAGS.voxel_size)
+    return simulation.simulate_map(model, (n, n, n), FLAGS.voxel_size, origin, 2 * FLAGS.voxel_size)
 
 
 def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
@@ -125,7 +126,8 @@ def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
     import numpy as np
     from scipy.spatial.transform import Rotation
 
-    from cryotrans_jax import metrics, projection
+    from cryotrans_jax import projection
+    from cryotrans_jax.scores import metrics
 
     turns = Rotation.random(count, np.random.default_rng(seed)).as_matrix().astype(np.float32)
     images = projection.project(map_.density, turns)
@@ -145,8 +147,8 @@ def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
 
 def morphed(common: Class, rare: Class):
     """The fit of the common conformation's map to the rare one's, judged by the latter's half-maps."""
-    from cryotrans_jax.morphing import morph
-    from cryotrans_jax.progress import Progress
+    from cryotrans_jax.fit.morphing import morph
+    from cryotrans_jax.fit.progress import Progress
 
     with Progress() as progress:
         return morph(
@@ -164,9 +166,10 @@ def morphed(common: Class, rare: Class):
 
 def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) -> None:
     """Nothing; the folder holds table, figure and maps, and the table is printed."""
-    from cryotrans_jax import metrics, plots
-    from cryotrans_jax.files import write_file
-    from cryotrans_jax.maps import write_map
+    from cryotrans_jax import plots
+    from cryotrans_jax.io.files import write_file
+    from cryotrans_jax.io.maps import write_map
+    from cryotrans_jax.scores import metrics
 
     from .run_folder import write_json
 
@@ -199,9 +202,11 @@ def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
     """Each map's scores against the rare conformation's truth, all within one soft mask about that, and FSC curves."""
     from dataclasses import replace
 
-    from cryotrans_jax import metrics, prepare, trajectory
+    from cryotrans_jax.density import similarity, thresholds
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.scores import metrics
 
-    mask = trajectory.soft_support(truth.density, prepare.choose_threshold(truth.density), truth.voxel_size)
+    mask = trajectory.soft_support(truth.density, thresholds.choose_threshold(truth.density), truth.voxel_size)
     inside = replace(truth, density=truth.density * mask)
     curves, scores = {}, {}
     for name, map_ in maps.items():
@@ -210,7 +215,7 @@ def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
         scores[name] = {
             "fsc": metrics.resolution_at(*curves[name], 0.5),
             "fsc_0.143": metrics.resolution_at(*curves[name], 0.143),
-            "correlation": metrics.correlation(masked.density, inside.density),
+            "correlation": similarity.correlation(masked.density, inside.density),
         }
     return scores, curves
 

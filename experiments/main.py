@@ -39,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
     keep_compiled()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         with signals.stopping(_say), warnings.catch_warnings():
@@ -65,7 +65,7 @@ def run(main: Callable[[], None]) -> None:
 
 def show_warnings() -> None:
     """Show each InputWarning as one line on stderr, once, from now on."""
-    from cryotrans_jax.files import InputWarning
+    from cryotrans_jax.io.files import InputWarning
 
     shown: set[str] = set()
 

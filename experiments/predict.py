@@ -59,7 +59,7 @@ def part_of(run_dir: Path, out_dir: Path) -> str:
 
 def fit_of(run_dir: Path):
     """The run's fit and the file of its initial map. Raises InputError where one of them is gone or changed."""
-    from cryotrans_jax.files import InputError, checksum
+    from cryotrans_jax.io.files import InputError, checksum
 
     from . import run_folder
     from .inputs import as_used, masks_used
@@ -79,7 +79,7 @@ def fit_of(run_dir: Path):
 
 def carried_model(fit):
     """The model that the flags name, which lies in the initial map; None if they name none."""
-    from cryotrans_jax import atoms
+    from cryotrans_jax.io import atoms
 
     from .inputs import check_inside
 
@@ -92,7 +92,7 @@ def carried_model(fit):
 
 def check_free(out_dir: Path, initial: Path) -> None:
     """Raise InputError where the frames would replace others unasked, or an input."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 

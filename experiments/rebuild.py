@@ -43,8 +43,9 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; writes the folder, or prints and writes the scores."""
-    from cryotrans_jax import atoms, metrics
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError, write_file
+    from cryotrans_jax.scores import metrics
 
     from . import run_folder
 
@@ -78,9 +79,9 @@ def main() -> None:
 
 def in_frame(saved: dict):
     """The reference's model in the initial map's frame, where the generated map is."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.align import Transform
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.density.align import Transform
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     known = saved["settings"].get("reference") or []
     name = FLAGS.reference or (known[0] if len(known) == 1 else None)

@@ -39,7 +39,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 
 NOBODY = "import os, experiments.inputs, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
 WRONG = """
 import jax, numpy as np
-from cryotrans_jax import train
+from cryotrans_jax.fit import train
 real, calls = train.train_steps, []
 def steps(*call):
     calls.append(1)
@@ -103,7 +103,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints the table's rows, and writes them where asked to. Fails where a run came out as it should not."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from .fuzz import need_limits
 
@@ -129,15 +129,15 @@ def make_maps(folder: Path) -> None:
     """Nothing; the folder has the maps a.mrc and b.mrc of the built-in pair, and nan.mrc, which is none."""
     import numpy as np
 
-    from cryotrans_jax import atoms
-    from cryotrans_jax.demo import hinge_pair
-    from cryotrans_jax.maps import write_map
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.density.demo import hinge_pair
+    from cryotrans_jax.io.maps import write_map
 
     folder.mkdir(parents=True)
     models = hinge_pair()
-    grid = atoms.common_grid(list(models), VOXEL, 6.0)
+    grid = simulation.common_grid(list(models), VOXEL, 6.0)
     for name, model, resolution in zip("ab", models, RESOLUTIONS, strict=True):
-        write_map(folder / f"{name}.mrc", atoms.simulate_map(model, *grid, resolution))
+        write_map(folder / f"{name}.mrc", simulation.simulate_map(model, *grid, resolution))
     (folder / "nan.mrc").write_bytes((folder / "b.mrc").read_bytes()[:-4] + np.float32(np.nan).tobytes())
     os.chmod(folder, 0o755)
 
@@ -400,8 +400,9 @@ def make_mistakes(folder: Path, good: Path) -> None:
     import mrcfile
     import numpy as np
 
-    from cryotrans_jax import atoms, demo
-    from cryotrans_jax.maps import read_map, write_map
+    from cryotrans_jax.density import demo
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.maps import read_map, write_map
 
     folder.mkdir()
     (folder / "text.mrc").write_text("This is no map.\n" * 100)
@@ -444,7 +445,7 @@ def write(page: Path, row: Row) -> None:
 
     Raises InputError where the page has no markers.
     """
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     above, inside, below = tables.parted(page, BEGIN, END)
     earlier = [each for each in inside.splitlines() if each.startswith("| ")][1:]  # without the title

@@ -48,7 +48,7 @@ def ended(name: str, words: list[str]) -> str | None:
     """
     import importlib
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from .fuzz_kinds import ended_well
 

@@ -52,7 +52,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; the folder holds the fit of a system and its table, or all systems are listed."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     if FLAGS.list:
         print(systems.table())
@@ -171,7 +171,7 @@ def collect(system: System) -> dict[str, Path]:
 
     Raises InputError where a map, or a model to make it from, is not there.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, inputs
 
@@ -207,7 +207,7 @@ def simulated_resolution(system: System, files: dict[str, Path]) -> float | None
 
     Raises InputError where one is a map and the other a model, or a resolution is given for maps.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     first, second = is_map(files["initial"]), is_map(files["target"])
     if first != second:
@@ -224,7 +224,8 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
 
     The target's model is superposed on the initial one, as a whole also where one chain of each is taken.
     """
-    from cryotrans_jax import atoms
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms
 
     from . import inputs
 
@@ -245,7 +246,7 @@ def from_models(system: System, files: dict[str, Path], resolution: float, out_d
         models.append(folder / f"{stem}.cif")
         maps.append(folder / f"{stem}_{at:g}A.mrc")
         atoms.write_model(models[-1], model)
-        inputs.write_input(maps[-1], atoms.simulate_map(model, *grid, at))
+        inputs.write_input(maps[-1], simulation.simulate_map(model, *grid, at))
     FLAGS.initial, FLAGS.target = str(maps[0]), [str(maps[1])]
     fill(model=str(models[0]), reference=[str(models[1])], align="none")
     fill(initial_resolution=systems.INITIAL_RESOLUTION, target_resolution=resolution)
@@ -302,7 +303,7 @@ def simulated_voxel_size() -> float:
 
     Raises InputError where --voxel_size is not one number.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     size = FLAGS.voxel_size or [systems.INITIAL_RESOLUTION / 3]
     if len(size) > 1:
@@ -315,17 +316,18 @@ def cube(models, side: int | None, voxel_size: float):
 
     Of the smallest box with wide margins instead where no side is given, or the models do not fit into the cube.
     """
-    from cryotrans_jax import atoms
+
+    from cryotrans_jax.density import simulation
 
     resolution = systems.INITIAL_RESOLUTION
-    shape, size, origin = atoms.common_grid(models, voxel_size, resolution, padding=resolution)
+    shape, size, origin = simulation.common_grid(models, voxel_size, resolution, padding=resolution)
     if side and max(shape) <= side:
         return (side,) * 3, size, origin - [(side - n) // 2 * d for n, d in zip(shape, size, strict=True)]
     if side:
         print(
             f"both models do not fit into {side} voxels of {voxel_size:g} Å: the box is larger than the published one"
         )
-    return atoms.common_grid(models, voxel_size, resolution)
+    return simulation.common_grid(models, voxel_size, resolution)
 
 
 def from_maps(system: System, files: dict[str, Path], out_dir: Path) -> Path | None:
@@ -364,10 +366,11 @@ def laid_over(
     Or as it lies, if `how` is none. `voxel_size` (Å) is the target map's instead of its header's, and `all_models` as
     in `atoms.read_model`.
     """
-    from cryotrans_jax import align, atoms, maps
+    from cryotrans_jax.density import align, simulation
+    from cryotrans_jax.io import atoms, maps
 
     read, goal = atoms.read_model(model, all_models), maps.read_map(target, voxel_size)
-    simulated = atoms.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
+    simulated = simulation.simulate(read, resolution or RESOLUTION, voxel_size=max(goal.voxel_size))
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model.name.split('.')[0]}_on_target.cif"
@@ -382,8 +385,9 @@ def laid_over(
 def score_check(model: Path, out_dir: Path) -> float:
     """FSC = 0.5 [Å] of the generated map against another model of the target state, in the target's frame."""
 
-    from cryotrans_jax import atoms, metrics
-    from cryotrans_jax.align import Transform
+    from cryotrans_jax.density.align import Transform
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.scores import metrics
 
     from . import run_folder
 
@@ -397,7 +401,7 @@ def score_check(model: Path, out_dir: Path) -> float:
 
 def write_table(system: System, resolution: float | None, seconds: float, check: float | None, out_dir: Path) -> None:
     """Nothing; the table is printed, and in reproduce.md and reproduce.json in the folder."""
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     from . import run_folder
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io.files import InputError
 
 TIMEOUT = 30.0  # seconds without a byte after which a server counts as silent
 ANSWER = 60.0  # seconds until all headers of an answer are there

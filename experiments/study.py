@@ -56,7 +56,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; the folder holds the study."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 def resolutions() -> list[float]:
     """The targets' resolutions [Å]. Raises InputError where there is none, or one twice."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     found = FLAGS.resolutions
     if not found or len(set(found)) < len(found):
@@ -94,7 +94,8 @@ def load(wanted: list[float]):
 
     The target's model is superposed on the initial one where the two are not the built-in pair.
     """
-    from cryotrans_jax import atoms, demo
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import atoms
 
     from .inputs import check_detail
     from .results import Case
@@ -106,9 +107,9 @@ def load(wanted: list[float]):
         end = atoms.superpose(end, start)
     else:
         start, end = demo.hinge_pair()
-    grid = atoms.common_grid([start, end], FLAGS.voxel_size, FLAGS.initial_resolution)
-    initial = atoms.simulate_map(start, *grid, FLAGS.initial_resolution)
-    targets = [atoms.simulate_map(end, *grid, at) for at in wanted]
+    grid = simulation.common_grid([start, end], FLAGS.voxel_size, FLAGS.initial_resolution)
+    initial = simulation.simulate_map(start, *grid, FLAGS.initial_resolution)
+    targets = [simulation.simulate_map(end, *grid, at) for at in wanted]
     names, references = [f"{at:g}A" for at in wanted], [end] * len(wanted)
     return Case(initial, targets, {}, names, FLAGS.initial_resolution, wanted, start, references)
 
@@ -118,7 +119,7 @@ def found(name: str | None) -> Path:
 
     Raises InputError where there is none.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, inputs
 
@@ -161,7 +162,8 @@ def measured(fit, case, number: int, folder: Path):
 
     Target and generated map are in the folder.
     """
-    from cryotrans_jax import maps, metrics
+    from cryotrans_jax.io import maps
+    from cryotrans_jax.scores import metrics
 
     from . import results
 
@@ -187,7 +189,7 @@ def measured(fit, case, number: int, folder: Path):
 def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     """Nothing; figure, curves and table are in the folder, and the table is printed."""
     from cryotrans_jax import plots
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     from . import exchange, results
 

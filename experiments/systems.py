@@ -203,7 +203,7 @@ def plain(name: str) -> str:
 
 def named(name: str) -> System:
     """The system of that name, however it is spelt. Raises InputError where there is none."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     found = {plain(system.name): system for system in SYSTEMS}
     if plain(name) not in found:

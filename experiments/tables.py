@@ -35,7 +35,7 @@ def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
 
     Raises InputError where it lacks one of them.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     text = page.read_text()
     before, begun, rest = text.partition(begin)

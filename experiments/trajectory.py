@@ -38,8 +38,11 @@ def main() -> None:
     """Nothing; prints how near the path is, and writes it into the run's folder."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, plots, trajectory
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax import plots
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError, write_file
+    from cryotrans_jax.scores import metrics
 
     from . import results, run_folder
 
@@ -85,8 +88,8 @@ def main() -> None:
 
 def carried_model(folder: Path):
     """The model that the run carried."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -100,8 +103,8 @@ def carried_model(folder: Path):
 
 def known(model) -> list:
     """The models of the known trajectory, laid over the initial one if asked to."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from .validate import beside, described, known_path
 
@@ -126,7 +129,7 @@ def with_mdanalysis(files: list[str]) -> list:
     """A topology's protein at every frame of its trajectories, by MDAnalysis."""
     import gemmi
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         import MDAnalysis
@@ -162,7 +165,9 @@ def laid(path: list, model) -> list:
     """The models, all moved by what lays the one of their ends that is more like the initial model over that."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, partition
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.motion import partition
+    from cryotrans_jax.scores import metrics
 
     def moved(end):
         return metrics.ca_displacement(atoms.superpose(end, model), model)["rmsd"]

@@ -91,7 +91,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -135,7 +135,7 @@ def planned() -> list[tuple]:
 
 def pair_folder(data_dir: str, name: str) -> Path:
     """The folder of a pair. Raises InputError where there is none."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     folder = Path(data_dir) / name
     if not (folder / "pair.json").is_file():
@@ -152,7 +152,7 @@ def recipe_of(text: str) -> tuple[str, float | None, str | None]:
     Raises:
         InputError: it is not of that form, or the resolution is out of range.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     if not (match := RECIPE.fullmatch(text)):
         raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
@@ -172,7 +172,7 @@ def measure(
     import time
 
     begin = time.perf_counter()
-    from cryotrans_jax import memory
+    from cryotrans_jax.io import memory
 
     from . import results
 
@@ -204,8 +204,8 @@ def by_rule(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamesp
 def load_models(folder: Path, back: bool = False) -> tuple:
     """The models of a pair's folder, in one frame, the target's first to go `back`. Raises InputError where there is no
     pair."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
@@ -218,15 +218,16 @@ def load_models(folder: Path, back: bool = False) -> tuple:
 
 def load_pair(folder: Path, resolution: float, back: bool = False):
     """The case of a pair's folder, or `back` from its target: both models' maps on a common grid."""
-    from cryotrans_jax import atoms
+
+    from cryotrans_jax.density import simulation
 
     from .inputs import check_detail
     from .results import Case
 
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
-    grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
-    maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
+    grid = simulation.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
+    maps = [simulation.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
 
 
@@ -236,7 +237,7 @@ def noisy(map_, signal_to_noise: float):
 
     import numpy as np
 
-    from cryotrans_jax.prepare import choose_threshold
+    from cryotrans_jax.density.thresholds import choose_threshold
 
     density = map_.density
     strength = density[density > choose_threshold(density)].std() / signal_to_noise
@@ -248,7 +249,9 @@ def path_scores(fit, case, folder: Path) -> dict:
     """How far the pair's known path is from the fit's frames and from straight lines; empty where none is known."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, trajectory
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.scores import metrics
 
     path = known_path(folder, case.model)
     if not path:
@@ -262,8 +265,8 @@ def path_scores(fit, case, folder: Path) -> dict:
 
 def known_path(folder: Path, initial) -> list:
     """Models of the way between a pair's states, on the initial one; none where the pair names none."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     named = described(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
@@ -283,14 +286,14 @@ def known_path(folder: Path, initial) -> list:
 
 def described(folder: Path) -> dict:
     """What stands in the pair.json of a pair's folder. Raises InputError where there is no object."""
-    from cryotrans_jax.files import read_json
+    from cryotrans_jax.io.files import read_json
 
     return read_json(folder / "pair.json")
 
 
 def beside(folder: Path, name: Any) -> Path:
     """The file of that name in a pair's folder. Raises InputError where it is no name, or one that leads elsewhere."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
@@ -308,7 +311,7 @@ def stored_frames(path: Path):
     import zipfile
     import zlib
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         with zipfile.ZipFile(path) as packed:
@@ -331,7 +334,7 @@ def stored_array(packed, name: str):
 
     import numpy as np
 
-    from cryotrans_jax.files import read_bytes
+    from cryotrans_jax.io.files import read_bytes
 
     with packed.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -348,7 +351,7 @@ def stored_array(packed, name: str):
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Nothing; the folder holds validate.json and validate.md."""
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     from .results import write_json
 
@@ -358,7 +361,7 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
 
 def write_into(path: Path, text: str) -> None:
     """Nothing; what stands between the marks in the file is the text, headed by the command that made it."""
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")

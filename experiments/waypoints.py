@@ -51,7 +51,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Nothing; prints and writes the table, anew after every case."""
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.io.files import InputError, write_file
 
     from . import results, run_folder, validate
 
@@ -75,7 +75,8 @@ def studied(folder: Path, resolution: float, seed: int, straight: bool = True) -
     """The rows of a pair: both fits, and, if asked for, both straight lines."""
     import numpy as np
 
-    from cryotrans_jax import atoms, trajectory
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
 
     from . import results, validate
 
@@ -99,7 +100,7 @@ def studied(folder: Path, resolution: float, seed: int, straight: bool = True) -
 
 def way(folder: Path, initial) -> tuple[list, int]:
     """Models of a pair's known path, from the initial state on, and the number of its middle one, the waypoint."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import validate
 
@@ -113,13 +114,14 @@ def way(folder: Path, initial) -> tuple[list, int]:
 
 def simulated(model, case, resolution: float):
     """The map of a model on the case's grid. Raises InputError where the model lies outside."""
-    from cryotrans_jax import atoms
+
+    from cryotrans_jax.density import simulation
 
     from .inputs import check_inside
 
     grid = case.initial
     check_inside(model, grid.density.shape, grid.voxel_size, grid.origin, "the waypoint's model")
-    return atoms.simulate(model, resolution, like=grid)
+    return simulation.simulate(model, resolution, like=grid)
 
 
 def along(times, at, points):

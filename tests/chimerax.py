@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cryotrans_jax.maps import read_map, same_grid
+from cryotrans_jax.io.maps import read_map, same_grid
 
 MAP, MODEL, SERIES = "map", "model", "series"
 NUMBER = r"-?\d+(\.\d+)?(e[-+]?\d+)?"

@@ -43,7 +43,7 @@ def pytest_configure(config):
 def compiled_quickly(pytestconfig):
     """The same for the project's own programs, whose options are their own; and what lives long is looked at less."""
     if "not slow" in pytestconfig.getoption("markexpr"):
-        from cryotrans_jax import programs
+        from cryotrans_jax.core import programs
 
         programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()
@@ -93,15 +93,15 @@ def models():
 @pytest.fixture(scope="session")
 def maps(models):
     """The models' maps, at one resolution on one grid."""
-    from cryotrans_jax import atoms
+    from cryotrans_jax.density import simulation
 
-    return tuple(atoms.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
+    return tuple(simulation.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
 
 
 @pytest.fixture(scope="session")
 def problem(maps):
     """From the initial state to the two others."""
-    from cryotrans_jax import prepare
+    from cryotrans_jax.fit import prepare
 
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
 
@@ -111,7 +111,7 @@ def first_stages(pytestconfig):
     """Cut the default recipe to its first stages, of one field and of bodies; slow tests fit by all of them."""
     from dataclasses import replace
 
-    from cryotrans_jax import recipes
+    from cryotrans_jax.fit import recipes
 
     whole = recipes.default
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +140,7 @@ def drift(config):
 
 def record(folder, name, settings, **more):
     """Writes the record of a run with these settings, which had one file in its folder as its input."""
-    from cryotrans_jax.files import checksum
+    from cryotrans_jax.io.files import checksum
     from experiments import run_folder
 
     entry = {"file": str(folder / name), "sha256": checksum(folder / name)}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import Map, write_map
+from cryotrans_jax.scores import metrics
 from experiments import compare, contest
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cryotrans_jax import maps as files
-from cryotrans_jax import prepare
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.density import thresholds
+from cryotrans_jax.io import maps as files
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, write_map
 from experiments import inputs, ranges, validate
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def test_a_run_checks_resolutions_radius_and_mass_against_its_maps(job, tmp_path
     for name, map_ in zip(("a", "b"), maps, strict=False):
         write_map(tmp_path / f"{name}.mrc", map_)
     voxels, volume = maps[0].density.size, float(np.prod(maps[0].voxel_size))
-    too_heavy = 1.1 * voxels * volume / prepare.DALTON / 1e3
+    too_heavy = 1.1 * voxels * volume / thresholds.DALTON / 1e3
     for more, said in (
         (["--initial_resolution=0.8", "--target_resolution=8"], "--initial_resolution=0.8 of a.mrc is finer"),
         (["--initial_resolution=8", "--target_resolution=80"], "--target_resolution=80 of b.mrc is coarser"),

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from mrcfile.dtypes import HEADER_DTYPE
 
-from cryotrans_jax import atoms, demo, maps, partition
-from cryotrans_jax.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.density import demo, simulation
+from cryotrans_jax.io import atoms, maps
+from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
+from cryotrans_jax.io.maps import Map, read_map, write_map
+from cryotrans_jax.motion import partition
 from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, run_folder, story, validate
 
 MODEL, _ = demo.hinge_pair()
@@ -190,7 +192,7 @@ def test_bombs_are_not_unpacked(tmp_path, plain, small, pack):
 
 
 def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("cryotrans_jax.files.UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr("cryotrans_jax.io.files.UNPACKED_BYTES", 1 << 20)
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b"REMARK\n" * (1 << 20)))
     with pytest.raises(InputError, match="unpacks to more than .* unpack it first"):
         atoms.read_model(tmp_path / "a.pdb.gz")
@@ -267,16 +269,16 @@ def test_an_atom_beyond_reach_is_explained(tmp_path):
 def test_a_stray_atom_makes_no_box(tmp_path):
     (tmp_path / "a.pdb").write_text(LINE + LINE.replace("  10.000  11.000", "9999.0009999.000"))
     with pytest.raises(InputError, match="the box about the models would be .* voxels, more than .*: take"):
-        atoms.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
+        simulation.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
 
 
 def test_a_box_that_the_memory_does_not_hold_is_not_made(tmp_path, monkeypatch):
     (tmp_path / "a.pdb").write_text(LINE)
     model = atoms.read_model(tmp_path / "a.pdb")
-    shape, *_ = atoms.common_grid([model], 1.0, 3.0)
-    monkeypatch.setattr(atoms.memory, "available", lambda: 8.0 * np.prod(shape))
+    shape, *_ = simulation.common_grid([model], 1.0, 3.0)
+    monkeypatch.setattr(simulation.memory, "available", lambda: 8.0 * np.prod(shape))
     with pytest.raises(InputError, match="more than there is memory for"):
-        atoms.common_grid([model], 1.0, 3.0)
+        simulation.common_grid([model], 1.0, 3.0)
 
 
 def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
@@ -286,7 +288,7 @@ def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
             read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps({"a": [0] * 100}))
     assert read_json(tmp_path / "a.json") == {"a": [0] * 100}
-    monkeypatch.setattr("cryotrans_jax.files.RECORD_BYTES", 100)
+    monkeypatch.setattr("cryotrans_jax.io.files.RECORD_BYTES", 100)
     with pytest.raises(InputError, match="does not hold a JSON object"):
         read_json(tmp_path / "a.json")
 

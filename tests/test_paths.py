@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, write_map
 from experiments import contest, inputs, paths, usage
 
 JOBS = sorted(path.stem for path in Path(usage.__file__).parent.glob("*.py") if "def define_flags" in path.read_text())

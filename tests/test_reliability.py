@@ -2,7 +2,7 @@
 
 import pytest
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io.files import InputError
 from experiments import reliability
 from experiments.reliability import BEGIN, END, Row
 

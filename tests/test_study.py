@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.maps import read_map
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import read_map
+from cryotrans_jax.scores import metrics
 from experiments import results, systems
 
 WANTED = "8", "7"
@@ -70,7 +72,7 @@ def test_each_row_and_curve_is_that_of_the_map_in_the_folder(study, models):
         target = read_map(folder / "maps" / f"target_{name}A.mrc")
         grid = target.density.shape, target.voxel_size, target.origin
         np.testing.assert_allclose(
-            target.density, atoms.simulate_map(end, *grid, float(name)).density, atol=2e-3 * target.density.max()
+            target.density, simulation.simulate_map(end, *grid, float(name)).density, atol=2e-3 * target.density.max()
         )
     assert [row["published"] for row in rows] == [systems.UNKNOWN] * 2  # of initial maps at 3 Å only
     with (folder / "study.csv").open(newline="") as file:

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
-from cryotrans_jax.prepare import choose_threshold
+from cryotrans_jax.density.thresholds import choose_threshold
+from cryotrans_jax.io import atoms
 from experiments import validate
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("core", "io", "density", "motion", "fit", "scores")  # from the paper's method outwards
 JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others follow in the order of their names
 
 
@@ -26,10 +27,22 @@ def command(name: str) -> list[str]:
 
 
 def modules() -> str:
-    """All modules of the package's folder, as Markdown: a heading and a directive of autodoc for each."""
-    names = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
-    parts = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n" for name in names]
-    return "\n".join([library(), *parts])
+    """List all modules of the package by folder, as Markdown: a heading and a directive of autodoc for each."""
+    package, parts = ROOT / "cryotrans_jax", [library()]
+    for folder in FOLDERS:
+        parts.append(described("##", folder))
+        parts += [described("###", f"{folder}.{path.stem}") for path in modules_in(package / folder)]
+    return "\n".join(parts + [described("##", path.stem) for path in modules_in(package)])
+
+
+def modules_in(folder: Path) -> list[Path]:
+    """The files of a folder that are modules, by name."""
+    return sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def described(level: str, name: str) -> str:
+    """A heading for a module of the package, and its docstrings."""
+    return f"{level} {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n"
 
 
 def library() -> str:

@@ -40,6 +40,7 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "baselines": ("baselines",),
     "borders": ("borders",),
     "correspond": ("correspond",),
+    "displacement": ("displacement",),
     "files": ("files",),
     "flow": ("flow",),
     "geometry": ("geometry",),
@@ -48,11 +49,11 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "mask": ("mask",),
     "metrics": ("metrics", "dynamics"),
     "micelle": ("micelle",),
-    "motion": ("motion",),
     "partition": ("partition",),
     "projection": ("projection",),
     "qscore": ("qscore",),
     "recipes": ("recipes",),
+    "similarity": ("metrics",),
     "splat": ("splat",),
     "surface": ("surface",),
     "symmetry": ("symmetry",),
@@ -88,7 +89,7 @@ class Mutant:
 
     def __str__(self) -> str:
         """The line that is printed for a survivor."""
-        return f"cryotrans_jax/{self.module}.py:{self.line}:{self.column}: {self.change}"
+        return f"{path_of(self.module).relative_to(ROOT)}:{self.line}:{self.column}: {self.change}"
 
 
 def mutants(module: str, text: str) -> list[Mutant]:
@@ -272,7 +273,7 @@ def in_child(module: str, source: str, seconds: Path) -> int:
     """Pytest's exit status for a module's tests on this source of it."""
     import pytest
 
-    serve(ROOT / "cryotrans_jax" / f"{module}.py", source)
+    serve(path_of(module), source)
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
     timed = Timed(known)
     files = [f"tests/test_{name}.py" for name in TESTS[module]]
@@ -334,9 +335,15 @@ def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tup
         yield from outcomes(chosen, seconds, limit, jobs)
 
 
+def path_of(module: str) -> Path:
+    """The file of a module, whose name is found in one of the package's folders only."""
+    (path,) = (ROOT / "cryotrans_jax").rglob(f"{module}.py")
+    return path
+
+
 def module_text(module: str) -> str:
     """The text of one of the package's modules."""
-    return (ROOT / "cryotrans_jax" / f"{module}.py").read_text()
+    return path_of(module).read_text()
 
 
 def equivalents() -> dict[tuple[str, str, str], str]:

@@ -127,7 +127,7 @@ def with_path() -> dict:
 def results(folders: list[Path]) -> dict:
     """What came of a run: numbers to compare within rounding, and checksums to compare exactly."""
     import cryotrans_jax as ct
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     found = {}
     for folder in folders:
