@@ -19,7 +19,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.outliers import without_outliers
 from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
-from cryotrans_jax.progress import Told, shown
+from cryotrans_jax.progress import ProgressCallback, show_progress
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
 from cryotrans_jax.velocity import turned
@@ -64,7 +64,7 @@ class Fit:
         lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
         for target in range(count):
             parts = self.partition(target)
-            facts = [self.alignments[target].described] if self.alignments else []
+            facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
@@ -149,7 +149,7 @@ class Fit:
             return self.move(model, [1.0], target)[0]
         xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
         each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
-        return [atoms.moved(model, at) for at in each]
+        return [atoms.with_positions(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
         """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
@@ -199,7 +199,7 @@ class Fit:
             InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
         params, saved = checkpoints.restore(path)
-        with checkpoints.described(path, "a fit"):
+        with checkpoints.version_errors(path, "a fit"):
             return cls._of(params, saved, None if initial is None else repaired(initial), path)
 
     @classmethod
@@ -226,7 +226,7 @@ class Fit:
         )
 
 
-@shown
+@show_progress
 def morph(
     initial: MapLike,
     targets: MapLike | Sequence[MapLike],
@@ -249,7 +249,7 @@ def morph(
     bin: int = 1,
     schedule: recipes.Schedule | None = None,
     share: Sequence[int] | None = None,
-    progress: bool | Told = False,
+    progress: bool | ProgressCallback = False,
     spread: train.Spread | None = None,
     prepared: Callable[[dict], None] = lambda report: None,
     begun: Snapshot | None = None,
@@ -430,7 +430,7 @@ def symmetrical(
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
     facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
     report = problem.report | {"symmetry": facts}
-    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    problem = replace(problem, unit=symmetry.unit_mask(start), turns=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 
 

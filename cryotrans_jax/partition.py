@@ -297,7 +297,7 @@ class Unit(NamedTuple):
     def share(self, partition: "Partition", inside: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:
         """The shares (0 to 1) that one unit of bodies has of the voxels inside; over all copies they add up to one.
 
-        Its borders fade out over a voxel or so, as those of `Symmetry.shares` do.
+        Its borders fade out over a voxel or so, as those of `Symmetry.unit_weights` do.
         """
         own = ndimage.gaussian_filter(((partition.labels - 1) % len(self.turns) == 0).astype(np.float32), FADE)
         found, near = np.zeros_like(own), inside & (own > SLIGHT)

@@ -66,7 +66,7 @@ class Snapshot:
             InputError: it is damaged, or of another version.
         """
         full, described = checkpoints.restore(path)
-        with checkpoints.described(path, "a state of a fit"):
+        with checkpoints.version_errors(path, "a state of a fit"):
             return cls._of(full, described), described["told"]
 
     @classmethod

@@ -643,7 +643,7 @@ def check_memory(stage: int, needed: float, spread: Spread) -> None:
 
     What this process has already counts as left: earlier stages give it back.
     """
-    room, where = memory.available() + memory.taken(), "the machine"
+    room, where = memory.available() + memory.resident(), "the machine"
     if spread.memory is not None:
         room, where = spread.memory, "the device"
     if needed > room:  # nor where XLA does not say

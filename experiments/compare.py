@@ -146,7 +146,7 @@ def from_maps(out_dir: Path):
     if FLAGS.target_model:
         found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
-        case.references = [*case.references, case.alignments[0].transform.moved(model)]
+        case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
 
 
@@ -206,7 +206,7 @@ def computed(method: str, case, bout):
     if method == "barycentre":
         return list(baselines.barycentre(bout.initial, bout.target, bout.times)), None
     if method == "models":
-        frames = list(baselines.straight(*bout.models, bout.initial, bout.resolution, bout.times))
+        frames = list(baselines.interpolate_models(*bout.models, bout.initial, bout.resolution, bout.times))
         if not bout.path:
             return frames, None
         start, end, *path = atoms.common_ca(*bout.models, *bout.path)

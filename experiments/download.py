@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from cryotrans_jax.files import ROOM, SQUEEZED, InputError, read_json, whole_file
+from cryotrans_jax.files import MAX_RATIO, UNPACKED_BYTES, InputError, read_json, whole_file
 
 from .server import Refused, opened, printable
 
@@ -215,13 +215,13 @@ def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> s
 def beginning(part: Path) -> bytes:
     """The first bytes of the file, of a .gz what they unpack to; the checksums in a .gz are checked.
 
-    A small file may unpack to terabytes: what is beyond the bytes that `files.unpacked` would take is not looked at.
+    A small file may unpack to terabytes: what exceeds the limit of `files.open_unpacked` is not read.
     Raises Damaged where a .gz is none.
     """
     if not part.name.endswith(".gz.part"):
         with part.open("rb") as file:
             return file.read(HEAD)
-    left = max(ROOM, SQUEEZED * size(part))
+    left = max(UNPACKED_BYTES, MAX_RATIO * size(part))
     try:
         with gzip.open(part) as file:
             head = file.read(HEAD)

@@ -118,9 +118,9 @@ def pictures(film: Sequence[Frame], level: float, moved: Moved) -> list[Image.Im
     height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
     drawn = []
     for frame, (vertices, faces, far) in zip(film, surfaces(film, level), strict=True):
-        colours = plots.coloured(far, moved.top)
+        colours = plots.displacement_colours(far, moved.top)
         picture = surface.render(vertices, faces, colours, view, centre, scale, (height, width))
-        drawn.append(plots.captioned(picture, moved.top, frame.time))
+        drawn.append(plots.with_caption(picture, moved.top, frame.time))
     return drawn
 
 

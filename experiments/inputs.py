@@ -203,7 +203,7 @@ def print_alignment(path: Path, found: align.Alignment) -> None:
         how += f": its overlap with the initial map at {found.resolutions[0]:.0f} Å is {found.overlap:.3f}"
     if found.transform is not align.IDENTITY:
         how += (
-            f" (from {found.overlap_before:.3f}, turned by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
+            f" (from {found.overlap_before:.3f}, rotated by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
         )
     print(how)
     if found.best is not None and found.best < POOR:

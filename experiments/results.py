@@ -17,7 +17,7 @@ import numpy as np
 
 from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
-from cryotrans_jax.contour import BODY, CLEAR, SPECKS
+from cryotrans_jax.contour import BODY, CLEAR, DUST
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
@@ -82,7 +82,7 @@ class Case:
     targets' half-maps, if there are any.
     `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
     are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
-    `repeated` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
+    `copy_map` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
     `failed` says of targets, by their names, why they could not be used; they are not among the others.
     `doubts` are about the inputs, and warned of.
     """
@@ -135,12 +135,12 @@ def owned(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
 
 def check_memory(case: Case, targets: int) -> None:
     """Nothing; prints how much memory a run of so many targets takes. Raises InputError where there is not so much."""
-    sides, room = case.initial.density.shape, memory.available() + memory.taken()
-    least, most = memory.needed(case.initial.density.size, targets)
-    wider = memory.coarser(case.initial.density.size, targets, room)
+    sides, room = case.initial.density.shape, memory.available() + memory.resident()
+    least, most = memory.estimate(case.initial.density.size, targets)
+    wider = memory.coarsening_factor(case.initial.density.size, targets, room)
     gib = [f"{amount / 2**30:.1f}" for amount in (least, most, room)]
     advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
-    if targets > 1 and memory.needed(case.initial.density.size, 1)[1] < room:
+    if targets > 1 and memory.estimate(case.initial.density.size, 1)[1] < room:
         advice = "fit fewer targets at once"
     elif wider == float("inf"):
         advice = "take a machine with more"
@@ -313,7 +313,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
-    lacking = metrics.lacking(end, goal, target.voxel_size, train.NEARBY)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -332,8 +332,8 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     frames, topology = fit.move(model, times), geometry.topology(model)
     rows = [measured(topology, carried) for carried in frames]
     if settings.idealise:
-        ideal = [geometry.idealised(topology, atoms.positions(carried)) for carried in frames]
-        frames = [atoms.moved(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
+        ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
+        frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [measured(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
     for number, carried in enumerate(frames):
@@ -402,7 +402,7 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         if path.suffix == ".mrc":
             write_map(own / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
-            atoms.write_model(own / path.name, back.moved(atoms.read_model(path)))
+            atoms.write_model(own / path.name, back.move(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
@@ -413,12 +413,12 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     own.mkdir(exist_ok=True)
     made = made_in(folder, FRAMES)
     maps = [path for path in made if path.suffix == ".mrc"]
-    room = symmetry.room(map(read_map, maps))
+    room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
-        write_map(own / path.name, symmetry.repeated(read_map(path), room))
+        write_map(own / path.name, symmetry.copy_map(read_map(path), room))
     for path in made:
         if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
-            atoms.write_model(own / path.name, symmetry.assembled(atoms.read_model(path)))
+            atoms.write_model(own / path.name, symmetry.copy_model(atoms.read_model(path)))
     if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(own / name) for name in carried], own)
 
@@ -645,7 +645,7 @@ def doubts(used: dict, volume: float | None) -> list[str]:
         found.append("noise is as strong as the molecule at its surface, so that its volume cannot be told")
     if used["clear"] is not None and used["clear"] < CLEAR:
         found.append(f"solvent is moved, its threshold is {used['clear']:.1f} standard deviations of noise above that")
-    if used["specks"] > SPECKS:
+    if used["specks"] > DUST:
         found.append(f"{100 * used['specks']:.0f} % of what stands above its threshold are specks of noise, left out")
     if volume and used["volume"] < THIN * volume:
         share = 100 * used["volume"] / volume
@@ -686,4 +686,4 @@ def load_reference(path: Path, initial: Map, transform: Transform, settings: dic
         size = None if has_voxel_size(path) else settings.get("target_voxel_size")
         return resampled(read_map(path, size), initial, transform)
     model = atoms.read_model(path, settings.get("all_models", False))
-    return model if transform is IDENTITY else transform.moved(model)
+    return model if transform is IDENTITY else transform.move(model)

@@ -20,9 +20,9 @@ from cryotrans_jax.files import (
     InputError,
     check_sum,
     checksum,
+    input_errors,
     read_checksums,
     read_json,
-    readable,
     write_checksums,
     write_file,
 )
@@ -420,7 +420,7 @@ def terms_of(folder: Path) -> dict | None:
 
 def as_written(folder: Path) -> AbstractContextManager[None]:
     """Raise InputError, within the block, for records that lack an entry or have it in another form."""
-    return readable(
+    return input_errors(
         f"the records in {folder} are not as a run writes them ({{error}}): restore config.json and metrics.json, "
         "or repeat the run with --overwrite"
     )

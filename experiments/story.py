@@ -103,7 +103,7 @@ def write_report(
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
+        stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
         data=shown(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
@@ -324,7 +324,7 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
 def pose(config: dict) -> align.Transform:
     """The motion by which the run laid the target over the initial map."""
     told = config.get("alignment")
-    return align.Transform.of(told["transform"]) if told else align.IDENTITY
+    return align.Transform.from_matrix(told["transform"]) if told else align.IDENTITY
 
 
 def truth_of(config: dict, generated: Map) -> Map | None:

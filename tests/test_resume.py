@@ -338,7 +338,7 @@ def test_a_disk_without_room_says_so_before_the_fit(folder, job, tmp_path, monke
 )
 def test_too_little_memory_says_so_before_the_fit(folder, job, tmp_path, monkeypatch, room, said):
     monkeypatch.setattr("cryotrans_jax.memory.available", lambda: room)
-    monkeypatch.setattr("cryotrans_jax.memory.taken", lambda: 0.0)
+    monkeypatch.setattr("cryotrans_jax.memory.resident", lambda: 0.0)
     monkeypatch.setattr("cryotrans_jax.memory.BASE", 8.7e8)
     status, _, error = job("run", *arguments(folder, tmp_path))
     assert status == 2 and said in error and len(error.splitlines()) == 1 and not any(tmp_path.iterdir())

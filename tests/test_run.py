@@ -49,10 +49,10 @@ def folder(tmp_path_factory, maps, models):
     (folder / "cut.mrc").write_bytes(whole[:-100])
     (folder / "text.mrc").write_text("ATOM\n" * 500)
     (folder / "nan.mrc").write_bytes(whole[:-4] + np.float32(np.nan).tobytes())
-    atoms.write_model(folder / "outside.cif", atoms.moved(models[0], atoms.positions(models[0]) + 20))
+    atoms.write_model(folder / "outside.cif", atoms.with_positions(models[0], atoms.positions(models[0]) + 20))
     data = folder / "data"
     data.mkdir()
-    away = [atoms.moved(model, atoms.positions(model) @ TURN.T + [30, -20, 10]) for model in models[1:]]
+    away = [atoms.with_positions(model, atoms.positions(model) @ TURN.T + [30, -20, 10]) for model in models[1:]]
     for name, model in zip(("1ABC.pdb", "2DEF.pdb", "3ghi.cif"), (models[0], *away), strict=True):
         atoms.write_model(data / name, model)
     return folder
@@ -349,7 +349,7 @@ TURNED = Transform(TURN, np.array([30.0, -20, 10]))  # from the initial map's fr
 @pytest.fixture(scope="module")
 def far(folder, models):
     """The target state turned and shifted, its map on a grid of its own, and a map of it on another one."""
-    there = TURNED.moved(models[1])
+    there = TURNED.move(models[1])
     atoms.write_model(folder / "far.cif", there)
     for name, size in (("far", np.array([1.7, 1.9, 1.8])), ("far_reference", np.full(3, 2.0))):
         write_map(folder / f"{name}.mrc", atoms.simulate_map(there, *atoms.common_grid([there], size, 8.0), 8.0))

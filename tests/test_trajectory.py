@@ -158,7 +158,7 @@ def test_pull_back_of_a_translation_is_the_shifted_map(initial, models, translat
     for t, frame in zip((0.3, 1.0), frames, strict=True):
         shifted = ndimage.shift(initial.density, t * SHIFT / initial.voxel_size, order=3, mode="constant")
         np.testing.assert_allclose(frame.density, shifted, atol=1e-3 * initial.density.max())  # the mask's tail
-        moved = atoms.moved(models[0], atoms.positions(models[0]) + t * SHIFT)
+        moved = atoms.with_positions(models[0], atoms.positions(models[0]) + t * SHIFT)
         exact = atoms.simulate_map(moved, initial.density.shape, initial.voxel_size, initial.origin, 12.0)
         # splines between voxels err by less than 1 % of the peak
         np.testing.assert_allclose(frame.density, exact.density, atol=0.01 * initial.density.max())

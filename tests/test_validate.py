@@ -37,7 +37,7 @@ def test_a_path_is_compared_with_the_fit_and_with_straight_lines(pairs, models):
     class Straight:
         def move(self, model, times):
             start, end = (atoms.positions(m) for m in models[:2])
-            return [atoms.moved(model, start + t * (end - start)) for t in times]
+            return [atoms.with_positions(model, start + t * (end - start)) for t in times]
 
     case = validate.load_pair(pairs / "bent", 8.0)
     scores = validate.path_scores(Straight(), case, pairs / "bent")

@@ -27,7 +27,7 @@ def shifted(models, maps):
     """The initial map with all atoms shifted by so many Å."""
 
     def shifted(by):
-        model = atoms.moved(models[0], atoms.positions(models[0]) + by)
+        model = atoms.with_positions(models[0], atoms.positions(models[0]) + by)
         grid = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
         return atoms.simulate_map(model, *grid, 8.0)
 
