@@ -253,7 +253,7 @@ def kernel() -> Rows:
 def sinkhorn() -> Rows:
     """Time five iterations at full sampling with the stock Grid and our kernel; yield the errors of both.
 
-    The stock Grid uses a cube, ours the crop to the mass with a margin of 10 voxels. Epsilon is 1e-4 of the cube. Errors
+    The stock Grid uses a cube, ours the crop to the mass and 10 voxels around it. Epsilon is 1e-4 of the cube. Errors
     are those of the potentials where there is mass, against the stock Grid in double precision.
     """
     import jax
