@@ -277,13 +277,13 @@ def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
         InputError: there is no mass, or only a point, which has no orientation.
     """
     factor = min(max(int(2.0 / map_.voxel_size.max()), 1), *map_.density.shape)
-    density = map_.density if threshold is None else prepare.thresholded(map_, threshold, name)[0]
+    density = map_.density if threshold is None else prepare.apply_threshold(map_, threshold, name)[0]
     coarse = prepare.binned(density, factor).astype(np.float32) / factor**3
     size, origin = factor * map_.voxel_size, map_.origin + 0.5 * (factor - 1) * map_.voxel_size
     width = 0.0
     if threshold is None:
-        quiet, width = prepare.quieted(Map(coarse, size, origin))
-        coarse = np.where(prepare.thresholded(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
+        quiet, width = prepare.denoise(Map(coarse, size, origin))
+        coarse = np.where(prepare.apply_threshold(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
     x, mass, _ = prepare.block_points(coarse, 1)
     x = origin + (x - 0.5) * size
     centre = mass @ x / mass.sum()

@@ -53,7 +53,7 @@ def barycentre(
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
     total = masses[0].sum(dtype=np.float64)
     shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
-    box = prepare.box_of(shown)
+    box = prepare.box_slices(shown)
     pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
     voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
     start = jnp.zeros((2, pair[0].size))
@@ -118,7 +118,7 @@ def squared_flow(
         target_resolutions=[resolutions[1]],
     )
     config = recipes.default(problem, seed)
-    stages = train.scaled(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
+    stages = train.scale_steps(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
     config = replace(config, stages=stages, rival=None, bodies=0)
     state, history = train.fit(problem, config, progress=lambda *at: progress and progress(config, *at))
     params = jax.tree.map(np.asarray, state.params)

@@ -16,11 +16,11 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.prepare import (
     DALTON,
     carried_mass,
-    clearness,
     common_value,
-    enclosing_level,
-    noise_ceiling,
+    enclosing_threshold,
+    noise_limit,
     solvent_noise,
+    threshold_in_sigmas,
 )
 
 BODY = 8.0  # Å: a resolution at which a protein is a solid body, without gaps between its side chains
@@ -43,14 +43,14 @@ def solid_body(map_: Map, resolution: float | None = None) -> tuple[float, float
         resolution: Å; None for SHARP.
 
     Returns:
-        The volume (Å³), and the `clearness` of its surface, how far that lies above the noise.
+        The volume (Å³), and the `threshold_in_sigmas` of its surface, how far that lies above the noise.
     """
     first = SIGMA * np.sqrt(max(BODY**2 - (resolution or SHARP) ** 2, 0.0))
     for width in blur_widths(float(first), float(map_.voxel_size.min())):
         density = ndimage.gaussian_filter(map_.density, width / map_.voxel_size) if width else map_.density
         values = np.sort(density, axis=None)
         level = half_height(values)
-        clear = clearness(level, *solvent_noise(values))
+        clear = threshold_in_sigmas(level, *solvent_noise(values))
         if clear >= CLEAR or width >= WIDEST:
             break
     return float(np.count_nonzero(carried_mass(density, level)) * np.prod(map_.voxel_size)), clear
@@ -100,7 +100,7 @@ def display_contour(map_: Map, volume: float) -> float:
         lowest higher contour that is and does not, to 5 % of the voxels above it.
     """
     solvent, noise = solvent_noise(np.sort(map_.density, axis=None))
-    level = max(enclosing_level(map_, volume), solvent + CLEAR * noise)
+    level = max(enclosing_threshold(map_, volume), solvent + CLEAR * noise)
     if dust_share(map_.density, level) <= DUST:
         return level
     values = np.sort(map_.density[map_.density >= level])
@@ -155,16 +155,16 @@ def describe(
     if given is not None:
         level, chosen = given, "given"
     elif mass_kda:
-        level, chosen = enclosing_level(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
+        level, chosen = enclosing_threshold(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
     elif deposited is not None:
         level, chosen = deposited, "deposited"
     elif model is not None:
         volume = min(molecular_weight(model) * DALTON, len(positive) * float(np.prod(map_.voxel_size)))
-        level, chosen = enclosing_level(map_, volume), "by the model's weight"
+        level, chosen = enclosing_threshold(map_, volume), "by the model's weight"
     elif clear >= CLEAR:
         level, chosen = display_contour(map_, body), "by histogram"
     else:
-        level, chosen = min(noise_ceiling(map_.density), float(map_.density.max())), "above the noise"
+        level, chosen = min(noise_limit(map_.density), float(map_.density.max())), "above the noise"
     shown = carried_mass(map_.density, level)
     return {
         "contour": float(level),

@@ -20,7 +20,7 @@ MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
 ROUNDS = 20  # of the search for the TM-score
 MOST_FRAGMENTS = 32  # of the shortest length from which the search starts, about half of all
 
-found_near = program(losses.found)
+found_near = program(losses.fraction_in_target)
 
 
 def fsc(

@@ -17,7 +17,7 @@ from scipy import ndimage
 from cryotrans_jax.atoms import positions
 from cryotrans_jax.contour import SHARP, half_height
 from cryotrans_jax.maps import Map
-from cryotrans_jax.prepare import box_of, carried_mass, solvent_noise
+from cryotrans_jax.prepare import box_slices, carried_mass, solvent_noise
 
 TYPICAL = 5.0  # Å: resolution assumed for a target where it is unknown
 BAND = 0.2, 0.6  # of the resolution: standard deviations of the blurs that bound the band of detail
@@ -161,7 +161,7 @@ def measure_detail(map_: Map, resolution: float | None = None) -> Detail | None:
     body = carried_mass(smooth, surface) > 0
     if not body.any() or not surface > solvent:
         return None
-    box = box_of(body, np.ceil(ROOM / size).astype(int))
+    box = box_slices(body, np.ceil(ROOM / size).astype(int))
     body, smooth, density = body[box], smooth[box], map_.density[box]
     fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in BAND)
     power = ndimage.gaussian_filter((fine - coarse) ** 2, NEAR / size)

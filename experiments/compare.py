@@ -173,8 +173,8 @@ def make_comparison(case, path):
     maps, masses = [], []
     given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
     for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
-        shown = map_ if threshold is not None or name == "initial" else prepare.quieted(map_)[0]
-        mass, report = prepare.thresholded(shown, threshold, f"{name} map")
+        shown = map_ if threshold is not None or name == "initial" else prepare.denoise(map_)[0]
+        mass, report = prepare.apply_threshold(shown, threshold, f"{name} map")
         mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
         maps.append(replace(map_, density=map_.density * mask))
         masses.append(mass)

@@ -57,7 +57,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
     Returns:
         The frames by rising time, the first at 0 and the last at 1.
     """
-    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
+    places = (moved.points + moved.motion.displacements_at(moved.points)).reshape(-1, 3)
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in evenly(run_frames(folder, count, initial, generated), FRAMES):
@@ -103,7 +103,7 @@ def surfaces(film: Sequence[Frame], level: float) -> Iterator[tuple[np.ndarray, 
 
 def scene(moved: Moved) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The view of the morph, as from `surface.best_view`, and the middle and the sides (Å) of what is seen in it."""
-    places = moved.points + moved.motion.knots(moved.points)
+    places = moved.points + moved.motion.displacements_at(moved.points)
     view = surface.best_view(moved.points, places[-1] - moved.points)
     across = places.reshape(-1, 3) @ view.T
     low, high = across.min(0) - ROOM, across.max(0) + ROOM

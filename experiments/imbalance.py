@@ -208,7 +208,7 @@ def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
 
     from cryotrans_jax import metrics, prepare, trajectory
 
-    mask = trajectory.soft_support(truth.density, prepare.contour_level(truth.density), truth.voxel_size)
+    mask = trajectory.soft_support(truth.density, prepare.choose_threshold(truth.density), truth.voxel_size)
     inside = replace(truth, density=truth.density * mask)
     curves, scores = {}, {}
     for name, map_ in maps.items():

@@ -202,12 +202,12 @@ def fit_case(
             symmetry=case.symmetry,
             bin=settings.bin,
             schedule=case.schedule,
-            share=share,
+            target_indices=share,
             progress=progress,
-            begun=keeper and keeper.begun(another),
-            keep=keeper and partial(keeper.keep, another),
-            say=say,
-            prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+            resume_from=keeper and keeper.begun(another),
+            on_snapshot=keeper and partial(keeper.keep, another),
+            on_setback=say,
+            on_prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
         )
 
 
@@ -313,7 +313,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
-    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY_BLUR)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -459,7 +459,7 @@ def compare(fit: Fit, case: Case, number: int, generated: Map) -> Compared:
     """What the generated map of the case's target `number`, whose fit this is, is judged by."""
     reference = case.references[number] if case.references else None
     truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
-    start = trajectory.carried_part(case.initial, fit.threshold)  # as the generated map has it, without the solvent
+    start = trajectory.carried_density(case.initial, fit.threshold)  # as the generated map has it, without the solvent
     return Compared(start, truth, fsc_curves(start, generated, case.targets[number], truth))
 
 
@@ -593,9 +593,9 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
     """
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.judged))
+        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.validation_history))
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            judged = fit.judged[number] if fit.judged and stage.loss == "matched" else []
+            judged = fit.validation_history[number] if fit.validation_history and stage.loss == "matched" else []
             last = [min(train.CHUNK * (k + 1), len(history)) - 1 for k in range(len(judged))]
             seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):

@@ -13,7 +13,7 @@ from cryotrans_jax import align, atoms, metrics, plots, trajectory
 from cryotrans_jax.files import InputError, checksum, write_file
 from cryotrans_jax.maps import Map, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample_motion, stretches
 
 from . import exchange, film, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
@@ -113,7 +113,7 @@ def write_report(
 def moved_by(story: Story) -> Moved:
     """The story's motion."""
     points, rho = mass_points(story.initial, story.fit.threshold)
-    motion = sample(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
+    motion = sample_motion(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
     far = max(float(np.percentile(distances(motion, points), 99)), 1.0)
     unit = 10 ** np.floor(np.log10(far)) / 10
     return Moved(points, rho, motion, float(np.ceil(far / unit) * unit))
@@ -141,7 +141,7 @@ def measured(story: Story, moved: Moved, views: Views | None, scores: dict) -> M
 
 def outside(story: Story, moved: Moved) -> float:
     """The share of the mass that is carried out of the initial map's box."""
-    end = moved.points + moved.motion.knots(moved.points)[-1]
+    end = moved.points + moved.motion.displacements_at(moved.points)[-1]
     at = (end - story.initial.origin) / story.initial.voxel_size + 0.5
     out = ((at < 0) | (at > story.initial.density.shape)).any(-1)
     return float(moved.rho[out].sum() / moved.rho.sum())
@@ -154,7 +154,7 @@ def folded(story: Story, moved: Moved) -> float:
     """
     every = -(-len(moved.points) // FOLDS)
     points, rho = moved.points[::every], moved.rho[::every]
-    wrong = ~(story.fit.volumes(points) > 0)
+    wrong = ~(story.fit.volume_change(points) > 0)
     (story.folder / "folded.mrc").unlink(missing_ok=True)
     if wrong.any():
         like, shown = story.initial, np.zeros(story.initial.density.shape, bool)
@@ -168,7 +168,7 @@ def folded(story: Story, moved: Moved) -> float:
 
 def views_of(story: Story, config: dict, moved: Moved) -> Views:
     """What is shown of the story: all that is carried, on its whole way, and the target."""
-    places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
+    places = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
     low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
@@ -299,7 +299,7 @@ def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
     initial = inputs.as_used(config, path, "initial", masks)
-    return trajectory.carried_part(initial, fit.threshold)
+    return trajectory.carried_density(initial, fit.threshold)
 
 
 def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:

@@ -182,7 +182,7 @@ def superpose_path(path: list, model) -> list:
     near = min((path[0], path[-1]), key=moved)
     over = atoms.superpose(near, model)
     here, there = atoms.positions(near), atoms.positions(over)
-    turn, shift = partition.rigid(here, there, np.ones(len(here)))
+    turn, shift = partition.fit_rigid_motion(here, there, np.ones(len(here)))
     return [atoms.with_positions(one, atoms.positions(one) @ turn + shift) for one in path]
 
 

@@ -255,10 +255,10 @@ def add_noise(map_, signal_to_noise: float):
 
     import numpy as np
 
-    from cryotrans_jax.prepare import contour_level
+    from cryotrans_jax.prepare import choose_threshold
 
     density = map_.density
-    strength = density[density > contour_level(density)].std() / signal_to_noise
+    strength = density[density > choose_threshold(density)].std() / signal_to_noise
     noise = np.random.default_rng(0).standard_normal(density.shape, np.float32)
     return replace(map_, density=density + np.float32(strength) * noise)
 

@@ -138,7 +138,7 @@ def test_targets_have_folders_of_their_own_in_the_run_s(names):
 @quick
 @given(st.text("A1:-;,9 é１", max_size=12) | st.text(max_size=12))
 def test_any_selection_is_of_residues_or_an_error(text):
-    found = result_or_error(partition.selected, MODEL, text)
+    found = result_or_error(partition.select_residues, MODEL, text)
     assert isinstance(found, str) or len(found)
 
 
@@ -253,7 +253,7 @@ def test_a_residue_without_a_number_is_for_mmcif_and_in_no_range(tmp_path):
     model[0][0][0].seqid.num = None
     assert "without a number" in atoms.pdb_obstacle(model)
     with pytest.raises(InputError, match="selects no residue"):
-        partition.selected(model, "A:1-9")
+        partition.select_residues(model, "A:1-9")
 
 
 def test_an_atom_beyond_reach_is_explained(tmp_path):

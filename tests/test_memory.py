@@ -129,10 +129,10 @@ def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(pr
     )
     config, made = train.Config(stages, width=8, centre=0.5, euler_steps=2), []
     one = problem.select([0])
-    with pytest.raises(InputError, match=r"stage \d takes .* GiB and the device has 0.0: take voxels [\d.]+ times"):
-        train.fit(one, config, spread=train.Spread(memory=1000), progress=lambda *at: made.append(at))
+    with pytest.raises(InputError, match=r"stage \d needs .* GiB and the device has 0.0 GiB: use voxels [\d.]+ times"):
+        train.fit(one, config, layout=train.DeviceLayout(memory=1000), progress=lambda *at: made.append(at))
     assert made == []
-    assert train.check_memory(0, float("nan"), train.Spread(memory=1000)) is None
+    assert train.check_memory(0, float("nan"), train.DeviceLayout(memory=1000)) is None
 
 
 def test_the_peak_is_the_program_s_own():

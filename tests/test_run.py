@@ -613,9 +613,9 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             ["B in --parts selects no residue: the model has the chains A"],
         ),
         (dict(parts="{}/elsewhere.mrc"), ["elsewhere.mrc lies on another grid than the initial map"]),
-        (dict(parts="{}/between.mrc"), ["between.mrc holds values that are no labels"]),
+        (dict(parts="{}/between.mrc"), ["between.mrc contains values that are not labels"]),
         (dict(parts="{0}/between.mrc,none.mrc"), ["no file none.mrc here or in {}/data"]),
-        (dict(parts="auto", part_rigidity="1,2"), ["part_rigidity is for parts that are known"]),
+        (dict(parts="auto", part_rigidity="1,2"), ["part_rigidity is only for given parts"]),
         (
             dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
             ["1 weights of the rigidity for 2 parts"],

@@ -258,7 +258,7 @@ def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(n
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
     group, _, maps = pair
-    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.contour_level(maps[0].density)))
+    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.choose_threshold(maps[0].density)))
     found = Symmetry.of("C2", maps[0], mass)
     np.testing.assert_allclose(found.centre[:2], 0, atol=0.1)
     found.check(mass, "initial map")
@@ -304,9 +304,9 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.morphing import symmetrical
+    from cryotrans_jax.morphing import impose_symmetry
 
-    half, _ = symmetrical(problem, group, maps[0])
+    half, _ = impose_symmetry(problem, group, maps[0])
     whole, level = (prepare.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
     assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
     assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
@@ -352,7 +352,7 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     parts = fit.partition()
     assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
     x = atoms.positions(start)
-    assert np.mean(parts.at(x) == parts.at(group.operators[1](x)) ^ 1) > 0.97
+    assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
     one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
     velocity = fit.config.network.apply
     turn = group.operators[1].rotation

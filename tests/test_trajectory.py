@@ -93,7 +93,7 @@ def test_move_is_straight_between_steps(bending, xyz):
 
 def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
     """More points than a padded block holds, and fewer."""
-    many = np.tile(xyz, (trajectory.ROUND // len(xyz) + 1, 1))
+    many = np.tile(xyz, (trajectory.PAD_MULTIPLE // len(xyz) + 1, 1))
     times = np.array([1.0])
     few = move(CONFIG, bending, FRAME, xyz, times)[0]
     np.testing.assert_allclose(
@@ -234,4 +234,6 @@ def test_volumes_change_by_the_determinant(monkeypatch, part):
 
     monkeypatch.setattr(trajectory, "move", move)
     own = np.linalg.det(turns)[[0] * 40 if part is None else part]
-    np.testing.assert_allclose(trajectory.volumes(Config(()), {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9)
+    np.testing.assert_allclose(
+        trajectory.volume_change(Config(()), {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9
+    )

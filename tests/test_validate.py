@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms
-from cryotrans_jax.prepare import contour_level
+from cryotrans_jax.prepare import choose_threshold
 from experiments import validate
 
 
@@ -70,7 +70,7 @@ def test_every_case_has_a_row_and_every_group_its_median_and_worst(job, pairs, t
 
 def test_noise_is_as_strong_as_asked_and_always_the_same(maps):
     density = maps[0].density
-    inside = density > contour_level(density)
+    inside = density > choose_threshold(density)
     assert validate.add_noise(maps[0], np.inf).density == pytest.approx(density)
     one, other = (validate.add_noise(maps[0], 0.5).density - density for _ in range(2))
     np.testing.assert_array_equal(one, other)
