@@ -23,5 +23,6 @@ smartquotes = False  # they would turn the two hyphens of a flag into one dash
 default_role = "code"  # docstrings write `x` for code, as Markdown does
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # shapes such as "*targets 3" would be read as markup
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
