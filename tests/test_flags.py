@@ -98,12 +98,12 @@ def test_a_waypoint_lies_between_the_maps(time):
 @pytest.mark.parametrize("recipe", ["paper/3", "paper/x", "best", "default/2", "paper@x", "paper@0.01", "paper@"])
 def test_a_recipe_of_a_validation_is_checked_before_the_first_fit(recipe):
     with pytest.raises(InputError, match="--recipes="):
-        validate.recipe_of(recipe)
+        validate.parse_recipe(recipe)
 
 
 def test_a_recipe_of_a_validation_is_read():
-    assert validate.recipe_of("paper/2@7:adk") == ("paper/2", 7.0, "adk")
-    assert validate.recipe_of("default") == ("default", None, None)
+    assert validate.parse_recipe("paper/2@7:adk") == ("paper/2", 7.0, "adk")
+    assert validate.parse_recipe("default") == ("default", None, None)
 
 
 def test_ranges_that_the_library_has_as_well_are_the_same():

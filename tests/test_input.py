@@ -317,7 +317,7 @@ def test_a_pair_names_files_of_its_own_folder(tmp_path, name):
     with pytest.raises(InputError, match="names of files in its own folder"):
         validate.load_pair(tmp_path, 7.0)
     with pytest.raises(InputError, match="has no none.pdb"):
-        validate.beside(tmp_path, "none.pdb")
+        validate.file_of_pair(tmp_path, "none.pdb")
 
 
 def npz(path, header=None, **arrays):
@@ -335,7 +335,7 @@ def npz(path, header=None, **arrays):
 def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     index, xyz = np.array([2, 0]), np.arange(18.0).reshape(3, 2, 3)
     for order in (xyz, np.asfortranarray(xyz)):
-        read = validate.stored_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
+        read = validate.read_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
         for a, b in zip(read, (index, xyz), strict=True):
             np.testing.assert_array_equal(a, b)
     bad = [
@@ -349,7 +349,7 @@ def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     bad[-1].write_bytes(bad[0].read_bytes()[:100])
     for path in bad:
         with small, pytest.raises(InputError, match="holds no frames|has frames"):
-            validate.stored_frames(path)
+            validate.read_frames(path)
 
 
 @pytest.mark.parametrize("change", [dict(inputs=[]), dict(initial="b"), dict(target="x"), dict(chosen=3), dict(a=0)])
@@ -375,7 +375,7 @@ def test_a_flag_that_is_no_number_is_refused(job, flag):
 
 def test_the_same_seed_makes_the_same_damage(plain):
     made = [
-        [fuzz_damage.mutated(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
+        [fuzz_damage.mutate(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
         for seed in (0, 0, 1)
     ]
     assert made[0] == made[1] != made[2] and len({*made[0]}) > 25
@@ -395,7 +395,7 @@ def test_every_outcome_is_told_apart(tmp_path, monkeypatch):
 
     import signal
 
-    before = signal.signal(signal.SIGPROF, fuzz.hung)
+    before = signal.signal(signal.SIGPROF, fuzz.raise_hung)
     try:
         for expected, read in {
             "results": lambda *_: None,

@@ -81,7 +81,7 @@ def test_waypoints_and_frames_may_have_commas_and_tildes(home):
     for wrong in ("a.mrc", "a.mrc@", "a.mrc@0.5,b.mrc", "@0.5"):
         with pytest.raises(InputError, match="FILE@TIME"):
             inputs.waypoints_in([wrong])
-    assert contest.listed(["x:~/b,c.mrc,a.*"]) == {"x": [home / "b,c.mrc", Path("a.mrc")]}
+    assert contest.find_frames(["x:~/b,c.mrc,a.*"]) == {"x": [home / "b,c.mrc", Path("a.mrc")]}
 
 
 def test_a_target_with_a_comma_in_its_name_is_read(home, job):

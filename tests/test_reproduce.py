@@ -69,7 +69,7 @@ def fitted(job, data, out_dir, name, *more):
 @pytest.mark.parametrize("name", [system.name for system in systems.SYSTEMS])
 def test_a_system_goes_from_its_files_to_a_scored_table(job, data, tmp_path, name):
     out, told = fitted(job, data, tmp_path / "out", name)
-    system, rows = systems.named(name), {row["quantity"]: row for row in told["rows"]}
+    system, rows = systems.find_system(name), {row["quantity"]: row for row in told["rows"]}
     assert (tmp_path / "out" / "reproduce.md").read_text() in out
     resolution = RESOLUTIONS.get(name)
     label = "FSC = 0.5 against the reference [Å]"
@@ -201,7 +201,7 @@ def test_a_model_is_laid_over_the_target_map(data, tmp_path):
     model = hinge_pair()[1]
     away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).move(model)
     atoms.write_model(tmp_path / "away.cif", away)
-    path = reproduce.laid_over(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
+    path = reproduce.align_model(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
     off = atoms.positions(atoms.read_model(path)) - atoms.positions(model)
     assert np.sqrt((off**2).sum(1).mean()) < 0.25 * VOXEL
 

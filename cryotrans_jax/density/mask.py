@@ -28,7 +28,7 @@ def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
 def sphere(map_: Map, radius: float) -> Map:
     """The mask that is 1 within `radius` Å about the centre of the map's mass, and fades to 0 over EDGE Å beyond.
 
-    The mass is that above the level of `prepare.choose_threshold`, without specks.
+    The mass is that above the threshold of `choose_threshold`, without dust.
 
     Raises InputError where the map has none.
     """
