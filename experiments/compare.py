@@ -8,8 +8,8 @@ barycentre, entropic optimal transport, as in MorphOT; l2, our flow by squared d
 correspondences; paper, the published schedule (slow); models, the straight line between models of both states, if they
 are given: this method knows the answer. --frames_of adds frames of other programs.
 
-A --pair is a folder in --data_dir with models of both states, as for experiments.validate. Its target map is simulated
-with noise, so that its Fourier shell correlation with the truth falls to 0.5 at its resolution, as in a real map. A map
+A --pair is a folder in --data_dir with models of both states, as for experiments.studies.validate. Its target map is
+simulated with noise, so that its Fourier shell correlation with the truth falls to 0.5 at its resolution, as in a real map. A map
 without noise is blurred, but no information is lost.
 """
 
@@ -37,7 +37,7 @@ def define_flags() -> None:
     shared.define_maps()
     with shared.group("Maps"):
         flags.DEFINE_string(
-            "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
+            "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.studies.validate does."
         )
         flags.DEFINE_bool(
             "noise",
@@ -124,14 +124,14 @@ def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
 
 def load_pair():
     """Load the case of a pair's folder, with noise on its target if --noise, and models of the path."""
-    from . import validate
+    from . import pairs
 
-    folder = validate.pair_folder(FLAGS.data_dir, FLAGS.pair)
+    folder = pairs.pair_folder(FLAGS.data_dir, FLAGS.pair)
     resolution = FLAGS.target_resolution or 7.0
-    case = validate.load_pair(folder, resolution)
+    case = pairs.load_pair(folder, resolution)
     if FLAGS.noise:
         case.targets = [with_noise(case.targets[0], resolution)]
-    return case, validate.known_path(folder, case.model)
+    return case, pairs.known_path(folder, case.model)
 
 
 def load_maps(out_dir: Path):
@@ -202,11 +202,10 @@ def method_frames(method: str, case, comparison):
     """Frames of a method, and the distance (Å) of a known path from its models, None if no path is known."""
     import numpy as np
 
-    from cryotrans_jax import baselines
     from cryotrans_jax.io import atoms
     from cryotrans_jax.scores import metrics
 
-    from . import contest
+    from . import baselines, contest
 
     if method == "blend":
         return list(baselines.blend(comparison.initial, comparison.target, comparison.times)), None
@@ -229,10 +228,9 @@ def method_frames(method: str, case, comparison):
 
 def fit_method(method: str, case):
     """Fit the flow of a method."""
-    from cryotrans_jax import baselines
     from cryotrans_jax.fit.progress import Progress
 
-    from . import results
+    from . import baselines, results
 
     settings = {name: FLAGS[name].value for name in ("seed", "steps", "initial_threshold", "target_threshold")}
     if method == "l2":

@@ -254,7 +254,7 @@ def write_targets(
     description: dict,
 ) -> None:
     """Nothing; the folders of the targets that did not fail hold their files, and their scores are printed."""
-    from . import story  # which tells of results, and so imports this file
+    from . import story
 
     scores, stories = [], []
     for place, number in enumerate(share):

@@ -114,6 +114,6 @@ def _takes(flag: flags.Flag) -> str:
 
 
 if __name__ == "__main__":
-    from . import usage  # this module as jobs know it, with their groups
+    from . import usage
 
     print(usage.markdown(sys.argv[1]))

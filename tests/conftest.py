@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from importlib.util import find_spec
 
 import gemmi
 import numpy as np
@@ -160,7 +161,8 @@ def job():
 
 def run_job(name, *arguments):
     """Run a command, and return its status, stdout and stderr; its flags are defined only for this call."""
-    module, main = (importlib.import_module(f"experiments.{part}") for part in (name, "main"))
+    (home,) = (home for home in ("experiments", "experiments.studies", "tests.tools") if find_spec(f"{home}.{name}"))
+    module, main = importlib.import_module(f"{home}.{name}"), importlib.import_module("experiments.main")
     arguments_before = sys.argv
     out, error = io.StringIO(), io.StringIO()
     try:
@@ -174,6 +176,6 @@ def run_job(name, *arguments):
     finally:
         sys.argv = arguments_before
         for owner, defined in flags.FLAGS.flags_by_module_dict().items():
-            for flag in list(defined) if owner.startswith("experiments") else ():
+            for flag in list(defined) if owner.startswith(("experiments", "tests.tools")) else ():
                 delattr(flags.FLAGS, flag.name)
     return status, out.getvalue(), error.getvalue()

@@ -14,7 +14,7 @@ from ott.geometry.grid import Grid
 from cryotrans_jax.core import transport
 from cryotrans_jax.fit import recipes, train
 from cryotrans_jax.fit.train import Config, Stage
-from experiments import benchmark, floor
+from experiments.studies import benchmark, floor
 
 pytestmark = pytest.mark.slow  # a minute of compilations
 TINY = (

@@ -10,7 +10,7 @@ from conftest import record
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.scores import metrics
-from experiments import trajectory
+from experiments.studies import trajectory
 
 
 def slow_match_from(cost, first):

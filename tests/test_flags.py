@@ -14,7 +14,8 @@ from cryotrans_jax.density import thresholds
 from cryotrans_jax.io import maps as files
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
-from experiments import inputs, ranges, validate
+from experiments import inputs, ranges
+from experiments.studies import validate
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import imbalance
+from experiments.studies import imbalance
 
 
 def test_too_few_particles_and_an_earlier_study_are_told(job, tmp_path):

@@ -22,7 +22,8 @@ from cryotrans_jax.io import atoms, maps
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from cryotrans_jax.motion import partition
-from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, run_folder, story, validate
+from experiments import archives, exchange, inputs, pairs, run_folder, story
+from tests.tools import fuzz, fuzz_damage, fuzz_kinds
 
 MODEL, _ = demo.hinge_pair()
 quick = settings(max_examples=60, deadline=None, derandomize=True)  # the same examples on every machine
@@ -315,9 +316,9 @@ def test_a_pair_names_files_of_its_own_folder(tmp_path, name):
     (tmp_path / "pair.json").write_text(json.dumps({"initial": name, "target": name}))
     (tmp_path.parent / "a.pdb").write_text(LINE)
     with pytest.raises(InputError, match="names of files in its own folder"):
-        validate.load_pair(tmp_path, 7.0)
+        pairs.load_pair(tmp_path, 7.0)
     with pytest.raises(InputError, match="has no none.pdb"):
-        validate.file_of_pair(tmp_path, "none.pdb")
+        pairs.file_of_pair(tmp_path, "none.pdb")
 
 
 def npz(path, header=None, **arrays):
@@ -335,7 +336,7 @@ def npz(path, header=None, **arrays):
 def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     index, xyz = np.array([2, 0]), np.arange(18.0).reshape(3, 2, 3)
     for order in (xyz, np.asfortranarray(xyz)):
-        read = validate.read_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
+        read = pairs.read_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
         for a, b in zip(read, (index, xyz), strict=True):
             np.testing.assert_array_equal(a, b)
     bad = [
@@ -349,7 +350,7 @@ def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     bad[-1].write_bytes(bad[0].read_bytes()[:100])
     for path in bad:
         with small, pytest.raises(InputError, match="holds no frames|has frames"):
-            validate.read_frames(path)
+            pairs.read_frames(path)
 
 
 @pytest.mark.parametrize("change", [dict(inputs=[]), dict(initial="b"), dict(target="x"), dict(chosen=3), dict(a=0)])

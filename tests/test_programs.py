@@ -9,7 +9,7 @@ import pytest
 
 from cryotrans_jax.core import programs
 from cryotrans_jax.fit import train
-from experiments import benchmark
+from experiments.studies import benchmark
 
 
 def test_programs_compiled_in_tests_are_kept_no_longer_than_the_tests():

@@ -3,8 +3,8 @@
 import pytest
 
 from cryotrans_jax.io.files import InputError
-from experiments import reliability
-from experiments.reliability import BEGIN, END, Row
+from tests.tools import reliability
+from tests.tools.reliability import BEGIN, END, Row
 
 
 def test_a_new_row_replaces_the_earlier_one_of_its_fault_and_no_other(tmp_path):

@@ -91,8 +91,10 @@ def test_the_figure_has_a_line_and_a_key_for_each_curve(study):
 def test_the_papers_recipe_fits_each_target_with_its_own_steps(job, pair, tmp_path, monkeypatch):
     alone = []
     monkeypatch.setattr(results, "fit_case", lambda case, settings: alone.append(case))
-    monkeypatch.setattr("experiments.study.measure", lambda fit, case, number, folder: ({"resolution": 1.0}, [], []))
-    monkeypatch.setattr("experiments.study.write", lambda *_: None)
+    monkeypatch.setattr(
+        "experiments.studies.study.measure", lambda fit, case, number, folder: ({"resolution": 1.0}, [], [])
+    )
+    monkeypatch.setattr("experiments.studies.study.write", lambda *_: None)
     status, _, error = job("study", *pair, *GRID, "--resolutions=8,7", "--recipe=paper", f"--out_dir={tmp_path / 'o'}")
     assert status == 0, error
     assert [case.target_resolutions for case in alone] == [[8.0], [7.0]]

@@ -7,7 +7,8 @@ import pytest
 
 from cryotrans_jax.density.thresholds import choose_threshold
 from cryotrans_jax.io import atoms
-from experiments import validate
+from experiments.pairs import known_path, load_pair
+from experiments.studies import validate
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def pairs(models, tmp_path):
 
 
 def test_a_known_path_is_read_from_models_and_from_frames(pairs, models):
-    found = validate.known_path(pairs / "bent", models[0])
+    found = known_path(pairs / "bent", models[0])
     expected = [atoms.positions(models[k]) for k in (2, 1, 2)]
     for model, xyz in zip(found, expected, strict=True):
         np.testing.assert_allclose(atoms.positions(model), xyz, atol=1e-3)  # decimals of the file
@@ -39,7 +40,7 @@ def test_a_path_is_compared_with_the_fit_and_with_straight_lines(pairs, models):
             start, end = (atoms.positions(m) for m in models[:2])
             return [atoms.with_positions(model, start + t * (end - start)) for t in times]
 
-    case = validate.load_pair(pairs / "bent", 8.0)
+    case = load_pair(pairs / "bent", 8.0)
     scores = validate.path_scores(Straight(), case, pairs / "bent")
     assert scores["path"] == pytest.approx(scores["straight_path"], abs=1e-3)
     assert 0 < scores["path"] < 0.3  # an arc of 0.6 radians hardly leaves its chord
@@ -48,7 +49,7 @@ def test_a_path_is_compared_with_the_fit_and_with_straight_lines(pairs, models):
 
 
 def test_a_pair_is_carried_back(pairs, models):
-    there, back = (validate.load_pair(pairs / "bent", 8.0, way) for way in (False, True))
+    there, back = (load_pair(pairs / "bent", 8.0, way) for way in (False, True))
     for case, (start, end) in ((there, models[:2]), (back, models[1::-1])):
         np.testing.assert_allclose(atoms.positions(case.model), atoms.positions(start), atol=1e-3)
         np.testing.assert_allclose(atoms.positions(case.references[0]), atoms.positions(end), atol=1e-3)

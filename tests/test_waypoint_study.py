@@ -7,7 +7,8 @@ import pytest
 
 from cryotrans_jax.density import simulation
 from cryotrans_jax.io import atoms
-from experiments import results, waypoints
+from experiments import results
+from experiments.studies import waypoints
 
 TURNS = {"start": 0.0, "early": 0.3, "middle": 0.6, "late": 0.9, "end": 1.2}
 

@@ -337,7 +337,7 @@ def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tup
 
 def path_of(module: str) -> Path:
     """File of a module; its name occurs in one of the package's folders only."""
-    (path,) = (ROOT / "cryotrans_jax").rglob(f"{module}.py")
+    (path,) = (path for folder in ("cryotrans_jax", "experiments") for path in (ROOT / folder).rglob(f"{module}.py"))
     return path
 
 

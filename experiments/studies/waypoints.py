@@ -1,9 +1,9 @@
 """Measure the gain from a waypoint, on pairs of models whose path between the states is partly known.
 
-python -m experiments.waypoints --data_dir=PAIRS --pairs=serca,adk --resolutions=7 --seeds=0 --out_dir=DIR
+python -m experiments.studies.waypoints --data_dir=PAIRS --pairs=serca,adk --resolutions=7 --seeds=0 --out_dir=DIR
 
-Pairs are those of experiments.validate. Each is fitted twice: from the two maps alone, and with a map of the middle
-model of the known path as a waypoint half way, simulated like the target. The end, the waypoint and the other models of
+Pairs are those of experiments.studies.validate. Each is fitted twice: from the two maps alone, and with a map of the
+middle model of the known path as a waypoint half way, simulated like the target. The end, the waypoint and the other models of
 the path, which no fit has seen, are scored. Two straight lines are given for comparison: between the true models of
 both states, and through the true model of the waypoint. No user of this program has these models.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from . import paths, ranges, tables
-from .main import run
+from .. import paths, ranges, tables
+from ..main import run
 
 FLAGS = flags.FLAGS
 TIME = 0.5  # of the waypoint
@@ -53,12 +53,12 @@ def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
     from cryotrans_jax.io.files import InputError, write_file
 
-    from . import results, run_folder, validate
+    from .. import pairs, results, run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
-    folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
+    folders = {name: pairs.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
     rows = []
     with run_folder.growing(out_dir, "waypoints") as growing:
         each = product(folders.items(), FLAGS.resolutions, enumerate(FLAGS.seeds))
@@ -78,9 +78,10 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
 
-    from . import results, validate
+    from .. import pairs, results
+    from . import validate
 
-    case = validate.load_pair(folder, resolution)
+    case = pairs.load_pair(folder, resolution)
     path, known = path_with_waypoint(folder, case.model)
     waypoint = results.Waypoint("waypoint", simulate_inside(path[known], case, resolution), TIME, resolution)
     settings = validate.rule_settings("default", seed, FLAGS.steps)
@@ -109,12 +110,12 @@ def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
     """
     from cryotrans_jax.io.files import InputError
 
-    from . import validate
+    from .. import pairs
 
-    path = validate.known_path(folder, initial)
+    path = pairs.known_path(folder, initial)
     if len(path) < 2:
         raise InputError(f"{folder}/pair.json names {len(path)} models of the way: name two at least, one to be passed")
-    if validate.read_description(folder)["path"].get("runs_from") == "target":
+    if pairs.read_description(folder)["path"].get("runs_from") == "target":
         path = path[::-1]
     return path, len(path) // 2
 
@@ -128,7 +129,7 @@ def simulate_inside(model, case, resolution: float):
 
     from cryotrans_jax.density import simulation
 
-    from .inputs import check_inside
+    from ..inputs import check_inside
 
     grid = case.initial
     check_inside(model, grid.density.shape, grid.voxel_size, grid.origin, "the waypoint's model")

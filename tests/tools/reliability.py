@@ -1,12 +1,12 @@
 """Inject faults into runs and tabulate the outcomes for docs/reliability.md.
 
-python -m experiments.reliability --write=docs/reliability.md
-python -m experiments.reliability --sections=signals,numbers
+python -m tests.tools.reliability --write=docs/reliability.md
+python -m tests.tools.reliability --sections=signals,numbers
 
 Sections: signals (those that a cluster sends), stops (signals while Python cannot handle them), locks (two runs in one
 folder), disk (full, read-only), inputs (a map that vanishes), numbers (a fit whose parameters become NaN), targets (24,
 one of them bad), mistakes (input that cannot be fitted), folders (damaged, or prepared by others), damaged (files, by
-experiments.fuzz), kills (kill -9 at random times, then the same command again). Each is a function that yields rows.
+tests.tools.fuzz), kills (kill -9 at random times, then the same command again). Each is a function that yields rows.
 The runs are of the built-in pair on coarse voxels, in separate processes.
 """
 
@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import paths, ranges, tables
-from .main import run
+from experiments import paths, ranges, tables
+from experiments.main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = (
@@ -293,7 +293,7 @@ def folders(folder: Path) -> Iterator[Row]:
     own.mkdir()
     for name in ("a.mrc", "b.mrc"):
         (own / name).write_bytes((folder / name).read_bytes())
-    ended = run_to_end([sys.executable, "-m", "experiments.reliability_folders", str(own)])
+    ended = run_to_end([sys.executable, "-m", "tests.tools.reliability_folders", str(own)])
     for text in ended.printed.splitlines():
         if text.startswith("["):
             fault, tried, survived, how = json.loads(text)
@@ -440,7 +440,7 @@ def damaged(folder: Path) -> Iterator[Row]:
     """Read damaged files of every kind: each must give a result or one clear error, fast and in little memory."""
     given = [f"--{name}={FLAGS[name].value}" for name in ("seed", "data_dir") if FLAGS[name].value is not None]
     job = f"--count={FLAGS.damaged}", f"--out_dir={folder / 'fuzz'}"
-    run_to_end([sys.executable, "-c", "import experiments.fuzz as f; f.command()", *job, *given])
+    run_to_end([sys.executable, "-c", "import tests.tools.fuzz as f; f.command()", *job, *given])
     for row in json.loads((folder / "fuzz/fuzz.json").read_text()):
         good = row["results"] + row["errors"]
         most = f"{row['worst_mib']:.0f} MiB and {row['worst_seconds']:.2g} s at most"

@@ -1,8 +1,8 @@
 """Simulated study of one pair of models: targets from sharp to blurred, and the resolution of each prediction.
 
-python -m experiments.study                                        the built-in pair
-python -m experiments.study --initial=6RAH --target=6RAI --fetch   entries, or files
-python -m experiments.study --initial=A.cif --target=B.cif --resolutions=5,10
+python -m experiments.studies.study                                        the built-in pair
+python -m experiments.studies.study --initial=6RAH --target=6RAI --fetch   entries, or files
+python -m experiments.studies.study --initial=A.cif --target=B.cif --resolutions=5,10
 
 Maps are simulated from both models on one grid, the target's at several resolutions, and the recipe default fits all of
 them in one program. The output folder has the FSC of each generated map against the target's model as one figure
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from . import flags as shared
-from . import paths, ranges, systems, tables
-from .main import run
-from .usage import group
+from .. import flags as shared
+from .. import paths, ranges, systems, tables
+from ..main import run
+from ..usage import group
 
 FLAGS = flags.FLAGS
 COLUMNS = {  # key: style, head
@@ -58,7 +58,7 @@ def main() -> None:
     """Run the study and write it into the folder."""
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder
+    from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
@@ -101,8 +101,8 @@ def load(wanted: list[float]):
     from cryotrans_jax.density import demo, simulation
     from cryotrans_jax.io import atoms
 
-    from .inputs import check_detail
-    from .results import Case
+    from ..inputs import check_detail
+    from ..results import Case
 
     check_detail(min(wanted), FLAGS.voxel_size, "--resolutions")
     check_detail(FLAGS.initial_resolution, FLAGS.voxel_size, "--initial_resolution")
@@ -126,7 +126,7 @@ def find_model(name: str | None) -> Path:
     """
     from cryotrans_jax.io.files import InputError
 
-    from . import archives, inputs
+    from .. import archives, inputs
 
     if not name:
         raise InputError("one model is given and not the other: give --initial and --target, or neither")
@@ -148,7 +148,8 @@ def fits(case):
     """
     from dataclasses import replace
 
-    from . import results, validate
+    from .. import results
+    from . import validate
 
     settings = validate.rule_settings(FLAGS.recipe, FLAGS.seed, FLAGS.steps, FLAGS.bin)
     numbers = range(len(case.targets))
@@ -171,7 +172,7 @@ def measure(fit, case, number: int, folder: Path):
     from cryotrans_jax.io import maps
     from cryotrans_jax.scores import metrics
 
-    from . import results
+    from .. import results
 
     generated = fit.generated()
     compared = results.compare(fit, case, number, generated)
@@ -197,7 +198,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     from cryotrans_jax import plots
     from cryotrans_jax.io.files import write_file
 
-    from . import exchange, results
+    from .. import exchange, results
 
     ends = {}
     for row in rows:

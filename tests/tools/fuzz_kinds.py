@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from . import ranges
+from experiments import ranges
+from experiments.main import run
+
 from .fuzz_damage import change_densities, damage_folder, mutate, pack_folder
-from .main import run
 
 MAX_SEED_BYTES = 400_000  # bytes, largest file of --data_dir that is used
 COMMANDS = (
@@ -160,8 +161,7 @@ def entry_seeds(data_dir: Path | None) -> list[bytes]:
 def read_an_entry(folder: Path, data: bytes, random) -> None:
     """Read the text as an entry of the EMDB, as the file beside a map, and as the note of an interrupted transfer."""
     from cryotrans_jax.io.files import InputError
-
-    from . import archives, download, inputs
+    from experiments import archives, download, inputs
 
     path, part = folder / "emd_1234.map.gz", folder / ".x.part"
     for place in (folder / "emd_1234.json", path, part, download.beside(part)):
@@ -203,8 +203,8 @@ def record_seeds(data_dir: Path | None) -> list[bytes]:
 def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.io.files import InputError
-
-    from . import benchmark, exchange, page, run_folder, story
+    from experiments import exchange, page, run_folder, story
+    from experiments.studies import benchmark
 
     path = folder / "config.json"
     path.write_bytes(data)
@@ -236,14 +236,13 @@ def pair_seeds(data_dir: Path | None) -> list[bytes]:
 def read_a_pair(folder: Path, data: bytes, random) -> None:
     """Read the bytes as the description of a pair, or as its frames."""
     from cryotrans_jax.io import atoms
-
-    from . import validate
+    from experiments import pairs
 
     seeds = pair_seeds(None)
     text = data[:1] == b"{"
     (folder / "pair.json").write_bytes(data if text else seeds[0])
     (folder / "way.npz").write_bytes(seeds[1] if text else data)
-    validate.known_path(folder, atoms.read_model(folder / "seed.pdb"))
+    pairs.known_path(folder, atoms.read_model(folder / "seed.pdb"))
 
 
 def flag_seeds(data_dir: Path | None) -> list[bytes]:
@@ -281,8 +280,8 @@ def prepare_run(folder: Path, words: list[str]) -> None:
     """
     import shutil
 
-    from . import resume
-    from . import run as job
+    from experiments import resume
+    from experiments import run as job
 
     def load() -> None:
         job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
@@ -445,8 +444,7 @@ def read_an_answer(folder: Path, data: bytes, random) -> None:
     import shutil
 
     from cryotrans_jax.io.files import InputError
-
-    from . import archives, download
+    from experiments import archives, download
 
     download.PAUSE, place, printed = 0.0, folder / "fetched", io.StringIO()
     errors = []

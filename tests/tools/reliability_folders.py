@@ -1,6 +1,6 @@
 """Give damaged and prepared run folders to every command that reads one: a section of `reliability`.
 
-python -m experiments.reliability_folders FOLDER     FOLDER has a.mrc, b.mrc and a finished run `undisturbed`
+python -m tests.tools.reliability_folders FOLDER     FOLDER has a.mrc, b.mrc and a finished run `undisturbed`
 
 Each case is a copy of the run with one fault. Commands run in this process, one after the other, because starting a
 process takes longer than its work. A line of JSON is printed for each kind of fault.

@@ -1,7 +1,7 @@
 """Prepare the building of a model into a generated map, and score the backbone of the built model.
 
-python -m experiments.rebuild --run_dir=DIR --reference=B.cif                        files and commands for Phenix
-python -m experiments.rebuild --run_dir=DIR --reference=B.cif --rebuilt=built.cif    scores of the built model
+python -m experiments.studies.rebuild --run_dir=DIR --reference=B.cif                      files and commands for Phenix
+python -m experiments.studies.rebuild --run_dir=DIR --reference=B.cif --rebuilt=built.cif  scores of the built model
 
 The first command writes the folder DIR/rebuild: the sequence, the reference in the initial map's frame, and build.sh,
 which calls Phenix (map_to_model, then chain_comparison). Phenix is not part of this project, and scoring does not need
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from . import flags as shared
-from . import paths, ranges
-from .main import run
+from .. import flags as shared
+from .. import paths, ranges
+from ..main import run
 
 FLAGS = flags.FLAGS
 BUILD = """#!/bin/sh
@@ -47,7 +47,7 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError, write_file
     from cryotrans_jax.scores import metrics
 
-    from . import run_folder
+    from .. import run_folder
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"

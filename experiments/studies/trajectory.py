@@ -1,8 +1,8 @@
 """Compare a finished run's pseudo-trajectory with a known trajectory: time and distance of each known frame.
 
-python -m experiments.trajectory --run_dir=DIR --dynamics=path.pdb           a PDB or mmCIF file of many models
-python -m experiments.trajectory --run_dir=DIR --dynamics=top.psf,run.dcd    any format of MDAnalysis, if installed
-python -m experiments.trajectory --run_dir=DIR --dynamics=PAIRS/adk          a pair's folder with a path
+python -m experiments.studies.trajectory --run_dir=DIR --dynamics=path.pdb       a PDB or mmCIF file of many models
+python -m experiments.studies.trajectory --run_dir=DIR --dynamics=top.psf,run.dcd any format of MDAnalysis, if installed
+python -m experiments.studies.trajectory --run_dir=DIR --dynamics=PAIRS/adk      a pair's folder with a path
 
 The run must have carried a model (--model). Pseudo-time is matched to time in order, by dynamic programming, over the
 CA atoms in common. For comparison, the same is done for the straight line between the known trajectory's own ends.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from . import flags as shared
-from . import paths, ranges
-from .main import run
+from .. import flags as shared
+from .. import paths, ranges
+from ..main import run
 
 FLAGS = flags.FLAGS
 OUTPUTS = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
@@ -44,7 +44,7 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError, write_file
     from cryotrans_jax.scores import metrics
 
-    from . import results, run_folder
+    from .. import results, run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -95,7 +95,7 @@ def carried_model(folder: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder
+    from .. import run_folder
 
     saved = run_folder.run_of(folder)
     name = saved["settings"].get("model")
@@ -114,7 +114,7 @@ def load_path(model) -> list:
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from .validate import file_of_pair, known_path, read_description
+    from ..pairs import file_of_pair, known_path, read_description
 
     first = Path(FLAGS.dynamics[0])
     if (first / "pair.json").is_file():

@@ -1,12 +1,12 @@
 """Simulate a rare conformation with few particles, and measure the gain from morphing the common conformation.
 
-python -m experiments.imbalance                            the built-in pair
-python -m experiments.imbalance --pair=PAIRS/adk --particles=20000 --rare=0.05 --out_dir=DIR
+python -m experiments.studies.imbalance                            the built-in pair
+python -m experiments.studies.imbalance --pair=PAIRS/adk --particles=20000 --rare=0.05 --out_dir=DIR
 
 Particles are projections of two conformations' maps from all directions with white noise. The particles of each
 conformation are back-projected with known poses to two half-maps and a map, which are filtered by the half-maps' FSC.
 The common conformation's map is morphed into the rare one, with its half-maps, and all three maps are compared with
-the truth. A pair is a folder with two models and a pair.json, as for experiments.validate.
+the truth. A pair is a folder with two models and a pair.json, as for experiments.studies.validate.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from . import flags as shared
-from . import paths, ranges, tables
-from .main import run
+from .. import flags as shared
+from .. import paths, ranges, tables
+from ..main import run
 
 FLAGS = flags.FLAGS
 COLUMNS = {
@@ -70,7 +70,7 @@ def main() -> None:
     """Run the study; print the table, and write it with the figure and the maps."""
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder
+    from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "imbalance.json").exists() and not FLAGS.overwrite:
@@ -97,7 +97,7 @@ def load_pair() -> tuple:
 
     if FLAGS.pair is None:
         return hinge_pair()
-    from .validate import load_models
+    from ..pairs import load_models
 
     return load_models(Path(FLAGS.pair))
 
@@ -133,8 +133,9 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
     import numpy as np
     from scipy.spatial.transform import Rotation
 
-    from cryotrans_jax import projection
     from cryotrans_jax.scores import metrics
+
+    from . import projection
 
     turns = Rotation.random(count, np.random.default_rng(seed)).as_matrix().astype(np.float32)
     images = projection.project(map_.density, turns)
@@ -178,7 +179,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     from cryotrans_jax.io.maps import write_map
     from cryotrans_jax.scores import metrics
 
-    from .run_folder import write_json
+    from ..run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
     compared, curves = score_maps(maps, truth)

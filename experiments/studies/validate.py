@@ -1,6 +1,6 @@
 """Validate the recipes on pairs of models whose answer is known.
 
-python -m experiments.validate --data_dir=PAIRS --pairs=adk,msba --resolutions=3,5,7 --seeds=0 --out_dir=DIR
+python -m experiments.studies.validate --data_dir=PAIRS --pairs=adk,msba --resolutions=3,5,7 --seeds=0 --out_dir=DIR
 
 A pair is a folder in --data_dir with two models and a pair.json: {"initial": file, "target": file, "superpose": bool}.
 Both are simulated on a common grid, the initial one at 3 Å. Every case runs in a separate process. If models of the
@@ -18,17 +18,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from absl import flags
 
-from . import paths, ranges, tables
-from .main import run, show_warnings
+from .. import paths, ranges, tables
+from ..main import run, show_warnings
+from ..pairs import known_path, load_pair, pair_folder
 
 FLAGS = flags.FLAGS
-INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
-MAX_BYTES = 1 << 30  # largest size of the frames of a known path
-MAX_COORDINATE = 1e6  # Å, largest distance of an atom from 0 along an axis
 FRAMES = 11  # number of frames that a known path is compared with
 COLUMNS = {
     "pair": "{}",
@@ -90,7 +87,7 @@ def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder
+    from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
@@ -128,20 +125,6 @@ def plan_cases() -> list[tuple]:
             every = itertools.product([at] if at else FLAGS.resolutions, FLAGS.signal_to_noise, FLAGS.seeds)
             cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps, FLAGS.reversed) for r, noise, seed in every]
     return cases
-
-
-def pair_folder(data_dir: str, name: str) -> Path:
-    """Folder of a pair.
-
-    Raises:
-        InputError: the folder has no pair.json.
-    """
-    from cryotrans_jax.io.files import InputError
-
-    folder = Path(data_dir) / name
-    if not (folder / "pair.json").is_file():
-        raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
-    return folder
 
 
 def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
@@ -186,7 +169,7 @@ def measure(
     begin = time.perf_counter()
     from cryotrans_jax.io import memory
 
-    from . import results
+    from .. import results
 
     case = load_pair(Path(folder), resolution, back)
     case.targets = [add_noise(target, noise) for target in case.targets]
@@ -211,43 +194,6 @@ def rule_settings(recipe: str, seed: int, steps: float, bin_: int = 1) -> Simple
     """Settings of a fit whose thresholds are chosen by rule."""
     none = dict.fromkeys(("initial_threshold", "target_threshold", "mass_kda"))
     return SimpleNamespace(recipe=recipe, seed=seed, steps=steps, bin=bin_, **none)
-
-
-def load_models(folder: Path, back: bool = False) -> tuple:
-    """Read the models of a pair's folder, superposed if its pair.json says so.
-
-    Args:
-        folder: folder of the pair.
-        back: whether the target's model comes first.
-
-    Raises:
-        InputError: the folder has no pair.json, or a file that it names cannot be read.
-    """
-    from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
-
-    if not (folder / "pair.json").is_file():
-        raise InputError(f"no {folder}/pair.json: give the folder of a pair")
-    named = read_description(folder)
-    states = ("target", "initial") if back else ("initial", "target")
-    together = bool(named.get("all_models"))
-    start, end = (atoms.read_model(file_of_pair(folder, named.get(state)), together) for state in states)
-    return start, atoms.superpose(end, start) if named.get("superpose") else end
-
-
-def load_pair(folder: Path, resolution: float, back: bool = False):
-    """Load the case of a pair's folder, or in reverse (`back`): both models' maps on a common grid."""
-
-    from cryotrans_jax.density import simulation
-
-    from .inputs import check_detail
-    from .results import Case
-
-    check_detail(resolution, VOXEL_SIZE)
-    start, end = load_models(folder, back)
-    grid = simulation.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
-    maps = [simulation.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
-    return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
 
 
 def add_noise(map_, signal_to_noise: float):
@@ -282,110 +228,11 @@ def path_scores(fit, case, folder: Path) -> dict:
     return {"path": metrics.path_distance(frames, path), "straight_path": metrics.path_distance(straight, path)}
 
 
-def known_path(folder: Path, initial) -> list:
-    """Models of the path between a pair's states, in the initial state's frame; empty if the pair names none."""
-    from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
-
-    named = read_description(folder).get("path", {})
-    if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
-        raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
-    together = bool(read_description(folder).get("all_models"))
-    models = [atoms.read_model(file_of_pair(folder, name), together) for name in named.get("models", [])]
-    if "frames" in named:
-        index, frames = read_frames(file_of_pair(folder, named["frames"]))
-        for xyz in frames:
-            whole = atoms.positions(initial)
-            if index.max(initial=-1) >= len(whole) or index.min(initial=0) < 0:
-                raise InputError(f"{named['frames']} moves atoms that {folder / named['initial']} lacks")
-            whole[index] = xyz
-            models.append(atoms.with_positions(initial, whole))
-    return models
-
-
-def read_description(folder: Path) -> dict:
-    """Read the pair.json of a pair's folder.
-
-    Raises:
-        InputError: it is not a JSON object.
-    """
-    from cryotrans_jax.io.files import read_json
-
-    return read_json(folder / "pair.json")
-
-
-def file_of_pair(folder: Path, name: Any) -> Path:
-    """Path of a file in a pair's folder.
-
-    Raises:
-        InputError: `name` is not the name of a file in this folder.
-    """
-    from cryotrans_jax.io.files import InputError
-
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-        raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
-    if not os.path.isfile(folder / name):  # also False if the name is too long for a file
-        raise InputError(f"{folder} has no {name}, which its pair.json names: put it there")
-    return folder / name
-
-
-def read_frames(path: Path):
-    """Read the frames of a known path from an .npz with `atom_index` and `xyz`.
-
-    Returns:
-        Rows of the moving atoms (moving,), and their positions in each frame (frames, moving, 3), Å.
-
-    Raises:
-        InputError: the file is not such an .npz, or its arrays have more than MAX_BYTES.
-    """
-    import zipfile
-    import zlib
-
-    from cryotrans_jax.io.files import InputError
-
-    try:
-        with zipfile.ZipFile(path) as packed:
-            index, frames = (read_array(packed, name) for name in ("atom_index", "xyz"))
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no frames ({error}): give an .npz with atom_index and xyz") from error
-    if index.ndim != 1 or index.dtype.kind not in "iu" or frames.dtype.kind != "f" or frames.ndim != 3:
-        raise InputError(f"{path} holds no frames: atom_index is to be whole numbers, xyz (frames, atoms, 3)")
-    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < MAX_COORDINATE).all():
-        raise InputError(f"{path} has frames {frames.shape} of {len(index)} atoms: xyz is to be their places in Å")
-    return index, frames
-
-
-def read_array(packed, name: str):
-    """Read an array of an opened .npz; its memory is not allocated before the data are read, and nothing is unpickled.
-
-    Raises:
-        ValueError: the array is damaged, or has more than MAX_BYTES.
-        KeyError: there is no array of this name.
-    """
-    import math
-
-    import numpy as np
-
-    from cryotrans_jax.io.files import read_bytes
-
-    with packed.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, kind = read(file)
-        wanted = math.prod(shape) * kind.itemsize
-        if kind.hasobject or not 0 < wanted <= MAX_BYTES:
-            raise ValueError(f"{name} would be {wanted} bytes of {kind}")
-        data = read_bytes(file, wanted)
-    if len(data) < wanted:
-        raise ValueError(f"of the {wanted} bytes of {name} {len(data)} are there")
-    return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")
-
-
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Write validate.json and validate.md into the folder."""
     from cryotrans_jax.io.files import write_file
 
-    from .results import write_json
+    from ..results import write_json
 
     write_json(out_dir / "validate.json", rows)
     write_file(out_dir / "validate.md", tables.styled(rows, COLUMNS) + summary(rows))
@@ -398,7 +245,9 @@ def insert_table(path: Path, text: str) -> None:
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [FLAGS[name].serialize() for name in names]
-    command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.as_posix()}"
+    command = (
+        f"    python -m experiments.studies.validate --data_dir=PAIRS {' '.join(given)} --readme={path.as_posix()}"
+    )
     write_file(path, f"{before}\n{command}\n\n{text}{after}")
 
 

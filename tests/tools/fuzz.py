@@ -1,6 +1,6 @@
 """Feed damaged files and odd flags to every reader: each must give a result or one clear error, fast and in bounds.
 
-python -m experiments.fuzz --count=20000 --out_dir=runs/fuzz
+python -m tests.tools.fuzz --count=20000 --out_dir=runs/fuzz
 
 Whole files, of the built-in pair and of --data_dir, are cut and spliced, their bits are flipped, and fields are set to
 extremes, before or after compression. Maps get values that a header allows, stored fits lose a file or a bit, and every
@@ -17,9 +17,10 @@ from typing import Any
 
 from absl import flags
 
-from . import paths, ranges, tables
+from experiments import paths, ranges, tables
+from experiments.main import run
+
 from .fuzz_kinds import KINDS
-from .main import run
 
 FLAGS = flags.FLAGS
 
@@ -88,8 +89,7 @@ def require_limits() -> None:
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Write fuzz.json and fuzz.md into the folder."""
     from cryotrans_jax.io.files import write_file
-
-    from .run_folder import write_json
+    from experiments.run_folder import write_json
 
     write_json(out_dir / "fuzz.json", rows)
     write_file(out_dir / "fuzz.md", tables.styled(rows, COLUMNS))

@@ -1,7 +1,7 @@
 """Measure time and memory on this machine, in one run.
 
-python -m experiments.benchmark --out_dir=runs/benchmark
-python -m experiments.benchmark --sections=kernel,step --baseline=runs/earlier/benchmark.json
+python -m experiments.studies.benchmark --out_dir=runs/benchmark
+python -m experiments.studies.benchmark --sections=kernel,step --baseline=runs/earlier/benchmark.json
 
 Sections: kernel (one application against ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped
 and windowed, against the stock Grid on a cube), step (one training step by part), stages (compile and step time of
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from absl import flags
 
-from . import paths, ranges
-from .main import run
+from .. import paths, ranges
+from ..main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes", "device")
@@ -40,7 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_list("sections", list(SECTIONS[:-1]), f"What to measure, of {', '.join(SECTIONS)}.")
     paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
-    paths.define_path("data_dir", None, "Folder of pairs (see experiments.validate); the built-in pair if not given.")
+    paths.define_path(
+        "data_dir", None, "Folder of pairs (see experiments.studies.validate); the built-in pair if not given."
+    )
     flags.DEFINE_string("pair", "adk", "The pair in --data_dir.")
     ranges.number("resolution", 7.0, "Resolution of the target map, Å.", ranges.RESOLUTION)
     ranges.number("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", ranges.VOXEL_SIZE)
@@ -67,7 +69,7 @@ def main() -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
     from cryotrans_jax.io.files import InputError, write_file
 
-    from . import run_folder
+    from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if unknown := [name for name in FLAGS.sections if name not in SECTIONS]:
@@ -128,7 +130,7 @@ def machine() -> dict:
     """Device, cores and versions of the measurement."""
     import jax
 
-    from .results import PACKAGES, version
+    from ..results import PACKAGES, version
 
     device = jax.devices()[0]
     return {"device": device.device_kind, "devices": jax.device_count(), "cores": os.cpu_count()} | {
@@ -155,9 +157,9 @@ def load():
     from cryotrans_jax.density import simulation
     from cryotrans_jax.density.demo import hinge_pair
 
-    from .inputs import check_detail
-    from .results import Case
-    from .validate import load_pair, pair_folder
+    from ..inputs import check_detail
+    from ..pairs import load_pair, pair_folder
+    from ..results import Case
 
     if FLAGS.data_dir:
         return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)
