@@ -10,6 +10,7 @@ from typing import Any
 
 from cryotrans_jax.files import InputError, checksum, read_json, whole_file
 
+from . import log
 from .download import MMCIF, MRC, TooLarge, download
 from .ranges import RESOLUTION
 from .server import printable
@@ -63,10 +64,12 @@ def fetch_model(entry: str, archives: Archives, folder: Path) -> Path:
     """The mmCIF file of an entry in the PDB, in the folder now."""
     path = folder / f"{entry}.cif"
     if path.is_file() and not archives.replace:
-        return said(path, "is there already")
+        log.file_present(path)
+        return path
     url = f"{archives.pdb_files}/{entry}.cif"
-    download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
-    return said(path)
+    record = download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
+    log.file_fetched(path, record["bytes"])
+    return path
 
 
 def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, ...]) -> list[Path]:
@@ -77,13 +80,13 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
     paths = []
     for part in parts:
         if not entry[part]:
-            print(f"EMD-{number} has no {part.replace('_', ' ')}")
+            log.part_missing(f"EMD-{number}", part.replace("_", " "))
         for file in entry[part]:
             path = folder / file
             if not kept(path, records.get(file), archives.replace):
                 url = f"{archives.emdb_files}/EMD-{number}/{PARTS[part]}/{file}"
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
-                said(path)
+                log.file_fetched(path, records[file]["bytes"])
             paths.append(path)
             write_side(beside, entry | {"files": records})
     return paths
@@ -181,20 +184,14 @@ def kept(path: Path, record: dict | None, replace: bool) -> bool:
         return False
     if record is None:
         if not replace:
-            said(path, "is there already, from elsewhere: it is left unchecked")
+            log.file_present(path, checked=False)
         return not replace
     if path.stat().st_size == record["bytes"] and checksum(path) == record["sha256"]:
-        said(path, "is there already")
+        log.file_present(path)
         return True
     if not replace:
         raise InputError(f"{path} is no longer what was fetched: move it away, or add --overwrite to fetch it anew")
     return False
-
-
-def said(path: Path, what: str | None = None) -> Path:
-    """The path; what happened to it was printed."""
-    print(f"{path}: {what or f'fetched, {path.stat().st_size / 1e6:.1f} MB'}")
-    return path
 
 
 def side_path(folder: Path, number: str) -> Path:

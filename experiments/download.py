@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cryotrans_jax.files import ROOM, SQUEEZED, InputError, read_json, whole_file
 
+from . import log
 from .server import Refused, opened, printable
 
 CHUNK = 1 << 18  # bytes read at a time
@@ -179,7 +180,7 @@ def digests(headers, whole: bool) -> dict[str, bytes]:
         found.append(("md5", headers["Content-MD5"].strip()))
     known = {name.lower(): digest(name.lower(), value) for name, value in found}
     for name in (name for name, value in known.items() if value is None):
-        print(f"warning: the server's {name} is none, and is not compared with what came", file=sys.stderr)
+        log.digest_invalid(name)
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -298,5 +299,4 @@ class Meter:
             self.bar.update(count)
         elif time.perf_counter() - self.told > EVERY:
             self.told = time.perf_counter()
-            of = f" of {self.total / 1e6:.0f}" if self.total else ""
-            print(f"{self.what}: {self.done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
+            log.transfer(self.what, self.done, self.total)

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from cryotrans_jax.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
-from . import archives, paths, prechecks, ranges
+from . import archives, log, paths, prechecks, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
@@ -129,7 +128,7 @@ def leave_out_unusable(settings) -> dict[str, str]:
         return {}
     for name, why in zip(names, found, strict=True):
         if why:
-            print(f"warning: {name} is left out: {why}", file=sys.stderr)
+            log.target_skipped(name, why)
     kept = [number for number, why in enumerate(found) if not why]
     for key in ("target", "target_half1", "target_half2", "target_mask", "reference"):
         if len(given := getattr(settings, key) or []) == len(names):
@@ -198,27 +197,15 @@ def print_alignment(path: Path, found: align.Alignment) -> None:
     """Nothing; prints, once for all processes, how a target lies, and what to think of."""
     if jax.process_index():
         return
-    how = f"{path.name} is {found.status}"
-    if found.overlap is not None:
-        how += f": its overlap with the initial map at {found.resolutions[0]:.0f} Å is {found.overlap:.3f}"
+    log.alignment(path.name, found.status, found.overlap, found.resolutions and found.resolutions[0])
     if found.transform is not align.IDENTITY:
-        how += (
-            f" (from {found.overlap_before:.3f}, turned by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
-        )
-    print(how)
+        log.alignment_motion(found.transform.angle, found.moved, found.overlap_before)
     if found.best is not None and found.best < POOR:
-        print(
-            f"{path.name} fits the initial map poorly in any pose (correlation {found.best:.2f} at "
-            f"{found.resolutions[1]:.0f} Å): see that its voxel size and its hand are right (--check_hand)"
-        )
+        log.alignment_poor(path.name, found.best, found.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
-        print(f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad that map")
+        log.mass_outside_box(path.name, found.inside)
     if found.mirrored is not None:
-        compared = f"correlation {found.mirrored:.2f} against {found.best:.2f}"
-        if found.wrong_hand:
-            print(f"the mirror image of {path.name} fits clearly better ({compared}): flip the map whose hand is wrong")
-        else:
-            print(f"the mirror image of {path.name} does not fit clearly better ({compared})")
+        log.hand(path.name, found.wrong_hand, found.mirrored, found.best)
 
 
 def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
@@ -282,9 +269,8 @@ def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) 
     if message and impossible and flag:
         raise InputError(f"{flag}={resolution:g} of {Path(name).name} {message}: give it in Å (1 nm is 10 Å)")
     if message and not jax.process_index():
-        known = f"the resolution of {Path(name).name}, {resolution:g} Å, {message}"
         which = flag or "--initial_resolution or --target_resolution"
-        print(f"warning: {known}: if it is another, give that as {which}", file=sys.stderr)
+        log.resolution_doubtful(Path(name).name, resolution, message, which)
 
 
 def finest(voxel_size: float) -> float:
@@ -453,10 +439,7 @@ def without_micelles(
         write_input(path, replace(map_, density=one.mask))
         maps[number], files[protein_in(name)] = within(map_, path, None), path
         if not jax.process_index():
-            print(
-                f"{Path(name).name}: {100 * one.left_out:.0f} % of what it shows has no detail, as a micelle has none, "
-                f"and is left out (by {path}; --micelle=keep takes all along)"
-            )
+            log.micelle_removed(Path(name).name, one.left_out, path)
     return maps, files
 
 
@@ -532,7 +515,7 @@ def built_in_pair(out_dir: Path) -> Case:
         key = f"{name}_{resolution:g}A.mrc"
         files[key], maps[key] = folder / key, atoms.simulate_map(model, *grid, resolution)
         write_input(files[key], maps[key])
-    print(f"No maps given: a built-in pair of models was made, and maps of them, in {folder}")
+    log.built_in_pair(folder)
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
 

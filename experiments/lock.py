@@ -25,6 +25,8 @@ import psutil
 
 from cryotrans_jax.files import InputError, write_file
 
+from . import log
+
 NAME = re.compile(r"running(_\d+)?\.lock")
 RENEWED = 30.0  # s: an owner renews its lock so often
 SILENT = 300.0  # s without renewal, after which a process of this host that cannot be asked for has ended
@@ -71,7 +73,7 @@ def take(path: Path) -> str:
         try:
             if ended(path):
                 write_file(path, content)
-                print(f"{path} was left behind by a program that has ended, and is taken over")
+                log.lock_taken_over(path)
                 return content
         finally:
             guard.unlink(missing_ok=True)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from . import signals, usage
+from . import log, signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
-JOB = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.(\w+)")  # another job, as texts name it
-INSTALLED = "cryotrans-"  # what the names of installed commands begin with
 FAILED, PARTLY = 2, 3
 
 
@@ -33,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
     are parsed, so that --help is quick: let `main` import what it needs.
     """
     if usage.asked(sys.argv):
-        print(named(usage.shown(sys.modules[main.__module__].__doc__)))
+        log.info(usage.shown(sys.modules[main.__module__].__doc__))
         sys.exit(0)
     parse_flags()
     keep_compiled()
@@ -42,7 +40,7 @@ def run(main: Callable[[], None]) -> None:
     from cryotrans_jax.files import InputError
 
     try:
-        with signals.stopping(_say), warnings.catch_warnings():
+        with signals.stopping(log.error), warnings.catch_warnings():
             show_warnings()
             main()
     except InputError as error:
@@ -75,7 +73,7 @@ def show_warnings() -> None:
             others(message, category, *where, **more)
         elif text not in shown:
             shown.add(text)
-            print(named(f"warning: {text}"), file=sys.stderr)
+            log.warning(text)
 
     warnings.simplefilter("always", InputWarning)
     others, warnings.showwarning = warnings.showwarning, show
@@ -92,22 +90,6 @@ def parse_flags() -> None:
         flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
     elif rest:
         _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
-
-
-def named(text: str) -> str:
-    """The text with jobs named as the user starts them, which is as the one was started that runs now.
-
-    In a checkout that is `python -m experiments.run`, as texts have it; else `cryotrans-run`, the installed command.
-    """
-    installed = Path(sys.argv[0]).name.startswith(INSTALLED)
-    if __package__ == "experiments" and not installed:
-        return text
-    start = INSTALLED if installed else f"python -m {__package__}."
-
-    def typed(match: re.Match) -> str:
-        return start + match[1] if Path(__file__).with_name(f"{match[1]}.py").is_file() else match[0]
-
-    return JOB.sub(typed, text)
 
 
 def keep_compiled() -> None:
@@ -132,11 +114,5 @@ def compute_deterministically() -> None:
 
 def _stop(message: str, error: BaseException | None = None, status: int = FAILED) -> None:
     """End the program with a message of one line, with what was noted on the error."""
-    _say("; ".join([message, *getattr(error, "__notes__", ())]))
+    log.error("; ".join([message, *getattr(error, "__notes__", ())]))
     sys.exit(status)
-
-
-def _say(message: str) -> None:
-    """Print why the program ends, in one line without the control characters that names and servers may bring along."""
-    line = " ".join(named(message).split())
-    print("error: " + "".join(each if each.isprintable() else "?" for each in line), file=sys.stderr, flush=True)

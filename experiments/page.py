@@ -16,8 +16,7 @@ from cryotrans_jax.maps import Map
 
 from .cautions import Caution, chosen, number
 from .film import Frame
-from .main import named
-from .results import SCORES
+from .log import commands_as_typed, score_rows
 
 ASSETS = Path(__file__).parent / "assets"
 LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour, between which the page's contours can be chosen
@@ -128,15 +127,11 @@ def caution_list(found: list[Caution]) -> str:
 
 def score_table(scores: dict) -> str:
     """The scores before and after as a table, and those that have no before."""
-    rows = [
-        (label, *(style.format(scores[f"{key}_{when}"]) for when in ("before", "after")))
-        for label, key, style in SCORES
-        if f"{key}_after" in scores
-    ]
-    rows.append(("mass of the generated map, of what was carried", "1", f"{scores['mass_kept']:.3f}"))
+    rows: list[tuple[str, str, str]] = [*score_rows(scores)]
+    rows.append(("mass of the generated map / mass carried", "1", f"{scores['mass_kept']:.3f}"))
     if "seed_spread_median" in scores:
         spread = f"{scores['seed_spread_median']:.2f} / {scores['seed_spread_95']:.2f}"
-        rows.append(("seeds apart, median / 95 % [Å]", "", spread))
+        rows.append(("spread between seeds, median / 95th percentile [Å]", "", spread))
     head = '<tr><th></th><th class="number">initial map</th><th class="number">generated map</th></tr>'
     body = "".join(
         f'<tr><th>{escape(label)}</th><td class="number">{before}</td><td class="number">{after}</td></tr>'
@@ -199,7 +194,7 @@ def file_table(made: list[str]) -> str:
         if names:
             shown = names if len(names) < 4 else [names[0], "…", names[-1]]
             cell = " ".join(f"<code>{escape(name)}</code>" for name in shown)
-            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(named(what))}</td></tr>')
+            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(commands_as_typed(what))}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -1,6 +1,5 @@
 """What is checked of the inputs before a fit: what cannot be fitted is refused, what is doubtful is warned of."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,8 @@ from cryotrans_jax import checks, prepare
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map
 from cryotrans_jax.outliers import Outliers, without_outliers
+
+from . import log
 
 if TYPE_CHECKING:
     from .results import Case
@@ -164,4 +165,4 @@ def warn(found: Sequence[Doubt]) -> None:
     """Print doubts to stderr, once for all processes."""
     if not jax.process_index():
         for doubt in found:
-            print(f"warning: {doubt.what} {doubt.advice}", file=sys.stderr)
+            log.warning(f"{doubt.what} {doubt.advice}")

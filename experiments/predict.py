@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import paths
+from . import log, paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -47,7 +47,7 @@ def main() -> None:
         results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
         if model is not None:
             results.write_models(fit, model, FLAGS, out_dir)
-    print(f"{FLAGS.frames} frames are in {out_dir}")
+    log.frames_written(FLAGS.frames, out_dir)
 
 
 def part_of(run_dir: Path, out_dir: Path) -> str:

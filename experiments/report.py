@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import paths
+from . import log, paths
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -36,7 +36,7 @@ def main() -> None:
         for folder in folders:
             with run_folder.as_written(folder), run_folder.replacing(folder, "records"):
                 story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
-            print(f"The report is {folder / 'report.html'}")
+            log.report_written(folder / "report.html")
 
 
 def command() -> None:

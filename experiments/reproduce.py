@@ -20,7 +20,8 @@ from absl import flags
 
 from . import ranges, systems, tables
 from . import run as job
-from .main import named, run
+from .log import commands_as_typed
+from .main import run
 from .systems import System
 from .usage import group
 
@@ -56,7 +57,7 @@ def main() -> None:
 
     if FLAGS.list:
         print(systems.table())
-        print("\n".join(f"{system.name}: {named(missing_told(system))}" for system in systems.SYSTEMS))
+        print("\n".join(f"{system.name}: {commands_as_typed(missing_told(system))}" for system in systems.SYSTEMS))
         return
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
@@ -425,10 +426,10 @@ def row(quantity: str, before: str = "", ours: str = "", published: str = system
 
 def scored(system: System, resolution: float | None, scores: dict, check: float | None) -> list[dict]:
     """The rows of scores; the published one is that against a model of the target state."""
-    from . import results
+    from . import log
 
     rows = []
-    styles = {key: (label, style) for label, key, style in results.SCORES}
+    styles = {key: (label, style) for label, key, style in log.SCORES}
     for key in COMPARED:
         label, style = styles[key]
         known = systems.shown(system.result(resolution)) if key == "fsc" else systems.UNKNOWN

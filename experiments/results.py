@@ -27,6 +27,7 @@ from cryotrans_jax.progress import Progress
 from cryotrans_jax.recipes import Schedule
 from cryotrans_jax.symmetry import Symmetry
 
+from . import log
 from .exchange import target_number
 from .prechecks import Doubt
 from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
@@ -45,21 +46,6 @@ PACKAGES = (
 )
 MAP_SUFFIXES = (*SUFFIXES, *(suffix + packed for packed in COMPRESSION for suffix in SUFFIXES))
 THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
-SCORES = (  # label, name in metrics.json without _before and _after, style
-    ("correlation with the target map", "correlation_with_target", "{:.3f}"),
-    ("the same at the target's resolution", "correlation_matched", "{:.3f}"),
-    ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
-    ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
-    ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
-    ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
-    ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
-    ("TM-score against the reference", "tm_score", "{:.3f}"),
-    ("Q-score of the reference's model", "q_score", "{:.3f}"),
-    ("share of CA-CA bonds of 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
-    ("bond lengths off by, rms [Å]", "bond_rms", "{:.3f}"),
-    ("centres of the other hand", "mirrored", "{:.0f}"),
-    ("clashes of heavy atoms below 2.2 Å", "clashes", "{:.0f}"),
-)
 Curve = tuple[np.ndarray, np.ndarray]  # frequency [1/Å], Fourier shell correlation
 
 
@@ -134,11 +120,14 @@ def owned(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
 
 
 def check_memory(case: Case, targets: int) -> None:
-    """Nothing; prints how much memory a run of so many targets takes. Raises InputError where there is not so much."""
+    """Print how much memory the fit of so many targets takes.
+
+    Raises:
+        InputError: there is less memory than it takes at least.
+    """
     sides, room = case.initial.density.shape, memory.available() + memory.taken()
     least, most = memory.needed(case.initial.density.size, targets)
     wider = memory.coarser(case.initial.density.size, targets, room)
-    gib = [f"{amount / 2**30:.1f}" for amount in (least, most, room)]
     advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
     if targets > 1 and memory.needed(case.initial.density.size, 1)[1] < room:
         advice = "fit fewer targets at once"
@@ -147,10 +136,12 @@ def check_memory(case: Case, targets: int) -> None:
     if least > room:
         raise InputError(
             f"maps of {' x '.join(map(str, sides))} voxels with {targets} target{'s' * (targets > 1)} take at least "
-            f"{gib[0]} GiB of memory and {gib[2]} are there: {advice}"
+            f"{least / 2**30:.1f} GiB of memory and {room / 2**30:.1f} GiB are available: {advice}"
         )
-    told = f"memory: {gib[0]} to {gib[1]} GiB are needed, {gib[2]} are there"
-    print(told if most < room else f"warning: {told}: {advice}, if the run is killed")
+    if most < room:
+        log.memory(least, most, room)
+    else:
+        log.memory_short(least, most, room, advice)
 
 
 def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
@@ -173,13 +164,9 @@ def fit_case(
     """
     names = [case.target_names[number] for number in share or range(len(case.targets))]
 
-    def say(target: int, what: str) -> None:
+    def say(target: int, text: str) -> None:
         if target < len(names):  # no copy that fills up the last devices
-            print(f"warning: {names[target]}: {what}", file=sys.stderr, flush=True)
-
-    def told(report):
-        print_report(report)
-        print_contours(report, case.contours)
+            log.target_warning(names[target], text)
 
     with Progress() as progress:
         return morph(
@@ -207,7 +194,7 @@ def fit_case(
             begun=keeper and keeper.begun(another),
             keep=keeper and partial(keeper.keep, another),
             say=say,
-            prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+            prepared=partial(log_preparation, case) if jax.process_index() == another == 0 else lambda report: None,
         )
 
 
@@ -237,7 +224,7 @@ def write(
     except Exception:
         put_back(aside, out_dir)
         raise
-    print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
+    log.results_written(out_dir, bool(settings.report), len(case.targets) + len(case.failed))
     return failed | case.failed
 
 
@@ -285,7 +272,7 @@ def write_targets(
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
         sign(folder)
-        print_scores(name, scores[-1])
+        log_scores(name, scores[-1], "rigid body" if case.parts == "auto" else "part")
         stories.append(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
         )
@@ -293,7 +280,7 @@ def write_targets(
         with signed_again(told.folder):
             found = story.tell(told, whole=settings.report)
         for warning in found:
-            print(f"warning: {own['target']}: {warning}")
+            log.target_warning(own["target"], warning)
 
 
 def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
@@ -358,7 +345,7 @@ def write_movie(frames: Sequence[gemmi.Structure], folder: Path) -> None:
     """Nothing; the models are in one file, trajectory.pdb or, where they do not fit that format, trajectory.cif."""
     obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
     if obstacle:
-        print(f"the model does not fit the PDB format, as {obstacle}: the trajectory is in mmCIF, trajectory.cif")
+        log.trajectory_in_mmcif(obstacle)
     atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
 
 
@@ -602,40 +589,47 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
                 rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
 
 
-def print_report(report: dict) -> None:
-    """Nothing; prints the contour levels used, what they keep, and the blur between the maps."""
-    passed = [(f"waypoint {used['time']:g}", used) for used in report.get("waypoints", [])]
-    for name, used in [("initial", report["initial"]), *passed, *(("target", t) for t in report["targets"])]:
-        print(
-            f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
-            f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
-        )
+def log_preparation(case: Case, report: dict) -> None:
+    """Print what is fitted: each map's levels, the symmetry, and the blur between the maps.
+
+    Args:
+        case: what is fitted; its `contours` may be empty.
+        report: what was chosen by rule, as `morph` hands it to `prepared`; of all targets, not of one process's alone.
+    """
+    several = len(case.target_names) > 1
+    targets = [f"target map {name}" if several else "target map" for name in case.target_names]
+    contours = case.contours or [None] * (1 + len(targets))
+    log_map("initial map", report["initial"], contours[0])
+    for used in report.get("waypoints", []):
+        log_map(f"waypoint map (time {used['time']:g})", used)
+    for name, used, contour in zip(targets, report["targets"], contours[1:], strict=False):
+        log_map(name, used, contour)
     if found := report.get("symmetry"):
-        about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in found["centre"])
-        print(f"the flow keeps the symmetry {found['name']} about ({about}) Å")
-    for variance in report["quieting_variance"]:
-        if variance:
-            print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")
-    for variance in report["blur_variance"]:
-        blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
-        print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
-    for variance in report["sharpening_variance"]:
-        if variance:
-            print(f"the target's noise is low: of its blur a Gaussian of {variance**0.5:.2f} Å is undone for the fit")
+        log.symmetry(found["name"], found["centre"])
+    variances = zip(
+        targets, report["quieting_variance"], report["blur_variance"], report["sharpening_variance"], strict=False
+    )
+    for name, quieting, blur, sharpening in variances:
+        if quieting:
+            log.target_noisy(name, quieting**0.5)
+        log.blur(name, blur)
+        if sharpening:
+            log.target_sharpened(name, sharpening**0.5)
 
 
-def print_contours(report: dict, contours: Sequence[dict]) -> None:
-    """Nothing; prints at which level to look at each map, how large its molecule is, and where noise is moved."""
-    names = ["initial", *(["target"] * (len(contours) - 1))]
-    for name, used, seen in zip(names, [report["initial"], *report["targets"]], contours, strict=False):
-        print(
-            f"{name} map: to look at, contour it at {seen['contour']:.4g} ({seen['contour_chosen']}), which encloses "
-            f"{seen['contour_volume']:.0f} Å³ and {100 * seen['contour_share_of_mass']:.1f} % of the mass"
-        )
-        if body := seen["body_volume"]:
-            print(f"  blurred to {BODY:g} Å its molecule fills {body:.0f} Å³: {body / DALTON / 1e3:.1f} kDa of protein")
-        for doubt in doubts(used, body):
-            print(f"warning: {name} map: {doubt}: give --mask, --mass_kda or another threshold")
+def log_map(name: str, used: dict, contour: dict | None = None) -> None:
+    """Print a map's threshold and, from what `contour.describe` says of it, its display contour and volume."""
+    threshold = log.Level(used["threshold"], used["threshold_chosen"], used["volume"], used["share_of_mass"])
+    if contour is None:
+        log.map_levels(name, threshold)
+        return
+    display = log.Level(*(contour[f"contour{key}"] for key in ("", "_chosen", "_volume", "_share_of_mass")))
+    log.map_levels(name, threshold, display)
+    volume = contour["body_volume"]
+    if volume:
+        log.molecular_volume(volume, BODY, volume / DALTON / 1e3)
+    for doubt in doubts(used, volume):
+        log.map_doubtful(name, doubt)
 
 
 def doubts(used: dict, volume: float | None) -> list[str]:
@@ -653,28 +647,22 @@ def doubts(used: dict, volume: float | None) -> list[str]:
     return found
 
 
-def print_scores(name: str, scores: dict) -> None:
-    """Nothing; prints a small table of scores before and after."""
-    print(f"{name:42s} {'before':>8s} {'after':>8s}")
-    for label, key, style in SCORES:
-        if f"{key}_after" in scores:
-            before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
-            print(f"  {label:40s} {before:>8s} {after:>8s}")
-    for passed in scores.get("waypoints", []):
-        label = f"correlation with the waypoint at {passed['time']:g}"
-        print(f"  {label:40s} {passed['correlation_before']:8.3f} {passed['correlation_after']:8.3f}")
+def log_scores(target: str, scores: dict, kind: str) -> None:
+    """Print a target's metrics.json: a table of scores, and how its bodies move, which are of a `kind`."""
+    rows = log.score_rows(scores)
+    for waypoint in scores.get("waypoints", []):
+        values = (f"{waypoint[f'correlation_{when}']:.3f}" for when in ("before", "after"))
+        rows.append(log.Score(f"correlation with the waypoint at {waypoint['time']:g}", *values))
     if "rmsd_idealised" in scores:
-        print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
-    for number, part in enumerate(scores.get("parts", [])):
-        held = f"{100 * part['share_of_mass']:.0f} % of the mass"
-        held = f"{part['copies']} copies of {held} each" if "copies" in part else held
-        print(
-            f"  part {number + 1}, {held}, turns by {part['turn']:.1f}° and "
-            f"shifts by {part['shift']:.1f} Å, {part['from_rigid']:.2f} Å rms from a rigid motion"
+        rows.append(log.Score("CA RMSD of the idealised model [Å]", "", f"{scores['rmsd_idealised']:.2f}"))
+    log.scores(target, rows)
+    if parts := scores.get("parts"):
+        keys = ("share_of_mass", "turn", "shift", "from_rigid")
+        log.rigid_bodies(
+            kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
     if "seed_spread_median" in scores:
-        label = "spread over seeds: median, 95 % [Å]"
-        print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
+        log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])
 
 
 def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from cryotrans_jax.checkpoints import remove
 from cryotrans_jax.files import InputError, halves
 from cryotrans_jax.snapshots import Snapshot
 
-from . import results, run_folder, signals
+from . import log, results, run_folder, signals
 from .run_folder import TERMS, UNFINISHED
 
 EARLIER = "earlier"  # in the folder of an unfinished run: results that it replaces
@@ -123,8 +122,7 @@ class Keeper:
                     ) from error
                 self.latest = self.kept = (another, found)
                 self.stage = found.state.stage
-                seed = f"the fit from seed {self.settings.seed + another}"
-                print(f"{self.out_dir} holds this run, unfinished: {seed} goes on from {place(found)}")
+                log.run_resumed(place(found), self.settings.seed + another, self.out_dir)
                 return found
         return None
 
@@ -180,8 +178,8 @@ class Keeper:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError as error:
             if not self.complained:
-                why = f"{error.strerror} ({error.filename})" if error.strerror else str(error)
-                print(f"warning: the fit's state could not be kept: {why}; the fit goes on", file=sys.stderr)
+                why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+                log.checkpoint_failed(why)
             self.complained = True
 
     # Stopping
@@ -207,10 +205,10 @@ class Keeper:
     def told(self) -> str:
         """How to go on."""
         if self.kept is None:
-            return "nothing was kept yet: the same command begins again"
+            return "nothing is saved yet: run the same command to start again"
         another, snapshot = self.kept
         seed = f" from seed {self.settings.seed + another}" * (self.settings.seeds > 1)
-        return f"the fit{seed} is kept as of {place(snapshot)} in {self.folder}: the same command goes on from there"
+        return f"the fit{seed} is saved at {place(snapshot)} in {self.folder}: run the same command to resume"
 
     def done(self) -> None:
         """Nothing; the run is finished, and nothing of it is left but its results."""
@@ -228,7 +226,7 @@ class Keeper:
 def place(snapshot: Snapshot) -> str:
     """Where a fit stands, in words."""
     state = snapshot.state
-    return "its end" if snapshot.finished else f"step {state.step} of stage {state.stage + 1}"
+    return "the end of the last stage" if snapshot.finished else f"step {state.step} of stage {state.stage + 1}"
 
 
 def forget(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import paths, ranges
+from . import log, paths, ranges
 from .main import SomeFailed, run
 from .signals import catch_signals
 
@@ -91,7 +91,7 @@ def main() -> None:
         case = hosts.after_first(lambda: begun(out_dir, keeper, claims))
         share = hosts.share(targets_named())
         if case is None or not share:
-            print("there are more processes than targets: none is left for this one")
+            log.no_target()
             return
         failed = fitted(case, keeper, out_dir, share)
     if failed:

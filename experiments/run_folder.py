@@ -29,7 +29,7 @@ from cryotrans_jax.files import (
 from cryotrans_jax.maps import Map, MapLike, read_map
 from cryotrans_jax.morphing import Fit
 
-from . import lock
+from . import lock, log
 
 CHECKPOINT, UNFINISHED, TERMS = "checkpoint", "unfinished", "run.json"
 FRAMES = re.compile(  # what a run, or predict, makes of a fit
@@ -217,7 +217,7 @@ def recover(folder: Path) -> None:
             if kept.exists() or restoring.exists():
                 check_no_links(kept if kept.exists() else restoring)
                 restore(place, kind)
-                print(f"{place}: results that a command was replacing when it was killed are put back")
+                log.results_restored(place)
             remove(begun)
             remove(done)
 

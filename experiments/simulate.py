@@ -6,7 +6,7 @@ python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mr
 from absl import flags
 
 from . import flags as shared
-from . import paths, ranges
+from . import log, paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -54,7 +54,7 @@ def main() -> None:
         check_detail(FLAGS.resolution, min(size))
     map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
-    print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")
+    log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
 def command() -> None:

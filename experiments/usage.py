@@ -114,6 +114,6 @@ def _takes(flag: flags.Flag) -> str:
 
 
 if __name__ == "__main__":
-    from . import usage  # this module as jobs know it, with their groups
+    from . import log, usage  # this module as jobs know it, with their groups
 
-    print(usage.markdown(sys.argv[1]))
+    log.info(usage.markdown(sys.argv[1]))

@@ -92,7 +92,7 @@ def test_two_processes_make_what_one_makes(folder, job, tmp_path):
         saved = json.loads((there / "config.json").read_text())
         assert saved["target"] == name and saved["settings"]["process"] == number % 2 and saved["processes"] == 2
         assert any(line.startswith(f"[{number % 2}/2] {name}") for line in ended[number % 2][1].splitlines())
-    assert "contour level" in ended[0][1] and "contour level" not in ended[1][1]
+    assert "threshold:" in ended[0][1] and "threshold:" not in ended[1][1]
     status, _, error = job("predict", f"--run_dir={two / 'far'}", "--frames=2")
     assert status == 0, error
     assert (two / "far/predict_2/frame_01.mrc").read_bytes() == (two / "far/generated.mrc").read_bytes()

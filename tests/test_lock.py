@@ -114,7 +114,7 @@ def test_a_lock_is_taken_over_once_its_owner_has_surely_ended(
         return
     with lock.held(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert f"{path} was left behind by a program that has ended, and is taken over" in capsys.readouterr().out
+    assert f"lock taken over from a program that has ended: {path}\n" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 
