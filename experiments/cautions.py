@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from cryotrans_jax.checks import BLURRIER
 
 from .inputs import protein_in
-from .results import doubts
+from .results import threshold_doubts
 
 MASS = 0.10  # a larger part of the mass gained or lost is told
 STRETCH = 1.25  # stretched by more, or squeezed to less than its inverse: torn
@@ -74,7 +74,7 @@ def of_maps(config: dict) -> Iterator[Caution]:
         ("initial", config["chosen"]["initial"], config["contours"][0]),
         ("target", config["chosen"]["targets"][place], config["contours"][1 + place]),
     ):
-        for doubt in doubts(used, seen["body_volume"]):
+        for doubt in threshold_doubts(used, seen["body_volume"]):
             yield Caution(True, f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
 
 

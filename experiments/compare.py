@@ -144,7 +144,7 @@ def from_maps(out_dir: Path):
     case = inputs.from_flags(given, out_dir)
     prechecks.warn(prechecks.doubts(case, given))
     if FLAGS.target_model:
-        found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
+        found = inputs.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.moved(model)]
     return case, []
@@ -278,13 +278,13 @@ def write_frames(frames, folder: Path) -> None:
     """Write the frames into the folder, in place of those that it holds."""
     from cryotrans_jax.maps import write_map
 
-    from .results import numbered
+    from .results import frame_number
     from .run_folder import FRAMES, made_in
 
     for earlier in made_in(folder, FRAMES):
         earlier.unlink()
     for number, frame in enumerate(frames):
-        write_map(folder / f"frame_{numbered(number, len(frames))}.mrc", frame)
+        write_map(folder / f"frame_{frame_number(number, len(frames))}.mrc", frame)
 
 
 def command() -> None:

@@ -14,7 +14,7 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import CELL, Motion, displacement_map
 
 from . import run_folder
-from .results import numbered
+from .results import frame_number
 
 ROOM = 4.0  # Å about the thresholded mass that a picture shows
 REACH = 2 * trajectory.SKIN + CELL  # Å about it, beyond which frames hold no density
@@ -72,7 +72,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
 def run_frames(folder: Path, count: int, initial: Map, generated: Map) -> list[tuple[str, float, Map | None]]:
     """Names, times and maps of all frames that are there, None for a map in the folder's file, and of both ends."""
     times = trajectory.frame_times(count).tolist()
-    names = {time: f"frame_{numbered(number, count)}.mrc" for number, time in enumerate(times)}
+    names = {time: f"frame_{frame_number(number, count)}.mrc" for number, time in enumerate(times)}
     there = {time: (name, time, None) for time, name in names.items() if run_folder.has(folder, name)}
     ends = {0.0: ("the initial map", 0.0, initial), 1.0: ("generated.mrc", 1.0, generated)}
     return [entry for _, entry in sorted((ends | there).items())]

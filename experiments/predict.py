@@ -62,7 +62,7 @@ def fit_of(run_dir: Path):
     from cryotrans_jax.files import InputError, checksum
 
     from . import run_folder
-    from .inputs import as_used, masks_used
+    from .inputs import masks_used, read_as_used
 
     saved = run_folder.run_of(run_dir)
     source = saved["inputs"][saved["initial"]]
@@ -73,7 +73,7 @@ def fit_of(run_dir: Path):
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
     with run_folder.as_written(run_dir):
         masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-        initial = as_used(saved, path, "initial", masks)
+        initial = read_as_used(saved, path, "initial", masks)
         return run_folder.fit_of(run_dir, initial), path
 
 

@@ -188,7 +188,7 @@ def collect(system: System) -> dict[str, Path]:
         if path:
             found[role] = path
         elif given.get(role):
-            inputs.existing(wanted, FLAGS.data_dir)
+            inputs.existing_file(wanted, FLAGS.data_dir)
         elif role in given:
             raise InputError(f"{system.name} cannot be fitted, {missing_told(system)}" + ", or add --fetch" * entry)
         else:

@@ -147,21 +147,21 @@ def load(out_dir: Path, keeper):
     if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
         run_folder.check_free(out_dir, replacing)
     stems = inputs.unique_stems(FLAGS.target or [])
-    failed = inputs.leave_out_unusable(FLAGS)
+    failed = inputs.skip_unusable_targets(FLAGS)
     share = hosts.share(targets_named())
     given = bool(FLAGS.initial or FLAGS.target)
     case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
     inputs.add_parts(case, FLAGS)
     inputs.add_symmetry(case, FLAGS)
-    case.schedule = inputs.schedule_in(FLAGS)
+    case.schedule = inputs.parse_schedule(FLAGS)
     if given:
         case.failed, case.target_names = failed, [stem for stem in stems if stem not in failed]
-        results.check_kept(case, out_dir, replacing, share)
+        results.check_replaceable(case, out_dir, replacing, share)
     keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
     case.doubts = prechecks.doubts(case, FLAGS)
     prechecks.warn(case.doubts)
-    results.check_room(case, FLAGS, out_dir, len(share))
+    results.check_disk_space(case, FLAGS, out_dir, len(share))
     results.check_memory(case, len(share))
     return case
 

@@ -298,7 +298,7 @@ def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = inputs.as_used(config, path, "initial", masks)
+    initial = inputs.read_as_used(config, path, "initial", masks)
     return trajectory.carried_part(initial, fit.threshold)
 
 
@@ -316,7 +316,7 @@ def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Ma
         masks = inputs.masks_used(config, name, flags[number(config)] if len(flags) > 1 else flags[0])
     except InputError:
         return None
-    target = align.resampled(inputs.as_used(config, path, "target", masks), generated, pose(config))
+    target = align.resampled(inputs.read_as_used(config, path, "target", masks), generated, pose(config))
     now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 

@@ -102,7 +102,7 @@ def test_a_process_without_targets_ends_well(folder, job, tmp_path, monkeypatch)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     status, out, error = job("run", *arguments(folder, tmp_path / "out"))
     assert (status, error) == (0, "") and not (tmp_path / "out").exists()
-    assert out == "there are more processes than targets: none is left for this one\n"
+    assert out == "targets of this process: 0, as there are more processes than targets\n"
 
 
 @pytest.mark.parametrize("targets, processes", [(7, 3), (2, 4), (1, 1)])

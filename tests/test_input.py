@@ -304,7 +304,7 @@ def test_what_stands_beside_a_map_is_a_number_or_nothing(tmp_path, value):
 @pytest.mark.parametrize("name", ["6ABC_0A.mrc", f"6ABC_{'9' * 400}A.mrc"])
 def test_a_name_with_an_impossible_resolution_is_explained(name):
     with pytest.raises(InputError, match="names a resolution of (0|inf) Å"):
-        inputs.resolution_in(name)
+        inputs.resolution_in_name(name)
 
 
 @pytest.mark.parametrize("name", ["../a.pdb", "/etc/passwd", "..", "", 3, None])

@@ -105,12 +105,12 @@ def test_half_maps_are_negated_as_their_target_is(run, folder, pair):
 
 def test_a_run_is_read_again_as_it_was_fitted(folder, pair):
     config = {"settings": {"invert": "target"}, "inputs": {}}
-    again = inputs.as_used(config, folder / "dark.mrc", "target", (None, None))
+    again = inputs.read_as_used(config, folder / "dark.mrc", "target", (None, None))
     np.testing.assert_allclose(again.density, pair[1][1].density, atol=1e-3 * pair[1][1].density.max())
-    same = inputs.as_used(config, folder / "a.mrc", "initial", (None, None))
+    same = inputs.read_as_used(config, folder / "a.mrc", "initial", (None, None))
     np.testing.assert_array_equal(same.density, read_map(folder / "a.mrc").density)
     old = {"settings": {}, "inputs": {}}  # of a version that knew no such flag
-    repaired = inputs.as_used(old, folder / "hot.mrc", "target", (None, None))
+    repaired = inputs.read_as_used(old, folder / "hot.mrc", "target", (None, None))
     assert repaired.density.max() == pytest.approx(pair[1][1].density.max(), rel=1e-6)
 
 
@@ -124,7 +124,7 @@ def test_of_several_targets_the_inverted_one_is_left_out(folder, capsys):
     settings = SimpleNamespace(target=[f"{folder}/b.mrc", f"{folder}/dark.mrc"], data_dir=str(folder), invert=None)
     settings.target_mask = settings.target_half1 = settings.target_half2 = settings.reference = None
     settings.mask_radius = settings.target_threshold = settings.target_voxel_size = None
-    left_out = inputs.leave_out_unusable(settings)
+    left_out = inputs.skip_unusable_targets(settings)
     assert list(left_out) == ["dark"] and settings.target == [f"{folder}/b.mrc"]
     assert "the contrast seems inverted" in capsys.readouterr().err
 

@@ -465,7 +465,7 @@ def test_good_numbers_alarm_nobody():
         (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
         ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
-        ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is moved"),
+        ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is carried along"),
         ({}, dict(initial=USED | {"specks": 0.5}), {}, {}, "In the initial map 50 % of what stands above"),
         ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
         ({}, {}, {}, dict(matched=(0.4, 0.6)), "correlates with it by 0.60 (before: 0.40)"),

@@ -426,7 +426,7 @@ def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
     assert str(other) in json.loads((out / "config.json").read_text())["inputs"]
 
 
-@pytest.mark.parametrize("flag, said", [("half2", "without --target_half1"), ("half1", "no half-map by")])
+@pytest.mark.parametrize("flag, said", [("half2", "without --target_half1"), ("half1", "have a half-map.s name")])
 def test_one_half_map_is_not_enough(folder, job, tmp_path, flag, said):
     given = {f"target_{flag}": folder / "target.mrc"}
     status, _, error = job("run", *arguments(folder, tmp_path, **given))
@@ -497,15 +497,15 @@ def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_t
     (out / "d" / "frame_00.mrc").touch()
 
     def replaced(*numbers):
-        return run_folder.results_in(results.owned(case, out, numbers))
+        return run_folder.results_in(results.replaced_folders(case, out, numbers))
 
     assert {path.name for path in replaced(0, 1)} == made
     assert replaced(1) == [] and replaced(2) == [out / "d" / "frame_00.mrc"]
-    results.check_kept(case, out, False, [1])
+    results.check_replaceable(case, out, False, [1])
     with pytest.raises(InputError, match="holds another run"):
-        results.check_kept(case, out, False, [1, 2])
+        results.check_replaceable(case, out, False, [1, 2])
     with pytest.raises(InputError, match="is a result in the folder to be overwritten"):
-        results.check_kept(case, out, True, [0])
+        results.check_replaceable(case, out, True, [0])
 
 
 def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
@@ -608,7 +608,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             dict(waypoint="{0}/between.mrc@0.5", target="{0}/target.mrc,{0}/between.mrc"),
             ["waypoints are for one target"],
         ),
-        (dict(parts="A:1-8;A:9-16"), ["--parts=A:1-8;A:9-16 is no map, and to select of a model takes --model"]),
+        (dict(parts="A:1-8;A:9-16"), ["--parts=A:1-8;A:9-16 is not a map: to select residues give the model"]),
         (
             dict(parts="A:1-8;B", model="{}/initial.cif"),
             ["B in --parts selects no residue: the model has the chains A"],
