@@ -279,9 +279,9 @@ def write_frames(frames, folder: Path) -> None:
     from cryotrans_jax.maps import write_map
 
     from .results import frame_number
-    from .run_folder import FRAMES, made_in
+    from .run_folder import FRAMES, result_files
 
-    for earlier in made_in(folder, FRAMES):
+    for earlier in result_files(folder, FRAMES):
         earlier.unlink()
     for number, frame in enumerate(frames):
         write_map(folder / f"frame_{frame_number(number, len(frames))}.mrc", frame)

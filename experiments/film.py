@@ -61,7 +61,7 @@ def frames(folder: Path, count: int, initial: Map, generated: Map, moved: Moved)
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in evenly(run_frames(folder, count, initial, generated), FRAMES):
-        box = part(run_folder.map_of(folder, name) if map_ is None else map_, low, high)
+        box = part(run_folder.load_map(folder, name) if map_ is None else map_, low, high)
         size, origin, shape = coarser(box, COLOURS)
         colours = Map(np.zeros(shape, np.float32), size, origin)
         displacement = displacement_map(moved.motion, moved.points, colours, time)

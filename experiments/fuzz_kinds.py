@@ -161,8 +161,8 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
         place.write_bytes(data)
     download.noted(part, "https://a/b")
     with contextlib.suppress(InputError):
-        archives.described("1234", archives.read_json(folder / "emd_1234.json"))
-    records = archives.told_files(folder / "emd_1234.json")
+        archives.metadata("1234", archives.read_json(folder / "emd_1234.json"))
+    records = archives.file_records(folder / "emd_1234.json")
     with contextlib.suppress(InputError), contextlib.redirect_stdout(None):
         archives.kept(path, next(filter(archives.known, records.values()), None), False)
     level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
@@ -205,8 +205,8 @@ def read_records(folder: Path, data: bytes, random) -> None:
         with contextlib.suppress(InputError):
             use(path)
     run_folder.sign(folder)
-    config = run_folder.run_of(folder)
-    with run_folder.as_written(folder):
+    config = run_folder.read_config(folder)
+    with run_folder.checked_records(folder):
         story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
         page.facts(config), page.settings(config)
 

@@ -241,7 +241,7 @@ def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:
                     f"--waypoint={texts} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
                 )
             time = in_range(match["time"], ranges.TIME, f"--waypoint={texts}: the time")
-            found.append((paths.expanded(match["name"]), time))
+            found.append((paths.expand(match["name"]), time))
             texts = texts[match.end() :]
     return found
 
@@ -595,7 +595,7 @@ def resolution_in_name(name: str) -> float | None:
 def resolution_of(name: str, data_dir: str) -> float | None:
     """Resolution (Å) of a map, from its name or from the EMDB; None if neither has it."""
     path = find(name, data_dir)
-    return resolution_in_name(name) or (archives.side(path).get("resolution") if path else None)
+    return resolution_in_name(name) or (archives.read_metadata(path).get("resolution") if path else None)
 
 
 def fetch_missing(settings, maps: list[str]) -> None:

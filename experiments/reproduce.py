@@ -389,9 +389,9 @@ def score_check(model: Path, out_dir: Path) -> float:
     from . import run_folder
 
     there = atoms.read_model(model, FLAGS.all_models)
-    if laid := run_folder.run_of(out_dir).get("alignment"):
+    if laid := run_folder.read_config(out_dir).get("alignment"):
         there = Transform.of(laid["transform"]).moved(there)
-    generated = run_folder.map_of(out_dir, "generated.mrc")
+    generated = run_folder.load_map(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)
 
@@ -402,7 +402,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
 
     from . import run_folder
 
-    scores, config = run_folder.scores_of(out_dir), run_folder.run_of(out_dir)
+    scores, config = run_folder.read_scores(out_dir), run_folder.read_config(out_dir)
     rows = scored(system, resolution, scores, check) + settings(system, resolution, config, scores, seconds, out_dir)
     at = f" at {resolution:g} Å" if resolution else ""
     lines = [
@@ -450,7 +450,7 @@ def settings(
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
     made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
-    map_ = run_folder.map_of(out_dir, "generated.mrc")
+    map_ = run_folder.load_map(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = [ends["initial"], *ends["targets"]]

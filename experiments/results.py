@@ -30,7 +30,17 @@ from cryotrans_jax.symmetry import Symmetry
 from . import log
 from .exchange import target_number
 from .prechecks import Doubt
-from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
+from .run_folder import (
+    FRAMES,
+    check_free,
+    put_back,
+    result_files,
+    results_in,
+    set_aside,
+    sign,
+    updating_checksums,
+    write_json,
+)
 
 PACKAGES = (
     "cryotrans-jax",
@@ -178,7 +188,7 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
 
 
 def fit_case(
-    case: Case, settings: Any, share: Sequence[int] | None = None, another: int = 0, keeper: Any = None
+    case: Case, settings: Any, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
 ) -> Fit:
     """Fit a case, showing progress.
 
@@ -186,7 +196,7 @@ def fit_case(
         case: the inputs.
         settings: values of the flags: recipe, seed, steps, thresholds, mass_kda, bin.
         share: numbers of the targets to fit; None fits all.
-        another: added to the seed of the flags.
+        seed_number: added to the seed of the flags.
         keeper: saves the state of the fit from time to time, and has the state from which to resume.
     """
     names = [case.target_names[number] for number in share or range(len(case.targets))]
@@ -195,13 +205,14 @@ def fit_case(
         if target < len(names):  # no copy that fills up the last devices
             log.target_warning(names[target], text)
 
+    first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
         return morph(
             case.initial,
             case.targets,
             settings.recipe,
             align="none",  # they are laid over it already
-            seed=settings.seed + another,
+            seed=settings.seed + seed_number,
             steps=settings.steps,
             initial_threshold=settings.initial_threshold,
             target_threshold=settings.target_threshold,
@@ -218,10 +229,10 @@ def fit_case(
             schedule=case.schedule,
             share=share,
             progress=progress,
-            begun=keeper and keeper.begun(another),
-            keep=keeper and partial(keeper.keep, another),
+            begun=keeper and keeper.load_snapshot(seed_number),
+            keep=keeper and partial(keeper.keep, seed_number),
             say=say,
-            prepared=partial(log_preparation, case) if jax.process_index() == another == 0 else lambda report: None,
+            prepared=partial(log_preparation, case) if first else lambda report: None,
         )
 
 
@@ -314,7 +325,7 @@ def write_targets(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
         )
     for entry, values in zip(stories, scores, strict=True):  # once all results are there
-        with signed_again(entry.folder):
+        with updating_checksums(entry.folder):
             found = story.tell(entry, whole=settings.report)
         for warning in found:
             log.target_warning(values["target"], warning)
@@ -440,12 +451,12 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
     target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
     shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
     grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
-    for path in made_in(folder, FRAMES):
+    for path in result_files(folder, FRAMES):
         if path.suffix == ".mrc":
             write_map(place / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
             atoms.write_model(place / path.name, back.moved(atoms.read_model(path)))
-    if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
+    if carried := sorted(path.name for path in result_files(folder, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(place / name) for name in carried], place)
 
 
@@ -453,7 +464,7 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     """Write the assembly to a folder of that name: frames, generated map and models of the asymmetric unit repeated."""
     place = folder / "assembly"
     place.mkdir(exist_ok=True)
-    made = made_in(folder, FRAMES)
+    made = result_files(folder, FRAMES)
     maps = [path for path in made if path.suffix == ".mrc"]
     room = symmetry.room(map(read_map, maps))
     for path in maps:
@@ -461,7 +472,7 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     for path in made:
         if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
             atoms.write_model(place / path.name, symmetry.assembled(atoms.read_model(path)))
-    if carried := sorted(path.name for path in made_in(place, FRAMES) if path.name.startswith("model")):
+    if carried := sorted(path.name for path in result_files(place, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(place / name) for name in carried], place)
 
 

@@ -1,4 +1,4 @@
-"""Simulates the map of an atomic model, one Gaussian an atom (ChimeraX molmap).
+"""Simulate the map of an atomic model as a sum of Gaussians, one for each atom (ChimeraX molmap).
 
 python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mrc --output=6RAI_5A.mrc
 """
@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
+    """Define the flags of this command; not on import, so that commands can import one another."""
     paths.define_path("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
     ranges.number("resolution", None, "Å: resolution of the map. Must be given.", ranges.RESOLUTION, required=True)
     paths.define_path(
@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; writes the map that the flags ask for."""
+    """Simulate the map and write it."""
     import numpy as np
 
     from cryotrans_jax import atoms, files, maps
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

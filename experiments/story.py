@@ -62,7 +62,7 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 
     Returns the warnings, which are in metrics.json as well.
     """
-    config, scores = run_folder.run_of(story.folder), run_folder.scores_of(story.folder)
+    config, scores = run_folder.read_config(story.folder), run_folder.read_scores(story.folder)
     moved = moved_by(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
@@ -260,18 +260,18 @@ def reread(run_dir: Path, initial: str | None = None, target: str | None = None)
     Raises:
         InputError: the folder is damaged or not whole, or a path that is given is not that of the run's map.
     """
-    config, scores = run_folder.run_of(run_dir), run_folder.scores_of(run_dir)
-    fit, generated = run_folder.fit_of(run_dir), run_folder.map_of(run_dir, "generated.mrc")
+    config, scores = run_folder.read_config(run_dir), run_folder.read_scores(run_dir)
+    fit, generated = run_folder.load_fit(run_dir), run_folder.load_map(run_dir, "generated.mrc")
     start, goal = first_frame(run_dir, config, fit, initial), goal_of(config, scores, generated, target)
     if run_folder.has(run_dir, "loss.csv"):
-        run_folder.sound(run_dir, "loss.csv")
+        run_folder.verify(run_dir, "loss.csv")
     if run_folder.has(run_dir, "fsc.csv"):
-        curves = exchange.read_fsc(run_folder.sound(run_dir, "fsc.csv"))
+        curves = exchange.read_fsc(run_folder.verify(run_dir, "fsc.csv"))
     else:
         curves = results.fsc_curves(start, generated, goal, truth_of(config, generated)) if goal else {}
     first = config["settings"]["frames"] > 1  # a single frame is the last one
     whole = first and run_folder.has(run_dir, "model_00.cif")
-    model = atoms.read_model(run_folder.sound(run_dir, "model_00.cif")) if whole else None
+    model = atoms.read_model(run_folder.verify(run_dir, "model_00.cif")) if whole else None
     return Story(run_dir, fit, start, generated, goal, curves, model)
 
 
@@ -293,7 +293,7 @@ def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map
     """What is carried of the initial map: the frame at time 0, or where there is none from the map itself."""
     frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
     if not given and all(frames):  # a single frame is the last one
-        return run_folder.map_of(run_dir, "frame_00.mrc")
+        return run_folder.load_map(run_dir, "frame_00.mrc")
     path = unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")

@@ -227,7 +227,7 @@ def digest(name, data):
 def test_a_servers_digest_is_checked(server, tmp_path, header, form, algorithm):
     path = "/pdb/6RAH.cif"
     server.headers[path] = {header: form.format(digest(algorithm, b"another file"))}
-    with pytest.raises(InputError, match="than that of what came .*: what came was thrown away"):
+    with pytest.raises(InputError, match="than the file has .*: the file was discarded"):
         archives.fetch("6RAH", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
     server.headers[path] = {header: form.format(digest(algorithm, server.files[path]))}
@@ -258,7 +258,7 @@ def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path
     monkeypatch.setattr(download, "ROOM", 10_000_000)
     archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
     monkeypatch.setattr(download, "ROOM", 30_000_000)
-    with pytest.raises(InputError, match="is no whole gzip file"):
+    with pytest.raises(InputError, match="is not a complete gzip file"):
         archives.fetch("EMD-22001", archive(server), tmp_path / "..", ("map",))
 
 
@@ -266,7 +266,7 @@ def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path
 @pytest.mark.parametrize("data", [b"<!DOCTYPE html>\x1b[2J<html>", b"", b"\x00" * 5000])
 def test_a_page_is_not_taken_for_an_entry(server, tmp_path, path, entry, data):
     server.files[path] = gzip.compress(data) if path == MAP else data
-    with pytest.raises(InputError, match="is not an (MRC map|mmCIF model): it begins with '.*thrown away") as raised:
+    with pytest.raises(InputError, match="is not an (MRC map|mmCIF model): it begins with '.*discarded") as raised:
         archives.fetch(entry, archive(server), tmp_path, ("map",))
     assert not list(tmp_path.iterdir()) and str(raised.value).isprintable()
 
@@ -326,7 +326,7 @@ def test_a_part_of_a_file_that_has_no_length_is_refused(server, tmp_path):
         request.end_headers()
 
     server.misdeeds["/pdb/6RAH.cif"] = [answer]
-    with pytest.raises(InputError, match="sends another part than it was asked for"):
+    with pytest.raises(InputError, match="sends another part than requested"):
         archives.fetch("6RAH", archive(server), tmp_path)
 
 
@@ -412,14 +412,14 @@ def test_an_address_that_is_none_is_told_in_one_line(job, tmp_path, address):
 def test_files_of_an_entry_are_so_many_at_most_and_each_has_its_own_name(names, said):
     halves = [{"file": name if isinstance(name, str) else f"emd_22001_{name}.map"} for name in names]
     with pytest.raises(InputError, match=said):
-        archives.described("22001", {"interpretation": {"half_map_list": {"half_map": halves}}})
+        archives.metadata("22001", {"interpretation": {"half_map_list": {"half_map": halves}}})
 
 
 def test_a_damaged_gzip_file_is_refused_though_its_length_is_right(server, tmp_path):
     data = bytearray(server.files[MAP])
     data[len(data) // 2] ^= 1
     server.files[MAP] = bytes(data)
-    with pytest.raises(InputError, match="emd_22001.map.gz is no whole gzip file"):
+    with pytest.raises(InputError, match="emd_22001.map.gz is not a complete gzip file"):
         archives.fetch("EMD-22001", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -488,7 +488,7 @@ def test_no_name_from_a_server_leads_out_of_the_folder(server, tmp_path, file, p
     }
     place[part]["file"] = file
     server.files["/api/EMD-22001"] = json.dumps(entry).encode()
-    with pytest.raises(InputError, match="which is no plain name of its own"):
+    with pytest.raises(InputError, match="which is not a name of its maps"):
         archives.fetch("EMD-22001", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -502,7 +502,7 @@ def test_a_description_that_is_none_is_explained(server, tmp_path, answer):
 
 
 def test_an_entry_may_say_little():
-    entry = archives.described("22001", {})
+    entry = archives.metadata("22001", {})
     assert entry["map"] == ["emd_22001.map.gz"] and entry["half_maps"] == entry["masks"] == []
     assert entry["resolution"] is entry["contour"] is entry["title"] is None
 

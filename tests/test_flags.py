@@ -141,7 +141,7 @@ def test_a_resolution_beyond_nyquist_of_a_deposited_map_is_a_warning_at_most(cap
     )  # by the archive: the user can do nothing about it but overrule it
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("warning: resolution of a.mrc, 1.5 Å, is finer than 2.1 Å, the Nyquist limit")
-    assert second.endswith("give that as --initial_resolution or --target_resolution")
+    assert second.endswith("give it as --initial_resolution or --target_resolution")
 
 
 def test_a_run_checks_resolutions_radius_and_mass_against_its_maps(job, tmp_path, maps):

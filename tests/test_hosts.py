@@ -123,7 +123,7 @@ def test_when_process_0_cannot_begin_all_end_at_once_and_say_why(folder, tmp_pat
     (first, _, why), (second, _, other) = together(2, *arguments(folder, tmp_path / "out", ["near", "far"]))
     assert (first, second) == (2, 2)
     assert f"[0/2] error: {tmp_path}/out/near holds another run" in why
-    assert "[1/2] error: process 0 could not begin, and says why: see there" in other
+    assert "[1/2] error: process 0 could not start: see its error message" in other
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["near"] and "Traceback" not in why + other
 
 
@@ -188,7 +188,7 @@ def test_the_others_begin_once_process_0_has_and_not_where_it_cannot(monkeypatch
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", broadcast)
-    for number, sentence in ((0, "the folder is taken"), (1, "process 0 could not begin, and says why: see there")):
+    for number, sentence in ((0, "the folder is taken"), (1, "process 0 could not start: see its error message")):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
         with pytest.raises(InputError, match=sentence) if error else contextlib.nullcontext():
             hosts.after_first(work)

@@ -355,10 +355,10 @@ def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     run_folder.sign(tmp_path)
     if "a" in change:
-        assert run_folder.run_of(tmp_path) == config | change
+        assert run_folder.read_config(tmp_path) == config | change
     else:
         with pytest.raises(InputError, match="config.json is not as a run writes it"):
-            run_folder.run_of(tmp_path)
+            run_folder.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])

@@ -124,7 +124,7 @@ def test_of_many_that_take_a_lock_over_one_has_it(tmp_path, ended, capsys):
     def taker():
         barrier.wait()
         try:
-            won.append(lock.take(path))
+            won.append(lock.acquire(path))
         except InputError:
             pass
 
@@ -172,7 +172,7 @@ def test_what_is_no_lock_is_left_as_it_is(tmp_path):
         path.unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine").read_text() == "mine"
     path.touch()
-    with pytest.raises(InputError, match="just beginning"):
+    with pytest.raises(InputError, match="just starting"):
         lock.held(tmp_path).__enter__()
     os.utime(path, (0, 0))
     with lock.held(tmp_path):

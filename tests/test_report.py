@@ -296,7 +296,7 @@ def test_a_volume_too_large_for_the_page_keeps_its_place_and_mass(maps):
 def test_a_run_has_all_files_for_others(run):
     assert TOLD | PICTURES <= {path.name for path in run.iterdir()}
     made = {path.name for path in run.iterdir()} - {"checkpoint"}
-    assert {path.name for path in run_folder.made_in(run)} == made  # and --overwrite knows them all
+    assert {path.name for path in run_folder.result_files(run)} == made  # and --overwrite knows them all
 
 
 def test_displacement_is_that_of_the_flow(run, fit, models):

@@ -245,12 +245,12 @@ def test_only_an_unfinished_run_can_be_resumed(folder, whole, job, tmp_path):
 def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     (out / run_folder.UNFINISHED / "0_of_1/seed_0").mkdir(parents=True)
-    resume.leftovers(out)
+    resume.remove_leftovers(out)
     check_same(whole, out)
     mine = out / run_folder.UNFINISHED / "mine.txt"  # a folder of the user's own
     mine.parent.mkdir()
     mine.touch()
-    resume.leftovers(out)
+    resume.remove_leftovers(out)
     assert mine.is_file()
 
 
@@ -266,11 +266,11 @@ def test_what_a_run_was_writing_when_it_was_killed_is_gone_and_nothing_else(tmp_
     for name in names:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1e9, 1e9))
-    resume.leftovers(tmp_path)  # there was no run
+    resume.remove_leftovers(tmp_path)  # there was no run
     assert all((tmp_path / name).exists() for name in names)
     (tmp_path / "unfinished" / "0_of_1").mkdir(parents=True)
     (tmp_path / ".3d2c1b0a.loss.csv").touch()  # by another process of this run
-    resume.leftovers(tmp_path)
+    resume.remove_leftovers(tmp_path)
     assert [(tmp_path / name).exists() for name in names] == [False, False, True, True, True]
     assert (tmp_path / ".3d2c1b0a.loss.csv").exists()
 
@@ -322,7 +322,7 @@ def test_a_folder_that_cannot_be_written_to_says_so_before_the_fit():
                 os.seteuid(65534)
             for out in (Path(place), Path(place) / "new"):
                 with pytest.raises(InputError, match="nothing can be written"):
-                    run_folder.make(out)
+                    run_folder.make_folder(out)
         finally:
             if root:
                 os.seteuid(0)

@@ -426,7 +426,7 @@ def test_half_maps_are_fitted_to_and_judged_by(folder, far, job, tmp_path):
     assert str(other) in json.loads((out / "config.json").read_text())["inputs"]
 
 
-@pytest.mark.parametrize("flag, said", [("half2", "without --target_half1"), ("half1", "have a half-map.s name")])
+@pytest.mark.parametrize("flag, said", [("half2", "without --target_half1"), ("half1", "have a half-map's name")])
 def test_one_half_map_is_not_enough(folder, job, tmp_path, flag, said):
     given = {f"target_{flag}": folder / "target.mrc"}
     status, _, error = job("run", *arguments(folder, tmp_path, **given))
