@@ -201,13 +201,13 @@ def read_records(folder: Path, data: bytes, random) -> None:
 
     path = folder / "config.json"
     path.write_bytes(data)
-    for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
+    for use in (exchange.read_fsc, story.read_losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
     run_folder.sign(folder)
     config = run_folder.read_config(folder)
     with run_folder.checked_records(folder):
-        story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
+        story.display_contours(config), story.target_name(config), story.find_unchanged(config, config["initial"])
         page.facts(config), page.settings(config)
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
         for folder in folders:
             with run_folder.checked_records(folder), run_folder.replacing(folder, "records"):
-                story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
+                story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
             log.report_written(folder / "report.html")
 
 

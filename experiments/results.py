@@ -326,7 +326,7 @@ def write_targets(
         )
     for entry, values in zip(stories, scores, strict=True):  # once all results are there
         with updating_checksums(entry.folder):
-            found = story.tell(entry, whole=settings.report)
+            found = story.write_story(entry, whole=settings.report)
         for warning in found:
             log.target_warning(values["target"], warning)
 

@@ -146,7 +146,7 @@ def test_any_selection_is_of_residues_or_an_error(text):
 @given(st.text(max_size=60))
 def test_any_text_is_curves_and_losses_or_an_error(text):
     path = stored(text.encode(errors="replace"), ".csv")
-    for read in (exchange.read_fsc, story.losses):
+    for read in (exchange.read_fsc, story.read_losses):
         result_or_error(read, path)
 
 

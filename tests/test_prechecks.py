@@ -155,6 +155,6 @@ def test_what_is_doubtful_is_warned_of_in_a_line_each(run, folder, maps, flags, 
 def test_doubts_are_cautions_of_their_target_alone():
     doubts = [prechecks.Doubt("Of all.", "Look."), prechecks.Doubt("Of b.", "Look.", 1)]
     config = {"doubts": [doubt._asdict() for doubt in doubts], "targets": ["a", "b"]}
-    told = {name: [c.what for c in cautions.of_inputs(config | {"target": name})] for name in "ab"}
+    told = {name: [c.what for c in cautions.input_cautions(config | {"target": name})] for name in "ab"}
     assert told == {"a": ["Of all."], "b": ["Of all.", "Of b."]}
-    assert list(cautions.of_inputs({"targets": ["a"], "target": "a"})) == []  # runs of older versions
+    assert list(cautions.input_cautions({"targets": ["a"], "target": "a"})) == []  # runs of older versions

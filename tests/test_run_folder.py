@@ -228,8 +228,8 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run, job, monkey
             (told.folder / name).write_text("{}")
         raise OUT_OF_ROOM
 
-    monkeypatch.setattr("experiments.story.reread", lambda folder, *_: type("Told", (), {"folder": folder}))
-    monkeypatch.setattr("experiments.story.tell", tell)
+    monkeypatch.setattr("experiments.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
+    monkeypatch.setattr("experiments.story.write_story", tell)
     assert "No space left on device" in refused(job, "report", f"--run_dir={run}")
     assert contents(run) == before
 
