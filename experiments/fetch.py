@@ -28,7 +28,7 @@ def define_flags() -> None:
         ["map", "half_maps", "masks"],
         "PART,...: what to fetch of entries of the EMDB, of map, half_maps and masks.",
     )
-    flags.DEFINE_bool("overwrite", False, "Fetch anew what is there, but not as it was fetched.")
+    flags.DEFINE_bool("overwrite", False, "Fetch again files that are there but not as they were fetched.")
     shared.define_archives()
 
 

@@ -157,14 +157,14 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
     from . import archives, download, inputs
 
     path, part = folder / "emd_1234.map.gz", folder / ".x.part"
-    for place in (folder / "emd_1234.json", path, part, download.beside(part)):
+    for place in (folder / "emd_1234.json", path, part, download.note_path(part)):
         place.write_bytes(data)
-    download.noted(part, "https://a/b")
+    download.saved_validator(part, "https://a/b")
     with contextlib.suppress(InputError):
         archives.metadata("1234", archives.read_json(folder / "emd_1234.json"))
     records = archives.file_records(folder / "emd_1234.json")
     with contextlib.suppress(InputError), contextlib.redirect_stdout(None):
-        archives.kept(path, next(filter(archives.known, records.values()), None), False)
+        archives.is_fetched(path, next(filter(archives.is_record, records.values()), None), False)
     level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
     assert level is None or isinstance(level, float)
     assert resolution is None or ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most

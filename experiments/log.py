@@ -48,10 +48,14 @@ class Score(NamedTuple):
 
 
 class RigidBody(NamedTuple):
-    """How a part of the molecule moves.
+    """Motion of a rigid body.
 
-    `mass` is its fraction of the mass, `rotation` in degrees, `translation` in Å, `deviation` the RMS deviation (Å) of
-    its motion from a rigid one; `copies` counts its symmetry mates, itself included.
+    Attributes:
+        mass: its fraction of the mass.
+        rotation: in degrees.
+        translation: in Å.
+        deviation: RMS deviation from rigid-body motion (Å).
+        copies: number of its symmetry mates, itself included.
     """
 
     mass: float
@@ -208,7 +212,7 @@ def target_sharpened(target: str, sigma: float) -> None:
 
 
 def no_target() -> None:
-    """Say that this process has nothing to fit."""
+    """Say that this process has no target to fit."""
     info("targets of this process: 0, as there are more processes than targets")
 
 
@@ -306,7 +310,7 @@ def map_written(path: str, description: str, resolution: float) -> None:
 
 
 def lock_taken_over(path: Path) -> None:
-    """Say that a lock whose owner has ended is this program's now."""
+    """Say that the lock of a program that has ended was taken over."""
     info(f"lock taken over from a program that has ended: {path}")
 
 
@@ -316,7 +320,7 @@ def results_restored(folder: Path) -> None:
 
 
 def file_fetched(path: Path, size: int) -> None:
-    """Say that a file of so many bytes has come."""
+    """Say that a file of this size in bytes was fetched."""
     info(f"{path}: fetched, {size / 1e6:.1f} MB")
 
 

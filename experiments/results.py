@@ -143,7 +143,7 @@ def replaced_folders(case: Case, out_dir: Path, share: Sequence[int]) -> list[Pa
 
 
 def check_memory(case: Case, targets: int) -> None:
-    """Print how much memory the fit of so many targets takes.
+    """Print how much memory a fit of this number of targets takes.
 
     Raises:
         InputError: there is less memory than it takes at least.
@@ -211,7 +211,7 @@ def fit_case(
             case.initial,
             case.targets,
             settings.recipe,
-            align="none",  # they are laid over it already
+            align="none",  # the targets are superposed already
             seed=settings.seed + seed_number,
             steps=settings.steps,
             initial_threshold=settings.initial_threshold,
@@ -477,7 +477,7 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
 
 
 def alignment_record(case: Case, number: int) -> dict:
-    """How a target was superposed on the initial map, for config.json and transform.json; empty if it was not."""
+    """Record of a target's superposition, for config.json and transform.json; empty if there was none."""
     if not case.alignments:
         return {}
     found = case.alignments[number]

@@ -242,7 +242,7 @@ def remove_saved(folder: Path) -> None:
 
 
 def terms(settings: Any, case: results.Case | None = None) -> dict:
-    """What decides the numbers of a run: settings, versions, processes, devices, and the checksums of its inputs."""
+    """The terms that decide the numbers of a run: settings, versions, processes, devices, checksums of its inputs."""
     known = {
         "settings": {k: v for k, v in results.settings_of(settings).items() if k not in FREE},
         "versions": {name: results.version(name) for name in results.PACKAGES},

@@ -122,7 +122,7 @@ def test_any_answer_of_an_archive_is_an_entry_or_an_error(value):
     assert isinstance(content, dict) == isinstance(value, dict)
     for told in (value, {"map": {"file": value, "contour_list": {"contour": value}}}):
         if isinstance(told, dict):
-            found = result_or_error(archives.described, "1234", told)
+            found = result_or_error(archives.metadata, "1234", told)
             assert isinstance(found, str) or all(archives.MAP.fullmatch(name) for name in found["map"])
 
 
@@ -298,7 +298,7 @@ def test_what_stands_beside_a_map_is_a_number_or_nothing(tmp_path, value):
     assert inputs.resolution_of("emd_1234.map", str(tmp_path)) is None
     level = archives.contour(tmp_path / "emd_1234.map")
     assert level is None or math.isfinite(level)
-    assert archives.told_files(tmp_path / "emd_1234.json") == (value if isinstance(value, dict) else {})
+    assert archives.file_records(tmp_path / "emd_1234.json") == (value if isinstance(value, dict) else {})
 
 
 @pytest.mark.parametrize("name", ["6ABC_0A.mrc", f"6ABC_{'9' * 400}A.mrc"])
