@@ -1,4 +1,4 @@
-"""Entries of the public archives: which files belong to them, and what the EMDB says of its maps."""
+"""Entries of the PDB and the EMDB: the files that belong to them, and the EMDB's metadata of maps."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import Any
 
 from cryotrans_jax.io.files import InputError, checksum, read_json, whole_file
 
+from . import log
 from .download import MMCIF, MRC, TooLarge, download
 from .ranges import RESOLUTION
 from .server import printable
@@ -17,16 +18,21 @@ from .server import printable
 EMDB = re.compile(r"emd[-_]?([0-9]{4,6})", re.IGNORECASE)
 PDB = re.compile(r"(?:pdb_0000)?([0-9][a-z0-9]{3})", re.IGNORECASE)
 MAP = re.compile(r"emd_(?P<number>[0-9]+)(?![0-9])[A-Za-z0-9_.-]{0,80}\.(map|mrc|ccp4)(\.gz)?", re.IGNORECASE)
-MOST_FILES = 100  # of an entry
-PARTS = {"map": "map", "half_maps": "other", "masks": "masks"}  # what belongs to an entry, and its folder there
-ENTRY_BYTES = 5e7  # an entry's description has no more
+MOST_FILES = 100  # of one entry
+PARTS = {"map": "map", "half_maps": "other", "masks": "masks"}  # parts of an entry, and their folders in the archive
+ENTRY_BYTES = 5e7  # size limit of an entry's description
 
 
 @dataclass(frozen=True)
 class Archives:
-    """Where the archives are, as addresses without the part that names the entry.
+    """Addresses of the archives, without the part that names the entry.
 
-    A file may have `limit` bytes at most; `replace` fetches anew what is there but not as it was fetched.
+    Attributes:
+        emdb_api: of descriptions of EMDB entries.
+        emdb_files: of EMDB maps.
+        pdb_files: of PDB models.
+        limit: size limit of a file in bytes.
+        replace: whether to fetch again files that are there but not as they were fetched.
     """
 
     emdb_api: str
@@ -43,9 +49,19 @@ def of(settings, replace: bool = False) -> Archives:
 
 
 def fetch(name: str, archives: Archives, folder: Path, parts: tuple[str, ...] = tuple(PARTS)) -> list[Path]:
-    """The files of an entry (6RAH, EMD-22001), all of them in the folder now; those that were there are kept.
+    """Fetch the files of an entry that are not in the folder yet.
 
-    Of a map's entry the `parts` that it has. Raises InputError where the name is none, or something cannot be had.
+    Args:
+        name: of the entry, such as 6RAH or EMD-22001.
+        archives: where to fetch from.
+        folder: where to write.
+        parts: of an EMDB entry; parts that it does not have are skipped.
+
+    Returns:
+        The paths of all files of the entry.
+
+    Raises:
+        InputError: the name is not an entry's, or a file cannot be fetched.
     """
     check_name(name)
     if found := EMDB.fullmatch(name):
@@ -54,43 +70,45 @@ def fetch(name: str, archives: Archives, folder: Path, parts: tuple[str, ...] = 
 
 
 def check_name(name: str) -> None:
-    """Nothing; raises InputError where the name is no entry's number."""
+    """Raise InputError where the name is not an entry's of the PDB or the EMDB."""
     if not EMDB.fullmatch(name) and not PDB.fullmatch(name):
         raise InputError(f"{name!r} is no entry's number: give those of the PDB like 6RAH, of the EMDB like EMD-22001")
 
 
 def fetch_model(entry: str, archives: Archives, folder: Path) -> Path:
-    """The mmCIF file of an entry in the PDB, in the folder now."""
+    """Fetch the mmCIF file of a PDB entry, and return its path."""
     path = folder / f"{entry}.cif"
     if path.is_file() and not archives.replace:
-        return said(path, "is there already")
+        log.file_present(path)
+        return path
     url = f"{archives.pdb_files}/{entry}.cif"
-    download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
-    return said(path)
+    record = download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
+    log.file_fetched(path, record["bytes"])
+    return path
 
 
 def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, ...]) -> list[Path]:
-    """The files of an entry in the EMDB, in the folder now, and emd_<number>.json, which says what is `described`."""
-    beside = side_path(folder, number)
-    entry = described(number, ask(number, archives, folder))
-    records = {file: told for file, told in told_files(beside).items() if known(told)}
+    """Fetch files of an EMDB entry, write its `metadata` to emd_<number>.json, and return the files' paths."""
+    record_path = metadata_path(folder, number)
+    entry = metadata(number, fetch_description(number, archives, folder))
+    records = {file: record for file, record in file_records(record_path).items() if is_record(record)}
     paths = []
     for part in parts:
         if not entry[part]:
-            print(f"EMD-{number} has no {part.replace('_', ' ')}")
+            log.part_missing(f"EMD-{number}", part.replace("_", " "))
         for file in entry[part]:
             path = folder / file
-            if not kept(path, records.get(file), archives.replace):
+            if not is_fetched(path, records.get(file), archives.replace):
                 url = f"{archives.emdb_files}/EMD-{number}/{PARTS[part]}/{file}"
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
-                said(path)
+                log.file_fetched(path, records[file]["bytes"])
             paths.append(path)
-            write_side(beside, entry | {"files": records})
+            write_metadata(record_path, entry | {"files": records})
     return paths
 
 
-def ask(number: str, archives: Archives, folder: Path) -> dict:
-    """What the EMDB says of an entry, as its interface gives it."""
+def fetch_description(number: str, archives: Archives, folder: Path) -> dict:
+    """Fetch the description of an EMDB entry, as the EMDB's interface gives it."""
     url, path = f"{archives.emdb_api}/EMD-{number}", folder / f".emd_{number}.entry"
     no_description = f"{url} does not answer with a description: is --emdb_api the EMDB's interface?"
     try:
@@ -102,11 +120,18 @@ def ask(number: str, archives: Archives, folder: Path) -> dict:
         path.unlink(missing_ok=True)
 
 
-def described(number: str, content: dict) -> dict:
-    """Of all that the EMDB says of an entry what is of use: `resolution` (Å), `contour`, the names of its files.
+def metadata(number: str, content: dict) -> dict:
+    """Select from an entry's description what this program uses: `resolution` (Å), `contour`, names of files.
 
-    None where the EMDB does not tell a number. Raises InputError where a file's name is no plain one of a map, or
-    stands for two files.
+    Args:
+        number: of the entry.
+        content: its description.
+
+    Returns:
+        The metadata; numbers that the EMDB does not give are None.
+
+    Raises:
+        InputError: a file's name is not a plain name of a map of this entry, or occurs twice.
     """
     image = content, "structure_determination_list", "structure_determination", "image_processing"
     contours = [c for c in at(content, "map", "contour_list", "contour") if isinstance(c, dict)]
@@ -129,31 +154,31 @@ def described(number: str, content: dict) -> dict:
 
 
 def check_names(number: str, names: list) -> None:
-    """Raise InputError where the names of an entry's files are not plain ones of its own maps, each for one file."""
+    """Raise InputError where file names are too many, repeated, or not plain names of maps of this entry."""
     if len(names) > MOST_FILES:
-        raise InputError(f"EMD-{number} names {len(names)} files, more than {MOST_FILES}: none is fetched")
+        raise InputError(f"EMD-{number} names {len(names)} files, more than {MOST_FILES}: nothing is fetched")
     for file in names:
         match = MAP.fullmatch(file) if isinstance(file, str) else None
         if not match or match["number"] != number:
             name = printable(repr(file))
-            raise InputError(f"EMD-{number} names a file {name}, which is no plain name of its own: it is not fetched")
+            raise InputError(f"EMD-{number} names a file {name}, which is not a name of its maps: it is not fetched")
     if len({file.lower() for file in names}) < len(names):
         raise InputError(f"EMD-{number} names one file twice: it is not fetched")
 
 
-def told_files(beside: Path) -> dict:
-    """What stands in the file beside a map about the files that were fetched, by their names."""
-    files = read_json(beside).get("files") if beside.is_file() else None
+def file_records(path: Path) -> dict:
+    """Records of the files that were fetched, by name, in an entry's metadata file."""
+    files = read_json(path).get("files") if path.is_file() else None
     return files if isinstance(files, dict) else {}
 
 
-def known(record: Any) -> bool:
-    """Whether this is the record of a file as `download` gives it."""
+def is_record(record: Any) -> bool:
+    """Whether this is a record of a file as `download` returns it."""
     return isinstance(record, dict) and isinstance(record.get("bytes"), int) and isinstance(record.get("sha256"), str)
 
 
 def at(content: Any, *keys: str) -> list:
-    """All values under these keys, one below the other; every item of a list on the way, nothing for a missing key."""
+    """All values under these nested keys; lists on the way contribute every item, missing keys nothing."""
     if isinstance(content, list):
         return [value for each in content for value in at(each, *keys)]
     if not keys:
@@ -162,7 +187,7 @@ def at(content: Any, *keys: str) -> list:
 
 
 def number_in(values: list) -> float | None:
-    """The first value as a number, None where there is none that is finite."""
+    """The first value that is a finite number; None if there is none."""
     for value in values:
         try:
             if math.isfinite(found := float(value)):
@@ -172,46 +197,50 @@ def number_in(values: list) -> float | None:
     return None
 
 
-def kept(path: Path, record: dict | None, replace: bool) -> bool:
-    """Whether a file stays as it is: it is what was fetched, or nothing is known of it.
+def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
+    """Whether a file need not be fetched.
 
-    Raises InputError where it is not what was fetched, and may not be replaced.
+    Args:
+        path: the file.
+        record: of the file when it was fetched; None for a file from elsewhere, which is left unchecked.
+        replace: whether a file may be replaced that is from elsewhere, or has changed.
+
+    Raises:
+        InputError: the file has changed since it was fetched, and may not be replaced.
     """
     if not path.is_file():
         return False
     if record is None:
         if not replace:
-            said(path, "is there already, from elsewhere: it is left unchecked")
+            log.file_present(path, checked=False)
         return not replace
     if path.stat().st_size == record["bytes"] and checksum(path) == record["sha256"]:
-        said(path, "is there already")
+        log.file_present(path)
         return True
     if not replace:
         raise InputError(f"{path} is no longer what was fetched: move it away, or add --overwrite to fetch it anew")
     return False
 
 
-def said(path: Path, what: str | None = None) -> Path:
-    """The path; what happened to it was printed."""
-    print(f"{path}: {what or f'fetched, {path.stat().st_size / 1e6:.1f} MB'}")
-    return path
-
-
-def side_path(folder: Path, number: str) -> Path:
-    """The file that tells what the EMDB says of an entry."""
+def metadata_path(folder: Path, number: str) -> Path:
+    """Path of the metadata file of an EMDB entry."""
     return folder / f"emd_{number}.json"
 
 
-def side(path: Path) -> dict:
-    """What stands in the file beside a map of the EMDB, if the map is one of those that it names; otherwise nothing.
+def read_metadata(path: Path) -> dict:
+    """Metadata of a map of the EMDB; empty for another map, or without a metadata file that names the map.
 
-    `resolution` and `contour` are numbers, or not there; a resolution is one that a map can have.
+    Args:
+        path: of the map; the metadata file is in the same folder.
+
+    Returns:
+        The metadata; `resolution` (Å) and `contour` are numbers or None, a resolution within the possible range.
     """
-    found = EMDB.match(path.name)
-    told = side_path(path.parent, found[1]) if found else None
-    if not told or not told.is_file():
+    match = EMDB.match(path.name)
+    record_path = metadata_path(path.parent, match[1]) if match else None
+    if not record_path or not record_path.is_file():
         return {}
-    entry = read_json(told)
+    entry = read_json(record_path)
     if path.name not in at(entry, "map") + at(entry, "half_maps"):
         return {}
     numbers = {name: number_in([entry.get(name)]) for name in ("resolution", "contour")}
@@ -221,19 +250,19 @@ def side(path: Path) -> dict:
 
 
 def contour(path: Path) -> float | None:
-    """The level with which a map of the EMDB was deposited, where the file beside it tells."""
-    entry = side(path)
+    """Contour level with which a map of the EMDB was deposited; None if it is not known."""
+    entry = read_metadata(path)
     return entry.get("contour") if path.name in at(entry, "map") else None
 
 
-def write_side(path: Path, entry: dict) -> None:
-    """Nothing; the file tells of an entry."""
+def write_metadata(path: Path, entry: dict) -> None:
+    """Write the metadata of an entry."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
 
 
 def wanted(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Of names of missing files those of entries, each with the parts of a map's entry that the file is one of."""
+    """The entries, among names of missing files, each with the part of the entry that the file is."""
     for name in names:
         stem = Path(name).name
         if found := EMDB.match(stem):

@@ -9,8 +9,8 @@ correspondences; paper, the published schedule (slow); models, the straight line
 are given: this method knows the answer. --frames_of adds frames of other programs.
 
 A --pair is a folder in --data_dir with models of both states, as for experiments.studies.validate. Its target map is
-simulated with noise, so that its Fourier shell correlation with the truth falls to 0.5 at its resolution, as in a real map. A map
-without noise is blurred, but no information is lost.
+simulated with noise, so that its Fourier shell correlation with the truth falls to 0.5 at its resolution, as in a real
+map. A map without noise is blurred, but no information is lost.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ def load_maps(out_dir: Path):
     case = inputs.from_flags(given, out_dir)
     prechecks.warn(prechecks.doubts(case, given))
     if FLAGS.target_model:
-        found = inputs.existing(FLAGS.target_model, FLAGS.data_dir)
+        found = inputs.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
@@ -288,13 +288,13 @@ def write_frames(frames, folder: Path) -> None:
     """Write the frames into the folder, replacing the frames in it."""
     from cryotrans_jax.io.maps import write_map
 
-    from .results import numbered
-    from .run_folder import FRAMES, made_in
+    from .results import frame_number
+    from .run_folder import FRAMES, result_files
 
-    for earlier in made_in(folder, FRAMES):
+    for earlier in result_files(folder, FRAMES):
         earlier.unlink()
     for number, frame in enumerate(frames):
-        write_map(folder / f"frame_{numbered(number, len(frames))}.mrc", frame)
+        write_map(folder / f"frame_{frame_number(number, len(frames))}.mrc", frame)
 
 
 def command() -> None:

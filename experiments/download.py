@@ -1,4 +1,4 @@
-"""One file from a server, whole or not at all: resumed where a transfer broke off, and checked."""
+"""Download one file: resume where a transfer broke off, check it, and write it whole or not at all."""
 
 import base64
 import gzip
@@ -21,21 +21,22 @@ from tqdm import tqdm
 
 from cryotrans_jax.io.files import MAX_RATIO, UNPACKED_BYTES, InputError, read_json, whole_file
 
-from .server import Refused, opened, printable
+from . import log
+from .server import Refused, open_url, printable
 
 CHUNK = 1 << 18  # bytes read at a time
-HEAD = 4096  # bytes by which a file's format is known
-LEAST_RATE, WINDOW = 10_000, 60.0  # bytes a second: a transfer that is slower for so many seconds has broken off
-PATIENCE = 24 * 3600.0  # seconds for a file; the next run goes on with what has come
-TRIES = 5  # in a row that bring next to nothing, then it is given up
-PAUSE = 1.0  # seconds before the second try in vain, twice as many before each further one
-TRANSIENT = (408, 429, 500, 502, 503, 504)  # what a server may answer now and not in a while
-EVERY = 10.0  # seconds between lines of progress in a log
+HEAD = 4096  # bytes from which the format of a file is recognised
+LEAST_RATE, WINDOW = 10_000, 60.0  # bytes/s, s: a transfer that is slower over this window has broken off
+PATIENCE = 24 * 3600.0  # s for one file; the next command resumes the transfer
+TRIES = 5  # attempts in a row that bring next to nothing
+PAUSE = 1.0  # s before the second such attempt, doubled before each further one
+TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
+EVERY = 10.0  # s between lines of progress in a log
 DIGESTS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 
 
 class Format(NamedTuple):
-    """A file's format: its name, and whether a file that begins with some bytes is of it."""
+    """A file format: its name, and a function that recognises it by the first bytes of a file."""
 
     name: str
     begins: Callable[[bytes], bool]
@@ -46,60 +47,68 @@ MMCIF = Format("an mmCIF model", lambda head: re.match(rb"(\s|#.*\n)*data_", hea
 
 
 class Damaged(Exception):
-    """What came is not what was announced; the message follows the address."""
+    """The file that came is not the one announced; the message is to follow the address."""
 
 
 class TooLarge(InputError):
-    """A file has more bytes than it may."""
+    """A file is larger than the limit."""
 
 
 def download(
     url: str, path: Path, what: str, limit: float = float("inf"), mirror: str = "", format: Format | None = None
 ) -> dict:
-    """Fetch the file at an address.
+    """Download the file at an address.
 
-    What has come so far stands in a hidden file beside it, also from one run to the next. Only the rest is asked for
-    then (HTTP Range), if the server's ETag or date says that it still has the same. The length that the server
-    announces is checked, its digest if it sends one, the checksums within a .gz file, and how the file begins.
+    The part that has come is kept in a hidden file beside it, also after the program has ended. Only the rest is
+    requested then (HTTP Range), if the server's ETag or date shows that its file is the same. Checked are the length
+    that the server announces, its digest if it sends one, the checksums in a .gz file, and how the file begins.
 
     Args:
         url: the address.
         path: the file to write.
-        what: the file's name in messages.
-        limit: the bytes that it may have.
-        mirror: the flag that names another server, for messages.
-        format: what the file has to be; None for any.
+        what: name of the file in messages.
+        limit: size limit in bytes.
+        mirror: flag that names another server, for messages.
+        format: required format; None for any.
 
     Returns:
-        Its record: `url`, `bytes`, `sha256`.
+        The record of the file: `url`, `bytes`, `sha256`.
 
     Raises:
-        InputError: there is no such file or server, it is too large, damaged, or of another format.
+        InputError: there is no such file or server, or the file is too large, damaged, or of another format.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         announced = transfer(url, part, what, limit, mirror)
         record = {"url": url, "bytes": part.stat().st_size, "sha256": checked(part, announced, format)}
     except TooLarge:
-        forget(part)
+        remove_part(part)
         raise
     except Damaged as error:
-        forget(part)
+        remove_part(part)
         other = f", or name another server with {mirror}" if mirror else ""
-        raise InputError(f"{url} {error}: what came was thrown away; fetch it again{other}") from error
+        raise InputError(f"{url} {error}: the file was discarded; fetch it again{other}") from error
     os.replace(part, path)
-    forget(part)
+    remove_part(part)
     return record
 
 
 def transfer(url: str, part: Path, what: str, limit: float, mirror: str) -> dict[str, bytes]:
-    """The digests that the server sent, by algorithm, of the file that `part` now holds in full; in several tries."""
-    vain, begun = 0, time.monotonic()
+    """Download to `part` until it is complete, in several attempts; return the digests that the server sent.
+
+    Args:
+        url: the address.
+        part: the file to write, which may hold the beginning already.
+        what: as in `download`.
+        limit: as in `download`.
+        mirror: as in `download`.
+    """
+    vain, begin = 0, time.monotonic()
     other = f", or name another server with {mirror}" if mirror else ""
     while True:
         before, at = size(part), time.monotonic()
         try:
-            with asked(url, part) as reply:
+            with request(url, part) as reply:
                 return receive(reply, url, part, what, limit)
         except Refused as error:
             instead = f": name another server with {mirror}" if mirror else ""
@@ -108,31 +117,31 @@ def transfer(url: str, part: Path, what: str, limit: float, mirror: str) -> dict
             error.close()
             if error.code not in (*TRANSIENT, 416):
                 raise refused(error, url, what) from error
-            if error.code == 416:  # what is here is no beginning of what is there
-                forget(part)
+            if error.code == 416:  # the part is not the beginning of the server's file
+                remove_part(part)
             reason = f"answers {error.code} {printable(error.reason)}"
         except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as error:
             reason = f"does not answer, or breaks off ({printable(getattr(error, 'reason', error))})"
         spent = time.monotonic() - at
         vain = 0 if size(part) - before > LEAST_RATE * spent else vain + 1
-        if vain == TRIES or at + spent - begun > PATIENCE:
+        if vain == TRIES or at + spent - begin > PATIENCE:
             raise InputError(f"{urlsplit(url).netloc} {reason}: check the network, try again later{other}")
         if vain:
             time.sleep(PAUSE * 2 ** (vain - 1))
 
 
-def asked(url: str, part: Path):
-    """The server's reply when asked for the file, or for the rest of it where `part` holds the beginning."""
+def request(url: str, part: Path):
+    """Request the file, or the rest of it where `part` holds the beginning; return the server's reply."""
     headers = {"User-Agent": "cryotrans-jax"}
-    if size(part) and (validator := noted(part, url)):
+    if size(part) and (validator := saved_validator(part, url)):
         headers |= {"Range": f"bytes={size(part)}-", "If-Range": validator}
-    return opened(url, headers)
+    return open_url(url, headers)
 
 
-def noted(part: Path, url: str) -> str:
-    """By what the server tells that the file at the address is still that of which `part` is the beginning, or ""."""
+def saved_validator(part: Path, url: str) -> str:
+    """ETag or date of the file of which `part` is the beginning; "" if unknown, or if it is from another address."""
     try:
-        note = read_json(beside(part))
+        note = read_json(note_path(part))
     except (InputError, FileNotFoundError):
         return ""
     validator = note.get("validator")
@@ -140,18 +149,18 @@ def noted(part: Path, url: str) -> str:
 
 
 def receive(reply, url: str, part: Path, what: str, limit: float) -> dict[str, bytes]:
-    """The digests in the reply, by algorithm; its bytes are now in `part`, after those there if it is the rest."""
+    """Write the reply to `part`, after its present bytes if the reply is the rest; return the digests it announces."""
     start, total = 0, reply.length
     if reply.status == 206:
         start = size(part)
         found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", reply.headers.get("Content-Range", ""))
         if not found or int(found[1]) != start:
-            raise Damaged("sends another part than it was asked for")
+            raise Damaged("sends another part than requested")
         total = int(found[2])
     else:
-        forget(part)
+        remove_part(part)
         validator = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-        with whole_file(beside(part)) as temporary:  # a weak ETag promises less than the same bytes
+        with whole_file(note_path(part)) as temporary:  # a weak ETag does not promise the same bytes
             temporary.write_text(json.dumps({"url": url, "validator": validator.removeprefix("W/") and validator}))
     if total and total > limit:
         raise TooLarge(f"{what} has {total / 1e9:.2g} GB, more than {limit / 1e9:.2g}: raise --max_gb to take it")
@@ -169,9 +178,12 @@ def receive(reply, url: str, part: Path, what: str, limit: float) -> dict[str, b
 
 
 def digests(headers, whole: bool) -> dict[str, bytes]:
-    """The digests of a file by algorithm, as headers tell them with the `whole` file or with a part of it.
+    """Digests of a file, by algorithm, from the headers of a reply.
 
-    Repr-Digest (RFC 9530) is the file's in either case, Digest (RFC 3230) and Content-MD5 (RFC 1864) with all of it.
+    Args:
+        headers: of the reply. Repr-Digest (RFC 9530) is always of the whole file, Digest (RFC 3230) and Content-MD5
+            (RFC 1864) only where the reply is.
+        whole: whether the reply has the whole file, not a part.
     """
     text = headers.get("Repr-Digest") or (whole and headers.get("Digest")) or ""
     found = re.findall(r"(sha-256|sha-512|md5)=:?([^\s,:;]*)", text, re.IGNORECASE)
@@ -179,12 +191,12 @@ def digests(headers, whole: bool) -> dict[str, bytes]:
         found.append(("md5", headers["Content-MD5"].strip()))
     known = {name.lower(): digest(name.lower(), value) for name, value in found}
     for name in (name for name, value in known.items() if value is None):
-        print(f"warning: the server's {name} is none, and is not compared with what came", file=sys.stderr)
+        log.digest_invalid(name)
     return {name: value for name, value in known.items() if value is not None}
 
 
 def digest(name: str, text: str) -> bytes | None:
-    """The digest of an algorithm that is written in base64, None where the text is no such."""
+    """Decode a digest from base64; None if the text is not a digest of this algorithm."""
     try:
         value = base64.b64decode(text, validate=True)
     except ValueError:
@@ -193,9 +205,15 @@ def digest(name: str, text: str) -> bytes | None:
 
 
 def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> str:
-    """The SHA-256 of the file, in hexadecimal.
+    """Check a file, and return its SHA-256 in hexadecimal.
 
-    Raises Damaged where an announced digest or a .gz is not right, or the file begins as none of its format does.
+    Args:
+        part: the file.
+        announced: digests by algorithm.
+        format: required format; None for any.
+
+    Raises:
+        Damaged: a digest differs, a .gz file is damaged, or the file is of another format.
     """
     sums = {name: hashlib.new(DIGESTS[name]) for name in {"sha-256", *announced}}
     with part.open("rb") as file:
@@ -204,7 +222,7 @@ def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> s
                 each.update(chunk)
     for name, value in announced.items():
         if sums[name].digest() != value:
-            raise Damaged(f"sends another {name} than that of what came ({value.hex()}, {sums[name].hexdigest()})")
+            raise Damaged(f"announces another {name} than the file has ({value.hex()}, {sums[name].hexdigest()})")
     head = beginning(part)
     if format and not format.begins(head):
         begins = printable(head[:60].decode(errors="replace"))
@@ -213,10 +231,12 @@ def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> s
 
 
 def beginning(part: Path) -> bytes:
-    """The first bytes of the file, of a .gz what they unpack to; the checksums in a .gz are checked.
+    """First bytes of a file, unpacked if it is a .gz, whose checksums are checked.
 
-    A small file may unpack to terabytes: what exceeds the limit of `files.open_unpacked` is not read.
-    Raises Damaged where a .gz is none.
+    A small file may unpack to terabytes, so bytes beyond the limit of `files.open_unpacked` are not read.
+
+    Raises:
+        Damaged: a .gz file is not valid.
     """
     if not part.name.endswith(".gz.part"):
         with part.open("rb") as file:
@@ -228,42 +248,42 @@ def beginning(part: Path) -> bytes:
             while left > 0 and (chunk := file.read(CHUNK)):
                 left -= len(chunk)
     except (OSError, EOFError, zlib.error) as error:
-        raise Damaged(f"is no whole gzip file ({error})") from error
+        raise Damaged(f"is not a complete gzip file ({error})") from error
     return head
 
 
 def refused(error: urllib.error.HTTPError, url: str, what: str) -> InputError:
-    """What a server's refusal means."""
+    """The error to raise for a server's refusal."""
     if error.code in (404, 410):
         return InputError(f"the archive has no {what} ({url} is not there): check its number")
     return InputError(f"the archive refuses {what} ({url} answers {error.code} {printable(error.reason)})")
 
 
 def size(path: Path) -> int:
-    """The bytes in a file, 0 if there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0
 
 
-def beside(part: Path) -> Path:
-    """The file that says of what `part` is the beginning."""
+def note_path(part: Path) -> Path:
+    """Path of the note that says of which file `part` is the beginning."""
     return part.with_name(part.name + ".json")
 
 
-def forget(part: Path) -> None:
-    """Nothing; what has come of a file is gone."""
+def remove_part(part: Path) -> None:
+    """Remove an unfinished transfer."""
     part.unlink(missing_ok=True)
-    beside(part).unlink(missing_ok=True)
+    note_path(part).unlink(missing_ok=True)
 
 
 class Pace:
-    """Whether a transfer is fast enough to wait for: LEAST_RATE on average over each WINDOW."""
+    """Check that a transfer has LEAST_RATE on average over each WINDOW."""
 
     def __init__(self):
-        """Begin the first window."""
+        """Start the first window."""
         self.since, self.count, self.end = time.monotonic(), 0, time.monotonic() + PATIENCE
 
     def __call__(self, count: int) -> None:
-        """Count so many more bytes. Raises TimeoutError where they come too slowly."""
+        """Add bytes that came; raise TimeoutError where they come too slowly."""
         self.count, now = self.count + count, time.monotonic()
         if now > self.end:
             raise TimeoutError(f"not all has come in {PATIENCE / 3600:.0f} hours")
@@ -274,29 +294,28 @@ class Pace:
 
 
 class Meter:
-    """How far a transfer is: a bar where there is a terminal, and a line every few seconds where there is none."""
+    """Progress of a transfer: a bar in a terminal, else a line every few seconds."""
 
     def __init__(self, what: str, start: int, total: int | None):
-        """`start` bytes of `total`, None if that is not known, are there already."""
-        self.what, self.done, self.total, self.told = what, start, total, time.perf_counter()
+        """Start with `start` bytes of `total`; None if that is unknown."""
+        self.what, self.done, self.total, self.printed = what, start, total, time.perf_counter()
         show = dict(unit="B", unit_scale=True, desc=what, leave=False, dynamic_ncols=True)
         self.bar = tqdm(total=total, initial=start, **show) if sys.stderr.isatty() else None
 
     def __enter__(self):
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_):
-        """Nothing; the bar is closed."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
     def __call__(self, count: int) -> None:
-        """Nothing; so many more bytes are there."""
+        """Add bytes that came."""
         self.done += count
         if self.bar is not None:
             self.bar.update(count)
-        elif time.perf_counter() - self.told > EVERY:
-            self.told = time.perf_counter()
-            of = f" of {self.total / 1e6:.0f}" if self.total else ""
-            print(f"{self.what}: {self.done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
+        elif time.perf_counter() - self.printed > EVERY:
+            self.printed = time.perf_counter()
+            log.transfer(self.what, self.done, self.total)

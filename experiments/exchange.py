@@ -1,4 +1,4 @@
-"""Results in the formats of other programs: FSC curves as CSV and EMDB's XML, a ChimeraX script, a coloured model."""
+"""Results in the formats of other programs: FSC curves as CSV and EMDB XML, and a ChimeraX script."""
 
 import csv
 import os
@@ -14,15 +14,17 @@ from cryotrans_jax.density.align import IDENTITY, Transform
 from cryotrans_jax.io.files import InputError, whole_file, write_file
 from cryotrans_jax.plots import PALETTE, Curve
 
-UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # what ChimeraX would not take as part of a file's name
+UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # characters that ChimeraX does not take as part of a file name
 FRAME = re.compile(r"frame_\d+\.mrc")
 TRAJECTORIES = ("trajectory.pdb", "trajectory.cif")
 
 
 def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
-    """Nothing; the folder holds fsc.csv with all curves, and the generated map's alone as EMDB takes them.
+    """Write fsc.csv with all curves, and those of the generated map in the EMDB's format.
 
-    Names are <target or reference>_<before or after>; all have the same frequencies.
+    Args:
+        folder: where to write.
+        curves: by name, <target or reference>_<before or after>, all at the same frequencies.
     """
     with whole_file(folder / "fsc.csv") as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -37,7 +39,7 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:
-    """The curves in an fsc.csv. Raises InputError where there are none."""
+    """Read the curves in fsc.csv; raise InputError where there are none."""
     try:
         with path.open(newline="") as file:
             head, *rows = csv.reader(file)
@@ -48,7 +50,7 @@ def read_fsc(path: Path) -> dict[str, Curve]:
 
 
 def fsc_xml(curve: Curve, title: str) -> str:
-    """A Fourier shell correlation in the XML in which EMDB and PDBe take and give it."""
+    """A Fourier shell correlation in the XML format of EMDB and PDBe."""
     root = ElementTree.Element("fsc", title=title, xaxis="Resolution (A-1)", yaxis="Correlation Coefficient")
     for x, y in zip(*curve, strict=True):
         point = ElementTree.SubElement(root, "coordinate")
@@ -59,9 +61,13 @@ def fsc_xml(curve: Curve, title: str) -> str:
 
 
 class Target(NamedTuple):
-    """A target map as a run used it: its file, the motion that lays it over the initial map, and how it was read.
+    """A target map as a run used it.
 
-    `voxel_size` (Å, one number or three) is that which the run was given instead of the file's own; None without one.
+    Attributes:
+        file: the map's file.
+        pose: transform that superposes it on the initial map.
+        voxel_size: given instead of the file's own (Å, one number or three); None if not given.
+        negated: whether the run negated it.
     """
 
     file: Path
@@ -71,18 +77,15 @@ class Target(NamedTuple):
 
 
 def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Target | None) -> str:
-    """Write the commands that show a run's folder in ChimeraX, which runs them in that folder.
+    """The text of view.cxc: commands that show a run's folder in ChimeraX, which runs them in that folder.
 
-    The target comes last: where its file is gone, ChimeraX has shown all else before it stops.
+    The target is opened last, so that all else is shown if its file is gone and ChimeraX stops there.
 
     Args:
-        folder: of the run, with what the run has made.
-        levels: contours of the "initial" and the "target" map.
-        top: displacement (Å) at the end of the colours.
+        folder: of the run, with its results.
+        levels: display contours of the "initial" and the "target" map.
+        top: displacement at the end of the colour key (Å).
         target: the target map; None leaves it out.
-
-    Returns:
-        The text of view.cxc.
     """
     made = {path.name for path in folder.iterdir()}
     palette = ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE))
@@ -112,7 +115,7 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
 
 
 def target_number(with_model: bool) -> int:
-    """The number that the target has in view.cxc: after four maps and, if there is a model, it and its trajectory."""
+    """Number of the target in view.cxc, after four maps and, with a model, the model and its trajectory."""
     return 7 if with_model else 5
 
 
@@ -135,9 +138,9 @@ def generated(level: float, number: int) -> list[str]:
 
 
 def displacement(palette: str, number: int) -> list[str]:
-    """Commands that colour the generated map, which is the model before, by displacement."""
+    """Commands that colour the generated map, whose number precedes this one, by displacement."""
     return [
-        f"# {number}: how far (Å) the density there has come, by which the generated map is coloured",
+        f"# {number}: displacement of the density (Å), by which the generated map is coloured",
         "open displacement.mrc",
         f"color sample #{number - 1} map #{number} palette {palette} key true",
         f"hide #!{number} models",
@@ -145,9 +148,9 @@ def displacement(palette: str, number: int) -> list[str]:
 
 
 def unexplained(level: float, number: int) -> list[str]:
-    """Commands that open what the target has more or less than the generated map."""
+    """Commands that open the difference of the target and the generated map."""
     return [
-        f"# {number}: the target less the generated map, hidden: blue where the target has more, red where it has less",
+        f"# {number}: target minus generated map, hidden: blue where the target has more density, red where less",
         "open unexplained.mrc",
         f"volume #{number} style surface level {level:.6g} level {-level:.6g} step 1 color #2166ac color #b2182b",
         f"hide #!{number} models",
@@ -176,14 +179,14 @@ def trajectory(name: str, number: int) -> list[str]:
 
 
 def target_map(folder: Path, target: Target, level: float, number: int) -> list[str]:
-    """Commands that open the target, by its path from the folder, where the run laid it."""
+    """Commands that open the target, by its path relative to the folder, in the run's pose."""
     if not target.file.is_file():
         return ["# The target map is left out: its file is not where the run read it."]
     if target.negated:
         return ["# The target map is left out: its contrast is inverted in its file."]
     path = from_folder(target.file, folder)
     if UNSAFE.search(path):
-        return ["# The target map is left out: its path has characters that have a meaning in ChimeraX."]
+        return ["# The target map is left out: its path has characters with a special meaning in ChimeraX."]
     size = ",".join(f"{edge:g}" for edge in target.voxel_size or ())
     return [
         f"# {number}: the target map, transparent",
@@ -195,7 +198,7 @@ def target_map(folder: Path, target: Target, level: float, number: int) -> list[
 
 
 def from_folder(path: Path, folder: Path) -> str:
-    """The path as seen from the folder; the absolute one where there is no way between them, as between drives."""
+    """The path relative to the folder; absolute where that is impossible, as between drives."""
     try:
         relative = os.path.relpath(path.resolve(), folder.resolve())
     except ValueError:

@@ -1,9 +1,9 @@
-"""Fetches entries of the PDB (mmCIF) and of the EMDB (map, half-maps, masks) into the data folder.
+"""Fetch entries of the PDB (mmCIF) and of the EMDB (map, half-maps, masks) into the data folder.
 
 python -m experiments.fetch 6RAH 6RAI EMD-22001
 
-What broke off is resumed by the same command. Beside a map emd_22001.map.gz stands emd_22001.json with its resolution
-and contour level, of which experiments.run makes use.
+The same command resumes a transfer that broke off. A map emd_22001.map.gz comes with emd_22001.json, which has its
+resolution and its contour level for experiments.run.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     flags.DEFINE_list(
         "entries", [], "ENTRY,...: numbers of entries like 6RAH and EMD-22001; --entries= may be left out."
     )
@@ -28,12 +28,12 @@ def define_flags() -> None:
         ["map", "half_maps", "masks"],
         "PART,...: what to fetch of entries of the EMDB, of map, half_maps and masks.",
     )
-    flags.DEFINE_bool("overwrite", False, "Fetch anew what is there, but not as it was fetched.")
+    flags.DEFINE_bool("overwrite", False, "Fetch again files that are there but not as they were fetched.")
     shared.define_archives()
 
 
 def main() -> None:
-    """Nothing; fetches the entries."""
+    """Fetch the entries."""
     from cryotrans_jax.io.files import InputError
 
     from . import archives
@@ -43,7 +43,7 @@ def main() -> None:
     if unknown := set(FLAGS.parts) - set(archives.PARTS):
         raise InputError(f"--parts={','.join(sorted(unknown))}: they are {', '.join(archives.PARTS)}")
     folder = Path(FLAGS.data_dir)
-    for name in FLAGS.entries:  # all of them before the first is fetched
+    for name in FLAGS.entries:  # all before the first is fetched
         archives.check_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FLAGS.entries:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

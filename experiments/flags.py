@@ -1,4 +1,4 @@
-"""Flags that several jobs share, each defined once, in the groups in which --help shows them."""
+"""Flags that several commands share, in the groups in which --help shows them."""
 
 import os
 
@@ -14,7 +14,7 @@ class SizeParser(flags.ArgumentParser[list[float]]):
     """Parser of a voxel size: one number in Å, or three for x, y and z."""
 
     def parse(self, argument: str | list[float]) -> list[float]:
-        """The number or the three numbers; raise ValueError where there are others, or one is out of range."""
+        """Read one number or three; raise ValueError for other values, or one out of range."""
         if isinstance(argument, list):
             return argument
         size = [ranges.VOXEL_SIZE.number(text) for text in argument.split(",")]
@@ -58,7 +58,8 @@ def define_maps() -> None:
     paths.define_paths(
         "target_half1",
         None,
-        "MAP,...: a half-map of each target, to fit to; the other one, which the fit does not see, says when to stop.",
+        "MAP,...: a half-map of each target, to fit to; the other half-map, which the fit does not see, decides when "
+        "to stop early.",
     )
     paths.define_paths(
         "target_half2", None, "MAP,...: the other half-map; found by its name if not given (half1, half_A ...)."
@@ -71,12 +72,12 @@ def define_maps() -> None:
 
 @group("Contour and masks")
 def define_contour() -> None:
-    """Nothing; the flags that say which density is the molecule's are there."""
+    """Define the flags that say which density belongs to the molecule."""
     ranges.number(
         "initial_threshold",
         None,
-        "LEVEL: density of the initial map below this, in the map's own units, is not moved; chosen by rule if not "
-        "given.",
+        "LEVEL: threshold of the initial map, in the map's own units; density below it is not carried. Chosen by rule "
+        "if not given.",
         ranges.LEVEL,
     )
     ranges.number("target_threshold", None, "LEVEL: the same for the target maps.", ranges.LEVEL)
@@ -84,13 +85,13 @@ def define_contour() -> None:
         "invert",
         None,
         ["initial", "target", "both", "none"],
-        "Negate the initial map, all targets or both, as the molecule is darker than the solvent there; the solvent is "
+        "Negate the initial map, all targets or both, where the molecule is darker than the solvent; the solvent is "
         "then at 0. If not given, such maps are refused.",
     )
     ranges.number(
         "mass_kda",
         None,
-        "kDa: molecular weight of what the maps show; levels not given are those that enclose its volume.",
+        "kDa: molecular weight of what the maps show; thresholds not given enclose the volume of this weight.",
         ranges.MASS,
     )
     paths.define_path("mask", None, "MAP: values from 0 to 1, on the initial map's grid, that multiply it.")
@@ -99,8 +100,8 @@ def define_contour() -> None:
         "micelle",
         "auto",
         ["auto", "keep"],
-        "Leave out density that has no detail, the detergent or lipid about a membrane protein, where a map without a "
-        "mask shows such; or take all along.",
+        "Remove density without detail, the detergent or lipid around a membrane protein, from maps without a mask; or "
+        "keep it.",
     )
     ranges.number(
         "mask_radius", None, "Å: take only what lies within this distance of a map's centre of mass.", ranges.DISTANCE
@@ -109,10 +110,7 @@ def define_contour() -> None:
 
 @group("Public archives")
 def define_archives() -> None:
-    """Nothing; the flags that say where the public archives are, or mirrors of them, are there.
-
-    The environment may name mirrors as well, where the flags do not.
-    """
+    """Define the flags that name the public archives, or mirrors of them; the environment may change their defaults."""
     for name, base, held in (
         ("emdb_api", "https://www.ebi.ac.uk/emdb/api/entry", "descriptions of EMDB entries, without /EMD-22001"),
         (
@@ -130,25 +128,26 @@ def define_archives() -> None:
 
 @group("Alignment")
 def define_alignment() -> None:
-    """Nothing; the flags that decide how targets are laid over the initial map are there."""
+    """Define the flags that decide how targets are superposed on the initial map."""
     flags.DEFINE_enum(
         "align",
         "auto",
         ["auto", "none"],
-        "Lay targets over the initial map where that fits clearly better, or take them where their origins put them.",
+        "Superpose targets on the initial map where that fits clearly better, or leave them where their origins put "
+        "them.",
     )
-    flags.DEFINE_bool("check_hand", False, "Say so if a target's mirror image fits the initial map clearly better.")
+    flags.DEFINE_bool("check_hand", False, "Warn if a target's mirror image fits the initial map clearly better.")
     flags.DEFINE_enum(
         "frame",
         "initial",
         ["initial", "target"],
-        "In whose frame maps and models are written: the initial map's, or the target's as well (folder target_frame).",
+        "Frame in which maps and models are written: the initial map's, or the target's as well (folder target_frame).",
     )
 
 
 @group("Fit")
 def define_fit() -> None:
-    """Nothing; the flags that decide the fit are there."""
+    """Define the flags that decide the fit."""
     flags.DEFINE_enum("recipe", "default", ["default", "paper"], "The schedule: ours, or the published one.")
     ranges.number(
         "steps", 1.0, "FACTOR: multiplies the number of steps of every stage; 0.1 is a quick look.", ranges.STEPS
@@ -160,11 +159,12 @@ def define_fit() -> None:
 
 @group("Symmetry")
 def define_symmetry() -> None:
-    """Nothing; the flags that say how the maps are symmetric are there."""
+    """Define the flags that describe the symmetry of the maps."""
     paths.define_path(
         "symmetry",
         None,
-        "GROUP|MODEL: of all maps, C2, D8, T, O, I and so on, or the assembly of an mmCIF file; the morph keeps it.",
+        "GROUP|MODEL: point group of all maps (C2, D8, T, O, I ...), or the biological assembly of an mmCIF file; the "
+        "morph keeps it.",
     )
     ranges.numbers(
         "symmetry_axis", None, "X,Y,Z: direction of the axis of Cn and Dn; 0,0,1 if not given.", ranges.DIRECTION
@@ -178,14 +178,14 @@ def define_symmetry() -> None:
     flags.DEFINE_bool(
         "one_unit",
         False,
-        "The maps, or what their masks leave, show one unit: it is morphed alone, and the folder assembly has frames "
-        "and models repeated by the operators of --symmetry.",
+        "The maps, within their masks, show one asymmetric unit: it is morphed alone, and the folder assembly has "
+        "frames and models repeated by the operators of --symmetry.",
     )
 
 
 @group("Fit")
 def define_schedule() -> None:
-    """Nothing; the flags that change the published schedule are there."""
+    """Define the flags that change the published schedule."""
     flags.DEFINE_list(
         "schedule",
         None,
@@ -197,17 +197,17 @@ def define_schedule() -> None:
 
 @group("Several hosts")
 def define_hosts() -> None:
-    """Nothing; the flags by which several processes share a run's targets are there."""
+    """Define the flags by which several processes share a run's targets."""
     flags.DEFINE_bool(
         "distributed",
         None,
-        "This is one of several processes that share the targets; how many there are JAX finds out from SLURM, Open "
-        "MPI or the TPU pod. Start the same command in each.",
+        "This is one of several processes that share the targets; JAX finds their number from SLURM, Open MPI or the "
+        "TPU pod. Start the same command in each.",
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT: where process 0 can be reached, if JAX does not find out by itself.",
+        "HOST:PORT: address of process 0, if JAX does not find it by itself.",
     )
     ranges.whole_number("processes", None, "Number of processes; with --coordinator.", ranges.PROCESSES)
     ranges.whole_number("process", None, "Number of this process, from 0; with --coordinator.", ranges.PROCESS)
@@ -215,9 +215,9 @@ def define_hosts() -> None:
 
 @group("Machine")
 def define_machine() -> None:
-    """Nothing; the flags that decide how the machine computes are there."""
+    """Define the flags that decide how the machine computes."""
     flags.DEFINE_bool(
-        "deterministic", False, "The same bytes from every run on a GPU too, where it is slower; a CPU needs no flag."
+        "deterministic", False, "Identical bytes from every run on a GPU too, at some cost; a CPU needs no flag."
     )
 
 
@@ -226,7 +226,9 @@ def define_models() -> None:
     """Define the flags of models to be carried along."""
     paths.define_path("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
     flags.DEFINE_bool(
-        "idealise", False, "Give carried models the initial one's bonds, angles and side chains again, and no clashes."
+        "idealise",
+        False,
+        "Restore the initial model's bonds, angles and side chains in carried models; remove clashes.",
     )
     define_all_models()
 
@@ -237,36 +239,36 @@ def define_all_models() -> None:
     flags.DEFINE_bool(
         "all_models",
         False,
-        "Take all models of a file that stand apart, as the copies of a biological assembly do, as chains of one; else "
-        "the first.",
+        "Read all models of a file that do not overlap, such as the copies of a biological assembly, as chains of one "
+        "model; else the first.",
     )
 
 
 @group("Output")
 def define_output(frames: int = 11) -> None:
-    """Nothing; the flags that decide what is written are there."""
+    """Define the flags that decide what is written."""
     ranges.whole_number("frames", frames, "Number of frames, from 0 to 1 in time.", ranges.FRAMES)
     flags.DEFINE_enum(
         "render",
         "pull_back",
         ["pull_back", "splat"],
-        "How frames are made: keeping the detail and the height of peaks, or keeping the mass.",
+        "How frames are made: pull_back keeps detail and the height of peaks, splat keeps the mass.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
 @group("Output")
 def define_resume() -> None:
-    """Nothing; the flags that decide how a run that was stopped goes on are there."""
+    """Define the flags that decide how an unfinished run is resumed."""
     flags.DEFINE_bool(
         "resume",
         None,
-        "Go on with the unfinished run that the output folder holds. If not given: where it is the same run, of the "
-        "same inputs; --noresume never, --resume or not at all.",
+        "Resume the unfinished run in the output folder. If not given: if it has the same settings and inputs; "
+        "--noresume: never; --resume: or fail.",
     )
     ranges.number(
         "checkpoint_minutes",
         1.0,
-        "Keep the state of a fit so often, so that it can go on from there; 0: after every few steps.",
+        "Time between saves of the fit's state, from which a run can be resumed; 0: every few steps.",
         ranges.MINUTES,
     )

@@ -1,4 +1,4 @@
-"""Several processes, on one host or many, share a run's targets: JAX's own runtime joins them."""
+"""Runs of several processes, on one host or many, that share the targets; JAX's runtime connects them."""
 
 import re
 import socket
@@ -14,18 +14,23 @@ from jax.experimental import multihost_utils
 from cryotrans_jax.io.files import InputError
 
 ADDRESS = re.compile(r"(.+):([0-9]{1,5})")
-JOINING = 300  # s: processes wait so long for one another at the start
-PATIENCE = 30 * 24 * 3600  # s: processes that are done wait so long for those that still fit; a dead one is noticed
+JOINING = 300  # s that processes wait for one another at the start
+PATIENCE = 30 * 24 * 3600  # s that finished processes wait for those that still fit; a dead one is noticed
 NAMES = ("coordinator", "processes", "process")
 
 Result = TypeVar("Result")
 
 
 def join(settings: Any) -> None:
-    """Nothing; this process is one of those of the run, if the flags say that there are several.
+    """Join this process to the others of the run, if the flags say that there are several.
 
-    Must come before JAX is used. A process that has joined already stays so. What is printed from then on begins with
-    [process/processes]. Raises InputError where flags contradict one another, or the processes do not find each other.
+    Call it before JAX is used; further calls do nothing. Lines printed from then on begin with [process/processes].
+
+    Args:
+        settings: values of the flags.
+
+    Raises:
+        InputError: flags contradict each other, or the processes do not find each other.
     """
     if jax.distributed.is_initialized():
         return
@@ -50,9 +55,15 @@ def join(settings: Any) -> None:
 
 
 def probe(host: str, port: int, first: bool) -> None:
-    """Nothing; process 0 can take the port, and the others reach it. Raises InputError where not.
+    """Check that process 0 can open the port, and that the others reach it, as JAX's runtime exits if they cannot.
 
-    JAX's runtime ends the program by itself in these cases, with no error that could be caught.
+    Args:
+        host: of process 0.
+        port: of process 0.
+        first: whether this is process 0.
+
+    Raises:
+        InputError: the port is taken, or not reached within JOINING seconds.
     """
     end = time.monotonic() + JOINING
     while True:
@@ -71,9 +82,11 @@ def probe(host: str, port: int, first: bool) -> None:
 
 
 def connect(*place: Any) -> None:
-    """Nothing; JAX's runtime has joined this process to the others: at the address, of so many, the number of this.
+    """Connect this process to the others by JAX's runtime, and label its output.
 
-    Without a place JAX finds it out (SLURM, TPU pods, Open MPI and others).
+    Args:
+        place: address of process 0, number of processes, number of this process; if left out JAX finds them (SLURM,
+            TPU pods, Open MPI and others).
     """
     try:
         jax.distributed.initialize(*place, initialization_timeout=JOINING, shutdown_timeout_seconds=PATIENCE)
@@ -88,14 +101,21 @@ def connect(*place: Any) -> None:
 
 
 def share(targets: int) -> range:
-    """The numbers of the targets that this process fits: every so manieth, so that all have as many to within one."""
+    """Numbers of the targets that this process fits: every n-th for n processes, so all fit as many to within one."""
     return range(jax.process_index(), targets, jax.process_count())
 
 
 def after_first(work: Callable[[], Result]) -> Result:
-    """work(), which process 0 does before the others begin. Raises InputError in those if process 0 failed.
+    """Call `work` in process 0, and in the others after that, such as to check a folder before others write to it.
 
-    For what must not be done at the same time: to look whether a folder is free, and to fill it.
+    Args:
+        work: called without arguments.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        InputError: in the other processes, if process 0 failed.
     """
     if jax.process_count() == 1:
         return work()
@@ -104,37 +124,37 @@ def after_first(work: Callable[[], Result]) -> Result:
         try:
             result = work()
             done = True
-        finally:  # the others wait for word, good or bad
+        finally:  # the others wait for the outcome, good or bad
             multihost_utils.broadcast_one_to_all(np.int32(done))
         return result
     if not multihost_utils.broadcast_one_to_all(np.int32(False)):
-        raise InputError("process 0 could not begin, and says why: see there")
+        raise InputError("process 0 could not start: see its error message")
     return work()
 
 
 class Labelled:
-    """A text stream whose every line begins with a label, written line by line so that processes do not mix."""
+    """A text stream that adds a label to each line, written line by line so that those of processes do not mix."""
 
     def __init__(self, stream: TextIO, label: str):
-        """Lines go to `stream`."""
-        self.stream, self.label, self.begun = stream, label, ""
+        """Write lines to `stream`."""
+        self.stream, self.label, self.unfinished = stream, label, ""
 
     def write(self, text: str) -> int:
-        """The number of characters taken; whole lines are passed on at once."""
-        *lines, self.begun = (self.begun + text).split("\n")
+        """Write complete lines at once, and keep the rest; return the number of characters taken."""
+        *lines, self.unfinished = (self.unfinished + text).split("\n")
         if lines:
             self.stream.write("".join(f"{self.label}{line}\n" for line in lines))
             self.stream.flush()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing; whole lines are out already."""
+        """Flush the stream; an incomplete line stays here."""
         self.stream.flush()
 
     def isatty(self) -> bool:
-        """False: several processes cannot share a progress bar."""
+        """Return False, as several processes cannot share a progress bar."""
         return False
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked for is the stream's."""
+        """Take all other attributes from the stream."""
         return getattr(self.stream, name)

@@ -1,9 +1,8 @@
-"""Finds or makes the input maps that the flags name."""
+"""Find, read and check the maps and models that the flags name, or simulate the maps."""
 
 import contextlib
 import itertools
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.motion import partition
 
-from . import archives, paths, prechecks, ranges
-from .results import MAP_SUFFIXES, Case, Waypoint, box, load_reference
+from . import archives, log, paths, prechecks, ranges
+from .results import MAP_SUFFIXES, Case, Waypoint, grid_of, load_reference
 
 ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
 HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
@@ -33,23 +32,28 @@ OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
 WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
-POOR = 0.25  # sharp correlation of a wrong pose, or of a map of the wrong hand; states of one molecule fit better
-INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box, the user is told
-NEAR = 0.9  # of the Nyquist limit: sound maps are deposited with resolutions down to this
-FEWEST = 27  # voxels that the smallest molecule fills: a cube of three
+POOR = 0.25  # correlation at high resolution of a wrong pose, or a wrong hand; two states of a molecule fit better
+INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box the user is warned
+NEAR = 0.9  # of the Nyquist limit: good maps are deposited with resolutions down to this
+FEWEST = 27  # voxels of the smallest molecule: a cube with sides of 3
 INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
 
 def from_flags(settings, out_dir: Path) -> Case:
-    """The case that the flags name.
+    """Read the case that the flags name.
 
-    Raises InputError for whatever cannot be used.
+    Args:
+        settings: values of the flags.
+        out_dir: the run's folder; maps that are simulated and masks go to its folder inputs.
+
+    Raises:
+        InputError: an input is missing or cannot be used.
     """
     initial_name, target_names = settings.initial or INITIAL, settings.target
     if not target_names:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
-    passed = waypoints_in(settings.waypoint)
-    names = [*target_names, *(name for name, _ in passed)]
+    waypoints = parse_waypoints(settings.waypoint)
+    names = [*target_names, *(name for name, _ in waypoints)]
     if settings.fetch:
         fetch_missing(settings, [initial_name, *names])
     known = [resolution_of(name, settings.data_dir) for name in (initial_name, *names)]
@@ -67,30 +71,31 @@ def from_flags(settings, out_dir: Path) -> Case:
     used = {name: files[name] for name in (initial_name, *names)} | masks
     model = None
     if settings.model:
-        used[settings.model] = existing(settings.model, settings.data_dir)
+        used[settings.model] = existing_file(settings.model, settings.data_dir)
         model = atoms.read_model(used[settings.model], settings.all_models)
         check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
     if settings.micelle == "auto":
-        masked = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
-        shown = [initial_name, *names], [initial, *maps]
-        (initial, *maps), of_proteins = without_micelles(*shown, sharpness, masked, model, out_dir)
-        used |= of_proteins
+        has_mask = [bool(settings.mask), *([bool(settings.target_mask)] * len(names))]
+        (initial, *maps), protein_masks = without_micelles(
+            [initial_name, *names], [initial, *maps], sharpness, has_mask, model, out_dir
+        )
+        used |= protein_masks
     given = settings.reference or []
     if len(given) not in (0, 1, len(target_names)):
         raise InputError(f"{len(given)} references for {len(target_names)} targets: give one, or one for each target")
-    used |= {name: existing(name, settings.data_dir) for name in given}
+    used |= {name: existing_file(name, settings.data_dir) for name in given}
     given = given * len(target_names) if len(given) == 1 else given or [None] * len(target_names)
     halves = half_maps(settings, len(target_names))
     superposed = base_model(initial_name, settings.data_dir) is not None  # and so were targets made from models
-    placed = [
-        place(initial, map_, settings, superposed and files[name].parent == out_dir / "inputs")
+    aligned = [
+        align_target(initial, map_, settings, superposed and files[name].parent == out_dir / "inputs")
         for name, map_ in zip(names, maps, strict=True)
     ]
-    for name, (_, found) in zip(names, placed, strict=True):
-        print_alignment(files[name], found)
+    for name, (_, found) in zip(names, aligned, strict=True):
+        log_alignment(files[name], found)
     reading = {"target_voxel_size": settings.target_voxel_size, "all_models": settings.all_models}
-    count, alignments = len(target_names), [found for _, found in placed]
-    maps, boxes = [map_ for map_, _ in placed], [box(map_) for map_ in maps]
+    count, alignments = len(target_names), [found for _, found in aligned]
+    maps, boxes = [map_ for map_, _ in aligned], [grid_of(map_) for map_ in maps]
     return Case(
         initial=initial,
         targets=maps[:count],
@@ -105,10 +110,10 @@ def from_flags(settings, out_dir: Path) -> Case:
         ],
         waypoints=[
             Waypoint(name, map_, time, resolution)
-            for (name, time), map_, resolution in zip(passed, maps[count:], resolutions[count:], strict=True)
+            for (name, time), map_, resolution in zip(waypoints, maps[count:], resolutions[count:], strict=True)
         ],
         halves=[
-            tuple(laid(initial, path, found, used.get(protein_in(name)), settings) for path in pair)
+            tuple(load_half_map(initial, path, found, used.get(protein_in(name)), settings) for path in pair)
             for pair, found, name in zip(halves, alignments, names, strict=False)
         ],
         alignments=alignments[:count],
@@ -117,30 +122,32 @@ def from_flags(settings, out_dir: Path) -> Case:
     )
 
 
-def leave_out_unusable(settings) -> dict[str, str]:
-    """Why targets cannot be used, by the names of their folders; the settings' lists do not name them any more.
+def skip_unusable_targets(settings) -> dict[str, str]:
+    """Remove targets that cannot be used from the settings' lists, if others can, so that one bad map stops no run.
 
-    Where several are named and some of them are there and can be used. A run of many maps is then not lost for one;
-    names of which there is no file are mistakes to be mended, and stop it.
+    A name without a file is not skipped: it is a mistake that the user can correct.
+
+    Returns:
+        Why targets were skipped, by the names of their folders.
     """
     names = settings.target or []
     if len(names) < 2:
         return {}
-    stems, found = unique_stems(names), [unusable(settings, number) for number in range(len(names))]
-    if all(found) or not any(found):
+    stems, faults = unique_stems(names), [fault_of_target(settings, number) for number in range(len(names))]
+    if all(faults) or not any(faults):
         return {}
-    for name, why in zip(names, found, strict=True):
-        if why:
-            print(f"warning: {name} is left out: {why}", file=sys.stderr)
-    kept = [number for number, why in enumerate(found) if not why]
+    for name, fault in zip(names, faults, strict=True):
+        if fault:
+            log.target_skipped(name, fault)
+    kept = [number for number, fault in enumerate(faults) if not fault]
     for key in ("target", "target_half1", "target_half2", "target_mask", "reference"):
         if len(given := getattr(settings, key) or []) == len(names):
             setattr(settings, key, [given[number] for number in kept])
-    return {stem: why for stem, why in zip(stems, found, strict=True) if why}
+    return {stem: fault for stem, fault in zip(stems, faults, strict=True) if fault}
 
 
-def unusable(settings, number: int) -> str:
-    """Why the target of this number cannot be used though it is there; "" if it can."""
+def fault_of_target(settings, number: int) -> str:
+    """Why the target of this number cannot be used; "" if it can, or if there is no such file."""
     path = find(settings.target[number], settings.data_dir)
     masks = settings.target_mask or []
     try:
@@ -148,7 +155,7 @@ def unusable(settings, number: int) -> str:
             name = masks[number] if len(masks) == len(settings.target) else masks[0] if len(masks) == 1 else None
             size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
             (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
-            map_ = within(map_, mask_path, settings.mask_radius, size)
+            map_ = masked(map_, mask_path, settings.mask_radius, size)
             thresholds.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
@@ -156,15 +163,15 @@ def unusable(settings, number: int) -> str:
 
 
 def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
-    """The files of each target's half-maps, of which there are `count` pairs or none.
+    """Files of the half-maps of each of `count` targets; none if no half-maps are given.
 
-    The second ones are found by name where only the first ones are given.
+    Where only the first half-maps are given, the second ones are found by name.
     """
     first, second = settings.target_half1 or [], settings.target_half2 or []
     if second and not first:
         raise InputError("--target_half2 is given without --target_half1: name the first half-map as well")
-    first = [existing(name, settings.data_dir) for name in first]
-    second = [existing(name, settings.data_dir) for name in second] or [other_half(path) for path in first]
+    first = [existing_file(name, settings.data_dir) for name in first]
+    second = [existing_file(name, settings.data_dir) for name in second] or [other_half_map(path) for path in first]
     if len(first) != len(second) or len(first) not in (0, count):
         raise InputError(
             f"{len(first)} first and {len(second)} second half-maps for {count} targets: give two for each"
@@ -172,10 +179,15 @@ def half_maps(settings, count: int) -> list[tuple[Path, Path]]:
     return [*zip(first, second, strict=True)]
 
 
-def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings) -> Map:
-    """The half-map in a file, laid over the initial map as its target was, without a micelle that was left out of that.
+def load_half_map(initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings) -> Map:
+    """Read a half-map and resample it on the initial map's grid.
 
-    It is negated where the target is. A micelle is left out of half-maps on the target's grid only.
+    Args:
+        initial: the initial map.
+        path: the half-map's file; the map is negated if targets are.
+        found: how its target was superposed on the initial map.
+        protein: mask that removed the target's micelle, applied to half-maps on the target's grid; None without one.
+        settings: values of the flags.
     """
     half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
     kept = protein and read_map(protein)
@@ -184,8 +196,8 @@ def laid(initial: Map, path: Path, found: align.Alignment, protein: Path | None,
     return align.resampled(half, initial, found.transform)
 
 
-def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
-    """The target on the initial map's grid as the flags want it, and how it was laid there."""
+def align_target(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, align.Alignment]:
+    """Resample a target on the initial map's grid, superposed on it unless it is already or --align=none."""
     return align.onto(
         initial,
         target,
@@ -196,44 +208,32 @@ def place(initial: Map, target: Map, settings, superposed: bool) -> tuple[Map, a
     )
 
 
-def print_alignment(path: Path, found: align.Alignment) -> None:
-    """Nothing; prints, once for all processes, how a target lies, and what to think of."""
+def log_alignment(path: Path, found: align.Alignment) -> None:
+    """Print, once for all processes, how a target was superposed, and warn of what is doubtful about it."""
     if jax.process_index():
         return
-    how = f"{path.name} is {found.status}"
-    if found.overlap is not None:
-        how += f": its overlap with the initial map at {found.resolutions[0]:.0f} Å is {found.overlap:.3f}"
+    log.alignment(path.name, found.status, found.overlap, found.resolutions and found.resolutions[0])
     if found.transform is not align.IDENTITY:
-        how += (
-            f" (from {found.overlap_before:.3f}, rotated by {found.transform.angle:.1f}°, moved by {found.moved:.1f} Å)"
-        )
-    print(how)
+        log.alignment_motion(found.transform.angle, found.moved, found.overlap_before)
     if found.best is not None and found.best < POOR:
-        print(
-            f"{path.name} fits the initial map poorly in any pose (correlation {found.best:.2f} at "
-            f"{found.resolutions[1]:.0f} Å): see that its voxel size and its hand are right (--check_hand)"
-        )
+        log.alignment_poor(path.name, found.best, found.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
-        print(f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad that map")
+        log.mass_outside_box(path.name, found.inside)
     if found.mirrored is not None:
-        compared = f"correlation {found.mirrored:.2f} against {found.best:.2f}"
-        if found.wrong_hand:
-            print(f"the mirror image of {path.name} fits clearly better ({compared}): flip the map whose hand is wrong")
-        else:
-            print(f"the mirror image of {path.name} does not fit clearly better ({compared})")
+        log.hand(path.name, found.wrong_hand, found.mirrored, found.best)
 
 
-def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
-    """Read texts like a.mrc@0.3,b.mrc@0.6.
+def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:
+    """Parse the values of --waypoint, such as a.mrc@0.3,b.mrc@0.6.
 
     Args:
-        given: the values of --waypoint, each with one or several of them.
+        given: the values, each with one or several waypoints.
 
     Returns:
-        The name and the time of each.
+        Name and time of each waypoint.
 
     Raises:
-        InputError: one is not of that form, or its time not between the maps'.
+        InputError: a value is not of that form, or a time is not between 0 and 1.
     """
     found = []
     for texts in given:
@@ -243,20 +243,20 @@ def waypoints_in(given: list[str]) -> list[tuple[str, float]]:
                     f"--waypoint={texts} is not FILE@TIME: give a map and a time between 0 and 1, such as mid.mrc@0.5"
                 )
             time = in_range(match["time"], ranges.TIME, f"--waypoint={texts}: the time")
-            found.append((paths.expanded(match["name"]), time))
+            found.append((paths.expand(match["name"]), time))
             texts = texts[match.end() :]
     return found
 
 
 def check_resolutions(settings, names: list[str], maps: list[Map], resolutions: list[float | None]) -> None:
-    """Check the resolutions (Å) of the maps of these names, the first of which is the initial map's."""
+    """Check the resolutions (Å) of maps by name; the initial map comes first."""
     for number, (name, map_, resolution) in enumerate(zip(names, maps, resolutions, strict=True)):
         flag = "target_resolution" if number else "initial_resolution"
-        check_resolution(map_, resolution, name, f"--{flag}" if typed(settings, flag) else "")
+        check_resolution(map_, resolution, name, f"--{flag}" if is_given(settings, flag) else "")
 
 
-def typed(settings, name: str) -> bool:
-    """Whether the user gave a flag, and not a job its value, as experiments.reproduce does with published ones."""
+def is_given(settings, name: str) -> bool:
+    """Whether the user gave a flag; experiments.reproduce sets some to published values."""
     return bool(settings[name].present if isinstance(settings, FlagValues) else getattr(settings, name))
 
 
@@ -265,18 +265,18 @@ def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) 
 
     Args:
         map_: the map.
-        resolution: in Å; None where it is not known.
-        name: the map's, for the message.
-        flag: the one by which the user gave the resolution; empty where it is the archive's, a published one, or in the
-            file's name, which a flag overrules.
+        resolution: in Å; None if unknown.
+        name: of the map, for the message.
+        flag: by which the user gave the resolution; empty where it is from an archive, a publication or the file's
+            name, which a flag overrides.
 
     Raises:
-        InputError: a flag gave a resolution that no map on this grid can have. Of others there is a warning.
+        InputError: the user gave a resolution that no map on this grid can have; of others there is a warning.
     """
     if resolution is None:
         return
     size, edge = float(map_.voxel_size.min()), float((map_.voxel_size * map_.density.shape).max())
-    message, impossible = "", resolution < finest(size) or resolution > edge
+    message, impossible = "", resolution < finest_detail(size) or resolution > edge
     if resolution > edge:
         message = f"is coarser than its box of {edge:.4g} Å"
     elif resolution < NEAR * 2 * size:
@@ -284,27 +284,26 @@ def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) 
     if message and impossible and flag:
         raise InputError(f"{flag}={resolution:g} of {Path(name).name} {message}: give it in Å (1 nm is 10 Å)")
     if message and not jax.process_index():
-        known = f"the resolution of {Path(name).name}, {resolution:g} Å, {message}"
         which = flag or "--initial_resolution or --target_resolution"
-        print(f"warning: {known}: if it is another, give that as {which}", file=sys.stderr)
+        log.resolution_doubtful(Path(name).name, resolution, message, which)
 
 
-def finest(voxel_size: float) -> float:
-    """The finest detail (Å) that voxels of this size (Å) can hold: twice their size over √3, along a diagonal."""
+def finest_detail(voxel_size: float) -> float:
+    """Finest detail (Å) on voxels of this size (Å): twice their size over √3, along a diagonal."""
     return 2 * voxel_size / 3**0.5
 
 
 def check_detail(resolution: float, voxel_size: float, flag: str = "--resolution") -> None:
     """Raise InputError where a map of this resolution cannot be simulated on voxels of this size (both in Å)."""
-    if resolution < finest(voxel_size):
+    if resolution < finest_detail(voxel_size):
         raise InputError(
-            f"{flag}={resolution:g} is finer than the {finest(voxel_size):.3g} Å that voxels of {voxel_size:.3g} Å can "
-            "hold: give it in Å (1 nm is 10 Å), or take smaller voxels"
+            f"{flag}={resolution:g} is finer than the {finest_detail(voxel_size):.3g} Å that voxels of "
+            f"{voxel_size:.3g} Å can hold: give it in Å (1 nm is 10 Å), or take smaller voxels"
         )
 
 
 def check_mass(mass_kda: float | None, initial: Map) -> None:
-    """Raise InputError where a molecule of this weight would fill next to no voxels, or more than the box has."""
+    """Raise InputError where a molecule of this weight would fill fewer than FEWEST voxels, or more than the box."""
     if mass_kda is None:
         return
     filled, there = 1e3 * mass_kda * thresholds.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
@@ -316,7 +315,7 @@ def check_mass(mass_kda: float | None, initial: Map) -> None:
 
 
 def add_parts(case: Case, settings) -> None:
-    """Give the case the parts that the flags name, and their weights of the rigidity."""
+    """Add the parts that the flags name to the case, with the factors of the rigidity's weight."""
     case.part_rigidity = settings.part_rigidity or []
     if settings.parts in ("auto", "none"):
         case.parts = settings.parts if settings.parts == "auto" else None
@@ -324,10 +323,10 @@ def add_parts(case: Case, settings) -> None:
     names = paths.split(settings.parts)
     if not all(name.lower().endswith(MAP_SUFFIXES) for name in names):
         if case.model is None:
-            raise InputError(f"--parts={settings.parts} is no map, and to select of a model takes --model as well")
+            raise InputError(f"--parts={settings.parts} is not a map: to select residues give the model with --model")
         case.parts = partition.from_model(case.model, settings.parts, case.initial)
         return
-    files = {name: existing(name, settings.data_dir) for name in names}
+    files = {name: existing_file(name, settings.data_dir) for name in names}
     case.files |= files
     maps = [read_map(files[name], settings.voxel_size) for name in names]
     if len(maps) == 1:
@@ -337,20 +336,21 @@ def add_parts(case: Case, settings) -> None:
 
 
 def add_symmetry(case: Case, settings) -> None:
-    """Nothing; the case has the symmetry that the flags name, of its maps or of the assembly of which they show a unit.
+    """Add the symmetry that the flags name to the case: of its maps, or of the assembly if they show one unit.
 
-    Raises InputError where flags do not go together, or there is no such symmetry.
+    Raises:
+        InputError: flags contradict each other, or there is no such symmetry.
     """
     given = settings.symmetry
     if not given:
         if settings.one_unit or settings.symmetry_axis or settings.symmetry_centre:
             raise InputError(
-                "--one_unit, --symmetry_axis and --symmetry_centre say more of a --symmetry: name that too"
+                "--one_unit, --symmetry_axis and --symmetry_centre describe a --symmetry: give that as well"
             )
         return
     if settings.one_unit and settings.align != "none" and case.alignments:
         raise InputError(
-            "laid over by itself a unit may leave its place about the axis: add --align=none to --one_unit"
+            "a single unit that is aligned may lose its place about the symmetry axis: add --align=none to --one_unit"
         )
     axis, centre = (vector(settings, name) for name in ("symmetry_axis", "symmetry_centre"))
     axis = axis or (0, 0, 1)
@@ -358,33 +358,35 @@ def add_symmetry(case: Case, settings) -> None:
         case.files[given], found = path, Symmetry.from_file(path)
     elif centre is not None:
         found = Symmetry.named(given, centre, axis)
-    else:  # a unit does not tell where its axis is
-        found = Symmetry.of(given, case.initial, None if settings.one_unit else solid(case.initial, settings), axis)
+    else:  # the axis cannot be found from one unit
+        solvent_free = None if settings.one_unit else without_solvent(case.initial, settings)
+        found = Symmetry.of(given, case.initial, solvent_free, axis)
     if settings.one_unit:
         case.repeated = found
     else:
         case.symmetry = found
 
 
-def solid(initial: Map, settings) -> Map:
-    """The initial map without its solvent."""
+def without_solvent(initial: Map, settings) -> Map:
+    """The initial map, zero below its threshold."""
     level = settings.initial_threshold
     level = thresholds.choose_threshold(initial.density) if level is None else level
     return Map(thresholds.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 
 def vector(settings, name: str) -> list[float] | None:
-    """The three numbers of a flag, None where it is not given. Raises InputError where they are not three."""
+    """Three numbers of a flag, or None if it is not given; raise InputError where there are more or fewer."""
     given = getattr(settings, name)
     if given is None or len(given) == 3:
         return given
     raise InputError(f"--{name}={','.join(f'{each:g}' for each in given)} is not three numbers such as 0,0,1")
 
 
-def schedule_in(settings) -> Schedule | None:
-    """The schedule of the recipe paper that the flags name, None where they name none.
+def parse_schedule(settings) -> Schedule | None:
+    """Parse the schedule of the recipe paper; None if the flags give none.
 
-    Raises InputError where a stage is not of the form loss:steps:rate, or a number is out of range.
+    Raises:
+        InputError: a stage is not of the form LOSS:STEPS:RATE, or a number is out of range.
     """
     if not settings.schedule and not settings.width:
         return None
@@ -401,19 +403,16 @@ def schedule_in(settings) -> Schedule | None:
 
 
 def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type = float) -> Any:
-    """Read a number of a flag that holds other things as well.
+    """Read a number that is only a part of a flag's value.
 
     Args:
         given: the number, or its text.
-        allowed: what it may be.
-        label: the flag and what in it the number is, with which the message begins.
+        allowed: its range.
+        label: how the message names the number.
         kind: `float`, or `int` for whole numbers.
 
-    Returns:
-        The number, of that kind.
-
     Raises:
-        InputError: it is out of range.
+        InputError: it is not a number, or out of range.
     """
     try:
         return allowed.number(given, kind)
@@ -422,15 +421,15 @@ def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type =
 
 
 def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
-    """The maps within the masks that the flags name, each on its own map's grid, and the masks' files by name."""
+    """Apply the masks that the flags name, each on its own map's grid; return the maps and the masks' files by name."""
     names = settings.target_mask or []
     if len(names) not in (0, 1, len(targets)):
         raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
-    files = {name: existing(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
+    files = {name: existing_file(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
     each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
     radius, size = settings.mask_radius, settings.target_voxel_size
-    initial = within(initial, files.get(settings.mask), radius, settings.voxel_size)
-    targets = [within(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
+    initial = masked(initial, files.get(settings.mask), radius, settings.voxel_size)
+    targets = [masked(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
     return initial, targets, files
 
 
@@ -438,39 +437,54 @@ def without_micelles(
     names: list[str],
     maps: list[Map],
     resolutions: list[float | None],
-    masked: list[bool],
+    has_mask: list[bool],
     model: gemmi.Structure | None,
     out_dir: Path,
 ) -> tuple[list[Map], dict[str, Path]]:
-    """The maps with nothing but their proteins where they show a micelle as well, and the masks' files by `protein_in`.
+    """Remove micelles and nanodiscs from maps that show one.
 
-    The masks are written to the folder `out_dir`/inputs.
+    Args:
+        names: of the maps.
+        maps: the maps.
+        resolutions: in Å; None if unknown.
+        has_mask: whether the user gave a mask for a map, which is then taken as it is.
+        model: of the initial state, if there is one.
+        out_dir: the run's folder; masks of what is kept are written to its folder inputs.
+
+    Returns:
+        The maps, and the files of these masks under the names from `protein_in`.
     """
-    found, files = micelle.proteins(maps, resolutions, masked, model), {}
+    found, files = micelle.proteins(maps, resolutions, has_mask, model), {}
     for number, (name, map_, one) in enumerate(zip(names, maps, found, strict=True)):
         if one is None:
             continue
         path = out_dir / "inputs" / f"protein_in_{unique_stems(names)[number]}.mrc"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_input(path, replace(map_, density=one.mask))
-        maps[number], files[protein_in(name)] = within(map_, path, None), path
+        maps[number], files[protein_in(name)] = masked(map_, path, None), path
         if not jax.process_index():
-            print(
-                f"{Path(name).name}: {100 * one.left_out:.0f} % of what it shows has no detail, as a micelle has none, "
-                f"and is left out (by {path}; --micelle=keep takes all along)"
-            )
+            log.micelle_removed(Path(name).name, one.left_out, path)
     return maps, files
 
 
 def protein_in(name: str) -> str:
-    """The name among a run's inputs of the mask that leaves out the micelle of the map of this name."""
+    """Name, among a run's inputs, of the mask that removed the micelle of a map."""
     return f"protein in {name}"
 
 
 def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None, Path | None]:
-    """The files of the masks within which a run used the map of this name: that of its flags, and that of its protein.
+    """Files of the masks that a run applied to a map.
 
-    None for one that it did not use. Raises InputError where one is gone or changed.
+    Args:
+        config: the run's config.json.
+        name: of the map among the run's inputs.
+        given: name of the mask that the flags gave, if they did.
+
+    Returns:
+        The mask that the flags gave, and the one that removed a micelle; None for a mask that was not applied.
+
+    Raises:
+        InputError: a mask is gone or changed.
     """
 
     def file(known: str | None) -> Path | None:
@@ -486,20 +500,33 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     return file(given), file(protein if protein in config["inputs"] else None)
 
 
-def as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
-    """A map of a run, "initial" or "target" by its kind, within its `masks_used`, as it was used."""
+def read_as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
+    """Read a map of a run as the run did.
+
+    Args:
+        config: the run's config.json.
+        path: the map's file.
+        kind: "initial" or "target".
+        masks: as from `masks_used`.
+    """
     given, protein = masks
     settings = config["settings"]
     size = settings.get("voxel_size" if kind == "initial" else "target_voxel_size")
     map_ = prechecks.as_fitted(read_map(path, size), kind, settings.get("invert"))
-    return within(within(map_, given, settings.get("mask_radius"), size), protein, None)
+    return masked(masked(map_, given, settings.get("mask_radius"), size), protein, None)
 
 
-def within(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
-    """The map times the mask in the file, and within a sphere of the radius (Å) about its centre of mass.
+def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
+    """Apply a mask, and a spherical mask, to a map.
 
-    `voxel_size` (Å) is the mask's, instead of that in its header. Raises InputError where the mask leaves nothing, or
-    the radius is less than a voxel.
+    Args:
+        map_: the map.
+        path: file of the mask; None for no mask.
+        radius: of a sphere about the map's centre of mass (Å); None for no sphere.
+        voxel_size: of the mask (Å), instead of that in its header.
+
+    Raises:
+        InputError: nothing is left, or the radius is less than a voxel.
     """
     if radius is not None and radius < (size := float(map_.voxel_size.min())):
         raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
@@ -509,7 +536,7 @@ def within(map_: Map, path: Path | None, radius: float | None, voxel_size: list[
 
 
 def contours(case: Case, settings) -> list[dict]:
-    """For the initial map and each target what `contour.describe` says, from what the flags give and the model."""
+    """Display contours of the initial map and of each target, as from `contour.describe`."""
     levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
     resolutions = [case.initial_resolution, *case.target_resolutions]
     names = [settings.initial or INITIAL, *settings.target] if settings.target else case.files
@@ -523,7 +550,7 @@ def contours(case: Case, settings) -> list[dict]:
 
 
 def built_in_pair(out_dir: Path) -> Case:
-    """The built-in pair at 3 and 7 Å, with both models; its files are written to `out_dir`/inputs."""
+    """Simulate the built-in pair at 3 and 7 Å, with both models, and write its files to `out_dir`/inputs."""
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
     models = dict(zip(("closed", "open"), hinge_pair(), strict=True))
@@ -534,13 +561,13 @@ def built_in_pair(out_dir: Path) -> Case:
         key = f"{name}_{resolution:g}A.mrc"
         files[key], maps[key] = folder / key, simulation.simulate_map(model, *grid, resolution)
         write_input(files[key], maps[key])
-    print(f"No maps given: a built-in pair of models was made, and maps of them, in {folder}")
+    log.built_in_pair(folder)
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
 
 
-def existing(name: str, data_dir: str) -> Path:
-    """The file of that name, here or in the data folder. Raises InputError where there is none."""
+def existing_file(name: str, data_dir: str) -> Path:
+    """The file of that name, here or in the data folder; raise InputError where there is none."""
     path = find(name, data_dir)
     if path is None:
         raise InputError(f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir")
@@ -548,7 +575,7 @@ def existing(name: str, data_dir: str) -> Path:
 
 
 def unique_stems(names: list[str]) -> list[str]:
-    """File names without folders and suffixes, numbered where two would be the same."""
+    """File names without folders and suffixes, with a number where two would be the same."""
     stems: list[str] = []
     for name in names:
         stem = Path(name).name.split(".mrc")[0].split(".map")[0].lstrip(".") or "target"  # never the folder above
@@ -557,8 +584,8 @@ def unique_stems(names: list[str]) -> list[str]:
     return stems
 
 
-def resolution_in(name: str) -> float | None:
-    """Resolution in Å that a name like 6RAH_3A.mrc tells, if it has that form."""
+def resolution_in_name(name: str) -> float | None:
+    """Resolution (Å) in a name like 6RAH_3A.mrc; None if it has another form."""
     if not (match := ENTRY.fullmatch(Path(name).name)):
         return None
     resolution = float(match["resolution"])
@@ -568,13 +595,13 @@ def resolution_in(name: str) -> float | None:
 
 
 def resolution_of(name: str, data_dir: str) -> float | None:
-    """Resolution in Å of a map, by its name or by what the EMDB says of it, if either is there."""
+    """Resolution (Å) of a map, from its name or from the EMDB; None if neither has it."""
     path = find(name, data_dir)
-    return resolution_in(name) or (archives.side(path).get("resolution") if path else None)
+    return resolution_in_name(name) or (archives.read_metadata(path).get("resolution") if path else None)
 
 
 def fetch_missing(settings, maps: list[str]) -> None:
-    """Nothing; entries of the public archives that the flags name and that are not there are in the data folder."""
+    """Fetch into the data folder the entries of public archives that the flags name and that are not there."""
     files = [settings.model, settings.mask, *(settings.reference or []), *(settings.target_mask or [])]
     missing = [name for name in (*maps, *filter(None, files)) if find(name, settings.data_dir) is None]
     for entry, parts in archives.wanted(missing):
@@ -583,7 +610,7 @@ def fetch_missing(settings, maps: list[str]) -> None:
 
 
 def find(name: str, data_dir: str) -> Path | None:
-    """The file of that name: as it stands, or in the data folder; EMD-22001 there is emd_22001.map.gz."""
+    """The file of that path, or in the data folder, where EMD-22001 is emd_22001.map.gz; None if missing."""
     places = [Path(name), Path(data_dir) / name]
     if entry := archives.EMDB.fullmatch(name):
         places += [Path(data_dir) / f"emd_{entry[1]}.map{suffix}" for suffix in (".gz", "")]
@@ -593,15 +620,16 @@ def find(name: str, data_dir: str) -> Path | None:
     return None
 
 
-def other_half(path: str | Path) -> Path:
+def other_half_map(path: str | Path) -> Path:
     """The other of two half-maps: run_half2_class001_unfil.mrc for run_half1_class001_unfil.mrc, and so on.
 
-    Raises InputError where the name is not one of RELION's, cryoSPARC's or the EMDB's, or the file is not there.
+    Raises:
+        InputError: the name does not follow RELION, cryoSPARC or the EMDB, or there is no such file.
     """
     path = Path(path)
     found = [*HALF.finditer(path.name)]
     if not found:
-        raise InputError(f"{path} is no half-map by its name (half1, half_map_2, map_half_A ...): name both")
+        raise InputError(f"{path} does not have a half-map's name (half1, half_map_2, map_half_A ...): name both")
     which = found[-1]
     other = path.with_name(path.name[: which.start(2)] + OTHER[which[2]] + path.name[which.end(2) :])
     if not other.is_file():
@@ -610,9 +638,10 @@ def other_half(path: str | Path) -> Path:
 
 
 def find_entry(name: str, data_dir: str) -> Path:
-    """The model from which the map `name` can be made, looked up in the data folder.
+    """The model in the data folder from which the map `name` can be simulated.
 
-    Raises InputError, saying what was sought, where, and how to get it.
+    Raises:
+        InputError: there is none; the message says how to get it.
     """
     match = ENTRY.fullmatch(Path(name).name)
     if not match:
@@ -630,7 +659,7 @@ def find_entry(name: str, data_dir: str) -> Path:
 
 
 def find_model(entry: str, data_dir: str) -> Path | None:
-    """The model of an entry, or of another name without its suffix, in the data folder; None where it is not there."""
+    """The model of an entry, or of another name without its suffix, in the data folder; None if missing."""
     for stem in (entry.upper(), entry.lower(), entry):
         for suffix in MODEL_SUFFIXES:
             if (path := Path(data_dir) / (stem + suffix)).is_file():
@@ -646,12 +675,22 @@ def load(
     voxel_sizes: Mapping[str, list[float] | None] = MappingProxyType({}),
     all_models: bool = False,
 ) -> tuple[Map, list[Map], dict[str, Path]]:
-    """The initial and the target maps, and for each name the file that it was read from.
+    """Read the maps, and simulate those that are missing.
 
-    A map that is not found but whose name is <PDB id>_<r>A.mrc is simulated from the entry's model at r Å, the
-    targets' models superposed on the initial entry's, on the initial map's grid, or where that is made as well on
-    a grid that holds them all; it is written to the folder `out_dir`/inputs. `voxel_sizes` (Å), by name, are those of
-    maps instead of their headers'. Of a model's file all models that stand apart are taken if `all_models`.
+    A map that is missing and has a name of the form <PDB id>_<r>A.mrc is simulated at r Å from the entry's model, after
+    superposition on the initial entry's model, and written to `out_dir`/inputs. Its grid is the initial map's; if that
+    is simulated as well, it is a grid that holds all models.
+
+    Args:
+        initial: name of the initial map.
+        targets: names of the target maps.
+        data_dir: where names that are not files are looked up.
+        out_dir: the run's folder.
+        voxel_sizes: by name, those of maps whose headers have none or a wrong one (Å).
+        all_models: take all models of a file that do not overlap, instead of the first.
+
+    Returns:
+        The initial map, the target maps, and the file of each name.
     """
     names = [initial, *targets]
     found = {name: find(name, data_dir) for name in names}
@@ -669,29 +708,29 @@ def load(
     if like:
         grid = like.density.shape, like.voxel_size, like.origin
     else:
-        sharpest = min(resolution_in(name) for name in models)
+        sharpest = min(resolution_in_name(name) for name in models)
         grid = simulation.common_grid(list(models.values()), sharpest / 3, sharpest)
     (out_dir / "inputs").mkdir(parents=True, exist_ok=True)
     for name, model in models.items():
         check_inside(model, *grid, f"the model of {name}")
-        maps[name] = simulation.simulate_map(model, *grid, resolution_in(name))
+        maps[name] = simulation.simulate_map(model, *grid, resolution_in_name(name))
         found[name] = out_dir / "inputs" / Path(name).name
         write_input(found[name], maps[name])
     return maps[initial], [maps[t] for t in targets], found
 
 
 def write_input(path: Path, map_: Map) -> None:
-    """Nothing; the file holds the map. Kept if it does already, as another process of the run may have made it."""
+    """Write the map, unless the file holds it already: another process of the run may have written it."""
     with contextlib.suppress(InputError, OSError):
         there = read_map(path)
-        rounding = 1e-5 * np.abs(map_.density).max()  # other processors round otherwise
+        rounding = 1e-5 * np.abs(map_.density).max()  # processors round differently
         if same_grid(there, map_) is None and np.allclose(there.density, map_.density, rtol=0, atol=rounding):
             return
     write_map(path, map_)
 
 
 def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -> None:
-    """Nothing; raises InputError where heavy atoms lie outside the grid."""
+    """Raise InputError where heavy atoms lie outside the grid."""
     x = (atoms.heavy_atoms(model)[0] - origin) / voxel_size
     outside = int(((x < -0.5) | (x > np.array(shape) - 0.5)).any(axis=1).sum())
     if outside:
@@ -702,7 +741,7 @@ def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -
 
 
 def base_model(initial: str, data_dir: str) -> Path | None:
-    """The model on which targets are superposed when the initial map itself was found, if there is one."""
+    """The model on which targets' models are superposed where the initial map itself is not simulated, if any."""
     try:
         return find_entry(initial, data_dir)
     except InputError:

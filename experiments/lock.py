@@ -1,11 +1,11 @@
-"""A folder is written to by one program at a time: the lock file, and how one that was left behind is taken over.
+"""Lock files, by which only one program at a time writes to a folder.
 
-The lock is a file, created only if it is not there, that names its owner: host, process and when that began. The owner
-renews the file's time as long as it runs. A lock whose owner on this host has ended is taken over. Whether a process on
-another host runs cannot be asked, so its lock counts until the file has not been renewed for ABANDONED seconds.
+A lock is a file, created only if it does not exist, that names its owner: host, process, and when that started. The
+owner renews the file's time as long as it runs. A lock whose owner on this host has ended is taken over. Processes on
+other hosts cannot be queried, so their lock is valid until the file has not been renewed for ABANDONED seconds.
 
-The processes of one distributed run have a lock file each. The first makes sure that there is no other program; the
-rest take theirs after it has begun, and look only after their own file.
+Each process of a distributed run has a lock file of its own. The first process makes sure that there is no other
+program; the others create theirs after it, and check only that file.
 """
 
 import contextlib
@@ -25,53 +25,55 @@ import psutil
 
 from cryotrans_jax.io.files import InputError, write_file
 
+from . import log
+
 NAME = re.compile(r"running(_\d+)?\.lock")
-RENEWED = 30.0  # s: an owner renews its lock so often
-SILENT = 300.0  # s without renewal, after which a process of this host that cannot be asked for has ended
-ABANDONED = 3600.0  # s without renewal, after which a process of another host has ended
-SAME_START = 60.0  # s within which two times are of one process: the clock from which they are counted is adjusted
+RENEWED = 30.0  # s between renewals of a lock by its owner
+SILENT = 300.0  # s without renewal, after which a process of this host that cannot be queried counts as ended
+ABANDONED = 3600.0  # s without renewal, after which a process of another host counts as ended
+SAME_START = 60.0  # s by which start times of one process may differ, as system clocks are adjusted
 BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-HELD: dict[Path, str] = {}  # locks of this process, with their contents
+HELD: dict[Path, str] = {}  # lock files of this process, and their contents
 
 
 @contextlib.contextmanager
 def held(folder: Path, process: int = 0) -> Iterator[None]:
-    """Hold the lock of a folder, which must be there; a block within a block that holds it already is free to.
+    """Hold the lock of a folder within the block; blocks of one process may be nested.
 
     Args:
-        folder: the folder that is going to be written to.
-        process: the number of this process among those of a distributed run.
+        folder: an existing folder that is going to be written to.
+        process: number of this process in a distributed run.
 
     Raises:
-        InputError: another program writes to the folder, to one in it, or to the one that it is in.
+        InputError: another program writes to the folder, to a folder in it, or to its parent.
     """
     path = folder.resolve() / ("running.lock" if process == 0 else f"running_{process}.lock")
     if path in HELD:
         yield
         return
-    HELD[path] = take(path)
+    HELD[path] = acquire(path)
     try:
         if process == 0:
             check_others(path)
-        with renewed(path):
+        with renewing(path):
             yield
     finally:
         release(path)
 
 
-def take(path: Path) -> str:
-    """Create the lock file, or take it over from an owner that has ended, and return its content."""
+def acquire(path: Path) -> str:
+    """Create the lock file, or take it over from an owner that has ended; return its content."""
     content = json.dumps(this_process())
     while not create(path, content):
-        if not ended(path):
+        if not owner_ended(path):
             continue
-        guard = path.with_suffix(".takeover")  # so that two programs cannot take it over from one another
+        guard = path.with_suffix(".takeover")  # so that of two programs only one takes the lock over
         if not create(guard, content):
             raise InputError(f"another program is taking over {path}: try again, or remove {guard} if none is running")
         try:
-            if ended(path):
+            if owner_ended(path):
                 write_file(path, content)
-                print(f"{path} was left behind by a program that has ended, and is taken over")
+                log.lock_taken_over(path)
                 return content
         finally:
             guard.unlink(missing_ok=True)
@@ -79,7 +81,7 @@ def take(path: Path) -> str:
 
 
 def release(path: Path) -> None:
-    """Remove the lock file if it is still this process's own."""
+    """Remove the lock file if it still is this process's."""
     content = HELD.pop(path)
     with contextlib.suppress(OSError):
         if path.read_text() == content:
@@ -87,35 +89,35 @@ def release(path: Path) -> None:
 
 
 def create(path: Path, content: str) -> bool:
-    """Create the file unless there is one already; return whether it was created."""
+    """Create the file unless it exists; return whether it was created."""
     try:
         with open(path, "x") as file:
             file.write(content)
     except FileExistsError:
         return False
-    except OSError:  # of the disk, where the file may be there
+    except OSError:  # from the disk, after the file was created
         path.unlink(missing_ok=True)
         raise
     return True
 
 
 def check_others(path: Path) -> None:
-    """Raise InputError where the folder of this lock, one in it or the one that it is in has another that counts.
+    """Raise InputError where the folder of this lock, a folder in it or its parent has another valid lock.
 
-    Each of two programs looks for the other after it has created its own lock, so that at least one sees the other.
+    Each of two programs checks after it has created its own lock, so that at least one sees the other.
     """
     folder = path.parent
     found = [*folder.glob("running*.lock"), *folder.glob("*/running*.lock"), *folder.parent.glob("running*.lock")]
     for other in found:
-        if NAME.fullmatch(other.name) and other not in HELD and ended(other) and other.parent == folder:
-            other.unlink(missing_ok=True)  # of another process of a distributed run
+        if NAME.fullmatch(other.name) and other not in HELD and owner_ended(other) and other.parent == folder:
+            other.unlink(missing_ok=True)  # left by another process of a distributed run
 
 
-def ended(path: Path) -> bool:
+def owner_ended(path: Path) -> bool:
     """Whether the owner of a lock has ended; False where the file is gone.
 
     Raises:
-        InputError: it runs, or may run.
+        InputError: the owner runs or may run, or the file is not a lock.
     """
     try:
         if path.is_symlink() or not path.is_file():
@@ -125,25 +127,30 @@ def ended(path: Path) -> bool:
         content, renewed_at = path.read_text(errors="replace"), path.stat().st_mtime
     except FileNotFoundError:
         return False
-    owner, silent = owner_in(content), file_time(path.parent) - renewed_at
+    owner, silent = parse_owner(content), disk_time(path.parent) - renewed_at
     if content and owner is None:
         raise InputError(f"{path} is not a lock that this program has written: rename it, or give another folder")
     if has_ended(owner, silent):
         return True
-    who = f"process {owner['pid']} on {owner['host']}" if owner else "a program that is just beginning"
+    who = f"process {owner['pid']} on {owner['host']}" if owner else "a program that is just starting"
     raise InputError(
         f"{path.parent} is in use by {who}: wait for its end, or give another folder; if it runs no more, remove {path}"
     )
 
 
 def has_ended(owner: dict[str, Any] | None, silent: float) -> bool:
-    """Whether an owner has ended, whose lock was renewed so many seconds ago; None is one that has not said who."""
+    """Whether an owner has ended; None is an owner that has not written its name yet.
+
+    Args:
+        owner: as from `parse_owner`.
+        silent: seconds since it renewed its lock.
+    """
     here = this_process()
     if owner is None:
         return silent > SILENT
     if owner["host"] != here["host"]:
         return silent > ABANDONED
-    if owner["machine"] != here["machine"]:  # started since, or another container
+    if owner["machine"] != here["machine"]:  # before a reboot, or in another container
         return silent > SILENT
     try:
         process = psutil.Process(owner["pid"])
@@ -157,8 +164,8 @@ def has_ended(owner: dict[str, Any] | None, silent: float) -> bool:
     return not same and silent > SILENT
 
 
-def owner_in(content: str) -> dict[str, Any] | None:
-    """The owner that a lock file names, or None."""
+def parse_owner(content: str) -> dict[str, Any] | None:
+    """The owner that a lock file names; None if it names none."""
     try:
         owner = json.loads(content)
     except (ValueError, RecursionError):
@@ -169,7 +176,7 @@ def owner_in(content: str) -> dict[str, Any] | None:
 
 
 def this_process() -> dict[str, Any]:
-    """This process as a lock file names it; the token tells it from a later one of the same number."""
+    """This process as a lock file names it; the token distinguishes it from a later process with the same number."""
     return {
         "host": socket.gethostname(),
         "machine": machine(),
@@ -180,25 +187,25 @@ def this_process() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """What tells this host, since its last start, from another of the same name, as containers may have; else ""."""
+    """Identifier of this host and boot, and of the container, as host names may repeat; "" where there is none."""
     try:
         return f"{BOOT.read_text().strip()} {os.readlink(NAMESPACE)}"
     except OSError:
         return ""
 
 
-def file_time(folder: Path) -> float:
-    """Now, by the clock of the disk on which the folder is."""
+def disk_time(folder: Path) -> float:
+    """Current time by the clock of the folder's file system."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
-    except OSError:  # one that is only looked at
+    except OSError:  # a folder that is only read
         return time.time()
 
 
 @contextlib.contextmanager
-def renewed(path: Path) -> Iterator[None]:
-    """Within it the lock file's time is renewed every RENEWED seconds."""
+def renewing(path: Path) -> Iterator[None]:
+    """Renew the lock file's time every RENEWED seconds within the block."""
     done = threading.Event()
 
     def renew() -> None:

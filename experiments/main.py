@@ -1,4 +1,4 @@
-"""What every job does alike: parse its flags, run it, and say in one line what went wrong."""
+"""Run a command: parse its flags, call its main function, and print an error as one line."""
 
 import os
 import re
@@ -10,61 +10,63 @@ from pathlib import Path
 
 from absl import flags
 
-from . import signals, usage
+from . import log, signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
-JOB = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.(\w+)")  # another job, as texts name it
-INSTALLED = "cryotrans-"  # what the names of installed commands begin with
 FAILED, PARTLY = 2, 3
 
 
 class SomeFailed(Exception):
-    """The job is done for some of what it was given, and not for the rest."""
+    """The command could do its work for a part of its input only."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Exits with status 0 once `main()` returns, 2 on input that cannot be used, 3 where only a part could be done.
+    """Parse the flags and run a command.
 
-    And with 128 and the signal's number where one of `signals.SIGNALS` ended it.
+    The status of the process is 0 if `main()` returns, 2 on input that cannot be used, 3 where only a part could be
+    done, and 128 and the signal's number where one of `signals.SIGNALS` ended it.
 
-    Flags are parsed first; where the command line asks for help, they are described instead, below what the module of
-    `main` says of itself. Bad flags, InputError, OSError and MemoryError become one line on stderr, with what was noted
-    on them; other errors are faults of the program and keep their traceback. Nothing heavy is imported before the flags
-    are parsed, so that --help is quick: let `main` import what it needs.
+    If the command line asks for help, the docstring of the module of `main` is printed and the flags. Bad flags,
+    InputError, OSError and MemoryError become one line on stderr, with the notes that were added to them; other errors
+    are faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
+    --help is quick: let `main` import what it needs.
+
+    Args:
+        main: the command's work, called without arguments.
     """
-    if usage.asked(sys.argv):
-        print(named(usage.shown(sys.modules[main.__module__].__doc__)))
+    if usage.help_requested(sys.argv):
+        log.info(usage.help_text(sys.modules[main.__module__].__doc__))
         sys.exit(0)
     parse_flags()
-    keep_compiled()
+    enable_compilation_cache()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
     from cryotrans_jax.io.files import InputError
 
     try:
-        with signals.stopping(_say), warnings.catch_warnings():
+        with signals.stopping(log.error), warnings.catch_warnings():
             show_warnings()
             main()
     except InputError as error:
-        _stop(str(error), error)
+        _exit(str(error), error)
     except SomeFailed as error:
-        _stop(str(error), error, PARTLY)
+        _exit(str(error), error, PARTLY)
     except MemoryError as error:
-        _stop(f"not enough memory ({error}): take larger voxels or a smaller box", error)
+        _exit(f"not enough memory ({error}): take larger voxels or a smaller box", error)
     except RuntimeError as error:  # jaxlib's own class, which may not be imported yet
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = "the device has not enough memory for these maps: crop or bin them, or fit fewer targets at once"
-        _stop(told, error)
+        message = "the device has not enough memory for these maps: crop or bin them, or fit fewer targets at once"
+        _exit(message, error)
     except OSError as error:
-        _stop(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), error)
+        _exit(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), error)
     except KeyboardInterrupt as error:
         number = signals.caught[-1] if signals.caught else signal.SIGINT
-        _stop(f"stopped by {signal.Signals(number).name}", error, 128 + number)
+        _exit(f"stopped by {signal.Signals(number).name}", error, 128 + number)
 
 
 def show_warnings() -> None:
-    """Show each InputWarning as one line on stderr, once, from now on."""
+    """From now on, print each InputWarning once, as one line on stderr."""
     from cryotrans_jax.io.files import InputWarning
 
     shown: set[str] = set()
@@ -75,46 +77,30 @@ def show_warnings() -> None:
             others(message, category, *where, **more)
         elif text not in shown:
             shown.add(text)
-            print(named(f"warning: {text}"), file=sys.stderr)
+            log.warning(text)
 
     warnings.simplefilter("always", InputWarning)
     others, warnings.showwarning = warnings.showwarning, show
 
 
 def parse_flags() -> None:
-    """Nothing; the flags have their values. Stops at bad flags."""
+    """Parse the command line, and exit where it is wrong."""
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
         message = MISSING.sub(r"--\1 is missing;", str(error)).removeprefix("flag ").replace(": is not ", " is not ")
-        _stop(message.rstrip(".;") + "; see --help")
+        _exit(message.rstrip(".;") + "; see --help")
     if rest and "entries" in flags.FLAGS:
         flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
     elif rest:
-        _stop(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
+        _exit(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
 
 
-def named(text: str) -> str:
-    """The text with jobs named as the user starts them, which is as the one was started that runs now.
+def enable_compilation_cache() -> None:
+    """Let JAX cache compiled programs in the user's cache folder, for later runs.
 
-    In a checkout that is `python -m experiments.run`, as texts have it; else `cryotrans-run`, the installed command.
-    """
-    installed = Path(sys.argv[0]).name.startswith(INSTALLED)
-    if __package__ == "experiments" and not installed:
-        return text
-    start = INSTALLED if installed else f"python -m {__package__}."
-
-    def typed(match: re.Match) -> str:
-        return start + match[1] if Path(__file__).with_name(f"{match[1]}.py").is_file() else match[0]
-
-    return JOB.sub(typed, text)
-
-
-def keep_compiled() -> None:
-    """Nothing; JAX keeps compiled programs in the user's cache folder from one run to the next.
-
-    Set through the environment, before JAX is imported; what the user has set there stays. JAX_COMPILATION_CACHE_DIR=
-    names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    Set through the environment, before JAX is imported; the user's own settings there have priority.
+    JAX_COMPILATION_CACHE_DIR= names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryotrans-jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
@@ -122,21 +108,15 @@ def keep_compiled() -> None:
 
 
 def compute_deterministically() -> None:
-    """Nothing; XLA adds up in one order on GPUs, and chooses its kernels without timing them.
+    """Let XLA sum in a fixed order on GPUs, and choose its kernels without timing them.
 
-    Set through the environment, before JAX is imported, after the flags that the user has set there. The milder
-    --xla_gpu_exclude_nondeterministic_ops is implied by this one, and would leave the timing.
+    Set through the environment, before JAX is imported, and after the flags that the user has set there. This flag
+    implies the milder --xla_gpu_exclude_nondeterministic_ops, which would still time the kernels.
     """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
 
-def _stop(message: str, error: BaseException | None = None, status: int = FAILED) -> None:
-    """End the program with a message of one line, with what was noted on the error."""
-    _say("; ".join([message, *getattr(error, "__notes__", ())]))
+def _exit(message: str, error: BaseException | None = None, status: int = FAILED) -> None:
+    """End the program with an error message of one line; notes on the error follow the message."""
+    log.error("; ".join([message, *getattr(error, "__notes__", ())]))
     sys.exit(status)
-
-
-def _say(message: str) -> None:
-    """Print why the program ends, in one line without the control characters that names and servers may bring along."""
-    line = " ".join(named(message).split())
-    print("error: " + "".join(each if each.isprintable() else "?" for each in line), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The page report.html as one text: everything is in it, nothing is fetched, and what strangers named is escaped."""
+"""The text of report.html: self-contained, fetches nothing, and escapes names that come from files."""
 
 import base64
 import hashlib
@@ -14,32 +14,28 @@ import numpy as np
 
 from cryotrans_jax.io.maps import Map
 
-from .cautions import Caution, chosen, number
+from .cautions import Caution, chosen, target_index
 from .film import Frame
-from .main import named
-from .results import SCORES
+from .log import commands_as_typed, score_rows
 
 ASSETS = Path(__file__).parent / "assets"
-LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour, between which the page's contours can be chosen
+LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour: the range in which the page's contours can be chosen
 MARK = re.compile(r"\{\{(\w+)\}\}")
-FILES = (  # pattern, what it is
+FILES = (  # pattern, description
     (r"generated\.mrc", "the initial map carried to the target's conformation: the prediction"),
     (r"frame_\d+\.mrc", "the pseudo-trajectory, from the initial map to the generated one"),
     (r"generated\.(cif|pdb)", "the model carried to the target's conformation"),
     (r"model_\d+\.cif", "the model in every frame"),
-    (r"trajectory\.(pdb|cif)", "all of these as one movie for ChimeraX, PyMOL and VMD"),
-    (r"geometry\.csv", "the model's bonds, hands and clashes in every frame"),
+    (r"trajectory\.(pdb|cif)", "these models as one movie for ChimeraX, PyMOL and VMD"),
+    (r"geometry\.csv", "bonds, chirality and clashes of the model in every frame"),
     (r"view\.cxc", "open it in ChimeraX: frames, generated map coloured by displacement, target, models"),
-    (
-        r"displacement\.mrc",
-        "how far (Å) what stands at each voxel of the generated map has come; to colour surfaces by",
-    ),
+    (r"displacement\.mrc", "displacement (Å) of the density at each voxel of the generated map, to colour surfaces by"),
     (r"displacement\.cif", "the carried model with each atom's displacement (Å) as its B-factor"),
-    (r"seed_spread\.mrc", "how far apart (Å) fits from other seeds carry the same density"),
-    (r"folded\.mrc", "1 where the flow folds: where the determinant of its Jacobian is not positive"),
+    (r"seed_spread\.mrc", "distance (Å) between the places to which fits from several seeds carry the same density"),
+    (r"folded\.mrc", "1 where the flow folds, as the determinant of its Jacobian is not positive"),
     (r"morph\.gif", "the morph as an animation"),
     (r"fsc\.csv", "the Fourier shell correlations"),
-    (r"fsc(_reference)?\.xml", "that of the generated map alone, as EMDB takes it"),
+    (r"fsc(_reference)?\.xml", "the Fourier shell correlation of the generated map, in the EMDB's format"),
     (r"(fsc|loss|slices)\.(svg|png)", "the figures of this page"),
     (r"metrics\.json", "the scores"),
     (r"config\.json", "every setting, version and input with its checksum"),
@@ -48,11 +44,11 @@ FILES = (  # pattern, what it is
 )
 
 FSC_TEXT = (
-    "The generated map against the target as it is: where the target is blurred or noisy, the curve tells of that as "
-    "much as of the prediction. Pale: the initial map, where the morph starts."
+    "The generated map against the unfiltered target: a blurred or noisy target lowers the curve as much as a poor "
+    "prediction. Pale: the initial map, where the morph starts."
 )
 
-MORPH_TEXT = "The surface of each frame at the contour level, coloured by how far its density moves from start to end."
+MORPH_TEXT = "The surface of each frame at the display contour, coloured by displacement from start to end."
 
 
 def build(
@@ -64,13 +60,23 @@ def build(
     data: dict,
     made: list[str],
 ) -> str:
-    """The page. `drawings` are SVG by name, `stills` times and PNGs, `data` what the script shows, `made` the files."""
+    """Build the page.
+
+    Args:
+        config: config.json.
+        scores: metrics.json.
+        found: cautions, the serious ones first.
+        drawings: SVG texts by name.
+        stills: times and PNG files of pictures of the morph.
+        data: of the page's script.
+        made: names of the run's files.
+    """
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     filled = {
         "title": escape(f"{Path(config['initial']).name} → {config['target']}"),
         "version": escape(str(config["versions"].get("cryotrans-jax"))),
-        "script_hash": f"sha256-{digest}",  # the page runs this script and no other, whatever stands in a name
+        "script_hash": f"sha256-{digest}",  # the page runs this script and no other, whatever a name contains
         "style": style,
         "script": program,
         "facts": facts(config),
@@ -81,13 +87,13 @@ def build(
         "lowest": f"{np.log2(LOWEST):g}",
         "highest": f"{np.log2(HIGHEST):g}",
         "morph_text": MORPH_TEXT,
-        "stills": "".join(f'<img src="data:image/png;base64,{text(png)}" alt="{alt(time)}">'
+        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="{alt_text(time)}">'
                           for time, png in stills),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
-        "fsc": drawings.get("fsc", "<p>There are no curves, for want of the target map.</p>"),
+        "fsc": drawings.get("fsc", "<p>No curves, as the target map is missing.</p>"),
         "fsc_text": FSC_TEXT,
-        "loss": drawings.get("loss", "<p>There is no loss.csv.</p>"),
+        "loss": drawings.get("loss", "<p>No curves, as there is no loss.csv.</p>"),
         "settings": settings(config),
         "files": file_table(made),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -95,19 +101,19 @@ def build(
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
 
 
-def alt(time: float) -> str:
-    """The text for a picture of the morph where it is not shown."""
+def alt_text(time: float) -> str:
+    """Alternative text of a picture of the morph."""
     return f"the surface of the map at t = {time:.2f} of the morph"
 
 
 def facts(config: dict) -> str:
     """A line about the run."""
-    told, given = config["settings"], config["chosen"]
+    settings_, given = config["settings"], config["chosen"]
     start = chosen(config, "start")
     parts = [
-        f"recipe {told['recipe']}",
-        f"seed {told['seed']}",
-        f"{told['frames']} frames ({told['render']})",
+        f"recipe {settings_['recipe']}",
+        f"seed {settings_['seed']}",
+        f"{settings_['frames']} frames ({settings_['render']})",
         f"{given['initial']['volume']:.0f} Å³ carried",
         f"start from {start}" if start else "",
         f"cryotrans-jax {config['versions'].get('cryotrans-jax')} on {config.get('device', 'an unknown device')}",
@@ -116,27 +122,23 @@ def facts(config: dict) -> str:
 
 
 def caution_list(found: list[Caution]) -> str:
-    """The cautions as a list, the serious ones marked."""
+    """The cautions as a list, with the serious ones marked."""
     rows = [
         f"<li{' class=warn' if serious else ''}><strong>{escape(what)}</strong> {escape(advice)}</li>"
         for serious, what, advice in found
     ]
     serious = sum(caution.serious for caution in found)
-    head = "Nothing in the numbers is alarming. As ever:" if not serious else f"{serious} of these ask for a look:"
+    head = f"{serious} warning{'s' * (serious > 1)}:" if serious else "No warnings. Notes:"
     return f'<p>{head}</p>\n<ul class="cautions">\n' + "\n".join(rows) + "\n</ul>"
 
 
 def score_table(scores: dict) -> str:
-    """The scores before and after as a table, and those that have no before."""
-    rows = [
-        (label, *(style.format(scores[f"{key}_{when}"]) for when in ("before", "after")))
-        for label, key, style in SCORES
-        if f"{key}_after" in scores
-    ]
-    rows.append(("mass of the generated map, of what was carried", "1", f"{scores['mass_kept']:.3f}"))
+    """Table of the scores of the initial and of the generated map, with the spread between seeds."""
+    rows: list[tuple[str, str, str]] = [*score_rows(scores)]
+    rows.append(("mass of the generated map / mass carried", "1", f"{scores['mass_kept']:.3f}"))
     if "seed_spread_median" in scores:
         spread = f"{scores['seed_spread_median']:.2f} / {scores['seed_spread_95']:.2f}"
-        rows.append(("seeds apart, median / 95 % [Å]", "", spread))
+        rows.append(("spread between seeds, median / 95th percentile [Å]", "", spread))
     head = '<tr><th></th><th class="number">initial map</th><th class="number">generated map</th></tr>'
     body = "".join(
         f'<tr><th>{escape(label)}</th><td class="number">{before}</td><td class="number">{after}</td></tr>'
@@ -146,34 +148,32 @@ def score_table(scores: dict) -> str:
 
 
 def slices_text(config: dict, data: dict) -> str:
-    """What the slices show."""
+    """Caption of the slices."""
     if "difference" not in data["volumes"]:
-        return (
-            "The target map is gone, or not in its file as it was fitted: the initial and the generated map are shown."
-        )
+        return "The target map is gone, or its file has changed: only the initial and the generated map are shown."
     blur = chosen(config, "blur_variance") or 0.0
-    made = "the generated map"
+    generated = "the generated map"
     if blur > 0:
-        made += f", blurred as the target is (a Gaussian of {blur**0.5:.1f} Å)"
-    less = "the target" if blur >= 0 else f"the target, blurred to it (a Gaussian of {(-blur) ** 0.5:.1f} Å)"
+        generated += f", blurred as the target is (a Gaussian of {blur**0.5:.1f} Å)"
+    target = "the target" if blur >= 0 else f"the target, blurred to it (a Gaussian of {(-blur) ** 0.5:.1f} Å)"
     return (
-        f"Initial: the part that is carried. Difference: {made} and scaled to fit, less {less}; red where it has too "
-        "much density, blue where it lacks some, on the target's scale."
+        f"Initial: the part that is carried. Difference: {generated} and scaled to fit, minus {target}; red where it "
+        "has too much density, blue where too little, on the target's scale."
     )
 
 
 def settings(config: dict) -> str:
-    """What was chosen, the inputs, the settings and the versions as tables."""
-    place, seen = number(config), config.get("contours")
+    """Tables of the levels that were chosen, the inputs, the settings and the versions."""
+    place, seen = target_index(config), config.get("contours")
     thresholds = {"initial": config["chosen"]["initial"], "target": config["chosen"]["targets"][place]}
     picked = {
-        f"threshold of the {name} map": f"{used['threshold']:.4g} ({used['threshold_chosen']}), keeps "
+        f"threshold of the {name} map": f"{used['threshold']:.4g} ({used['threshold_chosen']}), encloses "
         f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
         for name, used in thresholds.items()
     }
     for name, look in zip(thresholds, (seen[0], seen[1 + place]), strict=True) if seen else ():
-        told = f"{look['contour']:.4g} ({look['contour_chosen']}), encloses {look['contour_volume']:.0f} Å³"
-        picked[f"contour at which to look at it, {name} map"] = told
+        text = f"{look['contour']:.4g} ({look['contour_chosen']}), encloses {look['contour_volume']:.0f} Å³"
+        picked[f"display contour of the {name} map"] = text
     inputs = {name: f"{entry['file']}  sha256 {entry['sha256']}" for name, entry in config["inputs"].items()}
     parts = [table(picked), f"<details><summary>Inputs</summary>{table(inputs)}</details>"]
     for title, values in (("Settings", config["settings"]), ("Versions", config["versions"])):
@@ -183,7 +183,7 @@ def settings(config: dict) -> str:
 
 
 def table(values: dict[str, Any]) -> str:
-    """Names and values as a table."""
+    """Table of names and values."""
     rows = []
     for name, value in values.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
@@ -192,21 +192,21 @@ def table(values: dict[str, Any]) -> str:
 
 
 def file_table(made: list[str]) -> str:
-    """What each of the run's files is."""
+    """Table of the run's files and what they are."""
     rows = []
     for pattern, what in FILES:
         names = sorted(name for name in made if re.fullmatch(pattern, name))
         if names:
             shown = names if len(names) < 4 else [names[0], "…", names[-1]]
             cell = " ".join(f"<code>{escape(name)}</code>" for name in shown)
-            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(named(what))}</td></tr>')
+            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(commands_as_typed(what))}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
-def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
-    """The volumes as the script unpacks them: a byte a voxel, finer towards the low end, or signed for the difference.
+def pack_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Pack volumes for the page's script, a byte per voxel: on a square-root scale, or signed for the difference.
 
-    `black` is the density shown as black in slices.
+    The entry `black` of each is the density that slices show as black.
     """
     black = {name: max(float(np.percentile(volume, 99.9)), 1e-9) for name, volume in volumes.items()}
     packed = {}
@@ -218,16 +218,19 @@ def packed_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
         else:
             low = float(np.percentile(volume, 0.1)) if name == "target" else 0.0
             high = max(float(volume.max()), low + 1e-9)
-            values = codes(volume, low, high)
+            values = quantise(volume, low, high)
             meta = {"low": low, "high": high, "signed": False, "black": black[name]}
-        packed[name] = meta | {"data": packed_bytes(values)}
+        packed[name] = meta | {"data": compress(values)}
     return packed
 
 
-def packed_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
-    """Pack the frames' densities and displacements, a byte a voxel, as the script unpacks them.
+def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
+    """Pack the frames' densities and displacements for the page's script, a byte per voxel.
 
-    Densities are kept up to twice the page's highest contour, and displacements up to `top` (Å), the end of their key.
+    Args:
+        frames: of the morph.
+        level: the run's display contour; densities are kept up to twice the page's highest contour.
+        top: displacement at the end of the colour key (Å), above which displacements are cut off.
     """
     first, shares = frames[0], [np.clip(frame.displacement.density / top, 0, 1) for frame in frames]
     highest = max(float(frame.density.density.max()) for frame in frames)
@@ -243,21 +246,21 @@ def packed_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
             {
                 "name": frame.name,
                 "time": frame.time,
-                "data": packed_bytes(codes(frame.density.density, 0.0, high)),
-                "displacement": packed_bytes(np.rint(255 * share).astype(np.uint8)),
+                "data": compress(quantise(frame.density.density, 0.0, high)),
+                "displacement": compress(np.rint(255 * share).astype(np.uint8)),
             }
             for frame, share in zip(frames, shares, strict=True)
         ],
     }
 
 
-def codes(density: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Densities from `low` to `high` as bytes, finer towards the low end."""
+def quantise(density: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Quantise densities from `low` to `high` to bytes on a square-root scale, which is finer towards the low end."""
     return np.rint(255 * np.sqrt(np.clip((density - low) / (high - low), 0, 1))).astype(np.uint8)
 
 
 def grid(map_: Map) -> dict:
-    """A map's grid as the script reads it."""
+    """Grid of a map, as the page's script reads it."""
     return {
         "shape": list(map_.density.shape),
         "voxel": map_.voxel_size.tolist(),
@@ -265,11 +268,11 @@ def grid(map_: Map) -> dict:
     }
 
 
-def packed_bytes(values: np.ndarray) -> str:
-    """The values' bytes, compressed, as base64."""
-    return text(zlib.compress(np.ascontiguousarray(values).tobytes(), 6))
+def compress(values: np.ndarray) -> str:
+    """Compress an array, and encode it as base64."""
+    return encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6))
 
 
-def text(data: bytes) -> str:
-    """The bytes as base64."""
+def encode(data: bytes) -> str:
+    """Encode bytes as base64."""
     return base64.b64encode(data).decode()

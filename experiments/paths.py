@@ -1,7 +1,7 @@
 """Flags that name files and folders.
 
-A leading ~ is the user's home, also after the = of --initial=~/a.mrc. Lists are separated by commas; a comma may be
-part of a path where a file of that name is there, or where the path is in double quotes.
+A leading ~ is the user's home, also after the = of --initial=~/a.mrc. Lists are separated by commas; a comma is part of
+a path where a file of that name exists, or where the path is in double quotes.
 """
 
 import os
@@ -16,15 +16,15 @@ class PathParser(flags.ArgumentParser[str]):
     """Parser of the path of a file or a folder."""
 
     def parse(self, argument: str) -> str:
-        """The path, with the user's home for ~."""
-        return expanded(argument)
+        """Replace a leading ~ by the user's home."""
+        return expand(argument)
 
 
 class PathsParser(flags.ListParser):
     """Parser of paths that are separated by commas."""
 
     def parse(self, argument: str | list[str]) -> list[str]:
-        """The paths, each with the user's home for ~."""
+        """Split the list, and replace a leading ~ of each path by the user's home."""
         return argument if isinstance(argument, list) else split(argument)
 
 
@@ -38,22 +38,22 @@ def define_paths(name: str, default: list[str] | None, help: str, **more: Any) -
     flags.DEFINE(PathsParser(), name, default, help, serializer=flags.CsvListSerializer(","), **more)
 
 
-def expanded(path: str) -> str:
-    """The path with the user's home for a leading ~, unless a file of that very name is there."""
+def expand(path: str) -> str:
+    """Replace a leading ~ by the user's home, unless a file of that very name exists."""
     return path if os.path.lexists(path) else os.path.expanduser(path)
 
 
 def split(text: str) -> list[str]:
-    """The paths in a text, which commas separate.
+    """Split a text at commas into paths.
 
-    Pieces that together are the path of what exists are one; pieces in double quotes are taken as they stand.
+    Pieces that together are an existing path stay together; pieces in double quotes are not split.
     """
     if '"' in text:
-        return [expanded(path) for path in flags.ListParser.parse(flags.ListParser(), text)]
+        return [expand(path) for path in flags.ListParser.parse(flags.ListParser(), text)]
     pieces, found = text.split(",") if text else [], []
     while pieces:
         ends = range(len(pieces), 1, -1)
-        end = next((end for end in ends if os.path.exists(expanded(",".join(pieces[:end])))), 1)
-        found.append(expanded(",".join(pieces[:end]) if end > 1 else pieces[0].strip()))
+        end = next((end for end in ends if os.path.exists(expand(",".join(pieces[:end])))), 1)
+        found.append(expand(",".join(pieces[:end]) if end > 1 else pieces[0].strip()))
         pieces = pieces[end:]
     return found

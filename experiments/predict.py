@@ -8,14 +8,14 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import paths
+from . import log, paths
 from .main import run
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     with shared.group("Run"):
         paths.define_path("run_dir", None, "FOLDER: of the run whose fit is used. Must be given.", required=True)
         paths.define_path("initial", None, "MAP: the initial map, if it is no longer where the run read it.")
@@ -35,50 +35,50 @@ def main() -> None:
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
     with contextlib.ExitStack() as claims:
-        if inside := part_of(run_dir, out_dir):
+        if inside := entry_of_run(run_dir, out_dir):
             claims.enter_context(run_folder.claimed(run_dir, inside=[inside]))
-        fit, initial = fit_of(run_dir)
+        fit, initial = load_fit(run_dir)
         model = carried_model(fit)
         check_free(out_dir, initial)
         claims.enter_context(run_folder.claimed(out_dir))
         claims.enter_context(run_folder.replacing(out_dir, "frames"))
-        for old in run_folder.made_in(out_dir, run_folder.FRAMES):
+        for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
         results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
         if model is not None:
             results.write_models(fit, model, FLAGS, out_dir)
-    print(f"{FLAGS.frames} frames are in {out_dir}")
+    log.frames_written(FLAGS.frames, out_dir)
 
 
-def part_of(run_dir: Path, out_dir: Path) -> str:
-    """The name of what is in `run_dir` and is, or holds, `out_dir` as it is named; "" where that lies elsewhere."""
+def entry_of_run(run_dir: Path, out_dir: Path) -> str:
+    """Name of the entry of `run_dir` that is, or contains, `out_dir`; "" if that is not inside."""
     path = out_dir.absolute()
     around = zip((path, *path.parents), path.parents, strict=False)
     return next((child.name for child, parent in around if parent.resolve() == run_dir.resolve()), "")
 
 
-def fit_of(run_dir: Path):
-    """The run's fit and the file of its initial map. Raises InputError where one of them is gone or changed."""
+def load_fit(run_dir: Path):
+    """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
     from cryotrans_jax.io.files import InputError, checksum
 
     from . import run_folder
-    from .inputs import as_used, masks_used
+    from .inputs import masks_used, read_as_used
 
-    saved = run_folder.run_of(run_dir)
+    saved = run_folder.read_config(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    with run_folder.as_written(run_dir):
+    with run_folder.checked_records(run_dir):
         masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
-        initial = as_used(saved, path, "initial", masks)
-        return run_folder.fit_of(run_dir, initial), path
+        initial = read_as_used(saved, path, "initial", masks)
+        return run_folder.load_fit(run_dir, initial), path
 
 
 def carried_model(fit):
-    """The model that the flags name, which lies in the initial map; None if they name none."""
+    """Read the model that the flags name, and check that it lies in the initial map; None if they name none."""
     from cryotrans_jax.io import atoms
 
     from .inputs import check_inside
@@ -91,12 +91,12 @@ def carried_model(fit):
 
 
 def check_free(out_dir: Path, initial: Path) -> None:
-    """Raise InputError where the frames would replace others unasked, or an input."""
+    """Raise InputError where frames would replace others without --overwrite, or replace an input."""
     from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
-    earlier = run_folder.made_in(out_dir, run_folder.FRAMES)
+    earlier = run_folder.result_files(out_dir, run_folder.FRAMES)
     if earlier and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds frames already: give another --out_dir, or --overwrite to replace them")
     for used in filter(None, (initial, FLAGS.model and Path(FLAGS.model))):
@@ -105,7 +105,7 @@ def check_free(out_dir: Path, initial: Path) -> None:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

@@ -1,4 +1,4 @@
-"""Flags that are numbers: each has a range, and the message about a value outside of it says why."""
+"""Flags that are numbers, each with a range and the reason for it."""
 
 from typing import Any, NamedTuple
 
@@ -8,24 +8,21 @@ flags.disclaim_key_flags()  # a flag belongs to the module that defines it by on
 
 
 class Range(NamedTuple):
-    """The values that a number may have, from `least` to `most`, and why it may have no others."""
+    """A closed range of a number, and the reason for it."""
 
     least: float
     most: float
     why: str
 
     def number(self, given: Any, kind: type = float) -> Any:
-        """Read a number.
+        """Read a number in this range.
 
         Args:
             given: the number, or its text.
             kind: `float`, or `int` for whole numbers.
 
-        Returns:
-            The number, of that kind.
-
         Raises:
-            ValueError: it is none, or out of range; the message is to follow the value.
+            ValueError: it is not a number, or out of range; the message is to follow the value.
         """
         a_number = "a whole number " if kind is int else "a number "
         try:
@@ -33,7 +30,9 @@ class Range(NamedTuple):
         except (ValueError, OverflowError):
             value = float("nan")
         if not self.least <= value <= self.most:
-            raise ValueError(f"is not {a_number}from {written(self.least)} to {written(self.most)}: {self.why}")
+            raise ValueError(
+                f"is not {a_number}from {format_bound(self.least)} to {format_bound(self.most)}: {self.why}"
+            )
         return value
 
 
@@ -62,8 +61,8 @@ COUNT = Range(1, 1_000_000, "more would not end in a reasonable time")
 SIDE = Range(8, 2048, "it is the side of a cube in voxels, and larger cubes fit into no memory")
 
 
-def written(value: float) -> str:
-    """A bound as one types it: 2147483647, 0.01, 1e+14."""
+def format_bound(value: float) -> str:
+    """Format a bound as one types it: 2147483647, 0.01, 1e+14."""
     return str(int(value)) if abs(value) < 1e10 and value == int(value) else f"{value:g}"
 
 
@@ -102,7 +101,7 @@ class Numbers(flags.ListParser):
         self.allowed, self.kind = allowed, kind
 
     def parse(self, argument: Any) -> list:
-        """Read the flag's value; raise ValueError where there is no number, or one out of range."""
+        """Read the flag's value; raise ValueError where it is empty or a number is out of range."""
         values = []
         for item in super().parse(argument) or [""]:
             try:
@@ -113,7 +112,7 @@ class Numbers(flags.ListParser):
 
 
 class NumbersSerializer(flags.ListSerializer):
-    """Numbers as one types them: 3,5,7."""
+    """Serializer of numbers as one types them: 3,5,7."""
 
     def serialize(self, value: list) -> str:
         """Write the numbers, separated by commas."""

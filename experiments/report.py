@@ -1,4 +1,4 @@
-"""Writes the report of a finished run, again or for the first time: the page, the pictures, the files for others.
+"""Write the report of a finished run: the page, the pictures, and the files for other programs.
 
 python -m experiments.report --run_dir=DIR
 """
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from absl import flags
 
-from . import paths
+from . import log, paths
 from .main import run
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     paths.define_path(
         "run_dir", None, "FOLDER: of a finished run; each of its targets gets a report. Must be given.", required=True
     )
@@ -23,7 +23,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Write the report of each target's folder."""
+    """Write the report of each target."""
     from cryotrans_jax.io.files import InputError
 
     from . import run_folder, story
@@ -34,13 +34,13 @@ def main() -> None:
         raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
     with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
         for folder in folders:
-            with run_folder.as_written(folder), run_folder.replacing(folder, "records"):
-                story.tell(story.reread(folder, FLAGS.initial, FLAGS.target))
-            print(f"The report is {folder / 'report.html'}")
+            with run_folder.checked_records(folder), run_folder.replacing(folder, "records"):
+                story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
+            log.report_written(folder / "report.html")
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

@@ -19,7 +19,8 @@ from absl import flags
 
 from . import ranges, systems, tables
 from . import run as job
-from .main import named, run
+from .log import commands_as_typed
+from .main import run
 from .systems import System
 from .usage import group
 
@@ -55,7 +56,7 @@ def main() -> None:
 
     if FLAGS.list:
         print(systems.table())
-        print("\n".join(f"{system.name}: {named(describe_missing(system))}" for system in systems.SYSTEMS))
+        print("\n".join(f"{system.name}: {commands_as_typed(describe_missing(system))}" for system in systems.SYSTEMS))
         return
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
@@ -192,7 +193,7 @@ def collect(system: System) -> dict[str, Path]:
         if path:
             found[role] = path
         elif given.get(role):
-            inputs.existing(wanted, FLAGS.data_dir)
+            inputs.existing_file(wanted, FLAGS.data_dir)
         elif role in given:
             raise InputError(f"{system.name} cannot be fitted, {describe_missing(system)}" + ", or add --fetch" * entry)
         else:
@@ -419,9 +420,9 @@ def score_check(model: Path, out_dir: Path) -> float:
     from . import run_folder
 
     there = atoms.read_model(model, FLAGS.all_models)
-    if alignment := run_folder.run_of(out_dir).get("alignment"):
+    if alignment := run_folder.read_config(out_dir).get("alignment"):
         there = Transform.from_matrix(alignment["transform"]).move(there)
-    generated = run_folder.map_of(out_dir, "generated.mrc")
+    generated = run_folder.load_map(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)
 
@@ -432,7 +433,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
 
     from . import run_folder
 
-    scores, config = run_folder.scores_of(out_dir), run_folder.run_of(out_dir)
+    scores, config = run_folder.read_scores(out_dir), run_folder.read_config(out_dir)
     rows = score_rows(system, resolution, scores, check) + setting_rows(
         system, resolution, config, scores, seconds, out_dir
     )
@@ -464,10 +465,10 @@ def row(quantity: str, before: str = "", ours: str = "", published: str = system
 
 def score_rows(system: System, resolution: float | None, scores: dict, check: float | None) -> list[dict]:
     """Rows of scores; the published one is against a model of the target state."""
-    from . import results
+    from . import log
 
     rows = []
-    styles = {key: (label, style) for label, key, style in results.SCORES}
+    styles = {key: (label, style) for label, key, style in log.SCORES}
     for key in COMPARED:
         label, style = styles[key]
         known = systems.format_published(system.result(resolution)) if key == "fsc" else systems.UNKNOWN
@@ -488,7 +489,7 @@ def setting_rows(
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
     made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
-    map_ = run_folder.map_of(out_dir, "generated.mrc")
+    map_ = run_folder.load_map(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = [ends["initial"], *ends["targets"]]

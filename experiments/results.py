@@ -1,4 +1,4 @@
-"""From a case (maps, perhaps models) to a fit, and from a fit to the files and scores of a run's folder."""
+"""Fit a case (maps, perhaps models), and write the files and scores of the run's folder."""
 
 import csv
 import platform
@@ -30,9 +30,20 @@ from cryotrans_jax.io.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, re
 from cryotrans_jax.motion.partition import Partition, part_motions
 from cryotrans_jax.scores import geometry, metrics, qscore
 
+from . import log
 from .exchange import target_number
 from .prechecks import Doubt
-from .run_folder import FRAMES, check_free, made_in, put_back, results_in, set_aside, sign, signed_again, write_json
+from .run_folder import (
+    FRAMES,
+    check_free,
+    put_back,
+    result_files,
+    results_in,
+    set_aside,
+    sign,
+    updating_checksums,
+    write_json,
+)
 
 PACKAGES = (
     "cryotrans-jax",
@@ -47,27 +58,12 @@ PACKAGES = (
     "scipy",
 )
 MAP_SUFFIXES = (*SUFFIXES, *(suffix + packed for packed in COMPRESSION for suffix in SUFFIXES))
-THIN = 1 / 3  # of the molecule's volume: where less is moved, the threshold is doubtful
-SCORES = (  # label, name in metrics.json without _before and _after, style
-    ("correlation with the target map", "correlation_with_target", "{:.3f}"),
-    ("the same at the target's resolution", "correlation_matched", "{:.3f}"),
-    ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
-    ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
-    ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
-    ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
-    ("the same, over what moves more than 3 Å", "moved_rmsd", "{:.2f}"),
-    ("TM-score against the reference", "tm_score", "{:.3f}"),
-    ("Q-score of the reference's model", "q_score", "{:.3f}"),
-    ("share of CA-CA bonds of 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
-    ("bond lengths off by, rms [Å]", "bond_rms", "{:.3f}"),
-    ("centres of the other hand", "mirrored", "{:.0f}"),
-    ("clashes of heavy atoms below 2.2 Å", "clashes", "{:.0f}"),
-)
-Curve = tuple[np.ndarray, np.ndarray]  # frequency [1/Å], Fourier shell correlation
+THIN = 1 / 3  # of the molecular volume: a threshold that encloses less is doubtful
+Curve = tuple[np.ndarray, np.ndarray]  # spatial frequency [1/Å], Fourier shell correlation
 
 
 class Waypoint(NamedTuple):
-    """A map that the flow is to pass at a time between 0 and 1; its resolution in Å, or None."""
+    """A map that the flow has to pass at a time between 0 and 1; resolution in Å, None if unknown."""
 
     name: str
     map: Map
@@ -77,17 +73,30 @@ class Waypoint(NamedTuple):
 
 @dataclass
 class Case:
-    """What a run works on: maps on one grid, their names and files, and what there is to score against.
+    """The inputs of a run.
 
-    `references` holds, for each target, a model or a map of the target state, or None; resolutions in Å or None.
-    `contours` says at which level to look at the initial map and at each target, and what that shows.
-    Where there are `waypoints`, there is one target. `parts` are those of the initial map, or "auto". `halves` are the
-    targets' half-maps, if there are any.
-    `alignments` tells how each target came to lie over the initial map, and `boxes` on which grid it was before; both
-    are empty where the maps were made for one another. All maps have the `symmetry`, or they show one unit, which is
-    `copy_map` in the assembly. `schedule` is for the recipe paper. `sums` are the files' checksums when they were read.
-    `failed` says of targets, by their names, why they could not be used; they are not among the others.
-    `doubts` are about the inputs, and warned of.
+    Attributes:
+        initial: the initial map.
+        targets: the target maps, on the initial map's grid.
+        files: the files that were read, by their names; those of the initial map and of the targets come first.
+        target_names: names of the targets' folders.
+        initial_resolution: in Å; None if unknown.
+        target_resolutions: in Å; None if unknown.
+        model: atomic model of the initial state.
+        references: for each target a model or a map of the target state to score against, or None.
+        contours: display contours of the initial map and of each target, as from `contour.describe`.
+        waypoints: maps to pass on the way; only with a single target.
+        halves: the half-maps of each target, if there are any.
+        alignments: how each target was superposed on the initial map; empty where the maps share a frame.
+        boxes: the grid of each target before that, as a map without density; empty likewise.
+        parts: of the initial map, each with a velocity field of its own: given, "auto" to find rigid bodies, or None.
+        part_rigidity: factor of the rigidity's weight for each part that was given.
+        symmetry: of all maps.
+        repeated: symmetry of the assembly, where the maps show one asymmetric unit of is
+    `copy_map` of the recipe paper; None for the published one.
+        sums: SHA-256 of the files when they were read.
+        failed: why targets could not be used, by their names; these are not among `targets`.
+        doubts: about the inputs, of which the user is warned.
     """
 
     initial: Map
@@ -113,8 +122,8 @@ class Case:
     doubts: list[Doubt] = field(default_factory=list)
 
 
-def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
-    """Nothing; raises InputError where the disk has no room for the maps of so many targets."""
+def check_disk_space(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
+    """Raise InputError where the disk has no room for the maps of this number of targets."""
     folders_each = 2 if case.boxes and settings.frame == "target" else 1
     needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
     if (free := shutil.disk_usage(out_dir).free) < needed:
@@ -124,24 +133,27 @@ def check_room(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
         )
 
 
-def folders(case: Case, out_dir: Path) -> list[Path]:
-    """Where each target's results go: `out_dir` itself, or for several targets a folder with the target's name."""
+def target_folders(case: Case, out_dir: Path) -> list[Path]:
+    """Folder of each target's results: `out_dir` itself, or for several targets a folder with the target's name."""
     several = len(case.targets) + len(case.failed) > 1
     return [out_dir / name if several else out_dir for name in case.target_names]
 
 
-def owned(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
-    """The folders in which fits of these targets replace what is there; `out_dir` itself goes with the first target."""
-    own = {folders(case, out_dir)[number] for number in share}
-    return sorted(own | {out_dir} if 0 in share else own)  # a run of one target leaves its files in `out_dir` itself
+def replaced_folders(case: Case, out_dir: Path, share: Sequence[int]) -> list[Path]:
+    """Folders in which fits of these targets replace results; `out_dir` itself belongs to the first target."""
+    found = {target_folders(case, out_dir)[number] for number in share}
+    return sorted(found | {out_dir} if 0 in share else found)  # an earlier run of one target wrote to `out_dir` itself
 
 
 def check_memory(case: Case, targets: int) -> None:
-    """Nothing; prints how much memory a run of so many targets takes. Raises InputError where there is not so much."""
+    """Print how much memory a fit of this number of targets takes.
+
+    Raises:
+        InputError: there is less memory than it takes at least.
+    """
     sides, room = case.initial.density.shape, memory.available() + memory.resident()
     least, most = memory.estimate(case.initial.density.size, targets)
     wider = memory.coarsening_factor(case.initial.density.size, targets, room)
-    gib = [f"{amount / 2**30:.1f}" for amount in (least, most, room)]
     advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
     if targets > 1 and memory.estimate(case.initial.density.size, 1)[1] < room:
         advice = "fit fewer targets at once"
@@ -150,47 +162,60 @@ def check_memory(case: Case, targets: int) -> None:
     if least > room:
         raise InputError(
             f"maps of {' x '.join(map(str, sides))} voxels with {targets} target{'s' * (targets > 1)} take at least "
-            f"{gib[0]} GiB of memory and {gib[2]} are there: {advice}"
+            f"{least / 2**30:.1f} GiB of memory and {room / 2**30:.1f} GiB are available: {advice}"
         )
-    told = f"memory: {gib[0]} to {gib[1]} GiB are needed, {gib[2]} are there"
-    print(told if most < room else f"warning: {told}: {advice}, if the run is killed")
+    if most < room:
+        log.memory(least, most, room)
+    else:
+        log.memory_short(least, most, room, advice)
 
 
-def check_kept(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
-    """Nothing; raises InputError where fits of these targets would replace an input, or another run unasked."""
+def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequence[int]) -> None:
+    """Check that fits of these targets may write to their folders.
+
+    Args:
+        case: the inputs.
+        out_dir: the run's folder.
+        overwrite: whether another run's results may be replaced.
+        share: numbers of the targets.
+
+    Raises:
+        InputError: an input would be replaced, or another run without `overwrite`.
+    """
     for number in share:
-        check_free(folders(case, out_dir)[number], overwrite)
-    replaced = {path.resolve() for path in results_in(owned(case, out_dir, share))}
+        check_free(target_folders(case, out_dir)[number], overwrite)
+    replaced = {path.resolve() for path in results_in(replaced_folders(case, out_dir, share))}
     for path in case.files.values():
         if path.resolve() in replaced:
             raise InputError(f"the input {path} is a result in the folder to be overwritten: give another --out_dir")
 
 
 def fit_case(
-    case: Case, settings: Any, share: Sequence[int] | None = None, another: int = 0, keeper: Any = None
+    case: Case, settings: Any, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
 ) -> Fit:
-    """The fit of a case with the settings of the flags (recipe, seed, steps, thresholds, bin), showing progress.
+    """Fit a case, showing progress.
 
-    Of the targets of these numbers only, if `share` is given; from `another` seed, so many after that of the flags.
-    A `keeper` (`resume.Keeper`) keeps it as it goes on, and knows from where.
+    Args:
+        case: the inputs.
+        settings: values of the flags: recipe, seed, steps, thresholds, mass_kda, bin.
+        share: numbers of the targets to fit; None fits all.
+        seed_number: added to the seed of the flags.
+        keeper: saves the state of the fit from time to time, and has the state from which to resume.
     """
     names = [case.target_names[number] for number in share or range(len(case.targets))]
 
-    def say(target: int, what: str) -> None:
+    def say(target: int, text: str) -> None:
         if target < len(names):  # no copy that fills up the last devices
-            print(f"warning: {names[target]}: {what}", file=sys.stderr, flush=True)
+            log.target_warning(names[target], text)
 
-    def told(report):
-        print_report(report)
-        print_contours(report, case.contours)
-
+    first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
         return morph(
             case.initial,
             case.targets,
             settings.recipe,
-            align="none",  # they are laid over it already
-            seed=settings.seed + another,
+            align="none",  # the targets are superposed already
+            seed=settings.seed + seed_number,
             steps=settings.steps,
             initial_threshold=settings.initial_threshold,
             target_threshold=settings.target_threshold,
@@ -207,10 +232,10 @@ def fit_case(
             schedule=case.schedule,
             target_indices=share,
             progress=progress,
-            resume_from=keeper and keeper.begun(another),
-            on_snapshot=keeper and partial(keeper.keep, another),
+            resume_from=keeper and keeper.load_snapshot(seed_number),
+            on_snapshot=keeper and partial(keeper.keep, seed_number),
             on_setback=say,
-            on_prepared=told if jax.process_index() == another == 0 else lambda report: None,  # it is of all
+            on_prepared=partial(log_preparation, case) if first else lambda report: None,
         )
 
 
@@ -223,15 +248,25 @@ def write(
     aside: Path,
     others: Sequence[Fit] = (),
 ) -> dict[str, str]:
-    """Why targets failed, by their names; the others' scores are printed, and their folders hold their files.
+    """Write the results of each target, and print its scores.
 
-    Each of these is a run by itself. `fit` is that of the targets of the numbers in `share`, and `others` are the same
-    from other seeds. Files of an earlier run are removed only now that there is something to put in their place, and
-    wait `aside` until that is whole; if it cannot be written they are put back.
+    Files of an earlier run are moved `aside` first, and moved back if the new ones cannot be written.
+
+    Args:
+        fit: of the targets in `share`.
+        case: the inputs.
+        settings: values of the flags.
+        out_dir: the run's folder; each target's folder is a run by itself.
+        share: numbers of the targets of the fit.
+        aside: folder for results of an earlier run.
+        others: fits of the same targets from other seeds.
+
+    Returns:
+        Why targets failed, by their names.
     """
     description = describe(fit, case, settings)
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
-    set_aside(owned(case, out_dir, share), out_dir, aside)
+    set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
     try:
         write_targets(fit, case, settings, out_dir, share, others, description)
         for name, why in (failed | (case.failed if 0 in share else {})).items():
@@ -240,7 +275,7 @@ def write(
     except Exception:
         put_back(aside, out_dir)
         raise
-    print(f"Results are in {out_dir}" + "; report.html there shows and explains them" * bool(settings.report))
+    log.results_written(out_dir, bool(settings.report), len(case.targets) + len(case.failed))
     return failed | case.failed
 
 
@@ -253,19 +288,19 @@ def write_targets(
     others: Sequence[Fit],
     description: dict,
 ) -> None:
-    """Nothing; the folders of the targets that did not fail hold their files, and their scores are printed."""
+    """Write the folders of the targets that did not fail, and print their scores."""
     from . import story
 
     scores, stories = [], []
     for place, number in enumerate(share):
-        one, name, folder = fit.select([place]), case.target_names[number], folders(case, out_dir)[number]
+        one, name, folder = fit.select([place]), case.target_names[number], target_folders(case, out_dir)[number]
         if any(one.failed):
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        about = described_alignment(case, number)
-        write_json(folder / "config.json", {"target": name} | about | description)
-        if about:
-            write_json(folder / "transform.json", about["alignment"])
+        alignment = alignment_record(case, number)
+        write_json(folder / "config.json", {"target": name} | alignment | description)
+        if alignment:
+            write_json(folder / "transform.json", alignment["alignment"])
         one.save(folder / "checkpoint")
         write_losses(folder / "loss.csv", one, name)
         if one.partitions:
@@ -273,8 +308,8 @@ def write_targets(
         last = write_frames(one, settings.frames, settings.render, folder)
         compared = compare(one, case, number, last)
         scores.append(score(one, case, number, last, compared))
-        left = compared.start, last, case.targets[number], fit.report["blur_variance"][number]
-        scores[-1] |= write_unexplained(*left, folder)
+        variance = fit.report["blur_variance"][number]
+        scores[-1] |= write_unexplained(compared.start, last, case.targets[number], variance, folder)
         if case.model is not None:
             reference = case.references[number] if case.references else None
             scores[-1] |= write_models(one, case.model, settings, folder, reference)
@@ -288,30 +323,40 @@ def write_targets(
         if case.boxes and settings.frame == "target":
             write_in_target_frame(case, number, folder)
         sign(folder)
-        print_scores(name, scores[-1])
+        log_scores(name, scores[-1], "rigid body" if case.parts == "auto" else "part")
         stories.append(
             story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
         )
-    for told, own in zip(stories, scores, strict=True):  # once all results are there
-        with signed_again(told.folder):
-            found = story.tell(told, whole=settings.report)
+    for entry, values in zip(stories, scores, strict=True):  # once all results are there
+        with updating_checksums(entry.folder):
+            found = story.write_story(entry, whole=settings.report)
         for warning in found:
-            print(f"warning: {own['target']}: {warning}")
+            log.target_warning(values["target"], warning)
 
 
 def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
-    """The last frame; all frames and the generated map of a fit of one target are in the folder."""
+    """Write all frames and the generated map of a fit of one target; return the last frame."""
     for number, frame in enumerate(fit.frames(frames, render=render)):
-        write_map(folder / f"frame_{numbered(number, frames)}.mrc", frame)
-    copy_whole(folder / f"frame_{numbered(number, frames)}.mrc", folder / "generated.mrc")
+        write_map(folder / f"frame_{frame_number(number, frames)}.mrc", frame)
+    copy_file(folder / f"frame_{frame_number(number, frames)}.mrc", folder / "generated.mrc")
     return frame
 
 
 def write_unexplained(start: Map, generated: Map, target: Map, variance: float, folder: Path) -> dict:
-    """Correlations with the target at its resolution, `variance` from the maps'; what they leave of it is a map there.
+    """Write unexplained.mrc, the target less the generated map at the target's resolution.
 
-    That is the target less the generated map, blurred and scaled: above zero where the target has more. And the share
-    of the generated map's mass that the target lacks.
+    It is above zero where the target has more density.
+
+    Args:
+        start: the initial map, as carried.
+        generated: the generated map; blurred and scaled to the target before the difference is taken.
+        target: the target map.
+        variance: of the blur between the maps (Å²).
+        folder: where to write.
+
+    Returns:
+        Correlations with the target at its resolution before and after, and the fraction of the generated map's mass
+        for which the target has no density.
     """
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
@@ -320,27 +365,35 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
-def numbered(number: int, count: int) -> str:
-    """The number of one of so many frames, with as many digits as let names sort by time."""
+def frame_number(number: int, count: int) -> str:
+    """Number of a frame out of `count`, padded with zeros so that names sort by time."""
     return f"{number:0{max(2, len(str(count - 1)))}d}"
 
 
 def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, reference: Any = None) -> dict:
-    """How the model's geometry has fared; the carried models, their trajectory and geometry.csv are in the folder.
+    """Write the carried models, their trajectory and geometry.csv.
 
-    With settings.idealise the models written have their geometry again, and the scores are theirs; the file has the
-    columns carried_... for those before. With a reference model also their CA RMSD, if idealised.
+    Args:
+        fit: of one target.
+        model: of the initial state.
+        settings: values of the flags. With `idealise` bonds, angles and side chains of the written models are restored,
+            and geometry.csv has columns carried_... for the models before that.
+        folder: where to write.
+        reference: model of the target state, if it is known.
+
+    Returns:
+        Scores of the geometry before and after; of idealised models also the CA RMSD to the reference.
     """
     times = trajectory.frame_times(settings.frames)
     frames, topology = fit.move(model, times), geometry.topology(model)
-    rows = [measured(topology, carried) for carried in frames]
+    rows = [model_geometry(topology, carried) for carried in frames]
     if settings.idealise:
         ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
         frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
-        rows = [measured(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
+        rows = [model_geometry(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
     for number, carried in enumerate(frames):
-        atoms.write_model(folder / f"model_{numbered(number, len(frames))}.cif", carried)
+        atoms.write_model(folder / f"model_{frame_number(number, len(frames))}.cif", carried)
     atoms.write_model(folder / "generated.cif", carried)
     if all(not chain.name.strip() for chain in carried[0]):  # mmCIF has no blank chains: keep them in a PDB as well
         atoms.write_model(folder / "generated.pdb", carried)
@@ -349,7 +402,7 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
         folder / "geometry.csv",
         [{"frame": n, "time": t} | row for n, (t, row) in enumerate(zip(times, rows, strict=True))],
     )
-    start = measured(topology, model)
+    start = model_geometry(topology, model)
     scores = {f"{key}_{when}": row[key] for key in start for when, row in (("before", start), ("after", rows[-1]))}
     scores["clashes_worst"] = max(row["clashes"] for row in rows)
     if settings.idealise and isinstance(reference, gemmi.Structure):
@@ -358,21 +411,21 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
 
 
 def write_movie(frames: Sequence[gemmi.Structure], folder: Path) -> None:
-    """Nothing; the models are in one file, trajectory.pdb or, where they do not fit that format, trajectory.cif."""
+    """Write the models to one file: trajectory.pdb or, where the PDB format cannot hold them, trajectory.cif."""
     obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
     if obstacle:
-        print(f"the model does not fit the PDB format, as {obstacle}: the trajectory is in mmCIF, trajectory.cif")
+        log.trajectory_in_mmcif(obstacle)
     atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
 
 
-def measured(topology: geometry.Topology, model: gemmi.Structure) -> dict:
-    """`geometry.measure` of a model, without what it has not."""
+def model_geometry(topology: geometry.Topology, model: gemmi.Structure) -> dict:
+    """`geometry.measure` of a model, without the values that it lacks (no CA atoms, for example)."""
     found = geometry.measure(topology, atoms.positions(model))
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> None:
-    """Nothing; the file holds the rows as CSV, headed by their keys."""
+    """Write rows as CSV, headed by their keys."""
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
@@ -380,54 +433,54 @@ def write_rows(path: Path, rows: Sequence[dict]) -> None:
 
 
 def write_spread(fit: Fit, others: Sequence[Fit], folder: Path) -> dict:
-    """Median and 95th percentile (Å) of the spread over seeds, which is a map in the folder."""
-    spread, apart = fit.spread(others)
+    """Write seed_spread.mrc, the spread between seeds (Å); return its median and 95th percentile over the mass."""
+    spread, distances = fit.spread(others)
     write_map(folder / "seed_spread.mrc", spread)
-    return {"seed_spread_median": float(np.median(apart)), "seed_spread_95": float(np.percentile(apart, 95))}
+    return {"seed_spread_median": float(np.median(distances)), "seed_spread_95": float(np.percentile(distances, 95))}
 
 
-def box(map_: Map) -> Map:
-    """The grid of a map, as a map without density, which takes no memory."""
+def grid_of(map_: Map) -> Map:
+    """Grid of a map, as a map of zeros that takes no memory."""
     return Map(np.broadcast_to(np.float32(0), map_.density.shape), map_.voxel_size, map_.origin)
 
 
 def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
-    """Nothing; the folder target_frame has the frames, the generated map and the models where the target lay.
+    """Write frames, generated map and models to the folder target_frame, in the frame of the target's file.
 
-    The maps on the target's own grid, with its voxels or, where these are finer, the initial map's.
+    Maps are on the grid of the target's file, with its voxels or, where these are finer, the initial map's.
     """
-    own, back = folder / "target_frame", case.alignments[number].transform.inverse
-    own.mkdir(exist_ok=True)
+    place, back = folder / "target_frame", case.alignments[number].transform.inverse
+    place.mkdir(exist_ok=True)
     target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
     shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
-    grid = box(Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin))
-    for path in made_in(folder, FRAMES):
+    grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
+    for path in result_files(folder, FRAMES):
         if path.suffix == ".mrc":
-            write_map(own / path.name, resampled(read_map(path), grid, back))
+            write_map(place / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
-            atoms.write_model(own / path.name, back.move(atoms.read_model(path)))
-    if carried := sorted(path.name for path in made_in(folder, FRAMES) if path.name.startswith("model")):
-        write_movie([atoms.read_model(own / name) for name in carried], own)
+            atoms.write_model(place / path.name, back.move(atoms.read_model(path)))
+    if carried := sorted(path.name for path in result_files(folder, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(place / name) for name in carried], place)
 
 
 def write_assembly(symmetry: Symmetry, folder: Path) -> None:
-    """Nothing; the folder assembly has the frames, the generated map and the models of one unit repeated."""
-    own = folder / "assembly"
-    own.mkdir(exist_ok=True)
-    made = made_in(folder, FRAMES)
+    """Write the assembly to a folder of that name: frames, generated map and models of the asymmetric unit repeated."""
+    place = folder / "assembly"
+    place.mkdir(exist_ok=True)
+    made = result_files(folder, FRAMES)
     maps = [path for path in made if path.suffix == ".mrc"]
     room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
-        write_map(own / path.name, symmetry.copy_map(read_map(path), room))
+        write_map(place / path.name, symmetry.copy_map(read_map(path), room))
     for path in made:
         if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
-            atoms.write_model(own / path.name, symmetry.copy_model(atoms.read_model(path)))
-    if carried := sorted(path.name for path in made_in(own, FRAMES) if path.name.startswith("model")):
-        write_movie([atoms.read_model(own / name) for name in carried], own)
+            atoms.write_model(place / path.name, symmetry.copy_model(atoms.read_model(path)))
+    if carried := sorted(path.name for path in result_files(place, FRAMES) if path.name.startswith("model")):
+        write_movie([atoms.read_model(place / name) for name in carried], place)
 
 
-def described_alignment(case: Case, number: int) -> dict:
-    """How a target was laid over the initial map, as config.json and transform.json tell it; empty if it was not."""
+def alignment_record(case: Case, number: int) -> dict:
+    """Record of a target's superposition, for config.json and transform.json; empty if there was none."""
     if not case.alignments:
         return {}
     found = case.alignments[number]
@@ -443,45 +496,58 @@ def described_alignment(case: Case, number: int) -> dict:
     }
 
 
-def copy_whole(source: Path, destination: Path) -> None:
-    """Nothing; the destination is a whole copy of the source."""
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a file atomically."""
     with whole_file(destination) as temporary:
         shutil.copyfile(source, temporary)
 
 
 @dataclass
-class Compared:
-    """What a target's fit is judged by: where it started, the reference as a map if there is one, and FSC curves."""
+class Comparison:
+    """The initial map as carried, the reference as a map if there is one, and the FSC curves against target and it."""
 
     start: Map
     truth: Map | None
     curves: dict[str, Curve]
 
 
-def compare(fit: Fit, case: Case, number: int, generated: Map) -> Compared:
-    """What the generated map of the case's target `number`, whose fit this is, is judged by."""
+def compare(fit: Fit, case: Case, number: int, generated: Map) -> Comparison:
+    """Compare the initial map and the generated map of a fit with the case's target of this number."""
     reference = case.references[number] if case.references else None
     truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
-    start = trajectory.carried_density(case.initial, fit.threshold)  # as the generated map has it, without the solvent
-    return Compared(start, truth, fsc_curves(start, generated, case.targets[number], truth))
+    start = trajectory.carried_density(case.initial, fit.threshold)  # without the solvent, as the generated map
+    return Comparison(start, truth, fsc_curves(start, generated, case.targets[number], truth))
 
 
 def fsc_curves(start: Map, generated: Map, target: Map, truth: Map | None) -> dict[str, Curve]:
-    """Fourier shell correlations under the names target_before, target_after, reference_before, reference_after."""
+    """Fourier shell correlations, named target_before, target_after and, with a reference, reference_before and _after.
+
+    Args:
+        start: the initial map, as carried ("before").
+        generated: the generated map ("after").
+        target: the target map.
+        truth: map of the reference, if there is one.
+    """
     against = {"target": target} | ({} if truth is None else {"reference": truth})
     sides = {"before": start, "after": generated}
     return {f"{a}_{when}": metrics.map_fsc(map_, other) for a, other in against.items() for when, map_ in sides.items()}
 
 
-def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared | None = None) -> dict:
-    """Scores of the initial map ("before") and of the generated one ("after") against what there is.
+def score(fit: Fit, case: Case, number: int, generated: Map, compared: Comparison | None = None) -> dict:
+    """Score the initial map ("before") and the generated map ("after"), for metrics.json.
 
-    `fit` is that of the case's target `number` alone. Always the correlation with the target map. With a reference,
-    FSC against it (a model is simulated at the initial map's resolution, 3 Å if unknown) at 0.5 and 0.143 in Å; with
-    a model of both states, CA displacement in Å and TM-score; with a model of the target state its Q-score in the
-    map. For each waypoint the correlation with it of the initial map and of the frame at its time. How consistent the
-    flow is with its inverse, in Å. And how each part moves, where there are
-    several.
+    Always: correlation with the target map, FSC = 0.5 with it (Å), mass kept, and consistency of the flow with its
+    inverse (Å). With a reference: where FSC falls to 0.5 and 0.143 (Å), a model being simulated at the initial map's
+    resolution, 3 Å if unknown. With models of both states: CA RMSD (Å) and TM-score. With a model of the target state:
+    its Q-score in the map. For each waypoint: correlation of the initial map and of the frame at its time. With several
+    parts: how each moves.
+
+    Args:
+        fit: of the target alone.
+        case: the inputs.
+        number: of the target in the case.
+        generated: the generated map.
+        compared: as from `compare`, which is called if it is not given.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
     out: dict[str, Any] = {
@@ -528,7 +594,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compared 
 
 
 def score_waypoint(fit: Fit, start: Map, waypoint: Waypoint) -> dict:
-    """Correlation and FSC = 0.5 [Å] with a waypoint, of the initial map's part `start` and of the frame at its time."""
+    """Correlation and FSC = 0.5 (Å) with a waypoint, of the carried initial map and of the frame at its time."""
     out: dict[str, Any] = {"waypoint": waypoint.name, "time": waypoint.time}
     for when, map_ in (("before", start), ("after", next(fit.frames([waypoint.time])))):
         out[f"correlation_{when}"] = similarity.correlation(map_.density, waypoint.map.density)
@@ -537,21 +603,21 @@ def score_waypoint(fit: Fit, start: Map, waypoint: Waypoint) -> dict:
 
 
 def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float | None) -> Map:
-    """The reference as a map on the grid of `like`."""
+    """Reference as a map on the grid of `like`; a model is simulated at the resolution (Å; 3 Å if None)."""
     if isinstance(reference, Map):
         return reference
     return simulation.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
-    """Positive mass of the generated map relative to that of the initial map's part that was carried."""
+    """Mass of the generated map relative to the mass of the initial map that was carried."""
     carried = carried_mass(initial.density, fit.threshold).sum(dtype=np.float64)
     left = carried_mass(generated.density, fit.threshold).sum(dtype=np.float64)
     return float(left / carried)
 
 
 def describe(fit: Fit, case: Case, settings: Any) -> dict:
-    """Everything that decided this run: settings, versions, inputs with their checksums, what was chosen by rule."""
+    """Everything that decided a run, for config.json: settings, versions, checksums, what was chosen by rule."""
     report = {key: value for key, value in fit.report.items() if key != "origin"}
     return {
         "command": sys.argv,
@@ -575,14 +641,14 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
 
 
 def settings_of(settings: Any) -> dict:
-    """Our own flags and their values, without those that libraries bring along."""
+    """Values of the flags that this program defines, without those of libraries."""
     modules = settings.flags_by_module_dict()
     own = [name for name in modules if name.startswith(f"{__package__}.") or name in ("__main__", sys.argv[0])]
     return {flag.name: flag.value for name in own for flag in modules[name]}
 
 
 def version(package: str) -> str:
-    """A package's installed version, or "not installed"."""
+    """Installed version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -590,9 +656,9 @@ def version(package: str) -> str:
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
-    """Nothing; the file has a row for each step: stage, loss's name, step, and the loss under the target's name.
+    """Write loss.csv: for each step the stage, the name of its loss, the step and the loss, under the target's name.
 
-    With half-maps also, where it was looked at, the loss by the one that the fit does not see.
+    With half-maps also, where it was computed, the loss by the half-map that the fit does not see.
     """
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -605,85 +671,98 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
                 rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
 
 
-def print_report(report: dict) -> None:
-    """Nothing; prints the contour levels used, what they keep, and the blur between the maps."""
-    passed = [(f"waypoint {used['time']:g}", used) for used in report.get("waypoints", [])]
-    for name, used in [("initial", report["initial"]), *passed, *(("target", t) for t in report["targets"])]:
-        print(
-            f"{name} map: contour level {used['threshold']:.4g} ({used['threshold_chosen']}) keeps "
-            f"{100 * used['share_of_mass']:.1f} % of the mass in {used['volume']:.0f} Å³"
-        )
+def log_preparation(case: Case, report: dict) -> None:
+    """Print what is fitted: each map's levels, the symmetry, and the blur between the maps.
+
+    Args:
+        case: what is fitted; its `contours` may be empty.
+        report: what was chosen by rule, as `morph` hands it to `prepared`; of all targets, not of one process's alone.
+    """
+    several = len(case.target_names) > 1
+    targets = [f"target map {name}" if several else "target map" for name in case.target_names]
+    contours = case.contours or [None] * (1 + len(targets))
+    log_map("initial map", report["initial"], contours[0])
+    for used in report.get("waypoints", []):
+        log_map(f"waypoint map (time {used['time']:g})", used)
+    for name, used, contour in zip(targets, report["targets"], contours[1:], strict=False):
+        log_map(name, used, contour)
     if found := report.get("symmetry"):
-        about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in found["centre"])
-        print(f"the flow keeps the symmetry {found['name']} about ({about}) Å")
-    for variance in report["quieting_variance"]:
-        if variance:
-            print(f"the target map is noisy: its mass is taken from it blurred by a Gaussian of {variance**0.5:.1f} Å")
-    for variance in report["blur_variance"]:
-        blurred = "target is the initial map" if variance >= 0 else "initial map is the target"
-        print(f"by their resolutions or spectra, the {blurred} blurred by a Gaussian of {abs(variance) ** 0.5:.2f} Å")
-    for variance in report["sharpening_variance"]:
-        if variance:
-            print(f"the target's noise is low: of its blur a Gaussian of {variance**0.5:.2f} Å is undone for the fit")
+        log.symmetry(found["name"], found["centre"])
+    variances = zip(
+        targets, report["quieting_variance"], report["blur_variance"], report["sharpening_variance"], strict=False
+    )
+    for name, quieting, blur, sharpening in variances:
+        if quieting:
+            log.target_noisy(name, quieting**0.5)
+        log.blur(name, blur)
+        if sharpening:
+            log.target_sharpened(name, sharpening**0.5)
 
 
-def print_contours(report: dict, contours: Sequence[dict]) -> None:
-    """Nothing; prints at which level to look at each map, how large its molecule is, and where noise is moved."""
-    names = ["initial", *(["target"] * (len(contours) - 1))]
-    for name, used, seen in zip(names, [report["initial"], *report["targets"]], contours, strict=False):
-        print(
-            f"{name} map: to look at, contour it at {seen['contour']:.4g} ({seen['contour_chosen']}), which encloses "
-            f"{seen['contour_volume']:.0f} Å³ and {100 * seen['contour_share_of_mass']:.1f} % of the mass"
-        )
-        if body := seen["body_volume"]:
-            print(f"  blurred to {BODY:g} Å its molecule fills {body:.0f} Å³: {body / DALTON / 1e3:.1f} kDa of protein")
-        for doubt in doubts(used, body):
-            print(f"warning: {name} map: {doubt}: give --mask, --mass_kda or another threshold")
+def log_map(name: str, used: dict, contour: dict | None = None) -> None:
+    """Print a map's threshold and, from what `contour.describe` says of it, its display contour and volume."""
+    threshold = log.Level(used["threshold"], used["threshold_chosen"], used["volume"], used["share_of_mass"])
+    if contour is None:
+        log.map_levels(name, threshold)
+        return
+    display = log.Level(*(contour[f"contour{key}"] for key in ("", "_chosen", "_volume", "_share_of_mass")))
+    log.map_levels(name, threshold, display)
+    volume = contour["body_volume"]
+    if volume:
+        log.molecular_volume(volume, BODY, volume / DALTON / 1e3)
+    for doubt in threshold_doubts(used, volume):
+        log.map_doubtful(name, doubt)
 
 
-def doubts(used: dict, volume: float | None) -> list[str]:
-    """What is to be said against the density that is moved, of a molecule of a volume (Å³) if it could be judged."""
+def threshold_doubts(used: dict, volume: float | None) -> list[str]:
+    """Find what is doubtful about the density that is carried.
+
+    Args:
+        used: the threshold and what it encloses, as from `prepare.thresholded`.
+        volume: molecular volume (Å³); None where noise hides it.
+    """
     found = []
     if volume is None:
-        found.append("noise is as strong as the molecule at its surface, so that its volume cannot be told")
+        found.append("noise is as strong as the molecule at its surface, so its volume cannot be estimated")
     if used["clear"] is not None and used["clear"] < CLEAR:
-        found.append(f"solvent is moved, its threshold is {used['clear']:.1f} standard deviations of noise above that")
+        found.append(
+            f"solvent is carried along, as the threshold is only {used['clear']:.1f} standard deviations of its noise "
+            "above it"
+        )
     if used["specks"] > DUST:
-        found.append(f"{100 * used['specks']:.0f} % of what stands above its threshold are specks of noise, left out")
+        found.append(f"{100 * used['specks']:.0f} % of the voxels above the threshold are dust, which is left out")
     if volume and used["volume"] < THIN * volume:
         share = 100 * used["volume"] / volume
-        found.append(f"what is moved fills {share:.0f} % of its molecule's volume, the rest is lost in noise")
+        found.append(f"the threshold encloses {share:.0f} % of the molecular volume, the rest is lost in noise")
     return found
 
 
-def print_scores(name: str, scores: dict) -> None:
-    """Nothing; prints a small table of scores before and after."""
-    print(f"{name:42s} {'before':>8s} {'after':>8s}")
-    for label, key, style in SCORES:
-        if f"{key}_after" in scores:
-            before, after = (style.format(scores[f"{key}_{when}"]) for when in ("before", "after"))
-            print(f"  {label:40s} {before:>8s} {after:>8s}")
-    for passed in scores.get("waypoints", []):
-        label = f"correlation with the waypoint at {passed['time']:g}"
-        print(f"  {label:40s} {passed['correlation_before']:8.3f} {passed['correlation_after']:8.3f}")
+def log_scores(target: str, scores: dict, kind: str) -> None:
+    """Print a target's metrics.json: a table of scores, and how its bodies move, which are of a `kind`."""
+    rows = log.score_rows(scores)
+    for waypoint in scores.get("waypoints", []):
+        values = (f"{waypoint[f'correlation_{when}']:.3f}" for when in ("before", "after"))
+        rows.append(log.Score(f"correlation with the waypoint at {waypoint['time']:g}", *values))
     if "rmsd_idealised" in scores:
-        print(f"  {'CA RMSD of the idealised model [Å]':40s} {'':8s} {scores['rmsd_idealised']:8.2f}")
-    for number, part in enumerate(scores.get("parts", [])):
-        held = f"{100 * part['share_of_mass']:.0f} % of the mass"
-        held = f"{part['copies']} copies of {held} each" if "copies" in part else held
-        print(
-            f"  part {number + 1}, {held}, turns by {part['turn']:.1f}° and "
-            f"shifts by {part['shift']:.1f} Å, {part['from_rigid']:.2f} Å rms from a rigid motion"
+        rows.append(log.Score("CA RMSD of the idealised model [Å]", "", f"{scores['rmsd_idealised']:.2f}"))
+    log.scores(target, rows)
+    if parts := scores.get("parts"):
+        keys = ("share_of_mass", "turn", "shift", "from_rigid")
+        log.rigid_bodies(
+            kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
     if "seed_spread_median" in scores:
-        label = "spread over seeds: median, 95 % [Å]"
-        print(f"  {label:40s} {scores['seed_spread_median']:8.2f} {scores['seed_spread_95']:8.2f}")
+        log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])
 
 
 def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:
-    """A model or, where the suffix is a map's, a map on the initial map's grid; both moved as the target was.
+    """Read the reference: a model, or a map, which is resampled on the initial map's grid.
 
-    Where the header of a map has no voxel size it is that of the targets, if the settings have one.
+    Args:
+        path: the file; a map by its suffix.
+        initial: the initial map.
+        transform: by which the target was superposed on the initial map, and with it the reference is.
+        settings: may have `target_voxel_size` (Å), for a map without a voxel size in its header, and `all_models`.
     """
     if path.name.lower().endswith(MAP_SUFFIXES):
         size = None if has_voxel_size(path) else settings.get("target_voxel_size")

@@ -1,9 +1,8 @@
-"""Runs that stop and go on: what is kept of an unfinished run, in a folder of its own among the results."""
+"""Save the state of an unfinished run in a folder among its results, and resume from it."""
 
 import contextlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,28 +17,28 @@ from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.io.checkpoints import remove
 from cryotrans_jax.io.files import InputError, unfinished_files
 
-from . import results, run_folder, signals
+from . import log, results, run_folder, signals
 from .run_folder import TERMS, UNFINISHED
 
-EARLIER = "earlier"  # in the folder of an unfinished run: results that it replaces
+EARLIER = "earlier"  # folder, in that of an unfinished run, for the results that it replaces
 
-FREE = {  # settings that change nothing about a fit
+FREE = {  # settings that do not change a fit
     "frames", "render", "report", "idealise", "frame", "overwrite", "resume", "checkpoint_minutes", "out_dir",
     "coordinator", "distributed", "fetch", "max_gb", "emdb_api", "emdb_files", "pdb_files",
 }  # fmt: skip
-WRITING = 600.0  # s: a disk that has not taken a state by then does not answer
-PAUSE = 10.0  # s: a stage's beginning is kept if nothing was for so long
+WRITING = 600.0  # s to write a state, after which the disk is taken not to answer
+PAUSE = 10.0  # s since the last save, after which the beginning of a stage is saved
 
 
 class Keeper:
-    """Keeps a run's fits as they go on, from time to time and where a stage begins, and gives them back.
+    """Save the fits of a run at intervals and where a stage begins, and load them to resume.
 
-    Each process of a run has a folder of its own below `unfinished` in the run's, and in that one for each seed, with
-    the last snapshot that was written. They are written by a thread, so that the fit does not wait.
+    Each process of a run has a folder below `unfinished` in the run's folder, with a folder for each seed that holds
+    its last snapshot. A thread writes them, so that the fit does not wait.
     """
 
     def __init__(self, out_dir: Path, settings: Any):
-        """For the run in `out_dir` with these settings."""
+        """Keep the run in `out_dir` with these settings, the values of the flags."""
         self.out_dir, self.settings = out_dir, settings
         self.folder = out_dir / UNFINISHED / f"{jax.process_index()}_of_{jax.process_count()}"
         self.every = 60 * settings.checkpoint_minutes
@@ -49,18 +48,19 @@ class Keeper:
         self.kept: tuple[int, Snapshot] | None = None
         self.at, self.stage, self.complained = time.monotonic(), 0, False
 
-    # Whether to go on
+    # Whether to resume
 
-    def expected(self) -> bool:
-        """Whether the folder holds an unfinished run with the same settings, as far as flags and versions tell.
+    def can_resume(self) -> bool:
+        """Whether the folder holds an unfinished run with the same settings and versions.
 
-        Raises InputError where it holds another, which is not to be replaced, or where there is none to resume.
+        Raises:
+            InputError: it holds another unfinished run, which may not be replaced, or none with --resume.
         """
         if jax.process_index() == 0:  # before the other processes of this run begin
-            leftovers(self.out_dir)
+            remove_leftovers(self.out_dir)
             if self.settings.resume is False and self.settings.overwrite:
                 self.discard()
-        found = self.found()
+        found = self.saved_terms()
         if found is None:
             if self.settings.resume:
                 raise InputError(
@@ -69,50 +69,54 @@ class Keeper:
                 )
             return False
         self.check(found, terms(self.settings))
-        return self.found() is not None
+        return self.saved_terms() is not None
 
     def begin(self, case: results.Case) -> None:
-        """Nothing; the case's inputs are those of the unfinished run that goes on, if there is one."""
+        """Record the checksums of the case's inputs, and compare them with the unfinished run's, if there is one."""
         case.sums = {name: results.checksum(path) for name, path in case.files.items()}
         self.terms = terms(self.settings, case)
-        if (found := self.found()) is not None:
+        if (found := self.saved_terms()) is not None:
             self.check(found, self.terms)
 
-    def found(self) -> dict | None:
-        """The terms of the unfinished run that the folder holds, if it does. Raises InputError if they are damaged."""
+    def saved_terms(self) -> dict | None:
+        """Terms of the unfinished run in the folder, None if there is none; raise InputError if they are damaged."""
         others = sorted(self.folder.parent.glob("*_of_*")) if jax.process_count() == 1 else []
-        return next(filter(None, map(run_folder.terms_of, (self.folder, *others))), None)
+        return next(filter(None, map(run_folder.read_terms, (self.folder, *others))), None)
 
     def check(self, before: dict, now: dict) -> None:
-        """Nothing; an unfinished run on other terms is gone if it may be replaced. Raises InputError where not."""
+        """Discard an unfinished run with other terms if it may be replaced; else raise InputError."""
         unlike = differences(before, now)
         if self.settings.resume is False:
             unlike = ["--noresume is given", *unlike]
         if not unlike:
             return
-        told = f"{self.out_dir} holds an unfinished run, which cannot go on as {'; '.join(unlike[:3])}"
+        found = f"{self.out_dir} holds an unfinished run that cannot be resumed, as {'; '.join(unlike[:3])}"
         if self.settings.resume:
-            raise InputError(f"{told}: start it as before, or leave --resume out and add --overwrite to begin anew")
+            raise InputError(f"{found}: start it as before, or leave --resume out and add --overwrite to begin anew")
         if not self.settings.overwrite:
-            raise InputError(f"{told}: start it as before, give another --out_dir, or --overwrite to begin anew")
+            raise InputError(f"{found}: start it as before, give another --out_dir, or --overwrite to begin anew")
         self.discard()
 
     def discard(self) -> None:
-        """Nothing; what was kept is gone, and results that were to be replaced are back in their place."""
+        """Remove the saved states, and move results that were to be replaced back to their places."""
         put_back_all(self.out_dir)
-        forget(self.folder.parent)
+        remove_saved(self.folder.parent)
 
     @property
     def aside(self) -> Path:
-        """Where results wait that the run is going to replace."""
+        """Folder for results that the run is going to replace."""
         return self.folder / EARLIER
 
-    # Keeping
+    # Saving
 
-    def begun(self, another: int) -> Snapshot | None:
-        """Where the fit from a seed, so many after the first, goes on; None where it begins."""
+    def load_snapshot(self, seed_number: int) -> Snapshot | None:
+        """Load the snapshot from which to resume the fit of a seed; None where that starts from the beginning.
+
+        Args:
+            seed_number: number of the seed among those of the run, from 0.
+        """
         self.at, self.stage = time.monotonic(), 0
-        for path in sorted((self.folder / f"seed_{another}").glob("[0-9]*"), reverse=True):
+        for path in sorted((self.folder / f"seed_{seed_number}").glob("[0-9]*"), reverse=True):
             if path.name.isdecimal():
                 try:
                     found, _ = Snapshot.load(path)
@@ -121,29 +125,28 @@ class Keeper:
                         f"the state kept in {path} cannot be read ({str(error).splitlines()[0]}): begin anew, with "
                         "--noresume --overwrite"
                     ) from error
-                self.latest = self.kept = (another, found)
+                self.latest = self.kept = (seed_number, found)
                 self.stage = found.state.stage
-                seed = f"the fit from seed {self.settings.seed + another}"
-                print(f"{self.out_dir} holds this run, unfinished: {seed} goes on from {place(found)}")
+                log.run_resumed(position(found), self.settings.seed + seed_number, self.out_dir)
                 return found
         return None
 
-    def keep(self, another: int, snapshot: Snapshot) -> None:
-        """Nothing; the fit from a seed stands there, which is written down if it is time to."""
-        self.latest = (another, snapshot)
+    def keep(self, seed_number: int, snapshot: Snapshot) -> None:
+        """Take a snapshot of the fit of a seed, and start to write it if the last one is old enough."""
+        self.latest = (seed_number, snapshot)
         signals.check_stopped()
         waited = time.monotonic() - self.at
         if waited >= self.every or (snapshot.state.stage != self.stage and waited > PAUSE):
             self.stage = snapshot.state.stage
             self.write(wait=not self.every)
 
-    def finished(self, another: int) -> None:
-        """Nothing; the fit from a seed has come to its end, which is being written down."""
+    def finish_seed(self) -> None:
+        """Start to write the end of a seed's fit."""
         self.wait()
         self.write(wait=False)
 
     def write(self, wait: bool) -> None:
-        """Nothing; the latest snapshot is being written, or is if told to `wait`, unless one is at this moment."""
+        """Start to write the latest snapshot, unless another is being written; `wait` until it is on disk."""
         if self.latest is None or (not wait and self.writing and not self.writing.done()):
             return
         self.wait()
@@ -153,7 +156,7 @@ class Keeper:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was being written is. Raises TimeoutError where the disk does not take it."""
+        """Wait until the snapshot is on disk; raise TimeoutError after WRITING seconds."""
         if isinstance(self.writing, Future):
             try:
                 self.writing.result(WRITING)
@@ -163,88 +166,88 @@ class Keeper:
                     "that the disk answers, or give another --out_dir"
                 ) from error
 
-    def write_now(self, another: int, snapshot: Snapshot) -> None:
-        """Nothing; the snapshot is on disk in place of those before it; what hinders that is told once."""
+    def write_now(self, seed_number: int, snapshot: Snapshot) -> None:
+        """Write the snapshot in place of earlier ones; warn, once, where that fails."""
         if self.kept and self.kept[1] is snapshot:
             return
         try:
-            folder = self.folder / f"seed_{another}"
+            folder = self.folder / f"seed_{seed_number}"
             folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / TERMS).exists():
                 run_folder.write_json(self.folder / TERMS, self.terms)
             earlier = [path for path in folder.iterdir() if path.name.isdecimal()]
             number = max((int(path.name) for path in earlier), default=0) + 1
             snapshot.save(folder / f"{number:08d}")
-            self.kept, self.complained = (another, snapshot), False
+            self.kept, self.complained = (seed_number, snapshot), False
             for path in earlier:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError as error:
             if not self.complained:
-                why = f"{error.strerror} ({error.filename})" if error.strerror else str(error)
-                print(f"warning: the fit's state could not be kept: {why}; the fit goes on", file=sys.stderr)
+                why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+                log.checkpoint_failed(why)
             self.complained = True
 
     # Stopping
 
     @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Within it, whatever stops the run leaves the fit on disk as far as it has come, and says how to go on."""
-        with signals.Rescue(partial(self.write, wait=True), self.told):
+    def guard(self) -> Iterator[None]:
+        """Save the fit where anything stops the run in this context, and add to the error how to resume."""
+        with signals.Rescue(partial(self.write, wait=True), self.describe):
             try:
                 yield
-            except InputError:  # of which the same command would come again
+            except InputError:  # which the same command would raise again
                 self.wait()
                 run_folder.put_back(self.aside, self.out_dir)
-                forget(self.folder)
+                remove_saved(self.folder)
                 raise
             except (KeyboardInterrupt, Exception) as error:
                 with contextlib.suppress(KeyboardInterrupt, TimeoutError):
                     self.write(wait=True)
                 if self.kept or isinstance(error, KeyboardInterrupt):
-                    error.add_note(self.told())
+                    error.add_note(self.describe())
                 raise
 
-    def told(self) -> str:
-        """How to go on."""
+    def describe(self) -> str:
+        """Say what is saved and how to resume."""
         if self.kept is None:
-            return "nothing was kept yet: the same command begins again"
-        another, snapshot = self.kept
-        seed = f" from seed {self.settings.seed + another}" * (self.settings.seeds > 1)
-        return f"the fit{seed} is kept as of {place(snapshot)} in {self.folder}: the same command goes on from there"
+            return "nothing is saved yet: run the same command to start again"
+        seed_number, snapshot = self.kept
+        seed = f" from seed {self.settings.seed + seed_number}" * (self.settings.seeds > 1)
+        return f"the fit{seed} is saved at {position(snapshot)} in {self.folder}: run the same command to resume"
 
-    def done(self) -> None:
-        """Nothing; the run is finished, and nothing of it is left but its results."""
+    def finish(self) -> None:
+        """Remove the saved states, once the results are complete."""
         self.wait()
         self.writer.shutdown()
         replaced = self.folder / "replaced"
         shutil.rmtree(replaced, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
-            self.aside.rename(replaced)  # at once: half of them must not be put back, should this be cut short
-        forget(self.folder)
+            self.aside.rename(replaced)  # in one step, so that a kill never leaves half of them to be put back
+        remove_saved(self.folder)
         with contextlib.suppress(OSError):  # other processes of the run may not be done
             self.folder.parent.rmdir()
 
 
-def place(snapshot: Snapshot) -> str:
-    """Where a fit stands, in words."""
+def position(snapshot: Snapshot) -> str:
+    """Position of a fit in its schedule, in words."""
     state = snapshot.state
-    return "its end" if snapshot.finished else f"step {state.step} of stage {state.stage + 1}"
+    return "the end of the last stage" if snapshot.finished else f"step {state.step} of stage {state.stage + 1}"
 
 
-def forget(folder: Path) -> None:
-    """Nothing; the folder is gone, first of all what marks it as an unfinished run."""
+def remove_saved(folder: Path) -> None:
+    """Remove the folder of an unfinished run; first run.json, which marks it as one."""
     for path in [folder / TERMS, *folder.glob(f"*/{TERMS}")]:
         remove(path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def terms(settings: Any, case: results.Case | None = None) -> dict:
-    """What decides the numbers of a run: settings, versions, processes, and of a case the inputs' checksums."""
+    """The terms that decide the numbers of a run: settings, versions, processes, devices, checksums of its inputs."""
     known = {
         "settings": {k: v for k, v in results.settings_of(settings).items() if k not in FREE},
         "versions": {name: results.version(name) for name in results.PACKAGES},
         "processes": jax.process_count(),
-        "devices": jax.local_device_count(),  # which share the targets
+        "devices": jax.local_device_count(),  # the targets are distributed over them
     }
     if case is not None:
         known |= {"inputs": case.sums, "failed": sorted(case.failed)}
@@ -252,7 +255,7 @@ def terms(settings: Any, case: results.Case | None = None) -> dict:
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """In words, how the terms of an unfinished run differ from those of this one, in so far as both are known."""
+    """Describe how the terms of an unfinished run differ from those of this one, as far as both are known."""
     found = []
     for kind, label in (("settings", "--{}"), ("versions", "{}'s version"), ("inputs", "the input {}")):
         if kind not in now:
@@ -260,7 +263,11 @@ def differences(before: dict, now: dict) -> list[str]:
         old, new = before[kind], now[kind]
         for name in [*old, *(name for name in new if name not in old)]:
             if old.get(name) != new.get(name):
-                was = f" was {shown(old.get(name))} and is {shown(new.get(name))}" if kind != "inputs" else " changed"
+                was = (
+                    f" was {format_setting(old.get(name))} and is {format_setting(new.get(name))}"
+                    if kind != "inputs"
+                    else " changed"
+                )
                 found.append(label.format(name) + was)
     for kind in ("processes", "devices"):
         if before[kind] != now[kind]:
@@ -276,15 +283,15 @@ def put_back_all(out_dir: Path) -> None:
         run_folder.put_back(own / EARLIER, out_dir)
 
 
-def shown(value: Any) -> str:
-    """A setting as it is typed."""
+def format_setting(value: Any) -> str:
+    """A setting as one types it."""
     return ",".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
 
 
-def leftovers(out_dir: Path) -> None:
-    """Nothing; what a run that was killed while it wrote, or at its very end, has left unremoved is gone.
+def remove_leftovers(out_dir: Path) -> None:
+    """Remove what a run left behind that was killed while it wrote, or at its very end.
 
-    What is younger than this process may be another's of this run.
+    Files younger than this process are left: they may belong to another process of this run.
     """
     folder = out_dir / UNFINISHED
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The main job: two density maps in; the morph between them, the generated map and its scores out.
+"""Morph one density map into another: write the frames between them, the generated map and its scores.
 
 python -m experiments.run                                  the built-in pair
 python -m experiments.run --target=6RAI_5A.mrc             from 6RAH_3A.mrc in data/
@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from . import flags as shared
-from . import paths, ranges
+from . import log, paths, ranges
 from .main import SomeFailed, run
 from .signals import catch_signals
 
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     shared.define_maps()
     shared.define_alignment()
     shared.define_contour()
@@ -30,8 +30,8 @@ def define_flags() -> None:
         paths.define_paths(
             "reference",
             None,
-            "MODEL|MAP,...: of the target state, if it is known, in the target map's frame, to score the result "
-            "against; one, or one for each target.",
+            "MODEL|MAP,...: the target state, if it is known, to score the result against; in the target map's frame. "
+            "One, or one for each target.",
         )
     shared.define_fit()
     shared.define_symmetry()
@@ -40,27 +40,27 @@ def define_flags() -> None:
         ranges.whole_number(
             "seeds",
             1,
-            "Fit from so many seeds, from --seed on. Results are those of the first; seed_spread.mrc shows where, and "
-            "by how many Å, the others carry the density elsewhere.",
+            "Number of seeds to fit from, starting at --seed. Results are those of the first; seed_spread.mrc shows "
+            "by how many Å the others carry the density elsewhere.",
             ranges.SEEDS,
         )
         flags.DEFINE_multi_string(
             "waypoint",
             [],
-            "FILE@TIME,...: a map that the flow is to pass on its way to the one target, at a time between 0 and 1. "
-            "Several, separated by commas or each with a flag of its own.",
+            "FILE@TIME,...: a map that the flow has to pass on its way to a single target, at a time between 0 and 1. "
+            "Several are separated by commas, or given with a flag each.",
         )
         flags.DEFINE_string(
             "parts",
             "auto",
-            "Parts of the initial map, each with a velocity field of its own: auto, the bodies that the flow moves "
-            "nearly rigidly once it has found the motion; none, one field for all; a map of labels (LABELS.mrc), a "
-            "mask for each (A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
+            "Parts of the initial map, each with a velocity field of its own: auto, the rigid bodies that are found in "
+            "the flow once it has the motion; none, one field for all; a label map (LABELS.mrc), a mask for each part "
+            "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
         )
         ranges.numbers(
             "part_rigidity",
             None,
-            "FACTOR,...: of the rigidity's weight, one for each part, such as 1,3.",
+            "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
             ranges.WEIGHT,
         )
     with shared.group("Output"):
@@ -78,96 +78,103 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; writes the run's folder."""
+    """Fit the targets of this process, and write the run's folder."""
     from . import hosts
 
     hosts.join(FLAGS)
-    catch_signals()  # a cluster's runtime may have taken them
+    catch_signals()  # a cluster's runtime may have installed handlers of its own
     from . import resume
 
     out_dir = Path(FLAGS.out_dir or default_folder())
     keeper = resume.Keeper(out_dir, FLAGS)
     with contextlib.ExitStack() as claims:
-        case = hosts.after_first(lambda: begun(out_dir, keeper, claims))
-        share = hosts.share(targets_named())
+        case = hosts.after_first(lambda: claim_and_load(out_dir, keeper, claims))
+        share = hosts.share(target_count())
         if case is None or not share:
-            print("there are more processes than targets: none is left for this one")
+            log.no_target()
             return
-        failed = fitted(case, keeper, out_dir, share)
+        failed = fit_and_write(case, keeper, out_dir, share)
     if failed:
-        told = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
         raise SomeFailed(
-            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {told}"
+            f"{len(failed)} of {len(share) + len(case.failed)} targets failed, the others are done: {reasons}"
         )
 
 
-def begun(out_dir: Path, keeper, claims: contextlib.ExitStack):
-    """The case, loaded once the folder is this run's until `claims` are closed; None if no target is this process's."""
+def claim_and_load(out_dir: Path, keeper, claims: contextlib.ExitStack):
+    """Lock the folder until `claims` are closed, and load the case; None if this process has no target."""
     import jax
 
     from . import hosts, inputs, run_folder
 
-    if not hosts.share(targets_named()):
+    if not hosts.share(target_count()):
         return None
     names = inputs.unique_stems(FLAGS.target or [])
     claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), names))
     return load(out_dir, keeper)
 
 
-def fitted(case, keeper, out_dir: Path, share) -> dict[str, str]:
-    """Fit the targets of the numbers in `share` and write their results; return why targets failed, by their names."""
+def fit_and_write(case, keeper, out_dir: Path, share) -> dict[str, str]:
+    """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
     from . import results
 
-    with keeper.guarded():
+    with keeper.guard():
         fits = []
-        for another in range(FLAGS.seeds):
-            fits.append(results.fit_case(case, FLAGS, share, another, keeper))
-            keeper.finished(another)
+        for seed_number in range(FLAGS.seeds):
+            fits.append(results.fit_case(case, FLAGS, share, seed_number, keeper))
+            keeper.finish_seed()
         first, *others = fits
         failed = results.write(first, case, FLAGS, out_dir, share, keeper.aside, others)
-    keeper.done()
+    keeper.finish()
     return failed
 
 
-def targets_named() -> int:
-    """How many targets there are."""
+def target_count() -> int:
+    """Number of targets that the flags name; 1 for the built-in pair."""
     return len(FLAGS.target or ["built in"])
 
 
 def load(out_dir: Path, keeper):
-    """The case that the flags name, once it is certain that fits of this process's targets may go to the folder.
+    """Load the case that the flags name, after checking that this process may write to the folder.
 
-    Where several targets are named, those that cannot be used are not among them any more.
+    Of several targets those that cannot be used are skipped.
+
+    Args:
+        out_dir: the run's folder.
+        keeper: knows whether the folder holds an unfinished run to resume.
+
+    Raises:
+        InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
     from . import hosts, inputs, prechecks, results, run_folder
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
-    replacing = keeper.expected() or FLAGS.overwrite
-    if 0 in hosts.share(targets_named()):  # the folder itself is the first target's
+    replacing = keeper.can_resume() or FLAGS.overwrite
+    if 0 in hosts.share(target_count()):  # the folder itself belongs to the first target
         run_folder.check_free(out_dir, replacing)
     stems = inputs.unique_stems(FLAGS.target or [])
-    failed = inputs.leave_out_unusable(FLAGS)
-    share = hosts.share(targets_named())
+    failed = inputs.skip_unusable_targets(FLAGS)
+    share = hosts.share(target_count())
     given = bool(FLAGS.initial or FLAGS.target)
     case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
     inputs.add_parts(case, FLAGS)
     inputs.add_symmetry(case, FLAGS)
-    case.schedule = inputs.schedule_in(FLAGS)
+    case.schedule = inputs.parse_schedule(FLAGS)
     if given:
         case.failed, case.target_names = failed, [stem for stem in stems if stem not in failed]
-        results.check_kept(case, out_dir, replacing, share)
+        results.check_replaceable(case, out_dir, replacing, share)
     keeper.begin(case)
     case.contours = inputs.contours(case, FLAGS)
     case.doubts = prechecks.doubts(case, FLAGS)
     prechecks.warn(case.doubts)
-    results.check_room(case, FLAGS, out_dir, len(share))
+    results.check_disk_space(case, FLAGS, out_dir, len(share))
     results.check_memory(case, len(share))
     return case
 
 
 def default_folder() -> Path:
-    """runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
+    """Name of the run's folder: runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
     from .inputs import INITIAL
 
     if not (FLAGS.initial or FLAGS.target):
@@ -177,7 +184,7 @@ def default_folder() -> Path:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

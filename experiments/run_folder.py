@@ -1,6 +1,6 @@
-"""The folders of results: claimed by one program at a time, replaced as a whole, read back as they were written.
+"""Folders of results: used by one program at a time, replaced as a whole, and checked when they are read back.
 
-Nothing is written, moved or removed through a link in such a folder; the folder itself may be one that the user made.
+Nothing is written, moved or removed through a link inside such a folder; the folder itself may be a link of the user's.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from cryotrans_jax.io.files import (
 )
 from cryotrans_jax.io.maps import Map, MapLike, read_map
 
-from . import lock
+from . import lock, log
 
 CHECKPOINT, UNFINISHED, TERMS = "checkpoint", "unfinished", "run.json"
-FRAMES = re.compile(  # what a run, or predict, makes of a fit
+FRAMES = re.compile(  # what run and predict write of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
@@ -40,7 +40,7 @@ RECORDS = re.compile(  # what a run writes about itself
     r"|report\.html|morph\.gif|reproduce\.(md|json)|SHA256SUMS"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
-KINDS = {  # of results, each of which is replaced as a whole
+KINDS = {  # kinds of results; each kind is replaced as a whole
     "frames": FRAMES,
     "records": RECORDS,
     "comparison": re.compile(r"compare\.(json|csv|txt)|along\.csv|(along|ends|halfway)\.(svg|png)"),
@@ -53,13 +53,13 @@ KINDS = {  # of results, each of which is replaced as a whole
     "validation": re.compile(r"validate\.(json|md)"),
     "waypoints": re.compile(r"waypoints\.(json|md)"),
 }
-FOLDERS = re.compile(  # what a run makes in its folder, or in that of one target, and commands while they replace
+FOLDERS = re.compile(  # made by a run in its folder or that of a target, and by commands while they replace results
     r"checkpoint|unfinished|inputs|target_frame|assembly"
     r"|\.checkpoint\.(new|old).*|\.(beginning|earlier|restoring|replaced)_\w+"
 )
-INSIDE = ("target_frame", "assembly")  # folders of results in that of a target
-REPLACED = ".replaced"  # beside results that were set aside: what is in their place is new
-GATHERING = "gathering"  # beside the folder "earlier" of an unfinished run: results that are being moved there, or back
+INSIDE = ("target_frame", "assembly")  # folders of results in a target's folder
+REPLACED = ".replaced"  # file beside results that were set aside: those in their place are new
+GATHERING = "gathering"  # folder beside "earlier" of an unfinished run: results on their way there or back
 
 
 # Writing
@@ -71,20 +71,20 @@ def claimed(
 ) -> Iterator[Path]:
     """Make the folder if needed, and keep other programs from writing to it within the block.
 
-    What an earlier command that was killed had begun to replace is put back first.
+    Results that a killed command was replacing are restored first.
 
     Args:
         folder: the folder of results; it may be a link.
-        process: the number of this process among those of a distributed run.
-        inside: further folders in it that will be written to, such as those of targets.
-        kinds: the results that will be written, by their names in KINDS.
+        process: number of this process in a distributed run.
+        inside: folders in it that will be written to as well, such as those of targets.
+        kinds: the results that will be written, as keys of KINDS.
 
     Raises:
-        InputError: it is no folder, cannot be written to, is in use, or holds links where results go.
+        InputError: the path is not a folder, cannot be written to, is in use, or has links in the place of results.
     """
     folder = Path(folder)
     new = not os.path.lexists(folder)
-    make(folder)
+    make_folder(folder)
     try:
         with lock.held(folder, process):
             check_links(folder, inside, kinds)
@@ -97,13 +97,13 @@ def claimed(
                 folder.rmdir()
 
 
-def make(folder: Path) -> None:
-    """Make a folder that can be written to. Raises InputError where that cannot be."""
+def make_folder(folder: Path) -> None:
+    """Make a folder; raise InputError where it cannot be made or written to."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder: give another --out_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:  # rather now than when there is something to write
+        with tempfile.TemporaryFile(dir=folder) as file:  # better to fail now than after the fit
             file.write(bytes(1024))
     except OSError as error:
         raise InputError(f"nothing can be written to {folder} ({error.strerror}): give another --out_dir") from error
@@ -112,7 +112,10 @@ def make(folder: Path) -> None:
 def check_links(folder: Path, inside: Iterable[str] = (), kinds: Iterable[str] = ("frames", "records")) -> None:
     """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its own folders.
 
-    The arguments are as for `claimed`.
+    Args:
+        folder: as for `claimed`.
+        inside: as for `claimed`.
+        kinds: as for `claimed`.
     """
     inside, kinds = [*inside], [*kinds]
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -130,7 +133,7 @@ def check_links(folder: Path, inside: Iterable[str] = (), kinds: Iterable[str] =
 
 
 def check_no_links(folder: Path) -> None:
-    """Raise InputError where the folder is a link, or has one anywhere below it."""
+    """Raise InputError where the folder is a link, or has one anywhere in it."""
     below = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
     for path in (folder, *below):
         if path.is_symlink():
@@ -139,51 +142,51 @@ def check_no_links(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path, kind: str) -> Iterator[None]:
-    """Let the block replace the folder's results of a kind; if it fails, all of them are as they were before.
+    """Let the block replace the folder's results of a kind, and restore all of them if it fails.
 
-    The earlier ones stay in a folder beside them until the block has ended. It may put new files in their place and
-    remove them, but not write into them. Should the program be killed, the next one that claims the folder puts them
-    back. The checksums of a run's folder are brought up to date.
+    The earlier results stay in a folder beside them until the block has ended. The block may put new files in their
+    place and remove them, but not write into them. If the program is killed, the next one that claims the folder
+    restores them. The checksums of a run's folder are updated.
     """
     begun, kept, done = (folder / f".{when}_{kind}" for when in ("beginning", "earlier", "replaced"))
     remove(begun)
     begun.mkdir(parents=True)
-    for path in made_in(folder, KINDS[kind]):
-        second(path, begun / path.name)
+    for path in result_files(folder, KINDS[kind]):
+        link_or_copy(path, begun / path.name)
     begun.rename(kept)
     try:
-        with signed_again(folder, KINDS[kind]):
+        with updating_checksums(folder, KINDS[kind]):
             yield
     except BaseException:
         restore(folder, kind)
         raise
-    kept.rename(done)  # at once: half of them must not be put back, should this be cut short
+    kept.rename(done)  # in one step, so that a kill never leaves half of them to be restored
     remove(done)
 
 
 @contextlib.contextmanager
 def growing(folder: Path, kind: str) -> Iterator[Path]:
-    """Claim the folder, and give one in it in which results of a kind may grow, as a table does.
+    """Claim the folder, and yield a folder in it for results of a kind that grow, such as a table.
 
-    At the end they take the place of the earlier ones. If the block fails, both stay where they are.
+    At the end they replace the earlier ones. If the block fails, both stay where they are.
     """
     with claimed(folder, inside=["partial"], kinds=[kind]):
         partial = folder / "partial"
         partial.mkdir(exist_ok=True)
-        for path in made_in(partial, KINDS[kind]):
+        for path in result_files(partial, KINDS[kind]):
             path.unlink()
         yield partial
         with replacing(folder, kind):
-            for path in made_in(folder, KINDS[kind]):
+            for path in result_files(folder, KINDS[kind]):
                 path.unlink()
-            for path in made_in(partial, KINDS[kind]):
+            for path in result_files(partial, KINDS[kind]):
                 path.rename(folder / path.name)
-        with contextlib.suppress(OSError):  # it holds files of the user's
+        with contextlib.suppress(OSError):  # it may hold files of the user's
             partial.rmdir()
 
 
-def second(path: Path, place: Path) -> None:
-    """Give a file a second name, or make a copy where the disk knows no such names."""
+def link_or_copy(path: Path, place: Path) -> None:
+    """Make a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(path, place)
     except OSError:
@@ -191,24 +194,24 @@ def second(path: Path, place: Path) -> None:
 
 
 def restore(folder: Path, kind: str) -> None:
-    """Put back the results of a kind that were being replaced, instead of what is there.
+    """Restore the results of a kind that were being replaced, and remove what is in their place.
 
-    In two steps, between which the folder with them is renamed, so that both may be cut short and done again.
+    In two steps, with a rename of their folder in between, so that each can be interrupted and repeated.
     """
     kept, restoring = folder / f".earlier_{kind}", folder / f".restoring_{kind}"
     if kept.is_dir():
-        for path in made_in(folder, KINDS[kind]):
+        for path in result_files(folder, KINDS[kind]):
             if not (kept / path.name).exists():
                 remove(path)
         kept.rename(restoring)
     for path in restoring.iterdir():
         os.replace(path, folder / path.name)
-        path.unlink(missing_ok=True)  # two names of one file stay
+        path.unlink(missing_ok=True)  # os.replace leaves two hard links of one file
     restoring.rmdir()
 
 
 def recover(folder: Path) -> None:
-    """Put back results that a command was replacing when it was killed, in the folder and in those that it holds."""
+    """Restore results that a killed command was replacing, in the folder and in the folders in it."""
     for place in [folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())]:
         for kind in KINDS:
             begun, kept, restoring, done = (
@@ -217,13 +220,13 @@ def recover(folder: Path) -> None:
             if kept.exists() or restoring.exists():
                 check_no_links(kept if kept.exists() else restoring)
                 restore(place, kind)
-                print(f"{place}: results that a command was replacing when it was killed are put back")
+                log.results_restored(place)
             remove(begun)
             remove(done)
 
 
-def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
-    """The files in a folder with the names of results; of FRAMES and RECORDS if no kind is given."""
+def result_files(folder: Path, *kinds: re.Pattern) -> list[Path]:
+    """Files in a folder that have names of results of these kinds; FRAMES and RECORDS if no kind is given."""
     if not folder.is_dir():
         return []
     kinds = kinds or (FRAMES, RECORDS)
@@ -231,23 +234,22 @@ def made_in(folder: Path, *kinds: re.Pattern) -> list[Path]:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise InputError where the folder holds a run's results and they may not be replaced."""
-    if not overwrite and (made_in(folder) or (folder / CHECKPOINT).exists()):
+    """Raise InputError where the folder holds a run's results, unless they may be replaced."""
+    if not overwrite and (result_files(folder) or (folder / CHECKPOINT).exists()):
         raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
 
 
 def results_in(folders: Iterable[Path]) -> list[Path]:
-    """The results of a run in the folders of its targets, in another frame and of an assembly as well."""
+    """Results of a run in the folders of its targets, with those in the target's frame and of the assembly."""
     folders = [*folders]
-    found = [path for folder in folders for name in ("", *INSIDE) for path in made_in(folder / name)]
+    found = [path for folder in folders for name in ("", *INSIDE) for path in result_files(folder / name)]
     return found + [folder / CHECKPOINT for folder in folders if (folder / CHECKPOINT / "arrays").is_dir()]
 
 
 def set_aside(folders: Iterable[Path], out_dir: Path, aside: Path) -> None:
-    """Move a run's earlier results out of the folders of its targets: to `aside`, from where `put_back` gets them.
+    """Move a run's earlier results from the folders of its targets to `aside`, from where `put_back` restores them.
 
-    Where `aside` is there already, what is in the folders is what a run had begun to write when it was killed, and is
-    removed.
+    If `aside` exists, the results in the folders are those that a killed run was writing, and are removed.
     """
     if aside.is_dir():
         for path in results_in(folders):
@@ -265,9 +267,9 @@ def set_aside(folders: Iterable[Path], out_dir: Path, aside: Path) -> None:
 
 
 def put_back(aside: Path, out_dir: Path) -> None:
-    """Move results that were set aside to their places again, if there are any, instead of what is there.
+    """Move results that were set aside back to their places, if there are any, and remove what is there.
 
-    In two steps, between which the folder with them is renamed, so that both may be cut short and done again.
+    In two steps, with a rename of their folder in between, so that each can be interrupted and repeated.
     """
     gathering = aside.with_name(GATHERING)
     for place in (aside, gathering):
@@ -283,7 +285,7 @@ def put_back(aside: Path, out_dir: Path) -> None:
 
 
 def move_into(source: Path, place: Path) -> None:
-    """Move what a folder holds into another one, folder by folder, and remove it."""
+    """Move the contents of a folder into another one, folder by folder, and remove it."""
     for path in [*source.iterdir()]:
         if path.name == REPLACED:
             path.unlink()
@@ -304,37 +306,37 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sign(folder: Path) -> None:
-    """Write the checksums of a run's results, once they are there."""
-    write_checksums(folder, {path.name: checksum(path) for path in made_in(folder) if path.name != SUMS})
+    """Write the checksums of a run's results."""
+    write_checksums(folder, {path.name: checksum(path) for path in result_files(folder) if path.name != SUMS})
 
 
 @contextlib.contextmanager
-def signed_again(folder: Path, kind: re.Pattern = RECORDS) -> Iterator[None]:
-    """Bring a run's checksums up to date with those files of a kind that the block writes, replaces or removes.
+def updating_checksums(folder: Path, kind: re.Pattern = RECORDS) -> Iterator[None]:
+    """Update a run's checksums for the files of a kind that the block writes, replaces or removes.
 
-    The other ones keep theirs, so that what was damaged before is not taken for sound. Does nothing in other folders.
+    Other files keep theirs, so that earlier damage is still found. A folder without checksums stays without them.
     """
 
-    def there() -> dict[str, tuple]:
-        return {path.name: state(path) for path in made_in(folder, kind) if path.name != SUMS}
+    def states() -> dict[str, tuple]:
+        return {path.name: file_state(path) for path in result_files(folder, kind) if path.name != SUMS}
 
-    before = there()
+    before = states()
     yield
     if (folder / SUMS).is_file():
-        now, sums = there(), read_checksums(folder)
+        now, sums = states(), read_checksums(folder)
         kept = {name: sum_ for name, sum_ in sums.items() if name in now or name not in before}
         new = {name: checksum(folder / name) for name in now if now[name] != before.get(name)}
         write_checksums(folder, kept | new)
 
 
-def state(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written anew."""
+def file_state(path: Path) -> tuple[int, int, int]:
+    """Inode, size and time of a file, which change when it is replaced or written."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def sound(folder: Path, name: str) -> Path:
-    """The file of a run's folder. Raises InputError where it is not as the run wrote it, or is missing."""
+def verify(folder: Path, name: str) -> Path:
+    """Path of a file in a run's folder; raise InputError where it is missing or not as the run wrote it."""
     path = folder / name
     if path.is_symlink():
         raise InputError(f"{path} is a link, where a run has a file: copy the file itself to this place")
@@ -352,15 +354,15 @@ def has(folder: Path, name: str) -> bool:
 # Reading back
 
 
-def run_of(folder: Path) -> dict:
-    """The config.json in the folder of a run's target. Raises InputError where there is none as a run writes it."""
+def read_config(folder: Path) -> dict:
+    """Read config.json in the folder of a run's target; raise InputError where it is missing or malformed."""
     if not has(folder, "config.json"):
         if several := sorted(folder.glob("*/config.json")):
             raise InputError(f"{folder} holds several targets: name the folder of one, such as {several[0].parent}")
         raise InputError(f"{folder} holds no run (no config.json): give the --out_dir of a finished experiments.run")
     check_links(folder)
     wrong = f"{folder / 'config.json'} is not as a run writes it: restore it, or repeat the run with --overwrite"
-    config = read_json(sound(folder, "config.json"), wrong)
+    config = read_json(verify(folder, "config.json"), wrong)
     inputs = config.get("inputs")
     if not isinstance(inputs, dict) or config.get("initial") not in list(inputs):
         raise InputError(wrong)
@@ -374,37 +376,33 @@ def run_of(folder: Path) -> dict:
 
 
 def runs_in(run_dir: Path) -> list[Path]:
-    """The folder itself, or those in it, that hold a run of one target. Raises InputError where there are none."""
+    """Folders of the run's targets: `run_dir` itself or folders in it; raise InputError where there are none."""
     configs = [run_dir / "config.json", *sorted(run_dir.glob("*/config.json"))]
     if found := [config.parent for config in configs if os.path.lexists(config)]:
         return found
     raise InputError(f"{run_dir} holds no run (no config.json): give the --out_dir of a finished experiments.run")
 
 
-def scores_of(folder: Path) -> dict:
-    """The metrics.json in the folder of a run's target."""
-    return read_json(sound(folder, "metrics.json"))
+def read_scores(folder: Path) -> dict:
+    """Read metrics.json in the folder of a run's target."""
+    return read_json(verify(folder, "metrics.json"))
 
 
-def fit_of(folder: Path, initial: MapLike | None = None) -> Fit:
-    """The fit in the folder of a run's target; without its initial map only atoms can be moved."""
+def load_fit(folder: Path, initial: MapLike | None = None) -> Fit:
+    """Load the fit in the folder of a run's target; without its initial map it can carry only atoms."""
     path = folder / CHECKPOINT
     if path.is_symlink() or not path.is_dir():
         raise InputError(f"{path} is missing or is not a folder: copy the run's folder again, or repeat the run")
     return Fit.load(path, initial)
 
 
-def map_of(folder: Path, name: str) -> Map:
-    """A map in the folder of a run's target."""
-    return read_map(sound(folder, name))
+def load_map(folder: Path, name: str) -> Map:
+    """Read a map in the folder of a run's target."""
+    return read_map(verify(folder, name))
 
 
-def terms_of(folder: Path) -> dict | None:
-    """The run.json of an unfinished run; None where the folder holds none.
-
-    Raises:
-        InputError: it is damaged.
-    """
+def read_terms(folder: Path) -> dict | None:
+    """Read run.json of an unfinished run, None if there is none; raise InputError where it is damaged."""
     path = folder / TERMS
     if not os.path.lexists(path):
         return None
@@ -418,8 +416,8 @@ def terms_of(folder: Path) -> dict | None:
     return terms
 
 
-def as_written(folder: Path) -> AbstractContextManager[None]:
-    """Raise InputError, within the block, for records that lack an entry or have it in another form."""
+def checked_records(folder: Path) -> AbstractContextManager[None]:
+    """Raise InputError, within the block, where records lack an entry or have it in another form."""
     return input_errors(
         f"the records in {folder} are not as a run writes them ({{error}}): restore config.json and metrics.json, "
         "or repeat the run with --overwrite"

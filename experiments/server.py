@@ -1,4 +1,4 @@
-"""Requests to a server: bounded in time, and redirected to no other place than a public one by HTTPS."""
+"""HTTP requests with time limits, and with redirects only to the same server or to public ones by HTTPS."""
 
 import contextlib
 import http.client
@@ -13,28 +13,28 @@ from urllib.parse import SplitResult, urlsplit
 
 from cryotrans_jax.io.files import InputError
 
-TIMEOUT = 30.0  # seconds without a byte after which a server counts as silent
-ANSWER = 60.0  # seconds until all headers of an answer are there
-LONGEST = 200  # characters of a server's that are shown
+TIMEOUT = 30.0  # s without a byte
+ANSWER = 60.0  # s until all headers of a reply are there
+LONGEST = 200  # characters of a server's text that are printed
 
 
 class Refused(Exception):
-    """A server's answer that is not followed; the message goes after the server's name."""
+    """A redirect that is not followed; the message is to follow the server's name."""
 
 
-def opened(url: str, headers: dict[str, str]) -> Any:
-    """Open an address.
+def open_url(url: str, headers: dict[str, str]) -> Any:
+    """Request a file from a server.
 
     Args:
-        url: of a file on a server.
+        url: address of the file.
         headers: of the request.
 
     Returns:
-        The server's reply, to be closed.
+        The server's reply, which the caller closes.
 
     Raises:
-        InputError: it is no address of a server.
-        Refused: the server redirects to where it should not.
+        InputError: the address is not one of a server.
+        Refused: the server redirects to a place that is not allowed.
         OSError, http.client.HTTPException: the server does not answer, or not with the file.
     """
     no_address = InputError(f"{printable(url)} is no address of a server: give one of the form https://...")
@@ -52,21 +52,21 @@ def opened(url: str, headers: dict[str, str]) -> Any:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to the same server, and to others by HTTPS, but none from the internet into this network."""
+    """Follow redirects to the same server, and to others by HTTPS, but not from the internet to a private address."""
 
     def __init__(self, url: str):
-        """From this address on."""
+        """Start from this address."""
         self.url = urlsplit(url)
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """The request to make instead. Raises Refused where that may not be."""
+        """Return the request to make instead; raise Refused where it is not allowed."""
         if fault := self.fault(urlsplit(newurl)):
             fp.close()
             raise Refused(f"redirects to {printable(newurl)}, which is {fault}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     def fault(self, new: SplitResult) -> str:
-        """Why a redirect to an address is not followed; empty where it is."""
+        """Why a redirect to an address is not allowed; "" if it is."""
         if (new.scheme, new.netloc) == (self.url.scheme, self.url.netloc):
             return ""
         if new.scheme != "https":
@@ -75,19 +75,19 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def private(host: str | None) -> bool:
-    """Whether a name leads to an address that is not one of the internet, such as this machine's own."""
+    """Whether a host name has an address outside the public internet, such as this machine's own."""
     try:
         found = socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):  # the request will find out, or a proxy
+    except (OSError, UnicodeError):  # the request itself, or a proxy, will fail
         return False
     return any(not ipaddress.ip_address(str(each[4][0]).split("%")[0]).is_global for each in found)
 
 
 class Connection(http.client.HTTPConnection):
-    """A connection whose answers begin within ANSWER seconds."""
+    """A connection on which replies arrive within ANSWER seconds."""
 
     def getresponse(self) -> http.client.HTTPResponse:
-        """The answer, with its headers."""
+        """Return the reply, with its headers."""
         return in_time(self, super().getresponse)
 
 
@@ -95,18 +95,18 @@ class SecureConnection(http.client.HTTPSConnection):
     """The same over TLS."""
 
     def getresponse(self) -> http.client.HTTPResponse:
-        """The answer, with its headers."""
+        """Return the reply, with its headers."""
         return in_time(self, super().getresponse)
 
 
 def in_time(connection: http.client.HTTPConnection, answer: Callable[[], Any]) -> Any:
-    """The answer; the connection is cut where it does not come in time, though byte after byte may."""
+    """Call `answer`, and cut the connection after ANSWER seconds, even where bytes still arrive one by one."""
     place, late = connection.sock, threading.Event()
 
     def cut() -> None:
         late.set()
         with contextlib.suppress(OSError):
-            place.shutdown(socket.SHUT_RDWR)  # whoever reads from it finds its end
+            place.shutdown(socket.SHUT_RDWR)  # readers then see the end of the stream
 
     timer = threading.Timer(ANSWER, cut)
     timer.daemon = True
@@ -115,30 +115,30 @@ def in_time(connection: http.client.HTTPConnection, answer: Callable[[], Any]) -
         found = answer()
     finally:
         timer.cancel()
-    if late.is_set():  # headers that break off count as whole
+    if late.is_set():  # http.client accepts headers that break off
         found.close()
         raise TimeoutError(f"no whole answer in {ANSWER:.0f} s")
     return found
 
 
 class Plain(urllib.request.HTTPHandler):
-    """Addresses that begin with http."""
+    """Handler of http addresses."""
 
     def http_open(self, req: Any) -> Any:
-        """The server's reply."""
+        """Return the server's reply."""
         return self.do_open(Connection, req)
 
 
 class Secure(urllib.request.HTTPSHandler):
-    """Addresses that begin with https."""
+    """Handler of https addresses."""
 
     def https_open(self, req: Any) -> Any:
-        """The server's reply."""
+        """Return the server's reply."""
         return self.do_open(SecureConnection, req, context=ssl.create_default_context())
 
 
 def printable(text: object) -> str:
-    """What a server says, in one line, without control characters, cut where it is long."""
+    """A server's text in one line, without control characters, at most LONGEST characters of it."""
     line = " ".join(str(text).split())
     line = "".join(each if each.isprintable() else "?" for each in line)
     return line if len(line) <= LONGEST else line[:LONGEST] + "..."

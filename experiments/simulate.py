@@ -1,4 +1,4 @@
-"""Simulates the map of an atomic model, one Gaussian an atom (ChimeraX molmap).
+"""Simulate the map of an atomic model as a sum of Gaussians, one for each atom (ChimeraX molmap).
 
 python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mrc --output=6RAI_5A.mrc
 """
@@ -6,14 +6,14 @@ python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mr
 from absl import flags
 
 from . import flags as shared
-from . import paths, ranges
+from . import log, paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there. Not done on import, so that jobs can import one another."""
+    """Define the flags of this command; not on import, so that commands can import one another."""
     paths.define_path("model", None, "MODEL: PDB or mmCIF. Must be given.", required=True)
     ranges.number("resolution", None, "Å: resolution of the map. Must be given.", ranges.RESOLUTION, required=True)
     paths.define_path(
@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; writes the map that the flags ask for."""
+    """Simulate the map and write it."""
     import numpy as np
 
     from cryotrans_jax.density import simulation
@@ -55,11 +55,11 @@ def main() -> None:
         check_detail(FLAGS.resolution, min(size))
     map = simulation.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
-    print(f"{FLAGS.output}: {maps.describe(map)}, {FLAGS.resolution:g} Å resolution")
+    log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the installed command."""
     define_flags()
     run(main)
 

@@ -1,4 +1,4 @@
-"""What a finished run has to tell, and the files that tell it: a page, pictures, maps and scripts for others."""
+"""Write what presents a finished run: the report, its pictures, and maps and scripts for other programs."""
 
 import csv
 from collections.abc import Sequence
@@ -20,22 +20,28 @@ from cryotrans_jax.motion.displacement import CELL, displacement_map, distances,
 from cryotrans_jax.scores import metrics
 
 from . import exchange, film, inputs, page, results, run_folder
-from .cautions import STRETCH, Caution, Measured, cautions, chosen, number, target_name, warnings
-from .film import REACH, ROOM, Frame, Moved, part
+from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
+from .film import REACH, ROOM, CarriedMass, Frame, crop
 
-SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB however noisy the maps are
-STILLS = 5  # pictures of the page at most
-FOLDS = 20_000  # points at which the flow is looked at for folds
-RIM = 2  # voxels at the sides of the box
-SAME = 1e-3  # by which correlations of the same maps may differ, their rounding apart
+SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
+STILLS = 5  # pictures on the page at most
+FOLDS = 20_000  # points at most at which the flow is checked for folds
+RIM = 2  # voxels that count as the sides of the box
+SAME = 1e-3  # difference allowed between correlations of the same maps, which rounding explains
 
 
 @dataclass
 class Story:
-    """A finished run of one target: its folder, which holds the rest, its fit and its maps.
+    """A finished run of one target.
 
-    `initial` is the part of the initial map that is carried, as in the frame at time 0; `target` is None where the
-    file is gone; `curves` are as from `results.fsc_curves`; `model` is the initial state's.
+    Attributes:
+        folder: of its results.
+        fit: of this target.
+        initial: the part of the initial map that is carried, as in the frame at time 0.
+        generated: the generated map.
+        target: the target map; None where its file is gone.
+        curves: as from `results.fsc_curves`.
+        model: of the initial state.
     """
 
     folder: Path
@@ -49,10 +55,14 @@ class Story:
 
 @dataclass
 class Views:
-    """What the page and the pictures show: densities on one grid about the molecule, and how well two of them agree.
+    """Densities on one grid around the molecule, for the page and its pictures.
 
-    "difference" is the generated map, blurred as the target is and scaled to it, less the target; `matched` are the
-    correlations with the target, blurred likewise, of the initial and the generated map.
+    Attributes:
+        volumes: by name; "difference" is the generated map, blurred and scaled to the target, less the target.
+        voxel_size: in Å.
+        origin: in Å.
+        matched: correlations with the target at its resolution, of the initial and of the generated map; None where the
+            target's file is gone.
     """
 
     volumes: dict[str, np.ndarray]
@@ -61,13 +71,14 @@ class Views:
     matched: tuple[float, float] | None
 
 
-def tell(story: Story, whole: bool = True) -> list[str]:
-    """Write the files for other programs and, if `whole`, the page and the pictures of a finished run.
+def write_story(story: Story, whole: bool = True) -> list[str]:
+    """Write the files for other programs and, if `whole`, the report and its pictures.
 
-    Returns the warnings, which are in metrics.json as well.
+    Returns:
+        The warnings, which are written to metrics.json as well.
     """
-    config, scores = run_folder.run_of(story.folder), run_folder.scores_of(story.folder)
-    moved = moved_by(story)
+    config, scores = run_folder.read_config(story.folder), run_folder.read_scores(story.folder)
+    moved = motion_of(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
         end = story.fit.move(story.model)
@@ -76,8 +87,8 @@ def tell(story: Story, whole: bool = True) -> list[str]:
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
     write_scripts(story.folder, config, moved.top)
-    views = views_of(story, config, moved) if whole else None
-    found = cautions(config, scores, measured(story, moved, views, scores))
+    views = make_views(story, config, moved) if whole else None
+    found = cautions(config, scores, measure(story, moved, views, scores))
     scores["warnings"] = warnings(found)
     run_folder.write_json(story.folder / "metrics.json", scores)
     if whole:
@@ -86,47 +97,51 @@ def tell(story: Story, whole: bool = True) -> list[str]:
 
 
 def write_report(
-    story: Story, config: dict, scores: dict, moved: Moved, views: Views, found: Sequence[Caution]
+    story: Story, config: dict, scores: dict, moved: CarriedMass, views: Views, found: Sequence[Caution]
 ) -> None:
-    """Write report.html, and the pictures in it as files."""
+    """Write report.html, and its pictures as files."""
     folder = story.folder
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
     if (story.folder / "loss.csv").is_file():
-        drawings["loss"] = plots.loss_drawing(losses(story.folder / "loss.csv"))
+        drawings["loss"] = plots.loss_drawing(read_losses(story.folder / "loss.csv"))
     for name, drawing in drawings.items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))
         write_file(folder / f"{name}.png", plots.png(drawing))
-    frames = film.frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
-    pictures = film.pictures(frames, levels(config)["initial"], moved)
+    frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
+    pictures = film.draw_pictures(frames, display_contours(config)["initial"], moved)
     write_file(folder / "morph.gif", plots.animation(pictures))
-    stills = film.evenly([*zip(frames, pictures, strict=True)], STILLS)
+    stills = film.pick_evenly([*zip(frames, pictures, strict=True)], STILLS)
     text = page.build(
         config=config,
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
-        data=shown(config, frames, moved, views),
+        data=page_data(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
     write_file(story.folder / "report.html", text)
 
 
-def moved_by(story: Story) -> Moved:
-    """The story's motion."""
+def motion_of(story: Story) -> CarriedMass:
+    """Sample the motion of the mass that a run carries."""
     points, rho = mass_points(story.initial, story.fit.threshold)
     motion = sample_motion(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
     far = max(float(np.percentile(distances(motion, points), 99)), 1.0)
     unit = 10 ** np.floor(np.log10(far)) / 10
-    return Moved(points, rho, motion, float(np.ceil(far / unit) * unit))
+    return CarriedMass(points, rho, motion, float(np.ceil(far / unit) * unit))
 
 
-def measured(story: Story, moved: Moved, views: Views | None, scores: dict) -> Measured:
-    """What `cautions` wants to know besides the scores; the folder has a map of where the flow folds, if it does.
+def measure(story: Story, moved: CarriedMass, views: Views | None, scores: dict) -> Measured:
+    """Measure what `cautions` needs besides the scores, and write folded.mrc if the flow folds.
 
-    Without views, which are of the molecule, the scores' correlations stand for theirs.
+    Args:
+        story: the finished run.
+        moved: the motion of its mass.
+        views: whose correlations are of the molecule; without them those in `scores` are taken, of the whole box.
+        scores: metrics.json.
     """
     whole_box = tuple(scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
     factors, rho = stretches(moved.motion, moved.points), moved.rho
@@ -138,23 +153,23 @@ def measured(story: Story, moved: Moved, views: Views | None, scores: dict) -> M
         torn=float(rho[torn].sum() / rho.sum()),
         at_edge=float(1 - inner / whole) if whole else 0.0,
         farthest=float(distances(moved.motion, moved.points).max()),
-        outside=outside(story, moved),
-        folded=folded(story, moved),
+        outside=fraction_outside(story, moved),
+        folded=fraction_folded(story, moved),
     )
 
 
-def outside(story: Story, moved: Moved) -> float:
-    """The share of the mass that is carried out of the initial map's box."""
+def fraction_outside(story: Story, moved: CarriedMass) -> float:
+    """Fraction of the mass that is carried out of the initial map's box."""
     end = moved.points + moved.motion.displacements_at(moved.points)[-1]
     at = (end - story.initial.origin) / story.initial.voxel_size + 0.5
     out = ((at < 0) | (at > story.initial.density.shape)).any(-1)
     return float(moved.rho[out].sum() / moved.rho.sum())
 
 
-def folded(story: Story, moved: Moved) -> float:
-    """The share of the mass where the flow's Jacobian has no positive determinant; if any, folded.mrc is 1 there.
+def fraction_folded(story: Story, moved: CarriedMass) -> float:
+    """Fraction of the mass where the determinant of the flow's Jacobian is not positive, at FOLDS points at most.
 
-    Of FOLDS points at most.
+    If there is any, folded.mrc is written, which is 1 there.
     """
     every = -(-len(moved.points) // FOLDS)
     points, rho = moved.points[::every], moved.rho[::every]
@@ -170,17 +185,17 @@ def folded(story: Story, moved: Moved) -> float:
     return float(rho[wrong].sum() / rho.sum())
 
 
-def views_of(story: Story, config: dict, moved: Moved) -> Views:
-    """What is shown of the story: all that is carried, on its whole way, and the target."""
+def make_views(story: Story, config: dict, moved: CarriedMass) -> Views:
+    """Crop the maps to the mass on its whole way and to the target, and compare them."""
     places = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
     if story.target is not None:
-        places.append(mass_points(story.target, config["chosen"]["targets"][number(config)]["threshold"])[0])
+        places.append(mass_points(story.target, config["chosen"]["targets"][target_index(config)]["threshold"])[0])
     low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
-    initial, generated = (part(map_, low, high) for map_ in (story.initial, story.generated))
+    initial, generated = (crop(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
     if story.target is not None:
-        target = part(story.target, low, high)
+        target = crop(story.target, low, high)
         blur = chosen(config, "blur_variance") or 0.0
         start, goal = metrics.matched(initial, target, blur)
         end, _ = metrics.matched(generated, target, blur)
@@ -192,16 +207,16 @@ def views_of(story: Story, config: dict, moved: Moved) -> Views:
     return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
 
 
-def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> dict:
-    """The numbers that the page's script works with."""
+def page_data(config: dict, frames: Sequence[Frame], moved: CarriedMass, views: Views) -> dict:
+    """Collect the data of the page's script."""
     view, centre, sides = film.scene(moved)
-    first, contours = np.maximum(views.volumes["initial"], 0), levels(config)
+    first, contours = np.maximum(views.volumes["initial"], 0), display_contours(config)
     weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     return {
         "grid": page.grid(Map(first, views.voxel_size, views.origin)),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
-        "volumes": page.packed_volumes(views.volumes),
-        "film": page.packed_frames(frames, contours["initial"], moved.top),
+        "volumes": page.pack_volumes(views.volumes),
+        "film": page.pack_frames(frames, contours["initial"], moved.top),
         "levels": contours,
         "palette": plots.PALETTE,
         "centre": centre.tolist(),
@@ -211,37 +226,43 @@ def shown(config: dict, frames: Sequence[Frame], moved: Moved, views: Views) -> 
 
 
 def write_scripts(folder: Path, config: dict, top: float) -> None:
-    """Write view.cxc for ChimeraX in a target's folder and, if there, in its folders target_frame and assembly.
+    """Write view.cxc for ChimeraX in a target's folder and, if they exist, in its folders target_frame and assembly.
 
-    Displacements are coloured up to `top` (Å). The assembly's script leaves out the target map, which shows one unit.
+    The script of the assembly leaves out the target map, which shows one asymmetric unit.
+
+    Args:
+        folder: of the target.
+        config: config.json.
+        top: displacement at the end of the colour key (Å).
     """
     name, settings, target = target_name(config), config["settings"], None
     if name:
         size, negated = settings.get("target_voxel_size"), settings.get("invert") in ("target", "both")
-        target = exchange.Target(Path(config["inputs"][name]["file"]), pose(config), size, negated)
+        target = exchange.Target(Path(config["inputs"][name]["file"]), target_pose(config), size, negated)
     own = target and target._replace(pose=align.IDENTITY)
     for inside, shown in (("", target), ("target_frame", own), ("assembly", None)):
         if (folder / inside).is_dir():
-            text = exchange.chimerax_script(folder / inside, levels(config), top, shown)
+            text = exchange.chimerax_script(folder / inside, display_contours(config), top, shown)
             write_file(folder / inside / "view.cxc", text)
 
 
-def levels(config: dict) -> dict[str, float]:
-    """At which level to look at the initial map and at the folder's target; in older runs their thresholds."""
+def display_contours(config: dict) -> dict[str, float]:
+    """Display contours of the initial map and of the folder's target; of older runs the thresholds."""
     seen, used = config.get("contours"), config["chosen"]
     initial, target = (
-        (seen[0], seen[1 + number(config)]) if seen else (used["initial"], used["targets"][number(config)])
+        (seen[0], seen[1 + target_index(config)]) if seen else (used["initial"], used["targets"][target_index(config)])
     )
     return {
-        name: max(float(told.get("contour", told.get("threshold"))), 1e-9)  # surfaces are of what is above 0
-        for name, told in (("initial", initial), ("target", target))
+        name: max(float(level.get("contour", level.get("threshold"))), 1e-9)  # surfaces need a level above 0
+        for name, level in (("initial", initial), ("target", target))
     }
 
 
-def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Of each stage the name, the losses, and those by the other half-map (nan where it was not asked).
+def read_losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Read loss.csv: for each stage its name, the losses, and those by the other half-map (nan where not computed).
 
-    From a loss.csv. Raises InputError where it is none.
+    Raises:
+        InputError: the file is not as a run writes it.
     """
     stages: dict[tuple[str, str], list[tuple[float, float]]] = {}
     try:
@@ -253,8 +274,8 @@ def losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [(name, *np.array(values).T) for (_, name), values in stages.items()]
 
 
-def reread(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:
-    """Read the story of a finished run from its folder.
+def read_story(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:
+    """Read a finished run from its folder.
 
     Args:
         run_dir: the folder of the run of one target.
@@ -262,27 +283,33 @@ def reread(run_dir: Path, initial: str | None = None, target: str | None = None)
         target: where the target map is now, likewise.
 
     Raises:
-        InputError: the folder is damaged or not whole, or a path that is given is not that of the run's map.
+        InputError: the folder is damaged or incomplete, or a path that is given is not of the run's map.
     """
-    config, scores = run_folder.run_of(run_dir), run_folder.scores_of(run_dir)
-    fit, generated = run_folder.fit_of(run_dir), run_folder.map_of(run_dir, "generated.mrc")
-    start, goal = first_frame(run_dir, config, fit, initial), goal_of(config, scores, generated, target)
+    config, scores = run_folder.read_config(run_dir), run_folder.read_scores(run_dir)
+    fit, generated = run_folder.load_fit(run_dir), run_folder.load_map(run_dir, "generated.mrc")
+    start, goal = read_first_frame(run_dir, config, fit, initial), read_target(config, scores, generated, target)
     if run_folder.has(run_dir, "loss.csv"):
-        run_folder.sound(run_dir, "loss.csv")
+        run_folder.verify(run_dir, "loss.csv")
     if run_folder.has(run_dir, "fsc.csv"):
-        curves = exchange.read_fsc(run_folder.sound(run_dir, "fsc.csv"))
+        curves = exchange.read_fsc(run_folder.verify(run_dir, "fsc.csv"))
     else:
-        curves = results.fsc_curves(start, generated, goal, truth_of(config, generated)) if goal else {}
+        curves = results.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
     first = config["settings"]["frames"] > 1  # a single frame is the last one
     whole = first and run_folder.has(run_dir, "model_00.cif")
-    model = atoms.read_model(run_folder.sound(run_dir, "model_00.cif")) if whole else None
+    model = atoms.read_model(run_folder.verify(run_dir, "model_00.cif")) if whole else None
     return Story(run_dir, fit, start, generated, goal, curves, model)
 
 
-def unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
-    """The file of an input of the run, where it still is what it was; None where it is gone or another now.
+def find_unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
+    """File of an input of the run; None if it is gone or changed.
 
-    Raises InputError where a `path` is given and no such file is there.
+    Args:
+        config: config.json.
+        name: of the input.
+        path: where the file is now, if not where the run read it.
+
+    Raises:
+        InputError: the file at `path` is not the run's input.
     """
     entry = config["inputs"].get(name)
     found = Path(path or (entry or {}).get("file", ""))
@@ -293,49 +320,50 @@ def unchanged(config: dict, name: str | None, path: str | None = None) -> Path |
     return None
 
 
-def first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
-    """What is carried of the initial map: the frame at time 0, or where there is none from the map itself."""
+def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
+    """The initial map as carried: the frame at time 0, or without one computed from the map itself."""
     frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
     if not given and all(frames):  # a single frame is the last one
-        return run_folder.map_of(run_dir, "frame_00.mrc")
-    path = unchanged(config, config["initial"], given)
+        return run_folder.load_map(run_dir, "frame_00.mrc")
+    path = find_unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = inputs.as_used(config, path, "initial", masks)
+    initial = inputs.read_as_used(config, path, "initial", masks)
     return trajectory.carried_density(initial, fit.threshold)
 
 
-def goal_of(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:
-    """The target map as it was fitted; None where that cannot be had any more.
+def read_target(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:
+    """Read the target map as it was fitted, and check its correlation with the generated map against the run's.
 
-    It is what the run fitted to if the generated map correlates with it as it did then.
+    Returns:
+        The map; None if its file is gone or changed, or if the correlation differs.
     """
     name = target_name(config)
-    path = unchanged(config, name, given)
+    path = find_unchanged(config, name, given)
     if path is None:
         return None
     flags = config["settings"].get("target_mask") or [None]
     try:
-        masks = inputs.masks_used(config, name, flags[number(config)] if len(flags) > 1 else flags[0])
+        masks = inputs.masks_used(config, name, flags[target_index(config)] if len(flags) > 1 else flags[0])
     except InputError:
         return None
-    target = align.resampled(inputs.as_used(config, path, "target", masks), generated, pose(config))
+    target = align.resampled(inputs.read_as_used(config, path, "target", masks), generated, target_pose(config))
     now, then = similarity.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
 
-def pose(config: dict) -> align.Transform:
-    """The motion by which the run laid the target over the initial map."""
-    told = config.get("alignment")
-    return align.Transform.from_matrix(told["transform"]) if told else align.IDENTITY
+def target_pose(config: dict) -> align.Transform:
+    """The transform by which the run superposed the target on the initial map."""
+    record = config.get("alignment")
+    return align.Transform.from_matrix(record["transform"]) if record else align.IDENTITY
 
 
-def truth_of(config: dict, generated: Map) -> Map | None:
-    """The reference as a map; None where the run had none, or it is gone."""
+def read_reference(config: dict, generated: Map) -> Map | None:
+    """Read the reference as a map; None where the run had none, or it is gone."""
     names = config["settings"].get("reference") or [None]
-    path = unchanged(config, names[number(config)] if len(names) > 1 else names[0])
+    path = find_unchanged(config, names[target_index(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = results.load_reference(path, generated, pose(config), config["settings"])
+    reference = results.load_reference(path, generated, target_pose(config), config["settings"])
     return results.reference_map(reference, generated, config["resolutions"]["initial"])

@@ -1,39 +1,54 @@
-"""Tables in Markdown."""
+"""Write tables in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Iterable[object]]) -> str:
-    """A table of lines of cells under their heads."""
+    """Table with these heads and lines of cells."""
     rule = "|" + "---|" * len(heads)
     return "\n".join([row(heads), rule, *map(row, lines)]) + "\n"
 
 
 def row(texts: Iterable[object]) -> str:
-    """A line of a table."""
+    """One line of a table."""
     return "| " + " | ".join(map(str, texts)) + " |"
 
 
 def styled(rows: Iterable[dict], styles: Mapping[str, str], heads: Sequence[str] | None = None) -> str:
-    """A table of rows by key, whose columns have these styles."""
+    """Table of rows that are dicts.
+
+    Args:
+        rows: values by column.
+        styles: format of each column, by its key; the order of the columns.
+        heads: of the columns; the keys if not given.
+    """
     return markdown(heads or [*styles], (cells(each, styles) for each in rows))
 
 
 def styled_row(values: dict, styles: Mapping[str, str]) -> str:
-    """One line of such a table."""
+    """One line of a table as `styled` writes it."""
     return row(cells(values, styles))
 
 
 def cells(values: dict, styles: Mapping[str, str]) -> list[str]:
-    """Values by key as text in these styles, empty where there is none."""
+    """Values as texts in these formats, by key; empty where there is no value."""
     return [style.format(values[key]) if key in values else "" for key, style in styles.items()]
 
 
 def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
-    """What stands in a page up to the line `begin`, from there to the line `end`, and from that on.
+    """Split a page at two lines.
 
-    Raises InputError where it lacks one of them.
+    Args:
+        page: the file.
+        begin: the first line.
+        end: the second line.
+
+    Returns:
+        The text up to and with `begin`, the text between, and the text from `end` on.
+
+    Raises:
+        InputError: the page lacks one of the lines.
     """
     from cryotrans_jax.io.files import InputError
 

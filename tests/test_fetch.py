@@ -166,7 +166,7 @@ def test_files_of_the_users_own_are_left(server, tmp_path, capsys):
     for entry in ("EMD-22001", "6RAH"):
         archives.fetch(entry, archive(server), tmp_path, ("map",))
     assert {(tmp_path / name).read_bytes() for name in ("emd_22001.map.gz", "6RAH.cif")} == {b"mine"}
-    assert "from elsewhere: it is left unchecked" in capsys.readouterr().out
+    assert "already there, not fetched by this program and not checked" in capsys.readouterr().out
 
 
 def test_a_broken_transfer_goes_on_where_it_broke(server, tmp_path):
@@ -227,7 +227,7 @@ def digest(name, data):
 def test_a_servers_digest_is_checked(server, tmp_path, header, form, algorithm):
     path = "/pdb/6RAH.cif"
     server.headers[path] = {header: form.format(digest(algorithm, b"another file"))}
-    with pytest.raises(InputError, match="than that of what came .*: what came was thrown away"):
+    with pytest.raises(InputError, match="than the file has .*: the file was discarded"):
         archives.fetch("6RAH", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
     server.headers[path] = {header: form.format(digest(algorithm, server.files[path]))}
@@ -247,7 +247,7 @@ def test_a_servers_digest_is_checked(server, tmp_path, header, form, algorithm):
 def test_a_digest_that_is_none_is_told_and_not_compared(server, tmp_path, capsys, header, value):
     server.headers["/pdb/6RAH.cif"] = {header: value}
     assert archives.fetch("6RAH", archive(server), tmp_path)[0].read_bytes() == server.files["/pdb/6RAH.cif"]
-    assert "is none, and is not compared" in capsys.readouterr().err
+    assert "is not a digest" in capsys.readouterr().err
 
 
 def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path
     monkeypatch.setattr(download, "UNPACKED_BYTES", 10_000_000)
     archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
     monkeypatch.setattr(download, "UNPACKED_BYTES", 30_000_000)
-    with pytest.raises(InputError, match="is no whole gzip file"):
+    with pytest.raises(InputError, match="is not a complete gzip file"):
         archives.fetch("EMD-22001", archive(server), tmp_path / "..", ("map",))
 
 
@@ -266,7 +266,7 @@ def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path
 @pytest.mark.parametrize("data", [b"<!DOCTYPE html>\x1b[2J<html>", b"", b"\x00" * 5000])
 def test_a_page_is_not_taken_for_an_entry(server, tmp_path, path, entry, data):
     server.files[path] = gzip.compress(data) if path == MAP else data
-    with pytest.raises(InputError, match="is not an (MRC map|mmCIF model): it begins with '.*thrown away") as raised:
+    with pytest.raises(InputError, match="is not an (MRC map|mmCIF model): it begins with '.*discarded") as raised:
         archives.fetch(entry, archive(server), tmp_path, ("map",))
     assert not list(tmp_path.iterdir()) and str(raised.value).isprintable()
 
@@ -326,7 +326,7 @@ def test_a_part_of_a_file_that_has_no_length_is_refused(server, tmp_path):
         request.end_headers()
 
     server.misdeeds["/pdb/6RAH.cif"] = [answer]
-    with pytest.raises(InputError, match="sends another part than it was asked for"):
+    with pytest.raises(InputError, match="sends another part than requested"):
         archives.fetch("6RAH", archive(server), tmp_path)
 
 
@@ -412,14 +412,14 @@ def test_an_address_that_is_none_is_told_in_one_line(job, tmp_path, address):
 def test_files_of_an_entry_are_so_many_at_most_and_each_has_its_own_name(names, said):
     halves = [{"file": name if isinstance(name, str) else f"emd_22001_{name}.map"} for name in names]
     with pytest.raises(InputError, match=said):
-        archives.described("22001", {"interpretation": {"half_map_list": {"half_map": halves}}})
+        archives.metadata("22001", {"interpretation": {"half_map_list": {"half_map": halves}}})
 
 
 def test_a_damaged_gzip_file_is_refused_though_its_length_is_right(server, tmp_path):
     data = bytearray(server.files[MAP])
     data[len(data) // 2] ^= 1
     server.files[MAP] = bytes(data)
-    with pytest.raises(InputError, match="emd_22001.map.gz is no whole gzip file"):
+    with pytest.raises(InputError, match="emd_22001.map.gz is not a complete gzip file"):
         archives.fetch("EMD-22001", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -488,7 +488,7 @@ def test_no_name_from_a_server_leads_out_of_the_folder(server, tmp_path, file, p
     }
     place[part]["file"] = file
     server.files["/api/EMD-22001"] = json.dumps(entry).encode()
-    with pytest.raises(InputError, match="which is no plain name of its own"):
+    with pytest.raises(InputError, match="which is not a name of its maps"):
         archives.fetch("EMD-22001", archive(server), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -502,7 +502,7 @@ def test_a_description_that_is_none_is_explained(server, tmp_path, answer):
 
 
 def test_an_entry_may_say_little():
-    entry = archives.described("22001", {})
+    entry = archives.metadata("22001", {})
     assert entry["map"] == ["emd_22001.map.gz"] and entry["half_maps"] == entry["masks"] == []
     assert entry["resolution"] is entry["contour"] is entry["title"] is None
 
@@ -520,7 +520,6 @@ def test_a_run_fetches_what_it_lacks_and_knows_what_the_archive_says(server, job
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.results.morph", stop)
-    monkeypatch.setattr("experiments.results.print_contours", print)
     for number, map_ in zip(("22001", "22002"), maps, strict=False):
         write_map(tmp_path / "here.map.gz", map_)
         server.files[f"/emdb/EMD-{number}/map/emd_{number}.map.gz"] = (tmp_path / "here.map.gz").read_bytes()
@@ -575,13 +574,13 @@ def test_each_half_map_finds_the_other(tmp_path, one, two):
     folder.mkdir()
     for name in (one, two):
         (folder / name).touch()
-    assert inputs.other_half(folder / one) == folder / two
-    assert inputs.other_half(str(folder / two)) == folder / one
+    assert inputs.other_half_map(folder / one) == folder / two
+    assert inputs.other_half_map(str(folder / two)) == folder / one
 
 
 def test_a_half_map_without_the_other_is_explained(tmp_path):
-    for name, sentence in (("half1.mrc", "the other half-map .*half2.mrc"), ("map_1.mrc", "no half-map by its name")):
+    for name, sentence in (("half1.mrc", "the other half-map .*half2.mrc"), ("map_1.mrc", "have a half-map.s name")):
         with pytest.raises(InputError, match=sentence):
-            inputs.other_half(tmp_path / name)
-    with pytest.raises(InputError, match="no half-map by its name"):
-        inputs.other_half(tmp_path / "half12.mrc")
+            inputs.other_half_map(tmp_path / name)
+    with pytest.raises(InputError, match="have a half-map.s name"):
+        inputs.other_half_map(tmp_path / "half12.mrc")

@@ -82,18 +82,18 @@ def test_seeds_after_the_last_one_are_refused(job, tmp_path):
 )
 def test_numbers_in_a_schedule_have_ranges(text, factor, said):
     with pytest.raises(InputError, match=re.escape(said)):
-        inputs.schedule_in(SimpleNamespace(schedule=[text], width=None, steps=factor))
+        inputs.parse_schedule(SimpleNamespace(schedule=[text], width=None, steps=factor))
 
 
 def test_a_schedule_within_its_ranges_is_taken():
-    found = inputs.schedule_in(SimpleNamespace(schedule=["w2:2000:1e-3", "l2:10:.5"], width=7, steps=1e-4))
+    found = inputs.parse_schedule(SimpleNamespace(schedule=["w2:2000:1e-3", "l2:10:.5"], width=7, steps=1e-4))
     assert found.stages == (("w2", 2000, 1e-3), ("l2", 10, 0.5)) and found.width == 7
 
 
 @pytest.mark.parametrize("time", ["0", "1", "1.5", "0.00000000001"])
 def test_a_waypoint_lies_between_the_maps(time):
     with pytest.raises(InputError, match=f"--waypoint=a.mrc@{time}: the time {time} is not from 0.001 to 0.999"):
-        inputs.waypoints_in([f"a.mrc@{time}"])
+        inputs.parse_waypoints([f"a.mrc@{time}"])
 
 
 @pytest.mark.parametrize("recipe", ["paper/3", "paper/x", "best", "default/2", "paper@x", "paper@0.01", "paper@"])
@@ -141,8 +141,8 @@ def test_a_resolution_beyond_nyquist_of_a_deposited_map_is_a_warning_at_most(cap
         grid(), 0.6, "a.mrc", ""
     )  # by the archive: the user can do nothing about it but overrule it
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("warning: the resolution of a.mrc, 1.5 Å, is finer than 2.1 Å, the Nyquist limit")
-    assert second.endswith("give that as --initial_resolution or --target_resolution")
+    assert first.startswith("warning: resolution of a.mrc, 1.5 Å, is finer than 2.1 Å, the Nyquist limit")
+    assert second.endswith("give it as --initial_resolution or --target_resolution")
 
 
 def test_a_run_checks_resolutions_radius_and_mass_against_its_maps(job, tmp_path, maps):

@@ -92,7 +92,7 @@ def test_two_processes_make_what_one_makes(folder, job, tmp_path):
         saved = json.loads((there / "config.json").read_text())
         assert saved["target"] == name and saved["settings"]["process"] == number % 2 and saved["processes"] == 2
         assert any(line.startswith(f"[{number % 2}/2] {name}") for line in ended[number % 2][1].splitlines())
-    assert "contour level" in ended[0][1] and "contour level" not in ended[1][1]
+    assert "threshold:" in ended[0][1] and "threshold:" not in ended[1][1]
     status, _, error = job("predict", f"--run_dir={two / 'far'}", "--frames=2")
     assert status == 0, error
     assert (two / "far/predict_2/frame_01.mrc").read_bytes() == (two / "far/generated.mrc").read_bytes()
@@ -102,7 +102,7 @@ def test_a_process_without_targets_ends_well(folder, job, tmp_path, monkeypatch)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     status, out, error = job("run", *arguments(folder, tmp_path / "out"))
     assert (status, error) == (0, "") and not (tmp_path / "out").exists()
-    assert out == "there are more processes than targets: none is left for this one\n"
+    assert out == "targets of this process: 0, as there are more processes than targets\n"
 
 
 @pytest.mark.parametrize("targets, processes", [(7, 3), (2, 4), (1, 1)])
@@ -123,7 +123,7 @@ def test_when_process_0_cannot_begin_all_end_at_once_and_say_why(folder, tmp_pat
     (first, _, why), (second, _, other) = together(2, *arguments(folder, tmp_path / "out", ["near", "far"]))
     assert (first, second) == (2, 2)
     assert f"[0/2] error: {tmp_path}/out/near holds another run" in why
-    assert "[1/2] error: process 0 could not begin, and says why: see there" in other
+    assert "[1/2] error: process 0 could not start: see its error message" in other
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["near"] and "Traceback" not in why + other
 
 
@@ -188,7 +188,7 @@ def test_the_others_begin_once_process_0_has_and_not_where_it_cannot(monkeypatch
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", broadcast)
-    for number, sentence in ((0, "the folder is taken"), (1, "process 0 could not begin, and says why: see there")):
+    for number, sentence in ((0, "the folder is taken"), (1, "process 0 could not start: see its error message")):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
         with pytest.raises(InputError, match=sentence) if error else contextlib.nullcontext():
             hosts.after_first(work)

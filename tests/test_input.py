@@ -125,7 +125,7 @@ def test_any_answer_of_an_archive_is_an_entry_or_an_error(value):
     assert isinstance(content, dict) == isinstance(value, dict)
     for told in (value, {"map": {"file": value, "contour_list": {"contour": value}}}):
         if isinstance(told, dict):
-            found = result_or_error(archives.described, "1234", told)
+            found = result_or_error(archives.metadata, "1234", told)
             assert isinstance(found, str) or all(archives.MAP.fullmatch(name) for name in found["map"])
 
 
@@ -149,7 +149,7 @@ def test_any_selection_is_of_residues_or_an_error(text):
 @given(st.text(max_size=60))
 def test_any_text_is_curves_and_losses_or_an_error(text):
     path = stored(text.encode(errors="replace"), ".csv")
-    for read in (exchange.read_fsc, story.losses):
+    for read in (exchange.read_fsc, story.read_losses):
         result_or_error(read, path)
 
 
@@ -302,13 +302,13 @@ def test_what_stands_beside_a_map_is_a_number_or_nothing(tmp_path, value):
     assert inputs.resolution_of("emd_1234.map", str(tmp_path)) is None
     level = archives.contour(tmp_path / "emd_1234.map")
     assert level is None or math.isfinite(level)
-    assert archives.told_files(tmp_path / "emd_1234.json") == (value if isinstance(value, dict) else {})
+    assert archives.file_records(tmp_path / "emd_1234.json") == (value if isinstance(value, dict) else {})
 
 
 @pytest.mark.parametrize("name", ["6ABC_0A.mrc", f"6ABC_{'9' * 400}A.mrc"])
 def test_a_name_with_an_impossible_resolution_is_explained(name):
     with pytest.raises(InputError, match="names a resolution of (0|inf) Å"):
-        inputs.resolution_in(name)
+        inputs.resolution_in_name(name)
 
 
 @pytest.mark.parametrize("name", ["../a.pdb", "/etc/passwd", "..", "", 3, None])
@@ -359,10 +359,10 @@ def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     run_folder.sign(tmp_path)
     if "a" in change:
-        assert run_folder.run_of(tmp_path) == config | change
+        assert run_folder.read_config(tmp_path) == config | change
     else:
         with pytest.raises(InputError, match="config.json is not as a run writes it"):
-            run_folder.run_of(tmp_path)
+            run_folder.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])

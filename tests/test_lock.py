@@ -114,7 +114,7 @@ def test_a_lock_is_taken_over_once_its_owner_has_surely_ended(
         return
     with lock.held(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert f"{path} was left behind by a program that has ended, and is taken over" in capsys.readouterr().out
+    assert f"lock taken over from a program that has ended: {path}\n" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 
@@ -124,7 +124,7 @@ def test_of_many_that_take_a_lock_over_one_has_it(tmp_path, ended, capsys):
     def taker():
         barrier.wait()
         try:
-            won.append(lock.take(path))
+            won.append(lock.acquire(path))
         except InputError:
             pass
 
@@ -172,7 +172,7 @@ def test_what_is_no_lock_is_left_as_it_is(tmp_path):
         path.unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine").read_text() == "mine"
     path.touch()
-    with pytest.raises(InputError, match="just beginning"):
+    with pytest.raises(InputError, match="just starting"):
         lock.held(tmp_path).__enter__()
     os.utime(path, (0, 0))
     with lock.held(tmp_path):

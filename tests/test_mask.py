@@ -139,8 +139,8 @@ def test_predict_carries_what_the_mask_leaves(folder, job, tmp_path, maps):
 @pytest.mark.parametrize(
     "deviations, doubt",
     [
-        (0.5, "solvent is moved, its threshold is 0.5 standard deviations"),  # 31 % of the solvent pass
-        (2.2, "specks of noise, left out"),  # 1.4 % pass, in specks
+        (0.5, "the threshold is only 0.5 standard deviations"),  # 31 % of the solvent pass
+        (2.2, "dust, which is left out"),  # 1.4 % pass, in specks
         (5.0, None),
     ],
 )
@@ -151,12 +151,12 @@ def test_noise_that_is_moved_is_warned_of(maps, deviations, doubt):
     noise = np.random.default_rng(0).normal(0, sigma, clean.shape)
     loud = Map((clean + noise).astype(np.float32), maps[0].voxel_size, maps[0].origin)
     _, used = thresholds.apply_threshold(loud, deviations * sigma, "map")
-    found = results.doubts(used, contour.describe(loud, 8.0)["body_volume"])
+    found = results.threshold_doubts(used, contour.describe(loud, 8.0)["body_volume"])
     assert len(found) == (doubt is not None) and all(doubt in words for words in found)
 
 
 def test_too_little_and_too_much_noise_are_told(maps):
     used = thresholds.apply_threshold(maps[0], None, "map")[1]
-    assert results.doubts(used, used["volume"]) == []
-    assert "fills 25 % of its molecule's volume" in results.doubts(used, 4 * used["volume"])[0]
-    assert "its volume cannot be told" in results.doubts(used, None)[0]
+    assert results.threshold_doubts(used, used["volume"]) == []
+    assert "encloses 25 % of the molecular volume" in results.threshold_doubts(used, 4 * used["volume"])[0]
+    assert "its volume cannot be estimated" in results.threshold_doubts(used, None)[0]

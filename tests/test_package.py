@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import main
+from experiments import log, main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,9 +55,9 @@ def test_jobs_work_under_any_name():
 )
 def test_texts_name_jobs_as_they_were_started_and_leave_files_alone(monkeypatch, typed, package, shown):
     monkeypatch.setattr(sys, "argv", [typed])
-    monkeypatch.setattr(main, "__package__", package)
-    assert main.named("python -m experiments.run; finished experiments.run; x/experiments.run") == shown
-    assert main.named("experiments.mrc") == "experiments.mrc"
+    monkeypatch.setattr(log, "__package__", package)
+    assert log.commands_as_typed("python -m experiments.run; finished experiments.run; x/experiments.run") == shown
+    assert log.commands_as_typed("experiments.mrc") == "experiments.mrc"
 
 
 def test_messages_name_the_command_that_was_typed(monkeypatch, capsys, tmp_path):

@@ -106,12 +106,12 @@ def test_half_maps_are_negated_as_their_target_is(run, folder, pair):
 
 def test_a_run_is_read_again_as_it_was_fitted(folder, pair):
     config = {"settings": {"invert": "target"}, "inputs": {}}
-    again = inputs.as_used(config, folder / "dark.mrc", "target", (None, None))
+    again = inputs.read_as_used(config, folder / "dark.mrc", "target", (None, None))
     np.testing.assert_allclose(again.density, pair[1][1].density, atol=1e-3 * pair[1][1].density.max())
-    same = inputs.as_used(config, folder / "a.mrc", "initial", (None, None))
+    same = inputs.read_as_used(config, folder / "a.mrc", "initial", (None, None))
     np.testing.assert_array_equal(same.density, read_map(folder / "a.mrc").density)
     old = {"settings": {}, "inputs": {}}  # of a version that knew no such flag
-    repaired = inputs.as_used(old, folder / "hot.mrc", "target", (None, None))
+    repaired = inputs.read_as_used(old, folder / "hot.mrc", "target", (None, None))
     assert repaired.density.max() == pytest.approx(pair[1][1].density.max(), rel=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_of_several_targets_the_inverted_one_is_left_out(folder, capsys):
     settings = SimpleNamespace(target=[f"{folder}/b.mrc", f"{folder}/dark.mrc"], data_dir=str(folder), invert=None)
     settings.target_mask = settings.target_half1 = settings.target_half2 = settings.reference = None
     settings.mask_radius = settings.target_threshold = settings.target_voxel_size = None
-    left_out = inputs.leave_out_unusable(settings)
+    left_out = inputs.skip_unusable_targets(settings)
     assert list(left_out) == ["dark"] and settings.target == [f"{folder}/b.mrc"]
     assert "the contrast seems inverted" in capsys.readouterr().err
 
@@ -156,6 +156,6 @@ def test_what_is_doubtful_is_warned_of_in_a_line_each(run, folder, maps, flags, 
 def test_doubts_are_cautions_of_their_target_alone():
     doubts = [prechecks.Doubt("Of all.", "Look."), prechecks.Doubt("Of b.", "Look.", 1)]
     config = {"doubts": [doubt._asdict() for doubt in doubts], "targets": ["a", "b"]}
-    told = {name: [c.what for c in cautions.of_inputs(config | {"target": name})] for name in "ab"}
+    told = {name: [c.what for c in cautions.input_cautions(config | {"target": name})] for name in "ab"}
     assert told == {"a": ["Of all."], "b": ["Of all.", "Of b."]}
-    assert list(cautions.of_inputs({"targets": ["a"], "target": "a"})) == []  # runs of older versions
+    assert list(cautions.input_cautions({"targets": ["a"], "target": "a"})) == []  # runs of older versions

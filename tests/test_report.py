@@ -129,7 +129,7 @@ def test_a_run_of_maps_without_voxel_sizes_is_read_again_by_the_sizes_it_was_giv
     assert same_grid(read_map(out / "predict_2" / "frame_00.mrc"), maps[0]) is None
     for path in out.glob("frame_*.mrc"):
         path.unlink()
-    told = story.reread(out)
+    told = story.read_story(out)
     assert told.target is not None and same_grid(told.initial, maps[0]) is None
 
 
@@ -184,8 +184,8 @@ def balls(tmp_path_factory):
         write_map(folder / name, two_balls(t))
     fit = SimpleNamespace(carry=parting, threshold=LEVEL)
     run_folder.sign(folder)
-    moved = story.moved_by(story.Story(folder, fit, two_balls(0), two_balls(1), None))
-    return film.frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
+    moved = story.motion_of(story.Story(folder, fit, two_balls(0), two_balls(1), None))
+    return film.read_frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
 
 
 def test_every_surface_lies_where_its_frame_has_the_level_and_is_coloured_by_the_way_of_its_density(balls):
@@ -208,14 +208,14 @@ def parted(picture):
 
 def test_pictures_show_the_gap_that_opens(balls):
     frames, moved = balls
-    drawn = film.pictures(frames, LEVEL, moved)  # the longest side, along which the balls part, is up
+    drawn = film.draw_pictures(frames, LEVEL, moved)  # the longest side, along which the balls part, is up
     shown = [picture.crop((0, 0, picture.width, picture.height - plots.KEY)) for picture in drawn]
     assert [parted(picture) for picture in shown] == [False, True, True, True, True]
 
 
 def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
     frames, moved = balls
-    packed = json.loads(json.dumps(page.packed_frames(frames, LEVEL, moved.top)))
+    packed = json.loads(json.dumps(page.pack_frames(frames, LEVEL, moved.top)))
     shape, low, high = packed["grid"]["shape"], packed["low"], packed["high"]
     for frame, (name, t), found in zip(frames, BALLS.items(), packed["frames"], strict=True):
         assert (found["name"], found["time"]) == (name, t)
@@ -240,12 +240,12 @@ def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(bal
     _, moved = balls
     write_map(tmp_path / "frame_00.mrc", two_balls(1))
     run_folder.sign(tmp_path)
-    ends = film.frames(tmp_path, 1, two_balls(0), two_balls(1), moved)
+    ends = film.read_frames(tmp_path, 1, two_balls(0), two_balls(1), moved)
     assert [(frame.name, frame.time) for frame in ends] == [("the initial map", 0.0), ("frame_00.mrc", 1.0)]
     for k in range(31):
         write_map(tmp_path / f"frame_{k:02d}.mrc", two_balls(k / 30))
     run_folder.sign(tmp_path)
-    several = film.frames(tmp_path, 31, two_balls(0), two_balls(1), moved)
+    several = film.read_frames(tmp_path, 31, two_balls(0), two_balls(1), moved)
     assert len(several) == film.FRAMES and (several[0].time, several[-1].time) == (0, 1)
     for frame in several:
         assert frame.name == f"frame_{round(30 * frame.time):02d}.mrc"
@@ -274,7 +274,7 @@ def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(f
     target = type(initial)(3 * blurred, initial.voxel_size, initial.origin)
     told = story.Story(tmp_path, fit, initial, initial, target)
     config = {"target": "b", "targets": ["b"], "chosen": fit.report}
-    views = story.views_of(told, config, story.moved_by(told))
+    views = story.make_views(told, config, story.motion_of(told))
     assert np.abs(views.volumes["difference"]).max() < 0.01 * views.volumes["target"].max()  # of the cut edges
     np.testing.assert_allclose(views.matched, 1, atol=1e-4)
 
@@ -298,7 +298,7 @@ def test_a_volume_too_large_for_the_page_keeps_its_place_and_mass(maps):
 def test_a_run_has_all_files_for_others(run):
     assert TOLD | PICTURES <= {path.name for path in run.iterdir()}
     made = {path.name for path in run.iterdir()} - {"checkpoint"}
-    assert {path.name for path in run_folder.made_in(run)} == made  # and --overwrite knows them all
+    assert {path.name for path in run_folder.result_files(run)} == made  # and --overwrite knows them all
 
 
 def test_displacement_is_that_of_the_flow(run, fit, models):
@@ -462,19 +462,25 @@ def test_good_numbers_alarm_nobody():
         (dict(fsc_with_target_after=21.0), {}, {}, {}, "got worse, from 20.0 to 21.0 Å"),
         (dict(mass_kept=0.85), {}, {}, {}, "15 % of the mass that was carried is missing"),
         (dict(mass_kept=1.2), {}, {}, {}, "gained 20 %"),
-        (dict(consistency=0.25), {}, {}, {}, "misses its start by 0.25 Å"),
+        (dict(consistency=0.25), {}, {}, {}, "misses its start by 0.25 Å (RMS)"),
         (dict(target_lacks=0.08), {}, {}, {}, "For 8 % of the generated map's mass the target has no density"),
-        (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds lie 0.20 Å apart (median; 4.0 Å"),
+        (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds differ by 0.20 Å (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
         ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
-        ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is moved"),
-        ({}, dict(initial=USED | {"specks": 0.5}), {}, {}, "In the initial map 50 % of what stands above"),
+        ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is carried along"),
+        (
+            {},
+            dict(initial=USED | {"specks": 0.5}),
+            {},
+            {},
+            "In the initial map 50 % of the voxels",
+        ),
         ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
-        ({}, {}, {}, dict(matched=(0.4, 0.6)), "correlates with it by 0.60 (before: 0.40)"),
-        ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or squeezed"),
-        ({}, {}, {}, dict(folded=0.02), "At 2 % of the mass the flow turns volumes inside out"),
+        ({}, {}, {}, dict(matched=(0.4, 0.6)), "is only 0.60 (0.40 before)"),
+        ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or compressed"),
+        ({}, {}, {}, dict(folded=0.02), "The flow folds at 2 % of the mass"),
         ({}, {}, {}, dict(outside=0.03), "3.0 % of the mass is carried out of the box"),
-        ({}, dict(setbacks=[0, 2]), {}, {}, "went wrong 2 times"),
+        ({}, dict(setbacks=[0, 2]), {}, {}, "diverged 2 times"),
         ({}, {}, {}, dict(at_edge=0.05), "5.0 % of the generated map's mass lies at the sides"),
     ],
 )
@@ -493,7 +499,7 @@ def test_a_micelle_that_was_left_out_is_told(masked, said):
     masks = {f"protein in {name}.mrc": {} for name in masked}
     found = [caution.what for caution in cautions.cautions(SET | {"inputs": SET["inputs"] | masks}, GOOD, CALM)]
     about = [what for what in found if what.startswith("Density without detail")]
-    assert about == ([f"Density without detail is left out of {said}"] if said else [])
+    assert about == ([f"Density without detail was removed from {said}"] if said else [])
 
 
 def test_the_start_of_a_target_is_found_among_those_of_its_process():
@@ -685,7 +691,7 @@ def page_of_balls(balls, run, tmp_path):
     views = story.Views(volumes, ends["initial"].voxel_size, ends["initial"].origin, None)
     config, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics"))
     config["contours"][0]["contour"] = LEVEL
-    data = story.shown(config, frames, moved, views)
+    data = story.page_data(config, frames, moved, views)
     path = tmp_path / "report.html"
     path.write_text(page.build(config, scores, [], {"slices": ""}, [], data, []))
     return path
@@ -755,7 +761,7 @@ def test_without_webgl_there_are_a_message_and_the_pictures(run):
 def test_volumes_are_packed_to_half_a_code():
     rng = np.random.default_rng(0)
     volumes = {"target": rng.normal(size=(5, 6, 7)), "difference": rng.normal(size=(5, 6, 7))}
-    packed = page.packed_volumes(volumes)
+    packed = page.pack_volumes(volumes)
     codes = np.frombuffer(zlib.decompress(b64decode(packed["difference"]["data"])), np.uint8).reshape(5, 6, 7)
     found = (codes.astype(float) - 128) / 127 * packed["difference"]["high"]
     np.testing.assert_allclose(found, volumes["difference"], atol=packed["difference"]["high"] / 254 + 1e-9)

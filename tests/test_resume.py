@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,11 +111,11 @@ def test_a_signal_ends_a_run_cleanly_and_the_same_command_goes_on(folder, whole,
         status, _, error = job("run", *arguments(folder, out))
     assert status == 128 + number
     last = error.splitlines()[-1]
-    assert last.startswith(f"error: stopped by {name}; the fit is kept as of step ") and "same command" in last
+    assert last.startswith(f"error: stopped by {name}; the fit is saved at step ") and "same command" in last
     assert [path.name for path in out.iterdir()] == [run_folder.UNFINISHED]
     status, printed, error = job("run", *arguments(folder, out))
     assert status == 0, error
-    assert "holds this run, unfinished: the fit from seed 0 goes on from step" in printed
+    assert "Run resumed from step " in printed and f"(seed 0, {out})" in printed
     check_same(whole, out)
 
 
@@ -178,9 +179,10 @@ def test_results_that_cannot_be_written_leave_the_earlier_ones_and_the_fit(folde
         break_at(patch, "displacement.mrc", OSError(28, "No space left on device", "displacement.mrc"))
         status, _, error = job("run", *arguments(folder, out), "--overwrite")
     assert status == 2 and contents(out) == before
-    assert "displacement.mrc: No space left on device; the fit is kept as of its end" in error.splitlines()[-1]
+    saved = "displacement.mrc: No space left on device; the fit is saved at the end of the last stage"
+    assert saved in error.splitlines()[-1]
     status, printed, error = job("run", *arguments(folder, out), "--overwrite")
-    assert status == 0 and "goes on from its end" in printed, error
+    assert status == 0 and "Run resumed from the end of the last stage (seed 0" in printed, error
     check_same(whole, out)
 
 
@@ -219,7 +221,7 @@ def test_an_unfinished_run_is_neither_mixed_up_with_another_nor_replaced_unasked
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     shutil.copy(folder / "target.mrc", own)
     status, printed, _ = job("run", *arguments(own, out, frames=3), "--overwrite")  # as many frames as one likes
-    assert status == 0 and "goes on from step" in printed
+    assert status == 0 and "Run resumed from step" in printed
     assert (out / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
     assert (out / "frame_02.mrc").read_bytes() == (whole / "frame_01.mrc").read_bytes()
 
@@ -228,7 +230,7 @@ def test_to_begin_anew_takes_overwrite(folder, whole, job, tmp_path):
     with at_chunk(3, signalled(signal.SIGTERM)):
         job("run", *arguments(folder, tmp_path, steps=0.1))
     status, printed, error = job("run", *arguments(folder, tmp_path), "--overwrite")
-    assert status == 0 and "goes on" not in printed, error
+    assert status == 0 and "resumed" not in printed, error
     check_same(whole, tmp_path)
 
 
@@ -243,12 +245,12 @@ def test_only_an_unfinished_run_can_be_resumed(folder, whole, job, tmp_path):
 def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     (out / run_folder.UNFINISHED / "0_of_1/seed_0").mkdir(parents=True)
-    resume.leftovers(out)
+    resume.remove_leftovers(out)
     check_same(whole, out)
     mine = out / run_folder.UNFINISHED / "mine.txt"  # a folder of the user's own
     mine.parent.mkdir()
     mine.touch()
-    resume.leftovers(out)
+    resume.remove_leftovers(out)
     assert mine.is_file()
 
 
@@ -264,11 +266,11 @@ def test_what_a_run_was_writing_when_it_was_killed_is_gone_and_nothing_else(tmp_
     for name in names:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1e9, 1e9))
-    resume.leftovers(tmp_path)  # there was no run
+    resume.remove_leftovers(tmp_path)  # there was no run
     assert all((tmp_path / name).exists() for name in names)
     (tmp_path / "unfinished" / "0_of_1").mkdir(parents=True)
     (tmp_path / ".3d2c1b0a.loss.csv").touch()  # by another process of this run
-    resume.leftovers(tmp_path)
+    resume.remove_leftovers(tmp_path)
     assert [(tmp_path / name).exists() for name in names] == [False, False, True, True, True]
     assert (tmp_path / ".3d2c1b0a.loss.csv").exists()
 
@@ -280,10 +282,11 @@ def test_fits_from_several_seeds_go_on_where_they_stood(folder, job, tmp_path):
     assert job("run", *arguments(folder, uninterrupted, seeds=2))[0] == 0
     with at_chunk(4, signalled(signal.SIGTERM), seed=1):
         status, _, error = job("run", *arguments(folder, out, seeds=2))
-    assert status == 143 and "the fit from seed 1 is kept" in error
+    assert status == 143 and "the fit from seed 1 is saved" in error
     status, printed, _ = job("run", *arguments(folder, out, seeds=2))
     assert status == 0
-    assert "seed 0 goes on from its end" in printed and "seed 1 goes on from step" in printed
+    assert "from the end of the last stage (seed 0" in printed
+    assert re.search(r"resumed from step \d+ of stage \d+ \(seed 1", printed)
     check_same(uninterrupted, out)
     assert (out / "seed_spread.mrc").read_bytes() == (uninterrupted / "seed_spread.mrc").read_bytes()
 
@@ -295,7 +298,7 @@ def test_a_state_that_cannot_be_kept_is_told_once_and_the_fit_goes_on(folder, wh
     monkeypatch.setattr("cryotrans_jax.io.checkpoints.write", full)
     monkeypatch.setattr("cryotrans_jax.fit.morphing.Fit.save", lambda *_: None)
     status, _, error = job("run", *arguments(folder, tmp_path, checkpoint_minutes=0))
-    assert status == 0 and error.count("could not be kept: No space left on device (somewhere)") == 1
+    assert status == 0 and error.count("could not be saved (No space left on device: somewhere)") == 1
     assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
     assert not (tmp_path / run_folder.UNFINISHED).exists()
 
@@ -319,7 +322,7 @@ def test_a_folder_that_cannot_be_written_to_says_so_before_the_fit():
                 os.seteuid(65534)
             for out in (Path(place), Path(place) / "new"):
                 with pytest.raises(InputError, match="nothing can be written"):
-                    run_folder.make(out)
+                    run_folder.make_folder(out)
         finally:
             if root:
                 os.seteuid(0)

@@ -228,8 +228,8 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run, job, monkey
             (told.folder / name).write_text("{}")
         raise OUT_OF_ROOM
 
-    monkeypatch.setattr("experiments.story.reread", lambda folder, *_: type("Told", (), {"folder": folder}))
-    monkeypatch.setattr("experiments.story.tell", tell)
+    monkeypatch.setattr("experiments.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
+    monkeypatch.setattr("experiments.story.write_story", tell)
     assert "No space left on device" in refused(job, "report", f"--run_dir={run}")
     assert contents(run) == before
 
@@ -243,11 +243,11 @@ def test_what_is_written_again_has_its_checksum_and_what_was_damaged_keeps_the_o
         (run / "metrics.json").write_text('{"new": 1}')
         (run / "loss.csv").unlink()
         (run / "view.cxc").write_text("new")
-    assert run_folder.scores_of(run) == {"new": 1}
+    assert run_folder.read_scores(run) == {"new": 1}
     sums = run_folder.read_checksums(run)
     assert sums["view.cxc"] == checksum(run / "view.cxc") and "loss.csv" not in sums
     with pytest.raises(InputError, match="generated.mrc is damaged"):
-        run_folder.map_of(run, "generated.mrc")
+        run_folder.load_map(run, "generated.mrc")
 
 
 # Damaged

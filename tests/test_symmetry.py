@@ -410,7 +410,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
     voxel = maps[0].origin + np.array([14, 12, 11]) * VOXEL  # the one after the middle of 28, 24, 22
     np.testing.assert_allclose(found(symmetry="D2", one_unit=True).repeated.centre, voxel, atol=1e-9)
     for sentence, flags in {
-        "say more of a --symmetry": dict(one_unit=True),
+        "describe a --symmetry": dict(one_unit=True),
         "add --align=none to --one_unit": dict(symmetry="C2", one_unit=True, alignments=[None]),
         "--symmetry_axis=0,1 is not three numbers": dict(symmetry="C2", symmetry_axis=[0.0, 1.0]),
     }.items():

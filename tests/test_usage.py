@@ -27,19 +27,19 @@ def test_help_has_each_of_the_jobs_flags_once(job, name):
 def test_help_tells_forms_defaults_and_groups(job):
     _, out, _ = job("run", "--help")
     words = " ".join(out.split())
-    assert words.startswith("The main job: two density maps in;")
+    assert words.startswith("Morph one density map into another: write")
     for said in (
         "--initial_resolution=Å Resolution of the initial map;",
-        "--align=<auto|none> Lay targets",
+        "--align=<auto|none> Superpose targets",
         "--frames=N Number of frames, from 0 to 1 in time. [11]",
         "--seed=N Seed of the network's first weights. [0]",
         "--[no]report Write report.html, which shows and explains the run, and its pictures beside the results. [yes]",
-        "--waypoint=FILE@TIME,... A map that the flow is to pass",
+        "--waypoint=FILE@TIME,... A map that the flow has to pass",
     ):
         assert said in words
     titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
     assert titles[:3] == ["Maps", "Alignment", "Contour and masks"] and titles[-1] == "Public archives"
-    assert not usage.described()  # the job's flags are gone with it, and so are their groups
+    assert not usage.options_by_group()  # the job's flags are gone with it, and so are their groups
 
 
 def test_the_groups_of_another_job_do_not_stay(job):
@@ -68,4 +68,4 @@ def test_the_page_holds_what_help_holds(job):
     _, out, _ = job("run", "--help")
     listed = re.findall(r"^\| `--(?:\[no\])?(\w+)", page, re.MULTILINE)
     assert listed == FORM.findall(out)
-    assert "| `--align=<auto\\|none>` | Lay targets" in page and "| `auto` |" in page
+    assert "| `--align=<auto\\|none>` | Superpose targets" in page and "| `auto` |" in page

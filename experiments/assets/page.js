@@ -25,7 +25,7 @@
   }
 
   if (typeof DecompressionStream === "undefined") {
-    problem("This browser is too old for the turnable surface and the movable slices (Chrome 80, Firefox 113, Safari 16.4 " +
+    problem("This browser is too old for the interactive surface and slices (Chrome 80, Firefox 113, Safari 16.4 " +
       "or later have what it takes). The pictures show the same.");
     return;
   }
@@ -246,7 +246,7 @@
     const canvas = byId("scene");
     const gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true });
     if (!gl) {
-      problem("This browser gives no WebGL 2, which the turnable surface needs; perhaps it is switched off, or the " +
+      problem("This browser gives no WebGL 2, which the interactive surface needs; perhaps it is switched off, or the " +
         "graphics driver is blocked. The pictures show the same morph.");
       return;
     }
@@ -407,7 +407,7 @@
   viewer();
 })().catch((error) => {
   const place = document.getElementById("problem");
-  place.textContent = `The turnable surface could not be shown (${error.message}). The pictures show the same morph.`;
+  place.textContent = `The interactive surface could not be shown (${error.message}). The pictures show the same morph.`;
   place.hidden = false;
   throw error;
 });

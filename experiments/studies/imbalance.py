@@ -78,7 +78,7 @@ def main() -> None:
     rare = round(FLAGS.rare * FLAGS.particles)
     if rare < 4:
         raise InputError(f"{rare} particles of the rare conformation make no two half-maps: give more --particles")
-    run_folder.make(out_dir)
+    run_folder.make_folder(out_dir)
     models = load_pair()
     truths = [simulate_truth(model, models) for model in models]
     counts = FLAGS.particles - rare, rare

@@ -51,8 +51,8 @@ def main() -> None:
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"
-    saved = run_folder.run_of(run_dir)
-    run_folder.sound(run_dir, "generated.mrc")
+    saved = run_folder.read_config(run_dir)
+    run_folder.verify(run_dir, "generated.mrc")
     reference = load_reference(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:

@@ -70,7 +70,7 @@ def main() -> None:
         run_folder.replacing(out_dir, "study"),
         run_folder.replacing(maps, "study_maps"),
     ):
-        for path in run_folder.made_in(maps, run_folder.KINDS["study_maps"]):
+        for path in run_folder.result_files(maps, run_folder.KINDS["study_maps"]):
             path.unlink()  # from other resolutions
         for case_, fit, number in fits(case):
             row, start, end = measure(fit, case_, number, maps)

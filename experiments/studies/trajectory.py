@@ -58,7 +58,7 @@ def main() -> None:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
     rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
-    for name, frames in (("run", run_folder.fit_of(folder).carry(start, times)), ("straight", line)):
+    for name, frames in (("run", run_folder.load_fit(folder).carry(start, times)), ("straight", line)):
         match, error = metrics.match_path(frames, path)
         ways[name] = times[match], error
         for row, t, far in zip(rows, times[match], error, strict=True):
@@ -97,7 +97,7 @@ def carried_model(folder: Path):
 
     from .. import run_folder
 
-    saved = run_folder.run_of(folder)
+    saved = run_folder.read_config(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")

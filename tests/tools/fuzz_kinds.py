@@ -164,14 +164,14 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
     from experiments import archives, download, inputs
 
     path, part = folder / "emd_1234.map.gz", folder / ".x.part"
-    for place in (folder / "emd_1234.json", path, part, download.beside(part)):
+    for place in (folder / "emd_1234.json", path, part, download.note_path(part)):
         place.write_bytes(data)
-    download.noted(part, "https://a/b")
+    download.saved_validator(part, "https://a/b")
     with contextlib.suppress(InputError):
-        archives.described("1234", archives.read_json(folder / "emd_1234.json"))
-    records = archives.told_files(folder / "emd_1234.json")
+        archives.metadata("1234", archives.read_json(folder / "emd_1234.json"))
+    records = archives.file_records(folder / "emd_1234.json")
     with contextlib.suppress(InputError), contextlib.redirect_stdout(None):
-        archives.kept(path, next(filter(archives.known, records.values()), None), False)
+        archives.is_fetched(path, next(filter(archives.is_record, records.values()), None), False)
     level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
     assert level is None or isinstance(level, float)
     assert resolution is None or ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most
@@ -208,13 +208,13 @@ def read_records(folder: Path, data: bytes, random) -> None:
 
     path = folder / "config.json"
     path.write_bytes(data)
-    for use in (exchange.read_fsc, story.losses, lambda p: benchmark.read_rows(str(p))):
+    for use in (exchange.read_fsc, story.read_losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
     run_folder.sign(folder)
-    config = run_folder.run_of(folder)
-    with run_folder.as_written(folder):
-        story.levels(config), story.target_name(config), story.unchanged(config, config["initial"])
+    config = run_folder.read_config(folder)
+    with run_folder.checked_records(folder):
+        story.display_contours(config), story.target_name(config), story.find_unchanged(config, config["initial"])
         page.facts(config), page.settings(config)
 
 

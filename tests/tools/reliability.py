@@ -217,7 +217,7 @@ def kills(folder: Path) -> Iterator[Row]:
                 break
             ended = run_to_end(run_command(folder, out), random.uniform(0, 1.2 * seconds))
             own += ended.status is None
-            kept += "goes on from" in ended.printed
+            kept += "Run resumed from" in ended.printed
             if ended.status == 2 and "holds another run" in ended.last_line:  # killed when all was done
                 ended = ended._replace(status=0)
         runs, killed, good = runs + 1, killed + own, good + own * (ended.status == 0 and same_results(whole, out))
@@ -236,9 +236,9 @@ def signals(folder: Path) -> Iterator[Row]:
         await_snapshot(process, out)
         process.send_signal(number)
         said = (process.communicate()[1].strip().splitlines() or [""])[-1]
-        clean = process.returncode == 128 + number and "the same command goes on from there" in said
+        clean = process.returncode == 128 + number and "run the same command to resume" in said
         again = run_to_end(run_command(folder, out))
-        good = clean and again.status == 0 and "goes on from" in again.printed and same_results(whole, out)
+        good = clean and again.status == 0 and "Run resumed from" in again.printed and same_results(whole, out)
         yield Row(name, 1, int(good), f"status {process.returncode}; then the same files")
 
 
