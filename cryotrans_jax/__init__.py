@@ -13,6 +13,7 @@ Names are loaded when they are first used, so that importing the package costs n
 """
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from cryotrans_jax.io.files import InputError
     from cryotrans_jax.io.maps import Map, read_map, write_map
     from cryotrans_jax.scores.metrics import ca_displacement, map_fsc, model_map_fsc, resolution_at
+
+    __version__: str
 
 __all__ = [
     "Alignment",
@@ -72,6 +75,8 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         """Load a public name (PEP 562)."""
+        if name == "__version__":
+            return version("cryotrans-jax")
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = importlib.import_module(f"{__name__}.{_HOME[name]}")

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from . import flags as shared
-from . import paths, ranges
+from . import log, paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
@@ -95,8 +95,8 @@ def main() -> None:
         entries = score_methods(case, comparison, files, out_dir)
         about = {"settings": results.settings_of(FLAGS), "inputs": describe_inputs(case, files)}
         contest.write(entries, comparison, about, out_dir)
-    print(contest.table(entries))
-    print(f"The table and its figures are in {out_dir}")
+    log.info(contest.table(entries))
+    log.info(f"results: {out_dir}")
 
 
 def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
@@ -108,9 +108,9 @@ def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
     judge, entries = contest.Judge(comparison), []
     for method in FLAGS.methods:
         if method == "models" and comparison.models is None:
-            print("models of both states are not known: their straight line is left out")
+            log.info("straight line between models: left out, as models of both states are not known")
             continue
-        print(f"{method} ...", flush=True)
+        log.info(f"{method} ...")
         begin = time.perf_counter()
         frames, far = method_frames(method, case, comparison)
         entries.append(judge.entry(method, frames, comparison.times, time.perf_counter() - begin, far))

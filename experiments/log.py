@@ -91,6 +91,13 @@ def info(text: str) -> None:
     print(commands_as_typed(text))
 
 
+def version() -> None:
+    """Print the version of the package."""
+    import cryotrans_jax
+
+    info(f"cryotrans-jax {cryotrans_jax.__version__}")
+
+
 def warning(text: str) -> None:
     """Print a warning to stderr, at once."""
     print(commands_as_typed(f"warning: {text}"), file=sys.stderr, flush=True)

@@ -34,6 +34,9 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main: the command's work, called without arguments.
     """
+    if "--version" in sys.argv:
+        log.version()
+        sys.exit(0)
     if usage.help_requested(sys.argv):
         log.info(usage.help_text(sys.modules[main.__module__].__doc__))
         sys.exit(0)

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from . import ranges, systems, tables
+from . import log, ranges, systems, tables
 from . import run as job
-from .log import commands_as_typed
 from .main import run
 from .systems import System
 from .usage import group
@@ -55,8 +54,8 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError
 
     if FLAGS.list:
-        print(systems.table())
-        print("\n".join(f"{system.name}: {commands_as_typed(describe_missing(system))}" for system in systems.SYSTEMS))
+        log.info(systems.table())
+        log.info("\n".join(f"{system.name}: {describe_missing(system)}" for system in systems.SYSTEMS))
         return
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
@@ -99,7 +98,7 @@ def reproduce(system: System, files: dict[str, Path], resolution: float | None, 
         set_defaults(initial_threshold=first, target_threshold=second, schedule=recipe.flag, width=recipe.width)
     check = use_models(system, files, resolution, out_dir) if resolution else use_maps(system, files, out_dir)
     if system.parts and FLAGS.parts == "auto":
-        print(f"the paper cuts this map into {system.parts} parts by hand, the cut is not published: give --parts")
+        log.info(f"the paper divides this map into {system.parts} parts, which are not published: give --parts")
     begin = time.perf_counter()
     job.main()
     seconds = time.perf_counter() - begin
@@ -197,7 +196,7 @@ def collect(system: System) -> dict[str, Path]:
         elif role in given:
             raise InputError(f"{system.name} cannot be fitted, {describe_missing(system)}" + ", or add --fetch" * entry)
         else:
-            print(f"without {name} nothing is carried along or scored by it: --fetch gets it")
+            log.info(f"{name} is missing, so no model is carried along or compared with: --fetch downloads it")
     return found
 
 
@@ -343,7 +342,7 @@ def cube(models, side: int | None, voxel_size: float):
     if side and max(shape) <= side:
         return (side,) * 3, size, origin - [(side - n) // 2 * d for n, d in zip(shape, size, strict=True)]
     if side:
-        print(
+        log.info(
             f"both models do not fit into {side} voxels of {voxel_size:g} Å: the box is larger than the published one"
         )
     return simulation.common_grid(models, voxel_size, resolution)
@@ -403,7 +402,7 @@ def align_model(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model.name.split('.')[0]}_on_target.cif"
     atoms.write_model(path, found.transform.move(read))
-    print(f"{model.name} is {found.summary} on {target.name}")
+    log.info(f"{model.name} is {found.summary} on {target.name}")
     return path
 
 
@@ -446,7 +445,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     lines += [system.remark[:1].upper() + system.remark[1:] + "."] * bool(system.remark)
     lines += [f'"{systems.UNKNOWN}": not among the published facts that this table is made from.']
     text = "\n".join(lines) + "\n"
-    print(text)
+    log.info(text)
     write_file(out_dir / "reproduce.md", text)
     record = {
         "system": asdict(system),

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cryotrans_jax import baselines
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import metrics
+from experiments import baselines
 
 MMCPN = Path(__file__).parents[2] / "shared" / "data" / "maps" / "mmcpn"
 SHAPE, VOXEL, ORIGIN = (14, 12, 13), np.array([2.0, 2.2, 1.9]), np.array([4.0, -3.0, 9.0])

@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import cryotrans_jax as ct
 from experiments import log
 
 EXPERIMENTS = Path(log.__file__).parent
-STUDIES = {  # commands that make the tables of the documentation; they print these themselves
-    "benchmark", "compare", "contest", "floor", "fuzz", "fuzz_damage", "fuzz_kinds", "imbalance", "rebuild",
-    "reliability", "reliability_folders", "reproduce", "study", "systems", "tables", "trajectory", "validate",
-    "waypoints",
-}  # fmt: skip
-PRODUCT = sorted({path.stem for path in EXPERIMENTS.glob("*.py")} - STUDIES - {"log"})
+PRODUCT = sorted({path.stem for path in EXPERIMENTS.glob("*.py")} - {"log", "usage"})  # which prints for the manual
 FOLDER, GIB = Path("runs/demo"), 2**30
 LINES = [  # function, arguments, what goes to stdout, what to stderr
     ("built_in_pair", (FOLDER,), "input: no maps given, built-in pair written to runs/demo\n", ""),
@@ -190,6 +186,7 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "warning: the server's md5 is not a digest: only the length and the format of the file are checked\n",
     ),
     ("info", ("see experiments.run",), "see experiments.run\n", ""),
+    ("version", (), f"cryotrans-jax {ct.__version__}\n", ""),
     ("warning", ("see experiments.run",), "", "warning: see experiments.run\n"),
     ("error", ("no file a\x1b.mrc\nhere",), "", "error: no file a?.mrc here\n"),
 ]
@@ -206,8 +203,7 @@ def test_no_other_file_of_the_product_prints(name):
     assert calls_of_print(EXPERIMENTS / f"{name}.py") == []
 
 
-def test_the_files_that_may_print_are_there():
-    assert all((EXPERIMENTS / f"{name}.py").is_file() for name in STUDIES)
+def test_the_file_that_prints_is_there():
     assert calls_of_print(EXPERIMENTS / "log.py")
 
 

@@ -20,20 +20,20 @@ from experiments import log, main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "\ndef define_flags" in path.read_text())
+JOBS = sorted(path for path in (ROOT / "experiments").rglob("*.py") if "\ndef define_flags" in path.read_text())
 
 
-def test_every_job_is_an_installed_command():
-    inside = "cryotrans_jax.experiments"
-    assert PROJECT["scripts"] == {f"cryotrans-{job}": f"{inside}.{job}:command" for job in JOBS}
-    for job in JOBS:
-        tree = ast.parse((ROOT / "experiments" / f"{job}.py").read_text())
-        assert "command" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+def test_every_job_can_be_installed_as_a_command():
+    """Those of experiments are; studies are run as modules."""
+    for path in JOBS:
+        assert "\ndef command() -> None:" in path.read_text()
+        installed = f"cryotrans_jax.experiments.{path.stem}:command" in PROJECT["scripts"].values()
+        assert installed == (path.parent.name == "experiments")
 
 
 def test_jobs_work_under_any_name():
     """Their files import one another by relative imports."""
-    for path in (ROOT / "experiments").glob("*.py"):
+    for path in (ROOT / "experiments").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -45,6 +45,7 @@ def test_jobs_work_under_any_name():
     [
         ("run.py", "experiments", "python -m experiments.run; finished experiments.run; x/experiments.run"),
         ("/a/cryotrans-run", "cryotrans_jax.experiments", "cryotrans-run; finished cryotrans-run; x/experiments.run"),
+        ("/a/cryotrans run", "cryotrans_jax.experiments", "cryotrans run; finished cryotrans run; x/experiments.run"),
         (
             "run.py",
             "cryotrans_jax.experiments",
@@ -58,6 +59,8 @@ def test_texts_name_jobs_as_they_were_started_and_leave_files_alone(monkeypatch,
     monkeypatch.setattr(log, "__package__", package)
     assert log.commands_as_typed("python -m experiments.run; finished experiments.run; x/experiments.run") == shown
     assert log.commands_as_typed("experiments.mrc") == "experiments.mrc"
+    study = "python -m experiments.studies.validate"  # which has no installed command
+    assert log.commands_as_typed(study) == study.replace("experiments", package, 1)
 
 
 def test_messages_name_the_command_that_was_typed(monkeypatch, capsys, tmp_path):

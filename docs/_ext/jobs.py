@@ -12,8 +12,9 @@ JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others fo
 
 def flags() -> str:
     """Describe the flags of all commands in Markdown."""
-    found = {path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text()}
-    names = [*JOBS, *sorted(found - {*JOBS})]
+    folder = ROOT / "experiments"
+    found = [path.relative_to(folder) for path in folder.rglob("*.py") if "def define_flags" in path.read_text()]
+    names = [*JOBS, *sorted({".".join(path.with_suffix("").parts) for path in found} - {*JOBS})]
     pages = [subprocess.Popen(command(name), cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in names]
     texts = [page.communicate()[0] for page in pages]
     if any(page.returncode for page in pages):
