@@ -1,6 +1,6 @@
-"""CryoTRANS in JAX: carry one cryo-EM density map onto another by a neural flow and optimal transport.
+"""CryoTRANS in JAX: morph one cryo-EM density map into another by a neural flow and optimal transport.
 
-Two files in, a trajectory and a moved model out::
+Two files in, a trajectory and a carried model out::
 
     import cryotrans_jax as ct
 
@@ -57,7 +57,7 @@ __all__ = [
     "write_model",
     "write_trajectory",
 ]
-_FILES = {  # that hold them
+_FILES = {  # public names by module
     "align": ("Alignment", "Transform", "onto", "resampled"),
     "atoms": ("read_model", "simulate", "superpose", "write_model", "write_trajectory"),
     "demo": ("hinge_pair",),
@@ -66,14 +66,14 @@ _FILES = {  # that hold them
     "metrics": ("ca_displacement", "correlation", "map_fsc", "model_map_fsc", "resolution_at"),
     "morphing": ("Fit", "morph"),
     "symmetry": ("Symmetry",),
-    "plots": ("plots",),  # the file itself
+    "plots": ("plots",),  # the module itself
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
 
-if not TYPE_CHECKING:  # which would take any name for one that is there
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
-        """A public name, loaded now (PEP 562)."""
+        """Load a public name (PEP 562)."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = importlib.import_module(f"{__name__}.{_HOME[name]}")
@@ -82,5 +82,5 @@ if not TYPE_CHECKING:  # which would take any name for one that is there
 
 
 def __dir__() -> list[str]:
-    """The public names, loaded or not."""
+    """List the public names, loaded or not."""
     return list(__all__)

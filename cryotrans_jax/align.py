@@ -1,4 +1,4 @@
-"""Any two maps: the rigid motion that lays one over the other, and the one on the other's grid."""
+"""Align two maps by a rigid-body motion, and resample one on the other's grid."""
 
 import os
 from collections.abc import Sequence
@@ -18,61 +18,61 @@ from cryotrans_jax import prepare
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, frequencies, same_grid
 
-SIGMA = 0.225  # width of the Gaussian for each Å of resolution, as in `atoms.simulate_map`
+SIGMA = 0.225  # standard deviation of the Gaussian per Å of resolution, as in `atoms.simulate_map`
 COARSE, FINE = 0.6, 0.25  # resolutions of the search and of its last refinement, in radii of gyration
-FINEST = 6.0  # Å: what most targets resolve, and fine enough for a tenth of a degree
+FINEST = 6.0  # Å: resolved by most targets, and fine enough for a tenth of a degree
 ROTATIONS = 2000  # 20° apart, within the reach of the refinement at the coarse resolution
 BATCH = 1 << 20  # voxels transformed at once
 KEPT = (24, 8, 2)  # candidates refined at each of three resolutions
-CLOSE = (1e-4, 1e-5, 1e-8)  # gains in correlation below which that ends
-EQUAL = 0.9  # of the best correlation: a pose near the present one that fits so well is taken before the best
-NEAR = 0.5  # radii of gyration between two poses (rms) that domain motions may leave open
-GAIN, SHARE = 0.02, 1 / 3  # what a small change of pose must gain in overlap, or of what lacks to an overlap of 1
-LEAST = 0.002  # what it must gain in any case: less is rounding, and tenths of an angstrom
-FALL = 0.05  # what a large one may lose
-MIRRORED = 1.2  # times the correlation of the map as it is: its mirror image fits clearly better
+CLOSE = (1e-4, 1e-5, 1e-8)  # gains in correlation below which each refinement ends
+EQUAL = 0.9  # of the best correlation: a pose near the present one that fits so well is preferred to the best
+NEAR = 0.5  # radii of gyration: rms distance of two poses that domain motions may leave ambiguous
+GAIN, SHARE = 0.02, 1 / 3  # gain in overlap that justifies a small move, absolute or of what lacks to 1
+LEAST = 0.002  # least gain in any case: less is rounding, and tenths of an angstrom
+FALL = 0.05  # largest loss in overlap of a large move
+MIRRORED = 1.2  # ratio of correlations at which the mirror image fits clearly better
 POINT = 0.8  # voxels: one voxel spread over its neighbours by binning has a radius of gyration of 0.75 at most
-NOWHERE = 0.1  # of the target's mass: with less of it in the initial map's box, the two have nothing in common
+NOWHERE = 0.1  # of the target's mass: with less of it in the initial map's box, the maps do not overlap
 
 
 @dataclass(frozen=True)
 class Transform:
-    """The rigid motion x -> rotation x + shift, in Å."""
+    """The rigid-body motion x -> rotation x + shift, in Å."""
 
     rotation: Float[np.ndarray, "3 3"]
     shift: Float[np.ndarray, "3"]
 
     def __call__(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The positions moved, Å."""
+        """Move positions, Å."""
         return xyz @ self.rotation.T + self.shift
 
     @classmethod
-    def of(cls, matrix: Sequence[Sequence[float]] | Float[np.ndarray, "4 4"]) -> "Transform":
-        """The motion whose `matrix` that is; IDENTITY itself where it moves nothing."""
+    def from_matrix(cls, matrix: Sequence[Sequence[float]] | Float[np.ndarray, "4 4"]) -> "Transform":
+        """The motion of a 4 × 4 matrix; IDENTITY itself for the unit matrix."""
         matrix = np.asarray(matrix, float)
         return IDENTITY if np.array_equal(matrix, np.eye(4)) else cls(matrix[:3, :3], matrix[:3, 3])
 
     @property
     def inverse(self) -> "Transform":
-        """The motion that undoes this one."""
+        """The inverse motion."""
         return Transform(self.rotation.T, -self.rotation.T @ self.shift)
 
     @property
     def matrix(self) -> Float[np.ndarray, "4 4"]:
-        """The motion of columns (x, y, z, 1)."""
+        """The motion as a matrix on columns (x, y, z, 1)."""
         return np.block([[self.rotation, self.shift[:, None]], [np.zeros(3), 1.0]])
 
     @property
     def angle(self) -> float:
-        """The angle by which it turns, degrees."""
+        """Rotation angle, degrees."""
         return float(np.degrees(Rotation.from_matrix(self.rotation).magnitude()))
 
     def chimerax(self, model: int) -> str:
-        """The command that moves the model of that number so in ChimeraX."""
+        """ChimeraX command that places the model of that number so."""
         return f"view matrix models #{model}," + ",".join(f"{value:.6f}" for value in self.matrix[:3].ravel())
 
-    def moved(self, model: gemmi.Structure) -> gemmi.Structure:
-        """A copy of the model, moved with its anisotropic displacements."""
+    def move(self, model: gemmi.Structure) -> gemmi.Structure:
+        """Copy a model and move it, with its anisotropic displacements."""
         copy = model.clone()
         motion = gemmi.Transform(gemmi.Mat33(self.rotation.tolist()), gemmi.Vec3(*self.shift))
         copy[0].transform_pos_and_adp(motion)
@@ -83,17 +83,24 @@ IDENTITY = Transform(np.eye(3), np.zeros(3))
 
 
 class Alignment(NamedTuple):
-    """How a target was laid over an initial map.
+    """How a target was aligned with an initial map; None for values that were not computed.
 
-    `transform` takes the target's frame to the initial map's, and its centre of mass by `moved` Å; `status` says in
-    words how it was chosen. `overlap` is the correlation at the first of the `resolutions` [Å], in the pose `before`
-    and in that of the transform; `correlation` the sharp one at the second, and `best` that of the best pose of all.
-    With a check of the hand, `mirrored` is the same for the target's mirror image. `inside` is the share of the
-    target's mass in the initial map's box. None is what was not looked for.
+    Attributes:
+        transform: motion from the target's frame to the initial map's.
+        status: how it was chosen, in words.
+        moved: displacement of the target's centre of mass, Å.
+        overlap_before: correlation at the first of `resolutions`, in the pose as given.
+        overlap: the same in the pose of `transform`.
+        correlation_before: sharp correlation (`Overlap`) at the second of `resolutions`, in the pose as given.
+        correlation: the same in the pose of `transform`.
+        resolutions: coarse and fine resolution of the two correlations, Å.
+        best: the sharp correlation of the best pose of all.
+        mirrored: the same for the target's mirror image; only where the hand was checked.
+        inside: share of the target's mass in the initial map's box.
     """
 
     transform: Transform = IDENTITY
-    status: str = "taken as it lies"
+    status: str = "in its given pose"
     moved: float = 0.0
     overlap_before: float | None = None
     overlap: float | None = None
@@ -105,15 +112,15 @@ class Alignment(NamedTuple):
     inside: float | None = None
 
     @property
-    def described(self) -> str:
-        """The status, and by how much the target was moved if it was."""
+    def summary(self) -> str:
+        """The status, and how far the target was moved."""
         if self.transform is IDENTITY:
             return self.status
-        return f"{self.status}: turned by {self.transform.angle:.1f}° and moved by {self.moved:.1f} Å"
+        return f"{self.status}: rotated by {self.transform.angle:.1f}° and moved by {self.moved:.1f} Å"
 
     @property
     def wrong_hand(self) -> bool:
-        """The mirror image of the target fits clearly better than the target."""
+        """Whether the target's mirror image fits clearly better than the target."""
         return self.mirrored is not None and self.best is not None and self.mirrored > MIRRORED * self.best
 
 
@@ -126,44 +133,61 @@ def onto(
     initial_threshold: float | None = None,
     target_threshold: float | None = None,
 ) -> tuple[Map, Alignment]:
-    """The target on the initial map's grid, ready for `morph`, and how it got there.
+    """Align the target with the initial map and resample it on the initial map's grid, ready for `morph`.
 
-    With `align` "auto" in the pose that `aligned` chooses, with "none" where its own origin puts it. A target that is
-    on the grid already, and is not moved, is given back as it is. Thresholds are contour levels, by rule where None.
+    A target that is on the grid already and is not moved is returned unchanged.
 
-    Raises InputError where hardly any of the target's mass comes to lie in the initial map's box.
+    Args:
+        initial: the initial map.
+        target: the target map.
+        align: "auto" for the pose that `align_bodies` chooses, "none" for the target's own origin.
+        check_hand: whether to fit the target's mirror image too.
+        initial_threshold: threshold of the initial map; None for the rule of `prepare`.
+        target_threshold: threshold of the target; None for the rule of `prepare`.
+
+    Returns:
+        The target on the initial map's grid, and the alignment.
+
+    Raises:
+        InputError: `align` is neither "auto" nor "none", hardly any of the target's mass comes to lie in the initial
+            map's box, or a map shows nothing that could be aligned.
     """
     if align not in ("auto", "none"):
         raise InputError(f"there is no alignment {align!r}: choose auto or none")
-    there = same_grid(initial, target) is None
-    if there and align == "none" and not check_hand:
+    on_grid = same_grid(initial, target) is None
+    if on_grid and align == "none" and not check_hand:
         return target, Alignment()
     moving, found = body(target, target_threshold, "target map"), Alignment()
     if align == "auto" or check_hand:
-        chosen = aligned(body(initial, initial_threshold, "initial map"), moving, check_hand)
+        chosen = align_bodies(body(initial, initial_threshold, "initial map"), moving, check_hand)
         keep = {name: getattr(chosen, name) for name in ("best", "mirrored", "resolutions")}
         found = chosen if align == "auto" else found._replace(**keep)
-    inside = share_inside(moving, initial, found.transform)
+    inside = mass_inside(moving, initial, found.transform)
     found = found._replace(inside=inside)
     if inside < NOWHERE:
         raise InputError(
             f"only {100 * inside:.0f} % of the target map's mass lies in the initial map's box: align the maps "
-            "(--align=auto), or see that both have the right origin and voxel size"
+            "(--align=auto), or correct the origin and voxel size of both"
         )
     return resampled(target, initial, found.transform), found
 
 
 def resampled(map_: Map, like: Map, transform: Transform = IDENTITY) -> Map:
-    """The map, moved, on the grid of `like`: cubic splines, zero outside of the box that it comes from.
+    """Resample a map, moved, on the grid of another: cubic splines, zero outside the map's box.
 
-    A map that is not moved, and is on that grid already, is given back as it is.
-    Before it goes to coarser voxels it is blurred by a Gaussian of half a voxel (of the variance that is missing), so
-    that detail beyond the new Nyquist frequency does not come back as noise.
+    A map that is not moved and is on that grid already is returned unchanged. Before resampling on coarser voxels the
+    map is blurred by a Gaussian of half a voxel (of the variance that is missing), so that detail beyond the new
+    Nyquist frequency does not alias to noise.
+
+    Args:
+        map_: the map.
+        like: map whose grid is used.
+        transform: motion of the map.
     """
     if transform is IDENTITY and same_grid(like, map_) is None:
         return map_
     turn = transform.rotation
-    density, scale = without_aliases(map_, like, turn), 1 / map_.voxel_size
+    density, scale = antialias(map_, like, turn), 1 / map_.voxel_size
     matrix = scale[:, None] * turn.T * like.voxel_size
     offset = scale * (transform.inverse(like.origin[None])[0] - map_.origin)
     matrix, offset = (np.where(abs(v - np.rint(v)) < 1e-9, np.rint(v), v) for v in (matrix, offset))
@@ -173,14 +197,14 @@ def resampled(map_: Map, like: Map, transform: Transform = IDENTITY) -> Map:
     return Map(moved, like.voxel_size, like.origin)
 
 
-def without_aliases(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "x y z"]:
-    """The map's density blurred for the voxels of `like`, whose axes the rotation `turn` takes the map to."""
+def antialias(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "x y z"]:
+    """Blur a density for the voxels of `like`, to whose axes the rotation `turn` takes the map."""
     variance = turn.T @ np.diag(like.voxel_size**2) @ turn - np.diag(map_.voxel_size**2)
     values, axes = np.linalg.eigh(0.25 * variance)
     if values.max() < 1e-3 * map_.voxel_size.min() ** 2:
         return map_.density
     widths = np.sqrt(np.maximum(values, 0))
-    room = np.ceil(4 * widths.max() / map_.voxel_size).astype(int)  # so that nothing comes in from the other side
+    room = np.ceil(4 * widths.max() / map_.voxel_size).astype(int)  # the transform is periodic: keep the sides apart
     shape = [scipy.fft.next_fast_len(n + int(r), real=True) for n, r in zip(map_.density.shape, room, strict=True)]
     spectrum = scipy.fft.rfftn(map_.density, shape, workers=os.cpu_count())
     f = frequencies(shape, map_.voxel_size)
@@ -192,10 +216,15 @@ def without_aliases(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Flo
 
 
 class Body(NamedTuple):
-    """The mass of a map on voxels of about 2 Å: without noise, specks, and what is below its contour level.
+    """The mass of a map on voxels of about 2 Å: without noise, dust, and density below its threshold.
 
-    `centre` of mass, `radius` of gyration and voxel `size` in Å; `origin` is the first voxel's centre. `width` is
-    that of the blur [Å] that took out noise.
+    Attributes:
+        mass: mass of each voxel.
+        size: voxel size, Å.
+        origin: position of the first voxel's centre, Å.
+        centre: centre of mass, Å.
+        radius: radius of gyration, Å.
+        width: standard deviation of the blur that removed noise, Å.
     """
 
     mass: Float[np.ndarray, "x y z"]
@@ -206,19 +235,23 @@ class Body(NamedTuple):
     width: float
 
     def points(self, spacing: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
-        """The mass in blocks of about `spacing` Å as points: positions from the centre of mass, Å, and masses."""
+        """Sum the mass over blocks: their positions from the centre of mass [Å], and masses.
+
+        Args:
+            spacing: about the side of a block, Å.
+        """
         factor = np.maximum(np.rint(spacing / self.size), 1).astype(int)
-        x, mass, _ = prepare.block_points(self.whole(factor), factor)
+        x, mass, _ = prepare.block_points(self.padded(factor), factor)
         return self.origin + (x - 0.5) * self.size - self.centre, mass
 
     def blocks(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
-        """The sums of the mass in blocks of so many voxels."""
-        whole = self.whole(factor)
-        shape = [m for n, f in zip(whole.shape, factor, strict=True) for m in (n // f, f)]
-        return whole.reshape(shape).sum((1, 3, 5))
+        """Sum the mass over blocks of `factor` voxels along each axis."""
+        padded = self.padded(factor)
+        shape = [m for n, f in zip(padded.shape, factor, strict=True) for m in (n // f, f)]
+        return padded.reshape(shape).sum((1, 3, 5))
 
-    def whole(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
-        """The mass with empty voxels added at the far ends, so that they make whole blocks."""
+    def padded(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
+        """Pad the mass at the far ends to a whole number of blocks of `factor` voxels."""
         return np.pad(self.mass, [(0, -n % f) for n, f in zip(self.mass.shape, factor, strict=True)])
 
     @property
@@ -229,36 +262,42 @@ class Body(NamedTuple):
         return self._replace(mass=self.mass[::-1], origin=flip * first, centre=flip * self.centre)
 
 
-def body(map_: Map, level: float | None = None, name: str = "map") -> Body:
-    """The mass of a map above a contour level, by rule where it is None.
+def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
+    """Extract the mass of a map above its threshold.
 
-    Raises InputError where there is none, or only a point that has no orientation.
+    Without a threshold, the map without its noise decides where mass is, and the map itself how much: noise does not
+    contribute to a correlation, but the blur that removes it removes detail too.
 
-    By rule, where mass is is judged from the map without its noise, and how much from the map itself: noise has no part
-    in a correlation, but the blur that takes it out takes detail as well.
+    Args:
+        map_: the map.
+        threshold: threshold; None for the rule of `prepare`.
+        name: name of the map in messages.
+
+    Raises:
+        InputError: there is no mass, or only a point, which has no orientation.
     """
     factor = min(max(int(2.0 / map_.voxel_size.max()), 1), *map_.density.shape)
-    density = map_.density if level is None else prepare.thresholded(map_, level, name)[0]
+    density = map_.density if threshold is None else prepare.apply_threshold(map_, threshold, name)[0]
     coarse = prepare.binned(density, factor).astype(np.float32) / factor**3
     size, origin = factor * map_.voxel_size, map_.origin + 0.5 * (factor - 1) * map_.voxel_size
     width = 0.0
-    if level is None:
-        quiet, width = prepare.quieted(Map(coarse, size, origin))
-        coarse = np.where(prepare.thresholded(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
+    if threshold is None:
+        quiet, width = prepare.denoise(Map(coarse, size, origin))
+        coarse = np.where(prepare.apply_threshold(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
     x, mass, _ = prepare.block_points(coarse, 1)
     x = origin + (x - 0.5) * size
     centre = mass @ x / mass.sum()
     radius = float(np.sqrt(mass @ ((x - centre) ** 2).sum(1) / mass.sum()))
     if not radius > POINT * np.linalg.norm(size) / np.sqrt(3):
         raise InputError(
-            f"what the {name} shows above its threshold is hardly larger than a voxel and cannot be aligned: give a "
-            "lower threshold, or see that the map's contrast is right"
+            f"the density of the {name} above its threshold is hardly larger than a voxel and cannot be aligned: give "
+            "a lower threshold, or check the map's contrast"
         )
     return Body(coarse, size, origin, centre, radius, float(width))
 
 
-def share_inside(moving: Body, like: Map, transform: Transform) -> float:
-    """The share of a body's mass that the transform brings into the box of `like`."""
+def mass_inside(moving: Body, like: Map, transform: Transform) -> float:
+    """Share of a body's mass that the transform moves into the box of `like`."""
     x, mass = moving.points(0.0)
     at = (transform(x + moving.centre) - like.origin) / like.voxel_size
     inside = ((at > -0.5) & (at < np.array(like.density.shape) - 0.5)).all(1)
@@ -266,7 +305,13 @@ def share_inside(moving: Body, like: Map, transform: Transform) -> float:
 
 
 class Pose(NamedTuple):
-    """A body turned about its centre of mass, the shift [Å] of that from the other one's, and how well it fits."""
+    """A body rotated about its centre of mass, and how well it fits.
+
+    Attributes:
+        rotation: about the centre of mass.
+        shift: of its centre of mass from that of the fixed body, Å.
+        score: correlation with the fixed body.
+    """
 
     rotation: Rotation
     shift: Float[np.ndarray, "3"]
@@ -275,11 +320,17 @@ class Pose(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlap:
-    """The correlation of a fixed body and a moving one in any pose, both at one resolution [Å].
+    """Correlation of a fixed and a moving body in any pose, at one resolution.
 
-    ⟨a, K b⟩ / √(⟨a, K a⟩⟨b, K b⟩) where K blurs both to the resolution and, if `sharp`, also takes from each what a
-    blur of twice the width leaves of it: surfaces and domains then count for more than the bulk, of which any pose
-    finds much. K a is kept as splines, in which the points of b are looked up.
+    ⟨a, K b⟩ / √(⟨a, K a⟩⟨b, K b⟩), where K blurs both bodies to the resolution. If `sharp`, K also subtracts from each
+    its blur of twice the width, so that surfaces and domains count for more than the bulk, which overlaps in any pose.
+    K a is stored as splines, which are evaluated at the points of b.
+
+    Attributes:
+        fixed: the fixed body, a.
+        moving: the moving body, b.
+        resolution: Å.
+        sharp: whether K is a band-pass filter instead of a low-pass filter.
     """
 
     fixed: Body
@@ -289,9 +340,9 @@ class Overlap:
 
     @cached_property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The moving body's points and their masses, over the norm of the correlation.
+        """Points of the moving body, and their masses over the norm of the correlation.
 
-        As some of a body's extent is lost in its points, they fit it better than by 1: that is in the norm.
+        Points lose some of a body's extent, so that they fit it better than by 1; the norm corrects that.
         """
         x, mass = self.moving.points(self.resolution / 3)
         spectrum, size, shape, first = self.spectrum(self.moving)
@@ -303,14 +354,18 @@ class Overlap:
         """⟨b, K b⟩."""
         spectrum, size, shape, _ = self.spectrum(body)
         power = np.abs(spectrum) ** 2 * self.kernel(shape, size)
-        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the frequencies
+        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the coefficients
         return float((twice - power[..., -1].sum() if shape[2] % 2 == 0 else twice) / np.prod(shape))
 
     def spectrum(self, body: Body) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
-        """The transform of a body's mass with room about it: (itself, voxel size, shape, the first voxel's place, Å).
+        """Fourier transform of a body's mass, padded.
 
-        On voxels of a quarter of the resolution or less, each the sum of several; what the sum does to the transform
-        is undone. Places are from the centre of mass.
+        Voxels are a quarter of the resolution or less, each the sum of several; the effect of the sum on the transform
+        is divided out.
+
+        Returns:
+            The transform, the voxel size [Å], the shape, and the position of the first voxel from the centre of mass
+            [Å].
         """
         factor = np.maximum(self.resolution / 4 / body.size, 1).astype(int)
         room = np.ceil(2 * self.resolution / (factor * body.size)).astype(int)
@@ -324,7 +379,7 @@ class Overlap:
         return spectrum, size, shape, first
 
     def kernel(self, shape, size) -> np.ndarray:
-        """The transform of K on a grid, so that its values between points are in 1/Å³ on every grid."""
+        """Fourier transform of K on a grid, normalised so that K between points is in 1/Å³ on every grid."""
         s2 = sum(f**2 for f in frequencies(shape, size))
         variance = (SIGMA * self.resolution) ** 2
         band = (1 - np.exp(-2 * np.pi**2 * 4 * variance * s2)) ** 2 if self.sharp else 1.0
@@ -332,17 +387,17 @@ class Overlap:
 
     @cached_property
     def splines(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Coefficients of cubic splines of K a and of its three derivatives [1/Å]; their voxel size and first place."""
+        """Cubic spline coefficients of K a and its derivatives [1/Å]; voxel size and first position [Å]."""
         spectrum, size, shape, first = self.spectrum(self.fixed)
         spectrum = spectrum * self.kernel(shape, size)
         factors = (1.0, *(2j * np.pi * f for f in frequencies(shape, size)))
         volumes = (scipy.fft.irfftn(spectrum * f, shape, workers=os.cpu_count()) for f in factors)
         return [ndimage.spline_filter(v, output=np.float32, mode="mirror") for v in volumes], size, first
 
-    def everywhere(self, rotations: Rotation) -> list[Pose]:
-        """For each rotation the pose with the best of all shifts, best first.
+    def scan_shifts(self, rotations: Rotation) -> list[Pose]:
+        """Find the best shift for each rotation; poses, best first.
 
-        All shifts together are a Fourier transform, on a periodic grid with room for the moving body on every side.
+        One Fourier transform scores all shifts, on a periodic grid with room for the moving body on every side.
         """
         step = self.resolution / 2.5
         x, mass = self.points
@@ -350,14 +405,14 @@ class Overlap:
         room = np.linalg.norm(x, axis=1).max()
         low = y.min(0) - room
         shape = [scipy.fft.next_fast_len(int(n) + 2, real=True) for n in (y.max(0) + room - low) / step]
-        spectrum = scipy.fft.rfftn(splatted((y - low)[None] / step, fixed, shape)[0]) * self.kernel(shape, step)
+        spectrum = scipy.fft.rfftn(splat_periodic((y - low)[None] / step, fixed, shape)[0]) * self.kernel(shape, step)
         spectrum = spectrum.astype(np.complex64)
         batch = max(BATCH // int(np.prod(shape)), 1)
 
         def shifted(start: int) -> list[Pose]:
             part = rotations[start : start + batch]
             at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) - low) / step
-            found = scipy.fft.rfftn(splatted(at, mass, shape), axes=(1, 2, 3))
+            found = scipy.fft.rfftn(splat_periodic(at, mass, shape), axes=(1, 2, 3))
             found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3)).reshape(len(part), -1)
             shifts = np.stack(np.unravel_index(found.argmax(1), shape), -1)
             shifts = step * np.where(shifts > np.array(shape) // 2, shifts - np.array(shape), shifts)
@@ -368,7 +423,7 @@ class Overlap:
         return sorted(poses, key=lambda pose: -pose.score)
 
     def score(self, rotation: Rotation, shift) -> tuple[float, np.ndarray, np.ndarray]:
-        """The correlation in a pose, and its gradients by a turn (a rotation vector) after it, and by the shift."""
+        """Correlation in a pose, and its gradients by a further rotation (a rotation vector) and by the shift."""
         x, mass = self.points
         splines, size, first = self.splines
         y = rotation.apply(x)
@@ -377,8 +432,8 @@ class Overlap:
         pull = np.stack(slopes, -1) * mass[:, None]
         return float(value @ mass), np.cross(y, pull).sum(0), pull.sum(0)
 
-    def climb(self, pose: Pose, close: float) -> Pose:
-        """The nearest best pose, by quasi-Newton steps (BFGS) in Å, until one gains less than `close`."""
+    def maximise(self, pose: Pose, close: float) -> Pose:
+        """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`."""
         scale = self.moving.radius
 
         def down(q):
@@ -392,7 +447,7 @@ class Overlap:
 
 
 def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """The derivative of the rotation by which exp(turn) is followed, by `turn`: Σ [turn]^k / (k + 1)!."""
+    """Derivative of the rotation that follows exp(turn), by `turn`: Σ [turn]^k / (k + 1)!."""
     cross = np.cross(np.eye(3), turn)  # cross @ v = turn x v
     result = term = np.eye(3)
     for k in range(2, 12):  # converged for the small turns of a refinement
@@ -401,21 +456,27 @@ def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     return result
 
 
-def aligned(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
-    """How the moving body is best laid over the fixed one, or that it lies well already.
+def align_bodies(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
+    """Align the moving body with the fixed one, or find that it is aligned already.
 
-    Of the best pose anywhere and the best near the present one, the latter is chosen if its sharp correlation is EQUAL
-    of the best. If that is far from the present pose (more than NEAR radii of gyration, rms), the body is moved unless
-    the overlap at the coarse resolution falls by FALL; if it is near, only if the overlap rises by GAIN, or by SHARE of
-    what it lacks to 1: states of one molecule have no one right pose, and that in which they come may be preferred.
+    Of the best pose anywhere and the best pose near the present one, the latter is chosen if its sharp correlation is
+    at least EQUAL of the best. If the chosen pose is far from the present one (more than NEAR radii of gyration, rms),
+    the body is moved unless the overlap at the coarse resolution falls by FALL. If it is near, the body is moved only
+    if the overlap rises by GAIN, or by SHARE of what it lacks to 1: two states of one molecule have no unique
+    alignment, so the given one is preferred.
+
+    Args:
+        fixed: body of the initial map.
+        moving: body of the target.
+        check_hand: whether to fit the target's mirror image too.
     """
     levels = resolutions(fixed, moving)
     overlaps = [Overlap(fixed, moving, level, sharp=True) for level in levels]
     present = Pose(Rotation.identity(), moving.centre - fixed.centre, 0.0)
     before = overlaps[-1].score(*present[:2])[0]
-    chosen = near = refined(overlaps, [present])[0]
+    chosen = near = refine(overlaps, [present])[0]
     best = mirrored = None
-    if near.score < EQUAL or check_hand:  # else none can be so much better
+    if near.score < EQUAL or check_hand:  # otherwise no pose can be that much better
         found = search(overlaps)
         chosen = near if near.score >= EQUAL * found.score else found
         best = max(found.score, near.score)
@@ -423,7 +484,7 @@ def aligned(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
         mirrored = search(image).score if check_hand else None
     coarse = Overlap(fixed, moving, levels[0], sharp=False)
     old, new = (coarse.score(*pose[:2])[0] for pose in (present, chosen))
-    far = apart(moving, chosen, present)[0] > NEAR * min(fixed.radius, moving.radius)
+    far = pose_distances(moving, chosen, present)[0] > NEAR * min(fixed.radius, moving.radius)
     moves = new - old > (-FALL if far else max(min(GAIN, SHARE * (1 - old)), LEAST))
     rotation = chosen.rotation.as_matrix()
     shift = fixed.centre + chosen.shift - rotation @ moving.centre
@@ -442,10 +503,10 @@ def aligned(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
 
 
 def resolutions(fixed: Body, moving: Body) -> tuple[float, float, float]:
-    """The resolutions [Å] of the search, of refinement, and of the last refinement.
+    """Resolutions [Å] of the search, the refinement and the last refinement.
 
-    They go with the size of the smaller body, so that one set of rotations serves all, but no finer than voxels and
-    noise allow.
+    They scale with the size of the smaller body, so that one set of rotations serves all, but are no finer than voxels
+    and noise allow.
     """
     radius = min(fixed.radius, moving.radius)
     floor = max(FINEST, *(2.5 * b.size.max() for b in (fixed, moving)), *(b.width for b in (fixed, moving)))
@@ -455,33 +516,34 @@ def resolutions(fixed: Body, moving: Body) -> tuple[float, float, float]:
 
 
 def search(overlaps: Sequence[Overlap]) -> Pose:
-    """The best pose of all: every shift of evenly spread rotations, the most promising refined."""
-    return refined(overlaps, overlaps[0].everywhere(even_rotations(ROTATIONS)))[0]
+    """Find the best pose: score all shifts of evenly spread rotations, and refine the most promising poses."""
+    return refine(overlaps, overlaps[0].scan_shifts(even_rotations(ROTATIONS)))[0]
 
 
-def refined(overlaps: Sequence[Overlap], poses: list[Pose]) -> list[Pose]:
-    """The poses refined at one resolution after the other, ever fewer of them; best first."""
+def refine(overlaps: Sequence[Overlap], poses: list[Pose]) -> list[Pose]:
+    """Refine poses at one resolution after the other, fewer each time; best first."""
     for overlap, kept, close in zip(overlaps, KEPT, CLOSE, strict=True):
-        overlap.points, overlap.splines  # noqa: B018  computed once, before the threads want them
+        overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            poses = list(pool.map(partial(overlap.climb, close=close), poses[:kept]))
-        poses = distinct(sorted(poses, key=lambda pose: -pose.score), overlap.moving)
+            poses = list(pool.map(partial(overlap.maximise, close=close), poses[:kept]))
+        poses = drop_duplicates(sorted(poses, key=lambda pose: -pose.score), overlap.moving)
     return poses
 
 
-def distinct(poses: list[Pose], moving: Body) -> list[Pose]:
-    """The poses without those that are within a tenth of the body's radius of one that comes before."""
+def drop_duplicates(poses: list[Pose], moving: Body) -> list[Pose]:
+    """Drop poses within a tenth of the body's radius of a better one."""
     kept: list[Pose] = []
     for pose in poses:
-        if not kept or apart(moving, pose, *kept).min() > 0.1 * moving.radius:
+        if not kept or pose_distances(moving, pose, *kept).min() > 0.1 * moving.radius:
             kept.append(pose)
     return kept
 
 
-def apart(moving: Body, pose: Pose, *others: Pose) -> np.ndarray:
-    """How far from each of other poses one brings the same points of the moving body, rms in Å.
+def pose_distances(moving: Body, pose: Pose, *others: Pose) -> np.ndarray:
+    """Rms distance [Å] of the moving body's points between one pose and each of others.
 
-    The body is taken for a ball of its radius of gyration: the mean of |R x - x|² is then 2/3 of its square (3 - tr R).
+    The body is approximated by a ball of its radius of gyration: the mean of |R x - x|² is 2/3 of its square (3 - tr
+    R).
     """
     turns = np.stack([(pose.rotation.inv() * other.rotation).as_matrix() for other in others])
     shifts = np.stack([pose.shift - other.shift for other in others])
@@ -489,8 +551,17 @@ def apart(moving: Body, pose: Pose, *others: Pose) -> np.ndarray:
     return np.sqrt(turned + (shifts**2).sum(1))
 
 
-def splatted(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"], shape) -> np.ndarray:
-    """Volumes (many, x, y, z; float32) of the mass at points x [voxels], spread trilinearly on a periodic grid."""
+def splat_periodic(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"], shape) -> np.ndarray:
+    """Splat points of mass trilinearly on a periodic grid.
+
+    Args:
+        x: positions of the points in each volume, voxels.
+        mass: mass of each point.
+        shape: number of voxels along each axis.
+
+    Returns:
+        Volumes of shape (many, x, y, z), float32.
+    """
     low = np.floor(x).astype(np.int64)
     part = x - low
     size = int(np.prod(shape))
@@ -504,7 +575,7 @@ def splatted(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"], sha
 
 
 def even_rotations(count: int) -> Rotation:
-    """So many rotations, evenly spread: a super-Fibonacci spiral (Alexa, CVPR 2022)."""
+    """Evenly spread rotations: a super-Fibonacci spiral (Alexa, CVPR 2022)."""
     s = np.arange(count) + 0.5
     turn, r = 2 * np.pi * s, np.sqrt(s / count)
     a, b = turn / np.sqrt(2), turn / 1.533751168755204288118041  # the positive root of x⁴ = x + 4

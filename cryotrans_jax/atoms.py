@@ -1,4 +1,4 @@
-"""Atomic models: read, write, move and compare them, and simulate maps from them."""
+"""Read, write, move and compare atomic models, and simulate maps from them."""
 
 import functools
 import os
@@ -14,39 +14,39 @@ from cryotrans_jax import memory, structures
 from cryotrans_jax.files import InputError, whole_file
 from cryotrans_jax.maps import FARTHEST, Map
 
-SIGMA = 0.225  # width of an atom's Gaussian for each Å of resolution, 1/(π√2) (ChimeraX molmap)
-REACH = 5  # widths at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
-BOX = 1 << 31  # voxels that are made about models at most; more than that a stray atom asks for
-VOXEL = 16  # bytes that each of them takes while a map is made
-PDB_ATOMS = 99999  # the PDB format's numbers have five digits
-BLOCK = 8  # voxels along the side of a block of atoms that are spread together, at least
+SIGMA = 0.225  # standard deviation of an atom's Gaussian per Å of resolution, 1/(π√2) (ChimeraX molmap)
+REACH = 5  # standard deviations at which a Gaussian is cut: exp(-12.5), 4e-6 of its peak
+BOX = 1 << 31  # most voxels of a box around models; only a stray atom needs more
+VOXEL = 16  # bytes of memory per voxel while a map is simulated
+PDB_ATOMS = 99999  # serial numbers of the PDB format have five digits
+BLOCK = 8  # shortest side, in voxels, of a block whose atoms are added together
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
-BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # within an amino acid
+BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # elements of a polymer's residues
 
 
 def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Structure:
     """Read one model from a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
 
     Of a file with several models the first is read, with an `InputWarning` that says so. Residues of one chain that
-    repeat a number and differ in segment (CHARMM, NAMD), or are separated by TER, become chains of their own, with a
-    warning as well.
+    repeat a number and differ in segment (CHARMM, NAMD), or are separated by TER, become separate chains, also with a
+    warning.
 
     Args:
-        path: of the file.
-        all_models: take all models that stand apart, as copies in a biological assembly do, as chains of one.
+        path: path of the file.
+        all_models: read all models that do not overlap, as copies in a biological assembly, as chains of one model.
 
     Returns:
         A structure with one model.
 
     Raises:
-        InputError: the file is missing, is no atomic model, has no atoms, or coordinates that are no numbers, no place,
-            or not in the columns of the PDB format.
+        InputError: the file is missing, is not an atomic model or has no atoms, or coordinates are not numbers, too
+            large, or not in the columns of the PDB format.
     """
-    return _checked(path, structures.one_model(path, structures.read(path), all_models))
+    return _validate(path, structures.one_model(path, structures.read(path), all_models))
 
 
 def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
-    """All models of such a file, each by itself: the frames of a trajectory.
+    """Read all models of a PDB or mmCIF file, each as a structure: the frames of a trajectory.
 
     Raises:
         InputError: as `read_model` does.
@@ -56,12 +56,16 @@ def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
         one = gemmi.Structure()
         one.name, one.cell = whole.name, whole.cell
         one.add_model(model)
-        each.append(_checked(path, one))
+        each.append(_validate(path, one))
     return each
 
 
 def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
-    """Nothing; the model is in the file, mmCIF or PDB by its suffix, whole or not at all.
+    """Write the model as mmCIF or PDB, by the suffix of the name; the file appears whole or not at all.
+
+    Args:
+        path: path of the file, which ends in .cif or .pdb.
+        structure: the model.
 
     Raises:
         InputError: the suffix is neither .cif nor .pdb, or the model does not fit the PDB format.
@@ -72,7 +76,7 @@ def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
     structure = structure.clone()
     with whole_file(path) as temporary:
         if path.suffix.lower() == ".cif":
-            _complete(structure)
+            _complete_for_mmcif(structure)
             structure.make_mmcif_document().write_file(str(temporary))
             return
         try:
@@ -83,7 +87,11 @@ def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
 
 
 def write_trajectory(path: str | os.PathLike, frames: Sequence[gemmi.Structure]) -> None:
-    """Nothing; the frames of one model are in the file as its models 1, 2, ..., mmCIF or PDB by its suffix.
+    """Write the frames of one model as models 1, 2, ... of one mmCIF or PDB file.
+
+    Args:
+        path: path of the file, which ends in .cif or .pdb.
+        frames: structures with the same atoms.
 
     Raises:
         InputError: as `write_model` does.
@@ -97,10 +105,10 @@ def write_trajectory(path: str | os.PathLike, frames: Sequence[gemmi.Structure])
 
 
 def pdb_obstacle(structure: gemmi.Structure) -> str | None:
-    """Why the PDB format cannot hold a model for all programs, in words; None if it can."""
+    """Explain in words why the PDB format cannot hold a model for all programs; None if it can."""
     count, chains = structure[0].count_atom_sites(), [chain.name for chain in structure[0]]
     numbers = [n for chain in structure[0] for residue in chain if (n := residue.seqid.num) is not None]
-    if count + len(chains) > PDB_ATOMS:  # each chain's end is numbered too
+    if count + len(chains) > PDB_ATOMS:  # TER records are numbered too
         return f"it has {count} atoms, more than {PDB_ATOMS}"
     if long := [name for name in chains if len(name) > 1]:
         return f"its chain {long[0]} has a name of more than one letter"
@@ -117,14 +125,18 @@ def pdb_obstacle(structure: gemmi.Structure) -> str | None:
 
 
 def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:
-    """The position of every atom of the first model, in Å, chain by chain in the file's order."""
+    """Positions [Å] of all atoms of the first model, chain by chain in the file's order."""
     return np.array([site.atom.pos.tolist() for site in structure[0].all()], np.float64).reshape(-1, 3)
 
 
-def moved(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
-    """A copy of a model with its atoms at `xyz` [Å], in the order of `positions`; all else is kept.
+def with_positions(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
+    """Copy a model with its atoms at new positions; all else is kept.
 
-    Anisotropic displacements are dropped: how they turn is not known.
+    Anisotropic displacements are dropped, because their rotation is not known.
+
+    Args:
+        structure: the model.
+        xyz: positions, Å, in the order of `positions`.
     """
     copy = structure.clone()
     for site, position in zip(copy[0].all(), np.asarray(xyz, np.float64), strict=True):
@@ -134,7 +146,7 @@ def moved(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemm
 
 
 def with_b_factors(structure: gemmi.Structure, values: Float[np.ndarray, "atoms"]) -> gemmi.Structure:
-    """A copy of a model whose atoms have the values as isotropic B-factors, in the order of `positions`."""
+    """Copy a model with new isotropic B-factors, in the order of `positions`."""
     copy = structure.clone()
     for site, value in zip(copy[0].all(), values, strict=True):
         site.atom.b_iso = float(value)
@@ -143,7 +155,7 @@ def with_b_factors(structure: gemmi.Structure, values: Float[np.ndarray, "atoms"
 
 
 def heavy_atoms(structure: gemmi.Structure) -> Atoms:
-    """Positions [Å] and atomic numbers of all but hydrogens, of the first of alternative conformations."""
+    """Positions [Å] and atomic numbers of all atoms but hydrogens, of the first alternative conformation."""
     atoms = [
         (*atom.pos.tolist(), atom.element.atomic_number)
         for chain in structure[0]
@@ -156,14 +168,14 @@ def heavy_atoms(structure: gemmi.Structure) -> Atoms:
 
 
 def molecular_weight(structure: gemmi.Structure) -> float:
-    """The weight in Da of a model's atoms, without water, with the hydrogens that its residues have.
+    """Molecular weight [Da] of a model, without water, with the hydrogens that its residues have.
 
-    Hydrogens come with the heavy atoms that are there, in the residue's own proportion, whether the file has them or
-    not, so that a backbone weighs what a backbone does. Occupancies do not count: an atom that is partly elsewhere is
-    still one.
+    Hydrogens are counted in each residue's own proportion to the heavy atoms present, whether or not the file has
+    them, so that a backbone weighs what a backbone does. Occupancies are ignored: an atom with alternative positions is
+    one atom.
     """
     weights = (
-        _hydrogens(residue.name) * sum(a.element.weight for a in residue.first_conformer() if not a.is_hydrogen())
+        _hydrogen_factor(residue.name) * sum(a.element.weight for a in residue.first_conformer() if not a.is_hydrogen())
         for chain in structure[0]
         for residue in chain.first_conformer()
         if not residue.is_water()
@@ -172,10 +184,16 @@ def molecular_weight(structure: gemmi.Structure) -> float:
 
 
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
-    """For each model, the positions [Å] of the CA atoms that all of them have, in the first one's order.
+    """Positions [Å] of the CA atoms that several models have in common.
 
-    Atoms are the same where chain name and residue number are. Models of one chain each, with names
-    that all differ from the first's, are matched by residue number and residue name.
+    Atoms correspond by chain name and residue number. Models of one chain each, whose names all differ from the first
+    model's, are matched by residue number and residue name.
+
+    Args:
+        structures: the models.
+
+    Returns:
+        For each model an array of positions, in the order of the first model.
 
     Raises:
         InputError: there is no CA atom in common.
@@ -196,7 +214,7 @@ def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"
 
 
 def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structure:
-    """A copy of `mobile` turned and shifted onto `fixed`, with least squares over their common CA atoms.
+    """Copy `mobile` superposed on `fixed`, by least squares over their common CA atoms.
 
     Raises:
         InputError: they have fewer than three CA atoms in common, or these lie on one line.
@@ -222,12 +240,17 @@ def simulate(
     voxel_size: float | Float[np.ndarray, "3"] | None = None,
     cover: Sequence[gemmi.Structure] = (),
 ) -> Map:
-    """The map of a model at a resolution in Å (`simulate_map`), on the grid of a map `like`, or in a box about it.
+    """Simulate the map of a model at a resolution (`simulate_map`), on the grid of another map or in a box around it.
 
-    The box also holds the models `cover`; its voxels [Å] are a third of the resolution unless given.
+    Args:
+        structure: the model.
+        resolution: Å.
+        like: map whose grid is used; None for a box around the models (`common_grid`).
+        voxel_size: voxel size of that box, Å; None for a third of the resolution.
+        cover: further models that the box must enclose.
 
     Raises:
-        InputError: both a grid and what is to make one are given.
+        InputError: both `like` and one of `voxel_size` and `cover` are given.
     """
     if like is None:
         grid = common_grid([structure, *cover], voxel_size or resolution / 3, resolution)
@@ -245,16 +268,22 @@ def simulate_map(
     origin: Float[np.ndarray, "3"],
     resolution: float,
 ) -> Map:
-    """The map of a model, or of positions [Å] and weights, on a given grid, at a resolution in Å.
+    """Simulate the map of a model, or of weighted points, on a given grid (ChimeraX molmap).
 
-    density(y) = Σ_a Z_a (2πσ²)^(-3/2) exp(-|y - x_a|² / 2σ²), σ = 0.225 resolution, so that it integrates
-    to the sum of the atomic numbers (ChimeraX molmap); hydrogens are left out, mass outside the grid is lost.
-    Atoms are spread together, a block of voxels' atoms at a time: over a box about the block the sum of
-    products g(x) g(y) g(z) is one matrix product.
+    density(y) = Σ_a Z_a (2πσ²)^(-3/2) exp(-|y - x_a|² / 2σ²), σ = 0.225 resolution. It integrates to the sum of the
+    atomic numbers; hydrogens are left out, mass outside the grid is lost. The atoms of one block of voxels are added
+    together: over a box around the block the sum of products g(x) g(y) g(z) is one matrix product.
+
+    Args:
+        atoms: a model, or positions [Å] and weights.
+        shape: number of voxels along each axis.
+        voxel_size: Å, of all axes or of each.
+        origin: position of the centre of voxel (0, 0, 0), Å.
+        resolution: Å.
     """
     xyz, weights = heavy_atoms(atoms) if isinstance(atoms, gemmi.Structure) else atoms
     voxel_size, origin = (np.broadcast_to(np.asarray(v, np.float64), 3).copy() for v in (voxel_size, origin))
-    sigma = SIGMA * resolution / voxel_size  # from here on in voxels
+    sigma = SIGMA * resolution / voxel_size  # lengths below are in voxels
     x, reach = (np.asarray(xyz, np.float64) - origin) / voxel_size, np.ceil(REACH * sigma).astype(int)
     weights = np.asarray(weights, np.float64) / (np.sqrt(2 * np.pi) * SIGMA * resolution) ** 3
     density = np.zeros(shape)
@@ -278,11 +307,21 @@ def common_grid(
     resolution: float,
     padding: float | None = None,
 ) -> tuple[tuple[int, int, int], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Shape, voxel size and origin [Å] of the smallest box that holds all models with padding on every side.
+    """The smallest grid that holds all models with padding on every side.
 
-    The padding is 3 × resolution unless given [Å]. Sides are even and quick to transform; the origin is a
-    whole number of voxels from 0. Raises InputError where the box would have more than BOX voxels, or more than there
-    is memory for.
+    Sides are even and fast to transform; the origin is a whole number of voxels from 0.
+
+    Args:
+        structures: the models.
+        voxel_size: Å, of all axes or of each.
+        resolution: Å.
+        padding: Å; None for 3 × resolution.
+
+    Returns:
+        Shape, voxel size [Å] and origin [Å].
+
+    Raises:
+        InputError: the box would have more than BOX voxels, or more than there is memory for.
     """
     padding = 3 * resolution if padding is None else padding
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3).copy()
@@ -298,20 +337,23 @@ def common_grid(
     return shape, voxel_size, (low - (np.array(shape) - needed) // 2) * voxel_size
 
 
-def _checked(path, structure):
-    """The structure of one model, with its elements. Raises InputError where positions are no numbers or no place."""
+def _validate(path, structure):
+    """Check the positions and complete the elements of a structure of one model.
+
+    Raises InputError where positions are not numbers or too large.
+    """
     xyz = positions(structure)
     if not np.isfinite(xyz).all():
-        raise InputError(f"{path} has coordinates that are not numbers: mend or remove those atoms")
+        raise InputError(f"{path} has coordinates that are not numbers: correct or remove those atoms")
     far = np.abs(xyz).max(initial=0.0)
     if far > FARTHEST:
-        raise InputError(f"{path} has an atom {far:g} Å from 0: mend or remove it, coordinates are in Å")
-    _mend_elements(structure)
+        raise InputError(f"{path} has an atom {far:g} Å from 0: correct or remove it, coordinates are in Å")
+    _set_elements(structure)
     return structure
 
 
 def _blocks(x):
-    """Pairs of a block, as whole numbers of its side, and the indices of the atoms inside it."""
+    """Group positions by cubes of side 1: pairs of a cube's index and the indices of the atoms in it."""
     cells = np.floor(x).astype(int)
     blocks, owner, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(owner.ravel(), kind="stable")
@@ -319,7 +361,7 @@ def _blocks(x):
 
 
 def _ca_atoms(structure):
-    """The positions of CA atoms by chain name, residue number (with insertion code) and residue name."""
+    """Positions of CA atoms by chain name, residue number (with insertion code) and residue name."""
     return {
         (chain.name, str(residue.seqid), residue.name): ca.pos.tolist()
         for chain in structure[0]
@@ -329,20 +371,19 @@ def _ca_atoms(structure):
 
 
 @functools.cache
-def _hydrogens(name):
-    """A residue's weight over that of its heavy atoms; an unknown one's is that of the amino acids."""
+def _hydrogen_factor(name):
+    """Ratio of a residue's weight to that of its heavy atoms; for an unknown residue that of leucine."""
     known = gemmi.find_tabulated_residue(name)
     if not known.found() or not known.weight:
         known = gemmi.find_tabulated_residue("LEU")
-    lost = (
-        2 if known.is_amino_acid() or known.is_nucleic_acid() else 0
-    )  # with the water that a bond of the chain sets free
+    polymer = known.is_amino_acid() or known.is_nucleic_acid()
+    lost = 2 if polymer else 0  # hydrogens: each bond of the chain releases one water
     weight = known.weight - lost / 2 * 18.015
     return weight / (weight - 1.008 * (known.hydrogen_count - lost))
 
 
-def _mend_elements(structure):
-    """Nothing; elements that the file leaves out are set: the CA of an amino acid is carbon, not calcium.
+def _set_elements(structure):
+    """Set elements that the file lacks: the CA of an amino acid is carbon, not calcium.
 
     A residue with N, CA and C is an amino acid, whatever its name (HSD, HSE, HIP, ...).
     """
@@ -357,10 +398,10 @@ def _mend_elements(structure):
                     atom.element = gemmi.Element(letter if letter in "HCNOSP" else "C")
 
 
-def _complete(structure):
-    """Nothing; the model gets what mmCIF needs: chain names, entities, sequences, numbers in the sequence."""
+def _complete_for_mmcif(structure):
+    """Add what mmCIF needs: chain names, entities, sequences, sequence numbers."""
     for chain in structure[0]:
-        chain.name = chain.name.strip() or "A"  # mmCIF has no word for a chain without a name
+        chain.name = chain.name.strip() or "A"  # mmCIF cannot express a chain without a name
     structure.setup_entities()
     for entity in structure.entities:
         if entity.entity_type == gemmi.EntityType.Polymer and not entity.full_sequence:

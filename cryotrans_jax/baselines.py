@@ -1,4 +1,4 @@
-"""Other ways from one map to another: linear blend, transport barycentre, a flow by squared difference alone, models.
+"""Baselines: linear blend, transport barycentre, a flow by squared difference alone, interpolated models.
 
 Each gives frames at times from 0 to 1 on the maps' grid, or a fit that does, so that all are scored alike.
 """
@@ -23,13 +23,13 @@ from cryotrans_jax.trajectory import Times
 from cryotrans_jax.transport import TINY, VoxelGrid
 
 EPSILON = 0.3  # squared voxels: as sharp as the frames that MorphOT's authors publish
-SWEEPS = 60  # of Sinkhorn's iteration for each frame, which goes on from the frame before
-WINDOW = 16  # voxels along each axis over which mass can be moved
-FAINT = 1e-3  # of a map's maximum: a barycentre is computed in the box of what is more
+SWEEPS = 60  # Sinkhorn iterations of each frame, which start from the potentials of the frame before
+WINDOW = 16  # voxels along each axis over which mass can move
+FAINT = 1e-3  # of a map's maximum: a barycentre is computed in the box around all stronger voxels
 
 
 def blend(initial: Map, target: Map, times: Times) -> Iterator[Map]:
-    """(1 − t) f0 + t f1 at each time: what ChimeraX's `volume morph` shows."""
+    """Linear blend (1 − t) f0 + t f1 at each time, as ChimeraX's `volume morph` shows."""
     for t in times:
         yield replace(initial, density=np.float32(1 - t) * initial.density + np.float32(t) * target.density)
 
@@ -37,15 +37,23 @@ def blend(initial: Map, target: Map, times: Times) -> Iterator[Map]:
 def barycentre(
     initial: Map, target: Map, times: Times, epsilon: float = EPSILON, sweeps: int = SWEEPS, window: int = WINDOW
 ) -> Iterator[Map]:
-    """The entropic Wasserstein-2 barycentre of two maps with the weights 1 − t and t at each time (as MorphOT).
+    """Entropic Wasserstein-2 barycentre of two maps with the weights 1 − t and t at each time (as MorphOT).
 
-    By ott-jax's fixed-support solver (Janati et al. 2020, without debiasing) in the log domain; `epsilon` in squared
-    voxels. Densities are taken for masses, negative ones for none; both totals are the initial map's.
+    Computed by ott-jax's fixed-support solver (Janati et al. 2020, without debiasing) in the log domain. Densities are
+    used as masses, negative ones as zero; both totals are scaled to the initial map's.
+
+    Args:
+        initial: the initial map.
+        target: the target map, on the same grid.
+        times: from 0 to 1.
+        epsilon: entropic regularisation, squared voxels.
+        sweeps: Sinkhorn iterations of each frame.
+        window: voxels along each axis over which mass can move.
     """
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
     total = masses[0].sum(dtype=np.float64)
     shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
-    box = prepare.box_of(shown)
+    box = prepare.box_slices(shown)
     pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
     voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
     start = jnp.zeros((2, pair[0].size))
@@ -67,7 +75,7 @@ def mean_measure(
     window: int,
     start: Float[Array, "2 voxels"],
 ) -> tuple[Float[Array, "x y z"], Float[Array, "2 voxels"]]:
-    """The barycentre of two measures with these weights, and the potentials from which the next one may start."""
+    """Barycentre of two measures, and the potentials from which the next one may start."""
     geometry = VoxelGrid(pair.shape[1:], voxel, epsilon, window)
     measures = jnp.maximum(pair, TINY).reshape(2, -1)
     solver = FixedBarycenter(min_iterations=sweeps, max_iterations=sweeps, inner_iterations=sweeps)
@@ -86,10 +94,20 @@ def squared_flow(
     resolutions: tuple[float | None, float | None] = (None, None),
     progress: Callable | None = None,
 ) -> Fit:
-    """A fit by squared difference alone: the default recipe without its correspondences, and with one field.
+    """Fit by squared difference alone: the default recipe without its correspondences, and with one field.
 
-    Both maps on one grid; `steps`, thresholds and resolutions (Å) as in `morph`; `progress(config, stage, step,
-    losses)` is called every few steps. Raises InputError where nothing is above a threshold.
+    Args:
+        initial: the initial map.
+        target: the target map, on the same grid.
+        seed: seed of the fit.
+        steps: factor for the steps of all stages, as in `morph`.
+        initial_threshold: as in `morph`.
+        target_threshold: as in `morph`.
+        resolutions: of the initial map and the target, Å; None where unknown.
+        progress: called with (config, stage, step, losses) every few steps.
+
+    Raises:
+        InputError: a map has nothing above its threshold.
     """
     problem = prepare.prepare(
         initial,
@@ -100,7 +118,7 @@ def squared_flow(
         target_resolutions=[resolutions[1]],
     )
     config = recipes.default(problem, seed)
-    stages = train.scaled(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
+    stages = train.scale_steps(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
     config = replace(config, stages=stages, rival=None, bodies=0)
     state, history = train.fit(problem, config, progress=lambda *at: progress and progress(config, *at))
     params = jax.tree.map(np.asarray, state.params)
@@ -108,13 +126,20 @@ def squared_flow(
     return Fit(config, params, problem.frame, threshold, tuple(history), initial=initial)
 
 
-def straight(
+def interpolate_models(
     initial: gemmi.Structure, target: gemmi.Structure, like: Map, resolution: float, times: Times
 ) -> Iterator[Map]:
-    """Maps of models on the straight line between the two states' models, at a resolution in Å, on the grid of `like`.
+    """Simulate maps of models on the straight line between the models of two states.
 
-    This knows the answer: the last frame is the target's own model, at the resolution asked for. Heavy atoms that both
-    have, by chain, residue number and name.
+    This baseline knows the answer: the last frame is the target's own model, at the given resolution. It moves the
+    heavy atoms that both models have, by chain, residue number and name.
+
+    Args:
+        initial: model of the initial state.
+        target: model of the target state.
+        like: map whose grid is used.
+        resolution: Å.
+        times: from 0 to 1.
 
     Raises:
         InputError: the models have no atom in common.
@@ -129,9 +154,15 @@ def straight(
 def common_heavy(
     a: gemmi.Structure, b: gemmi.Structure
 ) -> tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]:
-    """Positions in two models of the heavy atoms that both have, and their atomic numbers.
+    """Positions of the heavy atoms that two models have in common, and their atomic numbers.
 
-    Chains need not have the same name where there is but one in each.
+    Chain names may differ where each model has one chain.
+
+    Returns:
+        Positions in the first and in the second model [Å], and atomic numbers.
+
+    Raises:
+        InputError: there is none.
     """
     one, other = (_heavy(model) for model in (a, b))
     if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):
@@ -144,7 +175,7 @@ def common_heavy(
 
 
 def _heavy(model):
-    """Position and atomic number by chain, residue number and atom name, of the first conformation."""
+    """Position and atomic number by chain, residue number and atom name, of the first alternative conformation."""
     return {
         (chain.name, str(residue.seqid), atom.name): (atom.pos.tolist(), atom.element.atomic_number)
         for chain in model[0]

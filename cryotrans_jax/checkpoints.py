@@ -19,44 +19,49 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from cryotrans_jax.files import SUMS, InputError, check_sum, checksum, read_checksums, readable, write_checksums
+from cryotrans_jax.files import SUMS, InputError, check_sum, checksum, input_errors, read_checksums, write_checksums
 
-MARGIN = 2**17  # bytes, of what orbax writes besides
-ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it writes for the whole process, and mixes up two threads
+MARGIN = 2**17  # bytes that orbax writes besides the arrays
+ORBAX_LOCK = threading.Lock()  # orbax counts its writes per process and confuses those of two threads
 
 
 def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
-    """Nothing; the folder `path` holds the arrays (nested dicts) and the description (plain JSON values).
+    """Save arrays and their description in a folder.
 
-    A checkpoint already there is replaced once the new one is whole. Where JAX runs in several processes, each saves
-    for itself and waits for no other.
+    A checkpoint that exists is replaced once the new one is complete. Where JAX runs in several processes, each saves
+    independently, without waiting for the others.
+
+    Args:
+        path: path of the folder.
+        arrays: nested dicts of arrays.
+        description: plain JSON values.
 
     Raises:
-        OSError: it cannot be written; what was there is as it was.
+        OSError: it cannot be written; an existing checkpoint is unchanged.
     """
-    if jax.process_count() > 1:  # orbax would have process 0 alone write: a process outside the runtime is one
-        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-            apart.submit(write_apart, path, jax.device_get(arrays), description).result()
+    if jax.process_count() > 1:  # orbax lets only process 0 write, but a child is outside JAX's runtime
+        with ProcessPoolExecutor(1, get_context("spawn")) as child:
+            child.submit(write_in_child, path, jax.device_get(arrays), description).result()
     else:
         write(path, arrays, description)
 
 
 def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -> None:
-    """Nothing; the same from the only process."""
+    """Save a checkpoint, as `save`, in the only process of JAX."""
     path = Path(path).absolute()
     check_room(path, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     new, old = (path.with_name(f".{path.name}.{which}") for which in ("new", "old"))
     remove(new)
     try:
-        with ONE_AT_A_TIME, ocp.Checkpointer(handler()) as checkpointer:
+        with ORBAX_LOCK, ocp.Checkpointer(handler()) as checkpointer:
             parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
             checkpointer.save(new, args=parts, force=True)
         write_checksums(new, {name: checksum(new / name) for name in contents(new)})
         remove(old)
-        if os.path.lexists(path):  # orbax would delete it before the new one is complete
+        if os.path.lexists(path):  # moved here, because orbax would delete it before the new one is complete
             path.rename(old)
         new.rename(path)
-    except (ValueError, RuntimeError) as error:  # so orbax tells of a disk's troubles, in many words
+    except (ValueError, RuntimeError) as error:  # orbax reports disk errors so, at length
         raise OSError(errno.EIO, "the checkpoint cannot be written (is the disk full?)", str(path)) from error
     finally:
         remove(new)
@@ -66,13 +71,16 @@ def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) 
 
 
 def check_room(path: Path, size: int) -> None:
-    """Nothing; raises OSError where the disk has no room for so many bytes beside `path`.
+    """Check that the disk has room for `size` bytes beside `path`.
 
-    Orbax's threads would fill the screen with what each of them makes of that.
+    Orbax's threads would each print a traceback when the disk is full.
+
+    Raises:
+        OSError: the disk has no room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:  # of no name: nothing is left of it
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:  # without a name: it leaves nothing behind
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size + MARGIN)
     except OSError as error:
@@ -80,7 +88,7 @@ def check_room(path: Path, size: int) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, a file or a link, but never what a link leads to."""
+    """Remove a folder, a file or a link, but never the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -88,7 +96,7 @@ def remove(path: Path) -> None:
 
 
 def contents(folder: Path) -> list[str]:
-    """The files below a folder, by their paths within it, without SHA256SUMS and hidden ones (of a file manager).
+    """Paths of all files below a folder, relative to it, except SHA256SUMS and hidden ones (of a file manager).
 
     Raises:
         InputError: there is a link, a pipe or a device among them.
@@ -104,27 +112,34 @@ def contents(folder: Path) -> list[str]:
 
 
 def check(folder: Path) -> None:
-    """Raise InputError unless the checkpoint has all its files, no others, and each as it was written."""
-    there, sums = contents(folder), read_checksums(folder)
+    """Raise InputError unless the checkpoint has exactly the files listed, each as it was written."""
+    found, sums = contents(folder), read_checksums(folder)
     for name in sums:
         check_sum(folder, name, sums)
-    if unlisted := set(there) - set(sums):
+    if unlisted := set(found) - set(sums):
         raise InputError(f"{folder / min(unlisted)} is not listed in {SUMS}: copy {folder} again, or make it anew")
 
 
-def described(path: str | os.PathLike, kind: str) -> AbstractContextManager[None]:
-    """Raise InputError, within the block, for a checkpoint that lacks what this version expects of its kind."""
-    return readable(f"{path} is not {kind} of this version ({{error}}): use the version that wrote it, or make it anew")
+def version_errors(path: str | os.PathLike, kind: str) -> AbstractContextManager[None]:
+    """Raise InputError, within the block, for a checkpoint that lacks entries that this version expects.
+
+    Args:
+        path: path of the checkpoint.
+        kind: what it should be, for the message, such as "a fit".
+    """
+    return input_errors(
+        f"{path} is not {kind} of this version ({{error}}): use the version that wrote it, or make it anew"
+    )
 
 
-def write_apart(*what: Any) -> None:
-    """Nothing; the same in a process that leaves accelerators to the one that it saves for."""
+def write_in_child(*arguments: Any) -> None:
+    """Save a checkpoint, as `write`, in a child process that leaves the accelerators to its parent."""
     jax.config.update("jax_platforms", "cpu")
-    write(*what)
+    write(*arguments)
 
 
 def restore(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
-    """The arrays (numpy, nested dicts) and the description saved under `path`.
+    """Restore the arrays (NumPy, nested dicts) and the description saved under `path`.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -134,7 +149,7 @@ def restore(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     if not path.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no checkpoint here", str(path))
     check(path)
-    with described(path, "a checkpoint"), ocp.Checkpointer(handler()) as checkpointer:
+    with version_errors(path, "a checkpoint"), ocp.Checkpointer(handler()) as checkpointer:
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), description=ocp.args.JsonRestore())
         restored = checkpointer.restore(path, args=parts)
         return restored["arrays"], restored["description"]

@@ -1,6 +1,4 @@
-"""Files written whole or not at all, files of strangers read within bounds, and the error that tells the user what is
-wrong with an input.
-"""
+"""Write files whole or not at all, read untrusted files within bounds, and report unusable input to the user."""
 
 import bz2
 import contextlib
@@ -18,47 +16,47 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 24  # bytes read at a time
-ROOM = 1 << 28  # bytes that any compressed file may unpack to
-SQUEEZED = 100  # times its own size that a larger one may; densities and coordinates come nowhere near
-RECORD_BYTES = 50_000_000  # a description in JSON has no more
-STAMPS = {  # the first bytes of files of other kinds
-    b"version https://git-lfs": "is a git LFS pointer, not the {wanted} itself: run git lfs pull",
-    b"\x93NUMPY": "is a NumPy array (.npy): write it as {wanted} first, with its voxel size",
-    b"\x89HDF": "is an HDF5 file: convert it to {wanted} first",
-    b"\x89PNG": "is a PNG picture: give {wanted}",
-    b"\xff\xd8\xff": "is a JPEG picture: give {wanted}",
-    b"II*\0": "is a TIFF image: give {wanted}",
-    b"MM\0*": "is a TIFF image: give {wanted}",
-    b"%PDF": "is a PDF document: give {wanted}",
+UNPACKED_BYTES = 1 << 28  # bytes that any compressed file may unpack to
+MAX_RATIO = 100  # compression ratio that a larger one may have; densities and coordinates come nowhere near
+RECORD_BYTES = 50_000_000  # largest JSON record
+STAMPS = {  # first bytes of files of other kinds
+    b"version https://git-lfs": "is a git LFS pointer, not the {expected} itself: run git lfs pull",
+    b"\x93NUMPY": "is a NumPy array (.npy): write it as {expected} first, with its voxel size",
+    b"\x89HDF": "is an HDF5 file: convert it to {expected} first",
+    b"\x89PNG": "is a PNG picture: give {expected}",
+    b"\xff\xd8\xff": "is a JPEG picture: give {expected}",
+    b"II*\0": "is a TIFF image: give {expected}",
+    b"MM\0*": "is a TIFF image: give {expected}",
+    b"%PDF": "is a PDF document: give {expected}",
     b"PK\x03\x04": "is a zip archive: unpack it first",
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
     b"\xfd7zXZ": "is compressed by xz: unpack it first",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
 }
 PAGE = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html|head|body)", re.IGNORECASE)
-HALF = re.compile(r"\.[0-9a-f]{8}\..+")  # the name of a file that is not yet whole
-DEPTH = 64  # nor lists in lists deeper than this
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")  # name of a file that `whole_file` is still writing
+DEPTH = 64  # deepest nesting of a JSON record
 SUMS = "SHA256SUMS"  # a folder's checksums, in the format of the program sha256sum
-SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")  # a line of it
+SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")  # a line of SHA256SUMS
 
 
 class InputError(ValueError):
-    """An input that cannot be used; its message is one sentence: what was found, expected, and to be done."""
+    """An input that cannot be used; its message is one sentence: what was found, what was expected, what to do."""
 
 
 class InputWarning(UserWarning):
-    """What a user should know of an input that is used all the same, in one sentence."""
+    """A remark on an input that is used nevertheless, in one sentence."""
 
 
 @contextlib.contextmanager
-def readable(sentence: str) -> Iterator[None]:
-    """Turn what reading an unexpected record raises, within the block, into one sentence.
+def input_errors(sentence: str) -> Iterator[None]:
+    """Turn errors of reading an unexpected record, within the block, into one sentence.
 
     Args:
         sentence: what was found and what to do, with "{error}" where the error is to be quoted.
 
     Raises:
-        InputError: an entry was missing, or of another type or value than expected.
+        InputError: an entry is missing, or has another type or value than expected.
     """
     try:
         yield
@@ -71,13 +69,13 @@ def readable(sentence: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffixes, that becomes `path` if the block succeeds.
+    """Yield a temporary path beside `path`, with its suffixes, that becomes `path` if the block succeeds.
 
-    Readers therefore see the old file or the new one, never a part. A link is followed. If the block
-    raises, the temporary file goes and `path` stays as it was.
+    Readers therefore see the old file or the new one, never a part. A link is followed. If the block raises, the
+    temporary file is removed and `path` stays as it was.
 
     Raises:
-        FileNotFoundError: the folder is not there.
+        FileNotFoundError: the folder does not exist.
     """
     final = Path(os.path.realpath(path))
     if not final.parent.is_dir():
@@ -87,25 +85,28 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, final)
     except OSError as error:
-        if error.errno and error.filename is None:  # as of a disk that is full: say where
+        if error.errno and error.filename is None:  # a full disk, for one: name the file
             error.filename = str(final)
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def halves(folder: Path) -> list[Path]:
-    """Find files that `whole_file` was writing in the folder, and in the folders in it, when its process was killed."""
-    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern) if HALF.fullmatch(path.name))
+def unfinished_files(folder: Path) -> list[Path]:
+    """Find the temporary files that `whole_file` left in a folder and its subfolders when its process was killed."""
+    named = (path for pattern in (".*.*", "*/.*.*") for path in folder.glob(pattern) if TEMPORARY.fullmatch(path.name))
     return [path for path in named if path.is_file() and not path.parent.is_symlink()]
 
 
 @contextlib.contextmanager
-def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | None]]:
-    """The file's bytes as a stream, unpacked if its first bytes are those of gzip or bzip2, and how many may be taken.
+def open_unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | None]]:
+    """Open a file as a stream of bytes, decompressed if its first bytes are those of gzip or bzip2.
 
-    None stands for all: a plain file's size is its own. A compressed one may be a bomb, kilobytes that unpack to
-    terabytes, and is taken for one beyond ROOM and SQUEEZED times its size.
+    A compressed file may be a bomb, kilobytes that unpack to terabytes, so the number of bytes to read from it is
+    limited to the larger of UNPACKED_BYTES and MAX_RATIO times its size.
+
+    Yields:
+        The stream, and the largest number of bytes to read from it, None for a plain file, which its own size limits.
 
     Raises:
         InputError: the compressed bytes are damaged.
@@ -115,39 +116,39 @@ def unpacked(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, int | No
     packed = gzip.open if magic[:2] == b"\x1f\x8b" else bz2.open if magic == b"BZh" else None
     try:
         with packed(path) if packed else open(path, "rb") as stream:
-            yield stream, max(ROOM, SQUEEZED * os.path.getsize(path)) if packed else None
+            yield stream, max(UNPACKED_BYTES, MAX_RATIO * os.path.getsize(path)) if packed else None
     except (EOFError, zlib.error, OSError) as error:
-        if getattr(error, "errno", None):  # the disk's trouble, not the data's
+        if getattr(error, "errno", None):  # the disk fails, not the data
             raise
         raise InputError(f"{path} is a damaged compressed file ({error}): copy it again") from error
 
 
-def foreign(head: bytes, wanted: str) -> str:
-    """Say what kind of file this is instead of the one expected, in words that follow its name; "" if unknown.
+def foreign_format(head: bytes, expected: str) -> str:
+    """Describe a file of another kind than expected, in words that follow its name; "" if the kind is unknown.
 
     Args:
-        head: the first bytes of the file, 512 or all.
-        wanted: the kind of file that was expected, such as "map".
+        head: the first 512 bytes of the file, or all of them if it is shorter.
+        expected: the kind of file that was expected, such as "map".
     """
-    article = "an" if wanted[0] in "aeiou" else "a"
+    article = "an" if expected[0] in "aeiou" else "a"
     if not head:
-        return f"is empty: give {article} {wanted}"
+        return f"is empty: give {article} {expected}"
     if PAGE.match(head):
-        return f"is a web page, not {article} {wanted}: download the file itself"
-    for stamp, said in STAMPS.items():
+        return f"is a web page, not {article} {expected}: download the file itself"
+    for stamp, sentence in STAMPS.items():
         if head.startswith(stamp):
-            return said.format(wanted=wanted if "itself" in said else f"{article} {wanted}")
+            return sentence.format(expected=expected if "itself" in sentence else f"{article} {expected}")
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
-    if wanted != "map" and head[208:212] == b"MAP ":
-        return f"is a map, not {article} {wanted}: give one in PDB or mmCIF format"
-    if wanted == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
+    if expected != "map" and head[208:212] == b"MAP ":
+        return f"is a map, not {article} {expected}: give one in PDB or mmCIF format"
+    if expected == "map" and re.match(rb"(?:HEADER|ATOM  |HETATM|CRYST1|REMARK|data_)", head):
         return "is an atomic model, not a map: experiments.simulate makes a map of it"
     return ""
 
 
-def taken(stream: BufferedIOBase, count: int) -> bytearray:
-    """The next `count` bytes, or fewer where the stream ends; memory grows with what is really there."""
+def read_bytes(stream: BufferedIOBase, count: int) -> bytearray:
+    """Read the next `count` bytes, or fewer where the stream ends; memory grows with the bytes that are there."""
     data = bytearray()
     while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
         data += chunk
@@ -155,17 +156,20 @@ def taken(stream: BufferedIOBase, count: int) -> bytearray:
 
 
 def read_json(path: str | os.PathLike, otherwise: str = "") -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
+
+    Args:
+        path: path of the file.
+        otherwise: the error message; by default one that names the file.
 
     Raises:
-        InputError: there is none, it is larger than RECORD_BYTES or nested deeper than DEPTH; with the words of
-            `otherwise` if given.
+        InputError: the file does not hold a JSON object, is larger than RECORD_BYTES, or is nested deeper than DEPTH.
     """
     try:
         with open(path, "rb") as file:
             text = file.read(RECORD_BYTES + 1)
         content = json.loads(text) if len(text) <= RECORD_BYTES else None
-    except (ValueError, RecursionError):  # also of bytes that are no text
+    except (ValueError, RecursionError):  # ValueError also where the bytes are not text
         content = None
     if not isinstance(content, dict) or _deeper(content, DEPTH):
         raise InputError(otherwise or f"{path} does not hold a JSON object as it should: remove it, or copy it again")
@@ -173,7 +177,7 @@ def read_json(path: str | os.PathLike, otherwise: str = "") -> dict[str, Any]:
 
 
 def _deeper(content: Any, depth: int) -> bool:
-    """Whether lists and objects are nested deeper than this."""
+    """Whether lists and objects are nested deeper than `depth`."""
     level = [content]
     for _ in range(depth):
         level = [v for c in level if isinstance(c, dict | list) for v in (c.values() if isinstance(c, dict) else c)]
@@ -181,13 +185,13 @@ def _deeper(content: Any, depth: int) -> bool:
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-    """Nothing; the file holds the text, in UTF-8 (without what of a file's name is no text), or the bytes."""
+    """Write bytes, or text as UTF-8 (a "?" for parts of file names that are not valid text), whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def checksum(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -196,14 +200,14 @@ def write_checksums(folder: Path, sums: Mapping[str, str]) -> None:
     """Write a folder's checksum file, SHA256SUMS, which `sha256sum --check` reads as well.
 
     Args:
-        folder: where the files are.
+        folder: the folder of the files.
         sums: the SHA-256 of each file, by its path within the folder.
     """
     write_file(folder / SUMS, _listing(sums))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file, by its path within the folder, as SHA256SUMS has it.
+    """Read SHA256SUMS of a folder: the SHA-256 of each file, by its path within the folder.
 
     Raises:
         InputError: the file is missing, or not as `write_checksums` writes it.
@@ -229,5 +233,5 @@ def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
 
 
 def _listing(sums: Mapping[str, str]) -> str:
-    """The text of SHA256SUMS."""
+    """Format SHA256SUMS."""
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))

@@ -1,7 +1,7 @@
-"""Whether a carried model still has the geometry of a molecule, and how to give it that back.
+"""Measure and restore the molecular geometry of a carried model.
 
-The flow carries each atom by itself and knows of no bonds. What is bonded, and how far apart atoms are, is taken from
-the initial model.
+The flow carries each atom independently and knows of no bonds. Bonds and reference distances are taken from the initial
+model.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from threadpoolctl import threadpool_limits
 
 from cryotrans_jax import atoms
 
-BOND = 0.4  # Å by which bonded atoms may be farther apart than the sum of their covalent radii
-NEXT = 4.5  # Å: CA atoms of residues that follow one another in the chain are nearer
-CA_CA, CA_SLACK = 3.8, 0.3  # Å between these across a trans peptide bond, and by how much that may be off
-CLASH = 2.2  # Å: heavy atoms of residues that are not bonded to one another are farther apart
-CONTACT = 3.0  # Å: such atoms are kept as far apart as this, or as they were
-REACH = 6.0  # Å over which distances within a residue are kept: over its whole side chain
-MARGIN = 1.0  # Å beyond that within which atoms may come into contact in one round
-BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, PLACE_SIGMA = 0.05, 0.1, 0.2, 1.0  # Å by which each may be off
-HAND = 1.0  # Å³: the neighbours of a centre that has a hand span more
+BOND = 0.4  # Å that a bond may be longer than the sum of covalent radii
+NEXT = 4.5  # Å: largest distance of consecutive CA atoms
+CA_CA, CA_SLACK = 3.8, 0.3  # Å: distance of CA atoms across a trans peptide bond, and its tolerance
+CLASH = 2.2  # Å: nearer heavy atoms clash, unless their residues are bonded
+CONTACT = 3.0  # Å: such atoms are kept this far apart, or as far as in the initial model
+REACH = 6.0  # Å: longest distance kept within a residue, across its whole side chain
+MARGIN = 1.0  # Å beyond CONTACT from which atoms may come into contact in one round
+BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, PLACE_SIGMA = 0.05, 0.1, 0.2, 1.0  # Å: standard deviations of the restraints
+HAND = 1.0  # Å³: least volume at a chiral centre
 VOLUME_SIGMA = 0.2  # Å³; a carbon's three neighbours span 2.5
 ROUNDS, STEPS = 4, 60  # of the minimisation
 
@@ -33,13 +33,19 @@ Pairs = Int[np.ndarray, "_ 2"]
 
 
 class Topology(NamedTuple):
-    """What the initial model says of its geometry; atoms are numbered as in `atoms.positions`.
+    """Geometry of the initial model; atoms are numbered as in `atoms.positions`.
 
-    `bonds` are pairs of atoms that are bonded, `angles` such that are two bonds apart, `chain` CA atoms that follow one
-    another, `residue` further pairs in a residue, about a peptide bond or in the chain. `centres` are atoms with three
-    of their neighbours, whose hand or plane is to be kept. `number` is each atom's residue; `joined` are pairs of
-    residues that are bonded, as codes (`codes`). `first` are atoms of the first of alternative conformations, `heavy`
-    those of them that are not hydrogen; what is judged is judged of these.
+    Attributes:
+        xyz: positions in the initial model, Å.
+        bonds: pairs of bonded atoms.
+        angles: pairs of atoms two bonds apart.
+        residue: further pairs within a residue, across a peptide bond or along the chain.
+        chain: pairs of CA atoms that follow one another.
+        centres: atoms with three of their neighbours, whose chirality or planarity is to be kept.
+        number: residue of each atom.
+        bonded_residues: pairs of bonded residues, as codes (`pair_codes`).
+        first: whether each atom is in the first alternative conformation. Only these are measured.
+        heavy: atoms of `first` that are not hydrogen.
     """
 
     xyz: Float[np.ndarray, "atoms 3"]
@@ -49,13 +55,13 @@ class Topology(NamedTuple):
     chain: Pairs
     centres: Int[np.ndarray, "_ 4"]
     number: Int[np.ndarray, "atoms"]
-    joined: Int[np.ndarray, "joined"]
+    bonded_residues: Int[np.ndarray, "joined"]
     first: Bool[np.ndarray, "atoms"]
     heavy: Int[np.ndarray, "heavy"]
 
 
 def topology(structure: gemmi.Structure) -> Topology:
-    """The topology of a model, from the distances and names of its atoms."""
+    """Derive the topology of a model from the distances and names of its atoms."""
     sites, xyz = list(structure[0].all()), atoms.positions(structure)
     places = [(site.chain.name, str(site.residue.seqid)) for site in sites]
     number = np.cumsum([k > 0 and place != places[k - 1] for k, place in enumerate(places)])
@@ -70,24 +76,29 @@ def topology(structure: gemmi.Structure) -> Topology:
     bonds = compatible(bonds, altloc)
     peptide = bonds[(name[bonds] == "C").any(1) & (name[bonds] == "N").any(1) & (np.diff(number[bonds])[:, 0] != 0)]
     graph, across = (adjacency(pairs, len(xyz)) for pairs in (bonds, peptide))
-    angles = compatible(without(joints(graph @ graph), bonds), altloc)
+    angles = compatible(difference(nonzero_pairs(graph @ graph), bonds), altloc)
     ca = np.flatnonzero((name == "CA") & ~hydrogen & first)
     chain = np.stack([ca[:-1], ca[1:]], 1)
     chain = chain[(np.diff(number[chain])[:, 0] == 1) & (distances(xyz, chain) < NEXT)]
-    further = np.concatenate([close[number[a] == number[b]], joints(graph @ across @ graph), chain])
-    residue = compatible(without(further, np.concatenate([bonds, angles])), altloc)
-    centres = three_about(graph, np.flatnonzero(~hydrogen), ~hydrogen & first)
-    joined = np.unique(codes(number[np.concatenate([bonds, chain])]))
+    further = np.concatenate([close[number[a] == number[b]], nonzero_pairs(graph @ across @ graph), chain])
+    residue = compatible(difference(further, np.concatenate([bonds, angles])), altloc)
+    centres = neighbour_triples(graph, np.flatnonzero(~hydrogen), ~hydrogen & first)
+    joined = np.unique(pair_codes(number[np.concatenate([bonds, chain])]))
     heavy = np.flatnonzero(~hydrogen & first)
     return Topology(xyz, bonds, angles, residue, chain, centres, number, joined, first, heavy)
 
 
 def measure(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> dict[str, float | int]:
-    """How the geometry of a model has fared whose atoms are now at `xyz` [Å].
+    """Measure the geometry of a carried model against its topology.
 
-    `ca_bonds` is the share of CA atoms next in the chain that are CA_CA ± CA_SLACK apart (NaN without any),
-    `bond_rms` the root mean square change [Å] of the bonds' lengths, `mirrored` the number of centres that have
-    changed their hand, and `clashes` that of pairs of heavy atoms nearer than CLASH in residues that are not bonded.
+    Args:
+        top: topology of the initial model.
+        xyz: positions of the carried atoms, Å.
+
+    Returns:
+        `ca_bonds`, the share of consecutive CA atoms that are CA_CA ± CA_SLACK apart (NaN without any); `bond_rms`, the
+        bond-length RMSD from the initial model [Å]; `mirrored`, the number of chirality outliers, centres that changed
+        their hand; and `clashes`, the number of pairs of heavy atoms nearer than CLASH in residues that are not bonded.
     """
     bonds = top.bonds[top.first[top.bonds].all(1)]
     change = distances(xyz, bonds) - distances(top.xyz, bonds)
@@ -101,13 +112,20 @@ def measure(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> dict[str, float
     }
 
 
-def idealised(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
-    """Positions [Å] near `xyz` at which the model has the initial one's geometry again.
+def idealise(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
+    """Restore the initial model's geometry near given positions.
 
-    Minimises half the sum of squares of all that is off, each over its sigma: distances across bonds, angles and
-    residues, and volumes at `centres`, from what they were in the initial model, atoms from `xyz`, and contacts that
-    are nearer than CONTACT and than they were. Side chains thus keep their conformations, while the chain may turn
-    about its bonds. Which atoms are in contact is looked up anew in each of ROUNDS.
+    Minimises half the sum of squared deviations, each over its sigma: of distances (bonds, angles, residues) and
+    volumes at `centres` from the initial model's, of atoms from `xyz`, and of contacts nearer than CONTACT and than in
+    the initial model. Side chains thus keep their conformations, while the chain may rotate about its bonds. Contacts
+    are updated in each of ROUNDS.
+
+    Args:
+        top: topology of the initial model.
+        xyz: positions of the carried atoms, Å.
+
+    Returns:
+        The new positions, Å.
     """
     kinds = ((top.bonds, BOND_SIGMA), (top.angles, ANGLE_SIGMA), (top.residue, RESIDUE_SIGMA))
     fixed = np.concatenate([pairs for pairs, _ in kinds])
@@ -117,12 +135,12 @@ def idealised(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndar
     for _ in range(ROUNDS):
         meeting = contacts(top, x, CONTACT + MARGIN)
         pairs = np.concatenate([fixed, meeting])
-        wanted = distances(top.xyz, pairs)
-        wanted[len(fixed) :] = np.minimum(wanted[len(fixed) :], CONTACT)
+        ideal = distances(top.xyz, pairs)
+        ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], CONTACT)
         each = np.concatenate([weight, np.full(len(meeting), RESIDUE_SIGMA**-2)])
-        parts = (distance_energy(pairs, wanted, each, len(fixed), len(x)), hands, place_energy(xyz))
-        with threadpool_limits(1, "blas"):  # its threads cost more than they bring on vectors this short
-            found = minimize(summed(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+        parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz))
+        with threadpool_limits(1, "blas"):  # threads cost more than they save on vectors this short
+            found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
         x = found.x.reshape(-1, 3)
     return x
 
@@ -130,8 +148,8 @@ def idealised(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndar
 Energy = Callable[[Float[np.ndarray, "atoms 3"]], tuple[float, Float[np.ndarray, "atoms 3"]]]  # value, gradient
 
 
-def summed(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-    """The sum of energies and of their gradients, both of flat positions."""
+def sum_energies(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Sum energies and their gradients, as a function of flat positions."""
 
     def energy(flat):
         values, gradients = zip(*(part(flat.reshape(-1, 3)) for part in parts), strict=True)
@@ -141,7 +159,7 @@ def summed(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float, np.nd
 
 
 def place_energy(place: Float[np.ndarray, "atoms 3"]) -> Energy:
-    """Of atoms that are off their place."""
+    """Harmonic restraint of atoms to their places."""
 
     def energy(x):
         pull = (x - place) / PLACE_SIGMA**2
@@ -150,8 +168,16 @@ def place_energy(place: Float[np.ndarray, "atoms 3"]) -> Energy:
     return energy
 
 
-def distance_energy(pairs: Pairs, wanted: np.ndarray, weight: np.ndarray, fixed: int, count: int) -> Energy:
-    """Of pairs of `count` atoms that are not as far apart as wanted; from number `fixed` on, only if nearer."""
+def distance_energy(pairs: Pairs, ideal: np.ndarray, weight: np.ndarray, fixed: int, count: int) -> Energy:
+    """Harmonic restraint of distances.
+
+    Args:
+        pairs: pairs of atoms.
+        ideal: target distance of each pair, Å.
+        weight: weight of each pair, 1/Å².
+        fixed: number of the first pair that is restrained only when it is too near.
+        count: number of atoms.
+    """
     rows, signs = np.tile(np.arange(len(pairs)), 2), np.repeat([1.0, -1.0], len(pairs))
     apart_of = scipy.sparse.csr_array((signs, (rows, pairs.T.ravel())), (len(pairs), count))
     place_of = apart_of.T.tocsr()
@@ -159,35 +185,40 @@ def distance_energy(pairs: Pairs, wanted: np.ndarray, weight: np.ndarray, fixed:
     def energy(x):
         apart = apart_of @ x
         length = np.maximum(np.linalg.norm(apart, axis=1), 1e-6)
-        off = length - wanted
+        off = length - ideal
         off[fixed:] = np.minimum(off[fixed:], 0)
         return 0.5 * float(np.sum(weight * off**2)), place_of @ (apart * (weight * off / length)[:, None])
 
     return energy
 
 
-def volume_energy(centres: Int[np.ndarray, "_ 4"], wanted: np.ndarray) -> Energy:
-    """Of centres at which three neighbours do not span the volume wanted: distances do not tell a mirror image."""
+def volume_energy(centres: Int[np.ndarray, "_ 4"], ideal: np.ndarray) -> Energy:
+    """Harmonic restraint of chiral volumes, because distances do not distinguish mirror images.
+
+    Args:
+        centres: atoms with three of their neighbours.
+        ideal: target volume of each centre, Å³.
+    """
 
     def energy(x):
         volume, slopes = volumes(x, centres)
-        off = (volume - wanted) / VOLUME_SIGMA**2
+        off = (volume - ideal) / VOLUME_SIGMA**2
         gradient = np.zeros_like(x)
         np.add.at(gradient, centres, off[:, None, None] * slopes)
-        return 0.5 * float(np.sum(off * (volume - wanted))), gradient
+        return 0.5 * float(np.sum(off * (volume - ideal))), gradient
 
     return energy
 
 
 def volumes(x: Float[np.ndarray, "atoms 3"], centres: Int[np.ndarray, "_ 4"]):
-    """The volume [Å³, signed] that three neighbours span at each centre, and how it changes with the four atoms."""
+    """Signed volume [Å³] that three neighbours span at each centre, and its gradient by the four atoms."""
     a, b, c = (x[centres[:, k]] - x[centres[:, 0]] for k in (1, 2, 3))
     slopes = [np.cross(b, c), np.cross(c, a), np.cross(a, b)]
     return np.sum(a * slopes[0], 1), np.stack([-sum(slopes), *slopes], 1)
 
 
-def three_about(graph: scipy.sparse.csr_array, atoms_: np.ndarray, allowed: np.ndarray) -> Int[np.ndarray, "_ 4"]:
-    """Those of the atoms that have three allowed neighbours or more, each with the first three."""
+def neighbour_triples(graph: scipy.sparse.csr_array, atoms_: np.ndarray, allowed: np.ndarray) -> Int[np.ndarray, "_ 4"]:
+    """Atoms with at least three allowed neighbours, each with the first three."""
     found = []
     for atom in atoms_:
         about = graph.indices[graph.indptr[atom] : graph.indptr[atom + 1]]
@@ -198,20 +229,20 @@ def three_about(graph: scipy.sparse.csr_array, atoms_: np.ndarray, allowed: np.n
 
 
 def contacts(top: Topology, xyz: Float[np.ndarray, "atoms 3"], nearer: float) -> Pairs:
-    """Pairs of heavy atoms nearer than so many Å whose residues are different and not bonded."""
+    """Pairs of heavy atoms nearer than `nearer` Å in different residues that are not bonded."""
     found = cKDTree(xyz[top.heavy]).query_pairs(nearer, output_type="ndarray").reshape(-1, 2)
     found = top.heavy[found]
     ends = top.number[found]
-    return found[(ends[:, 0] != ends[:, 1]) & ~np.isin(codes(ends), top.joined)]
+    return found[(ends[:, 0] != ends[:, 1]) & ~np.isin(pair_codes(ends), top.bonded_residues)]
 
 
 def distances(xyz: Float[np.ndarray, "atoms 3"], pairs: Pairs) -> Float[np.ndarray, "_"]:
-    """The distance [Å] across each pair."""
+    """Distance [Å] of each pair."""
     return np.linalg.norm(xyz[pairs[:, 0]] - xyz[pairs[:, 1]], axis=1)
 
 
 def is_first(number: Int[np.ndarray, "atoms"], altloc: np.ndarray) -> Bool[np.ndarray, "atoms"]:
-    """Which atoms are in no alternative conformation, or in the first that their residue has."""
+    """Whether each atom has no alternative conformation, or is in the first one of its residue."""
     named = altloc != "\0"
     lowest: dict[int, str] = {}
     for residue, letter in zip(number[named].tolist(), altloc[named].tolist(), strict=True):
@@ -220,31 +251,31 @@ def is_first(number: Int[np.ndarray, "atoms"], altloc: np.ndarray) -> Bool[np.nd
 
 
 def compatible(pairs: Pairs, altloc: np.ndarray) -> Pairs:
-    """Those of the pairs that are not in two alternative conformations."""
+    """Pairs without those between two alternative conformations."""
     a, b = altloc[pairs].T
     return pairs[(a == b) | (a == "\0") | (b == "\0")]
 
 
 def adjacency(pairs: Pairs, count: int) -> scipy.sparse.csr_array:
-    """The symmetric matrix (count, count) with a 1 for each pair."""
+    """Symmetric adjacency matrix (count, count) of pairs."""
     half = scipy.sparse.csr_array((np.ones(len(pairs), np.int32), (pairs[:, 0], pairs[:, 1])), (count, count))
     return (half + half.T).tocsr()
 
 
-def joints(matrix: scipy.sparse.csr_array) -> Pairs:
-    """The pairs for which a symmetric matrix has entries, each once."""
+def nonzero_pairs(matrix: scipy.sparse.csr_array) -> Pairs:
+    """Pairs with an entry in a symmetric matrix, each once."""
     upper = scipy.sparse.triu(matrix, 1).tocoo()
     return np.stack([upper.row, upper.col], 1).astype(np.int64)
 
 
-def without(pairs: Pairs, others: Pairs) -> Pairs:
-    """Those of the pairs that are not among the others, each once."""
-    _, index = np.unique(codes(pairs), return_index=True)
+def difference(pairs: Pairs, others: Pairs) -> Pairs:
+    """Pairs that are not among the others, each once."""
+    _, index = np.unique(pair_codes(pairs), return_index=True)
     pairs = pairs[index]
-    return pairs[~np.isin(codes(pairs), codes(others))]
+    return pairs[~np.isin(pair_codes(pairs), pair_codes(others))]
 
 
-def codes(pairs: Pairs) -> Int[np.ndarray, "_"]:
-    """A number for each pair, the same in whichever order it stands."""
+def pair_codes(pairs: Pairs) -> Int[np.ndarray, "_"]:
+    """A code for each pair, whatever its order."""
     low, high = pairs.min(1), pairs.max(1)
     return low.astype(np.int64) << 32 | high.astype(np.int64)

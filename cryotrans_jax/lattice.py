@@ -1,8 +1,8 @@
-"""A control lattice: the flow is integrated on coarse nodes and interpolated to the voxels between them.
+"""A control lattice: the flow is integrated at coarse nodes and interpolated to the voxels between them.
 
-The displacement Φ(x, 1) − x is smooth over several voxels, so the network need not run at each of them.
-Interpolation is cubic convolution (Keys 1981, a = −1/2), exact for quadratics, applied one axis at a time as a
-small matrix product: that suits every kind of device, and its transpose is its gradient.
+The displacement Φ(x, 1) − x is smooth over several voxels, so the network need not run at each of them. Interpolation
+is cubic convolution (Keys 1981, a = −1/2), exact for quadratics, applied one axis at a time as a small matrix product:
+this is fast on every kind of device, and its transpose is its gradient.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.spatial import cKDTree
 
-NEAREST = 12  # nodes from which a node of the rim is extrapolated
+NEAREST = 12  # active nodes from which a node of the rim is extrapolated
 
 
 class Lattice(NamedTuple):
-    """Nodes that control the voxels of a box; arrays only (NumPy's as they are made), so that it passes through jit.
+    """Nodes that control the voxels of a box, as a tuple of arrays that passes through jit (made with NumPy).
 
-    `nodes` are the positions (unit box) of the active nodes, the corners of the cells in which voxels are wanted, and
-    `index` their place in the dense lattice (flat). Cubic interpolation also leans on a `rim` of nodes one further out:
-    each takes the weighted mean, by `rim_weights`, of the active nodes `rim_sources`. `weights` is one interpolation
-    matrix (voxels of the axis × nodes of the axis) an axis, and `voxels` are the flat indices, in the box, of the
-    voxels wanted.
+    Attributes:
+        nodes: positions (unit box) of the active nodes: the corners of the cells that contain wanted voxels.
+        index: flat indices of the active nodes in the dense lattice.
+        rim: flat indices of the nodes one further out, which cubic interpolation also uses.
+        rim_sources: the active nodes from which each rim node is extrapolated, as numbers into `nodes`.
+        rim_weights: their weights.
+        weights: for each axis the interpolation matrix (voxels of the axis × nodes of the axis).
+        voxels: flat indices, in the box, of the wanted voxels.
     """
 
     nodes: Float[Array, "nodes 3"]
@@ -36,19 +39,22 @@ class Lattice(NamedTuple):
 
 
 def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spacing: float) -> Lattice:
-    """Lattice for the voxels of a box where `wanted` (bool, axes x, y, z) holds.
+    """Make the lattice that controls some voxels of a box.
 
-    `corner` and `voxel` place the box in the unit box as in `splat`; `spacing` is the distance between nodes in
-    units of the smallest voxel side.
+    Args:
+        wanted: which voxels (bool, axes x, y, z).
+        corner: outer corner of the box's first voxel, unit box.
+        voxel: sides of a voxel, in unit boxes.
+        spacing: distance between nodes, in units of the smallest side of a voxel.
     """
     pitch = spacing * voxel.min() / voxel
     weights = tuple(keys_weights(n, h) for n, h in zip(wanted.shape, pitch, strict=True))
     near = [np.abs(np.arange(n)[:, None] / h + 1 - np.arange(w.shape[1])) < 1 for n, h, w in
             zip(wanted.shape, pitch, weights, strict=True)]  # fmt: skip
-    active = leant_on(wanted, near)
-    rim = leant_on(wanted, [w != 0 for w in weights]) & ~active
+    active = nodes_used(wanted, near)
+    rim = nodes_used(wanted, [w != 0 for w in weights]) & ~active
     where, outside = np.argwhere(active), np.argwhere(rim)
-    sources, shares = extrapolation(outside, where)
+    sources, shares = extrapolation_weights(outside, where)
     return Lattice(
         nodes=(corner + voxel * ((where - 1) * pitch + 0.5)).astype(np.float32),
         index=np.ravel_multi_index(where.T, active.shape),
@@ -60,19 +66,23 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
     )
 
 
-def leant_on(wanted: np.ndarray, by: Sequence[np.ndarray]) -> np.ndarray:
-    """Nodes (bool, dense lattice) that any wanted voxel uses; `by` tells, axis by axis, which voxels use which."""
+def nodes_used(wanted: np.ndarray, used_by_axis: Sequence[np.ndarray]) -> np.ndarray:
+    """Nodes (bool, dense lattice) that any wanted voxel uses.
+
+    `used_by_axis` has, for each axis, a matrix (voxels of the axis × nodes of the axis) of which voxels use which
+    nodes.
+    """
     used = wanted.astype(np.float32)
-    for uses in by:
+    for uses in used_by_axis:
         used = np.moveaxis(np.tensordot(uses.astype(np.float32), used, axes=([0], [0])), 0, -1)
     return used > 0
 
 
-def extrapolation(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def extrapolation_weights(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each place outside, the NEAREST places inside and the weights that extrapolate from them.
 
-    The value at the place of the affine function that fits the values there best, near ones counting more: exact for
-    affine functions wherever the neighbours span space, and their mean in directions that they do not span.
+    The value is that of the affine function that fits the values inside best, with weights 1 / distance². It is exact
+    for affine functions wherever the neighbours span space, and their mean in directions that they do not span.
     """
     nearest = min(NEAREST, len(inside))
     distance, sources = cKDTree(inside).query(outside, nearest)
@@ -85,15 +95,16 @@ def extrapolation(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, 
     return sources, trust * (1 / trust.sum(1)[:, None] + np.einsum("rj,rkj->rk", slope, arms))
 
 
-def abreast(lattices: Sequence[Lattice]) -> Lattice:
-    """Lattices over boxes of one shape as one, whose leaves have a leading axis of them, for `jax.vmap`.
+def batch_lattices(lattices: Sequence[Lattice]) -> Lattice:
+    """Stack lattices over boxes of one shape, with a leading axis for `jax.vmap`.
 
-    Nodes are padded to the largest number of them, with places off the dense lattice, where nothing is laid out.
+    Nodes are padded to the largest number of them, with indices outside the dense lattice, where JAX drops what is
+    written.
     """
     outside = int(np.prod([w.shape[1] for w in lattices[0].weights]))
     fills = dict(index=outside, rim=outside)
     each = {
-        name: stacked([getattr(lattice, name) for lattice in lattices], fills.get(name, 0))
+        name: pad_and_stack([getattr(lattice, name) for lattice in lattices], fills.get(name, 0))
         for name in Lattice._fields
         if name != "weights"
     }
@@ -101,21 +112,21 @@ def abreast(lattices: Sequence[Lattice]) -> Lattice:
     return Lattice(weights=tuple(np.stack(axis) for axis in weights), **each)
 
 
-def stacked(arrays: Sequence[np.ndarray], fill: int = 0) -> np.ndarray:
-    """The arrays as one, each padded at its end along its first axis to the longest of them."""
+def pad_and_stack(arrays: Sequence[np.ndarray], fill: int = 0) -> np.ndarray:
+    """Stack arrays, each padded at the end of its first axis to the longest of them."""
     most = max(len(a) for a in arrays)
     rows = [np.pad(a, [(0, most - len(a))] + [(0, 0)] * (a.ndim - 1), constant_values=fill) for a in arrays]
     return np.stack(rows)
 
 
-def node_places(lattice: Lattice) -> np.ndarray:
-    """Place (nodes, 3) of each active node on the dense lattice."""
+def node_indices(lattice: Lattice) -> np.ndarray:
+    """Indices (nodes, 3) of the active nodes in the dense lattice."""
     shape = tuple(w.shape[1] for w in lattice.weights)
     return np.stack(np.unravel_index(lattice.index, shape), -1)
 
 
-def cell_of(voxels: np.ndarray, pitch: np.ndarray) -> np.ndarray:
-    """Place of the node at the lower corner of the lattice cell in which each voxel (n, 3) of the box lies."""
+def cell_indices(voxels: np.ndarray, pitch: np.ndarray) -> np.ndarray:
+    """Index of the node at the lower corner of the lattice cell in which each voxel (n, 3) of the box lies."""
     return np.floor(voxels / pitch).astype(int) + 1
 
 
@@ -128,8 +139,8 @@ def keys_weights(n: int, pitch: float) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx ly lz 3"]:
-    """Values at the active nodes and at the rim about them laid out on the whole lattice, zero at the others."""
+def to_dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx ly lz 3"]:
+    """Values at the active nodes and the rim on the dense lattice, zero at the other nodes."""
     shape = tuple(w.shape[1] for w in lattice.weights)
     rim = jnp.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
     flat = jnp.zeros((int(np.prod(shape)), 3), values.dtype)
@@ -137,17 +148,17 @@ def dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx
 
 
 def interpolate(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "points 3"]:
-    """Values at the wanted voxels from values at the nodes."""
+    """Interpolate values from the nodes to the wanted voxels."""
     wx, wy, wz = lattice.weights
-    u = dense(lattice, values)
+    u = to_dense(lattice, values)
     u = jnp.einsum("zc,xyck->xyzk", wz, u)
     u = jnp.einsum("yb,xbzk->xyzk", wy, u)
     u = jnp.einsum("xa,ayzk->xyzk", wx, u)
     return u.reshape(-1, 3)[lattice.voxels]
 
 
-def interpolated(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
-    """The same as `interpolate` by NumPy: what is done once for each shape would cost more to compile."""
+def interpolate_numpy(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
+    """`interpolate` by NumPy, for what is done once for each shape and would take longer to compile."""
     shape = tuple(w.shape[1] for w in lattice.weights)
     flat = np.zeros((int(np.prod(shape)), 3), np.float32)
     flat[lattice.index] = values

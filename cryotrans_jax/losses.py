@@ -1,4 +1,4 @@
-"""What a fit makes small: squared differences at matched resolution, and rigidity (W2 is in `transport`)."""
+"""Terms of the loss: squared differences, correspondences and rigidity. W2 is in `transport`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,22 +14,28 @@ Blurs = tuple[Float[Array, "targets nx nx"], Float[Array, "targets ny ny"], Floa
 
 
 def l2(a: Volume, b: Volume) -> Float[Array, ""]:
-    """Sum of squared voxel differences of a and b, relative to that of b with zero."""
+    """Sum of squared voxel differences of a and b, divided by Σ b² (the paper's L2 stage)."""
     return jnp.sum((a - b) ** 2) / jnp.sum(b**2)
 
 
-def unscaled_l2(a: Volume, b: Volume, power: Scalar) -> Float[Array, ""]:
-    """The least of l2(s a, b) over all factors s, relative to the power Σ b² of b's signal, less that of its noise.
+def scale_invariant_l2(a: Volume, b: Volume, power: Scalar) -> Float[Array, ""]:
+    """Least l2(s a, b) over all factors s, relative to the power of the signal in b.
 
-    It does not depend on the scale of either volume. `power` is Σ b² where b has no noise.
+    It does not depend on the scale of either volume.
+
+    Args:
+        a: the carried map.
+        b: the target.
+        power: Σ b² without the contribution of the noise in b.
     """
     return 1 - jnp.sum(a * b) ** 2 / (jnp.sum(a**2) * power)
 
 
-def found(carried: Volume, target: Volume) -> Volume:
-    """How much of a carried volume the target has, 0 to 1 in every voxel, with the scale that suits both best.
+def fraction_in_target(carried: Volume, target: Volume) -> Volume:
+    """Fraction of a carried map's density that the target has, from 0 to 1 in each voxel.
 
-    Both blurred alike, so that small displacements do not count.
+    The carried map is scaled to the target by least squares. Both should be blurred alike, so that small displacements
+    do not count.
     """
     here, there = jnp.maximum(carried, 0), jnp.maximum(target, 0)
     here = here * jnp.sum(here * there) / jnp.maximum(jnp.sum(here**2), 1e-30)
@@ -37,16 +43,22 @@ def found(carried: Volume, target: Volume) -> Volume:
 
 
 def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
-    """Weighted mean of Huber's loss of the distances between points and where they belong, in units of `reach`.
+    """Weighted mean of the Huber loss of the distances between points and their ends, in units of `reach`.
 
-    Half the square of distances below `reach`, linear in those above it.
+    Half the square of distances below `reach`, linear above.
+
+    Args:
+        moved: points after the flow, unit box.
+        ends: where they belong, unit box.
+        weight: weight of each point.
+        reach: distance from which the loss is linear, in unit boxes.
     """
     distance = jnp.sqrt(jnp.sum((moved - ends) ** 2, axis=-1) + (1e-3 * reach) ** 2)
     return jnp.vdot(weight, optax.losses.huber_loss(distance / reach)) / jnp.sum(weight)
 
 
 def blur(volume: Volume, kernel: Blur) -> Volume:
-    """The volume blurred along each axis by the kernel's matrices."""
+    """Blur a volume along each axis by the matrices of a kernel; see `gaussian_blur`."""
     kx, ky, kz = kernel
     volume = jnp.einsum("zc,xyc->xyz", kz, volume)
     volume = jnp.einsum("yb,xbz->xyz", ky, volume)
@@ -54,9 +66,12 @@ def blur(volume: Volume, kernel: Blur) -> Volume:
 
 
 def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: float) -> Blur:
-    """Matrices of a Gaussian blur of width `sigma` for a volume; voxel_size and sigma in Å.
+    """Matrices of a Gaussian blur, one for each axis. Mass blurred over the edge of the box is lost.
 
-    Mass blurred over the edge of the box is lost.
+    Args:
+        shape: number of voxels along each axis.
+        voxel_size: Å.
+        sigma: standard deviation of the Gaussian, Å.
     """
     return tuple(
         jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32) for n, v in zip(shape, voxel_size, strict=True)
@@ -64,10 +79,10 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
 
 
 def gaussian_matrix(n: int, sigma: float) -> np.ndarray:
-    """Toeplitz matrix (n, n) of a discrete Gaussian of variance sigma² (in voxels²) whose infinite rows sum to one.
+    """Toeplitz matrix (n, n) of a discrete Gaussian of variance sigma² (voxels²) whose infinite rows sum to one.
 
-    Samples of the Gaussian where it is wide; below one voxel, where these neither sum to one nor have its variance, the
-    kernel of diffusion on the grid, exp(-σ²) I_k(σ²), which does both for any width.
+    Samples of the Gaussian where it is wide. Below one voxel the samples neither sum to one nor have the right
+    variance; there it is the kernel of diffusion on the grid, exp(-σ²) I_k(σ²), which has both for any width.
     """
     i = np.arange(n)
     if sigma < 1:
@@ -81,16 +96,22 @@ def rigidity(
     moved: Float[Array, "nodes 3"],
     tetrahedra: Int[Array, "tetrahedra 4"],
     edges: Float[Array, "3"],
-    share: Float[Array, "tetrahedra"] | None = None,
+    mass_fraction: Float[Array, "tetrahedra"] | None = None,
     slip: float = 0.0,
 ) -> Float[Array, ""]:
-    """Mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖², F the affine map of each (paper, eq. 13).
+    """Rigidity of the flow: mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖² (paper, eq. 13).
 
-    With `slip`, each tetrahedron's strain s counts as slip · log(1 + s / slip): beyond `slip` more strain costs
-    little, so that domains may shear along their borders and move as bodies within.
+    F is the affine map that the flow makes of a tetrahedron: a node and its next nodes along x, y and z. No singular
+    value is computed. The value is 0 for a rigid motion and 3 (s² − 1)² for a scaling by s.
 
-    A tetrahedron is a node and its next nodes along x, y and z, at distances `edges` before the flow; `moved` are the
-    nodes after it. No singular value is needed: zero for a rigid motion, 3 (s² − 1)² for a scaling by s.
+    Args:
+        moved: nodes after the flow, unit box.
+        tetrahedra: indices of the four nodes of each.
+        edges: distances between neighbouring nodes before the flow along x, y and z, in unit boxes.
+        mass_fraction: weight of each tetrahedron; None weighs all alike.
+        slip: with a value above 0, the strain e of a tetrahedron counts as slip · log(1 + e / slip). More strain than
+            `slip` then costs little: domains may shear along their borders and move as rigid bodies within. 0 is the
+            published term.
     """
     corner = moved[tetrahedra]
     f = (corner[:, 1:] - corner[:, :1]) / edges[:, None]  # rows are the columns of F
@@ -98,4 +119,4 @@ def rigidity(
     strain = jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2))
     if slip:
         strain = slip * jnp.log1p(strain / slip)
-    return jnp.mean(strain) if share is None else jnp.vdot(share, strain)
+    return jnp.mean(strain) if mass_fraction is None else jnp.vdot(mass_fraction, strain)

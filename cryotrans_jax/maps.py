@@ -1,4 +1,4 @@
-"""Density maps, read from and written to MRC. The only place that knows that MRC stores z, y, x.
+"""Read and write density maps in MRC format. No other module knows that MRC stores z, y, x.
 
 Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
 """
@@ -16,18 +16,18 @@ from jaxtyping import Float
 from mrcfile.dtypes import HEADER_DTYPE
 from scipy import ndimage
 
-from cryotrans_jax.files import InputError, foreign, taken, unpacked, whole_file
+from cryotrans_jax.files import InputError, foreign_format, open_unpacked, read_bytes, whole_file
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 SUFFIXES = (".mrc", ".map", ".ccp4")
-IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's mark in a header, and the bit of its flags for signed bytes
+IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's stamp in a header, and the flag bit for signed bytes
 IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
-SMALLEST, LARGEST = 1e-14, 1e14  # of densities: sums of squares of a billion such stay within float32
+SMALLEST, LARGEST = 1e-14, 1e14  # of densities: a sum of squares of a billion of them stays within float32
 VOXELS = 1e-2, 1e3  # Å: from the finest diffraction maps to the coarsest tomograms
-FARTHEST = 1e6  # Å from 0 that anything lies: float32 then still tells places 0.1 Å apart
-SHEARED = 16  # times a skewed map's voxels that its orthogonal grid may have
-ALWAYS = 1 << 22  # voxels that it may have in any case
+FARTHEST = 1e6  # Å: largest distance from 0, at which float32 still resolves 0.1 Å
+MAX_GROWTH = 16  # times the voxels of a skewed map that its orthogonal grid may have
+GROWTH_FREE = 1 << 22  # voxels that the orthogonal grid may have in any case
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,58 +45,58 @@ class Map:
     origin: Float[np.ndarray, "3"]
 
     def __repr__(self) -> str:
-        """The grid, without the densities."""
+        """Describe the grid, without the densities."""
         return f"Map({describe(self)})"
 
 
-VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, of all axes or of each
-MapLike = Map | str | os.PathLike  # a map, or the path of its file
+VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
+MapLike = Map | str | os.PathLike  # a map, or the path of a map file
 
 
 def as_map(given: MapLike) -> Map:
-    """The map that is given, or that is in the file of that path."""
+    """Return the map itself, or read it from the file at that path."""
     return given if isinstance(given, Map) else read_map(given)
 
 
 def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
-    """Read the map in an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
+    """Read a map from an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
 
-    The voxel size is the cell over its sampling; the origin is ORIGIN where set, else the start in voxels.
-    Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes (mode 0) are
-    signed, unless IMOD's flags or the header's minimum and maximum show that they are not. No more
-    memory is taken than the file has data, whatever its header says. A map on a skewed cell (of a crystal) is brought
-    to an orthogonal grid, see `orthogonal`; all others keep their values as they are.
+    The voxel size is the cell divided by its sampling. The origin is ORIGIN where that is set, otherwise the start in
+    voxels. Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes
+    (mode 0) are signed, unless IMOD's flags or the header's minimum and maximum show that they are unsigned. Memory use
+    is bounded by the data in the file, whatever the header claims. A map on a skewed cell (of a crystal) is resampled
+    on an orthogonal grid, see `orthogonal`; all other maps keep their values.
 
     Args:
-        path: of the file.
-        voxel_size: in Å, one number or one for each of x, y, z, instead of the header's. ORIGIN, which is in
-            Å, stays as it is.
+        path: path of the file.
+        voxel_size: Å, one number or one for each of x, y, z; None for the header's. ORIGIN, which is in Å, does not
+            change with it.
 
     Returns:
         The map, with its density in float32.
 
     Raises:
-        InputError: the file is missing, no MRC map, truncated, a stack, an image, complex, of an impossible cell,
-            without voxel size, nowhere near 0, constant, or holds values that are not finite or cannot be computed
-            with.
+        InputError: the file is missing, not an MRC map, truncated, a stack, an image, complex, has an impossible cell,
+            no voxel size or an origin too far from 0, or its values are constant, not finite, or too large or small to
+            compute with.
     """
     path, given = Path(path), None if voxel_size is None else _given_size(path, voxel_size)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
-    with unpacked(path) as (stream, most):
+    with open_unpacked(path) as (stream, most):
         header = _header(path, stream.read(HEADER_DTYPE.itemsize))
         _check_volume(path, header)
         values = _values(path, header, stream, most)
-    axes = np.argsort(_file_axes(header))  # the file's axis for each of x, y, z
+    axes = np.argsort(_file_axes(header))  # file axis of each of x, y, z
     density = np.ascontiguousarray(values.transpose(axes), np.float32)
     _check_values(path, density)
     return _placed(path, header, density, axes, given)
 
 
 def has_voxel_size(path: str | os.PathLike) -> bool:
-    """Whether the header of a map's file has a voxel size."""
-    with unpacked(path) as (stream, _):
+    """Whether the header of a map file gives a voxel size."""
+    with open_unpacked(path) as (stream, _):
         header = _header(path, stream.read(HEADER_DTYPE.itemsize))
     return _is_size(_voxel_size(header))
 
@@ -104,11 +104,18 @@ def has_voxel_size(path: str | os.PathLike) -> bool:
 def orthogonal(
     density: Float[np.ndarray, "x y z"], steps: Float[np.ndarray, "3 3"], origin: Float[np.ndarray, "3"]
 ) -> Map:
-    """The map on an orthogonal grid of a density whose voxels are the columns of `steps` (Å) apart.
+    """Resample a density from a skewed cell on an orthogonal grid, with cubic splines.
 
-    `steps` is an upper triangle, a along x and b in the plane of x and y (the PDB's convention), and its diagonal the
-    new voxel size: no axis then changes its length, and layers only slide along one another. Cubic splines between
-    voxels; zero where the skewed box has nothing. `origin` is where voxel (0, 0, 0) of the density is, Å.
+    No axis changes its length: layers only slide along one another.
+
+    Args:
+        density: values on the skewed grid.
+        steps: the columns are the steps between voxels along each axis, Å. An upper triangle: a along x and b in the
+            plane of x and y (the PDB's convention). Its diagonal is the new voxel size.
+        origin: position of voxel (0, 0, 0) of the density, Å.
+
+    Returns:
+        The map, zero outside the skewed box.
     """
     size = np.diag(steps).copy()
     ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(density.shape) - 1)
@@ -123,13 +130,18 @@ def orthogonal(
 
 
 def write_map(path: str | os.PathLike, map: Map) -> None:
-    """Nothing; the map is in the file, as float32 MRC2014, compressed if the name ends in .gz or .bz2.
+    """Write the map as MRC2014 in float32, compressed if the name ends in .gz or .bz2.
 
-    The start in voxels is set too where the origin is a whole number of voxels, for programs that
-    ignore ORIGIN. The file appears whole or not at all.
+    Where the origin is a whole number of voxels, the start in voxels is set too, for programs that ignore ORIGIN. The
+    file appears whole or not at all.
+
+    Args:
+        path: path of the file; its name ends in .mrc, .map or .ccp4, with .gz or .bz2 if it is to be compressed. A file
+            that exists is replaced.
+        map: the map.
 
     Raises:
-        InputError: the name is not a map's, or a value is not finite.
+        InputError: the name is not that of a map, or a value is not finite.
         OSError: the file cannot be written, or is not valid as written.
     """
     path = Path(path)
@@ -141,18 +153,26 @@ def write_map(path: str | os.PathLike, map: Map) -> None:
     with whole_file(path) as temporary:
         with mrcfile.new(temporary, compression=COMPRESSION.get(path.suffix), overwrite=True) as file:
             file.set_data(np.ascontiguousarray(map.density.T, np.float32))
-            file.header.dmean = file.data.mean(dtype=np.float64)  # in float32 large values of both signs leave nothing
+            file.header.dmean = file.data.mean(dtype=np.float64)  # float32 loses the mean of large values of both signs
             file.set_volume()  # ISPG 1, mz = nz
             file.voxel_size = tuple(map.voxel_size)
             file.header.origin = tuple(map.origin)
             file.nstart = tuple(start.astype(int)) if whole else 0
-            file.header.label[0] = "Written by cryotrans_jax"  # mrcfile's own label holds the time of day
+            file.header.label[0] = "Written by cryotrans_jax"  # mrcfile's own label has the time: bytes would differ
         if not mrcfile.validate(temporary, print_file=(complaints := io.StringIO())):
             raise OSError(f"{path} was not written: {complaints.getvalue().strip()}")
 
 
 def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Nothing; raises InputError where a map cannot be written under this name, or would replace a file."""
+    """Check that a map can be written at this path.
+
+    Args:
+        path: path of the file to be written.
+        overwrite: whether a file that exists may be replaced.
+
+    Raises:
+        InputError: the name does not have the suffix of a map, or the file exists.
+    """
     path = Path(path)
     if Path(path.name.removesuffix(".gz").removesuffix(".bz2")).suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} is not a map's name: end it in .mrc, .map, .ccp4 or .mrc.gz")
@@ -161,22 +181,30 @@ def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
 
 
 def describe(map: Map) -> str:
-    """A map's size, voxel size and origin in words."""
+    """Describe the size, voxel size and origin of a map in words."""
     sides, size, origin = _sides(map.density.shape), _vector(map.voxel_size), _vector(map.origin)
     return f"{sides} voxels of {size} Å, origin {origin} Å"
 
 
 def frequencies(shape: Sequence[int], voxel_size: float | Float[np.ndarray, "3"]) -> tuple[np.ndarray, ...]:
-    """The coordinates [1/Å] of the coefficients of a real transform, to be broadcast."""
+    """Frequencies [1/Å] along each axis of a real Fourier transform, as arrays to be broadcast.
+
+    Args:
+        shape: number of voxels along each axis.
+        voxel_size: Å, of all axes or of each.
+    """
     steps = np.broadcast_to(voxel_size, 3)
     axes = [np.fft.fftfreq(n, d) for n, d in zip(shape[:2], steps[:2], strict=True)]
     return tuple(np.meshgrid(*axes, np.fft.rfftfreq(shape[2], steps[2]), indexing="ij", sparse=True))
 
 
 def same_grid(a: Map, b: Map) -> str | None:
-    """None if two maps share one grid, else how they differ, in words.
+    """Compare the grids of two maps.
 
     Voxel sizes may differ by 0.1 %, origins and far ends by a tenth of a voxel.
+
+    Returns:
+        None if the two share one grid, otherwise the difference in words.
     """
     if a.density.shape != b.density.shape:
         return f"{_sides(a.density.shape)} against {_sides(b.density.shape)} voxels"
@@ -189,30 +217,30 @@ def same_grid(a: Map, b: Map) -> str | None:
 
 
 def _sides(shape) -> str:
-    """A grid's shape as text."""
+    """Format the shape of a grid."""
     return " x ".join(str(n) for n in shape)
 
 
 def _vector(values) -> str:
-    """A position or size as text, to three decimals."""
+    """Format a position or size, to three decimals."""
     return "(" + ", ".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in values) + ")"
 
 
 def _header(path, head: bytes) -> np.void:
-    """The header, in the byte order in which its sizes are possible (old machine stamps are often wrong)."""
+    """Parse the header in the byte order that gives possible sizes (old machine stamps are often wrong)."""
     if len(head) == HEADER_DTYPE.itemsize:
         for order in "<>":
             header = np.frombuffer(head, HEADER_DTYPE.newbyteorder(order))[0]
-            # A size under 2^16 is over 2^16, or negative, in the other byte order.
+            # a size under 2^16 is over 2^16, or negative, in the other byte order
             if all(0 < header[key] < 2**16 for key in ("nx", "ny", "nz")) and 0 <= header["mode"] < 128:
                 return header
-    if found := foreign(head, "map"):
+    if found := foreign_format(head, "map"):
         raise InputError(f"{path} {found}")
     raise InputError(f"{path} is not an MRC file: give a map in MRC or CCP4 format")
 
 
 def _check_volume(path, header):
-    """Raise InputError unless the header is that of one real volume."""
+    """Raise InputError unless the header describes one real volume."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
     mode, group = int(header["mode"]), int(header["ispg"])
     if mode in (3, 4):
@@ -235,33 +263,33 @@ def _raw_axes(header) -> tuple[int, int, int]:
 
 
 def _file_axes(header) -> list[int]:
-    """Which of x, y, z (0, 1, 2) columns, rows and sections run along; unset means in that order."""
+    """Axis (0, 1, 2 for x, y, z) of columns, rows and sections; in that order where the header does not set it."""
     return [axis - 1 for axis in _raw_axes(header)] if any(_raw_axes(header)) else [0, 1, 2]
 
 
 def _values(path, header, stream, most: int | None) -> np.ndarray:
-    """The stored numbers with axes columns, rows, sections; no more than `most` bytes of the stream are taken."""
+    """Read the stored numbers with axes columns, rows, sections, from at most `most` bytes of the stream."""
     size = [int(header[key]) for key in ("nx", "ny", "nz")]
     stored = "u1" if _unsigned(header) else MODES[int(header["mode"])]
     kind = np.dtype(stored).newbyteorder(header.dtype["mode"].byteorder)
-    skipped, wanted = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
-    if most is not None and HEADER_DTYPE.itemsize + skipped + wanted > most:
+    skipped, length = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
+    if most is not None and HEADER_DTYPE.itemsize + skipped + length > most:
         raise InputError(
-            f"{path} is compressed and would unpack to {skipped + wanted} bytes by its header, {_sides(size)} voxels: "
+            f"{path} is compressed and would unpack to {skipped + length} bytes by its header, {_sides(size)} voxels: "
             "if that is right, unpack it first, with gunzip or bunzip2"
         )
-    stream.seek(skipped, os.SEEK_CUR)  # in a compressed file it is unpacked piece by piece, and nothing of it kept
-    data = taken(stream, wanted)
-    if len(data) < wanted:
+    stream.seek(skipped, os.SEEK_CUR)  # a compressed file is unpacked piece by piece here, and the pieces dropped
+    data = read_bytes(stream, length)
+    if len(data) < length:
         raise InputError(
-            f"{path} is truncated: its header promises {_sides(size)} voxels, {wanted} bytes, "
+            f"{path} is truncated: its header promises {_sides(size)} voxels, {length} bytes, "
             f"and {len(data)} are there: copy it again"
         )
     return np.frombuffer(data, kind).reshape(size[::-1]).T
 
 
 def _unsigned(header) -> bool:
-    """Whether values of mode 0 are from 0 to 255: by IMOD's flags, or by a maximum that signed bytes cannot have."""
+    """Whether values of mode 0 are from 0 to 255: by IMOD's flags, or by a maximum above that of signed bytes."""
     if header["mode"] != 0:
         return False
     stamp, flags = np.frombuffer(header["extra2"].tobytes(), header.dtype["mode"], 2, IMOD_EXTRA)
@@ -283,7 +311,7 @@ def _check_values(path, density):
 
 
 def _voxel_size(header) -> Float[np.ndarray, "3"]:
-    """The voxel size that the header has, Å: its cell over its sampling, or over its grid where that is not set."""
+    """Voxel size [Å] of the header: the cell divided by its sampling, or by the grid where the sampling is not set."""
     cell = np.array(header["cella"].item(), np.float64)
     sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
     sides = np.array([header[key] for key in ("nx", "ny", "nz")], np.float64)[np.argsort(_file_axes(header))]
@@ -291,7 +319,7 @@ def _voxel_size(header) -> Float[np.ndarray, "3"]:
 
 
 def _given_size(path, voxel_size: VoxelSize) -> Float[np.ndarray, "3"]:
-    """The voxel size that a caller gives. Raises InputError where it is not one or three positive numbers."""
+    """Check the voxel size that the caller gives. Raises InputError unless it is one or three positive numbers."""
     numbers = np.atleast_1d(np.asarray(voxel_size, np.float64))
     if numbers.shape not in ((1,), (3,)) or not _is_size(numbers):
         raise InputError(f"the voxel size {voxel_size} for {path} is not one positive number in Å, or three")
@@ -304,7 +332,7 @@ def _is_size(voxel_size: np.ndarray) -> bool:
 
 
 def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[np.ndarray, "3"]:
-    """The voxel size that is given, or the header's. Raises InputError where there is none, or it is impossible."""
+    """The given voxel size, or else the header's. Raises InputError where it is missing or impossible."""
     voxel_size = _voxel_size(header) if given is None else given
     if not _is_size(voxel_size):
         cell = _vector(header["cella"].item())
@@ -322,7 +350,7 @@ def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[n
 
 
 def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -> Map:
-    """The density with its voxel size, or that which is given, and its origin, on an orthogonal grid."""
+    """Make a map of the density: with voxel size and origin, on an orthogonal grid."""
     voxel_size, origin = _checked_size(path, header, given), np.array(header["origin"].item(), np.float64)
     start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
     angles = np.array(header["cellb"].item(), np.float64)
@@ -335,7 +363,7 @@ def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -
     if right:
         return Map(density, voxel_size, origin)
     sides = np.ceil(np.abs(steps / np.diag(steps)[:, None]) @ density.shape)
-    if sides.prod() > max(SHEARED * density.size, ALWAYS):
+    if sides.prod() > max(MAX_GROWTH * density.size, GROWTH_FREE):
         raise InputError(
             f"{path} has too skewed a cell: a box of {_sides(sides.astype(int))} voxels would hold it: resample it"
         )
@@ -343,10 +371,10 @@ def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -
 
 
 def _skewed_steps(path, voxel_size, angles) -> np.ndarray:
-    """The three steps (Å) from voxel to voxel, as columns, in a cell of these angles (degrees)."""
+    """Steps [Å] from voxel to voxel, as columns, in a cell of these angles (degrees)."""
     possible = bool(np.all((angles > 0) & (angles < 180)))
     between = np.cos(np.radians(angles if possible else [0.0, 0.0, 0.0]))
-    volume = 1 - between @ between + 2 * between.prod()  # squared, of a cell with edges of 1
+    volume = 1 - between @ between + 2 * between.prod()  # squared volume of a cell with edges of 1
     if not (possible and volume > 1e-3):
         found = ", ".join(f"{angle:.1f}" for angle in angles)
         raise InputError(f"{path} has an impossible cell (angles {found}°): set them in the header, 90 if in doubt")

@@ -4,7 +4,7 @@ import numpy as np
 
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, same_grid
-from cryotrans_jax.prepare import carried_mass, contour_level
+from cryotrans_jax.prepare import carried_mass, choose_threshold
 
 EDGE = 5.0  # Å over which a sphere fades out, so that it cuts no sharp edge into the density
 
@@ -28,11 +28,11 @@ def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
 def sphere(map_: Map, radius: float) -> Map:
     """The mask that is 1 within `radius` Å about the centre of the map's mass, and fades to 0 over EDGE Å beyond.
 
-    The mass is that above the level of `prepare.contour_level`, without specks.
+    The mass is that above the level of `prepare.choose_threshold`, without specks.
 
     Raises InputError where the map has none.
     """
-    mass = carried_mass(map_.density, contour_level(map_.density)).astype(np.float64)
+    mass = carried_mass(map_.density, choose_threshold(map_.density)).astype(np.float64)
     squares = []
     for axis, (n, size) in enumerate(zip(mass.shape, map_.voxel_size, strict=True)):
         along = mass.sum(tuple(k for k in range(3) if k != axis))

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, and how much a run is going to."""
+"""Measure the memory available to this process, and estimate the memory of a run."""
 
 import contextlib
 import sys
@@ -8,30 +8,37 @@ import psutil
 
 try:
     import resource
-except ImportError:  # as on Windows
+except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 GROUPS = Path("/sys/fs/cgroup")
-BASE, MOST_BASE = 0.8 * 2**30, 1.3 * 2**30  # bytes: libraries and compiled programs, at least and at most
-VOXEL, MOST_VOXEL = (60, 8), (80, 16)  # bytes a voxel of the maps' box: for the first target, and for each more
-TARGET = 0.25 * 2**30  # bytes a target at most, besides
+BASE, MOST_BASE = 0.8 * 2**30, 1.3 * 2**30  # bytes: libraries and compiled programs, least and most
+VOXEL, MOST_VOXEL = (60, 8), (80, 16)  # bytes per voxel of the maps' box: for the first target, and each further one
+TARGET = 0.25 * 2**30  # bytes: most per target, besides
 
 
 def available() -> float:
-    """Bytes that this process may still take: what the machine has left, its control group, and its own limit."""
-    room = [psutil.virtual_memory().available, *map(left_in, groups())]
+    """Bytes available to this process, by the machine's free memory, its control group, and its own limit."""
+    room = [psutil.virtual_memory().available, *map(cgroup_available, groups())]
     if resource and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         room.append(limit - psutil.Process().memory_info().vms)
     return float(max(min(room), 0))
 
 
-def taken() -> float:
-    """Bytes that this process has."""
+def resident() -> float:
+    """Resident memory of this process, bytes."""
     return float(psutil.Process().memory_info().rss)
 
 
 def peak() -> float:
-    """Bytes that this process has had at most."""
+    """Largest resident memory of this process so far, in bytes.
+
+    Linux counts it for the program (VmHWM); its `ru_maxrss` would start at that of the program that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 2**10
     if resource:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return float(most if sys.platform == "darwin" else most * 2**10)
@@ -40,7 +47,7 @@ def peak() -> float:
 
 
 def groups() -> list[Path]:
-    """The folders of this process's control group and those above it, of both versions."""
+    """Folders of this process's control group and of its ancestors, of both cgroup versions."""
     found = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -52,8 +59,8 @@ def groups() -> list[Path]:
     return found
 
 
-def left_in(group: Path) -> float:
-    """Bytes left in a control group; infinite where it has no limit. Files that it caches do not count."""
+def cgroup_available(group: Path) -> float:
+    """Bytes available in a control group, including its file cache; infinite where it has no limit."""
     for limit, usage, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -65,13 +72,27 @@ def left_in(group: Path) -> float:
     return float("inf")
 
 
-def needed(voxels: int, targets: int) -> tuple[float, float]:
-    """Bytes that a run takes at least, and at most, for maps of so many voxels: as measured, on a CPU."""
+def estimate(voxels: int, targets: int) -> tuple[float, float]:
+    """Estimate the memory of a run, from measurements on a CPU.
+
+    Args:
+        voxels: number of voxels of each map.
+        targets: number of targets.
+
+    Returns:
+        The least and the most bytes that the run takes.
+    """
     least, most = (first + more * (targets - 1) for first, more in (VOXEL, MOST_VOXEL))
     return BASE + least * voxels, MOST_BASE + TARGET * targets + most * voxels
 
 
-def coarser(voxels: int, targets: int, room: float) -> float:
-    """By what factor voxels must be wider for a run to take no more than `room` bytes; infinite if none is enough."""
-    (_, most), (_, fixed) = needed(voxels, targets), needed(0, targets)
+def coarsening_factor(voxels: int, targets: int, room: float) -> float:
+    """Factor by which voxels must be wider for a run to fit into memory; infinite if no factor is enough.
+
+    Args:
+        voxels: number of voxels of each map.
+        targets: number of targets.
+        room: available memory, bytes.
+    """
+    (_, most), (_, fixed) = estimate(voxels, targets), estimate(0, targets)
     return float("inf") if room <= fixed else max(1.0, ((most - fixed) / (room - fixed)) ** (1 / 3))

@@ -1,4 +1,4 @@
-"""How near a predicted map, model or path is to a reference, and what a path of maps keeps on its way."""
+"""Scores of a generated map, model or path against a reference, and of how well a path of maps conserves mass."""
 
 import os
 
@@ -16,24 +16,32 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, frequencies, same_grid
 from cryotrans_jax.programs import program
 
-MOVED = 3.0  # Å from the initial model beyond which an atom counts as moved
-ROUNDS = 20  # of the TM-score's search
-MOST_FRAGMENTS = 32  # of the shortest kind from which that starts, about half of them
+MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
+ROUNDS = 20  # of the search for the TM-score
+MOST_FRAGMENTS = 32  # of the shortest length from which the search starts, about half of all
 
-found_near = program(losses.found)
+found_near = program(losses.fraction_in_target)
 
 
 def fsc(
     a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], voxel_size: float | Float[np.ndarray, "3"]
 ) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
-    """Frequency [1/Å] and Fourier shell correlation of each shell up to Nyquist, for two maps on one grid.
+    """Fourier shell correlation of two maps on one grid (Harauz and van Heel, Optik 73, 1986).
 
-    FSC(s) = Re Σ F_a F_b* / √(Σ |F_a|² Σ |F_b|²), sums over the shell about s (Harauz and van Heel, Optik 73,
-    1986). A shell is as wide as the shortest side of the box allows. A shell without power correlates by 0.
+    FSC(s) = Re Σ F_a F_b* / √(Σ |F_a|² Σ |F_b|²), sums over the shell about s.
+
+    Args:
+        a: density.
+        b: density on the same grid.
+        voxel_size: Å, of all axes or of each.
+
+    Returns:
+        Frequency [1/Å] and correlation of each shell up to Nyquist. A shell is as wide as the shortest side of the box
+        allows; a shell without power has correlation 0.
     """
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
     side = np.array(a.shape) * voxel_size
-    last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # the margin: n / 2 is n / 2 despite rounding
+    last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
     shell, weight = _shells(a.shape, voxel_size)
     keep = shell <= last
     shell, weight = shell[keep], np.broadcast_to(weight, keep.shape)[keep]
@@ -49,9 +57,15 @@ def fsc(
 def resolution_at(
     frequency: Float[np.ndarray, "shells"], correlation: Float[np.ndarray, "shells"], threshold: float
 ) -> float:
-    """The resolution in Å at which a Fourier shell correlation first falls below a threshold.
+    """Resolution [Å] at which a Fourier shell correlation first falls below a threshold.
 
-    Linear between shells, the zeroth left out; Nyquist where the curve stays above.
+    Args:
+        frequency: of each shell, 1/Å.
+        correlation: of each shell.
+        threshold: such as 0.5 or 0.143.
+
+    Returns:
+        The resolution, interpolated linearly between shells without the zeroth; Nyquist where the curve stays above.
     """
     below = np.flatnonzero(correlation[1:] < threshold) + 1
     if not len(below):
@@ -63,7 +77,10 @@ def resolution_at(
 
 
 def map_fsc(map: Map, reference: Map) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
-    """Frequency [1/Å] and Fourier shell correlation of two maps.
+    """Fourier shell correlation of two maps, see `fsc`.
+
+    Returns:
+        Frequency [1/Å] and correlation of each shell.
 
     Raises:
         InputError: their grids differ.
@@ -76,23 +93,38 @@ def map_fsc(map: Map, reference: Map) -> tuple[Float[np.ndarray, "shells"], Floa
 def model_map_fsc(
     map: Map, structure: gemmi.Structure, resolution: float
 ) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
-    """Frequency [1/Å] and Fourier shell correlation of a map and a model's, simulated at a resolution [Å]."""
+    """Fourier shell correlation of a map with the map simulated from a model, see `fsc`.
+
+    Args:
+        map: the map.
+        structure: the model.
+        resolution: of the simulated map, Å.
+
+    Returns:
+        Frequency [1/Å] and correlation of each shell.
+    """
     reference = simulate(structure, resolution, like=map)
     return fsc(map.density, reference.density, map.voxel_size)
 
 
 def correlation(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"]) -> float:
-    """Pearson's correlation of two maps on one grid, over all voxels."""
+    """Pearson correlation of two maps on one grid, over all voxels."""
     a, b = (v - v.mean(dtype=np.float64).astype(v.dtype) for v in (a, b))
     aa, ab, bb = (np.sum(u * v, dtype=np.float64) for u, v in ((a, a), (a, b), (b, b)))
     return float(ab / np.sqrt(aa * bb))
 
 
 def matched(map: Map, target: Map, variance: float) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]:
-    """A map's density blurred to a target's resolution and scaled to fit it best, and the target's, on one grid.
+    """Match a map to a target on its grid: blur the sharper one to the other's resolution, and scale the map to fit.
 
-    `variance` (Å²) is that of the Gaussian that takes the map to the target; where it is negative, the target is the
-    sharper one and is blurred instead.
+    Args:
+        map: map to be scaled, by least squares.
+        target: the target map.
+        variance: variance of the Gaussian that takes the map to the target, Å². If negative, the target is the sharper
+            one and is blurred instead.
+
+    Returns:
+        The two densities.
     """
     width = np.sqrt(abs(variance)) / map.voxel_size
     blur = lambda density: ndimage.gaussian_filter(density, width, mode="constant")  # noqa: E731
@@ -100,26 +132,40 @@ def matched(map: Map, target: Map, variance: float) -> tuple[Float[np.ndarray, "
     return np.vdot(a, b) / max(np.vdot(a, a), 1e-30) * a, b
 
 
-def lacking(
+def missing_mass(
     density: Float[np.ndarray, "x y z"], target: Float[np.ndarray, "x y z"], voxel_size: np.ndarray, width: float
 ) -> float:
-    """The share of a map's mass for which the target has no density, of the two at matched resolution.
+    """Share of a map's mass where the target has no density.
 
-    Both blurred by `width` (Å), over which density may be displaced. Noise in the target adds a little: 0.03 where it
-    is three times as strong as the signal.
+    Noise in the target adds a little: 0.03 where it is three times as strong as the signal.
+
+    Args:
+        density: the map's density.
+        target: the target's density on the same grid, matched in resolution.
+        voxel_size: Å, along each axis.
+        width: standard deviation of a blur of both, Å, over which density may be displaced.
     """
-    here, there = (ndimage.gaussian_filter(a, width / voxel_size, mode="constant") for a in (density, target))
+    blurred, blurred_target = (
+        ndimage.gaussian_filter(a, width / voxel_size, mode="constant") for a in (density, target)
+    )
     mass = np.maximum(density, 0)
-    return 1 - float(np.vdot(mass, np.asarray(found_near(here, there))) / max(mass.sum(), 1e-30))
+    return 1 - float(np.vdot(mass, np.asarray(found_near(blurred, blurred_target))) / max(mass.sum(), 1e-30))
 
 
 def ca_displacement(
     predicted: gemmi.Structure, reference: gemmi.Structure, initial: gemmi.Structure | None = None
 ) -> dict[str, int | float]:
-    """Distances in Å from predicted to reference CA atoms, not superposed: n, rmsd, median, max.
+    """Distances [Å] between corresponding CA atoms of a predicted and a reference model, without superposition.
 
-    With `initial` also where the prediction started (initial_rmsd), and the same over the moved_n atoms that
-    are over 3 Å from there in the reference (moved_rmsd, moved_initial_rmsd; absent where none is).
+    Args:
+        predicted: the predicted model.
+        reference: the reference model.
+        initial: the model before the prediction; None if there is none.
+
+    Returns:
+        The number `n` of atoms, and `rmsd`, `median` and `max` of their distances. With `initial` also its RMSD
+        `initial_rmsd`, and the number `moved_n` of displaced residues, over 3 Å from it in the reference, with their
+        RMSD `moved_rmsd` and `moved_initial_rmsd` (absent where there are none).
 
     Raises:
         InputError: there is no CA atom in common.
@@ -142,11 +188,12 @@ def ca_displacement(
 
 
 def tm_score(predicted: gemmi.Structure, reference: gemmi.Structure) -> float:
-    """The TM-score (0 to 1) of a predicted model's CA atoms against the reference's, whose residues set the scale.
+    """TM-score (0 to 1) of a predicted model's CA atoms, normalised by the reference's length.
 
     max over superpositions of 1/L Σ 1 / (1 + (d / d0)²), d0 = 1.24 (L − 15)^(1/3) − 1.8 Å and at least 0.5 (Zhang and
-    Skolnick, Proteins 57, 2004). Residues correspond by chain and number, so that nothing is aligned by structure as
-    TM-align does; the search starts from fragments of L, L/2, L/4 ... residues and goes on with those that come near.
+    Skolnick, Proteins 57, 2004). Residues correspond by chain and number; there is no structural alignment as in
+    TM-align. The search starts from fragments of L, L/2, L/4 ... residues and continues with the residues that
+    superpose well.
 
     Raises:
         InputError: there is no CA atom in common.
@@ -157,28 +204,34 @@ def tm_score(predicted: gemmi.Structure, reference: gemmi.Structure) -> float:
     near, best = min(max(d0, 4.5), 8.0), 0.0
     used = np.array(list(_fragments(len(x))), np.float64)
     for _ in range(ROUNDS):
-        distance = np.linalg.norm(_superposed(x, y, used) - y, axis=-1)
+        distance = np.linalg.norm(_superpose(x, y, used) - y, axis=-1)
         best = max(best, float((1 / (1 + (distance / d0) ** 2)).sum(1).max() / length))
         used = (distance < np.maximum(near, np.partition(distance, min(3, len(x) - 1), axis=1)[:, 3:4])) * 1.0
     return best
 
 
 def coverage(rebuilt: gemmi.Structure, reference: gemmi.Structure, within: float = 3.0) -> dict[str, int | float]:
-    """How much of a reference's backbone a rebuilt model has found, whatever its chains and numbers are.
+    """Score how much of a reference's backbone a rebuilt model covers, regardless of chain names, numbers and sequence.
 
-    Of each reference CA atom the nearest rebuilt one: `n` are paired within so many Å, both ways nearest; `coverage`
-    is their share of the reference, `precision` that of the rebuilt atoms, `rmsd` (Å) that of the pairs, `order` the
-    share of pairs whose next in the chain is paired as the next. Sequences are not compared.
+    Args:
+        rebuilt: the rebuilt model.
+        reference: the reference model.
+        within: largest distance of paired CA atoms, Å.
+
+    Returns:
+        The number `n` of pairs of CA atoms that are mutually nearest and less than `within` apart; their share of the
+        reference (`coverage`) and of the rebuilt atoms (`precision`); their `rmsd` [Å]; and `order`, the share of pairs
+        whose successor in the chain is paired with a neighbour in the rebuilt chain.
 
     Raises:
         InputError: one of them has no CA atom.
     """
     (y,), (x,) = common_ca(reference), common_ca(rebuilt)
-    there, back = cKDTree(x).query(y)[1], cKDTree(y).query(x)[1]
-    distance = _distance(y, x[there])
-    paired = (back[there] == np.arange(len(y))) & (distance < within)
+    to_x, to_y = cKDTree(x).query(y)[1], cKDTree(y).query(x)[1]
+    distance = _distance(y, x[to_x])
+    paired = (to_y[to_x] == np.arange(len(y))) & (distance < within)
     both = paired[:-1] & paired[1:]
-    runs = np.abs(np.diff(there)) == 1  # chains may run either way
+    runs = np.abs(np.diff(to_x)) == 1  # chains may run in either direction
     return {
         "n": int(paired.sum()),
         "coverage": float(paired.mean()),
@@ -189,42 +242,62 @@ def coverage(rebuilt: gemmi.Structure, reference: gemmi.Structure, within: float
 
 
 def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.35, 0.45)) -> float:
-    """The share of a map's power, its mean apart, that lies in a band of frequencies in cycles a voxel."""
+    """Share of a map's power, without its mean, in a band of frequencies.
+
+    Args:
+        density: the map.
+        band: lowest and highest frequency, cycles per voxel.
+    """
     power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
     s = np.sqrt(sum(np.square(axis) for axis in frequencies(density.shape, 1.0)))
-    power *= _times(density.shape[2])
+    power *= _multiplicity(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())
 
 
-def visible(density: Float[np.ndarray, "x y z"], level: float) -> float:
-    """The mass of the density at or above a level."""
+def visible_mass(density: Float[np.ndarray, "x y z"], level: float) -> float:
+    """Mass of the density at or above a display contour."""
     return float(density[density >= level].sum(dtype=np.float64))
 
 
-def between(density: Float[np.ndarray, "x y z"], ends: Bool[np.ndarray, "x y z"]) -> float:
-    """The share of a map's positive mass where `ends`, the places of both ends of its path, do not hold."""
+def share_between(density: Float[np.ndarray, "x y z"], ends: Bool[np.ndarray, "x y z"]) -> float:
+    """Share of a map's positive mass outside the region that the two ends of its path occupy.
+
+    Args:
+        density: an intermediate map.
+        ends: voxels that either end occupies.
+    """
     mass = np.maximum(density, 0)
     return float(mass[~ends].sum(dtype=np.float64) / mass.sum(dtype=np.float64))
 
 
-def appearing(
+def appearing_mass(
     a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], block: int, reach: int = 1
 ) -> tuple[float, float]:
-    """The mass of b that cannot have come from a within a few blocks, and that of a which cannot have gone to b.
+    """Lower bounds on the mass that appears and vanishes between two maps, instead of moving.
 
-    In the unit of the densities, which must not be negative. Masses are summed over blocks of `block` voxels, and each
-    block's may go to blocks up to `reach` away along every axis; what cannot be placed so has appeared, or vanished.
-    Both are lower bounds, as what flows on in a chain counts as moved (Strassen's theorem: the first is the greatest
-    excess of b's mass in any set of blocks over a's in the set and about it). Found as a maximal flow.
+    Masses are summed over blocks, and the mass of each block may move up to `reach` blocks along every axis; the rest
+    has appeared or vanished. Both are lower bounds, because mass that is passed on along a chain of blocks counts as
+    moved (Strassen's theorem: the first is the greatest excess of b's mass in any set of blocks over a's in that set
+    and around it). Computed as a maximal flow.
+
+    Args:
+        a: the earlier density, not negative.
+        b: the later density, not negative.
+        block: side of a block, voxels.
+        reach: blocks that mass may move along every axis.
+
+    Returns:
+        The mass of b that cannot have come from a, and the mass of a that cannot have gone to b, in the unit of the
+        densities.
     """
     sums = [_blocks(v, block) for v in (a, b)]
     unit = float(max(sums[0].sum(), sums[1].sum())) / 2**30  # capacities are integers of 32 bits
     if unit == 0:
         return 0.0, 0.0
     whole = [np.rint(v / unit).astype(np.int32) for v in sums]
-    (ours, theirs), shape = [np.flatnonzero(v) for v in whole], whole[0].shape
-    row, place = np.full(whole[0].size, -1), np.stack(np.unravel_index(ours, shape), -1)
-    row[theirs] = np.arange(len(theirs))
+    (sources, sinks), shape = [np.flatnonzero(v) for v in whole], whole[0].shape
+    row, place = np.full(whole[0].size, -1), np.stack(np.unravel_index(sources, shape), -1)
+    row[sinks] = np.arange(len(sinks))
     edges = []
     for step in np.ndindex(*(2 * reach + 1,) * 3):
         to = place + np.array(step) - reach
@@ -232,10 +305,10 @@ def appearing(
         at = row[np.ravel_multi_index(tuple(to[inside].T), shape)]
         edges.append(np.stack([np.flatnonzero(inside)[at >= 0], at[at >= 0]]))
     left, right = np.concatenate(edges, 1)
-    source, sink = len(ours) + len(theirs), len(ours) + len(theirs) + 1
-    tail = np.concatenate([np.full(len(ours), source), left, len(ours) + np.arange(len(theirs))])
-    head = np.concatenate([np.arange(len(ours)), len(ours) + right, np.full(len(theirs), sink)])
-    supply, demand = whole[0].ravel()[ours], whole[1].ravel()[theirs]
+    source, sink = len(sources) + len(sinks), len(sources) + len(sinks) + 1
+    tail = np.concatenate([np.full(len(sources), source), left, len(sources) + np.arange(len(sinks))])
+    head = np.concatenate([np.arange(len(sources)), len(sources) + right, np.full(len(sinks), sink)])
+    supply, demand = whole[0].ravel()[sources], whole[1].ravel()[sinks]
     room = np.concatenate([supply, supply[left], demand])
     graph = sparse.csr_array((room, (tail, head)), shape=(sink + 1, sink + 1))
     moved = csgraph.maximum_flow(graph, source, sink).flow_value
@@ -243,15 +316,19 @@ def appearing(
 
 
 def path_distance(frames: Float[np.ndarray, "frames n 3"], path: Float[np.ndarray, "path n 3"]) -> float:
-    """How far a known path is from a trajectory: mean over its models of the least RMSD [Å] to any frame."""
+    """Distance [Å] of a known path from a trajectory: mean over its models of the smallest RMSD to any frame."""
     squared = ((path[:, None] - frames[None]) ** 2).sum(-1).mean(-1)
     return float(np.sqrt(squared.min(1)).mean())
 
 
 def monotone_match(cost: Float[np.ndarray, "path frames"]) -> Int[np.ndarray, "path"]:
-    """For each step of a path the frame that it is matched with: never an earlier one than the step before has.
+    """Match each step of a path to a frame, in order of time, at the least total cost, by dynamic programming.
 
-    Of all such matches the one of least total cost, by dynamic programming; frames may be left out or serve again.
+    Args:
+        cost: of each pair of step and frame.
+
+    Returns:
+        The frame of each step, never earlier than that of the step before; frames may be skipped or repeated.
     """
     total, came = cost.astype(np.float64), np.zeros(cost.shape, np.int64)
     for step in range(1, len(cost)):
@@ -266,12 +343,19 @@ def monotone_match(cost: Float[np.ndarray, "path frames"]) -> Int[np.ndarray, "p
     return match
 
 
-def along_path(
+def match_path(
     frames: Float[np.ndarray, "frames n 3"], path: Float[np.ndarray, "path n 3"]
 ) -> tuple[Int[np.ndarray, "path"], Float[np.ndarray, "path"]]:
-    """For each model of a known path the frame matched with it in order of time, and the RMSD [Å] to that.
+    """Match each model of a known path to a frame, in order of time, without superposition.
 
-    Positions are compared as they are, not superposed. Mean squared deviations are what is least in all.
+    The match minimises the sum of mean squared deviations (`monotone_match`).
+
+    Args:
+        frames: positions in each frame of a trajectory, Å.
+        path: positions in each model of the known path, Å.
+
+    Returns:
+        The frame of each model, and the RMSD [Å] from it.
     """
     norms = [(v**2).sum((1, 2)) for v in (path, frames)]
     products = path.reshape(len(path), -1) @ frames.reshape(len(frames), -1).T
@@ -281,13 +365,13 @@ def along_path(
 
 
 def _shells(shape, voxel_size):
-    """For each coefficient of a real transform, its shell, and how often it stands in the complex one."""
+    """Shell of each coefficient of a real transform, and its multiplicity in the complex transform."""
     s = np.sqrt(sum(np.square(axis) for axis in frequencies(shape, voxel_size)))
-    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), _times(shape[2])
+    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), _multiplicity(shape[2])
 
 
-def _times(length):
-    """How often each coefficient along the halved axis of a real transform, of this length, is in the complex one."""
+def _multiplicity(length):
+    """Multiplicity, in the complex transform, of each coefficient along the halved axis of a real transform."""
     times = np.full(length // 2 + 1, 2.0)
     times[0] = 1
     if length % 2 == 0:
@@ -296,17 +380,17 @@ def _times(length):
 
 
 def _distance(a, b):
-    """The distances between paired points."""
+    """Distances between paired points."""
     return np.linalg.norm(a - b, axis=-1)
 
 
 def _rms(values) -> float:
-    """The root of the mean square."""
+    """Root mean square."""
     return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _fragments(length):
-    """Which of so many residues belong to each fragment from which the TM-score's search starts."""
+    """Masks of the fragments from which the search for the TM-score starts."""
     size = length
     while size >= min(4, max(length, 1)):
         for start in dict.fromkeys([*range(0, length - size + 1, max(size // 2, 1)), length - size]):
@@ -316,8 +400,8 @@ def _fragments(length):
             return
 
 
-def _superposed(x, y, used):
-    """x (n, 3) superposed on y by least squares over each row of weights `used` (starts, n): (starts, n, 3)."""
+def _superpose(x, y, used):
+    """Superpose x (n, 3) on y by least squares with each row of the weights `used` (starts, n): (starts, n, 3)."""
     share = used / used.sum(1, keepdims=True)
     cx, cy = share @ x, share @ y
     covariance = np.einsum("sn,ni,nj->sij", share, x, y) - cx[:, :, None] * cy[:, None]
@@ -329,6 +413,6 @@ def _superposed(x, y, used):
 
 
 def _blocks(density, block):
-    """Sums over blocks of voxels; the box is filled up with zeros."""
+    """Sums over blocks of voxels, of a box padded with zeros."""
     padded = np.pad(density, [(0, -n % block) for n in density.shape])
     return padded.reshape([m for n in padded.shape for m in (n // block, block)]).sum((1, 3, 5), dtype=np.float64)

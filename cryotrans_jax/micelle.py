@@ -1,9 +1,9 @@
-"""Density without detail: the detergent, lipid or nanodisc about a membrane protein, which a fit should not carry.
+"""Separate a membrane protein from density without detail: detergent, lipid or nanodisc, which a fit should not carry.
 
-It is as strong as the protein in a blurred map, so that no contour level leaves it out, but what is shown of it is a
-mean over all particles: it has no helices and no side chains. Where it is left in, the protein's density is drawn into
-it. So the protein is told from it by its detail: the rms of what lies in a band about the map's resolution, less the
-noise's, in a neighbourhood of each voxel.
+In a blurred map a micelle is as strong as the protein, so that no threshold leaves it out. But its density is a mean
+over all particles, without helices and side chains, and a fit that carries it draws the protein's density into it. The
+protein is recognised by its detail: the rms of the density in a band around the map's resolution, minus the noise, in a
+neighbourhood of each voxel.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,32 @@ from scipy import ndimage
 from cryotrans_jax.atoms import positions
 from cryotrans_jax.contour import SHARP, half_height
 from cryotrans_jax.maps import Map
-from cryotrans_jax.prepare import box_of, carried_mass, solvent_noise
+from cryotrans_jax.prepare import box_slices, carried_mass, solvent_noise
 
-TYPICAL = 5.0  # Å: the resolution of a target of which it is not known
-BAND = 0.2, 0.6  # of the resolution: widths of the blurs between which detail lies
-BLURRED, NEAR = 3.0, 4.0  # Å: widths of the blurs that the density, and the squares of its detail, are judged by
-ROOM = 20.0  # Å about the body in which the noise is judged
-AWAY, CLEAR = 6.0, 5.0  # Å, and standard deviations above the solvent: further than that from what is above is noise
-LEAST = 0.05  # of the noise's power: detail is told no better than this
-UNLIKE = 0.45  # the ratio of the contrasts of a map's two classes at most
-APART = 0.66  # of the variance of their logarithms that the two explain at least
-SAME = 0.6  # the ratio of contrasts above which what is left out is as detailed as the rest
-MORE = 1.25  # times the volume of what the other map shows, from which a map has something besides
-MODELLED = 0.9  # of a model's atoms: with fewer in what is kept, what is left out is no micelle
-FADE = 2.0  # Å over which a mask falls to 0 beyond what has detail
-
+TYPICAL = 5.0  # Å: resolution assumed for a target where it is unknown
+BAND = 0.2, 0.6  # of the resolution: standard deviations of the blurs that bound the band of detail
+BLURRED, NEAR = 3.0, 4.0  # Å: standard deviations of the blurs of the density and of the squared detail
+ROOM = 20.0  # Å around the body in which the noise is measured
+AWAY, CLEAR = 6.0, 5.0  # Å from all voxels this many standard deviations above the solvent: there is only noise
+LEAST = 0.05  # of the noise's power: the least power of detail that can be measured
+UNLIKE = 0.45  # largest ratio of the contrasts of micelle and protein
+APART = 0.66  # least share of the variance of the log contrasts that the two classes explain
+SAME = 0.6  # ratio of contrasts above which the part left out is as detailed as the rest
+MORE = 1.25  # least ratio of a map's volume to the other map's protein at which it shows more than the protein
+MODELLED = 0.9  # least share of a model's atoms in the part kept if the part left out is a micelle
+FADE = 2.0  # Å over which a mask falls to 0 outside the part with detail
 
 Mask = Float[np.ndarray, "x y z"]
 
 
 class Protein(NamedTuple):
-    """What of a map has detail: a `mask` (0 to 1), its `volume` (Å³), and the share of the body that is `left_out`."""
+    """The part of a map that has detail.
+
+    Attributes:
+        mask: 0 to 1, with a soft edge.
+        volume: Å³.
+        left_out: share of the map's body that the mask leaves out.
+    """
 
     mask: Mask
     volume: float
@@ -45,9 +50,15 @@ class Protein(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """Of a map: its `body`, blurred to BLURRED, and in each voxel the rms `detail` and its ratio to the density.
+    """Local detail of a map.
 
-    All in the `box` about the body, of a map of this `shape`.
+    Attributes:
+        body: voxels of the molecule and its micelle, in the map blurred by BLURRED.
+        detail: local rms of the density in the band.
+        contrast: ratio of detail to density.
+        box: slices of the box around the body that the arrays cover.
+        shape: shape of the whole map.
+        voxel_size: Å.
     """
 
     body: Bool[np.ndarray, "bx by bz"]
@@ -59,29 +70,29 @@ class Detail(NamedTuple):
 
     @property
     def volume(self) -> float:
-        """That of the body in Å³."""
+        """Volume of the body, Å³."""
         return float(self.body.sum() * self.voxel_size.prod())
 
     def ratio(self, kept: Bool[np.ndarray, "bx by bz"]) -> float:
-        """The median contrast of the body's other part over that of the part that is kept; 1 where one is empty."""
+        """Median contrast of the rest of the body over that of the part kept; 1 where one is empty."""
         rest = self.body & ~kept
         both = rest.any() and kept.any()
         return float(np.median(self.contrast[rest]) / np.median(self.contrast[kept])) if both else 1.0
 
     def protein(self, kept: Bool[np.ndarray, "bx by bz"]) -> Protein:
-        """The part of the body that is kept, without specks and holes, with a soft edge."""
-        held = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
-        distance = ndimage.distance_transform_edt(~held, sampling=self.voxel_size)
+        """Clean the part of the body that is kept of dust and holes, and give it a soft edge."""
+        filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
+        distance = ndimage.distance_transform_edt(~filled, sampling=self.voxel_size)
         mask = np.zeros(self.shape, np.float32)
         mask[self.box] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0, 1))
-        return Protein(mask, float(held.sum() * self.voxel_size.prod()), 1 - held.sum() / self.body.sum())
+        return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 
-    def detailed(self) -> Protein | None:
-        """What has detail in the map; None where all has.
+    def detailed_part(self) -> Protein | None:
+        """The part of the map with detail; None if that is the whole body.
 
         The ratio of detail to density falls into two classes (Otsu, IEEE Transactions on Systems, Man, and Cybernetics
-        9, 1979). In a protein alone they lie close together, 0.6 to 0.75, as a molecule's surface has less than its
-        core; a micelle has a sixth of the protein's in a sharp map, and less than half in one at 5 Å.
+        9, 1979). In a protein alone they lie close together, 0.6 to 0.75, because a molecule's surface has less detail
+        than its core; a micelle has a sixth of the protein's ratio in a sharp map, and less than half in one at 5 Å.
         """
         level, explained = two_classes(np.log(np.maximum(self.contrast[self.body], 1e-30)))
         kept = self.body & (self.contrast >= np.exp(level))
@@ -97,16 +108,24 @@ def proteins(
     masked: Sequence[bool] | None = None,
     model: gemmi.Structure | None = None,
 ) -> list[Protein | None]:
-    """What is protein in an initial map and in its targets, each on its own grid; None where all of a map is.
+    """Find the protein in an initial map and in its targets, each on its own grid.
 
-    The initial map comes first. Of it what is `Detail.detailed`; of a target, which may be too blurred for that, the
-    `most_detailed` part as large as the initial map's protein. Resolutions are Å, 3 and 5 where they are not known.
-    What is `masked` already stays as it is, and so does an initial map whose `model` stands in what would be left out.
+    In the initial map it is the part with detail (`Detail.detailed_part`). A target may be too blurred for that: there
+    it is the `most_detailed` part as large as the initial map's protein.
+
+    Args:
+        maps: the initial map, then the targets.
+        resolutions: Å, of each map; None where unknown, for which 3 Å (initial map) or 5 Å (targets) is assumed.
+        masked: whether each map is masked already and stays as it is.
+        model: model of the initial map, which stays as it is if the part left out holds atoms of it.
+
+    Returns:
+        The protein of each map; None where that is the whole map.
     """
     resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
-    start = None if all(masked) else detail_of(maps[0], resolutions[0])
-    first = None if start is None or masked[0] else start.detailed()
-    if first and model is not None and share_within(model, maps[0], first.mask) < MODELLED:
+    start = None if all(masked) else measure_detail(maps[0], resolutions[0])
+    first = None if start is None or masked[0] else start.detailed_part()
+    if first and model is not None and share_in_mask(model, maps[0], first.mask) < MODELLED:
         first = None
     shown = first or start
     volume = shown.volume if shown else np.inf
@@ -117,15 +136,23 @@ def proteins(
     ]
 
 
-def share_within(model: gemmi.Structure, map_: Map, mask: Mask) -> float:
-    """The share of a model's atoms that stand where a mask of the map is above one half."""
+def share_in_mask(model: gemmi.Structure, map_: Map, mask: Mask) -> float:
+    """Share of a model's atoms at which a mask of the map exceeds one half."""
     index = np.round((positions(model) - map_.origin) / map_.voxel_size).astype(int)
     index = np.clip(index, 0, np.array(mask.shape) - 1)
     return float(np.mean(mask[tuple(index.T)] > 0.5))
 
 
-def detail_of(map_: Map, resolution: float | None = None) -> Detail | None:
-    """What detail a map has where, at its resolution in Å; None where it shows no body."""
+def measure_detail(map_: Map, resolution: float | None = None) -> Detail | None:
+    """Measure a map's local detail.
+
+    Args:
+        map_: the map.
+        resolution: Å; None for SHARP.
+
+    Returns:
+        The detail; None if the map shows no body.
+    """
     size = map_.voxel_size
     resolution = max(resolution or SHARP, 2 * float(size.max()))
     smooth = ndimage.gaussian_filter(map_.density, BLURRED / size)
@@ -134,7 +161,7 @@ def detail_of(map_: Map, resolution: float | None = None) -> Detail | None:
     body = carried_mass(smooth, surface) > 0
     if not body.any() or not surface > solvent:
         return None
-    box = box_of(body, np.ceil(ROOM / size).astype(int))
+    box = box_slices(body, np.ceil(ROOM / size).astype(int))
     body, smooth, density = body[box], smooth[box], map_.density[box]
     fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in BAND)
     power = ndimage.gaussian_filter((fine - coarse) ** 2, NEAR / size)
@@ -146,11 +173,18 @@ def detail_of(map_: Map, resolution: float | None = None) -> Detail | None:
 
 
 def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> Protein | None:
-    """So much of a map as fills a volume in Å³ and has the most detail, at a resolution in Å.
+    """The part of a map with the most detail that fills a given volume.
 
-    None where the map shows hardly more than that volume, or the rest is as detailed and so is no micelle.
+    Args:
+        map_: the map.
+        volume: Å³.
+        resolution: Å; None for 3 Å.
+
+    Returns:
+        The part; None where the map shows hardly more than that volume, or where the rest is as detailed and so not a
+        micelle.
     """
-    found = detail_of(map_, resolution)
+    found = measure_detail(map_, resolution)
     if found is None or found.volume < MORE * volume:
         return None
     falling = np.sort(found.detail[found.body])[::-1]
@@ -159,7 +193,7 @@ def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> 
 
 
 def two_classes(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """The level that divides values into two classes as far apart as can be, and the share of variance it explains."""
+    """Otsu's threshold between two classes of values, and the share of the variance that the classes explain."""
     count, edges = np.histogram(values, 128)
     share, centre = count / len(values), 0.5 * (edges[1:] + edges[:-1])
     below, moment = np.cumsum(share), np.cumsum(share * centre)

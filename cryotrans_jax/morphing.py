@@ -1,4 +1,4 @@
-"""The whole way as one function: two maps in, a fit out, from which frames and moved models are had."""
+"""The whole method as one function: two maps in, a fit out, which makes frames and carries models."""
 
 import os
 import warnings
@@ -18,29 +18,37 @@ from cryotrans_jax.align import Alignment, onto, resampled
 from cryotrans_jax.files import InputError
 from cryotrans_jax.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.outliers import without_outliers
-from cryotrans_jax.partition import Partition, Unit, from_flow, in_copies
-from cryotrans_jax.progress import Told, shown
+from cryotrans_jax.partition import AsymmetricUnit, Partition, from_flow, replicate_bodies
+from cryotrans_jax.progress import ProgressCallback, show_progress
 from cryotrans_jax.snapshots import Recorder, Snapshot
 from cryotrans_jax.symmetry import Symmetry
-from cryotrans_jax.velocity import turned
+from cryotrans_jax.velocity import rotate_parameters
 
-RENDERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
+RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
 
 @dataclass(frozen=True, repr=False)
 class Fit:
     """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
 
-    `params` have a leading axis of targets; `threshold` is the initial map's; `history` holds, for each stage, the
-    losses (steps, targets); `judged`, of a fit with half-maps, those by the second one after every few steps (the
-    training loss itself where the stage has none); `report` what was chosen by rule. Where the initial map is in parts,
-    each has a field of its own, along the second axis of `params`, and `partitions` holds one for each target.
-    `initial` is the initial map, None in a fit that was loaded without it; `alignments` tells how `morph` laid each
-    target over it. Where targets were given up, `failed` says why of each ("" of the others): their parameters are of
-    no use.
+    In all methods `target` is the number of the target, from 0. Methods that need the initial map raise InputError if
+    the fit was loaded without it.
 
-    Methods that need the initial map raise InputError where it is not there. Where there are several targets, `target`
-    is the number of the one that is meant, from 0 on.
+    Attributes:
+        config: schedule, network and symmetry.
+        params: parameters of the fields, with a leading axis of targets, and a second one of parts where there are
+            parts.
+        frame: the unit box.
+        threshold: the initial map's.
+        history: for each stage the losses (steps, targets).
+        validation_history: in a fit with half-maps, for each stage the losses against the second one after each chunk
+            of steps (the training loss where the stage has none).
+        report: what was chosen by rule.
+        partitions: for each target its parts; empty: one field for the whole.
+        initial: the initial map; None in a fit that was loaded without it.
+        alignments: how `morph` aligned each target to the initial map.
+        failed: for each target why it was given up ("" for the others), in which case its parameters are of no use;
+            empty: none was.
     """
 
     config: train.Config
@@ -48,7 +56,7 @@ class Fit:
     frame: prepare.Frame
     threshold: float
     history: tuple[np.ndarray, ...] = ()
-    judged: tuple[np.ndarray, ...] = ()
+    validation_history: tuple[np.ndarray, ...] = ()
     report: dict | None = None
     partitions: tuple[Partition, ...] = ()
     initial: Map | None = None
@@ -56,7 +64,7 @@ class Fit:
     failed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """What was fitted, in a few lines."""
+        """Summary of the fit in a few lines."""
         count, stages = len(jax.tree.leaves(self.params)[0]), self.config.stages
         plural = "s" * (count > 1)
         lines = [f"Fit of {count} target{plural}: {len(stages)} stages of {sum(s.steps for s in stages)} steps at most"]
@@ -64,26 +72,28 @@ class Fit:
         lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
         for target in range(count):
             parts = self.partition(target)
-            facts = [self.alignments[target].described] if self.alignments else []
+            facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
 
-    def of(self, target: int) -> PyTree:
-        """The parameters for one target."""
+    def target_params(self, target: int) -> PyTree:
+        """Parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
     def partition(self, target: int = 0) -> Partition | None:
-        """The parts that a target's flow has, None where it is one field."""
+        """Parts of a target's flow; None where it is one field."""
         return self.partitions[target] if self.partitions else None
 
     def select(self, targets: Sequence[int]) -> "Fit":
-        """The same fit with the targets of these numbers, in this order; `report` still tells of all."""
+        """The same fit with the targets of these numbers, in this order; `report` still describes all."""
         chosen = list(targets)
         params = jax.tree.map(lambda p: p[chosen], self.params)
-        history, judged = (tuple(a[:, chosen] for a in kind) for kind in (self.history, self.judged))
+        history, validation_history = (
+            tuple(a[:, chosen] for a in kind) for kind in (self.history, self.validation_history)
+        )
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
         failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
@@ -91,45 +101,48 @@ class Fit:
             self,
             params=params,
             history=history,
-            judged=judged,
+            validation_history=validation_history,
             partitions=partitions,
             alignments=alignments,
             failed=failed,
         )
 
-    def start(self) -> Map:
-        """The initial map. Raises InputError where the fit was loaded without it."""
+    def require_initial(self) -> Map:
+        """The initial map; raises InputError if the fit was loaded without it."""
         if self.initial is None:
             raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
         return self.initial
 
     def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str = "pull_back") -> Iterator[Map]:
-        """Maps at the times (0 to 1), on the initial map's grid, one after the other.
+        """Maps of the pseudo-trajectory, one after the other, on the initial map's grid (paper, eq. 7).
 
-        A whole number asks for so many equally spaced frames, from the initial map to the end. `render` is "pull_back",
-        which keeps the detail, or "splat", which keeps the mass.
+        Args:
+            times: from 0 to 1; or a number of equally spaced frames, from the initial map to the end.
+            target: number of the target.
+            render: "pull_back", which keeps the detail, or "splat", which keeps the mass.
 
-        Raises InputError where times or `render` cannot be.
+        Raises:
+            InputError: times or `render` are invalid.
         """
-        if render not in RENDERS:
-            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERS)}")
-        flow = self.config, self.of(target), self.frame
+        if render not in RENDERERS:
+            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
+        flow = self.config, self.target_params(target), self.frame
         times = trajectory.as_times(times)
-        return RENDERS[render](*flow, self.start(), self.threshold, times, self.partition(target))
+        return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
 
     def generated(self, target: int = 0) -> Map:
-        """The initial map carried to the target's conformation: the last of the frames."""
+        """The generated map: the initial map carried to the target's conformation, which is the last frame."""
         return next(self.frames([1.0], target))
 
     def consistency(self, target: int = 0) -> float:
-        """How far (Å, rms) density is from its start after it was carried to the end and back."""
-        flow = self.config, self.of(target), self.frame
-        return trajectory.consistency(*flow, self.start(), self.threshold, self.partition(target))
+        """RMS distance (Å) of density from its start after it was carried to the end and back."""
+        flow = self.config, self.target_params(target), self.frame
+        return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
-        """How far apart (Å) this fit and others from other seeds carry the same density: `trajectory.spread`."""
+        """How far apart (Å) this fit and others from other seeds carry the same density; see `trajectory.spread`."""
         carries = [partial(fit.carry, target=target) for fit in (self, *others)]
-        return trajectory.spread(carries, self.frame, self.start(), self.threshold)
+        return trajectory.spread(carries, self.frame, self.require_initial(), self.threshold)
 
     @overload
     def move(self, model: gemmi.Structure, times: None = None, target: int = 0) -> gemmi.Structure: ...
@@ -140,36 +153,56 @@ class Fit:
     def move(
         self, model: gemmi.Structure, times: int | trajectory.Times | None = None, target: int = 0
     ) -> gemmi.Structure | list[gemmi.Structure]:
-        """The initial state's model, each atom carried by the flow to the end; or a list of models at the times.
+        """Carry the initial state's model, atom by atom.
 
-        Times are as for `frames`. Where there are parts, atoms move by the flow of their residue's. The model lies in
-        the initial map's frame.
+        Args:
+            model: in the initial map's frame.
+            times: as for `frames`; None: the end.
+            target: number of the target. With parts, each atom moves by the field of its residue's part.
+
+        Returns:
+            The carried model, or with `times` a list of models.
         """
         if times is None:
             return self.move(model, [1.0], target)[0]
         xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
-        each = trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.of_atoms(model))
-        return [atoms.moved(model, at) for at in each]
+        each = trajectory.move(
+            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.of_atoms(model)
+        )
+        return [atoms.with_positions(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
-        """Positions (times, n, 3) in Å to which the positions xyz (n, 3) have come at the times."""
-        parts, times = self.partition(target), trajectory.as_times(times)
-        return trajectory.move(self.config, self.of(target), self.frame, xyz, times, parts and parts.at(xyz))
+        """Carry positions by the flow.
 
-    def volumes(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
-        """By what factor the flow changes volume at positions xyz (n, 3) in Å; it folds where that is not above 0."""
+        Args:
+            xyz: positions (n, 3), Å.
+            times: as for `frames`.
+            target: number of the target.
+
+        Returns:
+            Positions (times, n, 3), Å.
+        """
+        parts, times = self.partition(target), trajectory.as_times(times)
+        return trajectory.move(
+            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.part_at(xyz)
+        )
+
+    def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
+        """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
         parts = self.partition(target)
-        return trajectory.volumes(self.config, self.of(target), self.frame, xyz, parts and parts.at(xyz))
+        return trajectory.volume_change(
+            self.config, self.target_params(target), self.frame, xyz, parts and parts.part_at(xyz)
+        )
 
     def parts_map(self, target: int = 0) -> Map:
-        """The number (1, 2, ...) of the part to which each voxel of what is carried belongs, 0 elsewhere."""
-        initial = self.start()
-        return self.partition(target).shown(
+        """Label map: the part (1, 2, ...) of each voxel that is carried, 0 elsewhere."""
+        initial = self.require_initial()
+        return self.partition(target).to_map(
             trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Nothing; `Fit.load(path, initial)` gives this fit back, without its history and the initial map."""
+        """Save the fit, without its history and the initial map, for `Fit.load(path, initial)`."""
         described = {
             "config": asdict(self.config),
             "corner": self.frame.corner.tolist(),
@@ -199,12 +232,12 @@ class Fit:
             InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
         params, saved = checkpoints.restore(path)
-        with checkpoints.described(path, "a fit"):
-            return cls._of(params, saved, None if initial is None else repaired(initial), path)
+        with checkpoints.version_errors(path, "a fit"):
+            return cls._of(params, saved, None if initial is None else read_repaired(initial), path)
 
     @classmethod
     def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
-        """The fit with these arrays and this description, which `path` holds."""
+        """The fit with these arrays and this description, read from `path`."""
         settings, grid = saved["config"], saved.get("partition")
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
@@ -213,8 +246,10 @@ class Fit:
         stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
         rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         if initial and (known := saved.get("grid")):
-            was = Map(np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin")))
-            if difference := same_grid(initial, was):
+            original = Map(
+                np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
+            )
+            if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
         return cls(
             config=train.Config(stages=stages, rival=rival, **settings),
@@ -226,7 +261,7 @@ class Fit:
         )
 
 
-@shown
+@show_progress
 def morph(
     initial: MapLike,
     targets: MapLike | Sequence[MapLike],
@@ -248,43 +283,60 @@ def morph(
     symmetry: Symmetry | str | None = None,
     bin: int = 1,
     schedule: recipes.Schedule | None = None,
-    share: Sequence[int] | None = None,
-    progress: bool | Told = False,
-    spread: train.Spread | None = None,
-    prepared: Callable[[dict], None] = lambda report: None,
-    begun: Snapshot | None = None,
-    keep: Callable[[Snapshot], None] | None = None,
-    say: Callable[[int, str], None] = train.warn,
+    target_indices: Sequence[int] | None = None,
+    progress: bool | ProgressCallback = False,
+    layout: train.DeviceLayout | None = None,
+    on_prepared: Callable[[dict], None] = lambda report: None,
+    resume_from: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_setback: Callable[[int, str], None] = train.warn_of_setback,
 ) -> Fit:
-    """A fit of the flow that carries `initial` onto each of the targets: maps, or paths of MRC files.
+    """Fit the flow that carries `initial` onto each of the targets.
 
-    With `align` "auto" targets are laid over the initial map where that fits clearly better, with "none" they are taken
-    where their origins put them; either way they are brought onto its grid. `Fit.alignments` tells where each lay.
-    `recipe` is "default" or "paper"; `steps` multiplies every stage's number of steps; thresholds are densities
-    and resolutions Å, both chosen or estimated where they are None; with the molecule's `volume` (Å³) thresholds are
-    those that enclose it. `bin` and `schedule`, which says its steps, are for the paper's recipe.
-    `halves` are the targets' half-maps, two for each: the fit compares with the first; the second judges it, which
-    keeps the best parameters and tells when a stage ends; contour, blur and motion are still the target's.
-    `waypoints` are maps with the times (between 0 and 1) at which the flow onto the only target is to pass them; the
-    target's threshold is theirs as well.
-    `parts` of the initial map each move by a field of their own; "auto" are, for each target, the bodies that the flow
-    moves nearly rigidly after the recipe's first stages, from which each goes on by itself; with None one field moves
-    all. `part_rigidity` multiplies the weight of the rigidity in each part.
-    `symmetry` is that of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, an mmCIF file
-    with an assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then commutes with its operators,
-    and is fitted to the points of one unit; each copy of a body of it is a part, by the body's flow turned alike.
-    `share` are the numbers of the targets to fit (None: all), which the fit then holds alone, in that order; the crop,
-    the contour levels and the schedule are those for all, so that parts fitted apart are parts of one fit.
-    With `progress=True` it is shown how far the fit is, in a notebook, a terminal or a log; of a function
-    `progress(config, stage, step, losses)` is called every few steps. Several targets are shared by all devices of
-    this host, or as `spread` says. `prepared(report)` is told the contour levels before the first step.
-    `keep(snapshot)` is handed after every few steps, and at the end, what a later call with otherwise the same
-    arguments takes as `begun` to go on from there, to the same end bit for bit. `say(target, what)` is told where a
-    target's numbers went wrong: see `train.fit`. Targets that were given up are named in the fit's `failed`.
+    Args:
+        initial: the initial map, or the path of an MRC file.
+        targets: one or several target maps, or paths.
+        recipe: "default" or "paper".
+        align: "auto" aligns each target to the initial map where that fits clearly better; "none" takes it where its
+            origin puts it. Either way it is resampled on the initial map's grid.
+        seed: of the network's initial weights.
+        steps: factor on the number of steps of every stage.
+        initial_threshold: density; None: chosen by rule, or so that it encloses `volume`.
+        target_threshold: likewise, for targets and waypoints.
+        initial_resolution: Å; None: the difference in resolution is estimated.
+        target_resolution: Å, one for all targets or one for each.
+        volume: of the molecule, Å³.
+        halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
+            the best parameters and stops stages early. Threshold, blur and motion are still the target's.
+        waypoints: maps with the times (between 0 and 1) at which the flow onto the only target passes them.
+        waypoint_resolution: Å, one for all waypoints or one for each.
+        parts: of the initial map, each with its own velocity field (paper, eq. 8-15): a partition, or "auto" for the
+            rigid bodies that each target's flow shows after the recipe's first stages; None: one field.
+        part_rigidity: factor on the weight of the rigidity in each part of a given partition.
+        symmetry: of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, the path of an
+            mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
+            commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
+            a part, with the body's field rotated accordingly.
+        bin: factor by which maps are binned, for the recipe "paper".
+        schedule: stages and width, for the recipe "paper".
+        target_indices: numbers of the targets to fit, from 0; None: all. The fit then has these alone, in this order.
+            Crop, thresholds and schedule are those for all targets, so that fits of different targets match.
+        progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
+            step, losses) after every chunk of steps.
+        layout: how targets are laid out over devices; None: over all devices of this host.
+        on_prepared: called with the report of the thresholds before the first step.
+        resume_from: a snapshot of an earlier call with otherwise the same arguments. The fit ends the same, bit for
+            bit.
+        on_snapshot: called with a snapshot after every chunk of steps, and at the end.
+        on_setback: called with (target, message) when a target diverged; see `train.fit`.
 
-    Raises InputError where a file cannot be read, a target has next to nothing in the initial map's box, nothing is
-    above a threshold, there is no such recipe or target, or waypoints have several targets or impossible times, or
-    parts cannot be, a map does not have the symmetry, or every target was given up.
+    Returns:
+        The fit. Its `failed` names targets that were given up.
+
+    Raises:
+        InputError: a file cannot be read, a target has next to nothing in the initial map's box, no density is above a
+            threshold, an argument is invalid or does not fit the others, a map does not have the symmetry, or every
+            target was given up.
     """
     if recipe not in recipes.RECIPES:
         raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
@@ -292,14 +344,14 @@ def morph(
         raise InputError(f"bin={bin} is for the recipe paper: the recipe {recipe} chooses its own")
     if schedule and recipe != "paper":
         raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
-    initial, targets = repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
-    passed, times, sharpness = in_order(waypoints, waypoint_resolution)
+    initial, targets = read_repaired(initial), [targets] if isinstance(targets, MapLike) else list(targets)
+    waypoint_maps, times, waypoint_resolutions = sort_waypoints(waypoints, waypoint_resolution)
     if halves is not None:
         halves = [tuple(halves)] if isinstance(halves[0], MapLike) else list(halves)
         if len(halves) != len(targets):
             raise InputError(f"{len(halves)} pairs of half-maps for {len(targets)} targets: give one for each target")
         if recipe == "paper":
-            raise InputError("half-maps are of no use to the recipe paper: it makes all its steps")
+            raise InputError("half-maps have no effect in the recipe paper, which makes all its steps: leave them out")
         if times:
             raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
     if times and len(targets) > 1:
@@ -307,30 +359,35 @@ def morph(
     check_parts(parts, part_rigidity, initial)
     if symmetry and isinstance(parts, Partition):
         raise InputError("parts and a symmetry do not go together yet: leave one of them out")
-    share = [*range(len(targets))] if share is None else [*share]
-    if not share or not set(share) <= set(range(len(targets))):
-        raise InputError(f"share={share} names no targets, or others than the {len(targets)} given, counted from 0")
+    target_indices = [*range(len(targets))] if target_indices is None else [*target_indices]
+    if not target_indices or not set(target_indices) <= set(range(len(targets))):
+        last = len(targets) - 1
+        raise InputError(
+            f"target_indices={target_indices} does not fit {last + 1} targets: give numbers from 0 to {last}"
+        )
     levels = {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
-    passed, targets, halves, alignments = laid(initial, passed, targets, halves, align, levels)
-    count, spread = len(share), spread or train.Spread.automatic(len(share))
-    resolutions = one_each(target_resolution, len(targets))
+    waypoint_maps, targets, halves, alignments = align_all(initial, waypoint_maps, targets, halves, align, levels)
+    count, layout = len(target_indices), layout or train.DeviceLayout.automatic(len(target_indices))
+    resolutions = one_per_target(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
-        passed + targets,
+        waypoint_maps + targets,
         **levels,
         initial_resolution=initial_resolution,
-        target_resolutions=sharpness + resolutions,
+        target_resolutions=waypoint_resolutions + resolutions,
         halves=halves,
         volume=volume,
         whole_box=recipe == "paper",
         waypoints=times,
     )
     if symmetry:
-        problem, operators = symmetrical(problem, symmetry, initial)
-    variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.quieting.tolist()}
-    variances |= {"sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.rests, 0)).tolist()}
-    report = with_waypoints(problem.report | variances, times)
-    prepared(report)
+        problem, operators = impose_symmetry(problem, symmetry, initial)
+    variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.denoising_blurs.tolist()}
+    variances |= {
+        "sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)).tolist()
+    }
+    report = report_waypoints(problem.report | variances, times)
+    on_prepared(report)
     if recipe == "paper":
         known = initial_resolution and resolutions[0]
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
@@ -338,57 +395,62 @@ def morph(
         config = recipes.default(problem, seed)
     if symmetry:
         config = replace(config, symmetry=operators)
-    rival = train.scaled((config.rival,), steps)[0] if config.rival else None
-    config = replace(config, stages=train.scaled(config.stages, steps), rival=rival)
+    rival = train.scale_steps((config.rival,), steps)[0] if config.rival else None
+    config = replace(config, stages=train.scale_steps(config.stages, steps), rival=rival)
     if part_rigidity and not any(stage.rigidity for stage in config.stages):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
-    call = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    rows = share + share[-1:] * (-count % spread.devices)  # copies fill up the last devices
-    recorder = Recorder(begun, keep)
-    fit = partial(train.fit, progress=call, spread=spread, keep=recorder, say=say)
-    problem, state = problem if times else problem.select(rows), begun and begun.state
+    callback = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
+    padded_indices = target_indices + target_indices[-1:] * (
+        -count % layout.devices
+    )  # pad with copies for the last devices
+    recorder = Recorder(resume_from, on_snapshot)
+    fit = partial(train.fit, progress=callback, layout=layout, on_state=recorder, on_setback=on_setback)
+    problem, state = problem if times else problem.select(padded_indices), resume_from and resume_from.state
     if parts == "auto" and config.bodies:
-        state, parts, off = by_bodies(problem, config, fit, initial, state, recorder, spread)
+        state, parts, off = fit_bodies(problem, config, fit, initial, state, recorder, layout)
         report = report | {"bodies_rms": off[:count]}
     else:
         parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        divided = problem.divided([p.labels for p in parts], part_rigidity) if parts else problem
+        divided = problem.divide([p.labels for p in parts], part_rigidity) if parts else problem
         state, _ = fit(divided, config, state=state)
-    if train.lost(state):
+    if train.all_failed(state):
         raise InputError(f"the fit went wrong: {state.failed[0]}; see that the maps are sound and of one molecule")
-    if keep:
-        end = recorder.snapshot(state._replace(stage=len(config.stages)))  # from which nothing is left to be done
-        keep(replace(end, finished=True))
-    how, rivals = ("correspondences", "transport"), state.rivals[:count] or (config.stages[0].loss == "w2",) * count
+    if on_snapshot:
+        end = recorder.snapshot(state._replace(stage=len(config.stages)))  # a finished fit
+        on_snapshot(replace(end, finished=True))
+    start_names, rivals = (
+        ("correspondences", "transport"),
+        state.rivals[:count] or (config.stages[0].loss == "w2",) * count,
+    )
     params = state.params
-    if symmetry and parts:  # from here on the copies of a body are parts like any others
-        config, params = replace(config, symmetry=()), in_all_copies(params, problem, config)
+    if symmetry and parts:  # the copies of a body become parts like any others
+        config, params = replace(config, symmetry=()), replicate_fields(params, problem, config)
     return Fit(
         config=config,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
         history=tuple(losses[:, :count] for losses in recorder.history),
-        judged=tuple(scores[:, :count] for scores in state.scores) if halves else (),
+        validation_history=tuple(scores[:, :count] for scores in state.scores) if halves else (),
         report=report
-        | {"start": [how[rival] for rival in rivals]}
+        | {"start": [start_names[rival] for rival in rivals]}
         | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
         partitions=tuple(parts[:count]),
         initial=initial,
-        alignments=tuple(alignments[number] for number in share),
+        alignments=tuple(alignments[number] for number in target_indices),
         failed=state.failed[:count],
     )
 
 
-def repaired(given: MapLike) -> Map:
-    """The map that is given, or that is in the file of that path, without outliers; warns of those that it had."""
-    map_, found = without_outliers(as_map(given))
-    if found is not None:
-        warnings.warn(f"{found}: each is set to the median of the voxels around it", stacklevel=3)
+def read_repaired(given: MapLike) -> Map:
+    """The given map, or that of the file, without outliers; warns of those found."""
+    map_, outliers = without_outliers(as_map(given))
+    if outliers is not None:
+        warnings.warn(f"{outliers}: each is set to the median of the voxels around it", stacklevel=3)
     return map_
 
 
-def laid(
+def align_all(
     initial: Map,
     waypoints: Sequence[MapLike],
     targets: Sequence[MapLike],
@@ -396,26 +458,33 @@ def laid(
     align: str,
     levels: dict[str, float | None],
 ) -> tuple[list[Map], list[Map], list[tuple[Map, ...]] | None, list[Alignment]]:
-    """Waypoints, targets and half-maps on the initial map's grid, and how each target was laid there.
+    """Align waypoints, targets and half-maps to the initial map, and resample them on its grid.
 
-    Each is aligned by itself, but half-maps, which go where their target went. `levels` are the thresholds.
+    Each map is aligned separately, but half-maps follow their target. `levels` are the thresholds.
+
+    Returns:
+        Waypoints, targets, half-maps, and the alignment of each target.
     """
-    each = [onto(initial, repaired(given), align, **levels) for given in (*waypoints, *targets)]
+    each = [onto(initial, read_repaired(given), align, **levels) for given in (*waypoints, *targets)]
     maps, alignments = [map_ for map_, _ in each], [found for _, found in each][len(waypoints) :]
     if halves is not None:
         halves = [
-            tuple(resampled(repaired(half), initial, found.transform) for half in pair)
+            tuple(resampled(read_repaired(half), initial, found.transform) for half in pair)
             for pair, found in zip(halves, alignments, strict=True)
         ]
     return maps[: len(waypoints)], maps[len(waypoints) :], halves, alignments
 
 
-def symmetrical(
+def impose_symmetry(
     problem: prepare.Problem, given: Symmetry | str, initial: Map
 ) -> tuple[prepare.Problem, tuple[tuple[float, ...], ...]]:
-    """The problem of which one unit is carried, and the operators that copy it, as `Config.symmetry` has them.
+    """Restrict the problem to the asymmetric unit.
 
-    Raises InputError where a map does not have the symmetry.
+    Returns:
+        The problem of which one unit is carried, and the operators for `Config.symmetry`.
+
+    Raises:
+        InputError: a map does not have the symmetry.
     """
     origin = initial.origin + problem.start * problem.voxel_size
     start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
@@ -430,23 +499,24 @@ def symmetrical(
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
     facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
     report = problem.report | {"symmetry": facts}
-    problem = replace(problem, unit=symmetry.unit(start), turns=turns, shifts=shifts, report=report)
+    problem = replace(problem, unit=symmetry.unit_mask(start), rotations=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 
 
-def one_each(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
-    """The values given for each, or the one given for all."""
+def one_per_target(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
+    """The values given for each target, or the one value for all, as a list."""
     return list(given) if isinstance(given, list | tuple) else [given] * count
 
 
-def in_order(
+def sort_waypoints(
     waypoints: Sequence[tuple[MapLike, float]], resolution: float | Sequence[float | None] | None
 ) -> tuple[list[MapLike], list[float], list[float | None]]:
-    """The waypoints' maps, times and resolutions (Å) by rising time.
+    """Sort the waypoints' maps, times and resolutions (Å) by time.
 
-    Raises InputError where a time is not between 0 and 1, or two are the same.
+    Raises:
+        InputError: a time is not between 0 and 1, or two are the same.
     """
-    known = one_each(resolution, len(waypoints))
+    known = one_per_target(resolution, len(waypoints))
     rows = sorted(((map_, float(t), r) for (map_, t), r in zip(waypoints, known, strict=True)), key=lambda row: row[1])
     times = [t for _, t, _ in rows]
     if wrong := [t for t in times if not 0 < t < 1]:
@@ -454,12 +524,12 @@ def in_order(
             f"a waypoint is at the time {wrong[0]:g}: give one between 0 (the initial map) and 1 (the end)"
         )
     if len(set(times)) < len(times):
-        raise InputError(f"two waypoints are at one time ({', '.join(f'{t:g}' for t in times)}): give each its own")
+        raise InputError(f"two waypoints have the same time ({', '.join(f'{t:g}' for t in times)}): give each its own")
     return [row[0] for row in rows], times, [row[2] for row in rows]
 
 
-def with_waypoints(report: dict, times: Sequence[float]) -> dict:
-    """The report with what it tells of the first targets, which are waypoints at these times, under "waypoints"."""
+def report_waypoints(report: dict, times: Sequence[float]) -> dict:
+    """The report with the entries of the first targets, which are waypoints at these times, under "waypoints"."""
     rows = {name: value for name, value in report.items() if isinstance(value, list)}
     apart = {name: value[len(times) :] for name, value in rows.items()}
     used = [
@@ -470,82 +540,97 @@ def with_waypoints(report: dict, times: Sequence[float]) -> dict:
 
 
 def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None, initial: Map) -> None:
-    """Nothing; raises InputError where the parts, or their weights of the rigidity, cannot be."""
+    """Raise InputError if the parts, or their weights of the rigidity, are invalid."""
     if isinstance(parts, str) and parts != "auto":
         raise InputError(f"there are no parts {parts!r}: give a partition, or auto")
     if isinstance(parts, Partition) and parts.labels.shape != initial.density.shape:
-        raise InputError("the parts lie on another grid than the initial map: make them for this one")
+        raise InputError("the parts are on another grid than the initial map: make them on its grid")
     if rigidity and not isinstance(parts, Partition):
-        raise InputError("part_rigidity is for parts that are known: give them as well, and not as auto")
+        raise InputError("part_rigidity is only for given parts: give parts as well, and not auto")
     if rigidity and min(rigidity) < 0:
-        raise InputError(f"part_rigidity holds {min(rigidity):g}: weights of the rigidity are not negative")
+        raise InputError(f"part_rigidity contains {min(rigidity):g}: give weights that are not negative")
 
 
-def by_bodies(
+def fit_bodies(
     problem: prepare.Problem,
     config: train.Config,
     fit: Callable,
     initial: Map,
     state: train.State | None,
     recorder: Recorder,
-    spread: train.Spread,
+    layout: train.DeviceLayout,
 ) -> tuple[train.State, list[Partition], list[list[float]]]:
-    """State and each target's partition, of a fit whose first stages find the bodies that move nearly rigidly.
+    """Fit with rigid bodies that are found after the first stages.
 
-    And for each target the rms distances (Å) from rigid motions with one body, two and so on. Each body goes on from
-    the field of the whole; after further stages their borders are drawn anew, by which field explains the target
-    best. No partitions where there is but one body for every target. Where there is a symmetry, they are of all copies
-    of the bodies, and the state has fields, then free ones, for those of one unit.
+    Each body continues with a copy of the whole's field. After further stages the borders of the bodies are redrawn
+    where their fields explain the target best. If every target has but one body, there are no partitions. With a
+    symmetry, the partitions contain all copies of the bodies, and the state has fields for the bodies of the asymmetric
+    unit: first symmetric, then without the symmetry.
+
+    Args:
+        problem: the prepared maps, not divided.
+        config: the configuration.
+        fit: `train.fit` with its callbacks.
+        initial: the initial map.
+        state: the state to resume from; None: the initial one.
+        recorder: collects losses and partitions.
+        layout: how targets are laid out over devices.
+
+    Returns:
+        The state; the partition of each target; and for each target the rms distances (Å) from rigid motions with one
+        body, two bodies and so on.
     """
     whole, stage, free = problem, config.bodies, replace(config, symmetry=())
     if state is None or state.stage < stage:
         state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
-        if train.lost(state):
+        if train.all_failed(state):
             return state, [], []
-        parts, off = bodies_of(problem, config, state, initial)
+        parts, rms = find_bodies(problem, config, state, initial)
         count = max(each.count for each in parts)
-        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, off))
+        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, rms))
         if count == 1:
-            state = train.begun(state, stage)
+            state = train.begin_stage(state, stage)
         elif config.symmetry:
-            state = train.freed(config, state, in_parts(whole, recorder.partitions, initial), stage, spread)
+            state = train.release_symmetry(
+                config, state, divide_into_parts(whole, recorder.partitions, initial), stage, layout
+            )
         else:
-            state = train.divided(state, count, stage)
+            state = train.divide_state(state, count, stage)
     if not recorder.partitions:
         state, _ = fit(whole, config, state=state)
         return state, [], [[*off] for off in recorder.bodies_rms]
     if state.stage < config.redrawn:
-        problem = in_parts(whole, recorder.partitions, initial)
+        problem = divide_into_parts(whole, recorder.partitions, initial)
         state, _ = fit(problem, replace(free, stages=config.stages[: config.redrawn]), state=state)
-        if train.lost(state):
+        if train.all_failed(state):
             return state, [], []
-        every = in_all_copies(state.params, whole, config)
+        every = replicate_fields(state.params, whole, config)
         each = enumerate(recorder.partitions)
-        recorder.partitions = tuple(redrawn(whole, free, every, own, initial, target) for target, own in each)
-        state = train.begun(state, config.redrawn)
-    state, _ = fit(in_parts(whole, recorder.partitions, initial), free, state=state)
+        recorder.partitions = tuple(redraw_borders(whole, free, every, own, initial, target) for target, own in each)
+        state = train.begin_stage(state, config.redrawn)
+    state, _ = fit(divide_into_parts(whole, recorder.partitions, initial), free, state=state)
     return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
 
 
-def in_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: Map) -> prepare.Problem:
-    """The problem divided into the parts of each target; into the bodies of one unit, where those are its copies."""
-    unit = unit_of(whole, initial)
+def divide_into_parts(whole: prepare.Problem, partitions: Sequence[Partition], initial: Map) -> prepare.Problem:
+    """Divide the problem into the parts of each target, or with a symmetry into the bodies of the asymmetric unit."""
+    unit = asymmetric_unit(whole, initial)
     if unit is None:
-        return whole.divided([each.labels for each in partitions])
-    inside = on_whole_grid(whole.initial, whole, initial) > 0
-    units = [unit.share(each, inside) for each in partitions]
-    return whole.divided([unit.bodies(each) for each in partitions], units=units)
+        return whole.divide([each.labels for each in partitions])
+    inside = to_whole_grid(whole.initial, whole, initial) > 0
+    units = [unit.soft_mask(each, inside) for each in partitions]
+    return whole.divide([unit.bodies(each) for each in partitions], units=units)
 
 
-def in_all_copies(params: PyTree, problem: prepare.Problem, config: train.Config) -> PyTree:
-    """The parameters of the fields (targets, parts) of bodies, and of all their copies where there is a symmetry."""
-    if problem.turns is None:
+def replicate_fields(params: PyTree, problem: prepare.Problem, config: train.Config) -> PyTree:
+    """Parameters of the fields (targets, parts) of bodies and, with a symmetry, of all their copies."""
+    if problem.rotations is None:
         return params
     targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    operators = [*zip(problem.turns, problem.shifts, strict=True)]
+    operators = [*zip(problem.rotations, problem.shifts, strict=True)]
     one = jax.device_get(params)
     each = [
-        turned(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
+        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
         for target in range(targets)
         for body in range(bodies)
         for operator in operators
@@ -553,58 +638,58 @@ def in_all_copies(params: PyTree, problem: prepare.Problem, config: train.Config
     return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
 
 
-def bodies_of(
+def find_bodies(
     problem: prepare.Problem, config: train.Config, state: train.State, initial: Map
 ) -> tuple[list[Partition], list[list[float]]]:
-    """For each target the bodies that its flow moves nearly rigidly, and what `from_flow` says of other numbers."""
-    threshold, unit, found = problem.report["initial"]["threshold"], unit_of(problem, initial), []
+    """For each target the rigid bodies of its flow, and the rms distances that `from_flow` returns."""
+    threshold, unit, found = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial), []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
-    parts, off = zip(*found, strict=True)
-    if unit is not None and max(each.count for each in parts) > 1:  # what is one body there is one in a unit here
-        inside = on_whole_grid(problem.initial, problem, initial) > 0
-        one = in_copies((unit.mass > 0).astype(int), inside, initial, unit)
+    parts, rms = zip(*found, strict=True)
+    if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
+        inside = to_whole_grid(problem.initial, problem, initial) > 0
+        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
         parts = [each if each.count > 1 else one for each in parts]
-    return [*parts], [*off]
+    return [*parts], [*rms]
 
 
-def unit_of(problem: prepare.Problem, initial: Map) -> Unit | None:
-    """The unit of the initial map that is carried, None where all of it is."""
-    if problem.turns is None:
+def asymmetric_unit(problem: prepare.Problem, initial: Map) -> AsymmetricUnit | None:
+    """The asymmetric unit of the initial map; None without a symmetry."""
+    if problem.rotations is None:
         return None
-    mass = on_whole_grid(problem.carried, problem, initial)
-    return Unit(mass, problem.turns, np.array(problem.report["symmetry"]["centre"]))
+    mass = to_whole_grid(problem.carried, problem, initial)
+    return AsymmetricUnit(mass, problem.rotations, np.array(problem.report["symmetry"]["centre"]))
 
 
-def on_whole_grid(
+def to_whole_grid(
     cropped: Float[np.ndarray, "x y z"], problem: prepare.Problem, initial: Map
 ) -> Float[np.ndarray, "nx ny nz"]:
-    """What is on the problem's crop, on the initial map's whole grid; zero elsewhere."""
+    """Values on the problem's crop, on the initial map's whole grid; zero elsewhere."""
     whole = np.zeros(initial.density.shape, np.float32)
-    room = whole[tuple(slice(first, None) for first in problem.start)]  # the crop may reach past the map's end
+    room = whole[tuple(slice(first, None) for first in problem.start)]  # the crop may extend beyond the map
     held = cropped[tuple(map(slice, room.shape))]
     room[tuple(map(slice, held.shape))] = held
     return whole
 
 
-def redrawn(
+def redraw_borders(
     problem: prepare.Problem, config: train.Config, params: PyTree, parts: Partition, initial: Map, target: int
 ) -> Partition:
-    """A target's parts with their borders where their fields explain the target, or the trajectory's end, best."""
+    """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
     carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
-    number = target - problem.trajectories  # from the last, which is the end where there are waypoints
-    rest, size = problem.rests[number], initial.voxel_size
+    number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
+    variance, size = problem.residual_blurs[number], initial.voxel_size
     start, end = initial.density, problem.densities[number]
-    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(rest)) / size)
-    start, end = (blurred(start) if rest > 0 else start), (blurred(end) if rest < 0 else end)
-    here, there = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
-    threshold, unit = problem.report["initial"]["threshold"], unit_of(problem, initial)
-    drawn = borders.redrawn(parts, carries, here, there, threshold, 1 if unit is None else len(unit.turns))
+    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(variance)) / size)
+    start, end = (blurred(start) if variance > 0 else start), (blurred(end) if variance < 0 else end)
+    start_map, end_map = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
+    threshold, unit = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial)
+    drawn = borders.redraw(parts, carries, start_map, end_map, threshold, 1 if unit is None else len(unit.rotations))
     if unit is None or drawn is parts:
         return drawn
-    inside = on_whole_grid(problem.initial, problem, initial) > 0
-    own = np.where(inside & ((drawn.labels - 1) % len(unit.turns) == 0), drawn.labels, 0)
-    whole = in_copies(own, inside, initial, unit)
-    return whole if len(np.unique(whole.labels)) == parts.count else parts  # where a copy has none of a part
+    inside = to_whole_grid(problem.initial, problem, initial) > 0
+    own = np.where(inside & ((drawn.labels - 1) % len(unit.rotations) == 0), drawn.labels, 0)
+    whole = replicate_bodies(own, inside, initial, unit)
+    return whole if len(np.unique(whole.labels)) == parts.count else parts  # keep the old ones if a copy lacks a part

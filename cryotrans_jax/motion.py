@@ -1,4 +1,4 @@
-"""The morph's displacement, sampled on a coarse lattice: how far it carries what, and how much it stretches it."""
+"""The motion of a morph, sampled on a coarse lattice: displacements and local stretches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,31 @@ from cryotrans_jax.prepare import block_points, carried_mass
 
 Carry = Callable[[Float[np.ndarray, "n 3"], Sequence[float]], Float[np.ndarray, "times n 3"]]
 SPACING = 2.5  # Å between nodes, as where frames are computed
-MOST = 60_000  # nodes; they lie further apart in boxes that would have more
-MARGIN = 4.0  # Å about the molecule
-CELL = 2.0  # Å, the side of the cells of mass whose displacements are averaged
+MAX_NODES = 60_000  # nodes; the spacing is wider in boxes that would have more
+CELL = 2.0  # Å: side of the cells of mass whose displacements are averaged
 TIMES = np.linspace(0, 1, 11)
-FAINT = 0.02  # of a full cell's weight, blurred: what has less is too far from the molecule to be told anything
-STRAIGHT = 0.01  # Å: a time is left out where straight lines between its neighbours pass as near as this
+MIN_WEIGHT = 0.02  # of a full cell's weight after the blur: cells with less are too far from the molecule
+STRAIGHT_TOLERANCE = 0.01  # Å: a time is left out if straight lines between its neighbours pass within this distance
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Displacements (Å) at `times`, at nodes `spacing` Å apart of which the first stands at `origin` (Å)."""
+    """Displacements on a lattice of nodes.
+
+    Attributes:
+        times: from 0 to 1.
+        shift: displacements of the nodes at these times, Å.
+        origin: position of the first node, Å.
+        spacing: distance between nodes, Å.
+    """
 
     times: Float[np.ndarray, "times"]
     shift: Float[np.ndarray, "times x y z 3"]
     origin: Float[np.ndarray, "3"]
     spacing: float
 
-    def knots(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "times n 3"]:
-        """Displacements of the positions xyz (Å) at `times`, linear between nodes."""
+    def displacements_at(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "times n 3"]:
+        """Displacements (Å) of the positions xyz (Å) at `times`, interpolated linearly between nodes."""
         at = ((xyz - self.origin) / self.spacing).T
         each = [
             ndimage.map_coordinates(component, at, order=1, mode="nearest")
@@ -39,34 +45,39 @@ class Motion:
         ]
         return np.stack(each).reshape(len(self.times), 3, -1).swapaxes(1, 2)
 
-    def between(self, knots: Float[np.ndarray, "times n 3"], time: float) -> Float[np.ndarray, "n 3"]:
-        """Displacements at any time from 0 to 1, straight between those at `times`."""
+    def at_time(self, knots: Float[np.ndarray, "times n 3"], time: float) -> Float[np.ndarray, "n 3"]:
+        """Displacements at any time from 0 to 1, interpolated linearly between those of `displacements_at`."""
         k = int(np.clip(np.searchsorted(self.times, time, "right") - 1, 0, len(self.times) - 2))
         share = (time - self.times[k]) / (self.times[k + 1] - self.times[k])
         return (1 - share) * knots[k] + share * knots[k + 1]
 
 
-def sample(carry: Carry, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Motion:
-    """The motion between two corners (Å) of a box. `carry(xyz, times)` says where positions have come to, in Å.
+def sample_motion(carry: Carry, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Motion:
+    """Sample the motion in a box.
 
-    Times between which every node moves straight are left out, so that as many remain as the flow has steps.
+    Times between which every node moves straight are left out, so that about as many remain as the flow has steps.
+
+    Args:
+        carry: function that carries positions (n, 3) in Å to some times.
+        low: lower corner of the box, Å.
+        high: upper corner of the box, Å.
     """
-    spacing = max(SPACING, (np.prod(high - low) / MOST) ** (1 / 3))
+    spacing = max(SPACING, (np.prod(high - low) / MAX_NODES) ** (1 / 3))
     counts = np.ceil((high - low) / spacing).astype(int) + 1
     grid = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1)
     nodes = low + spacing * grid.reshape(-1, 3)
     shift = (carry(nodes, TIMES) - nodes).astype(np.float32)
-    kept = bends(shift)
+    kept = bend_times(shift)
     return Motion(TIMES[kept], shift[kept].reshape(-1, *counts, 3), np.asarray(low, np.float64), float(spacing))
 
 
-def bends(path: Float[np.ndarray, "times n 3"]) -> list[int]:
-    """Numbers of the times, of equally spaced ones, between which all points move straight and steadily."""
+def bend_times(path: Float[np.ndarray, "times n 3"]) -> list[int]:
+    """Indices of the equally spaced times between which all points move straight and at constant speed."""
     kept = [0]
     for k in range(1, len(path) - 1):
         share = 1 / (k + 1 - kept[-1])
         straight = share * path[kept[-1]] + (1 - share) * path[k + 1]
-        if np.abs(path[k] - straight).max() > STRAIGHT:
+        if np.abs(path[k] - straight).max() > STRAIGHT_TOLERANCE:
             kept.append(k)
     return [*kept, len(path) - 1]
 
@@ -81,14 +92,14 @@ def mass_points(map_: Map, level: float) -> tuple[Float[np.ndarray, "n 3"], Floa
 
 
 def distances(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-    """How far (Å) the whole motion carries the positions xyz (Å)."""
-    return np.linalg.norm(motion.knots(xyz)[-1], axis=-1)
+    """Distance (Å) between start and end of the motion at the positions xyz (Å)."""
+    return np.linalg.norm(motion.displacements_at(xyz)[-1], axis=-1)
 
 
 def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-    """By what factors the whole motion squeezes (below 1) and stretches (above 1) most at the positions xyz (Å).
+    """Strongest compression (below 1) and extension (above 1) by the whole motion at the positions xyz (Å).
 
-    The least and the largest singular value of the map's gradient, over the lattice's spacing.
+    The least and the largest singular value of the gradient of the motion, over the lattice's spacing.
     """
     gradient = np.stack(np.gradient(motion.shift[-1], motion.spacing, axis=(0, 1, 2)), -1) + np.eye(3)
     at = np.rint((xyz - motion.origin) / motion.spacing).astype(int).clip(0, np.array(gradient.shape[:3]) - 1)
@@ -98,9 +109,9 @@ def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray
 
 
 def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map, time: float = 1.0) -> Map:
-    """Map how far (Å) the density that is at each voxel at a time moves from start to end.
+    """Map of how far (Å) the density at each voxel at a time moves from start to end.
 
-    Averaged over some 3 Å and continued as far beyond the molecule, so that its surface can be coloured by it.
+    Averaged over about 3 Å and continued as far beyond the molecule, so that its surface can be coloured by it.
 
     Args:
         motion: the morph's motion.
@@ -111,8 +122,8 @@ def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map
     Returns:
         The distances (Å) on the grid of `like`, zero away from the molecule.
     """
-    knots = motion.knots(points)
-    shift, far = motion.between(knots, time), np.linalg.norm(knots[-1], axis=-1)
+    knots = motion.displacements_at(points)
+    shift, far = motion.at_time(knots, time), np.linalg.norm(knots[-1], axis=-1)
     side = like.voxel_size * np.maximum(np.rint(CELL / like.voxel_size), 1)
     cells = np.ceil(like.density.shape * like.voxel_size / side).astype(int) + 1
     at = np.rint((points + shift - like.origin) / side).astype(int)
@@ -121,13 +132,15 @@ def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map
     near = []
     for values in (np.ones(inside.sum()), far[inside]):
         coarse = np.bincount(flat, values, cells.prod()).reshape(cells).astype(np.float32)
-        near.append(between(ndimage.gaussian_filter(coarse, 1.0, mode="constant"), like, side))
+        near.append(interpolate_cells(ndimage.gaussian_filter(coarse, 1.0, mode="constant"), like, side))
     weight, total = near
-    return Map(np.where(weight > FAINT, total / np.maximum(weight, FAINT), 0), like.voxel_size, like.origin)
+    return Map(np.where(weight > MIN_WEIGHT, total / np.maximum(weight, MIN_WEIGHT), 0), like.voxel_size, like.origin)
 
 
-def between(coarse: Float[np.ndarray, "a b c"], like: Map, side: Float[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
-    """Values on the voxels of `like`, linear between those of cells `side` (Å) wide with the same first centre."""
+def interpolate_cells(
+    coarse: Float[np.ndarray, "a b c"], like: Map, side: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "x y z"]:
+    """Interpolate cells of side `side` (Å) to the voxels of `like`, linearly; both grids have the same first centre."""
     for axis, (n, voxel) in enumerate(zip(like.density.shape, like.voxel_size, strict=True)):
         apart = np.abs(np.arange(n)[:, None] * (voxel / side[axis]) - np.arange(coarse.shape[axis]))
         weights = np.maximum(1 - apart, 0).astype(np.float32)

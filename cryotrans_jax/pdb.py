@@ -1,4 +1,4 @@
-"""The text of PDB files: columns that programs have shifted are put back, and lines that hold no atom are refused.
+"""Repair the text of PDB files: put shifted columns back, and refuse lines that hold no atom.
 
 The format: wwPDB, Protein Data Bank Contents Guide, version 3.30. Also handled are serial numbers of more than five
 digits, residue numbers of five, residue names of four letters (CHARMM), columns 73 to 80 as they were before 1996,
@@ -11,29 +11,29 @@ from collections.abc import Iterator
 ATOM = re.compile(rb"ATOM|HETA", re.IGNORECASE)
 SERIAL = re.compile(rb"(?:ATOM  |HETATM) *(\d+)", re.IGNORECASE)
 DECIMALS = 3, 2, 1, 4, 5  # of coordinates; the format has three
-NUMBERED = re.compile(rb" *\d+")  # columns 77 to 80 before 1996: the number of the line
-ENTRY = re.compile(rb"\d[0-9A-Z]{3}")  # columns 73 to 76 before 1996: the entry of the PDB
+NUMBERED = re.compile(rb" *\d+")  # columns 77 to 80 before 1996: line number
+ENTRY = re.compile(rb"\d[0-9A-Z]{3}")  # columns 73 to 76 before 1996: PDB entry
 CHARGE = re.compile(rb" *|\d[+-]|[+-]\d| [+-]|[+-] ")
 DIGITS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 XYZ, RESIDUE = slice(30, 54), slice(22, 26)
 
 
 class FormatError(ValueError):
-    """A line that does not hold what the format has there."""
+    """A line that does not fit the format."""
 
 
-def corrected(text: bytes) -> tuple[bytes, dict[str, str]]:
-    """The text with all columns where the PDB format has them, each molecule and model closed by its record.
+def correct_columns(text: bytes) -> tuple[bytes, dict[str, str]]:
+    """Put all columns where the PDB format has them, and end each molecule and model with its record.
 
     Args:
-        text: of a PDB file.
+        text: the text of a PDB file.
 
     Returns:
-        The text, and the names of four letters for which residue names of three stand in it.
+        The text, and the four-letter residue names by the three-letter ones that replace them in it.
 
     Raises:
-        FormatError: a line of an atom has no coordinates or no residue number in its columns, and these are not
-            merely shifted.
+        FormatError: a line of an atom has no coordinates or no residue number in its columns, and these are not merely
+            shifted.
     """
     lines = text.splitlines()
     places = [place for place, line in enumerate(lines) if ATOM.match(line)]
@@ -46,11 +46,11 @@ def corrected(text: bytes) -> tuple[bytes, dict[str, str]]:
         if len(lines[place]) > 76:
             lines[place] = _with_element(lines[place])
     last = places[-1] if places else 0
-    return b"\n".join(_closed(lines, last)) + b"\n", names
+    return b"\n".join(_with_terminators(lines, last)) + b"\n", names
 
 
 def _layout(decimals: int) -> re.Pattern[bytes]:
-    """Return the pattern of an atom's line whose coordinates have this number of decimals."""
+    """Compile the pattern of an atom's line whose coordinates have this number of decimals."""
     number = rb"|".join(rb" {%d}[-\d]\d{%d}|[-\d]\d{%d} {%d}" % (4 - n, n - 1, n - 1, 4 - n) for n in range(1, 5))
     residue = rb"(?: {4}|[A-Z][0-9A-Z]{3}|[a-z][0-9a-z]{3}|%b)" % number
     whole = 7 - decimals
@@ -60,47 +60,47 @@ def _layout(decimals: int) -> re.Pattern[bytes]:
 
 
 def _shift_back(lines: list[bytes], places: list[int]) -> None:
-    """Put the columns of atoms' lines, and of ANISOU after them, back to where they belong."""
+    """Shift the columns of atoms' lines, and of ANISOU lines after them, back into place."""
     fits = _layout(DECIMALS[0])
     for place in places:
         for cut in _cuts(lines[place]):
-            if fits.match(shifted := _without(lines[place], cut)):
+            if fits.match(shifted := _without_columns(lines[place], cut)):
                 break
         else:
-            raise FormatError(_complaint(lines[place], place + 1))
+            raise FormatError(_describe_fault(lines[place], place + 1))
         lines[place] = shifted
         if place + 1 < len(lines) and lines[place + 1][:6].upper() == b"ANISOU":
-            lines[place + 1] = _without(lines[place + 1], cut)
+            lines[place + 1] = _without_columns(lines[place + 1], cut)
 
 
 def _cuts(line: bytes) -> Iterator[list[tuple[int, int]]]:
-    """The columns to remove, in each way that may put the others in place: digits too many of the two numbers."""
+    """Columns to remove, for each possible repair: the excess digits of the serial and residue numbers."""
     yield []
     serial = SERIAL.match(line)
     extra = max(serial.end(1) - 11, 0) if serial else 0
     first = [(6, 6 + extra)] if extra else []
     if first:
         yield first
-    if _without(line, first)[22:28].rstrip().isdigit():  # five digits, then the column of the insertion code
+    if _without_columns(line, first)[22:28].rstrip().isdigit():  # five digits, then the column of the insertion code
         yield [*first, (27 + extra, 28 + extra)]
 
 
-def _without(line: bytes, cuts: list[tuple[int, int]]) -> bytes:
-    """A line without some columns."""
+def _without_columns(line: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """Remove ranges of columns from a line."""
     for begin, end in reversed(cuts):
         line = line[:begin] + line[end:]
     return line
 
 
-def _complaint(line: bytes, number: int) -> str:
-    """What is wrong with the line of an atom."""
+def _describe_fault(line: bytes, number: int) -> str:
+    """Describe the fault in the line of an atom."""
     if _layout(DECIMALS[0]).match(line[:22] + b"   1" + line[26:]):
         return f"line {number} has {line[RESIDUE].decode()!r} in columns 23 to 26 instead of a residue number"
     return f"line {number} has {line[XYZ].decode()!r} in columns 31 to 54 instead of three coordinates"
 
 
 def _shorten_names(lines: list[bytes], places: list[int]) -> dict[str, str]:
-    """Replace residue names of four letters (column 21 is used, and no chain is named) by unused ones of three."""
+    """Replace four-letter residue names (column 21 is used, and no chain is named) by unused three-letter ones."""
     long: dict[bytes, bytes] = {}
     for place in places:
         line = lines[place]
@@ -111,7 +111,7 @@ def _shorten_names(lines: list[bytes], places: list[int]) -> dict[str, str]:
 
 
 def _hybrid_36(number: int) -> bytes:
-    """A residue number of five digits in four columns and one that is blank, as gemmi reads it: 10000 is A000."""
+    """Encode a five-digit residue number in four columns and a blank, as gemmi reads it: 10000 is A000."""
     value, text = number - 10_000 + 10 * 36**3, b""
     for _ in range(4):
         value, digit = divmod(value, 36)
@@ -120,7 +120,7 @@ def _hybrid_36(number: int) -> bytes:
 
 
 def _with_element(line: bytes) -> bytes:
-    """A line with an element and a charge in columns 77 to 80, or nothing where they hold something else."""
+    """Keep only an element and a charge in columns 77 to 80; blank them where they hold something else."""
     if NUMBERED.fullmatch(line[76:80]) and len(line) >= 80:
         return line[: 72 if ENTRY.fullmatch(line[72:76]) else 76]
     element = line[76:78] if line[76:78].replace(b" ", b"").isalpha() else b"  "
@@ -128,8 +128,8 @@ def _with_element(line: bytes) -> bytes:
     return line[:76] + element + charge
 
 
-def _closed(lines: list[bytes], last: int) -> Iterator[bytes]:
-    """The lines with TER where a chain begins anew, ENDMDL after every model, and models numbered from 1.
+def _with_terminators(lines: list[bytes], last: int) -> Iterator[bytes]:
+    """Add TER where a chain begins anew and ENDMDL after every model, and number models from 1.
 
     A chain begins anew where a residue number comes again with an atom that it had before.
     """

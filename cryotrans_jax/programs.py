@@ -1,4 +1,4 @@
-"""How functions become programs: `jax.jit`, told to compile quickly where that is worth more than what it costs."""
+"""Compile functions by `jax.jit`, with options for quick compilation where these save more than they cost."""
 
 import functools
 from collections.abc import Callable
@@ -6,54 +6,54 @@ from typing import Any
 
 import jax
 
-# By `jax.default_backend`. On a CPU: XLA's older way of making loops, which compiles in two thirds of the time into
-# steps that are no slower. On a GPU: no kernel is chosen by timing it, and none is written where cuBLAS has one,
-# which halves a whole run in which nothing is compiled yet.
-QUICK = {
+# By `jax.default_backend`. CPU: XLA's older loop emitter, which compiles in two thirds of the time and makes steps that
+# are no slower. GPU: no autotuning of kernels, and cuBLAS instead of generated matrix products, which halves the time
+# of a whole run in which nothing is compiled yet.
+COMPILER_OPTIONS = {
     "cpu": {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1},
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
 
 
 @functools.cache
-def options() -> dict[str, Any] | None:
-    """What XLA is told on this kind of device (QUICK); None on others, and for an XLA that knows no such options."""
-    quick = QUICK.get(jax.default_backend())
+def compiler_options() -> dict[str, Any] | None:
+    """XLA's options for this kind of device; None for other devices, and for an XLA without these options."""
+    quick = COMPILER_OPTIONS.get(jax.default_backend())
     if quick is None:
         return None
     try:
         jax.jit(lambda: 0, compiler_options=quick).lower().compile()
-    except Exception:  # whatever an XLA to come has to say to options that it no longer has
+    except Exception:  # a future XLA may reject options in any way
         return None
     return quick
 
 
 class Program:
-    """A function compiled by `jax.jit` with these settings and `options`, the first time that it is called.
+    """A function that is compiled by `jax.jit` with these settings and `compiler_options` when it is first called.
 
-    Not before, as that would take hold of the devices. It is for calls from Python: within another program the
-    function itself belongs.
+    It is not compiled before, as that would initialise the devices. It is for calls from Python: inside another program
+    use the function itself.
     """
 
     def __init__(self, function: Callable, **settings: Any):
-        """Nothing is compiled yet."""
+        """Wrap the function; nothing is compiled yet."""
         functools.update_wrapper(self, function)
         self.function, self.settings = function, settings
 
     @functools.cached_property
     def jitted(self) -> Any:
-        """What `jax.jit` makes of the function."""
-        return jax.jit(self.function, compiler_options=options(), **self.settings)
+        """The function after `jax.jit`."""
+        return jax.jit(self.function, compiler_options=compiler_options(), **self.settings)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """What the function gives."""
+        """Call the compiled function."""
         return self.jitted(*arguments, **named)
 
     def lower(self, *arguments: Any, **named: Any) -> Any:
-        """The program for arguments such as these, to be compiled by its `compile()`."""
+        """Lower the program for arguments of these shapes; its `compile()` compiles it."""
         return self.jitted.lower(*arguments, **named)
 
 
 def program(function: Callable | None = None, **settings: Any) -> Any:
-    """A decorator as `jax.jit` is, and with the same settings, that makes a `Program`."""
+    """Decorator like `jax.jit`, with the same settings, that makes a `Program`."""
     return functools.partial(Program, **settings) if function is None else Program(function, **settings)

@@ -1,4 +1,4 @@
-"""Progress of a fit: a bar where there is a terminal or a notebook, and lines that a log can hold elsewhere."""
+"""Show the progress of a fit: a bar in a terminal or a notebook, lines in a log."""
 
 import functools
 import sys
@@ -11,62 +11,69 @@ import numpy as np
 EVERY = 10.0  # seconds between lines in a log
 P = ParamSpec("P")
 Fitted = TypeVar("Fitted")
-Told = Callable[[Any, int, int, np.ndarray], object]  # called with config, stage, steps done of it, and last losses
+ProgressCallback = Callable[[Any, int, int, np.ndarray], object]  # config, stage, steps of it done, last losses
 
 
 class Progress:
-    """Called by `morph` every few steps; a context manager that closes the bar."""
+    """Callback of `morph`, called every few steps; as a context manager it closes the bar."""
 
     def __init__(self):
-        """Nothing is shown before the first call."""
-        self.bar, self.begin, self.told, self.first = None, time.perf_counter(), 0.0, None
+        """Show no bar before the first call."""
+        self.bar, self.begin, self.printed, self.first = None, time.perf_counter(), 0.0, None
 
     def __enter__(self):
-        """Itself."""
+        """Return this object."""
         return self
 
     def __exit__(self, kind, *_):
-        """Nothing; the bar is closed, and full unless something was raised: stages may end before their last step."""
+        """Close the bar, filled unless an error was raised: stages may end before their last step."""
         if self.bar is not None:
             self.bar.update(0 if kind else self.bar.total - self.bar.n)
             self.bar.close()
 
     def __call__(self, config, stage: int, step: int, losses: np.ndarray) -> None:
-        """Nothing; shows that `step` steps of a stage are done, with the last losses."""
+        """Show the progress.
+
+        Args:
+            config: of the fit.
+            stage: index of the current stage.
+            step: number of steps of the stage that are done.
+            losses: the last losses, of each step and target.
+        """
         now, total = time.perf_counter(), sum(s.steps for s in config.stages)
         done = sum(s.steps for s in config.stages[:stage]) + step
         name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
-        sound = losses[-1][np.isfinite(losses[-1])]  # others are told of by themselves
-        loss = f"loss {sound.mean() if sound.size else np.nan:.4g}"
-        self.first = done - len(losses) if self.first is None else self.first  # where a fit that was stopped goes on
+        finite = losses[-1][np.isfinite(losses[-1])]  # `train` reports targets that diverged
+        loss = f"loss {finite.mean() if finite.size else np.nan:.4g}"
+        self.first = done - len(losses) if self.first is None else self.first  # not 0 in a resumed fit
         if sys.stderr.isatty() or in_notebook():
-            from tqdm.auto import tqdm  # the notebook's kind, or the terminal's
+            from tqdm.auto import tqdm  # for a notebook or a terminal
 
             self.bar = self.bar or tqdm(total=total, unit="step", dynamic_ncols=True)
             self.bar.set_description(name, refresh=False)
             self.bar.set_postfix_str(loss, refresh=False)
             self.bar.update(done - self.bar.n)
-        elif now - self.told > EVERY or done == total or step == config.stages[stage].steps:
-            self.told = now
+        elif now - self.printed > EVERY or done == total or step == config.stages[stage].steps:
+            self.printed = now
             left = (now - self.begin) * (total - done) / max(done - self.first, 1)
-            message = f"{name} step {step}/{config.stages[stage].steps} {loss} about {left:.0f} s left"
+            message = f"{name}, step {step}/{config.stages[stage].steps}: {loss}, about {left:.0f} s left"
             print(message, file=sys.stderr, flush=True)
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
+    """Whether this process is the kernel of a notebook."""
     kernels = sys.modules.get("ipykernel.kernelapp")
     return kernels is not None and kernels.IPKernelApp.initialized()
 
 
-def shown(fitting: Callable[P, Fitted]) -> Callable[P, Fitted]:
-    """The function, with a `Progress` that is closed at the end where it is called with `progress=True`."""
+def show_progress(fitting: Callable[P, Fitted]) -> Callable[P, Fitted]:
+    """Decorate a function so that `progress=True` gives it a `Progress`, which is closed at the end."""
 
     @functools.wraps(fitting)
-    def told(*args: P.args, **kwargs: P.kwargs) -> Fitted:
+    def with_bar(*args: P.args, **kwargs: P.kwargs) -> Fitted:
         if kwargs.get("progress") is not True:
             return fitting(*args, **kwargs)
         with Progress() as kwargs["progress"]:
             return fitting(*args, **kwargs)
 
-    return told
+    return with_bar

@@ -1,4 +1,4 @@
-"""Q-score: how much the density about each atom looks like that of a well resolved one.
+"""Q-score: resolvability of atoms, by how much the density around each resembles that of a well resolved one.
 
 Pintilie, Zhang, Su, Li, Schmid and Chiu, Nature Methods 17 (2020) 328-334.
 """
@@ -12,20 +12,27 @@ from scipy.spatial import cKDTree
 from cryotrans_jax import atoms
 from cryotrans_jax.maps import Map
 
-SIGMA = 0.6  # Å: width of the Gaussian that stands for a well resolved atom
-RADII = np.arange(21) / 10  # Å: of the shells
+SIGMA = 0.6  # Å: standard deviation of the Gaussian of a well resolved atom
+RADII = np.arange(21) / 10  # Å: radii of the shells
 POINTS = 8  # in each shell, nearer to the atom than to any other one
-TRIED = (8, 16, 32, 64, 128)  # directions about an atom, more only where too few of the fewer ones are its own
-CHUNK = 500  # atoms whose neighbours are looked at together
+TRIED = (8, 16, 32, 64, 128)  # sizes of sets of directions; a larger set is used where too few are the atom's own
+CHUNK = 500  # atoms whose neighbours are searched together
 
 
 def q_scores(map: Map, model: gemmi.Structure | atoms.Atoms) -> Float[np.ndarray, "atoms"]:
-    """The Q-score, at most 1, of each heavy atom of a model, in the order of `atoms.heavy_atoms`.
+    """Q-score (at most 1) of each heavy atom of a model.
 
-    Q is the correlation about their means of the density at points in shells of RADII about the atom and of a Gaussian
-    of SIGMA at these radii; of each shell POINTS points that are nearer to this atom than to any other, fewer where
-    there are none. The density between voxels is linear, and zero outside of the box. Where it is the same at all
-    points, Q is 0. It is the same for any scale and offset of the map.
+    Q is the correlation about the means of the density, at points in shells of RADII around the atom, with a Gaussian
+    of SIGMA at these radii. Each shell has POINTS points that are nearer to this atom than to any other, fewer where
+    there are not enough. The density is interpolated linearly, and zero outside the box. Q does not depend on the map's
+    scale and offset; it is 0 where the density is the same at all points.
+
+    Args:
+        map: the map.
+        model: a model, or positions [Å] and weights.
+
+    Returns:
+        The Q-scores, in the order of `atoms.heavy_atoms`.
     """
     x = (atoms.heavy_atoms(model) if isinstance(model, gemmi.Structure) else model)[0]
     towards = [sphere(count) for count in TRIED]
@@ -33,7 +40,7 @@ def q_scores(map: Map, model: gemmi.Structure | atoms.Atoms) -> Float[np.ndarray
     sets = np.split(np.arange(sum(TRIED)), np.cumsum(TRIED)[:-1])
     values, used = np.zeros((2, len(RADII), len(x), POINTS))
     for shell, radius in enumerate(RADII):
-        u, own = chosen(2 * radius * crowded < 1, sets, np.concatenate(towards))
+        u, own = choose_points(2 * radius * crowded < 1, sets, np.concatenate(towards))
         at = (x[:, None] + radius * u - map.origin) / map.voxel_size
         values[shell] = ndimage.map_coordinates(map.density, at.reshape(-1, 3).T, order=1).reshape(own.shape)
         used[shell] = own
@@ -46,24 +53,24 @@ def q_scores(map: Map, model: gemmi.Structure | atoms.Atoms) -> Float[np.ndarray
 
 
 def q_score(map: Map, model: gemmi.Structure) -> float:
-    """The mean Q-score over a model's heavy atoms: the map's."""
+    """Q-score of a map: the mean over a model's heavy atoms."""
     return float(q_scores(map, model).mean())
 
 
-def expected(resolution: float) -> float:
-    """The mean Q-score of proteins in maps deposited at a resolution in Å: the paper's line, Q = 1.1244 − 0.1775 r."""
+def expected_q_score(resolution: float) -> float:
+    """Expected mean Q-score of proteins at a resolution r [Å], the paper's fit to deposited maps: 1.1244 − 0.1775 r."""
     return 1.1244 - 0.1775 * resolution
 
 
 def sphere(count: int) -> Float[np.ndarray, "count 3"]:
-    """So many directions, spread evenly over the sphere: a Fibonacci spiral."""
+    """Directions spread evenly over the sphere: a Fibonacci spiral."""
     k = np.arange(count) + 0.5
     z, turn = 1 - 2 * k / count, np.pi * (1 + 5**0.5) * k
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], -1)
 
 
 def crowding(x: Float[np.ndarray, "atoms 3"], u: Float[np.ndarray, "directions 3"]) -> Float[np.ndarray, "atoms all"]:
-    """For each atom and direction, 1/Å: how near others are. A point at the radius R is the atom's own if 2 R c < 1.
+    """Crowding c [1/Å] of each atom in each direction: the point at radius R is nearest to this atom if 2 R c < 1.
 
     With another atom at v, x + R u is nearer to x where u · v / |v|² < 1 / 2R.
     """
@@ -79,12 +86,20 @@ def crowding(x: Float[np.ndarray, "atoms 3"], u: Float[np.ndarray, "directions 3
     return out
 
 
-def chosen(
+def choose_points(
     own: Bool[np.ndarray, "atoms all"], sets: list[np.ndarray], u: Float[np.ndarray, "all 3"]
 ) -> tuple[Float[np.ndarray, "atoms points 3"], Bool[np.ndarray, "atoms points"]]:
-    """POINTS directions for each atom of the first set in which so many are its own, evenly picked, and which count.
+    """Choose POINTS directions for each atom, evenly from the first set in which so many are its own.
 
-    Where no set has enough, what the largest one has.
+    Where no set has enough, the own directions of the largest set are used.
+
+    Args:
+        own: for each atom and direction, whether the point there is nearest to this atom.
+        sets: indices of the directions of each set, from the smallest set to the largest.
+        u: all directions.
+
+    Returns:
+        The directions, and which of them count.
     """
     towards, counts = np.zeros((len(own), POINTS, 3)), np.zeros((len(own), POINTS), bool)
     left = np.arange(len(own))

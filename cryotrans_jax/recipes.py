@@ -9,29 +9,31 @@ import numpy as np
 from cryotrans_jax.prepare import Problem
 from cryotrans_jax.train import Config, Stage
 
-PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # of W2 by the target's resolution, for TmrAB
-PAPER_L2_STEPS = 15000  # the same, where both maps have one resolution
-SAME_RESOLUTION = 0.5  # Å²: blur between two maps below which they count as of one resolution (3 Å and 4.3 Å)
-# Å: of the correspondences' points, and of the voxels on which the first and the later L2 stages compare
+PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # W2 steps published for TmrAB, by the target's resolution in Å
+PAPER_L2_STEPS = 15000  # L2 steps published for TmrAB, where both maps have the same resolution
+SAME_RESOLUTION = 0.5  # Å²: maps with a blur below this between them have the same resolution (3 Å and 4.3 Å)
+# Å: voxels for the correspondences, the first L2 stages and the last ones
 COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
-WINDOW = 7  # voxels of the transport: where the training loop starts; it widens the window where that is too narrow
-BLURS = 2.0, 1.0  # Å: by which the L2 stages but the last blur both maps
-WIDE = 4.0  # Å: the same once bodies are known, for what is left where it was
-MOST = 1_000_000  # about so many voxels at most carry the mass in the L2 stages
-SLIP = 0.03  # strain (of 17 % in one direction) beyond which the rigidity hardly grows
-WAVE = 20.0  # Å a radian: over which the velocity field can change from the start
-PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage goes to its end
+WINDOW = 7  # voxels: initial window of the transport, which the training loop widens where it is too narrow
+BLURS = 2.0, 1.0  # Å: blur of both maps in the L2 stages but the last
+WIDE_BLUR = 4.0  # Å: the same after rigid bodies are found, to attract what was left behind
+MAX_VOXELS = 1_000_000  # about as many voxels at most have mass in the L2 stages
+SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly grows
+WAVE = 20.0  # Å per radian: distance over which the velocity field can change from the start
+PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage skips to its final phase
 EULER_STEPS = 5
-POINTS = 3000  # about so many points at most follow the correspondences
-SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
-NODES = 20_000  # about so many at most, as long as voxels are wide for want of resolution and not of memory
+MAX_POINTS = 3000  # about as many points at most follow the correspondences
+LATTICE_SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
+MAX_NODES = 20_000  # about as many at most, unless memory rather than resolution makes the voxels wide
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the paper chooses for each system: stages of (loss "w2" or "l2", steps, learning rate), and the width.
+    """What the paper chooses for each system.
 
-    Without stages they are TmrAB's; `width` is the number of units in a hidden layer.
+    Attributes:
+        stages: (loss "w2" or "l2", steps, learning rate) of each stage; empty: those of TmrAB.
+        width: units in each hidden layer.
     """
 
     stages: tuple[tuple[str, int, float], ...] = ()
@@ -47,9 +49,14 @@ def paper(
 ) -> Config:
     """The published recipe: W2 at epsilon 1e-4, then L2 where both maps have the same resolution.
 
-    Adam at 1e-3, then 1e-4, for the numbers of steps published for TmrAB at the nearest resolution, or as a `schedule`
-    says. With `bin`, maps are binned by that factor (the paper's multi-scale option). The transport's kernel reaches as
-    far as the box.
+    Adam at 1e-3, then 1e-4. The transport's kernel spans the whole box.
+
+    Args:
+        problem: the prepared maps.
+        seed: of the network's initial weights.
+        bin: factor by which maps are binned (the paper's multi-scale option).
+        resolutions: of the initial map and the target, Å; None: 7 Å is taken for the target.
+        schedule: stages and width; None: the steps published for TmrAB at the nearest resolution of the target.
     """
     schedule = schedule or Schedule()
     own = tuple(
@@ -65,48 +72,51 @@ def paper(
         Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
         Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
     ]
-    left = tuple(s for s in stages if s.steps)
-    return Config(stages=left, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    nonempty = tuple(s for s in stages if s.steps)
+    return Config(stages=nonempty, width=schedule.width, waypoints=problem.waypoints, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
-    """Correspondences find the motion, then L2 at matched resolution on voxels of 2 and 1 Å makes it exact.
+    """The default recipe: correspondences find the motion, L2 at matched resolution refines it on 2 and 1 Å voxels.
 
-    All within the crop. The L2 stages integrate the flow on a control lattice; all but the last blur both maps a
-    little more, so that a helix is drawn by its own density from further away than by its neighbour's. The rigidity
-    lets domains slip along their borders and holds them together within, which allows for a network that can follow
-    both: besides the positions it sees sines of them, which change over WAVE. Very large molecules are compared on
-    coarser voxels.
+    - All stages compare within the crop. Very large molecules are compared on coarser voxels.
+    - The L2 stages integrate the flow on a control lattice. All but the last blur both maps a little more, so that a
+      helix is attracted by its own density from further away than by its neighbour's.
+    - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
+      follow both: besides the positions it sees sines of them, which change over WAVE.
+    - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own field
+      (`Config.bodies`), so that they may slide along each other. With nearly everything in place, both maps are then
+      blurred by WIDE_BLUR for one stage: this attracts a helix that was left behind from further away than before.
+    - In the last two stages the rigidity is weighted by the target's information (`prepare.rigidity_factors`).
+    - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
+    - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
 
-    After the first stage on 2 Å voxels the bodies that move nearly rigidly are known; all later ones have a field for
-    each of them (`Config.bodies`), so that they may slide along each other. With nearly everything in place both maps
-    are then blurred by WIDE for a while: a helix that was left behind is drawn from further away than before. In the
-    last two stages the rigidity weighs by what the target tells (`prepare.holds`).
-
-    Mass that the target does not have is let go in the L2 stages, by and by in the first of them.
-
-    Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
+    Args:
+        problem: the prepared maps.
+        seed: of the network's initial weights.
     """
     size = problem.voxel_size.min()
-    coarse, middle, fine = (whole_factor(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
+    coarse, middle, fine = (power_of_two(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
     voxels = (problem.initial > 0).sum()
-    while coarse < 8 and voxels / coarse**3 > POINTS:
+    while coarse < 8 and voxels / coarse**3 > MAX_POINTS:
         coarse *= 2
-    while fine < 8 and voxels / fine**3 > MOST:
+    while fine < 8 and voxels / fine**3 > MAX_VOXELS:
         fine *= 2
     middle = max(middle, fine)
-    least = max(1.5 * size, (voxels * problem.voxel_size.prod() / NODES) ** (1 / 3))  # between nodes, for their cost
-    wide = min(2.5 * middle * size, max(SPACINGS[0], least))
-    narrow = min(max(4 * size, 2.5 * fine * size), max(SPACINGS[1], least))
-    closer = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
-    first = closer(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
+    least = max(
+        1.5 * size, (voxels * problem.voxel_size.prod() / MAX_NODES) ** (1 / 3)
+    )  # between nodes, for their cost
+    wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
+    narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
+    refine = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
+    first = refine(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
     stages = (
         Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
         replace(first, lighten=0.0),
-        replace(first, steps=100, blur=WIDE),
+        replace(first, steps=100, blur=WIDE_BLUR),
         first,
-        closer(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
-        closer(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
+        refine(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
+        refine(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
     )
     voxel = coarse * size / problem.frame.edge
     transport = Stage(
@@ -114,13 +124,13 @@ def default(problem: Problem, seed: int = 0) -> Config:
     )  # fmt: skip
     waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
     passed = problem.waypoints
-    steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # a path may bend at each of them
-    more = {"waypoints": passed, "euler_steps": steps, "seed": seed}
-    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **more)
+    steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # the path may bend at each waypoint
+    settings = {"waypoints": passed, "euler_steps": steps, "seed": seed}
+    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **settings)
 
 
-def whole_factor(wanted: float) -> int:
-    """The power of two (at most 8, which the crop is aligned to) nearest to the wanted factor, at least 1."""
+def power_of_two(wanted: float) -> int:
+    """Power of two nearest to the wanted factor, from 1 to 8 (the crop is a multiple of 8 voxels)."""
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 
 

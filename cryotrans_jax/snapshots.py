@@ -1,4 +1,4 @@
-"""All that it takes to go on with a fit that stopped, as one value, and as one orbax checkpoint."""
+"""Snapshots: everything needed to resume a fit, as one value and as one orbax checkpoint."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,16 +12,21 @@ from jaxtyping import Float, PyTree
 from cryotrans_jax import checkpoints, train
 from cryotrans_jax.partition import Partition
 
-ADAM = ("count", "mu", "nu")  # the parts of its state
+ADAM = ("count", "mu", "nu")  # the fields of its state
 WATCH = ("best", "stale", "skipped", "scores", "slowed")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a fit stands: the trainer's state, and the losses (steps, targets) of each stage so far.
+    """State of a fit from which it can be resumed.
 
-    `partitions` are the parts that the state's fields move, one for each target, and `bodies_rms` what was found when
-    they were sought, both empty before that.
+    Attributes:
+        state: of the trainer.
+        history: the losses (steps, targets) of each stage so far.
+        partitions: for each target the parts that the state's fields move; empty before they are found.
+        bodies_rms: for each target the RMS deviations (Å) from rigid-body motion with one body, two and so on; empty
+            before they are found.
+        finished: whether the fit has ended.
     """
 
     state: train.State
@@ -31,15 +36,15 @@ class Snapshot:
     finished: bool = False
 
     def save(self, path: str | os.PathLike, described: dict[str, Any] | None = None) -> None:
-        """Nothing; `Snapshot.load(path)` gives this one back. The description (plain JSON values) goes with it."""
+        """Save the snapshot with a description (plain JSON values) for `Snapshot.load(path)`."""
         state, watch = self.state, self.state.watch
         arrays = {
             "params": state.params,
             "optimiser": {name: getattr(state.optimiser, name) for name in ADAM},
             "watch": {name: getattr(watch, name) for name in WATCH} | ({"kept": watch.kept} if watch.kept else {}),
-            "scores": numbered(state.scores),
-            "history": numbered(self.history),
-            "labels": numbered(small(each.labels) for each in self.partitions),
+            "scores": to_numbered(state.scores),
+            "history": to_numbered(self.history),
+            "labels": to_numbered(smallest_type(each.labels) for each in self.partitions),
         }
         plain = {
             "stage": state.stage,
@@ -54,7 +59,7 @@ class Snapshot:
             "bodies_rms": self.bodies_rms,
             "finished": self.finished,
         }
-        full, empty = parted(jax.device_get(arrays))
+        full, empty = split_empty(jax.device_get(arrays))
         checkpoints.save(path, full, {"fit": plain, "empty": empty, "told": described or {}})
 
     @classmethod
@@ -66,13 +71,13 @@ class Snapshot:
             InputError: it is damaged, or of another version.
         """
         full, described = checkpoints.restore(path)
-        with checkpoints.described(path, "a state of a fit"):
+        with checkpoints.version_errors(path, "a state of a fit"):
             return cls._of(full, described), described["told"]
 
     @classmethod
     def _of(cls, full: PyTree, described: dict[str, Any]) -> "Snapshot":
         """The snapshot with these arrays and this description."""
-        plain, found = described["fit"], joined(full, described["empty"])
+        plain, found = described["fit"], join_empty(full, described["empty"])
         watch = found["watch"]
         state = train.State(
             params=found["params"],
@@ -81,35 +86,37 @@ class Snapshot:
             step=plain["step"],
             watch=train.Watch(**{name: watch[name] for name in WATCH}, kept=watch["kept"] if plain["kept"] else None),
             rivals=tuple(plain["rivals"]),
-            scores=in_order(found.get("scores", {})),
+            scores=from_numbered(found.get("scores", {})),
             window=plain["window"],
             setbacks=tuple(plain["setbacks"]),
             failed=tuple(plain["failed"]),
         )
-        labels = zip(in_order(found.get("labels", {})), plain["label_types"], plain["grids"], strict=True)
+        labels = zip(from_numbered(found.get("labels", {})), plain["label_types"], plain["grids"], strict=True)
         partitions = tuple(Partition(a.astype(kind), *map(np.array, grid)) for a, kind, grid in labels)
         rms = tuple(map(tuple, plain["bodies_rms"]))
-        history = in_order(found.get("history", {}))
+        history = from_numbered(found.get("history", {}))
         return cls(state, history, partitions, rms, plain["finished"])
 
 
 class Recorder:
-    """Collects the losses of a fit as it goes on, and hands on a snapshot after every chunk of steps."""
+    """Collect the losses of a fit, and pass on a snapshot after every chunk of steps."""
 
-    def __init__(self, begun: Snapshot | None = None, keep: Callable[[Snapshot], None] | None = None):
-        """From where `begun` stands."""
-        self.chunks: dict[int, list[np.ndarray]] = {n: [a] for n, a in enumerate(begun.history)} if begun else {}
-        self.partitions, self.bodies_rms = (begun.partitions, begun.bodies_rms) if begun else ((), ())
-        self.keep = keep
+    def __init__(self, resume_from: Snapshot | None = None, on_snapshot: Callable[[Snapshot], None] | None = None):
+        """Start from the losses of `resume_from`; call `on_snapshot` with each snapshot."""
+        self.chunks: dict[int, list[np.ndarray]] = (
+            {n: [a] for n, a in enumerate(resume_from.history)} if resume_from else {}
+        )
+        self.partitions, self.bodies_rms = (resume_from.partitions, resume_from.bodies_rms) if resume_from else ((), ())
+        self.keep = on_snapshot
 
     def __call__(self, state: train.State, losses: np.ndarray) -> None:
-        """Nothing; the losses (steps, targets) of a chunk are those of the state's stage."""
+        """Record the losses (steps, targets) of a chunk of the state's stage."""
         self.chunks.setdefault(state.stage, []).append(losses)
         if self.keep:
             self.keep(self.snapshot(state))
 
     def snapshot(self, state: train.State) -> Snapshot:
-        """Where the fit stands with this state."""
+        """Snapshot of the fit with this state."""
         return Snapshot(state, self.history, self.partitions, self.bodies_rms)
 
     @property
@@ -118,28 +125,28 @@ class Recorder:
         return tuple(np.concatenate(self.chunks[stage]) for stage in sorted(self.chunks))
 
 
-def numbered(arrays: Iterator | tuple) -> dict[str, Any]:
+def to_numbered(arrays: Iterator | tuple) -> dict[str, Any]:
     """A dict of the arrays whose keys sort in their order."""
     return {f"{number:03d}": array for number, array in enumerate(arrays)}
 
 
-def in_order(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The arrays of such a dict."""
+def from_numbered(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The arrays of a dict from `to_numbered`."""
     return tuple(arrays[key] for key in sorted(arrays))
 
 
-def small(labels: np.ndarray) -> np.ndarray:
-    """Labels in as few bytes as hold them."""
+def smallest_type(labels: np.ndarray) -> np.ndarray:
+    """The labels in the smallest integer type that holds them."""
     return labels.astype(np.min_scalar_type(int(labels.max())))
 
 
-def parted(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
-    """The nested dict without its arrays of no size, which orbax does not take, and those: path, shape, type."""
+def split_empty(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
+    """Split a nested dict into the arrays that orbax takes, and those of size 0 as (path, shape, type)."""
     full: dict[str, Any] = {}
     empty: list[list] = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            inside, none = parted(value, (*path, key))
+            inside, none = split_empty(value, (*path, key))
             full, empty = full | ({key: inside} if inside else {}), empty + none
         elif np.size(value):
             full[key] = np.asarray(value)
@@ -148,8 +155,8 @@ def parted(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
     return full, empty
 
 
-def joined(full: PyTree, empty: list) -> dict:
-    """The nested dict that was parted so."""
+def join_empty(full: PyTree, empty: list) -> dict:
+    """Undo `split_empty`."""
     for path, shape, kind in empty:
         place = full
         for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""Structures of atoms as PDB and mmCIF files hold them: their chains, and several models in one file."""
+"""Parse atomic structures from PDB and mmCIF files: their chains, and several models in one file."""
 
 import itertools
 import os
@@ -12,76 +12,76 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from cryotrans_jax import pdb
-from cryotrans_jax.files import InputError, InputWarning, foreign, taken, unpacked
+from cryotrans_jax.files import InputError, InputWarning, foreign_format, open_unpacked, read_bytes
 
 ASCII = bytes(range(128)) + b"?" * 128
 CIF = re.compile(rb"\s*(?:#[^\n]*\n\s*)*(?:data_|\{)", re.IGNORECASE)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-NEAR = 2.0  # Å: nearer to each other atoms of two molecules do not come
-OVERLAP = 0.1  # share of atoms that near to those of another model, below which two models are copies side by side
-SHOWN = 6  # names in a message
+NEAR = 2.0  # Å: atoms of different molecules are farther apart
+OVERLAP = 0.1  # share of atoms within NEAR of another model's below which two models are copies side by side
+SHOWN = 6  # most names in a message
 
-Piece = tuple[str, list[gemmi.Residue]]  # a run of residues between two TER records, and its segment
+Piece = tuple[str, list[gemmi.Residue]]  # segment, and a run of residues between two TER records
 
 
 def read(path: str | os.PathLike) -> gemmi.Structure:
-    """All models of a PDB or mmCIF file, plain or compressed.
+    """Read all models of a PDB or mmCIF file, plain or compressed.
 
-    Residues of one chain that repeat a number and differ in segment, or are separated by a TER record, become chains of
-    their own, with a warning.
+    Residues of one chain that repeat a number and differ in segment, or are separated by a TER record, become separate
+    chains, with a warning.
 
     Raises:
-        InputError: the file is missing, is no atomic model, has no atoms, or lines of atoms that cannot be read.
+        InputError: the file is missing, is not an atomic model, has no atoms, or has unreadable lines of atoms.
     """
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an atomic model in PDB or mmCIF format")
-    text = _text(path)
+    text = _read_text(path)
     try:
-        structure = _parsed(path, text)
+        structure = _parse(path, text)
     except pdb.FormatError as error:
         raise InputError(
-            f"{path} does not keep to the columns of the PDB format ({error}): save the model again, as mmCIF where "
-            "numbers are too large for them"
+            f"{path} does not keep to the columns of the PDB format ({error}): save the model again, as mmCIF if "
+            "numbers are too large for the columns"
         ) from error
     except (RuntimeError, ValueError, OSError, IndexError) as error:
-        if found := foreign(text[:512], "atomic model"):
+        if found := foreign_format(text[:512], "atomic model"):
             raise InputError(f"{path} {found}") from error
         reason = str(error).splitlines()[0].rstrip(":.") if str(error) else type(error).__name__
         raise InputError(f"{path} is not an atomic model in PDB or mmCIF format ({reason})") from error
     if not len(structure) or not structure[0].count_atom_sites():
-        if found := foreign(text[:512], "atomic model"):
+        if found := foreign_format(text[:512], "atomic model"):
             raise InputError(f"{path} {found}")
         raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
     return structure
 
 
 def one_model(path: str | os.PathLike, structure: gemmi.Structure, all_models: bool) -> gemmi.Structure:
-    """The structure with its first model alone, or with all models that stand apart as chains of one; see `read_model`.
+    """Reduce a structure to one model: its first, or all models that do not overlap as chains of one; see `read_model`.
 
     Args:
-        path: of its file, for the warning that models are left out.
-        structure: with its models; it is changed.
-        all_models: whether models that stand apart are taken as chains of one.
+        path: path of the file, for the warning that models are left out.
+        structure: the structure with all models; it is modified.
+        all_models: whether models that do not overlap are merged as chains of one.
     """
     count = len(structure)
     if count == 1:
         return structure
-    apart = stand_apart(structure)
+    apart = are_disjoint(structure)
     if apart and all_models:
-        return united(structure)
+        return merge_models(structure)
     if apart:
-        said = "that stand apart, as copies in an assembly do: only the first is read; --all_models takes all of them"
+        remark = "that do not overlap, as copies in an assembly: only the first is read; add --all_models to read all"
     else:
-        said = "that overlap, as those of an ensemble do: only the first is read"
-    warnings.warn(f"{path} holds {count} models {said}", InputWarning, stacklevel=3)
+        remark = "that overlap, as in an ensemble: only the first is read"
+    warnings.warn(f"{path} holds {count} models {remark}", InputWarning, stacklevel=3)
     del structure[1:]
     return structure
 
 
-def stand_apart(structure: gemmi.Structure) -> bool:
-    """Whether none of the further models overlaps the first, as copies of a molecule do not."""
+def are_disjoint(structure: gemmi.Structure) -> bool:
+    """Whether no further model overlaps the first: true of copies in an assembly, false of models of an ensemble."""
     first, *others = (np.array([site.atom.pos.tolist() for site in model.all()]).reshape(-1, 3) for model in structure)
     if not np.isfinite(first).all():
         return False
@@ -93,8 +93,8 @@ def stand_apart(structure: gemmi.Structure) -> bool:
     )
 
 
-def united(structure: gemmi.Structure) -> gemmi.Structure:
-    """A structure of one model with the chains of all models, renamed where a name is used already."""
+def merge_models(structure: gemmi.Structure) -> gemmi.Structure:
+    """Merge all models into one, renaming chains whose name is already used."""
     whole = structure.clone()
     del whole[1:]
     unused = unused_names({chain.name for chain in whole[0]})
@@ -108,51 +108,51 @@ def united(structure: gemmi.Structure) -> gemmi.Structure:
 
 
 def chain_names() -> Iterator[str]:
-    """A, B, ..., Z, a, ..., 9, then AA, AB and so on."""
+    """Generate A, B, ..., Z, a, ..., 9, then AA, AB and so on."""
     for length in itertools.count(1):
         yield from map("".join, itertools.product(LETTERS, repeat=length))
 
 
 def unused_names(used: set[str]) -> Callable[[str], str]:
-    """A function that gives a chain the name that it is called with, or else the next one; each name once.
+    """Make a function that returns the preferred chain name, or the next free one if it is taken; each name once.
 
     Args:
-        used: names that are used already.
+        used: names that are already taken.
     """
     used = set(used)
     others = (name for name in chain_names() if name not in used)
 
-    def named(preferred: str) -> str:
+    def choose_name(preferred: str) -> str:
         name = preferred if preferred and preferred not in used else next(others)
         used.add(name)
         return name
 
-    return named
+    return choose_name
 
 
-def _text(path: Path) -> bytes:
-    """The bytes of a file, unpacked, of characters of ASCII alone."""
-    with unpacked(path) as (stream, most):
-        text = bytes(stream.read() if most is None else taken(stream, most + 1))
+def _read_text(path: Path) -> bytes:
+    """Read a file, decompressed, with every byte that is not ASCII replaced by "?"."""
+    with open_unpacked(path) as (stream, most):
+        text = bytes(stream.read() if most is None else read_bytes(stream, most + 1))
     if most is not None and len(text) > most:
         raise InputError(f"{path} unpacks to more than {most} bytes: if that is right, unpack it first, with gunzip")
-    return text if text.isascii() else text.translate(ASCII)  # a byte for a byte, as PDB has columns
+    return text if text.isascii() else text.translate(ASCII)  # byte for byte: PDB has fixed columns
 
 
-def _parsed(path: Path, text: bytes) -> gemmi.Structure:
-    """The structure that the text describes."""
+def _parse(path: Path, text: bytes) -> gemmi.Structure:
+    """Parse the text of a PDB or mmCIF file."""
     lines = 0 if CIF.match(text) else sum(1 for line in text.splitlines() if pdb.ATOM.match(line))
     if not lines:
         return gemmi.read_structure_string(text, format=gemmi.CoorFormat.Detect)
-    text, names = pdb.corrected(text)
+    text, names = pdb.correct_columns(text)
     structure = gemmi.read_pdb_string(text, split_chain_on_ter=True)
-    if said := _separate_chains(structure):
-        warnings.warn(f"{path}: {said}", InputWarning, stacklevel=4)
+    if splits := _separate_chains(structure):
+        warnings.warn(f"{path}: {splits}", InputWarning, stacklevel=4)
     else:
         structure = gemmi.read_pdb_string(text)
         structure.merge_chain_parts()
     if (found := sum(model.count_atom_sites() for model in structure)) != lines:
-        raise ValueError(f"{lines} lines are of atoms, and {found} atoms could be read")
+        raise ValueError(f"{found} of {lines} lines of atoms could be read")
     for model in structure if names else ():
         for chain in model:
             for residue in chain:
@@ -161,8 +161,8 @@ def _parsed(path: Path, text: bytes) -> gemmi.Structure:
 
 
 def _separate_chains(structure: gemmi.Structure) -> str:
-    """Make chains of the pieces of a chain that repeat residue numbers; say which, or "" where there are none."""
-    found: dict[str, list[tuple[str, str]]] = {}  # by the old name, segments and new names
+    """Split chains whose pieces repeat residue numbers; describe the splits, "" if there are none."""
+    found: dict[str, list[tuple[str, str]]] = {}  # segments and new names by old name
     models = []
     for model in structure:
         pieces = _pieces(model)
@@ -184,13 +184,13 @@ def _separate_chains(structure: gemmi.Structure) -> str:
     del structure[:]
     for model in models:
         structure.add_model(model)
-    _forget(structure, set(found))
+    _drop_records(structure, set(found))
     structure.setup_entities()
-    return "; ".join(_renamed(name, made) for name, made in found.items())
+    return "; ".join(_describe_split(name, made) for name, made in found.items())
 
 
 def _pieces(model: gemmi.Model) -> dict[str, list[Piece]]:
-    """The runs of residues of each chain's name that neither TER nor another segment interrupts."""
+    """Runs of residues by chain name, each within one segment and not interrupted by TER."""
     found: dict[str, list[Piece]] = {}
     for chain in model:
         some = found.setdefault(chain.name, [])
@@ -199,7 +199,7 @@ def _pieces(model: gemmi.Model) -> dict[str, list[Piece]]:
 
 
 def _groups(pieces: list[Piece]) -> list[Piece]:
-    """The pieces of one chain, put together where they repeat no residue number; several only where some do."""
+    """Merge pieces of one chain that repeat no residue number; several groups remain only where some do."""
     numbers = [{str(residue.seqid) for residue in residues} for _, residues in pieces]
     if sum(map(len, numbers)) == len(set().union(*numbers)):
         return [("", [residue for _, residues in pieces for residue in residues])]
@@ -215,8 +215,8 @@ def _groups(pieces: list[Piece]) -> list[Piece]:
     return [group for group, _ in groups]
 
 
-def _forget(structure: gemmi.Structure, names: set[str]) -> None:
-    """Remove the header's bonds, helices, sheets and entities of chains that were split: they name the old chain."""
+def _drop_records(structure: gemmi.Structure, names: set[str]) -> None:
+    """Remove bonds, helices, sheets and entities of chains that were split: the header names the old chains."""
     structure.connections = gemmi.ConnectionList(
         [c for c in structure.connections if names.isdisjoint((c.partner1.chain_name, c.partner2.chain_name))]
     )
@@ -225,15 +225,15 @@ def _forget(structure: gemmi.Structure, names: set[str]) -> None:
     structure.entities = gemmi.EntityList()
 
 
-def _renamed(name: str, made: list[tuple[str, str]]) -> str:
-    """In words, which chains were made of one."""
+def _describe_split(name: str, made: list[tuple[str, str]]) -> str:
+    """Describe which chains were made of one."""
     segments = [segment for segment, _ in made]
-    where = f" in segments {_some(segments)}" if any(segments) else ""
+    where = f" in segments {_shortlist(segments)}" if any(segments) else ""
     chain = f"chain {name}" if name else "the chain without a name"
-    return f"{chain} repeats residue numbers{where}, read as chains {_some([new for _, new in made])}"
+    return f"{chain} repeats residue numbers{where}, read as chains {_shortlist([new for _, new in made])}"
 
 
-def _some(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
+def _shortlist(names: list[str]) -> str:
+    """List the first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

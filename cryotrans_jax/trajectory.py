@@ -1,4 +1,4 @@
-"""From a fit to the pseudo-trajectory: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
+"""The pseudo-trajectory of a fit: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,35 +13,36 @@ from scipy import ndimage
 
 from cryotrans_jax import lattice as lattices
 from cryotrans_jax.files import InputError
-from cryotrans_jax.flow import Scalar, between, inverse_euler, path, split_time
+from cryotrans_jax.flow import Scalar, interpolate_path, inverse_euler, path, split_time
 from cryotrans_jax.maps import Map
 from cryotrans_jax.motion import Carry
-from cryotrans_jax.partition import Partition, Share
-from cryotrans_jax.prepare import Frame, box_of, carried_mass
+from cryotrans_jax.partition import LocalMask, Partition
+from cryotrans_jax.prepare import Frame, box_slices, carried_mass
 from cryotrans_jax.programs import program
 from cryotrans_jax.splat import splat
-from cryotrans_jax.train import Config, field, placed
+from cryotrans_jax.train import Config, field, network_inputs
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
-SPACING = 2.5  # Å between the nodes on which the inverse flow is computed, or a voxel
-CLOSE = 1e-5  # unit boxes, to which the inverse flow is solved for: a thousandth of an Å in a box of 100
-SKIN = 4.0  # Å about the thresholded density that still move with it in full; they fade out over as much again
-MARGIN = 12  # voxels, after which a spline's coefficients are 1e-7 of a density that ends
-ROUND = 4096  # points are padded to multiples of this, so that systems of similar size share a compiled program
-SAMPLE = 4 * ROUND  # voxels that are carried to and fro, to see whether they come back
-STEP = 0.25  # Å, over which the flow is differentiated
-CHUNK = 64 * ROUND  # points that are moved at once, so that the network's layers take 0.1 GiB each at most
+SPACING = 2.5  # Å between the nodes at which the inverse flow is computed, or a voxel if that is wider
+INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
+SKIN = 4.0  # Å around the thresholded density that move with it in full, and as much again over which they fade out
+SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
+PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
+CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
+DIFFERENCE_STEP = 0.25  # Å, for derivatives of the flow by differences
+CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
 
 
 def frame_times(frames: int) -> np.ndarray:
-    """Times of `frames` equally spaced frames, from 0 to 1; a single frame is the last one."""
+    """Times of equally spaced frames from 0 to 1; a single frame is the last one."""
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
 
 
 def as_times(given: int | np.integer | Times) -> np.ndarray:
-    """The times that are given, or those of a whole number of equally spaced frames.
+    """The given times as an array, or those of a number of equally spaced frames.
 
-    Raises InputError where they are not from 0 to 1, or there are no frames.
+    Raises:
+        InputError: times are not from 0 to 1, or there are no frames.
     """
     if isinstance(given, int | np.integer):
         if given < 1:
@@ -55,71 +56,92 @@ def as_times(given: int | np.integer | Times) -> np.ndarray:
 
 @program(static_argnames="config")
 def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
-    """Points after each Euler step of the flow, x first."""
-    return path(field(config, params), placed(config, x, 0.0), config.euler_steps)[..., :3]
+    """Points after each Euler step of the flow, x first; unit box."""
+    return path(field(config, params), network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
 
 
 @program(static_argnames=("config", "steps"))
 def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
-    """Points after each of `steps` Euler steps of length tau undone, y first.
+    """Invert Euler steps of the flow.
 
-    `t` is when the points are at y, which matters only if V depends on time. ROUND of the points at once, so that few
-    that take many iterations do not hold up all.
+    The points are processed PAD_MULTIPLE at once, so that a few that need many iterations do not delay all.
+
+    Args:
+        config: `Config.flow`.
+        params: parameters of one field.
+        y: points after the steps, unit box.
+        tau: length of a step.
+        steps: number of steps.
+        t: time at which the points are at y; it matters only if V depends on time.
+
+    Returns:
+        y, and the points after each inverted step.
     """
 
-    def some(y):
-        undone = inverse_euler(field(config, params), placed(config, y, t), tau, steps, CLOSE)[1]
+    def invert(y):
+        undone = inverse_euler(field(config, params), network_inputs(config, y, t), tau, steps, INVERSE_TOLERANCE)[1]
         return jnp.concatenate([y[None], undone[..., :3]])
 
-    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % ROUND, axis=0)])
-    each = jax.lax.map(some, filled.reshape(-1, ROUND, 3))
+    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % PAD_MULTIPLE, axis=0)])
+    each = jax.lax.map(invert, filled.reshape(-1, PAD_MULTIPLE, 3))
     return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
 
 
-def padded(x: np.ndarray) -> Float[Array, "n 3"]:
-    """Points padded with copies of the first one to a multiple of ROUND."""
-    extra = -len(x) % ROUND
+def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
+    """Pad points with copies of the first one to a multiple of PAD_MULTIPLE."""
+    extra = -len(x) % PAD_MULTIPLE
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
 
 def move(
     config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
 ) -> np.ndarray:
-    """Positions (times, n, 3) in Å to which the flow has carried the positions xyz (n, 3) at each time.
+    """Carry positions by the flow.
 
-    Between two Euler steps the path is straight, which is the Euler scheme's own continuation. Where there are several
-    fields, `part` (n,) is the number of the one by which each position moves.
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if `part` is given.
+        frame: the unit box.
+        xyz: positions (n, 3), Å.
+        times: from 0 to 1.
+        part: number of the field that moves each position; None: there is one field.
+
+    Returns:
+        Positions (times, n, 3), Å.
     """
     if part is not None:
         moved = np.empty((len(times), *xyz.shape))
-        for own, field_ in by_part(params, part):
+        for own, field_ in fields_by_part(params, part):
             moved[:, own] = move(config, field_, frame, xyz[own], times)
         return moved
-    chunk = max(CHUNK // max(len(config.symmetry), 1), ROUND)  # the field is evaluated at every copy of a point
+    chunk = max(CHUNK // max(len(config.symmetry), 1), PAD_MULTIPLE)  # the field is evaluated at every copy of a point
     parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
-        [np.asarray(forward(config.flow, params, padded(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+        [np.asarray(forward(config.flow, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
-    moved = [between(visited, t) for t in times]
+    moved = [interpolate_path(visited, t) for t in times]
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
 
 
-def volumes(
+def volume_change(
     config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
 ) -> Float[np.ndarray, "n"]:
-    """By what factor the whole flow changes volume at positions xyz (n, 3) in Å: its Jacobian's determinant.
+    """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
 
-    By differences over STEP. Where it is not above zero the flow folds, or turns inside out.
+    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out. Arguments are
+    as for `move`.
     """
-    at = np.concatenate([xyz, *(xyz + step for step in STEP * np.eye(3))])
+    at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
     part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
     end = move(config, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
-    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / STEP, 0, -1))
+    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
-def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
-    """Of which positions each part consists, and the parameters of its field; without parts all, and the only ones."""
+def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
+    """For each part its positions and its field's parameters; without parts, all positions and `params`."""
     if part is None:
         yield slice(None), params
         return
@@ -128,17 +150,17 @@ def by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarra
 
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
-    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin about it, and a soft edge."""
+    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin around it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
-    near = box_of(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
+    near = box_slices(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
     mask = np.zeros(density.shape, np.float32)
     mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
     return mask
 
 
-def carried_part(initial: Map, threshold: float) -> Map:
-    """The part of the initial map that the flow carries: the frame at time 0."""
+def carried_density(initial: Map, threshold: float) -> Map:
+    """Density of the initial map that the flow carries: the frame at time 0."""
     mask = soft_support(initial.density, threshold, initial.voxel_size)
     return Map(initial.density * mask, initial.voxel_size, initial.origin)
 
@@ -152,22 +174,34 @@ def pull_back(
     times: Times,
     partition: Partition | None = None,
 ) -> Iterator[Map]:
-    """The carried map f0(Φ⁻¹(y, t)) at each time, on the initial map's grid and in its units.
+    """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
-    The inverse flow is computed on nodes SPACING apart about all that the flow visits, interpolated to the voxels,
-    and f0 is interpolated there by cubic splines, so that its detail is kept; peak heights are kept too, where the
-    splat keeps mass. Parts are pulled back each by its own flow, in masks that add up to one, and added.
+    The inverse flow is computed at nodes SPACING apart around all that the flow visits, and interpolated to the voxels;
+    f0 is interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
+    keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if there is a partition.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+        times: from 0 to 1.
+        partition: the parts; None: one field.
+
+    Yields:
+        A map for each time.
     """
     mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
-    near = box_of(mask > 0)
-    shares = [Share(near, mask[near])]
+    near = box_slices(mask > 0)
+    shares = [LocalMask(near, mask[near])]
     if partition is not None:
-        shares = [Share(box, mask[box] * values) for box, values in partition.shares(mask > 0)]
-        fields = [field_ for _, field_ in by_part(params, np.arange(len(shares)))]
-    both = zip(fields, shares, strict=True)
-    each = [pulled(config, own, frame, initial, share, times) for own, share in both if share.values.any()]
-    del mask, shares  # of which the parts keep what they need
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling and the inverse flow of a part leave cores idle
+        shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
+        fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
+    pairs = zip(fields, shares, strict=True)
+    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
+    del mask, shares  # each part keeps what it needs
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
             density = np.zeros(initial.density.shape, np.float32)
             for voxels, values in pool.map(next, each):
@@ -175,58 +209,59 @@ def pull_back(
             yield Map(density, initial.voxel_size, initial.origin)
 
 
-def pulled(
-    config: Config, params: PyTree, frame: Frame, initial: Map, part: Share, times: Times
+def pull_back_part(
+    config: Config, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
-    """The same of a share (0 to 1) of the initial map's density, under one field.
+    """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
-    For each time the voxels, as numbers in the flattened grid, about all that is ever carried, and their values.
+    Yields:
+        For each time the voxels around all that is ever carried, as numbers in the flattened grid, and their values.
     """
     shape, size = initial.density.shape, initial.voxel_size
-    share = part.on(shape)
+    share = part.on_grid(shape)
     wanted = visited_voxels(config, params, frame, initial, share > 0)
-    reached = box_of(wanted)
-    corner = frame.to_unit(initial.origin + (first_of(reached)[:, 0] - 0.5) * size)
+    reached = box_slices(wanted)
+    corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(SPACING, size.min())
     lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
-    near = box_of(share > 0, MARGIN)
+    near = box_slices(share > 0, SPLINE_MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    nodes, count = padded(lattice.nodes), len(lattice.nodes)
-    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_of(reached)
-    voxels, places = np.ravel_multi_index(at, shape), (at - first_of(near)).astype(np.float32)
+    nodes, count = pad_points(lattice.nodes), len(lattice.nodes)
+    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
+    voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
     del share, part, wanted, at
-    for origin in origins(config, params, nodes, times):
+    for origin in preimages(config, params, nodes, times):
         shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
-        yield voxels, sampled(spline, places + lattices.interpolated(lattice, shift).T)
+        yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
 
 
-def first_of(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
-    """The first place in a box of a grid."""
+def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
+    """Index of the first voxel in a box of a grid."""
     return np.array([[along.start] for along in box])
 
 
-def sampled(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
-    """A map's values at places in voxels by its cubic splines' coefficients, zero outside; all cores take part."""
+def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
+    """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
 
 
-def origins(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
-    """For each time, the points (unit boxes, as y) that the flow has carried to y by then."""
+def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+    """For each time, the points that the flow has carried to y by then; all in the unit box."""
     tau, kept = 1.0 / config.euler_steps, {}
 
-    def undone(part: float, steps: int, t: float):
+    def invert(part: float, steps: int, t: float):
         at = backward(config.flow, params, y, part * tau, 1, t)[1] if part else y
         return backward(config.flow, params, at, tau, steps, t - part * tau)
 
     for t in times:
         whole, part = split_time(t, config.euler_steps)
         if config.waypoints:
-            yield undone(part, whole, t)[whole]
+            yield invert(part, whole, t)[whole]
             continue
-        if part not in kept:  # V does not depend on time, so that one inverse path serves many frames
-            kept[part] = undone(part, config.euler_steps, t)
+        if part not in kept:  # V does not depend on time: one inverse path serves many frames
+            kept[part] = invert(part, config.euler_steps, t)
         yield kept[part][whole]
 
 
@@ -238,21 +273,22 @@ def consistency(
     threshold: float,
     partition: Partition | None = None,
 ) -> float:
-    """How far (Å, rms) density that is carried to its end, and from there back by the inverse flow, is from its start.
+    """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
 
-    Next to nothing where the flow is one to one; where it folds, several places are carried to one, and the inverse
-    finds but one of them. Of about SAMPLE voxels above the threshold.
+    It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
+    inverse finds only one of them. Measured on about CONSISTENCY_SAMPLE voxels above the threshold. Arguments are as
+    for `pull_back`.
     """
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
-    xyz = initial.origin + inside[:: -(-len(inside) // SAMPLE)] * initial.voxel_size
+    xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, field_ in by_part(params, partition and partition.at(xyz)):
+    for own, field_ in fields_by_part(params, partition and partition.part_at(xyz)):
         end = frame.to_unit(move(config, field_, frame, xyz[own], [1.0])[0])
-        back[own] = frame.to_angstrom(np.asarray(next(origins(config, field_, padded(end), [1.0])))[: len(end)])
+        back[own] = frame.to_angstrom(np.asarray(next(preimages(config, field_, pad_points(end), [1.0])))[: len(end)])
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
-put = program(splat, static_argnums=2)
+compiled_splat = program(splat, static_argnums=2)
 
 
 def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
@@ -281,41 +317,47 @@ def push_forward(
     times: Times,
     partition: Partition | None = None,
 ) -> Iterator[Map]:
-    """The carried mass splatted at each time (paper, eq. 6), on the initial map's grid.
+    """Splat the carried mass at each time (paper, eq. 6), on the initial map's grid.
 
-    Keeps the mass, where `pull_back` keeps the detail.
+    This keeps mass, where `pull_back` keeps detail. Arguments are as for `pull_back`.
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(config, params, frame, xyz, times, partition and partition.at(xyz)):
+    for moved in move(config, params, frame, xyz, times, partition and partition.part_at(xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
-        density = put(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
+        density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
 
 
 def spread(
     carries: Sequence[Carry], frame: Frame, initial: Map, threshold: float
 ) -> tuple[Map, Float[np.ndarray, "points"]]:
-    """How far apart several fits of one target, from different seeds, carry the same density: a map in Å.
+    """How far apart several fits of one target, from different seeds, carry the same density.
 
-    Each is given by what tells where it carries positions (n, 3) in Å at some times.
+    The spread shows what the target does not determine; it does not show errors that all fits have in common.
 
-    For each voxel of the initial map above the threshold the rms distance of its carried positions from their mean;
-    on the voxels where the first fit carries it, averaged by mass, zero where it carries nothing. And that distance for
-    every such voxel of the initial map. What the target does not decide shows here; what all fits get wrong alike does
-    not.
+    Args:
+        carries: for each fit the function that carries positions (n, 3) in Å to some times.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+
+    Returns:
+        A map of the rms distances (Å) of carried positions from their mean, on the voxels to which the first fit
+        carries them, averaged by mass, and zero elsewhere; and the distance for each voxel of the initial map above the
+        threshold.
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     ends = np.concatenate([carry(xyz, [1.0]) for carry in carries])
-    apart = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
+    distance = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
     mass, voxel = initial.density[inside], initial.voxel_size / frame.edge
     x, corner = jnp.asarray(frame.to_unit(ends[0]), jnp.float32), frame.to_unit(initial.origin - initial.voxel_size / 2)
     weighted, total = (
         np.asarray(splat(x, jnp.asarray(m, jnp.float32), initial.density.shape, corner, voxel))
-        for m in (mass * apart, mass)
+        for m in (mass * distance, mass)
     )
-    shown = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
-    return Map(shown, initial.voxel_size, initial.origin), apart
+    averaged = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
+    return Map(averaged, initial.voxel_size, initial.origin), distance

@@ -1,7 +1,7 @@
 """Squared entropic Wasserstein distance between two volumes on one grid (paper, eq. 3), by ott-jax's Sinkhorn.
 
-The cost is the squared distance in the unit box. `VoxelGrid` replaces the kernel of ott's `Grid`, which builds an
-array of n⁴ numbers, by sums over shifted slices along one axis after another.
+The cost is the squared distance in the unit box. `VoxelGrid` replaces the kernel of ott's `Grid`, which builds an array
+of n⁴ numbers, by sums over shifted slices along one axis after another.
 """
 
 import jax
@@ -14,23 +14,27 @@ from ott.solvers.linear import sinkhorn
 
 Volume = Float[Array, "x y z"]
 
-TAPS_AT_ONCE = 16  # slices to a fused loop
+TAPS_AT_ONCE = 16  # slices in one fused loop
 LN2 = 0.6931471805599453
-EXP2 = (0.99999926, 0.69312181, 0.24024745, 0.055917860, 0.0095701006)  # 2^x, |x| ≤ 1/2, to 3e-6, by powers of x
+EXP2 = (0.99999926, 0.69312181, 0.24024745, 0.055917860, 0.0095701006)  # coefficients of 2^x for |x| ≤ 1/2, to 3e-6
 TINY = 1e-20  # mass of an empty voxel, so that its logarithm is finite (paper)
 
 
 @jax.tree_util.register_pytree_node_class
 class VoxelGrid(Grid):
-    """The grid of a volume's voxel centres, `voxel` (unit boxes) apart, with the squared distance as cost.
+    """Voxel centres of a volume as an ott-jax geometry, with the squared distance as cost.
 
-    `window` is how many voxels away along each axis mass may be coupled to (None: as far as the grid goes).
-    Within it the kernel is exact; what lies beyond is left out, which changes nothing once the window is
-    wider than the motion by a few sqrt(epsilon).
+    Args:
+        shape: number of voxels along each axis, known at compile time.
+        voxel: distances between voxel centres along the three axes, in unit boxes.
+        epsilon: entropic regularisation, in unit boxes squared.
+        window: how many voxels away along each axis mass may be coupled to, known at compile time; None: the whole
+            grid. The kernel is exact within the window and omits what lies beyond. This changes nothing once the window
+            is wider than the motion by a few sqrt(epsilon).
     """
 
     def __init__(self, shape, voxel, epsilon, window=None):
-        """Make the grid: `shape` and `window` are integers known at compile time, `voxel` has three entries."""
+        """Make the geometry; see the class."""
         axes = [jnp.arange(n) * voxel[k] for k, n in enumerate(shape)]
         super().__init__(x=axes, epsilon=epsilon)
         self.voxel, self.window = voxel, window
@@ -50,21 +54,21 @@ class VoxelGrid(Grid):
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
-        """The inverse of tree_flatten."""
+        """Rebuild the geometry from `tree_flatten`, for JAX."""
         return cls(static[0], leaves[0], leaves[1], static[1])
 
 
 def lse_along(h: Volume, axis: int, scale: Float[Array, ""] | float, window: int | None = None) -> Volume:
     """log Σ_k exp(h[i + k] − scale k²) along one axis, k from −window to window, as shifted slices.
 
-    Two passes, the largest term and then the sum, each over a few slices at a time so that the compiler fuses them
-    into one loop and no array larger than h is formed.
+    Two passes, first the largest term and then the sum. Each takes a few slices at a time, so that the compiler fuses
+    them into one loop and forms no array larger than h.
     """
     n = h.shape[axis]
     reach = n - 1 if window is None else min(window, n - 1)
     taps = min(2 * reach + 1, TAPS_AT_ONCE)
     groups = -(-(2 * reach + 1) // taps)
-    # From here on to base 2. XLA computes h anew, with the passes that it came from, wherever it is used, unless its
+    # Base 2 from here on. XLA computes h anew, with the passes that it came from, wherever it is used, unless its
     # last operation counts as expensive. A division does, as long as XLA can neither fold its divisor into what comes
     # before (hence the barrier) nor invert it for this use alone (hence the second use, in the last line).
     log_of_2 = jax.lax.optimization_barrier(jnp.asarray(LN2, h.dtype))
@@ -79,49 +83,61 @@ def lse_along(h: Volume, axis: int, scale: Float[Array, ""] | float, window: int
             k = group * taps + t - reach
             yield jax.lax.slice_in_dim(slices, t, t + n, axis=axis) - scale * k * k
 
-    def largest(group, top):
+    def update_maximum(group, top):
         for term in terms(group):
             top = jnp.maximum(top, term)
         return top
 
-    def add(group, total):
+    def update_sum(group, total):
         for term in terms(group):
             total = total + exp2_below_zero(term - top)
         return total
 
-    top = over(groups, largest, h)
-    return log_of_2 * top + jnp.log(over(groups, add, jnp.zeros_like(h)))
+    top = loop_over_groups(groups, update_maximum, h)
+    return log_of_2 * top + jnp.log(loop_over_groups(groups, update_sum, jnp.zeros_like(h)))
 
 
 def exp2_below_zero(t: Float[Array, "..."]) -> Float[Array, "..."]:
-    """2^t for t ≤ 0, and at least 2^-126, right to 3e-6 of it.
+    """2^t for t ≤ 0, at least 2^-126, to a relative error of 3e-6.
 
-    On a CPU a polynomial and the exponent's bits, which takes half the time of the general function.
+    On a CPU this is a polynomial and the exponent's bits, which takes half the time of the general function.
     """
     if t.dtype != jnp.float32 or jax.default_backend() != "cpu":
         return jnp.exp2(t)
     t = jnp.maximum(t, -126.0)
-    # A float of 1.5 2^23 and a small number holds the nearest whole number in its last bits.
+    # The sum of 1.5 2^23 and a small number, as a float, has the nearest integer in its last bits.
     whole = jax.lax.bitcast_convert_type(t + 1.5 * 2**23, jnp.int32) - 0x4B400000
-    part = jnp.float32(EXP2[-1])
+    polynomial = jnp.float32(EXP2[-1])
     for coefficient in EXP2[-2::-1]:
-        part = part * (t - whole) + jnp.float32(coefficient)
-    return jax.lax.bitcast_convert_type((whole << 23) + jax.lax.bitcast_convert_type(part, jnp.int32), jnp.float32)
+        polynomial = polynomial * (t - whole) + jnp.float32(coefficient)
+    return jax.lax.bitcast_convert_type(
+        (whole << 23) + jax.lax.bitcast_convert_type(polynomial, jnp.int32), jnp.float32
+    )
 
 
-def over(groups: int, body, start):
-    """fori_loop over the groups, without a loop where there is only one."""
+def loop_over_groups(groups: int, body, start):
+    """`fori_loop` over the groups, without a loop where there is only one."""
     return body(0, start) if groups == 1 else jax.lax.fori_loop(0, groups, body, start)
 
 
 def potentials(
     a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None
 ) -> tuple[Volume, Volume]:
-    """Dual potentials (φ, ψ) of the transport of a onto b, the gradients of the distance with respect to a and b.
+    """Dual potentials (φ, ψ) of the transport of a onto b: the gradients of the distance with respect to a and b.
 
-    Exactly `iterations` Sinkhorn iterations in the log domain from zero. In unit boxes squared; the masses of a and of
-    b are meant to total one (another total T adds -epsilon log T to the potentials). Both are soft
-    c-transforms, finite and smooth in empty voxels too: ott's potentials less epsilon times the log of the mass.
+    Runs exactly `iterations` Sinkhorn iterations in the log domain, from zero potentials. Both potentials are soft
+    c-transforms, finite and smooth in empty voxels too: ott's potentials minus epsilon times the log of the mass.
+
+    Args:
+        a: mass in each voxel, total 1. Another total T adds −epsilon log T to the potentials.
+        b: likewise.
+        voxel: distances between voxel centres along the three axes, in unit boxes.
+        epsilon: entropic regularisation, in unit boxes squared (1e-4 in the paper).
+        iterations: number of Sinkhorn iterations (5 in the paper).
+        window: see `VoxelGrid`.
+
+    Returns:
+        φ and ψ on the grid, in unit boxes squared.
     """
     a, b = (jnp.maximum(m, TINY) for m in (a, b))
     geometry = VoxelGrid(a.shape, voxel, epsilon, window)
@@ -137,10 +153,10 @@ def potentials(
 
 
 def w2(a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None) -> Float[Array, ""]:
-    """Squared entropic Wasserstein distance of a to b over their mass, in unit boxes squared: <φ, a> + <ψ, b>.
+    """Squared entropic Wasserstein distance of a to b per mass, <φ, a> + <ψ, b>, in unit boxes squared (paper, eq. 3).
 
-    The dual with frozen potentials: its gradient is the potential itself (envelope theorem; paper), and no
-    derivative is taken through the iterations. a and b are assumed to hold equal mass, in whatever unit.
+    The dual with frozen potentials: its gradient is the potential itself (envelope theorem), and no derivative is taken
+    through the iterations. a and b are assumed to have equal mass, in any unit. Arguments are as for `potentials`.
     """
     return w2_and_error(a, b, voxel, epsilon, iterations, window)[0]
 
@@ -148,7 +164,7 @@ def w2(a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window:
 def w2_and_error(
     a: Volume, b: Volume, voxel, epsilon: float, iterations: int = 5, window: int | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """W2 as in `w2`, and the bound of `window_error` on what the window may have changed."""
+    """`w2`, and the bound of `window_error` on the change that the window may have caused, in epsilon."""
     total = jax.lax.stop_gradient(jnp.sum(b))
     a, b = a / total, b / total
     fixed = jax.lax.stop_gradient((a, b))
@@ -162,17 +178,17 @@ def window_error(
 ) -> Float[Array, ""]:
     """Upper bound, in epsilon, on how much the kernel's window changes a potential where there is mass.
 
-    The n terms b_j exp((ψ_j − c_ij) / ε) that voxel i leaves out have c_ij ≥ (window + 1)² voxel²; together they are at
-    most T = n max_j b_j exp(ψ_j / ε) exp(−(window + 1)² voxel² / ε), beside the sum exp(−φ_i / ε) that it holds: the
-    potential is wrong by log(1 + T exp(φ_i / ε)) epsilon at most, for the last iteration given the one before. The same
+    The n terms b_j exp((ψ_j − c_ij) / ε) that voxel i omits have c_ij ≥ (window + 1)² voxel². Together they are at most
+    T = n max_j b_j exp(ψ_j / ε) exp(−(window + 1)² voxel² / ε), while the terms kept sum to exp(−φ_i / ε). So the
+    potential is wrong by at most log(1 + T exp(φ_i / ε)) epsilon, for the last iteration given the one before. The same
     with a and b exchanged.
     """
     shortest = ((window + 1) * jnp.min(jnp.asarray(voxel))) ** 2 / epsilon
 
     def bound(one, other, mass, others):
         left_out = jnp.max(other / epsilon + jnp.log(jnp.maximum(others, TINY))) + jnp.log(one.size) - shortest
-        held = jnp.max(jnp.where(mass > 0, one / epsilon, -jnp.inf))
-        return jax.nn.softplus(left_out + held)
+        kept = jnp.max(jnp.where(mass > 0, one / epsilon, -jnp.inf))
+        return jax.nn.softplus(left_out + kept)
 
     return jnp.maximum(bound(phi, psi, a, b), bound(psi, phi, b, a))
 

@@ -5,23 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-TIME = 4.0  # by which the network multiplies the time, so that the field can soon change along the way
+# factor on the time before the first layer, so that the field can learn to change along the trajectory
+TIME_SCALE = 4.0
 
 
 class Velocity(nn.Module):
-    """Velocity V(x) in unit boxes per unit time at points x in the unit box.
+    """Velocity field V(x), or V(x, t), as a multilayer perceptron (paper, eq. 2).
 
-    `depth` hidden layers of `width` units with leaky ReLU, and a linear layer to three components.
-    Weights start from N(0, `init_std`²) and biases from 0, so that the flow starts close to the identity.
-    `centre` is subtracted from x first: 0 is the paper's network, 1/2 puts the first layer's creases
-    through the middle of the molecule instead of through a corner of the box.
+    `depth` hidden layers with leaky ReLU and a linear layer to three components. Weights start from N(0, `init_std`²)
+    and biases from 0, so that the flow starts close to the identity.
 
-    With `waves`, the layers also see so many sines of x, whose wave vectors start from N(0, `wave_number`²) (radians
-    per unit box), so that the field can change over that distance early on (Tancik et al. 2020); then the hidden
-    layers start from He's normal distribution, and only the last layer from N(0, `init_std`²).
+    With `waves`, the layers also see sines of x (random Fourier features; Tancik et al. 2020). Then the hidden layers
+    start from He's normal distribution, and only the last layer from N(0, `init_std`²).
 
-    Points (x, t) have a fourth coordinate, the time, which the first hidden layer sees besides. It starts blind to it,
-    so that the field depends on time only as far as it has to.
+    Points (x, t) have a fourth coordinate, the time, which enters the first hidden layer. Its weights start from 0, so
+    that the field depends on time only where the fit needs it.
+
+    Attributes:
+        width: number of units in each hidden layer.
+        depth: number of hidden layers.
+        slope: slope of the leaky ReLU below 0.
+        init_std: standard deviation of the initial weights.
+        centre: subtracted from x first, in unit boxes. 0 is the paper's network; 1/2 puts the creases of the first
+            layer through the middle of the molecule instead of through a corner of the box.
+        waves: number of sines of x among the inputs; 0 is the paper's network.
+        wave_number: standard deviation of the sines' initial wave vectors, in radians per unit box. The field can
+            change over 1 / `wave_number` from the start of the fit.
     """
 
     width: int = 100
@@ -34,7 +43,14 @@ class Velocity(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*points axes"]) -> Float[Array, "*points 3"]:
-        """V(x), or V(x, t)."""
+        """Velocity in unit boxes per unit time.
+
+        Args:
+            x: points, shape (..., 3) for V(x) or (..., 4) for V(x, t); positions in the unit box, t from 0 to 1.
+
+        Returns:
+            The velocities, shape (..., 3).
+        """
         small = nn.initializers.normal(self.init_std)
         hidden = nn.initializers.he_normal() if self.waves else small
         h = x[..., :3] - self.centre
@@ -47,29 +63,38 @@ class Velocity(nn.Module):
         for layer in range(self.depth):
             h = nn.Dense(self.width, kernel_init=hidden)(h)
             if layer == 0 and x.shape[-1] > 3:
-                late = TIME * (x[..., 3:] - 0.5)
-                h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(late)
+                time = TIME_SCALE * (x[..., 3:] - 0.5)
+                h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(time)
             h = nn.leaky_relu(h, self.slope)
         return nn.Dense(3, kernel_init=small)(h)
 
 
-def turned(
-    params: PyTree, turn: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
+def rotate_parameters(
+    params: PyTree, rotation: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
 ) -> PyTree:
-    """Parameters of the field R V(Rᵀ(x − s)), whose flow does at R x + s what that of V does at x.
+    """Rotate a velocity field: parameters of R V(Rᵀ(x − s)).
 
-    The network's first layers and its last one take the rotation in exactly. `centre` is the network's.
+    The flow of the new field does at R x + s what the flow of V does at x. The first layers and the last layer take up
+    the rotation exactly.
+
+    Args:
+        params: parameters of V.
+        rotation: R.
+        shift: s, in unit boxes.
+        centre: the `centre` of the network.
     """
     layers = dict(params["params"])
     last = max((name for name in layers if name.startswith("Dense_")), key=lambda name: int(name[len("Dense_") :]))
-    moved = (centre - shift) @ turn - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
+    offset = (centre - shift) @ rotation - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
 
-    def seeing(layer: PyTree) -> PyTree:
+    def rotate_input(layer: PyTree) -> PyTree:
         kernel = np.asarray(layer["kernel"], np.float64)
-        place = np.concatenate([turn @ kernel[:3], kernel[3:]])
-        return {"kernel": place.astype(np.float32), "bias": (layer["bias"] + moved @ kernel[:3]).astype(np.float32)}
+        rotated = np.concatenate([rotation @ kernel[:3], kernel[3:]])
+        return {"kernel": rotated.astype(np.float32), "bias": (layer["bias"] + offset @ kernel[:3]).astype(np.float32)}
 
     for name in {"waves_in", "Dense_0"} & set(layers):
-        layers[name] = seeing(layers[name])
-    layers[last] = {name: (np.asarray(a, np.float64) @ turn.T).astype(np.float32) for name, a in layers[last].items()}
+        layers[name] = rotate_input(layers[name])
+    layers[last] = {
+        name: (np.asarray(a, np.float64) @ rotation.T).astype(np.float32) for name, a in layers[last].items()
+    }
     return {"params": layers}

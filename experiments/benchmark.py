@@ -260,12 +260,12 @@ def sinkhorn() -> Rows:
     from ott.solvers.linear import sinkhorn as solvers
 
     from cryotrans_jax.files import InputError
-    from cryotrans_jax.prepare import ALIGN, bounding_box
+    from cryotrans_jax.prepare import CROP_MULTIPLE, bounding_box
     from cryotrans_jax.transport import TINY, potentials
 
     case, epsilon = load(), 1e-4
     least = max(case.initial.density.shape)
-    side = -(-(FLAGS.cube or least) // ALIGN) * ALIGN
+    side = -(-(FLAGS.cube or least) // CROP_MULTIPLE) * CROP_MULTIPLE
     if side < least:
         raise InputError(f"--cube={side} does not hold the maps, which have {least} voxels along one side")
     problem = prepared(boxed(case, [side] * 3), whole_box=True)
@@ -313,7 +313,7 @@ def step() -> Rows:
 
     problem = prepared(load())
     config = recipes.default(problem)
-    params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
+    params = jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
     for name, stage in named(config):
         for part, (function, argument) in parts(problem, config, stage, params).items():
             yield f"step, {name}: {part} [s]", seconds(jax.jit(jax.grad(function)), argument)
@@ -345,7 +345,7 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
             return w2(volume, goal.volume, level.voxel, stage.epsilon, stage.iterations, stage.window)
         blurred = volume if goal.blur is None else losses.blur(volume, goal.blur)
         if stage.loss == "matched":
-            return losses.unscaled_l2(blurred, goal.volume, goal.power)
+            return losses.scale_invariant_l2(blurred, goal.volume, goal.power)
         return losses.l2(blurred, goal.volume)
 
     found = {
@@ -353,12 +353,12 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
         "flow": (lambda p: jnp.sum(train.carry(config, p, level)[0] ** 2), params),
     }
     if stage.loss == "points":
-        found["distances"] = lambda x: train.distance(stage, x, level, goal)[0], moved
+        found["distances"] = lambda x: train.data_term(stage, x, level, goal)[0], moved
     else:
         found["splat"] = lambda x: jnp.sum(put(x) ** 2), moved
         found[{"w2": "transport", "matched": "matched L2"}.get(stage.loss, "L2")] = compare, jax.jit(put)(moved)
     if stage.rigidity:
-        strain = lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.share, stage.slip)  # noqa: E731
+        strain = lambda n: losses.rigidity(n, level.tetrahedra, level.edges, level.mass_fraction, stage.slip)  # noqa: E731
         found["rigidity"] = strain, nodes
     return found
 
@@ -381,10 +381,10 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
     from cryotrans_jax import train
 
     level, goal = inputs
-    goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.start(config, targets)
+    goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.initial_state(config, targets)
     rates, powers = jnp.zeros((targets, count)), jnp.zeros(targets)
     at = jnp.int32(count), rates, powers, state.params, state.optimiser, level, goal
-    spread = train.Spread(batch=1 if jax.default_backend() == "cpu" else None)
+    spread = train.DeviceLayout(batch=1 if jax.default_backend() == "cpu" else None)
     begin = time.perf_counter()
     compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()
     spent = time.perf_counter() - begin
@@ -445,7 +445,7 @@ def scaling() -> Rows:
     config = recipes.default(problem)
     stage = next(stage for _, stage in reversed(named(config)) if stage.loss == "w2")
     level, goal = one_target(train.stage_inputs(problem, stage))
-    x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.start(config, 1).params)
+    x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
     gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, goal)[0]))
     for number in FLAGS.points:
         rows = np.arange(number) % len(x)
@@ -495,7 +495,7 @@ def recipes() -> Rows:
     case = load()
     problem = prepared(case, whole_box=True)
     published = paper(case, problem)
-    config = replace(published, stages=train.scaled(published.stages, FLAGS.steps))
+    config = replace(published, stages=train.scale_steps(published.stages, FLAGS.steps))
     with stock_grid():
         programs = [program(config, s, train.stage_inputs(problem, s), count=1) for s in config.stages]
         if FLAGS.paper_by_stock:
@@ -514,7 +514,7 @@ def recipes() -> Rows:
 
     problem = prepared(case)
     ours = schedules.default(problem)
-    ours = replace(ours, stages=train.scaled(ours.stages, FLAGS.steps))
+    ours = replace(ours, stages=train.scale_steps(ours.stages, FLAGS.steps))
     curve, fits = checkpoints(case, problem, ours), {}
     jax.clear_caches()
     # In turns, so that whatever else this machine does meanwhile slows down both.
@@ -560,7 +560,7 @@ def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
     from cryotrans_jax import metrics, train, trajectory
 
     before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages) + 1)]
-    state, curve = train.start(config, 1), []
+    state, curve = train.initial_state(config, 1), []
     ended, done = False, 0
     while not ended:
         stop = done + max(before[-1] // 20, 1)
@@ -600,7 +600,7 @@ def device() -> Rows:
     problem = prepared(case)
     config = schedules.default(problem)
     yield from with_floor(problem, config, "device: default,", (operations, bandwidth))
-    short = replace(config, stages=train.scaled(config.stages, FLAGS.device_steps))
+    short = replace(config, stages=train.scale_steps(config.stages, FLAGS.device_steps))
     cold, warm = cold_and_warm(lambda: timeline(problem, short))
     yield "device: default, nothing compiled: fit [s]", cold
     yield "device: default, programs from the cache: fit [s]", warm
@@ -619,7 +619,7 @@ def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
 
     from . import floor
 
-    params = jax.tree.map(lambda p: p[0], train.start(config, 1).params)
+    params = jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
     rows = dict(stage_times(problem, config, label))
     for name, stage in named(config):
         loss = lambda p, level, goal, stage=stage: train.objective(config, stage, p, level, goal)[0]  # noqa: E731

@@ -146,7 +146,7 @@ def from_maps(out_dir: Path):
     if FLAGS.target_model:
         found = inputs.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
-        case.references = [*case.references, case.alignments[0].transform.moved(model)]
+        case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
 
 
@@ -169,8 +169,8 @@ def bout_of(case, path):
     maps, masses = [], []
     given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
     for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
-        shown = map_ if threshold is not None or name == "initial" else prepare.quieted(map_)[0]
-        mass, report = prepare.thresholded(shown, threshold, f"{name} map")
+        shown = map_ if threshold is not None or name == "initial" else prepare.denoise(map_)[0]
+        mass, report = prepare.apply_threshold(shown, threshold, f"{name} map")
         mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
         maps.append(replace(map_, density=map_.density * mask))
         masses.append(mass)
@@ -206,7 +206,7 @@ def computed(method: str, case, bout):
     if method == "barycentre":
         return list(baselines.barycentre(bout.initial, bout.target, bout.times)), None
     if method == "models":
-        frames = list(baselines.straight(*bout.models, bout.initial, bout.resolution, bout.times))
+        frames = list(baselines.interpolate_models(*bout.models, bout.initial, bout.resolution, bout.times))
         if not bout.path:
             return frames, None
         start, end, *path = atoms.common_ca(*bout.models, *bout.path)

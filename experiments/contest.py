@@ -133,7 +133,7 @@ class Judge:
             scores["correlation_with_truth"] = metrics.correlation(last, bout.truth.density)
         scores |= {f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()}
         details = np.array([metrics.detail(frame.density) for frame in frames]) / self.detail
-        masses = np.array([metrics.visible(scale * frame.density, bout.level) for frame in frames])
+        masses = np.array([metrics.visible_mass(scale * frame.density, bout.level) for frame in frames])
         along = {"detail": (times, details), "mass": (times, masses / max(masses[0], 1e-30))}
         for end, other in (("initial", bout.initial), ("target", bout.target)):
             values = [metrics.correlation(frame.density, other.density) for frame in frames]
@@ -142,14 +142,14 @@ class Judge:
         middle = int(np.argmin(np.abs(times - 0.5)))
         if len(frames) > 2:
             shown = [np.where(scale * f.density >= bout.level, scale * f.density, 0) for f in frames]
-            steps = [metrics.appearing(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
-            lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / metrics.visible(
+            steps = [metrics.appearing_mass(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
+            lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / metrics.visible_mass(
                 bout.initial.density, bout.level
             )
             along["fleeting mass"] = times, lost
             scores["detail_halfway"] = float(details[middle])
             scores["mass_halfway"] = float(masses[middle] / max((masses[0] + masses[-1]) / 2, 1e-30))
-            scores["between"] = metrics.between(frames[middle].density, bout.inside)
+            scores["between"] = metrics.share_between(frames[middle].density, bout.inside)
             scores["fleeting"] = float(lost[-1])
         if self.known is not None:
             found = self.known @ np.stack([_standard(frame.density) for frame in frames], -1)

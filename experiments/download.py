@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from cryotrans_jax.files import ROOM, SQUEEZED, InputError, read_json, whole_file
+from cryotrans_jax.files import MAX_RATIO, UNPACKED_BYTES, InputError, read_json, whole_file
 
 from . import log
 from .server import Refused, open_url, printable
@@ -233,7 +233,7 @@ def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> s
 def beginning(part: Path) -> bytes:
     """First bytes of a file, unpacked if it is a .gz, whose checksums are checked.
 
-    A small file may unpack to terabytes, so bytes beyond the limit of `files.unpacked` are not read.
+    A small file may unpack to terabytes, so bytes beyond the limit of `files.open_unpacked` are not read.
 
     Raises:
         Damaged: a .gz file is not valid.
@@ -241,7 +241,7 @@ def beginning(part: Path) -> bytes:
     if not part.name.endswith(".gz.part"):
         with part.open("rb") as file:
             return file.read(HEAD)
-    left = max(ROOM, SQUEEZED * size(part))
+    left = max(UNPACKED_BYTES, MAX_RATIO * size(part))
     try:
         with gzip.open(part) as file:
             head = file.read(HEAD)

@@ -64,7 +64,7 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
     Returns:
         The frames by time, the first at 0 and the last at 1.
     """
-    places = (moved.points + moved.motion.knots(moved.points)).reshape(-1, 3)
+    places = (moved.points + moved.motion.displacements_at(moved.points)).reshape(-1, 3)
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in pick_evenly(run_frames(folder, count, initial, generated), FRAMES):
@@ -110,7 +110,7 @@ def surfaces(film: Sequence[Frame], level: float) -> Iterator[tuple[np.ndarray, 
 
 def scene(moved: CarriedMass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """View of the morph, as from `surface.best_view`, and centre and sides (Å) of the box that it shows."""
-    places = moved.points + moved.motion.knots(moved.points)
+    places = moved.points + moved.motion.displacements_at(moved.points)
     view = surface.best_view(moved.points, places[-1] - moved.points)
     across = places.reshape(-1, 3) @ view.T
     low, high = across.min(0) - ROOM, across.max(0) + ROOM
@@ -125,9 +125,9 @@ def draw_pictures(film: Sequence[Frame], level: float, moved: CarriedMass) -> li
     height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
     drawn = []
     for frame, (vertices, faces, far) in zip(film, surfaces(film, level), strict=True):
-        colours = plots.coloured(far, moved.top)
+        colours = plots.displacement_colours(far, moved.top)
         picture = surface.render(vertices, faces, colours, view, centre, scale, (height, width))
-        drawn.append(plots.captioned(picture, moved.top, frame.time))
+        drawn.append(plots.with_caption(picture, moved.top, frame.time))
     return drawn
 
 

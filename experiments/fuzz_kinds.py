@@ -117,7 +117,7 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
     model = atoms.read_model(folder / "a.pdb")
     atoms.molecular_weight(model)
     with contextlib.suppress(InputError):
-        partition.selected(model, "A:2-4")
+        partition.select_residues(model, "A:2-4")
     with contextlib.suppress(InputError):
         atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
     atoms.simulate_map(

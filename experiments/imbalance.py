@@ -131,15 +131,15 @@ def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
     images = projection.project(map_.density, turns)
     noise = jax.random.normal(jax.random.key(seed), images.shape) * (images.var() / signal_to_noise) ** 0.5
     images = images + noise
-    sums = [projection.inserted(images[half::2], turns[half::2]) for half in (0, 1)]
+    sums = [projection.insert_slices(images[half::2], turns[half::2]) for half in (0, 1)]
 
     def maps(noise, of):
-        density = np.asarray(projection.back_projected(of, noise.astype(np.float32)))
+        density = np.asarray(projection.reconstruct(of, noise.astype(np.float32)))
         return replace(map_, density=density)
 
     plain = np.zeros(map_.density.shape[0] // 2 + 1)
     curve = metrics.map_fsc(*(maps(plain, half) for half in sums))
-    unsure = projection.noise_of(curve[1])
+    unsure = projection.noise_to_signal(curve[1])
     return Class(maps(unsure / 2, sums[0] + sums[1]), tuple(maps(unsure, half) for half in sums), curve)
 
 
@@ -201,7 +201,7 @@ def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
 
     from cryotrans_jax import metrics, prepare, trajectory
 
-    mask = trajectory.soft_support(truth.density, prepare.contour_level(truth.density), truth.voxel_size)
+    mask = trajectory.soft_support(truth.density, prepare.choose_threshold(truth.density), truth.voxel_size)
     inside = replace(truth, density=truth.density * mask)
     curves, scores = {}, {}
     for name, map_ in maps.items():

@@ -154,7 +154,7 @@ def fault_of_target(settings, number: int) -> str:
             size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
             (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
             map_ = masked(map_, mask_path, settings.mask_radius, size)
-            prepare.thresholded(map_, settings.target_threshold, f"map {path.name}")
+            prepare.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
     return ""
@@ -368,7 +368,7 @@ def add_symmetry(case: Case, settings) -> None:
 def without_solvent(initial: Map, settings) -> Map:
     """The initial map, zero below its threshold."""
     level = settings.initial_threshold
-    level = prepare.contour_level(initial.density) if level is None else level
+    level = prepare.choose_threshold(initial.density) if level is None else level
     return Map(prepare.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 

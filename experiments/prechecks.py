@@ -55,7 +55,7 @@ def sound(given: Sequence[Input], invert: str | None) -> tuple[list[Map], list[D
     """
     repaired = [without_outliers(one.map) for one in given]
     maps = [
-        map_ if one.kind not in inverted(invert) else checks.negated(map_)
+        map_ if one.kind not in inverted(invert) else checks.invert_contrast(map_)
         for one, (map_, _) in zip(given, repaired, strict=True)
     ]
     surveys = [checks.survey(map_) for map_ in maps]
@@ -86,7 +86,7 @@ def inverted(invert: str | None) -> tuple[str, ...]:
 def as_fitted(map_: Map, kind: str, invert: str | None) -> Map:
     """Negate a map as --invert says and replace outliers, as `sound` does, without its checks."""
     repaired, _ = without_outliers(map_)
-    return checks.negated(repaired) if kind in inverted(invert) else repaired
+    return checks.invert_contrast(repaired) if kind in inverted(invert) else repaired
 
 
 def check_units(one: Input, kda: float) -> None:

@@ -89,7 +89,7 @@ def in_frame(saved: dict):
     whole = FLAGS.all_models or saved["settings"].get("all_models", False)
     model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"], whole)
     laid = saved.get("alignment")
-    return Transform.of(laid["transform"]).moved(model) if laid else model
+    return Transform.from_matrix(laid["transform"]).move(model) if laid else model
 
 
 def fasta(model) -> str:

@@ -414,7 +414,7 @@ def make_mistakes(folder: Path, good: Path) -> None:
     write_map(folder / "constant.mrc", replace(map_, density=np.ones_like(map_.density)))
     write_map(folder / "far.mrc", replace(map_, origin=map_.origin + 1000))
     start, _ = demo.hinge_pair()
-    atoms.write_model(folder / "far.pdb", atoms.moved(start, atoms.positions(start) + 1000))
+    atoms.write_model(folder / "far.pdb", atoms.with_positions(start, atoms.positions(start) + 1000))
 
 
 def damaged(folder: Path) -> Iterator[Row]:

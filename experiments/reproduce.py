@@ -372,8 +372,8 @@ def laid_over(
     found = align.onto(goal, simulated, how)[1]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model.name.split('.')[0]}_on_target.cif"
-    atoms.write_model(path, found.transform.moved(read))
-    print(f"{model.name} is {found.described} on {target.name}")
+    atoms.write_model(path, found.transform.move(read))
+    print(f"{model.name} is {found.summary} on {target.name}")
     return path
 
 
@@ -390,7 +390,7 @@ def score_check(model: Path, out_dir: Path) -> float:
 
     there = atoms.read_model(model, FLAGS.all_models)
     if laid := run_folder.read_config(out_dir).get("alignment"):
-        there = Transform.of(laid["transform"]).moved(there)
+        there = Transform.from_matrix(laid["transform"]).move(there)
     generated = run_folder.load_map(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)

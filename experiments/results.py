@@ -17,7 +17,7 @@ import numpy as np
 
 from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
 from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
-from cryotrans_jax.contour import BODY, CLEAR, SPECKS
+from cryotrans_jax.contour import BODY, CLEAR, DUST
 from cryotrans_jax.files import InputError, checksum, whole_file
 from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
 from cryotrans_jax.morphing import Fit, morph
@@ -148,11 +148,11 @@ def check_memory(case: Case, targets: int) -> None:
     Raises:
         InputError: there is less memory than it takes at least.
     """
-    sides, room = case.initial.density.shape, memory.available() + memory.taken()
-    least, most = memory.needed(case.initial.density.size, targets)
-    wider = memory.coarser(case.initial.density.size, targets, room)
+    sides, room = case.initial.density.shape, memory.available() + memory.resident()
+    least, most = memory.estimate(case.initial.density.size, targets)
+    wider = memory.coarsening_factor(case.initial.density.size, targets, room)
     advice = f"take voxels of {wider * case.initial.voxel_size.min():.1f} Å, or crop the maps to the molecule"
-    if targets > 1 and memory.needed(case.initial.density.size, 1)[1] < room:
+    if targets > 1 and memory.estimate(case.initial.density.size, 1)[1] < room:
         advice = "fit fewer targets at once"
     elif wider == float("inf"):
         advice = "take a machine with more"
@@ -227,12 +227,12 @@ def fit_case(
             symmetry=case.symmetry,
             bin=settings.bin,
             schedule=case.schedule,
-            share=share,
+            target_indices=share,
             progress=progress,
-            begun=keeper and keeper.load_snapshot(seed_number),
-            keep=keeper and partial(keeper.keep, seed_number),
-            say=say,
-            prepared=partial(log_preparation, case) if first else lambda report: None,
+            resume_from=keeper and keeper.load_snapshot(seed_number),
+            on_snapshot=keeper and partial(keeper.keep, seed_number),
+            on_setback=say,
+            on_prepared=partial(log_preparation, case) if first else lambda report: None,
         )
 
 
@@ -358,7 +358,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
-    lacking = metrics.lacking(end, goal, target.voxel_size, train.NEARBY)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY_BLUR)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -385,8 +385,8 @@ def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, 
     frames, topology = fit.move(model, times), geometry.topology(model)
     rows = [model_geometry(topology, carried) for carried in frames]
     if settings.idealise:
-        ideal = [geometry.idealised(topology, atoms.positions(carried)) for carried in frames]
-        frames = [atoms.moved(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
+        ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
+        frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [model_geometry(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
     for number, carried in enumerate(frames):
@@ -455,7 +455,7 @@ def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
         if path.suffix == ".mrc":
             write_map(place / path.name, resampled(read_map(path), grid, back))
         elif path.name.startswith(("model", "generated")):
-            atoms.write_model(place / path.name, back.moved(atoms.read_model(path)))
+            atoms.write_model(place / path.name, back.move(atoms.read_model(path)))
     if carried := sorted(path.name for path in result_files(folder, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(place / name) for name in carried], place)
 
@@ -466,12 +466,12 @@ def write_assembly(symmetry: Symmetry, folder: Path) -> None:
     place.mkdir(exist_ok=True)
     made = result_files(folder, FRAMES)
     maps = [path for path in made if path.suffix == ".mrc"]
-    room = symmetry.room(map(read_map, maps))
+    room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
-        write_map(place / path.name, symmetry.repeated(read_map(path), room))
+        write_map(place / path.name, symmetry.copy_map(read_map(path), room))
     for path in made:
         if path.name.startswith(("model", "generated")) and path.suffix == ".cif":
-            atoms.write_model(place / path.name, symmetry.assembled(atoms.read_model(path)))
+            atoms.write_model(place / path.name, symmetry.copy_model(atoms.read_model(path)))
     if carried := sorted(path.name for path in result_files(place, FRAMES) if path.name.startswith("model")):
         write_movie([atoms.read_model(place / name) for name in carried], place)
 
@@ -512,7 +512,7 @@ def compare(fit: Fit, case: Case, number: int, generated: Map) -> Comparison:
     """Compare the initial map and the generated map of a fit with the case's target of this number."""
     reference = case.references[number] if case.references else None
     truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
-    start = trajectory.carried_part(case.initial, fit.threshold)  # without the solvent, as the generated map
+    start = trajectory.carried_density(case.initial, fit.threshold)  # without the solvent, as the generated map
     return Comparison(start, truth, fsc_curves(start, generated, case.targets[number], truth))
 
 
@@ -659,9 +659,9 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
     """
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.judged))
+        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.validation_history))
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            judged = fit.judged[number] if fit.judged and stage.loss == "matched" else []
+            judged = fit.validation_history[number] if fit.validation_history and stage.loss == "matched" else []
             last = [min(train.CHUNK * (k + 1), len(history)) - 1 for k in range(len(judged))]
             seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):
@@ -673,7 +673,7 @@ def log_preparation(case: Case, report: dict) -> None:
 
     Args:
         case: what is fitted; its `contours` may be empty.
-        report: what was chosen by rule, as `morph` hands it to `prepared`; of all targets, not of one process's alone.
+        report: what was chosen by rule, as `morph` hands it to `on_prepared`; of all targets, not of one process's alone.
     """
     several = len(case.target_names) > 1
     targets = [f"target map {name}" if several else "target map" for name in case.target_names]
@@ -715,7 +715,7 @@ def threshold_doubts(used: dict, volume: float | None) -> list[str]:
     """Find what is doubtful about the density that is carried.
 
     Args:
-        used: the threshold and what it encloses, as from `prepare.thresholded`.
+        used: the threshold and what it encloses, as from `prepare.apply_threshold`.
         volume: molecular volume (Å³); None where noise hides it.
     """
     found = []
@@ -726,7 +726,7 @@ def threshold_doubts(used: dict, volume: float | None) -> list[str]:
             f"solvent is carried along, as the threshold is only {used['clear']:.1f} standard deviations of its noise "
             "above it"
         )
-    if used["specks"] > SPECKS:
+    if used["specks"] > DUST:
         found.append(f"{100 * used['specks']:.0f} % of the voxels above the threshold are dust, which is left out")
     if volume and used["volume"] < THIN * volume:
         share = 100 * used["volume"] / volume
@@ -765,4 +765,4 @@ def load_reference(path: Path, initial: Map, transform: Transform, settings: dic
         size = None if has_voxel_size(path) else settings.get("target_voxel_size")
         return resampled(read_map(path, size), initial, transform)
     model = atoms.read_model(path, settings.get("all_models", False))
-    return model if transform is IDENTITY else transform.moved(model)
+    return model if transform is IDENTITY else transform.move(model)

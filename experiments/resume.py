@@ -14,7 +14,7 @@ import jax
 import psutil
 
 from cryotrans_jax.checkpoints import remove
-from cryotrans_jax.files import InputError, halves
+from cryotrans_jax.files import InputError, unfinished_files
 from cryotrans_jax.snapshots import Snapshot
 
 from . import log, results, run_folder, signals
@@ -296,7 +296,7 @@ def remove_leftovers(out_dir: Path) -> None:
     folder = out_dir / UNFINISHED
     if not folder.is_dir():
         return
-    for path in halves(out_dir):
+    for path in unfinished_files(out_dir):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < psutil.Process().create_time():
                 path.unlink()

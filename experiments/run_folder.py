@@ -20,9 +20,9 @@ from cryotrans_jax.files import (
     InputError,
     check_sum,
     checksum,
+    input_errors,
     read_checksums,
     read_json,
-    readable,
     write_checksums,
     write_file,
 )
@@ -418,7 +418,7 @@ def read_terms(folder: Path) -> dict | None:
 
 def checked_records(folder: Path) -> AbstractContextManager[None]:
     """Raise InputError, within the block, where records lack an entry or have it in another form."""
-    return readable(
+    return input_errors(
         f"the records in {folder} are not as a run writes them ({{error}}): restore config.json and metrics.json, "
         "or repeat the run with --overwrite"
     )

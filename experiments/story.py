@@ -13,7 +13,7 @@ from cryotrans_jax import align, atoms, metrics, plots, trajectory
 from cryotrans_jax.files import InputError, checksum, write_file
 from cryotrans_jax.maps import Map, write_map
 from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample, stretches
+from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample_motion, stretches
 
 from . import exchange, film, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
@@ -114,7 +114,7 @@ def write_report(
         scores=scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[(frame.time, plots.still(picture)) for frame, picture in stills],
+        stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
         data=page_data(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
@@ -124,7 +124,7 @@ def write_report(
 def motion_of(story: Story) -> CarriedMass:
     """Sample the motion of the mass that a run carries."""
     points, rho = mass_points(story.initial, story.fit.threshold)
-    motion = sample(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
+    motion = sample_motion(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
     far = max(float(np.percentile(distances(motion, points), 99)), 1.0)
     unit = 10 ** np.floor(np.log10(far)) / 10
     return CarriedMass(points, rho, motion, float(np.ceil(far / unit) * unit))
@@ -156,7 +156,7 @@ def measure(story: Story, moved: CarriedMass, views: Views | None, scores: dict)
 
 def fraction_outside(story: Story, moved: CarriedMass) -> float:
     """Fraction of the mass that is carried out of the initial map's box."""
-    end = moved.points + moved.motion.knots(moved.points)[-1]
+    end = moved.points + moved.motion.displacements_at(moved.points)[-1]
     at = (end - story.initial.origin) / story.initial.voxel_size + 0.5
     out = ((at < 0) | (at > story.initial.density.shape)).any(-1)
     return float(moved.rho[out].sum() / moved.rho.sum())
@@ -169,7 +169,7 @@ def fraction_folded(story: Story, moved: CarriedMass) -> float:
     """
     every = -(-len(moved.points) // FOLDS)
     points, rho = moved.points[::every], moved.rho[::every]
-    wrong = ~(story.fit.volumes(points) > 0)
+    wrong = ~(story.fit.volume_change(points) > 0)
     (story.folder / "folded.mrc").unlink(missing_ok=True)
     if wrong.any():
         like, shown = story.initial, np.zeros(story.initial.density.shape, bool)
@@ -183,7 +183,7 @@ def fraction_folded(story: Story, moved: CarriedMass) -> float:
 
 def make_views(story: Story, config: dict, moved: CarriedMass) -> Views:
     """Crop the maps to the mass on its whole way and to the target, and compare them."""
-    places = [moved.points + shift for shift in moved.motion.knots(moved.points)]
+    places = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][target_index(config)]["threshold"])[0])
     low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
@@ -326,7 +326,7 @@ def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
     masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
     initial = inputs.read_as_used(config, path, "initial", masks)
-    return trajectory.carried_part(initial, fit.threshold)
+    return trajectory.carried_density(initial, fit.threshold)
 
 
 def read_target(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:
@@ -352,7 +352,7 @@ def read_target(config: dict, scores: dict, generated: Map, given: str | None) -
 def target_pose(config: dict) -> align.Transform:
     """The transform by which the run superposed the target on the initial map."""
     record = config.get("alignment")
-    return align.Transform.of(record["transform"]) if record else align.IDENTITY
+    return align.Transform.from_matrix(record["transform"]) if record else align.IDENTITY
 
 
 def read_reference(config: dict, generated: Map) -> Map | None:

@@ -56,7 +56,7 @@ def main() -> None:
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
     rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
     for name, frames in (("run", run_folder.load_fit(folder).carry(start, times)), ("straight", line)):
-        match, error = metrics.along_path(frames, path)
+        match, error = metrics.match_path(frames, path)
         ways[name] = times[match], error
         for row, t, far in zip(rows, times[match], error, strict=True):
             row |= {f"{name}_time": float(t), f"{name}_rmsd": float(far)}
@@ -170,8 +170,8 @@ def laid(path: list, model) -> list:
     near = min((path[0], path[-1]), key=moved)
     over = atoms.superpose(near, model)
     here, there = atoms.positions(near), atoms.positions(over)
-    turn, shift = partition.rigid(here, there, np.ones(len(here)))
-    return [atoms.moved(one, atoms.positions(one) @ turn + shift) for one in path]
+    turn, shift = partition.fit_rigid_motion(here, there, np.ones(len(here)))
+    return [atoms.with_positions(one, atoms.positions(one) @ turn + shift) for one in path]
 
 
 def oriented(path, start):

@@ -236,10 +236,10 @@ def noisy(map_, signal_to_noise: float):
 
     import numpy as np
 
-    from cryotrans_jax.prepare import contour_level
+    from cryotrans_jax.prepare import choose_threshold
 
     density = map_.density
-    strength = density[density > contour_level(density)].std() / signal_to_noise
+    strength = density[density > choose_threshold(density)].std() / signal_to_noise
     noise = np.random.default_rng(0).standard_normal(density.shape, np.float32)
     return replace(map_, density=density + np.float32(strength) * noise)
 
@@ -277,7 +277,7 @@ def known_path(folder: Path, initial) -> list:
             if index.max(initial=-1) >= len(whole) or index.min(initial=0) < 0:
                 raise InputError(f"{named['frames']} moves atoms that {folder / named['initial']} lacks")
             whole[index] = xyz
-            models.append(atoms.moved(initial, whole))
+            models.append(atoms.with_positions(initial, whole))
     return models
 
 
@@ -331,7 +331,7 @@ def stored_array(packed, name: str):
 
     import numpy as np
 
-    from cryotrans_jax.files import taken
+    from cryotrans_jax.files import read_bytes
 
     with packed.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -340,7 +340,7 @@ def stored_array(packed, name: str):
         wanted = math.prod(shape) * kind.itemsize
         if kind.hasobject or not 0 < wanted <= MOST_BYTES:
             raise ValueError(f"{name} would be {wanted} bytes of {kind}")
-        data = taken(file, wanted)
+        data = read_bytes(file, wanted)
     if len(data) < wanted:
         raise ValueError(f"of the {wanted} bytes of {name} {len(data)} are there")
     return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")

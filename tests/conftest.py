@@ -45,7 +45,7 @@ def compiled_quickly(pytestconfig):
     if "not slow" in pytestconfig.getoption("markexpr"):
         from cryotrans_jax import programs
 
-        programs.QUICK["cpu"]["xla_backend_optimization_level"] = 0
+        programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
 

@@ -35,7 +35,7 @@ def posed(model, seed):
     middle = atoms.positions(model).mean(0)
     turn = Rotation.random(rng=np.random.default_rng(seed)).as_matrix()
     there = Transform(turn, middle + np.random.default_rng(seed).normal(size=3) * 60 - turn @ middle)
-    return there.moved(model), there.inverse
+    return there.move(model), there.inverse
 
 
 def error(found, expected, model):
@@ -60,7 +60,7 @@ def test_a_transform_its_inverse_its_matrix_and_a_moved_model_agree(models):
     np.testing.assert_allclose(TURN.inverse(moved), xyz, atol=1e-10)
     columns = TURN.matrix @ np.concatenate([xyz, np.ones((len(xyz), 1))], 1).T
     np.testing.assert_allclose(columns[:3].T, moved, atol=1e-10)
-    np.testing.assert_allclose(atoms.positions(TURN.moved(models[0])), moved, atol=1e-10)
+    np.testing.assert_allclose(atoms.positions(TURN.move(models[0])), moved, atol=1e-10)
     assert TURN.angle == pytest.approx(np.degrees(np.linalg.norm([0.4, -0.7, 1.1])))
     first, *_, last = TURN.chimerax(2).removeprefix("view matrix models #2,").split(",")
     assert float(first) == pytest.approx(TURN.rotation[0, 0], abs=1e-6) and float(last) == TURN.shift[2]
@@ -82,7 +82,7 @@ def test_whole_voxels_are_shifted_exactly_and_outside_is_zero(maps):
 
 def test_a_map_moves_as_its_model_does(models):
     """Between grids that differ in everything: a turned map is the map of the turned model."""
-    voxel, like = np.array([1.4, 1.6, 1.5]), simulated(TURN.moved(models[0]), 1.5, 8.0)
+    voxel, like = np.array([1.4, 1.6, 1.5]), simulated(TURN.move(models[0]), 1.5, 8.0)
     there = resampled(simulated(models[0], voxel, 8.0), like, TURN)
     assert same_grid(there, like) is None
     # half a voxel of blur where an axis gets coarser by 0.1 Å takes 1 - (1 + 0.25 (1.5² - 1.4²) / 1.8²)^-3/2 < 4 %
@@ -152,14 +152,14 @@ def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
     """Splatted on the grid of the search, a pose scores a little less than it is worth; its best shift is the best."""
     overlap = align.Overlap(*(align.body(m) for m in pair[2:]), 12.0, False)
     scores = {}
-    for pose in overlap.everywhere(align.even_rotations(6)):
+    for pose in overlap.scan_shifts(align.even_rotations(6)):
         alone = overlap.score(pose.rotation, pose.shift)[0]
         assert 0.8 * alone < pose.score < 1.02 * alone
         around = [overlap.score(pose.rotation, pose.shift + 15 * step)[0] for step in (*np.eye(3), *-np.eye(3))]
         assert alone > max(around)
         scores[alone] = pose
     best = scores[max(scores)]
-    assert overlap.climb(best, 1e-8).score >= max(scores)
+    assert overlap.maximise(best, 1e-8).score >= max(scores)
 
 
 def test_any_pose_of_another_state_is_found_from_other_grids(pair):
@@ -168,7 +168,7 @@ def test_any_pose_of_another_state_is_found_from_other_grids(pair):
     moved, _ = posed(opened, 1)
     target, found = onto(initial, simulated(moved, np.array([1.3, 1.4, 1.2]), 7.0))
     assert same_grid(target, initial) is None and found.status == "aligned" and found.inside > 0.99
-    there = found.transform.moved(moved)
+    there = found.transform.move(moved)
     best, reached = (np.sqrt(np.mean((atoms.positions(m) - atoms.positions(closed)) ** 2)) for m in (opened, there))
     assert best < reached < 1.3 * best
     exact = atoms.simulate_map(there, *grid_of(initial), 7.0).density
@@ -211,7 +211,7 @@ def test_a_pair_that_lies_well_is_left_as_it_is(pair):
 def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
     closed, _, initial, _ = pair
     slip = Transform(Rotation.from_rotvec([0.05, 0.04, -0.06]).as_matrix(), np.array([1.0, -2.0, 1.5]))
-    target = atoms.simulate_map(slip.moved(closed), *grid_of(initial), 6.0)
+    target = atoms.simulate_map(slip.move(closed), *grid_of(initial), 6.0)
     found, again = (onto(initial, target)[1] for _ in range(2))
     angle, distance = error(found.transform, slip.inverse, closed)
     assert angle < 0.5 and distance < 0.2
@@ -222,7 +222,7 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
     target = simulated(posed(closed, 3)[0], 1.2, 5.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
-    found = align.aligned(align.body(initial), align.body(flipped), check_hand=True)
+    found = align.align_bodies(align.body(initial), align.body(flipped), check_hand=True)
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
     assert not align.Alignment().wrong_hand
@@ -232,7 +232,9 @@ def test_a_point_cannot_be_aligned(pair):
     """As a wrong threshold leaves it: it has no orientation."""
     _, _, start, end = pair
     top = float(end.density.max())
-    with pytest.raises(InputError, match="the target map shows above its threshold is hardly larger than a voxel"):
+    with pytest.raises(
+        InputError, match="the density of the target map above its threshold is hardly larger than a voxel"
+    ):
         onto(start, end, target_threshold=top)
 
 

@@ -84,16 +84,16 @@ def test_a_chain_without_name_is_named_in_mmcif(tmp_path, model):
 
 def test_moved_keeps_all_but_positions(model):
     xyz = atoms.positions(model) @ TURN.T + [1, 2, 3]
-    copy = atoms.moved(model, xyz)
+    copy = atoms.with_positions(model, xyz)
     np.testing.assert_allclose(atoms.positions(copy), xyz)
     assert [site.atom.b_iso for site in copy[0].all()] == [site.atom.b_iso for site in model[0].all()]
     assert atoms.positions(model)[0].tolist() == [10, 11, 12]
     with pytest.raises(ValueError):
-        atoms.moved(model, xyz[1:])
+        atoms.with_positions(model, xyz[1:])
 
 
 def test_superpose_undoes_a_rigid_motion(model):
-    away = atoms.moved(model, atoms.positions(model) @ TURN.T + [30, -20, 10])
+    away = atoms.with_positions(model, atoms.positions(model) @ TURN.T + [30, -20, 10])
     back = atoms.superpose(away, model)
     np.testing.assert_allclose(atoms.positions(back), atoms.positions(model), atol=1e-9)
 
@@ -183,7 +183,7 @@ def test_simulation_is_additive_and_loses_what_is_outside():
 
 
 def test_common_grid_holds_all_models_with_padding(model):
-    other = atoms.moved(model, atoms.positions(model) + [31, -7, 3])
+    other = atoms.with_positions(model, atoms.positions(model) + [31, -7, 3])
     shape, voxel, origin = atoms.common_grid([model, other], np.array([1.0, 1.25, 1.5]), 4.0)
     xyz = np.concatenate([atoms.positions(m) for m in (model, other)])
     assert np.all(origin <= xyz.min(0) - 12) and np.all(origin + (np.array(shape) - 1) * voxel >= xyz.max(0) + 12)

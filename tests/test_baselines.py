@@ -64,10 +64,10 @@ def test_a_barycentre_knows_that_voxels_are_not_cubes():
 
 
 def test_the_straight_line_starts_and_ends_at_the_models_maps(models, maps):
-    first, half, last = baselines.straight(models[0], models[1], maps[0], 8.0, [0.0, 0.5, 1.0])
+    first, half, last = baselines.interpolate_models(models[0], models[1], maps[0], 8.0, [0.0, 0.5, 1.0])
     np.testing.assert_allclose(first.density, maps[0].density, atol=1e-6)
     np.testing.assert_allclose(last.density, maps[1].density, atol=1e-6)
-    middle = atoms.moved(models[0], (atoms.positions(models[0]) + atoms.positions(models[1])) / 2)
+    middle = atoms.with_positions(models[0], (atoms.positions(models[0]) + atoms.positions(models[1])) / 2)
     np.testing.assert_allclose(half.density, atoms.simulate_map(middle, *grid(maps[0]), 8.0).density, atol=1e-6)
 
 

@@ -44,8 +44,8 @@ def paper(problem, seed=0, bin=1, resolutions=None):
     return Config(stages=(Stage("w2", 4, 1e-3, 1e-3, epsilon=0.01, iterations=1),), width=4, depth=1, euler_steps=2)
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "spread"))
-def train_steps(config, stage, count, rates, powers, params, optimiser_state, level, goal, spread=train.Spread()):  # noqa: B008
+@partial(jax.jit, static_argnames=("config", "stage", "layout"))
+def train_steps(config, stage, count, rates, powers, params, optimiser_state, level, goal, layout=train.DeviceLayout()):  # noqa: B008
     """A program that leaves everything as it is, instead of a fit's, which takes seconds to compile."""
     number = len(jax.tree.leaves(params)[0])
     return params, optimiser_state, jnp.zeros((number, rates.shape[1])), jnp.zeros(number)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms, borders
-from cryotrans_jax.borders import agreed, redrawn
+from cryotrans_jax.borders import least_cost_labels, redraw
 from cryotrans_jax.maps import Map
 from cryotrans_jax.partition import Partition
 
@@ -31,7 +31,7 @@ def test_borders_are_drawn_where_the_flows_explain_the_target(slid, scale):
     initial, target, labels, carries, level = slid
     wrong = Partition(np.roll(labels, 4, axis=0).astype(np.int16), initial.voxel_size, initial.origin)
     wrong.labels[:4] = 1
-    found = redrawn(wrong, carries, initial, replace(target, density=scale * target.density), level)
+    found = redraw(wrong, carries, initial, replace(target, density=scale * target.density), level)
     inside = initial.density > level
     share = [(each[inside] == labels[inside]).mean() for each in (wrong.labels, found.labels)]
     assert share[0] < 0.9 and share[1] > 0.95
@@ -45,14 +45,14 @@ def test_a_part_that_would_vanish_stays(slid):
     thin = np.where(np.arange(40)[:, None, None] > 36, 2, 1) * np.ones(labels.shape, int)
     given = Partition(thin.astype(np.int16), initial.voxel_size, initial.origin)
     moved = replace(target, density=np.roll(initial.density, 3, axis=2))
-    np.testing.assert_array_equal(redrawn(given, still, initial, moved, level).labels, given.labels)
+    np.testing.assert_array_equal(redraw(given, still, initial, moved, level).labels, given.labels)
 
 
 def test_parts_stay_where_no_density_is_above_the_threshold(slid):
     """As of an initial map blurred to the resolution of its target."""
     initial, target, labels, carries, _ = slid
     given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
-    assert redrawn(given, carries, initial, target, 1.01 * float(initial.density.max())) is given
+    assert redraw(given, carries, initial, target, 1.01 * float(initial.density.max())) is given
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -71,7 +71,7 @@ def test_a_part_is_no_smaller_than_a_fiftieth_of_one_unit(copies):
     wide = 1 + (np.arange(44) > 26)[:, None, None] * np.ones(maps[0].density.shape, int)
     given = Partition(wide.astype(np.int16), size, np.zeros(3))
     level = 0.3 * float(maps[0].density.max())
-    found = redrawn(given, carries, *maps, level, *([copies] if copies > 1 else []))  # one is the default
+    found = redraw(given, carries, *maps, level, *([copies] if copies > 1 else []))  # one is the default
     if copies == 1:
         np.testing.assert_array_equal(found.labels, given.labels)
     else:
@@ -83,9 +83,9 @@ def test_empty_space_about_a_map_changes_no_neighbourhood():
     """Density up to the sides of the box, and the same in a box with eight blocks more at each side."""
     density = np.random.default_rng(1).uniform(0.5, 1, (12, 10, 14)).astype(np.float32)
     wide = np.pad(density, 16)
-    near, far = (borders.in_blocks(d, Map(d, np.ones(3), np.zeros(3))) for d in (density, wide))
+    near, far = (borders.make_blocks(d, Map(d, np.ones(3), np.zeros(3))) for d in (density, wide))
     np.testing.assert_allclose(far.x - 16, near.x, atol=1e-4)
-    np.testing.assert_allclose(far.about(far.density), near.about(near.density), rtol=1e-4)
+    np.testing.assert_allclose(far.neighbourhood_sum(far.density), near.neighbourhood_sum(near.density), rtol=1e-4)
 
 
 def rod(length, at):
@@ -106,7 +106,7 @@ def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(monkeypatch, t
     carries = [lambda xyz, times, by=by: (xyz + [0, by, 0])[None] for by in (0.0, 6.0)]
     labels = 1 + (np.arange(80) > 45)[:, None, None] * np.ones(initial.density.shape, int)
     given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
-    found = redrawn(given, carries, initial, target, 0.3 * float(initial.density.max()))
+    found = redraw(given, carries, initial, target, 0.3 * float(initial.density.max()))
     along = found.labels[12:68, 7, 10]
     assert np.count_nonzero(np.diff(along)) == (1 if tie else 3)
 
@@ -123,4 +123,4 @@ def test_what_is_agreed_on_costs_least_along_a_chain(seed):
         return costs[np.arange(7), labels].sum() + cuts[np.arange(6), labels[:-1], labels[1:]].sum()
 
     best = min(itertools.product(range(3), repeat=7), key=total)
-    assert total(agreed(costs, pairs, cuts)) == pytest.approx(total(best))
+    assert total(least_cost_labels(costs, pairs, cuts)) == pytest.approx(total(best))

@@ -12,7 +12,7 @@ from cryotrans_jax.files import InputError
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.prepare import Frame
 from cryotrans_jax.snapshots import Snapshot
-from cryotrans_jax.train import start
+from cryotrans_jax.train import initial_state
 
 TIMES = np.array([0.5, 1.0])
 
@@ -20,7 +20,9 @@ TIMES = np.array([0.5, 1.0])
 @pytest.fixture
 def fit(problem, maps):
     config = replace(recipes.default(problem, seed=3), width=16)
-    return Fit(config, start(config, 2).params, Frame(np.array([-20.1, 12.0, 41.0]), 30.3), 0.004, initial=maps[0])
+    return Fit(
+        config, initial_state(config, 2).params, Frame(np.array([-20.1, 12.0, 41.0]), 30.3), 0.004, initial=maps[0]
+    )
 
 
 def test_a_loaded_fit_makes_identical_frames_and_models(tmp_path, fit, maps, models):

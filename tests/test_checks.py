@@ -111,7 +111,7 @@ def moved(model: gemmi.Structure, turn: float, shift: float) -> gemmi.Structure:
     """The model turned about its middle by so many degrees, and shifted along x by so many Å."""
     xyz = atoms.positions(model)
     rotation = Rotation.from_rotvec(np.radians(turn) * np.array([0.6, 0.8, 0.0])).as_matrix()
-    return atoms.moved(model, (xyz - xyz.mean(0)) @ rotation.T + xyz.mean(0) + [shift, 0, 0])
+    return atoms.with_positions(model, (xyz - xyz.mean(0)) @ rotation.T + xyz.mean(0) + [shift, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["clean", "noise", "offset and scale", "sharpened"])

@@ -74,7 +74,7 @@ def test_the_solvent_is_known_whatever_part_of_the_box_the_molecule_fills(part):
     values = np.sort(np.where(rng.uniform(size=100000) < part, 10.0, 2.0) + 0.5 * rng.normal(size=100000))
     assert prepare.common_value(values) == pytest.approx(2, abs=0.15)  # shorths scatter by a few tenths of 0.5
     # three deviations of the solvent's are judged as such
-    assert prepare.clearness(3.5, *prepare.solvent_noise(values)) == pytest.approx(3, abs=0.5)
+    assert prepare.threshold_in_sigmas(3.5, *prepare.solvent_noise(values)) == pytest.approx(3, abs=0.5)
 
 
 def test_noise_in_the_part_that_a_mask_leaves_is_small_all_over():
@@ -107,10 +107,10 @@ def test_the_level_to_look_at_is_low_but_shows_few_specks(model, ratio):
     clean, volume = simulated(model, 5.0)
     map_ = noisy(clean, volume, ratio, "white", 5.0)
     seen = contour.describe(map_, 5.0)
-    assert contour.specks(map_.density, seen["contour"]) <= contour.SPECKS
+    assert contour.dust_share(map_.density, seen["contour"]) <= contour.DUST
     full = seen["contour_volume"] > 0.9 * seen["body_volume"]
     lower = 0.95 * seen["contour"]
-    assert full or contour.specks(map_.density, lower) > 0.9 * contour.SPECKS
+    assert full or contour.dust_share(map_.density, lower) > 0.9 * contour.DUST
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +128,13 @@ def speckled():
 @pytest.mark.parametrize("volume", [500, 1500, 2500, 2800])
 def test_the_level_to_look_at_is_the_lowest_with_few_specks_to_five_percent(speckled, volume):
     """At levels of a twentieth more voxels there are too many, unless it is the level of the volume itself."""
-    level = contour.quiet_level(speckled, float(volume))
+    level = contour.display_contour(speckled, float(volume))
     values = np.sort(speckled.density, axis=None)[::-1]
     above = np.count_nonzero(values >= level)
-    assert contour.specks(speckled.density, level) <= contour.SPECKS
+    assert contour.dust_share(speckled.density, level) <= contour.DUST
     lower = values[above : above + max(above // 20, 1) + 1]
-    many = [contour.specks(speckled.density, float(value)) > contour.SPECKS for value in lower]
-    assert any(many) or level == prepare.enclosing_level(speckled, float(volume))
+    many = [contour.dust_share(speckled.density, float(value)) > contour.DUST for value in lower]
+    assert any(many) or level == prepare.enclosing_threshold(speckled, float(volume))
     assert any(many) == (volume > 1500)  # the ball's own voxels are about 2100, and specks come in from 1.5 on
 
 
@@ -143,12 +143,12 @@ def test_the_level_to_look_at_is_found_also_where_one_voxel_is_all(speckled, fac
     """The molecule is that voxel then: all else holds less than a hundredth of it, and is specks."""
     density = speckled.density.copy()
     density[0, 0, 0] = factor * density.max()
-    level = contour.quiet_level(Map(density, speckled.voxel_size, speckled.origin), 500.0)
-    assert contour.specks(density, level) <= contour.SPECKS
+    level = contour.display_contour(Map(density, speckled.voxel_size, speckled.origin), 500.0)
+    assert contour.dust_share(density, level) <= contour.DUST
 
 
 def test_where_nothing_is_above_a_level_there_are_no_specks(speckled):
-    assert contour.specks(speckled.density, 3.0) == 0
+    assert contour.dust_share(speckled.density, 3.0) == 0
 
 
 def test_a_map_without_positive_density_is_refused(speckled):
@@ -182,11 +182,11 @@ def test_the_enclosed_volume_is_that_asked_for_without_specks(model):
     clean, volume = simulated(model, 7.0)
     map_ = noisy(clean, volume, 10, "white", 7.0)
     for part in (0.3, 0.6, 0.9):
-        level = prepare.enclosing_level(map_, part * volume)
+        level = prepare.enclosing_threshold(map_, part * volume)
         kept = np.count_nonzero(prepare.carried_mass(map_.density, level))
         assert kept * np.prod(map_.voxel_size) == pytest.approx(part * volume, rel=0.02)
     with pytest.raises(InputError, match="Å³ of the map are positive: give another molecular weight"):
-        prepare.enclosing_level(map_, 1.01 * map_.density.size)
+        prepare.enclosing_threshold(map_, 1.01 * map_.density.size)
 
 
 def test_a_given_volume_sets_the_mass_that_is_moved_and_leaves_the_target_as_it_is(model):

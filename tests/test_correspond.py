@@ -122,7 +122,7 @@ def features():
 
 def test_whitened_components_are_uncorrelated_and_of_unit_variance(features):
     _, raw, share, share_end = features
-    both = np.concatenate(correspond.whitened(raw[:70], raw[70:], share, share_end))
+    both = np.concatenate(correspond.whiten(raw[:70], raw[70:], share, share_end))
     weight = np.concatenate([share, share_end]) / 2
     assert both.shape == (160, correspond.COMPONENTS)
     np.testing.assert_allclose(weight @ both, 0, atol=1e-9)
@@ -132,12 +132,12 @@ def test_whitened_components_are_uncorrelated_and_of_unit_variance(features):
 def test_whitened_components_hold_what_is_in_the_descriptors(features):
     """All ten causes follow from the components, and the units of a descriptor make no difference."""
     causes, raw, share, share_end = features
-    both = np.concatenate(correspond.whitened(raw[:70], raw[70:], share, share_end))
+    both = np.concatenate(correspond.whiten(raw[:70], raw[70:], share, share_end))
     known = np.column_stack([both, np.ones(160)])
     left = causes - known @ np.linalg.lstsq(known, causes, rcond=None)[0]
     assert np.abs(left).max() < 0.01 * causes.std()
     scaled = raw * np.linspace(1, 40, 25) - 3
-    again = np.concatenate(correspond.whitened(scaled[:70], scaled[70:], share, share_end))
+    again = np.concatenate(correspond.whiten(scaled[:70], scaled[70:], share, share_end))
     np.testing.assert_allclose(cdist(again, again), cdist(both, both), atol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(prob
     volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
     assert correspond.spacing_for(problem) == correspond.SPACING
     for most in (200, 30):
-        monkeypatch.setattr(correspond, "MOST", most)
+        monkeypatch.setattr(correspond, "MAX_POINTS", most)
         spacing = correspond.spacing_for(problem)
         assert spacing == pytest.approx(max(correspond.SPACING, (volume / most) ** (1 / 3)))
     few, _ = correspond.points(problem.initial, problem.voxel_size, spacing)
@@ -272,7 +272,7 @@ def test_a_factor_gives_the_kernel_back_within_its_error_at_a_lower_rank():
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 12, (400, 3))  # in units of the kernel's width squared over two
     kernel = np.exp(-0.5 * cdist(x, x, "sqeuclidean") / 4.0)
-    root = correspond.factor(kernel)
+    root = correspond.low_rank_factor(kernel)
     assert root.shape[0] == 400 and root.shape[1] < 300
     error = np.abs(root @ root.T - kernel)
     assert 0.1 * correspond.KERNEL_ERROR < error.max() <= correspond.KERNEL_ERROR * (1 + 1e-9)
@@ -359,7 +359,7 @@ def test_points_go_with_the_clouds_points_about_them(found):
 
 def test_a_spread_image_counts_for_less(found):
     """A spread of DOUBT spacings halves a point's weight, and between two points the sure one leads."""
-    problem, doubt = plain(), correspond.DOUBT * correspond.SPACING
+    problem, doubt = plain(), correspond.HALF_WEIGHT_SPREAD * correspond.SPACING
     at = ORIGIN + np.array([[0.0, 0, 0], [4, 0, 0], [100, 0, 0], [100, 4, 0]])
     shift = np.array([[0.0, 2, 0], [0, 6, 0], [0, 0, 9], [0, 0, 9]])
     middle = ORIGIN + np.array([[2.0, 0, 0], [100, 2, 0]])
@@ -397,7 +397,7 @@ def test_clouds_are_compared_at_one_resolution_in_one_frame(sign, quieting):
     centre = [total.sum(tuple({0, 1, 2} - {k})) @ axes[k] for k in range(3)]
     whole = ORIGIN + problem.start * VOXEL + centre
     np.testing.assert_allclose(first.share @ first.x, whole, atol=0.3)  # without the weakest 2 %
-    one, other = correspond.clouds(replace(problem, blurs=-problem.quieting), 0, 5.0)  # unblurred it is another
+    one, other = correspond.clouds(replace(problem, blurs=-problem.denoising_blurs), 0, 5.0)  # unblurred it is another
     assert len(one.x) != len(other.x) or np.abs(one.descriptors - other.descriptors).max() > 0.5
 
 

@@ -30,12 +30,12 @@ def test_a_path_is_found_in_a_finer_one_at_its_own_times():
     ends = np.random.default_rng(0).normal(size=(2, 7, 3))
     fine = ends[0] + np.linspace(0, 1, 101)[:, None, None] * (ends[1] - ends[0])
     t = np.array([0, 1, 4, 9, 16, 100])
-    match, error = metrics.along_path(fine, fine[t])
+    match, error = metrics.match_path(fine, fine[t])
     np.testing.assert_array_equal(match, t)
     np.testing.assert_allclose(error, 0, atol=1e-6)
     off = np.cross(ends[1] - ends[0], [0.3, 1.0, -0.2])  # square to the way of each point
     off /= np.sqrt((off**2).sum(-1).mean())
-    match, error = metrics.along_path(fine, fine[t] + 2 * off)
+    match, error = metrics.match_path(fine, fine[t] + 2 * off)
     np.testing.assert_array_equal(match, t)
     np.testing.assert_allclose(error, 2, rtol=1e-6)
 
@@ -71,7 +71,9 @@ def folder(tmp_path, monkeypatch, bent):
     record(tmp_path, "initial.cif", {"model": "initial.cif"})
     frames = [bent(turn) for turn in np.linspace(0.6, 0, 7)]
     atoms.write_trajectory(tmp_path / "path.pdb", frames)
-    turned = [atoms.moved(f, atoms.positions(f) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 5) for f in frames]
+    turned = [
+        atoms.with_positions(f, atoms.positions(f) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 5) for f in frames
+    ]
     atoms.write_trajectory(tmp_path / "turned.pdb", turned)
     return tmp_path
 

@@ -254,10 +254,10 @@ def test_what_a_gzip_file_unpacks_to_is_looked_at_within_bounds(server, tmp_path
     """Kilobytes may unpack to terabytes; what is beyond the bound is damaged here, and nobody finds out."""
     zeros = gzip.compress(mrc(bytes(20_000_000)))
     server.files[MAP] = zeros[:-8] + bytes(8)
-    monkeypatch.setattr(download, "SQUEEZED", 10)
-    monkeypatch.setattr(download, "ROOM", 10_000_000)
+    monkeypatch.setattr(download, "MAX_RATIO", 10)
+    monkeypatch.setattr(download, "UNPACKED_BYTES", 10_000_000)
     archives.fetch("EMD-22001", archive(server), tmp_path, ("map",))
-    monkeypatch.setattr(download, "ROOM", 30_000_000)
+    monkeypatch.setattr(download, "UNPACKED_BYTES", 30_000_000)
     with pytest.raises(InputError, match="is not a complete gzip file"):
         archives.fetch("EMD-22001", archive(server), tmp_path / "..", ("map",))
 

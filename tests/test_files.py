@@ -11,7 +11,16 @@ import secrets
 import pytest
 
 from cryotrans_jax import files
-from cryotrans_jax.files import InputError, checksum, halves, read_json, taken, unpacked, whole_file, write_file
+from cryotrans_jax.files import (
+    InputError,
+    checksum,
+    open_unpacked,
+    read_bytes,
+    read_json,
+    unfinished_files,
+    whole_file,
+    write_file,
+)
 
 
 def test_whole_file_has_the_suffixes_and_folder_of_the_path(tmp_path):
@@ -78,7 +87,7 @@ def test_files_that_a_killed_process_left_are_found_and_no_others(tmp_path, monk
     (tmp_path / ".0123abcd.folder.x").mkdir()
     for name in (".hidden.mrc", "a.mrc", ".0123abcd", ".0123ABCD.a.mrc"):
         (tmp_path / name).write_text("the user's own")
-    assert sorted(path.name[10:] for path in halves(tmp_path)) == ["a.mrc", "b.json"]
+    assert sorted(path.name[10:] for path in unfinished_files(tmp_path)) == ["a.mrc", "b.json"]
 
 
 def test_text_is_written_as_utf8_and_bytes_as_they_are(tmp_path):
@@ -89,30 +98,30 @@ def test_text_is_written_as_utf8_and_bytes_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
 def test_compressed_files_are_unpacked_and_bounded_and_plain_ones_are_not(tmp_path, monkeypatch, pack):
-    """A compressed file may unpack to ROOM, or to SQUEEZED times its size where that is more."""
+    """A compressed file may unpack to UNPACKED_BYTES, or to MAX_RATIO times its size where that is more."""
     data = secrets.token_bytes(5000)
     for content, bounded in ((data, False), (pack(data), True)):
         (tmp_path / "file").write_bytes(content)
-        for room in (10, 10**7, files.ROOM):
-            monkeypatch.setattr(files, "ROOM", room)
-            with unpacked(tmp_path / "file") as (stream, most):
+        for room in (10, 10**7, files.UNPACKED_BYTES):
+            monkeypatch.setattr(files, "UNPACKED_BYTES", room)
+            with open_unpacked(tmp_path / "file") as (stream, most):
                 assert stream.read() == data
-                assert most == (max(room, files.SQUEEZED * len(content)) if bounded else None)
+                assert most == (max(room, files.MAX_RATIO * len(content)) if bounded else None)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
 def test_damaged_compressed_files_are_refused_and_missing_ones_are_missing(tmp_path, pack):
     (tmp_path / "cut").write_bytes(pack(secrets.token_bytes(5000))[:-3000])
     with pytest.raises(InputError, match="cut is a damaged compressed file .*: copy it again"):
-        with unpacked(tmp_path / "cut") as (stream, _):
+        with open_unpacked(tmp_path / "cut") as (stream, _):
             stream.read()
-    with pytest.raises(FileNotFoundError), unpacked(tmp_path / "none"):
+    with pytest.raises(FileNotFoundError), open_unpacked(tmp_path / "none"):
         pass
 
 
 def test_a_small_compressed_file_may_unpack_to_256_mib(tmp_path):
     (tmp_path / "file").write_bytes(gzip.compress(b"small"))
-    with unpacked(tmp_path / "file") as (_, most):
+    with open_unpacked(tmp_path / "file") as (_, most):
         assert most == 256 * 1024**2
 
 
@@ -120,7 +129,7 @@ def test_a_small_compressed_file_may_unpack_to_256_mib(tmp_path):
 def test_no_more_is_taken_of_a_stream_than_asked_for_nor_than_there_is(monkeypatch, chunk):
     monkeypatch.setattr(files, "CHUNK", chunk)
     stream = io.BytesIO(b"0123456789")
-    assert [taken(stream, count) for count in (0, 4, 5, 9, 9)] == [b"", b"0123", b"45678", b"9", b""]
+    assert [read_bytes(stream, count) for count in (0, 4, 5, 9, 9)] == [b"", b"0123", b"45678", b"9", b""]
 
 
 def nested(depth):

@@ -10,7 +10,18 @@ from conftest import rounding
 from jax.test_util import check_grads
 from scipy.linalg import expm
 
-from cryotrans_jax.flow import at_time, between, euler, flow, inverse, inverse_euler, path, split_time, symmetric, timed
+from cryotrans_jax.flow import (
+    append_time,
+    euler,
+    flow,
+    interpolate_path,
+    inverse,
+    inverse_euler,
+    path,
+    split_time,
+    symmetrize,
+    with_time,
+)
 from cryotrans_jax.symmetry import Symmetry
 from cryotrans_jax.velocity import Velocity
 
@@ -86,7 +97,7 @@ def test_inverse_converges_like_the_power_of_step_times_slope(x):
     start = np.abs(y - x).max()
     for iterations in (2, 4, 8):
         bound = start * lipschitz**iterations
-        error = np.linalg.norm(inverse(linear, y, 2, tolerance=2 * bound, most=iterations) - x, axis=1).max()
+        error = np.linalg.norm(inverse(linear, y, 2, tolerance=2 * bound, max_iterations=iterations) - x, axis=1).max()
         # of two steps the second inherits the error of the first: twice the bound of one, and float32
         assert error < 3 * bound + rounding(2.0, 20)
 
@@ -123,35 +134,35 @@ def test_gradient_of_the_flow_is_that_of_finite_differences(x, params):
 def test_flow_of_a_field_that_grows_with_time_is_the_sum_of_its_steps(x):
     """Σ τ (k τ) for k = 0, ..., 9, τ = 1/10, is 9/20; time itself arrives at 1."""
     c = np.array([0.4, -0.2, 0.3], np.float32)
-    field = timed(lambda xt: xt[:, 3:] * c)
-    visited = path(field, at_time(x, 0.0), 10)
+    field = with_time(lambda xt: xt[:, 3:] * c)
+    visited = path(field, append_time(x, 0.0), 10)
     np.testing.assert_allclose(visited[-1, :, :3], x + 9 / 20 * c, atol=rounding(1.5, 20))  # ten steps
     np.testing.assert_allclose(visited[:, 0, 3], np.arange(11) / 10, atol=rounding(1.0, 20))
 
 
 def test_inverse_undoes_a_flow_that_depends_on_time(x, params):
     network = Velocity(width=16)
-    field = timed(lambda xt: jnp.cos(4 * xt[:, 3:]) * network.apply(params, xt[:, :3]))
-    y = flow(field, at_time(x, 0.0), 10)
+    field = with_time(lambda xt: jnp.cos(4 * xt[:, 3:]) * network.apply(params, xt[:, :3]))
+    y = flow(field, append_time(x, 0.0), 10)
     assert np.abs(y[:, :3] - x).max() > 0.05
     back = inverse(field, y, 10)
-    np.testing.assert_allclose(back, at_time(x, 0.0), atol=rounding(1.5, 200))  # ten steps there and back
+    np.testing.assert_allclose(back, append_time(x, 0.0), atol=rounding(1.5, 200))  # ten steps there and back
     late = inverse(field, y + np.float32([0, 0, 0, 0.5]), 10)
     assert np.abs(late[:, :3] - x).max() > 0.05  # at another time it is another field
 
 
 def test_a_path_is_straight_between_two_steps(x):
     visited = path(linear, x, 5)
-    np.testing.assert_allclose(between(visited, 0.5), (visited[2] + visited[3]) / 2, atol=rounding(2.0, 10))
+    np.testing.assert_allclose(interpolate_path(visited, 0.5), (visited[2] + visited[3]) / 2, atol=rounding(2.0, 10))
     for k in range(6):
-        np.testing.assert_array_equal(between(visited, k / 5), visited[k])
+        np.testing.assert_array_equal(interpolate_path(visited, k / 5), visited[k])
     assert split_time(0.33, 5) == (1, pytest.approx(0.65))
 
 
 def test_a_field_made_symmetric_commutes_with_the_group_and_a_symmetric_one_stays():
     group = Symmetry.named("D2", (0.1, 0.2, 0.3))
     turns, shifts = (np.stack([getattr(one, key) for one in group.operators]) for key in ("rotation", "shift"))
-    made = partial(symmetric, turns=turns, shifts=shifts)
+    made = partial(symmetrize, rotations=turns, shifts=shifts)
     weight = jax.random.normal(jax.random.key(0), (4, 3))
     x = jax.random.normal(jax.random.key(1), (20, 4))  # with a time, which no operator turns
     field = made(lambda x: jnp.sin(x @ weight))

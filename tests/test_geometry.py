@@ -67,7 +67,7 @@ def test_a_rigid_motion_changes_nothing_and_is_not_undone(top):
     moved = top.xyz @ TURN.T + [30, -20, 10]
     found = geometry.measure(top, moved)
     assert found == pytest.approx(geometry.measure(top, top.xyz), abs=1e-9) and found["ca_bonds"] == 1
-    np.testing.assert_allclose(geometry.idealised(top, moved), moved, atol=1e-6)
+    np.testing.assert_allclose(geometry.idealise(top, moved), moved, atol=1e-6)
 
 
 @pytest.mark.parametrize("stretch", [1.02, 1.1])
@@ -156,7 +156,7 @@ def test_the_gradient_is_that_of_the_energy(top, kind):
         "volumes": geometry.volume_energy(top.centres, geometry.volumes(top.xyz, top.centres)[0]),
         "places": geometry.place_energy(top.xyz),
     }[kind]
-    flat = geometry.summed([energy, energy])
+    flat = geometry.sum_energies([energy, energy])
     x, along = (top.xyz + rng.normal(0, 0.3, top.xyz.shape)).ravel(), rng.normal(size=top.xyz.size)
     numeric = (flat(x + 1e-5 * along)[0] - flat(x - 1e-5 * along)[0]) / 2e-5
     assert flat(x)[1] @ along == pytest.approx(numeric, rel=1e-6)
@@ -197,7 +197,7 @@ def test_a_disturbed_model_gets_its_geometry_back_and_comes_nearer_to_what_it_wa
     """Errors of 0.25 Å in every coordinate, and two domains that have turned."""
     true = atoms.positions(pair[1])
     rough = true + np.random.default_rng(0).normal(0, 0.25, true.shape)
-    mended = geometry.idealised(top, rough)
+    mended = geometry.idealise(top, rough)
     before, after = geometry.measure(top, rough), geometry.measure(top, mended)
     # a bond's change is that of two atoms along one line: sqrt(2) of 0.25
     assert before["bond_rms"] == pytest.approx(0.25 * np.sqrt(2), rel=0.1)
@@ -221,9 +221,9 @@ def test_residues_keep_their_hand_even_where_the_flow_has_mirrored_them(pair, to
     cb = np.array(atoms_of["CB"][::9])
     toward = np.array(atoms_of["CA"][::9])
     carried[cb] += 1.6 * (carried[toward] - carried[cb])  # to the other side
-    before, hurt, after = (volumes(xyz) for xyz in (top.xyz, carried, geometry.idealised(top, carried)))
+    before, hurt, after = (volumes(xyz) for xyz in (top.xyz, carried, geometry.idealise(top, carried)))
     assert (before * hurt < 0).sum() == len(cb) <= geometry.measure(top, carried)["mirrored"]
-    assert geometry.measure(top, geometry.idealised(top, carried))["mirrored"] == 0
+    assert geometry.measure(top, geometry.idealise(top, carried))["mirrored"] == 0
     np.testing.assert_allclose(after, before, rtol=0.2)
 
 
@@ -232,7 +232,7 @@ def test_clashing_parts_are_moved_apart():
     top = geometry.topology(built(*rows))
     near = top.xyz * [0.3, 1, 1]  # 1.8 Å apart
     assert geometry.measure(top, near)["clashes"] == 3
-    mended = geometry.idealised(top, near)
+    mended = geometry.idealise(top, near)
     assert geometry.measure(top, mended)["clashes"] == 0
     gaps = np.linalg.norm(np.diff(mended, axis=0), axis=1)
     assert (gaps > 2.7).all() and (gaps < 3.1).all()  # to 3 Å, not as far as they were
@@ -265,7 +265,7 @@ def described(model):
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
 def test_a_trajectory_holds_every_frame_with_all_that_the_model_has(complex_, tmp_path, suffix):
     xyz = [atoms.positions(complex_) + [k, 0.5 * k, 0] for k in range(4)]
-    frames = [atoms.moved(complex_, x) for x in xyz]
+    frames = [atoms.with_positions(complex_, x) for x in xyz]
     atoms.write_trajectory(tmp_path / f"trajectory{suffix}", frames)
     read = gemmi.read_structure(str(tmp_path / f"trajectory{suffix}"))
     assert [model.num for model in read] == [1, 2, 3, 4]
@@ -324,7 +324,7 @@ def test_a_model_too_large_for_a_pdb_file_has_its_trajectory_in_mmcif(complex_, 
     model = complex_.clone()
     model[0]["A"].name = chain
     shift = {0.0: 0, 0.5: 1, 1.0: 2}
-    fit = SimpleNamespace(move=lambda m, times: [atoms.moved(m, atoms.positions(m) + shift[t]) for t in times])
+    fit = SimpleNamespace(move=lambda m, times: [atoms.with_positions(m, atoms.positions(m) + shift[t]) for t in times])
     scores = results.write_models(fit, model, SimpleNamespace(frames=3, idealise=False), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         file, "generated.cif", "geometry.csv", *(f"model_{k:02d}.cif" for k in range(3))

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as npst
 from mrcfile.dtypes import HEADER_DTYPE
 
 from cryotrans_jax import atoms, demo, maps, partition
-from cryotrans_jax.files import DEPTH, ROOM, SQUEEZED, InputError, read_json, unpacked
+from cryotrans_jax.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.maps import Map, read_map, write_map
 from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, run_folder, story, validate
 
@@ -138,7 +138,7 @@ def test_targets_have_folders_of_their_own_in_the_run_s(names):
 @quick
 @given(st.text("A1:-;,9 é１", max_size=12) | st.text(max_size=12))
 def test_any_selection_is_of_residues_or_an_error(text):
-    found = result_or_error(partition.selected, MODEL, text)
+    found = result_or_error(partition.select_residues, MODEL, text)
     assert isinstance(found, str) or len(found)
 
 
@@ -190,7 +190,7 @@ def test_bombs_are_not_unpacked(tmp_path, plain, small, pack):
 
 
 def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("cryotrans_jax.files.ROOM", 1 << 20)
+    monkeypatch.setattr("cryotrans_jax.files.UNPACKED_BYTES", 1 << 20)
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b"REMARK\n" * (1 << 20)))
     with pytest.raises(InputError, match="unpacks to more than .* unpack it first"):
         atoms.read_model(tmp_path / "a.pdb.gz")
@@ -199,10 +199,11 @@ def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
 def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
     for length in (100, 4_000_000):
         (tmp_path / "a.gz").write_bytes(gzip.compress(os.urandom(length), 1))
-        with unpacked(tmp_path / "a.gz") as (stream, most):
-            assert len(stream.read()) == length and most == max(ROOM, SQUEEZED * (tmp_path / "a.gz").stat().st_size)
+        with open_unpacked(tmp_path / "a.gz") as (stream, most):
+            assert len(stream.read()) == length
+            assert most == max(UNPACKED_BYTES, MAX_RATIO * (tmp_path / "a.gz").stat().st_size)
     (tmp_path / "a").write_bytes(b"plain")
-    with unpacked(tmp_path / "a") as (stream, most):
+    with open_unpacked(tmp_path / "a") as (stream, most):
         assert stream.read() == b"plain" and most is None
 
 
@@ -218,7 +219,7 @@ def test_what_a_compressed_file_may_hold_grows_with_it(tmp_path):
     ],
 )
 def test_a_place_that_is_none_is_explained(tmp_path, plain, fields, sentence, monkeypatch):
-    monkeypatch.setattr(maps, "ALWAYS", 1000)
+    monkeypatch.setattr(maps, "GROWTH_FREE", 1000)
     (tmp_path / "a.mrc").write_bytes(with_fields(plain, **fields))
     with pytest.raises(InputError, match=sentence):
         read_map(tmp_path / "a.mrc")
@@ -252,13 +253,13 @@ def test_a_residue_without_a_number_is_for_mmcif_and_in_no_range(tmp_path):
     model[0][0][0].seqid.num = None
     assert "without a number" in atoms.pdb_obstacle(model)
     with pytest.raises(InputError, match="selects no residue"):
-        partition.selected(model, "A:1-9")
+        partition.select_residues(model, "A:1-9")
 
 
 def test_an_atom_beyond_reach_is_explained(tmp_path):
     (tmp_path / "a.pdb").write_text(LINE)
     model = atoms.read_model(tmp_path / "a.pdb")
-    atoms.write_model(tmp_path / "a.cif", atoms.moved(model, np.full_like(atoms.positions(model), 98765432.0)))
+    atoms.write_model(tmp_path / "a.cif", atoms.with_positions(model, np.full_like(atoms.positions(model), 98765432.0)))
     with pytest.raises(InputError, match="an atom 9.87654e.07 Å from 0"):
         atoms.read_model(tmp_path / "a.cif")
 

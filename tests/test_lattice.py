@@ -10,7 +10,7 @@ from conftest import rounding
 
 from cryotrans_jax import prepare
 from cryotrans_jax.flow import flow
-from cryotrans_jax.lattice import abreast, dense, interpolate, interpolated, make_lattice
+from cryotrans_jax.lattice import batch_lattices, interpolate, interpolate_numpy, make_lattice, to_dense
 from cryotrans_jax.train import Config, carry
 
 SHAPE = (11, 8, 13)
@@ -94,14 +94,14 @@ def test_inactive_nodes_never_matter(lattice):
     anything = np.random.default_rng(3).normal(size=(*shape, 3)) * 1e3
     everywhere = anything.reshape(-1, 3)
     used = np.concatenate([lattice.index, lattice.rim])
-    everywhere[used] = np.asarray(dense(lattice, values)).reshape(-1, 3)[used]
+    everywhere[used] = np.asarray(to_dense(lattice, values)).reshape(-1, 3)[used]
     wx, wy, wz = lattice.weights
     full = np.einsum("xa,yb,zc,abck->xyzk", wx, wy, wz, everywhere.reshape(*shape, 3), optimize=True)
     found = np.asarray(jax.jit(interpolate)(lattice, values))
     np.testing.assert_allclose(
         found, full.reshape(-1, 3)[np.asarray(lattice.voxels)], atol=rounding(4.0, 64)
     )  # 64 nodes
-    inactive = np.delete(np.asarray(dense(lattice, values)).reshape(-1, 3), used, axis=0)
+    inactive = np.delete(np.asarray(to_dense(lattice, values)).reshape(-1, 3), used, axis=0)
     assert not inactive.any()
 
 
@@ -125,7 +125,7 @@ def test_numpy_interpolates_as_jax_does():
     wanted = rng.random((14, 9, 11)) > 0.6
     lattice = make_lattice(wanted, np.zeros(3), np.full(3, 0.05), 2.5)
     values = rng.standard_normal((len(lattice.nodes), 3)).astype(np.float32)
-    found, expected = interpolated(lattice, values), jax.jit(interpolate)(lattice, values)
+    found, expected = interpolate_numpy(lattice, values), jax.jit(interpolate)(lattice, values)
     np.testing.assert_allclose(found, expected, atol=rounding(4.0, 64))  # of 64 nodes' values
 
 
@@ -133,12 +133,12 @@ def test_lattices_abreast_interpolate_as_each_by_itself(wanted, lattice):
     """Of two parts of one box, one with fewer nodes and voxels; what pads them is laid out nowhere."""
     few = make_lattice(wanted & (np.arange(SHAPE[0]) < 4)[:, None, None], CORNER, VOXEL, SPACING)
     assert len(few.nodes) < len(lattice.nodes) and len(few.voxels) < len(lattice.voxels)
-    both, values = abreast([few, lattice]), np.full((2, len(lattice.nodes), 3), 1e3, np.float32)
+    both, values = batch_lattices([few, lattice]), np.full((2, len(lattice.nodes), 3), 1e3, np.float32)
     rng = np.random.default_rng(5)
     for number, one in enumerate((few, lattice)):
         values[number, : len(one.nodes)] = rng.normal(size=one.nodes.shape)
     found = jax.jit(jax.vmap(interpolate))(both, jnp.asarray(values))
     for number, one in enumerate((few, lattice)):
         np.testing.assert_array_equal(both.nodes[number, : len(one.nodes)], one.nodes)
-        alone = interpolated(one, values[number, : len(one.nodes)])
+        alone = interpolate_numpy(one, values[number, : len(one.nodes)])
         np.testing.assert_allclose(found[number, : len(one.voxels)], alone, atol=rounding(4.0, 64))

@@ -101,10 +101,10 @@ def test_a_target_on_another_grid_in_another_pose_is_laid_over_the_initial_map(m
     fit = ct.morph(maps[0], target, halves=(target, target), **HOW)
     laid, found = ct.onto(maps[0], target)
     assert found.transform.angle == pytest.approx(90, abs=15)  # the states differ by more than that of one domain
-    assert fit.alignments[0].described == found.described and "turned by" in repr(fit)
+    assert fit.alignments[0].summary == found.summary and "rotated by" in repr(fit)
     same = ct.morph(maps[0], laid, halves=(laid, laid), align="none", **HOW)
     np.testing.assert_array_equal(fit.history[0], same.history[0])
-    np.testing.assert_array_equal(fit.judged[0], same.judged[0])
+    np.testing.assert_array_equal(fit.validation_history[0], same.validation_history[0])
     with pytest.raises(ct.InputError, match="mass lies in the initial map's box"):
         ct.morph(maps[0], target, align="none")
 
@@ -187,7 +187,7 @@ def test_fits_and_maps_are_shown_in_a_few_lines(fit, maps):
     assert "24 x 20 x 28 voxels" in second and f"above {fit.threshold:.4g}" in second
     for number, line in enumerate(targets):
         loss = f"last loss {fit.history[-1][-1, number]:.4g}"
-        assert line == f"  target {number}: taken as it lies; one flow for all; {loss}"
+        assert line == f"  target {number}: in its given pose; one flow for all; {loss}"
     assert len(targets) == 2 and repr(ct.plots.Drawing(10, 20)) == "Drawing(10 x 20)"
 
 
@@ -211,7 +211,7 @@ def test_the_bar_is_full_at_the_end_of_a_fit_that_stopped_early_and_not_after_an
     done = config.stages[0].steps - 1
     for error in (None, KeyboardInterrupt):
 
-        @progress.shown
+        @progress.show_progress
         def fitting(progress, error=error):
             progress(config, 0, done, np.ones((1, 2)))
             bars.append(progress.bar)

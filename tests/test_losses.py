@@ -8,7 +8,16 @@ from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import prepare
-from cryotrans_jax.losses import blur, found, gaussian_blur, gaussian_matrix, huber, l2, rigidity, unscaled_l2
+from cryotrans_jax.losses import (
+    blur,
+    fraction_in_target,
+    gaussian_blur,
+    gaussian_matrix,
+    huber,
+    l2,
+    rigidity,
+    scale_invariant_l2,
+)
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -24,7 +33,7 @@ def grid():
     """Points of a grid with uneven edges, the masses on them, and the tetrahedra and shares of the rigidity."""
     cells = np.argwhere(np.random.default_rng(0).uniform(size=(6, 5, 4)) < 0.9)
     mass = np.random.default_rng(1).uniform(1, 2, len(cells))
-    rows, share = prepare.neighbours(cells, cells, mass)
+    rows, share = prepare.make_tetrahedra(cells, cells, mass)
     assert len(rows) > 20
     return jnp.asarray(cells * EDGES, jnp.float32), jnp.asarray(rows), jnp.asarray(share, jnp.float32)
 
@@ -41,12 +50,12 @@ def test_l2_is_zero_on_itself_and_one_for_nothing(volume):
 
 def test_unscaled_l2_is_the_least_over_all_scales(volume):
     other = volume + jnp.asarray(np.random.default_rng(1).uniform(size=volume.shape), jnp.float32)
-    least = unscaled_l2(volume, other, jnp.sum(other**2))
+    least = scale_invariant_l2(volume, other, jnp.sum(other**2))
     best = jnp.vdot(volume, other) / jnp.vdot(volume, volume)
     assert least == pytest.approx(float(l2(best * volume, other)), rel=1e-4)  # float32
     assert least < min(l2(s * best * volume, other) for s in (0.99, 1.01))
-    assert unscaled_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(least), rel=1e-4)
-    assert unscaled_l2(3 * volume, volume, jnp.sum(volume**2)) == pytest.approx(0, abs=1e-5)
+    assert scale_invariant_l2(3 * volume, 5 * other, jnp.sum((5 * other) ** 2)) == pytest.approx(float(least), rel=1e-4)
+    assert scale_invariant_l2(3 * volume, volume, jnp.sum(volume**2)) == pytest.approx(0, abs=1e-5)
 
 
 def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
@@ -55,8 +64,10 @@ def test_unscaled_l2_of_the_signal_from_the_noisy_volume_is_nothing():
     signal, noise = (rng.normal(0, s, (20, 20, 20)).astype(np.float32) for s in (1.0, 2.0))
     power = np.sum(signal**2)
     # twice the noise's projection on the signal: 2 · 2 / sqrt(8000) is its deviation
-    assert unscaled_l2(*map(jnp.asarray, (signal, signal + noise, power))) == pytest.approx(0, abs=0.1)
-    assert unscaled_l2(*map(jnp.asarray, (np.roll(signal, 3), signal + noise, power))) == pytest.approx(1, abs=0.1)
+    assert scale_invariant_l2(*map(jnp.asarray, (signal, signal + noise, power))) == pytest.approx(0, abs=0.1)
+    assert scale_invariant_l2(*map(jnp.asarray, (np.roll(signal, 3), signal + noise, power))) == pytest.approx(
+        1, abs=0.1
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
@@ -64,18 +75,18 @@ def test_what_a_target_has_of_a_volume_is_its_share_at_the_scale_that_fits_best(
     """Halves with 1/2 and 3/2 of the density: at the best scale, 1, one is there by 1/2, the other whole."""
     first = (jnp.arange(10) < 5) * jnp.ones(volume.shape)
     even = (volume + volume[:, :, ::-1]) * scale  # both halves of z are alike
-    np.testing.assert_allclose(found(even, even * (1.5 - first)), 1 - 0.5 * first, rtol=1e-5)  # float32
-    np.testing.assert_allclose(found(even, 7 * even), 1, rtol=1e-5)
-    np.testing.assert_array_equal(found(even, -even), 0)
+    np.testing.assert_allclose(fraction_in_target(even, even * (1.5 - first)), 1 - 0.5 * first, rtol=1e-5)  # float32
+    np.testing.assert_allclose(fraction_in_target(even, 7 * even), 1, rtol=1e-5)
+    np.testing.assert_array_equal(fraction_in_target(even, -even), 0)
 
 
 def test_negative_density_is_not_carried_and_not_found(volume):
     """Where nothing is carried all of it is found if the target has density, and nothing else matters."""
     outside = jnp.arange(9)[:, None, None] < 3
     here, there = jnp.where(outside, -volume, volume), jnp.where(outside, -9.0, volume)
-    np.testing.assert_allclose(found(here, volume), 1, rtol=1e-5)
-    np.testing.assert_allclose(found(here, there)[3:], 1, rtol=1e-5)
-    assert not np.any(found(here, there)[:3]) and not np.any(found(0 * volume, 0 * volume))
+    np.testing.assert_allclose(fraction_in_target(here, volume), 1, rtol=1e-5)
+    np.testing.assert_allclose(fraction_in_target(here, there)[3:], 1, rtol=1e-5)
+    assert not np.any(fraction_in_target(here, there)[:3]) and not np.any(fraction_in_target(0 * volume, 0 * volume))
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9, 1.0, 1.2, 2.0, 3.0])
@@ -154,7 +165,7 @@ def test_rigidity_weighs_each_tetrahedron_by_its_mass():
     """One cell with three times the mass of the other, scaled in one of them only."""
     cells = np.stack(np.meshgrid([0, 1, 10, 11], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
     mass = np.where(cells[:, 0] < 5, 3.0, 1.0) * (cells % 10 == 0).all(1)
-    rows, share = prepare.neighbours(cells, cells, mass)
+    rows, share = prepare.make_tetrahedra(cells, cells, mass)
     assert len(rows) == 2
     moved = np.where(cells[:, :1] < 5, cells, [10, 0, 0] + 1.2 * (cells - [10, 0, 0])) * EDGES
     found = rigidity(

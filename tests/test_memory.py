@@ -44,7 +44,7 @@ def test_the_tightest_control_group_counts_without_what_it_caches(tmp_path, monk
 
 def test_a_group_without_a_limit_sets_none(tmp_path):
     limited(tmp_path / "a", "max", 5, "inactive_file 1", NAMES[""])
-    assert memory.left_in(tmp_path / "a") == memory.left_in(tmp_path / "none") == np.inf
+    assert memory.cgroup_available(tmp_path / "a") == memory.cgroup_available(tmp_path / "none") == np.inf
 
 
 def test_the_process_own_limit_counts(monkeypatch):
@@ -71,14 +71,14 @@ def test_the_estimate_holds_the_measurements_between_its_bounds_and_not_far_from
     rows = measured()
     assert len(rows) >= 6
     for voxels, gib in rows:
-        least, most = (bound / 2**30 for bound in memory.needed(voxels, 1))
+        least, most = (bound / 2**30 for bound in memory.estimate(voxels, 1))
         assert 0.5 * gib < least < 1.15 * gib and 0.95 * gib < most < 1.75 * gib, (voxels, gib, least, most)
 
 
 def test_every_further_target_takes_at_least_its_map_as_read_and_as_it_is_fitted():
     """Two arrays of float32, and at most twice as many and a quarter of a GiB for its program and parameters."""
     for voxels in (0, 10**6):
-        (least, most), (more, much) = memory.needed(voxels, 3), memory.needed(voxels, 7)
+        (least, most), (more, much) = memory.estimate(voxels, 3), memory.estimate(voxels, 7)
         assert more - least == 4 * 2 * 4 * voxels
         assert much - most == 4 * (4 * 4 * voxels + 2**28)
 
@@ -97,28 +97,28 @@ def test_a_run_takes_as_much_memory_as_is_foreseen(maps, tmp_path, targets):
     assert done.returncode == 0, done.stderr
     scores = sorted((tmp_path / "out").rglob("metrics.json"))
     peak = max(json.loads(path.read_text())["peak_mib"] for path in scores) * 2**20
-    least, most = memory.needed(maps[0].density.size, targets)
+    least, most = memory.estimate(maps[0].density.size, targets)
     assert 0.6 * least < peak < most
 
 
 @pytest.mark.parametrize("targets", [1, 5])
 def test_voxels_so_much_wider_just_fit(targets):
-    voxels, room = 400**3, memory.needed(100**3, targets)[1]
-    wider = memory.coarser(voxels, targets, room)
+    voxels, room = 400**3, memory.estimate(100**3, targets)[1]
+    wider = memory.coarsening_factor(voxels, targets, room)
     assert wider == pytest.approx(4.0)
-    assert memory.coarser(voxels, targets, 2 * memory.needed(voxels, targets)[1]) == 1.0
-    assert memory.coarser(voxels, targets, memory.needed(0, targets)[1]) == np.inf
-    assert memory.needed(voxels, targets)[0] < memory.needed(voxels, targets)[1]
+    assert memory.coarsening_factor(voxels, targets, 2 * memory.estimate(voxels, targets)[1]) == 1.0
+    assert memory.coarsening_factor(voxels, targets, memory.estimate(0, targets)[1]) == np.inf
+    assert memory.estimate(voxels, targets)[0] < memory.estimate(voxels, targets)[1]
 
 
 def test_coarser_voxels_take_just_the_room_there_is():
     random = np.random.default_rng(0)
     for targets in (1, 2, 9):
         voxels = int(random.integers(10**6, 10**9))
-        none, all_ = memory.needed(0, targets)[1], memory.needed(voxels, targets)[1]
+        none, all_ = memory.estimate(0, targets)[1], memory.estimate(voxels, targets)[1]
         room = random.uniform(none, all_)
-        wider = memory.coarser(voxels, targets, room)
-        assert wider > 1 and memory.needed(round(voxels / wider**3), targets)[1] == pytest.approx(room, rel=1e-5)
+        wider = memory.coarsening_factor(voxels, targets, room)
+        assert wider > 1 and memory.estimate(round(voxels / wider**3), targets)[1] == pytest.approx(room, rel=1e-5)
 
 
 def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(problem):
@@ -129,7 +129,16 @@ def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(pr
     )
     config, made = train.Config(stages, width=8, centre=0.5, euler_steps=2), []
     one = problem.select([0])
-    with pytest.raises(InputError, match=r"stage \d takes .* GiB and the device has 0.0: take voxels [\d.]+ times"):
-        train.fit(one, config, spread=train.Spread(memory=1000), progress=lambda *at: made.append(at))
+    with pytest.raises(InputError, match=r"stage \d needs .* GiB and the device has 0.0 GiB: use voxels [\d.]+ times"):
+        train.fit(one, config, layout=train.DeviceLayout(memory=1000), progress=lambda *at: made.append(at))
     assert made == []
-    assert train.check_memory(0, float("nan"), train.Spread(memory=1000)) is None
+    assert train.check_memory(0, float("nan"), train.DeviceLayout(memory=1000)) is None
+
+
+def test_the_peak_is_the_program_s_own():
+    """Not that of the program which started it, which had 600 MB more at one time."""
+    room = np.ones(75_000_000)
+    assert memory.peak() > room.nbytes
+    command = [sys.executable, "-c", "from cryotrans_jax import memory; print(memory.peak())"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert 10e6 < float(there.stdout) < 300e6

@@ -75,13 +75,18 @@ def test_what_the_target_lacks_is_the_share_of_mass_in_what_was_taken_out(share)
     centres = [(20, 20, 8), (20, 45, 8), (45, 20, 8), (45, 45, 8)]
     balls = [np.exp(-0.5 * ((at - centre) ** 2).sum(-1) / 9) for centre in centres]
     kept = sum(balls[int(4 * share) :], np.zeros(at.shape[:3]))
-    assert metrics.lacking(sum(balls), 3 * kept, np.ones(3), 3.0) == pytest.approx(share, abs=0.01)
+    assert metrics.missing_mass(sum(balls), 3 * kept, np.ones(3), 3.0) == pytest.approx(share, abs=0.01)
 
 
 def test_a_displacement_below_the_width_lacks_little():
     x = np.arange(48.0)
     a, b = (np.exp(-0.5 * ((x - c) / 4) ** 2)[:, None, None] * np.ones((1, 8, 8)) for c in (20.0, 21.0))
-    assert 0 < metrics.lacking(a, b, np.ones(3), 3.0) < 0.15 < metrics.lacking(a, np.roll(b, 12, 0), np.ones(3), 3.0)
+    assert (
+        0
+        < metrics.missing_mass(a, b, np.ones(3), 3.0)
+        < 0.15
+        < metrics.missing_mass(a, np.roll(b, 12, 0), np.ones(3), 3.0)
+    )
 
 
 def test_signal_with_equal_noise_correlates_by_the_square_root_of_a_half(noise):
@@ -145,7 +150,7 @@ def test_displacement_of_a_shift_is_the_shift(tmp_path):
     start = atoms.read_model(tmp_path / "a.pdb")
     xyz = atoms.positions(start)
     shift = np.where(np.arange(8)[:, None] < 6, 0.0, [[0, 0, 4.0]])  # two atoms move by 4 Å
-    target, near = atoms.moved(start, xyz + shift), atoms.moved(start, xyz + 0.75 * shift)
+    target, near = atoms.with_positions(start, xyz + shift), atoms.with_positions(start, xyz + 0.75 * shift)
     expected = dict(n=8, rmsd=0.5, median=0, max=1, initial_rmsd=2, moved_n=2, moved_rmsd=1, moved_initial_rmsd=4)
     assert metrics.ca_displacement(near, target, start) == pytest.approx(expected)
     assert metrics.ca_displacement(start, start, start)["moved_n"] == 0
@@ -174,10 +179,10 @@ def test_matched_maps_are_alike_at_one_resolution_and_scale(sign):
 
 def test_the_tm_score_is_blind_to_pose_and_one_of_the_same():
     model, other = hinge_pair()
-    turned = atoms.moved(model, atoms.positions(model) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 7)
+    turned = atoms.with_positions(model, atoms.positions(model) @ np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]]) + 7)
     assert metrics.tm_score(turned, model) == pytest.approx(1)
     assert metrics.tm_score(other, model) == pytest.approx(metrics.tm_score(other, turned), abs=1e-6)
-    mirrored = atoms.moved(model, atoms.positions(model) * (1, 1, -1))
+    mirrored = atoms.with_positions(model, atoms.positions(model) * (1, 1, -1))
     assert metrics.tm_score(mirrored, model) < 0.9
 
 
@@ -206,7 +211,7 @@ def test_the_tm_score_is_that_of_tmtools_where_its_alignment_is_the_same():
     model = hinge_pair()[0]
     (y,) = atoms.common_ca(model)
     shift = 2.5 * np.sin(y[:, [1, 2, 0]] / 9)
-    other = atoms.moved(model, atoms.positions(model) + 2.5 * np.sin(atoms.positions(model)[:, [1, 2, 0]] / 9))
+    other = atoms.with_positions(model, atoms.positions(model) + 2.5 * np.sin(atoms.positions(model)[:, [1, 2, 0]] / 9))
     letters = "ACDEFGHIKLMNPQRSTVWY" * 7
     found = tmtools.tm_align(y + shift, y, letters, letters)
     assert metrics.tm_score(other, model) == pytest.approx(found.tm_norm_chain2, abs=2e-3)
@@ -218,7 +223,7 @@ def test_the_tm_score_of_short_chains_has_a_scale_of_half_an_angstrom(length):
     model = hinge_pair()[0]
     del model[0][0][length:]
     number = np.array([site.residue.seqid.num for site in model[0].all()])
-    other = atoms.moved(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
+    other = atoms.with_positions(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
     expected = (length - 1 + 1 / (1 + 2.0**2)) / length
     assert expected - 1e-9 <= metrics.tm_score(other, model) < expected + 0.02 / np.sqrt(length)
 
@@ -232,9 +237,9 @@ def test_coverage_is_what_was_built_and_in_its_order():
     del part[0][0][35:]
     found = metrics.coverage(part, model)
     assert found == {"n": 35, "coverage": 0.25, "precision": 1.0, "rmsd": 0.0, "order": 1.0}
-    far = atoms.moved(part, atoms.positions(part) + 200)
+    far = atoms.with_positions(part, atoms.positions(part) + 200)
     assert metrics.coverage(far, model)["n"] == 0
-    near = atoms.moved(part, atoms.positions(part) + (1.0, 0, 0))
+    near = atoms.with_positions(part, atoms.positions(part) + (1.0, 0, 0))
     assert metrics.coverage(near, model)["rmsd"] == pytest.approx(1, abs=1e-6)
 
 
@@ -255,26 +260,26 @@ def test_mass_that_moves_a_little_does_not_appear_and_mass_that_jumps_does():
     a[12:16, 4:8, 4:8] = 2
     near = np.roll(a, (3, -2, 1), (0, 1, 2))
     for block in (4, 5, 7):  # the box need not be so many whole blocks
-        assert metrics.appearing(a, near, block) == pytest.approx((0, 0), abs=1e-4)
-        assert metrics.appearing(a, 2 * a, block) == pytest.approx((a.sum(), 0), abs=1e-3)
+        assert metrics.appearing_mass(a, near, block) == pytest.approx((0, 0), abs=1e-4)
+        assert metrics.appearing_mass(a, 2 * a, block) == pytest.approx((a.sum(), 0), abs=1e-3)
     jumped = a.copy()
     jumped[4:8, 4:8, 4:8], jumped[4:8, 12:16, 12:16] = 0, 1  # 64 of the mass, 8 voxels away along two axes
-    assert metrics.appearing(a, jumped, 4) == pytest.approx((64, 64), abs=1e-3)
-    assert metrics.appearing(a, jumped, 4, reach=2) == pytest.approx((0, 0), abs=1e-3)
-    assert metrics.appearing(a, 0.5 * a, 4) == pytest.approx((0, 96), abs=1e-3)
-    assert metrics.appearing(0 * a, 0 * a, 4) == (0, 0)
+    assert metrics.appearing_mass(a, jumped, 4) == pytest.approx((64, 64), abs=1e-3)
+    assert metrics.appearing_mass(a, jumped, 4, reach=2) == pytest.approx((0, 0), abs=1e-3)
+    assert metrics.appearing_mass(a, 0.5 * a, 4) == pytest.approx((0, 96), abs=1e-3)
+    assert metrics.appearing_mass(0 * a, 0 * a, 4) == (0, 0)
 
 
 def test_between_is_what_neither_end_covers():
     density = np.ones((4, 5, 6), np.float32)
     ends = np.zeros((4, 5, 6), bool)
     ends[:3] = True
-    assert metrics.between(density, ends) == pytest.approx(1 / 4)
+    assert metrics.share_between(density, ends) == pytest.approx(1 / 4)
     density[3] = -1
-    assert metrics.between(density, ends) == 0
+    assert metrics.share_between(density, ends) == 0
 
 
 def test_the_visible_mass_is_that_at_the_level_and_above():
     density = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    assert metrics.visible(density, 20.0) == 20 + 21 + 22 + 23
-    assert metrics.visible(density, 24.0) == 0
+    assert metrics.visible_mass(density, 20.0) == 20 + 21 + 22 + 23
+    assert metrics.visible_mass(density, 24.0) == 0

@@ -71,13 +71,13 @@ def test_a_belt_in_the_target_alone_is_left_out_of_it(pair):
 def test_more_protein_in_the_target_is_no_micelle(pair):
     initial, (_, target, *_) = pair
     twice = np.concatenate([target.density, target.density])
-    assert micelle.most_detailed(replace(target, density=twice), micelle.detail_of(initial[1]).volume, 5.0) is None
+    assert micelle.most_detailed(replace(target, density=twice), micelle.measure_detail(initial[1]).volume, 5.0) is None
 
 
 def test_a_target_that_shows_hardly_more_than_the_initial_map_is_left_whole(pair):
     """By less than a quarter of its volume, though the belt has a sixth of the protein's detail."""
     target = with_belt(pair[0])
-    volume = micelle.detail_of(target, 3.0).volume
+    volume = micelle.measure_detail(target, 3.0).volume
     assert micelle.most_detailed(target, volume / 1.24, 3.0) is None
     assert micelle.most_detailed(target, volume / 1.26, 3.0) is not None
 
@@ -89,7 +89,9 @@ def test_what_is_masked_or_modelled_stays(pair):
     model = initial[0]
     assert micelle.proteins(both, [3.0, 5.0], model=model)[0] is not None
     belt = np.argwhere(initial[4] & (initial[2] > 8))[: len(atoms.positions(model))]
-    there = atoms.moved(model, np.resize(belt, (len(atoms.positions(model)), 3)) * both[0].voxel_size + both[0].origin)
+    there = atoms.with_positions(
+        model, np.resize(belt, (len(atoms.positions(model)), 3)) * both[0].voxel_size + both[0].origin
+    )
     assert micelle.proteins(both, [3.0, 5.0], model=there)[0] is None
 
 
@@ -135,11 +137,11 @@ def test_the_share_of_a_model_within_a_mask_is_that_of_its_atoms(models):
     mask = np.where(map_.origin[2] + np.arange(50) * 0.8 > cut, np.float32(0.6), np.float32(0.4)) * np.ones((40, 30, 1))
     nearest = map_.origin[2] + np.rint((xyz[:, 2] - map_.origin[2]) / 0.8) * 0.8
     expected = (nearest > cut).mean()
-    assert micelle.share_within(models[0], map_, mask.astype(np.float32)) == expected == 0.5
+    assert micelle.share_in_mask(models[0], map_, mask.astype(np.float32)) == expected == 0.5
     mask[..., 0] = 0.7
     for away in (500.0, -500.0):
-        far = atoms.moved(models[0], xyz + [0, 0, away])
-        assert micelle.share_within(far, map_, mask.astype(np.float32)) == 1
+        far = atoms.with_positions(models[0], xyz + [0, 0, away])
+        assert micelle.share_in_mask(far, map_, mask.astype(np.float32)) == 1
 
 
 @pytest.mark.parametrize("scale, offset", [(1e-4, 0.0), (3.0, 0.0), (1.0, 5.0), (0.2, -0.01)])
@@ -148,8 +150,8 @@ def test_detail_grows_with_the_density_and_its_contrast_does_not(maps, scale, of
     wide = replace(maps[0], density=np.pad(maps[0].density, 4) / maps[0].density.max())
     noise = np.random.default_rng(0).normal(0, 0.01, wide.density.shape)
     wide = replace(wide, density=(wide.density + noise).astype(np.float32))
-    plain = micelle.detail_of(wide, 8.0)
-    found = micelle.detail_of(replace(wide, density=np.float32(scale) * wide.density + np.float32(offset)), 8.0)
+    plain = micelle.measure_detail(wide, 8.0)
+    found = micelle.measure_detail(replace(wide, density=np.float32(scale) * wide.density + np.float32(offset)), 8.0)
     assert found.box == plain.box and (found.body == plain.body).mean() > 0.999
     np.testing.assert_allclose(found.detail, scale * plain.detail, rtol=0.02, atol=2e-3 * scale * plain.detail.max())
     np.testing.assert_allclose(found.contrast, plain.contrast, rtol=0.05, atol=5e-3 * plain.contrast.max())
@@ -158,7 +160,7 @@ def test_detail_grows_with_the_density_and_its_contrast_does_not(maps, scale, of
 def test_detail_is_looked_at_within_20_angstroms_of_the_body(maps):
     """Where the solvent's noise is judged, whatever the size of the box; and an initial map alone is enough."""
     wide = replace(maps[0], density=np.pad(maps[0].density, 24))
-    found = micelle.detail_of(wide, 8.0)
+    found = micelle.measure_detail(wide, 8.0)
     inside = np.argwhere(found.body)
     room = np.ceil(20 / wide.voxel_size)
     np.testing.assert_array_equal(inside.min(0), room)
@@ -170,7 +172,7 @@ def test_noise_alone_has_no_detail(maps):
     """Its power, the median of what is away from the molecule, is taken off: half of that is left with the least."""
     wide = np.pad(maps[0].density / maps[0].density.max(), 12)
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 0.1, wide.shape), 0.6)
-    found = micelle.detail_of(replace(maps[0], density=(wide + noise).astype(np.float32)), 8.0)
+    found = micelle.measure_detail(replace(maps[0], density=(wide + noise).astype(np.float32)), 8.0)
     away = ndimage.distance_transform_edt(~found.body, sampling=found.voxel_size) > 16
     quiet = found.detail[away]
     assert (quiet < 1.0001 * quiet.min()).mean() == pytest.approx(0.5, abs=0.15)

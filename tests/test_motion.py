@@ -30,28 +30,28 @@ def winding(xyz, times):
 
 
 def test_a_linear_displacement_is_had_exactly_at_any_place_and_time():
-    sampled = motion.sample(affine, LOW, HIGH)
+    sampled = motion.sample_motion(affine, LOW, HIGH)
     xyz = np.random.default_rng(0).uniform(LOW, HIGH, (50, 3))
-    knots = sampled.knots(xyz)
+    knots = sampled.displacements_at(xyz)
     for t in (0.0, 0.37, 1.0):
         # float32 holds displacements of some 100 Å to 1e-5
-        np.testing.assert_allclose(xyz + sampled.between(knots, t), affine(xyz, [t])[0], atol=1e-4)
+        np.testing.assert_allclose(xyz + sampled.at_time(knots, t), affine(xyz, [t])[0], atol=1e-4)
     np.testing.assert_allclose(
         motion.distances(sampled, xyz), np.linalg.norm(xyz @ MATRIX.T + SHIFT - xyz, axis=1), rtol=1e-5
     )
 
 
 def test_only_the_times_at_which_paths_bend_are_kept():
-    assert motion.sample(affine, LOW, HIGH).times.tolist() == [0, 1]
-    np.testing.assert_allclose(motion.sample(winding, LOW, HIGH).times, np.linspace(0, 1, 6))
+    assert motion.sample_motion(affine, LOW, HIGH).times.tolist() == [0, 1]
+    np.testing.assert_allclose(motion.sample_motion(winding, LOW, HIGH).times, np.linspace(0, 1, 6))
 
 
 @pytest.mark.parametrize("time", [0.0, 0.07, 0.2, 0.55, 0.93, 1.0])
 def test_a_path_that_bends_is_had_at_any_time(time):
     """Within what linear interpolation between nodes of a rotation leaves, which is linear in space: float32 alone."""
-    sampled = motion.sample(winding, LOW, HIGH)
+    sampled = motion.sample_motion(winding, LOW, HIGH)
     xyz = np.random.default_rng(3).uniform(LOW, HIGH, (40, 3))
-    found = xyz + sampled.between(sampled.knots(xyz), time)
+    found = xyz + sampled.at_time(sampled.displacements_at(xyz), time)
     np.testing.assert_allclose(found, winding(xyz, [time])[0], atol=1e-4)
 
 
@@ -63,18 +63,22 @@ def test_the_error_between_nodes_falls_with_the_square_of_their_spacing(monkeypa
     errors = []
     for spacing in (4.0, 2.0):
         monkeypatch.setattr(motion, "SPACING", spacing)
-        errors.append(np.abs(motion.sample(bent, LOW, HIGH).knots(xyz)[-1] - 3 * np.sin(xyz / 6)).max())
+        errors.append(
+            np.abs(motion.sample_motion(bent, LOW, HIGH).displacements_at(xyz)[-1] - 3 * np.sin(xyz / 6)).max()
+        )
     assert errors[1] < errors[0] / 3  # 4 in the limit
 
 
 def test_no_more_nodes_than_allowed_in_a_large_box():
-    assert motion.sample(affine, LOW, LOW + 2000.0).shift[0, ..., 0].size < 1.2 * motion.MOST  # both ends are nodes
+    assert (
+        motion.sample_motion(affine, LOW, LOW + 2000.0).shift[0, ..., 0].size < 1.2 * motion.MAX_NODES
+    )  # both ends are nodes
 
 
 def test_stretches_are_the_singular_values():
     xyz = np.random.default_rng(2).uniform(LOW, HIGH, (20, 3))
     expected = np.linalg.svd(MATRIX, compute_uv=False)[[2, 0]]
-    found = motion.stretches(motion.sample(affine, LOW, HIGH), xyz)
+    found = motion.stretches(motion.sample_motion(affine, LOW, HIGH), xyz)
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-4)
 
 
@@ -99,7 +103,7 @@ def test_the_displacement_map_says_at_the_new_place_how_far_it_came(maps):
         return np.stack([xyz + t * shift for t in times])
 
     points, _ = motion.mass_points(initial, level)
-    sampled = motion.sample(carry, points.min(0) - 4, points.max(0) + 4)
+    sampled = motion.sample_motion(carry, points.min(0) - 4, points.max(0) + 4)
     found = motion.displacement_map(sampled, points, initial)
     start = motion.displacement_map(sampled, points, initial, 0.0)  # the same lengths where all stands at first
     np.testing.assert_allclose(start.density[initial.density >= level], np.linalg.norm(shift), rtol=1e-4)
@@ -126,7 +130,9 @@ def test_what_leaves_the_box_is_not_in_the_displacement_map(maps, axis, sign):
     step = sign * (initial.density.shape[axis] // 2) * np.eye(3)[axis]
     level, shift = float(0.05 * initial.density.max()), step * initial.voxel_size
     points, _ = motion.mass_points(initial, level)
-    sampled = motion.sample(lambda x, times: np.stack([x + t * shift for t in times]), points.min(0), points.max(0))
+    sampled = motion.sample_motion(
+        lambda x, times: np.stack([x + t * shift for t in times]), points.min(0), points.max(0)
+    )
     found = motion.displacement_map(sampled, points, initial).density
     arrived = ndimage.shift((initial.density >= level).astype(float), step, order=0) > 0.5
     np.testing.assert_allclose(found[arrived], np.linalg.norm(shift), rtol=1e-3)

@@ -42,7 +42,10 @@ def test_a_few_absurd_voxels_change_nothing_else(noisy, kind, factor):
     np.testing.assert_array_equal(repaired.density[~changed], noisy.density[~changed])
     assert np.abs(repaired.density).max() <= np.abs(noisy.density).max()
     # the molecule is the one that it was, but for these voxels
-    seen = [prepare.thresholded(map_, prepare.contour_level(noisy.density), "map")[0] > 0 for map_ in (noisy, repaired)]
+    seen = [
+        prepare.apply_threshold(map_, prepare.choose_threshold(noisy.density), "map")[0] > 0
+        for map_ in (noisy, repaired)
+    ]
     assert not (seen[0] ^ seen[1])[~changed].any()
     assert without_outliers(repaired) == (repaired, None)
 

@@ -12,13 +12,13 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.partition import (
     SEAM,
     Partition,
-    bodies,
+    find_bodies,
+    fit_rigid_motion,
     from_flow,
     from_labels,
     from_masks,
     from_model,
-    rigid,
-    whole_pieces,
+    remove_fragments,
 )
 
 GRID = np.array([1.5, 2.0, 1.0]), np.array([-7.0, 3.0, 20.0])  # voxel size, origin
@@ -51,13 +51,13 @@ def test_voxels_without_a_label_belong_to_the_nearest_part(initial, labels):
     )
     clear = np.abs(near[:, 0] - near[:, 1]) > 1e-6
     np.testing.assert_array_equal(found.labels.ravel()[clear], near.argmin(1)[clear] + 1)
-    np.testing.assert_array_equal(found.at(places()), found.labels.ravel() - 1)
+    np.testing.assert_array_equal(found.part_at(places()), found.labels.ravel() - 1)
 
 
 def test_a_partition_that_is_written_and_read_is_the_same(initial, labels):
     first = from_labels(Map(labels, *GRID), initial)
     support = np.random.default_rng(1).uniform(size=SHAPE) < 0.5
-    shown = first.shown(support)
+    shown = first.to_map(support)
     assert not shown.density[~support].any() and (shown.density[support] > 0).all()
     again = from_labels(shown, initial)
     np.testing.assert_array_equal(again.labels[support], first.labels[support])
@@ -77,8 +77,8 @@ def test_of_masks_the_largest_has_the_voxel(initial):
     "change, sentence",
     [
         (lambda m: replace(m, origin=m.origin + 1), "lies on another grid than the initial map"),
-        (lambda m: replace(m, density=m.density + 0.5), "holds values that are no labels"),
-        (lambda m: replace(m, density=m.density - 1), "holds values that are no labels"),
+        (lambda m: replace(m, density=m.density + 0.5), "contains values that are not labels"),
+        (lambda m: replace(m, density=m.density - 1), "contains values that are not labels"),
         (lambda m: replace(m, density=0 * m.density), "give at least one part"),
     ],
 )
@@ -116,15 +116,15 @@ def test_a_selection_that_selects_nothing_is_refused(models, maps, text, sentenc
 
 @pytest.mark.parametrize("text, numbers", [("A", range(16)), ("A:5", [4]), ("A:-2-2", [0, 1]), ("A:15-40", [14, 15])])
 def test_selections_are_chains_and_residues_by_number(models, text, numbers):
-    np.testing.assert_array_equal(partition.selected(models[0], text), [*numbers])
+    np.testing.assert_array_equal(partition.select_residues(models[0], text), [*numbers])
 
 
 def test_a_chain_without_a_name_is_selected_by_none(models):
     model = models[0].clone()
     model[0][0].name = " "
-    np.testing.assert_array_equal(partition.selected(model, ":2-3"), [1, 2])
+    np.testing.assert_array_equal(partition.select_residues(model, ":2-3"), [1, 2])
     with pytest.raises(InputError, match="the model has the chains .no name, as in :1-320."):
-        partition.selected(model, "A:2-3")
+        partition.select_residues(model, "A:2-3")
 
 
 def test_no_residue_is_torn(models, maps):
@@ -139,15 +139,15 @@ def test_no_residue_is_torn(models, maps):
     half = maps[0].origin[2] + np.arange(maps[0].density.shape[2]) * maps[0].voxel_size[2] > xyz[7, 2] + 0.3
     cut = Partition(np.where(half, 2, 1) * np.ones(maps[0].density.shape, int), maps[0].voxel_size, maps[0].origin)
     each = cut.of_atoms(model)
-    assert len(set(cut.at(xyz)[7:11])) == 2 and len(set(each[7:11])) == 1
-    np.testing.assert_array_equal(np.delete(each, range(7, 11)), np.delete(cut.at(xyz), range(7, 11)))
+    assert len(set(cut.part_at(xyz)[7:11])) == 2 and len(set(each[7:11])) == 1
+    np.testing.assert_array_equal(np.delete(each, range(7, 11)), np.delete(cut.part_at(xyz), range(7, 11)))
 
 
 def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_borders(initial, labels):
     found = from_labels(Map(labels, *GRID), initial)
     support = np.zeros(SHAPE, bool)
     support[1:8, 1:6, 2:10] = True
-    shares = np.stack([share.on(support.shape) for share in found.shares(support)])
+    shares = np.stack([share.on_grid(support.shape) for share in found.soft_masks(support)])
     np.testing.assert_allclose(shares.sum(0), support, atol=1e-5)  # float32
     inside = support.ravel()
     for part in range(2):
@@ -175,7 +175,7 @@ def points():
 
 def test_a_rigid_motion_is_found(points):
     x, mass = points
-    turn, shift = rigid(x, turned(x, 0.4, np.array([3.0, 1.0, 0.0])) + [1, 2, 3], mass)
+    turn, shift = fit_rigid_motion(x, turned(x, 0.4, np.array([3.0, 1.0, 0.0])) + [1, 2, 3], mass)
     np.testing.assert_allclose(x @ turn + shift, turned(x, 0.4, np.array([3.0, 1.0, 0.0])) + [1, 2, 3], atol=1e-9)
     assert np.linalg.det(turn) == pytest.approx(1)
 
@@ -183,7 +183,7 @@ def test_a_rigid_motion_is_found(points):
 def test_what_moves_as_one_is_one_body(points):
     x, mass = points
     for y in (x, turned(x, 0.5, np.zeros(3)) + 10, x + np.random.default_rng(0).normal(0, 0.2, x.shape)):
-        found, off = bodies(x, y, mass)
+        found, off = find_bodies(x, y, mass)
         assert len(found.motions) == 1 and not found.owner.any() and len(off) == 1
 
 
@@ -193,7 +193,7 @@ def test_hinged_bodies_are_found_and_no_more_of_them(points):
     left, right = (turned(x, angle, np.array([at, 15.0, 0])) for angle, at in ((0.5, 33.0), (0.7, 67.0)))
     ramp = [0.5 + 0.5 * np.tanh(side / 2.5) for side in (33 - x[:, :1], x[:, :1] - 67)]
     y = x + ramp[0] * (left - x) + ramp[1] * (right - x)
-    found, off = bodies(x, y, mass)
+    found, off = find_bodies(x, y, mass)
     assert len(found.motions) == 3 and len(off) == 4
     assert off[0] > 3 * off[2] and off[3] > partition.GAIN * off[2]
     expected = np.digitize(x[:, 0], [33, 67])
@@ -210,7 +210,7 @@ def test_every_one_of_an_assemblys_many_bodies_is_found(points):
         np.where(rod[:, :1] < 67, rod, turned(rod, angle, np.array([67.0, 60 * number + 15, 0])))
         for number, (rod, angle) in enumerate(zip(rods, (0.3, -0.3, 0.5, -0.5, 0.4), strict=True))
     ]
-    found, off = bodies(np.concatenate(rods), np.concatenate(ends), np.tile(mass, 5))
+    found, off = find_bodies(np.concatenate(rods), np.concatenate(ends), np.tile(mass, 5))
     assert len(found.motions) == 6 and off[1] > partition.GAIN * off[0]  # the rule for the whole would find one
     owner = found.owner.reshape(5, -1)
     still, moving = owner[:, x[:, 0] < 60], owner[:, x[:, 0] > 74]
@@ -226,19 +226,19 @@ def test_all_parts_of_a_ring_that_opens_are_found():
         for shape in (block, turned(block[:, [0, 2, 1]], 0.6, np.array([0.0, -20, 0]))[:, [0, 2, 1]])
     )
     x, y, mass = np.concatenate(ring), np.concatenate(opened), np.ones(16 * 60)
-    found, off = bodies(x, y, mass)
+    found, off = find_bodies(x, y, mass)
     owner = found.owner.reshape(16, -1)
     assert len(found.motions) == 16 and (owner == owner[:, :1]).all() and len(np.unique(owner)) == 16
-    assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL
+    assert off[1] > partition.GAIN * off[0] and off[-1] < partition.STILL_RMS
 
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_there_are_no_more_bodies_than_allowed(points, monkeypatch, most):
     """Of a rod that is cut into five, each of which goes another way."""
     x, mass = points
-    monkeypatch.setattr(partition, "MOST", most)
+    monkeypatch.setattr(partition, "MAX_BODIES", most)
     away = np.array([[0, 0, 0], [0, 25, 0], [0, 0, 25], [0, -25, 0], [0, 0, -25.0]])
-    assert len(bodies(x, x + away[(x[:, 0] // 20.01).astype(int)], mass)[0].motions) == most
+    assert len(find_bodies(x, x + away[(x[:, 0] // 20.01).astype(int)], mass)[0].motions) == most
 
 
 @pytest.mark.parametrize("shape", [(9, 7, 11), (6, 8, 10)])
@@ -246,7 +246,7 @@ def test_all_mass_is_in_the_points_however_the_box_is_divided(shape):
     """In blocks of three voxels a side, some of which reach beyond the box."""
     density = np.random.default_rng(0).uniform(0.5, 1, shape).astype(np.float32)
     map_ = Map(density, np.full(3, 1.5), GRID[1])
-    x, mass, filled, factor = partition.cloud(density, map_, 4.5)
+    x, mass, filled, factor = partition.mass_points(density, map_, 4.5)
     assert factor.tolist() == [3, 3, 3] and filled.shape == tuple(-(-n // 3) for n in shape)
     assert mass.sum() == pytest.approx(density.sum(), rel=1e-5)
     centre = np.average(np.argwhere(density), axis=0, weights=density.ravel())
@@ -259,11 +259,11 @@ def test_a_large_body_has_few_beside_it(points, monkeypatch):
     beside = [x[:90] * [0.12, 0.4, 1] + [28 * (k % 4), -40 + 80 * (k // 4), 0] for k in range(8)]
     gone = [small + 20 * np.array([np.cos(k), np.sin(k), (-1) ** k]) for k, small in enumerate(beside)]
     given = *(np.concatenate([x, *each]) for each in (beside, gone)), np.concatenate([mass * 2.5, *[mass[:90]] * 8])
-    few, _ = bodies(*given)
+    few, _ = find_bodies(*given)
     largest = np.bincount(few.owner, given[2]).max() / given[2].sum()
-    assert len(few.motions) * largest <= partition.CROWD < (len(few.motions) + 1) * largest
-    monkeypatch.setattr(partition, "CROWD", 20.0)
-    assert len(bodies(*given)[0].motions) > len(few.motions)
+    assert len(few.motions) * largest <= partition.MAX_COST < (len(few.motions) + 1) * largest
+    monkeypatch.setattr(partition, "MAX_COST", 20.0)
+    assert len(find_bodies(*given)[0].motions) > len(few.motions)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5], ids=["between blocks", "through blocks"])
@@ -276,9 +276,9 @@ def test_the_copies_of_a_body_are_one_body_wherever_the_unit_ends(offset):
     chosen = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4) - offset) == 1
     turns = np.stack([turned(np.eye(3), a, np.zeros(3)).T for a in angles])
     centre = np.array([1.0, 2.0, 3.0])
-    unit = partition.Unit(np.zeros((1, 1, 1)), turns, centre)
+    unit = partition.AsymmetricUnit(np.zeros((1, 1, 1)), turns, centre)
     np.testing.assert_allclose(unit.copies(x + centre)[1], turned(x, np.pi / 4, np.zeros(3)) + centre, atol=1e-9)
-    found, off = bodies(x[chosen] + centre, y[chosen] + centre, np.ones(chosen.sum()), unit=unit)
+    found, off = find_bodies(x[chosen] + centre, y[chosen] + centre, np.ones(chosen.sum()), unit=unit)
     assert len(found.motions) == 1 and off == [pytest.approx(0, abs=1e-6)]
     assert len(np.unique(found.copy)) == (1 if offset == 0 else 2)
 
@@ -292,7 +292,7 @@ def halves():
     initial = Map(inside.astype(np.float32), np.full(3, 2.0), np.array([5.0, 0, 0]))
     mass = np.where(np.arange(24)[:, None, None] < 12, initial.density, 0)
     half_turn = np.stack([np.eye(3), np.diag([-1.0, -1, 1])])
-    unit = partition.Unit(mass, half_turn, initial.origin + 2.0 * np.array([11.5, 11.5, 0]))
+    unit = partition.AsymmetricUnit(mass, half_turn, initial.origin + 2.0 * np.array([11.5, 11.5, 0]))
     labels = np.where(mass > 0, np.where(np.arange(24)[:, None] > 11, 4, 1), 0)
     return initial, unit, labels
 
@@ -300,7 +300,7 @@ def halves():
 def test_labels_of_one_unit_are_repeated(halves):
     """A copy's copy is another copy of the same body."""
     initial, unit, labels = halves
-    whole = unit.repeated(labels, initial.density > 0, initial)
+    whole = unit.replicate(labels, initial.density > 0, initial)
     assert ((whole > 0) == (initial.density > 0)).all() and set(np.unique(whole)) == {0, 1, 2, 3, 4}
     np.testing.assert_array_equal(whole[:12], labels[:12])
     other = whole[::-1, ::-1]
@@ -311,8 +311,8 @@ def test_one_unit_of_bodies_has_shares_that_add_up_to_one(halves):
     """And consists of the first copy of each, wherever the unit that was begun with had it."""
     initial, unit, labels = halves
     inside = initial.density > 0
-    parts = partition.in_copies(labels, inside, initial, unit)
-    share, bodies = unit.share(parts, inside), unit.bodies(parts)
+    parts = partition.replicate_bodies(labels, inside, initial, unit)
+    share, bodies = unit.soft_mask(parts, inside), unit.bodies(parts)
     np.testing.assert_allclose((share + share[::-1, ::-1])[inside], 1, atol=1e-5)
     assert share[~inside].max() == 0 and share[5, 8].min() > 0.99 > 0.01 > share[5, 15].max()
     assert (bodies[5, 8] == 1).all() and (bodies[18, 8] == 2).all() and share[18, 8].min() > 0.99
@@ -336,9 +336,11 @@ def test_what_moves_as_one_under_a_symmetry_is_one_part(halves):
 
 
 def test_a_body_of_a_large_molecule_is_a_domain_or_more():
-    assert partition.smallest(1e5) == partition.SMALLEST
-    assert partition.smallest(3e6) * 3e6 == pytest.approx(partition.DOMAIN)
-    assert partition.smallest(3e5, 3) == partition.SMALLEST / 3  # of three units, each with bodies as large as alone
+    assert partition.smallest_mass(1e5) == partition.MIN_MASS
+    assert partition.smallest_mass(3e6) * 3e6 == pytest.approx(partition.MIN_VOLUME)
+    assert (
+        partition.smallest_mass(3e5, 3) == partition.MIN_MASS / 3
+    )  # of three units, each with bodies as large as alone
 
 
 def test_bodies_of_a_flow_are_parts_of_the_map(points):
@@ -352,7 +354,7 @@ def test_bodies_of_a_flow_are_parts_of_the_map(points):
 
     found, _ = from_flow(carry, initial, 0.5)
     assert found.count == 2
-    first, last = found.at(np.array([[20.0, 20, 20], [100.0, 20, 20]]))
+    first, last = found.part_at(np.array([[20.0, 20, 20], [100.0, 20, 20]]))
     x = np.argwhere(density > 0)[:, 0] * 2.0
     at = found.labels[density > 0] - 1
     assert (at[x < 52] == first).all() and (at[x > 68] == last).all() and first != last
@@ -365,7 +367,7 @@ def test_bodies_of_a_flow_are_parts_of_the_map(points):
 @pytest.mark.parametrize("most, apart", [(4000, 5.0), (64, 10.0)])
 def test_bodies_are_made_of_points_five_angstroms_apart_or_of_fewer_in_a_large_map(monkeypatch, most, apart):
     """Of a cube 40 Å wide on voxels of 2.5 Å, of which blocks of whole ones are taken."""
-    monkeypatch.setattr(partition, "POINTS", most)
+    monkeypatch.setattr(partition, "MAX_POINTS", most)
     asked = []
 
     def carry(xyz, times):
@@ -391,13 +393,13 @@ def test_a_motion_is_that_of_all_copies_up_to_what_they_are_apart_after_it(halve
 def test_chips_of_a_part_are_no_pieces_of_it():
     labels = np.ones((20, 10, 10), int)
     labels[12:], labels[3:5, 3:5, 3:5], labels[8:11, :, :] = 2, 2, 3  # 8 voxels of 2000 are less than 2 %
-    kept = whole_pieces(labels, np.ones(3))
+    kept = remove_fragments(labels, np.ones(3))
     assert not kept[3:5, 3:5, 3:5].any()
     kept[3:5, 3:5, 3:5] = 2
     np.testing.assert_array_equal(kept, labels)
     few = np.zeros((20, 10, 10), int)
     few[:15], few[17, 5, 5] = 1, 2
-    np.testing.assert_array_equal(whole_pieces(few, np.ones(3)), few)  # all that a part has
+    np.testing.assert_array_equal(remove_fragments(few, np.ones(3)), few)  # all that a part has
 
 
 def test_a_part_too_small_for_a_point_has_no_motion(initial):
@@ -413,11 +415,11 @@ def test_a_part_too_small_for_a_point_has_no_motion(initial):
 
 def test_nothing_is_not_divided_into_parts(initial):
     with pytest.raises(InputError, match="no voxel of the map belongs to any part"):
-        partition.completed(np.zeros(SHAPE, int), initial)
+        partition.complete_labels(np.zeros(SHAPE, int), initial)
     with pytest.raises(InputError, match="no density of the initial map is above 2: give a lower threshold"):
         from_flow(lambda xyz, times: xyz[None], initial, 2.0)
-    assert partition.smallest(0.0) == partition.SMALLEST
-    assert not whole_pieces(np.zeros(SHAPE, int), GRID[0]).any()
+    assert partition.smallest_mass(0.0) == partition.MIN_MASS
+    assert not remove_fragments(np.zeros(SHAPE, int), GRID[0]).any()
 
 
 def test_label_maps_may_lack_numbers(initial, labels):

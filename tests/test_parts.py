@@ -15,7 +15,7 @@ from cryotrans_jax.maps import Map
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.partition import Partition
 from cryotrans_jax.prepare import make_level
-from cryotrans_jax.train import Config, Stage, carry, divided, fit, objective, stage_inputs, start
+from cryotrans_jax.train import Config, Stage, carry, divide_state, fit, initial_state, objective, stage_inputs
 
 POINTS = Stage("points", 30, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
 MATCHED = Stage("matched", 30, 3e-3, 1e-3, spacing=6.0, rigidity=1.0)
@@ -38,7 +38,7 @@ def halves(maps):
 
 @pytest.fixture(scope="module")
 def both(alone, halves):
-    return alone.divided([halves.labels])
+    return alone.divide([halves.labels])
 
 
 @jax.jit
@@ -54,25 +54,25 @@ def masses(problem):
 @pytest.mark.parametrize("sampling", [1, 2])
 def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling, spacing):
     """The rest is padding: points that are not kept, tetrahedra of no share."""
-    level = make_level(both, sampling, sampling, spacing, True).of(0)
+    level = make_level(both, sampling, sampling, spacing, True).for_trajectory(0)
     each = [make_level(replace(alone, initial=m), sampling, sampling, spacing, True) for m in masses(both)]
     np.testing.assert_array_equal(level.points, np.concatenate([own.x for own in each]))
     np.testing.assert_array_equal(level.rho, np.concatenate([own.rho for own in each]))
     for part, own in enumerate(each):
-        n, rows = len(own.x), len(own.share)
+        n, rows = len(own.x), len(own.mass_fraction)
         np.testing.assert_array_equal(level.x[part, :n], own.x)
         held = float(own.rho.sum() / level.rho.sum())
-        np.testing.assert_allclose(level.share[part, :rows], held * own.share, rtol=1e-5)  # float32
-        assert not level.share[part, rows:].any()
+        np.testing.assert_allclose(level.mass_fraction[part, :rows], held * own.mass_fraction, rtol=1e-5)  # float32
+        assert not level.mass_fraction[part, rows:].any()
     assert level.rho.sum() == pytest.approx(alone.initial.sum(dtype=float), rel=1e-5)
 
 
 @pytest.mark.parametrize("spacing", [0.0, 6.0])
 def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both, spacing):
     fields = [
-        jax.tree.map(lambda p: p[0] * 3, start(replace(CONFIG, seed=seed), 1).params) for seed in (1, 2)
+        jax.tree.map(lambda p: p[0] * 3, initial_state(replace(CONFIG, seed=seed), 1).params) for seed in (1, 2)
     ]  # fmt: skip
-    level = make_level(both, 1, 1, spacing, False).of(0)
+    level = make_level(both, 1, 1, spacing, False).for_trajectory(0)
     moved, nodes = carried(jax.tree.map(lambda *p: jnp.stack(p), *fields), level)
     moved = np.split(moved, [int((masses(both)[0] > 0).sum())])
     for part, (field, mass) in enumerate(zip(fields, masses(both), strict=True)):
@@ -94,7 +94,7 @@ def losses():
 
     def losses(problem, stage, params, target=0):
         level, goals = stage_inputs(problem, stage)
-        return loss(stage, params, level.of(target), jax.tree.map(lambda a: a[target], goals))
+        return loss(stage, params, level.for_trajectory(target), jax.tree.map(lambda a: a[target], goals))
 
     return losses
 
@@ -102,8 +102,8 @@ def losses():
 @pytest.mark.parametrize("stage", [pytest.param(POINTS, marks=pytest.mark.slow), MATCHED], ids=["points", "matched"])
 def test_one_part_is_no_parts(alone, losses, stage):
     """The same loss and gradient, in float32; so is the start."""
-    one = alone.divided([np.ones(tuple(alone.start + alone.initial.shape), int)])
-    params, own = start(CONFIG, 1).params, start(CONFIG, 1, 1).params
+    one = alone.divide([np.ones(tuple(alone.start + alone.initial.shape), int)])
+    params, own = initial_state(CONFIG, 1).params, initial_state(CONFIG, 1, 1).params
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p[0], q[0, 0], rtol=rounding(1, 10)), params, own)
     whole, part = (losses(p, stage, jax.tree.map(lambda a: a[0], q)) for p, q in ((alone, params), (one, own)))
     assert part[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
@@ -114,8 +114,8 @@ def test_one_part_is_no_parts(alone, losses, stage):
 def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
     """The loss is that of the whole, as carried points are the same; only tetrahedra across the border are missing."""
     stage = replace(MATCHED, spacing=0.0, rigidity=0.0)
-    field = start(CONFIG, 1)
-    params = [jax.tree.map(lambda p: p[0], state.params) for state in (field, divided(field, 2, 0))]
+    field = initial_state(CONFIG, 1)
+    params = [jax.tree.map(lambda p: p[0], state.params) for state in (field, divide_state(field, 2, 0))]
     whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
     assert parts[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True):
@@ -123,11 +123,11 @@ def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone
 
 
 def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
-    state = start(replace(CONFIG, seed=3), 1)
-    params = jax.tree.map(lambda p: 3 * p[0], divided(state, 2, 0).params)
+    state = initial_state(replace(CONFIG, seed=3), 1)
+    params = jax.tree.map(lambda p: 3 * p[0], divide_state(state, 2, 0).params)
     stage = replace(MATCHED, rigidity=1.0)
     plain, first, second, none = (
-        float(losses(alone.divided([halves.labels], stiffness), stage, params)[0])
+        float(losses(alone.divide([halves.labels], stiffness), stage, params)[0])
         for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (0.0, 0.0))
     )
     assert first > plain and second > plain > none
@@ -159,9 +159,9 @@ def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_on
     """Under a rigidity that forbids to shear; without it the one field follows as well."""
     initial, target, partition, x, shift = sliding
     problem = prepare.prepare(initial, [target], initial_resolution=6.0, target_resolutions=[6.0])
-    config, part = replace(CONFIG, stages=(STIFF,)), partition.at(x)
+    config, part = replace(CONFIG, stages=(STIFF,)), partition.part_at(x)
     off = {}
-    for name, given, which in (("one", problem, None), ("two", problem.divided([partition.labels]), part)):
+    for name, given, which in (("one", problem, None), ("two", problem.divide([partition.labels]), part)):
         state, history = fit(given, config)
         params = jax.tree.map(lambda p: p[0], state.params)
         moved = trajectory.move(config, params, problem.frame, x, [1.0], which)[0]
@@ -176,7 +176,7 @@ def slid(sliding):
     initial, _, partition, *_ = sliding
     frame = prepare.Frame(np.zeros(3), 60.0)
     config = Config(stages=(), width=8, euler_steps=4)
-    params = jax.tree.map(jnp.zeros_like, start(config, 1, 2).params)
+    params = jax.tree.map(jnp.zeros_like, initial_state(config, 1, 2).params)
     shift = jnp.array([[0, 0, 4.0], [0, 0, -4.0]]) / frame.edge
     params["params"]["Dense_2"]["bias"] = shift[None].astype(jnp.float32)
     return Fit(config, params, frame, 0.05 * float(initial.density.max()), partitions=(partition,), initial=initial)
@@ -192,7 +192,7 @@ def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render
     shares = [partition.labels == 1, partition.labels == 2]
     if render == "pull_back":  # with soft masks and a soft edge
         mask = trajectory.soft_support(initial.density, slid.threshold, initial.voxel_size)
-        shares = [share.on(mask.shape) for share in partition.shares(mask > 0)]
+        shares = [share.on_grid(mask.shape) for share in partition.soft_masks(mask > 0)]
         carried = initial.density * mask
     np.testing.assert_allclose(first.density, carried, atol=1e-4 * carried.max())  # no seam; splines in float32
     moved = np.roll(carried * shares[0], 2, axis=2) + np.roll(carried * shares[1], -2, axis=2)
@@ -221,7 +221,7 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
     monkeypatch.setattr("cryotrans_jax.recipes.default", lambda problem, seed: soft)
     found = morph(initial, target, align="none", parts="auto", initial_resolution=6.0, target_resolution=6.0)
     assert found.partition().count == 2 and len(found.config.stages) == 2 == len(found.history)
-    part = found.partition().at(x)
+    part = found.partition().part_at(x)
     assert (part == part[0])[x[:, 0] < 17].mean() > 0.9 and (part != part[0])[x[:, 0] > 23].mean() > 0.9
     off = found.report["bodies_rms"][0]
     assert len(off) >= 2 and off[1] < 0.75 * off[0]
@@ -233,10 +233,10 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
 def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(problem, halves, losses):
     """Parts of no mass fill up, and change nothing; nor do their fields."""
     given = [halves.labels, np.ones_like(halves.labels)]
-    params = jax.tree.map(lambda p: p[0], divided(start(replace(CONFIG, seed=2), 1), 2, 0).params)
+    params = jax.tree.map(lambda p: p[0], divide_state(initial_state(replace(CONFIG, seed=2), 1), 2, 0).params)
     own = jax.tree.map(lambda p: p[:1], params)
-    among = losses(problem.divided(given), MATCHED, params, 1)
-    alone = losses(problem.select([1]).divided(given[1:]), MATCHED, own)
+    among = losses(problem.divide(given), MATCHED, params, 1)
+    alone = losses(problem.select([1]).divide(given[1:]), MATCHED, own)
     assert among[0] == pytest.approx(float(alone[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (among[1], alone[1])), strict=True):
         np.testing.assert_allclose(a[:1], b, atol=1e-4 * np.abs(b).max())
@@ -249,10 +249,10 @@ def test_each_target_has_parts_of_its_own_as_it_would_alone(problem, halves):
     whole = np.ones_like(halves.labels)
     config = replace(CONFIG, stages=(replace(POINTS, steps=20), MATCHED), seed=2)
     given = [halves.labels, whole]
-    both = fit(problem.divided(given), config)
-    assert stage_inputs(problem.divided(given), MATCHED)[0].x.shape[:2] == (2, 2)
+    both = fit(problem.divide(given), config)
+    assert stage_inputs(problem.divide(given), MATCHED)[0].x.shape[:2] == (2, 2)
     for target in range(2):
-        alone, losses = fit(problem.select([target]).divided([given[target]]), config)
+        alone, losses = fit(problem.select([target]).divide([given[target]]), config)
         count = jax.tree.leaves(alone.params)[0].shape[1]
         assert count == 2 - target
         for a, b in zip(*map(jax.tree.leaves, (both[0].params, alone.params)), strict=True):
@@ -264,13 +264,13 @@ def test_parts_that_cannot_be_are_refused(maps, halves):
     empty = Partition(np.where(np.arange(24)[:, None, None] < 1, 2, halves.labels.clip(1, 1)), *GRID(maps))
     small = Partition(halves.labels[1:], *GRID(maps))
     for parts, rigidity, targets, sentence in (
-        (empty, None, 1, "part 2 holds no density above the initial map's threshold"),
-        (small, None, 1, "the parts lie on another grid"),
+        (empty, None, 1, "part 2 has no density above the initial map's threshold"),
+        (small, None, 1, "the parts are on another grid"),
         ("some", None, 1, "there are no parts 'some'"),
-        ("auto", [1.0, 2.0], 1, "part_rigidity is for parts that are known"),
-        (None, [1.0], 1, "part_rigidity is for parts that are known"),
+        ("auto", [1.0, 2.0], 1, "part_rigidity is only for given parts"),
+        (None, [1.0], 1, "part_rigidity is only for given parts"),
         (halves, [1.0], 1, "1 weights of the rigidity for 2 parts"),
-        (halves, [1.0, -1.0], 1, "part_rigidity holds -1"),
+        (halves, [1.0, -1.0], 1, "part_rigidity contains -1"),
     ):
         with pytest.raises(InputError, match=sentence):
             morph(maps[0], maps[1 : 1 + targets], align="none", parts=parts, part_rigidity=rigidity)

@@ -219,7 +219,7 @@ COPIES = (0.0, 0.0, 0.0), APART, (50.0, 0.0, 0.0)
 )
 def test_copies_that_stand_apart_are_all_read_if_asked_for(stored, tmp_path, lines):
     path = stored(*lines)
-    with pytest.warns(InputWarning, match="3 models that stand apart.*--all_models"):
+    with pytest.warns(InputWarning, match="3 models that do not overlap.*--all_models"):
         np.testing.assert_allclose(atoms.positions(atoms.read_model(path)), expected())
     model = atoms.read_model(path, all_models=True)
     np.testing.assert_allclose(atoms.positions(model), np.concatenate([expected(start=start) for start in COPIES]))

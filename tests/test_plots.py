@@ -74,7 +74,7 @@ def test_a_text_stays_a_text():
 
 
 def test_colours_run_along_the_palette():
-    ends = plots.coloured(np.array([0.0, 5.0, 10.0, 99.0]), 10.0)
+    ends = plots.displacement_colours(np.array([0.0, 5.0, 10.0, 99.0]), 10.0)
     for colour, stop in zip(
         ends, (plots.PALETTE[0], plots.PALETTE[2], plots.PALETTE[-1], plots.PALETTE[-1]), strict=True
     ):
@@ -89,7 +89,7 @@ def test_the_difference_is_blue_below_and_red_above():
 
 def test_an_animation_goes_there_and_back_and_never_ends():
     pictures = [np.full((40, 60, 3), 80 * k, np.uint8) for k in range(4)]
-    film = Image.open(io.BytesIO(plots.animation([plots.captioned(p, 3.2, k / 3) for k, p in enumerate(pictures)])))
+    film = Image.open(io.BytesIO(plots.animation([plots.with_caption(p, 3.2, k / 3) for k, p in enumerate(pictures)])))
     assert film.n_frames == 6 and film.info["loop"] == 0
     greys = []
     for number in range(6):

@@ -35,7 +35,7 @@ def test_all_is_imported_and_works_without_what_posix_systems_alone_have(elsewhe
         for path in sorted((ROOT / folder).glob("*.py")):
             elsewhere(folder if path.stem == "__init__" else f"{folder}.{path.stem}")
     memory, signals = elsewhere("cryotrans_jax.memory"), elsewhere("experiments.signals")
-    assert 0 < memory.taken() <= memory.peak() and memory.available() > 0
+    assert 0 < memory.resident() <= memory.peak() and memory.available() > 0
     assert signal.SIGINT in signals.SIGNALS and signal.SIGTERM in signals.SIGNALS
     with signals.stopping(print):
         pass

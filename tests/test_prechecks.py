@@ -44,7 +44,7 @@ def folder(tmp_path_factory, pair):
     atoms.write_model(folder / "model.cif", models[0])
     xyz = atoms.positions(models[0])
     turned = (xyz - xyz.mean(0)) @ np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]]) + xyz.mean(0)  # by 90° about y
-    atoms.write_model(folder / "turned.cif", atoms.moved(models[0], turned))
+    atoms.write_model(folder / "turned.cif", atoms.with_positions(models[0], turned))
     return folder
 
 

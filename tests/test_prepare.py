@@ -59,7 +59,7 @@ def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
 @pytest.mark.parametrize("share, level", [(0.3, 4.0), (0.4, 4.0), (0.41, 3.0), (0.98, 1.0)])
 def test_the_strongest_values_hold_their_share(share, level):
     """4, 3, 2 and 1 hold four, seven, nine and ten tenths."""
-    assert prepare.share_level(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
+    assert prepare.mass_fraction_threshold(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
 
 
 def test_targets_hold_the_initial_mass(problem):
@@ -81,7 +81,7 @@ def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
 def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
     problem = prepare.prepare(maps[0], maps[1:], margin=margin)
     assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
-    whole = [np.where(m.density >= prepare.contour_level(m.density), m.density, 0) for m in maps]
+    whole = [np.where(m.density >= prepare.choose_threshold(m.density), m.density, 0) for m in maps]
     assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
     assert [(m > 0).sum() for m in problem.masses] == [(w > 0).sum() for w in whole[1:]]
     # where the crop starts, the full grid's values follow
@@ -137,13 +137,13 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
     if spacing or sampling == 1:  # with larger blocks points stand at their centres of mass
         edges = (corner[:, 1:] - corner[:, :1]) - np.diag(level.edges)
         assert np.abs(edges).max() < 1e-5  # float32
-    assert level.share.sum() == pytest.approx(1, abs=1e-5)
+    assert level.mass_fraction.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
     density = maps[0].density
     for share in (0.9, 0.98):
-        level = prepare.contour_level(density, share)
+        level = prepare.choose_threshold(density, share)
         kept, total = density[density >= level].sum(dtype=float), density.sum(dtype=float)
         one = density.max() / total  # the level is a voxel's value, and takes that voxel in
         assert share <= kept / total < share + one
@@ -154,7 +154,7 @@ def test_the_contour_level_stands_above_the_noise(maps):
     clean = maps[0].density
     sigma = 0.05 * clean.max()
     noisy = np.pad(clean, 6) + np.random.default_rng(0).normal(0, sigma, np.array(clean.shape) + 12)
-    level = prepare.contour_level(noisy.astype(np.float32))
+    level = prepare.choose_threshold(noisy.astype(np.float32))
     assert 3 * sigma < level < 0.5 * clean.max()
     near = ndimage.binary_dilation(np.pad(clean, 6) > 0.05 * clean.max(), iterations=1)
     inside = noisy >= level
@@ -168,7 +168,7 @@ def test_the_volume_kept_is_about_the_molecules():
     model = hinge_pair()[0]
     grid = atoms.common_grid([model], 1.5, 4.0)
     map = atoms.simulate_map(model, *grid, 4.0)
-    level = prepare.contour_level(map.density)
+    level = prepare.choose_threshold(map.density)
     volume = (map.density >= level).sum() * 1.5**3
     # a protein of 110 Da a residue, 1.21 Å³ a Da and 8 heavy atoms a residue fills 16.6 Å³ an atom; a contour that
     # holds 98 % of a map of 4 Å stands somewhat outside of that
@@ -218,7 +218,7 @@ def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
     density = ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 3.0)
     density = (np.minimum(density, 0) / density.std()).astype(np.float32) + 2
     with pytest.raises(InputError, match="is not above its noise.*give a threshold"):
-        prepare.contour_level(density)
+        prepare.choose_threshold(density)
 
 
 def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
@@ -247,7 +247,7 @@ def test_specks_of_noise_are_not_carried_and_do_not_widen_the_crop(maps):
     rng = np.random.default_rng(0)
     noisy = [d + 0.1 * d.max() * rng.normal(size=d.shape).astype(np.float32) for d in (clean, target)]
     as_map = [Map(d.astype(np.float32), maps[0].voxel_size, maps[0].origin) for d in noisy]
-    level = prepare.contour_level(as_map[0].density)
+    level = prepare.choose_threshold(as_map[0].density)
     assert ((as_map[0].density > level) & (clean < 1e-3 * clean.max())).sum() > 20  # there are specks
     problem = prepare.prepare(as_map[0], as_map[1:])
     assert np.prod(problem.initial.shape) < 0.2 * clean.size
@@ -275,47 +275,47 @@ def noisy(map_, strength):
 
 
 def test_a_map_without_noise_is_quiet_as_it_is(maps):
-    quiet, width = prepare.quieted(maps[0])
+    quiet, width = prepare.denoise(maps[0])
     assert width == 0 and quiet is maps[0]
-    assert prepare.quieted(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
+    assert prepare.denoise(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.1])
 def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
     """By one of the widths that grow by sqrt(2) from a voxel: the narrowest whose noise stays below a tenth."""
     loud, _ = noisy(maps[1], strength)
-    quiet, width = prepare.quieted(loud)
+    quiet, width = prepare.denoise(loud)
     steps = 2 * np.log2(width / loud.voxel_size.min())
-    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < prepare.WIDEST
+    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < prepare.MAX_BLUR
 
     def share(width):
         density = ndimage.gaussian_filter(loud.density, width / loud.voxel_size)
-        return prepare.noise_ceiling(density) / density.max(), density
+        return prepare.noise_limit(density) / density.max(), density
 
-    assert share(width)[0] <= prepare.NOISY < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
+    assert share(width)[0] <= prepare.MAX_NOISE < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
     np.testing.assert_array_equal(quiet.density, share(width)[1])
 
 
 def test_noise_alone_is_blurred_to_the_widest_at_most():
     noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
-    _, width = prepare.quieted(Map(noise, np.full(3, 2.0), np.zeros(3)))
-    assert prepare.WIDEST <= width < np.sqrt(2) * prepare.WIDEST * (1 + 1e-9)
+    _, width = prepare.denoise(Map(noise, np.full(3, 2.0), np.zeros(3)))
+    assert prepare.MAX_BLUR <= width < np.sqrt(2) * prepare.MAX_BLUR * (1 + 1e-9)
 
 
 def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
     """Noise of a tenth of the maximum: most of the mass stands where the clean map is, and most of that holds mass."""
     (start, _), (loud, clean) = noisy(maps[0], 0.0), noisy(maps[1], 0.1)
     problem = prepare.prepare(start, [loud])
-    assert problem.quieting[0] == prepare.quieted(loud)[1] ** 2 > 0
-    truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.quieting[0]) / clean.voxel_size)
+    assert problem.denoising_blurs[0] == prepare.denoise(loud)[1] ** 2 > 0
+    truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.denoising_blurs[0]) / clean.voxel_size)
     low, high = problem.start, problem.start + problem.initial.shape
-    truth = prepare.cropped(truth, low, high) > 0.1 * truth.max()
+    truth = prepare.crop(truth, low, high) > 0.1 * truth.max()
     mass = problem.masses[0]
     assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
     given = prepare.prepare(start, [loud], target_threshold=0.8 * float(clean.density.max()))
-    assert given.quieting[0] == 0  # where a level is given, it is the map's
+    assert given.denoising_blurs[0] == 0  # where a level is given, it is the map's
     both = prepare.prepare(start, [loud, start]).select([1])
-    assert both.quieting.shape == (1,) and both.quieting[0] == 0
+    assert both.denoising_blurs.shape == (1,) and both.denoising_blurs[0] == 0
 
 
 @pytest.mark.parametrize("deviation", [0.0, 0.5])
@@ -333,7 +333,7 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
 
 def test_the_edge_of_a_blurred_molecule_is_not_taken_for_noise(problem):
     """So that no loss lies below zero."""
-    volumes, noise = (prepare.level_targets(p, 2, "density", 4.0)[0][0] for p in (problem, problem.outside))
+    volumes, noise = (prepare.level_targets(p, 2, "density", 4.0)[0][0] for p in (problem, problem.solvent))
     power = prepare.signal_power(volumes, noise, prepare.binned(problem.masses[0], 2) > 0)
     assert power == pytest.approx(np.sum(volumes**2), rel=0.01)
 
@@ -345,7 +345,7 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
         initial, target, _ = blurring(noise)
         target = Map(scale * target.density, target.voxel_size, target.origin)
         given = {"initial_resolution": 3.0, "target_resolutions": [7.0, 3.0]}
-        return prepare.holds(prepare.prepare(initial, [target, initial], **given))
+        return prepare.rigidity_factors(prepare.prepare(initial, [target, initial], **given))
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
@@ -367,7 +367,7 @@ def blurring():
     white = np.random.default_rng(0).normal(size=grid[0])
 
     def make(noise):
-        inside = target.density > prepare.contour_level(target.density)
+        inside = target.density > prepare.choose_threshold(target.density)
         density = target.density + noise * target.density[inside].std() * white
         return initial, Map(density.astype(np.float32), target.voxel_size, target.origin), inside
 
@@ -381,38 +381,38 @@ def test_sharpening_undoes_a_blur(blurring):
     _, target, _ = blurring(0.0)
     _, end = hinge_pair()
     sharp = atoms.simulate_map(end, target.density.shape, target.voxel_size, target.origin, 3.0)
-    found = prepare.sharpened(target, VARIANCE)
+    found = prepare.sharpen(target, VARIANCE)
     unlike = np.sum((found.density - sharp.density) ** 2) / np.sum(sharp.density**2)
     before = np.sum((target.density - sharp.density) ** 2) / np.sum(sharp.density**2)
     assert unlike < 0.02 < 0.3 < before  # what the map of 3 Å holds beyond the frequency of Nyquist is left out
-    np.testing.assert_array_equal(prepare.sharpened(target, 0.0).density, target.density)
+    np.testing.assert_array_equal(prepare.sharpen(target, 0.0).density, target.density)
 
 
 def test_without_noise_all_of_the_blur_is_undone(blurring):
     initial, target, inside = blurring(0.0)
-    assert prepare.sharpening(initial, target, inside, VARIANCE) == pytest.approx(VARIANCE)
-    assert prepare.sharpening(initial, target, inside, -1.0) == 0  # the target is the sharper one
+    assert prepare.sharpening_variance(initial, target, inside, VARIANCE) == pytest.approx(VARIANCE)
+    assert prepare.sharpening_variance(initial, target, inside, -1.0) == 0  # the target is the sharper one
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
 def test_as_much_blur_is_undone_as_leaves_the_noise_its_small_share(blurring, noise):
     """The noise is known here: sharpened by itself, it holds SHARP of the power, and would hold more a step further."""
     initial, target, inside = blurring(noise)
-    found = prepare.sharpening(initial, target, inside, VARIANCE)
+    found = prepare.sharpening_variance(initial, target, inside, VARIANCE)
     assert 0 < found < VARIANCE
     alone = Map(target.density - blurring(0.0)[1].density, target.voxel_size, target.origin)
 
     def share(variance):
-        return np.sum(prepare.sharpened(alone, variance).density ** 2) / np.sum(
-            prepare.sharpened(target, variance).density ** 2
+        return np.sum(prepare.sharpen(alone, variance).density ** 2) / np.sum(
+            prepare.sharpen(target, variance).density ** 2
         )
 
-    assert share(found) < 1.2 * prepare.SHARP < share(found + 0.2 * VARIANCE)
+    assert share(found) < 1.2 * prepare.MAX_NOISE_POWER < share(found + 0.2 * VARIANCE)
 
 
 def test_strong_noise_is_not_sharpened(blurring):
     initial, target, inside = blurring(1.0)
-    assert prepare.sharpening(initial, target, inside, VARIANCE) == 0
+    assert prepare.sharpening_variance(initial, target, inside, VARIANCE) == 0
 
 
 def test_what_a_filter_has_taken_out_is_not_sharpened(blurring):
@@ -421,7 +421,10 @@ def test_what_a_filter_has_taken_out_is_not_sharpened(blurring):
     axes = np.meshgrid(*(np.fft.fftfreq(n) for n in target.density.shape), indexing="ij", sparse=True)
     kept = sum(f**2 for f in axes) < (1 / 7) ** 2  # voxels of 1 Å
     cut = np.fft.ifftn(np.fft.fftn(target.density) * kept).real.astype(np.float32)
-    assert prepare.sharpening(initial, Map(cut, target.voxel_size, target.origin), inside, VARIANCE) < 0.2 * VARIANCE
+    assert (
+        prepare.sharpening_variance(initial, Map(cut, target.voxel_size, target.origin), inside, VARIANCE)
+        < 0.2 * VARIANCE
+    )
 
 
 def test_no_edge_is_sharpened_into_a_wall(blurring):
@@ -429,11 +432,11 @@ def test_no_edge_is_sharpened_into_a_wall(blurring):
     initial, target, inside = blurring(0.0)
     near = slice(int(np.argmax(target.density.max((1, 2)) > 0.05 * target.density.max())), None)
     initial, target = (Map(m.density[near], m.voxel_size, m.origin) for m in (initial, target))
-    found = prepare.sharpening(initial, target, inside[near], VARIANCE)
+    found = prepare.sharpening_variance(initial, target, inside[near], VARIANCE)
     assert found < VARIANCE
 
     def edge(variance):
-        power = prepare.sharpened(target, variance).density ** 2
+        power = prepare.sharpen(target, variance).density ** 2
         return power[[0, 1, -2, -1]].sum() / power.sum()
 
     assert edge(found) < 0.02 < edge(VARIANCE)
@@ -442,15 +445,15 @@ def test_no_edge_is_sharpened_into_a_wall(blurring):
 def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurring):
     initial, target, _ = blurring(0.05)
     problem = prepare.prepare(initial, [target], initial_resolution=3.0, target_resolutions=[7.0])
-    gain = problem.blurs[0] - problem.rests[0]
+    gain = problem.blurs[0] - problem.residual_blurs[0]
     assert problem.blurs[0] == pytest.approx(VARIANCE) and 0 < gain < VARIANCE
-    sharp = prepare.sharpened(target, gain).density
+    sharp = prepare.sharpen(target, gain).density
     mine = problem.densities[0]
     cut = tuple(slice(s, s + n) for s, n in zip(problem.start, mine.shape, strict=True))
     part = sharp[cut]
     mine = mine[tuple(slice(0, n) for n in part.shape)]
     np.testing.assert_allclose(mine / mine.max(), part / part.max(), atol=1e-4)
-    assert prepare.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.rests[0]))]
+    assert prepare.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.residual_blurs[0]))]
 
 
 @pytest.mark.parametrize(
@@ -458,7 +461,7 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     [([[4000, 300]], 4700), ([[900, 900, 900]], 2750), ([[5]], 16), ([[700, 20, 0], [300, 300, 300]], 2150)],
 )
 def test_parts_of_any_sizes_lie_in_rows_of_one_part_each_with_little_padding(sizes, most):
-    rows = prepare.in_rows(sizes)
+    rows = prepare.arrange_rows(sizes)
     assert rows.points.size <= most
     longest = max(map(max, sizes))
     for points, owner, place, own in zip(*rows, sizes, strict=True):

@@ -18,9 +18,9 @@ def test_programs_compiled_in_tests_are_kept_no_longer_than_the_tests():
 @pytest.fixture
 def anew():
     """What XLA is told is found out anew, before and after."""
-    programs.options.cache_clear()
+    programs.compiler_options.cache_clear()
     yield
-    programs.options.cache_clear()
+    programs.compiler_options.cache_clear()
 
 
 def test_a_program_is_what_jit_makes(anew):
@@ -30,24 +30,24 @@ def test_a_program_is_what_jit_makes(anew):
 
 
 def test_each_kind_of_device_is_told_to_compile_quickly(anew):
-    assert programs.options() == programs.QUICK.get(jax.default_backend())
+    assert programs.compiler_options() == programs.COMPILER_OPTIONS.get(jax.default_backend())
 
 
-@pytest.mark.parametrize("kind", programs.QUICK)
+@pytest.mark.parametrize("kind", programs.COMPILER_OPTIONS)
 def test_the_xla_at_hand_knows_what_it_would_be_told(anew, monkeypatch, kind):
     """On a CPU, too, XLA says so if it has no such option for a GPU."""
     monkeypatch.setattr(programs.jax, "default_backend", lambda: kind)
-    assert programs.options() == programs.QUICK[kind]
+    assert programs.compiler_options() == programs.COMPILER_OPTIONS[kind]
 
 
 def test_an_xla_that_knows_no_such_options_does_without(anew, monkeypatch):
-    monkeypatch.setattr(programs, "QUICK", {jax.default_backend(): {"xla_gone_by_now": True}})
-    assert programs.options() is None
+    monkeypatch.setattr(programs, "COMPILER_OPTIONS", {jax.default_backend(): {"xla_gone_by_now": True}})
+    assert programs.compiler_options() is None
     assert programs.program(lambda x: x + 1)(1.0) == 2
 
 
 def test_nothing_is_asked_of_the_devices_before_the_first_call(anew, monkeypatch):
-    monkeypatch.setattr(programs, "options", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(programs, "compiler_options", lambda: pytest.fail("asked"))
     programs.program(lambda x: x)
 
 

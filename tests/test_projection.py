@@ -42,14 +42,14 @@ def test_straight_projections_are_sums_along_the_axis(density):
     """And their transforms the central slice; within what interpolation is expected to lose, and here does not."""
     (image,) = projection.project(density, np.eye(3, dtype=np.float32)[None])
     np.testing.assert_allclose(image, density.sum(2), atol=0.03 * density.sum(2).max())
-    whole, plane = (projection.transform(jax.numpy.asarray(a)) for a in (density, image))
+    whole, plane = (projection.centred_fft(jax.numpy.asarray(a)) for a in (density, image))
     np.testing.assert_allclose(plane, whole[:, :, N // 2], atol=0.03 * abs(plane).max())
 
 
 def test_noiseless_projections_give_the_density_back(density):
     views = turns(200)
-    sums = projection.inserted(projection.project(density, views), views)
-    found = projection.back_projected(sums, np.zeros(N // 2 + 1, np.float32))
+    sums = projection.insert_slices(projection.project(density, views), views)
+    found = projection.reconstruct(sums, np.zeros(N // 2 + 1, np.float32))
     _, correlation = metrics.fsc(np.asarray(found), density, 1.0)
     assert correlation[: N // 3].min() > 0.99
     np.testing.assert_allclose(found, density, atol=0.05 * density.max())
@@ -59,8 +59,8 @@ def test_noiseless_projections_give_the_density_back(density):
 def test_sums_of_two_sets_of_images_are_those_of_all(density):
     views = turns(50)
     images = projection.project(density, views)
-    both = projection.inserted(images[:25], views[:25]) + projection.inserted(images[25:], views[25:])
-    every = projection.inserted(images, views)
+    both = projection.insert_slices(images[:25], views[:25]) + projection.insert_slices(images[25:], views[25:])
+    every = projection.insert_slices(images, views)
     np.testing.assert_allclose(both.signal, every.signal, atol=1e-4 * float(abs(every.signal).max()))
     assert float(both.images) == float(every.images) == 50
     # each image has as many samples, and each sample weighs 1, but where it reaches past the last one, at Nyquist
@@ -75,11 +75,11 @@ def test_fewer_noisy_images_resolve_less(density):
         views = turns(count)
         images = projection.project(density, views)
         images = images + 3 * images.std() * jax.random.normal(jax.random.key(0), images.shape)
-        halves = [projection.inserted(images[k::2], views[k::2]) for k in (0, 1)]
+        halves = [projection.insert_slices(images[k::2], views[k::2]) for k in (0, 1)]
         plain = np.zeros(N // 2 + 1, np.float32)
-        curve = metrics.fsc(*(np.asarray(projection.back_projected(half, plain)) for half in halves), 1.0)
-        noise = projection.noise_of(curve[1]) / 2
-        raw, quiet = (projection.back_projected(halves[0] + halves[1], each) for each in (plain, noise))
+        curve = metrics.fsc(*(np.asarray(projection.reconstruct(half, plain)) for half in halves), 1.0)
+        noise = projection.noise_to_signal(curve[1]) / 2
+        raw, quiet = (projection.reconstruct(halves[0] + halves[1], each) for each in (plain, noise))
         off = [float(((a - density) ** 2).sum()) for a in (raw, quiet)]
         assert off[1] < off[0]
         found.append((metrics.resolution_at(*curve, 0.143), off[1]))
@@ -89,16 +89,16 @@ def test_fewer_noisy_images_resolve_less(density):
 def test_noise_over_signal_is_what_halves_with_it_correlate_by():
     """Signal s and noise n in each half correlate by s / (s + n); curves beyond 0 and 1 are rounding and chance."""
     ratio = np.array([0.01, 0.5, 1.0, 7.0], np.float32)
-    np.testing.assert_allclose(projection.noise_of(1 / (1 + ratio)), ratio, rtol=1e-4)
-    none, some, *much = projection.noise_of(np.array([1.0 + 1e-6, 1.0 - 1e-3, 0.0, -0.3]))
+    np.testing.assert_allclose(projection.noise_to_signal(1 / (1 + ratio)), ratio, rtol=1e-4)
+    none, some, *much = projection.noise_to_signal(np.array([1.0 + 1e-6, 1.0 - 1e-3, 0.0, -0.3]))
     assert none == 0 < some < 0.0011 and much == pytest.approx([999, 999])
 
 
 def test_nothing_is_put_in_for_what_no_image_shows(density):
     """Beyond Nyquist, and in the cone that images about one axis leave out: zero, and no noise is blown up there."""
     views = Rotation.from_rotvec(np.linspace(-0.5, 0.5, 20)[:, None] * [1.0, 0, 0]).as_matrix().astype(np.float32)
-    sums = projection.inserted(projection.project(density, views), views)
-    found = projection.back_projected(sums, np.zeros(N // 2 + 1, np.float32))
+    sums = projection.insert_slices(projection.project(density, views), views)
+    found = projection.reconstruct(sums, np.zeros(N // 2 + 1, np.float32))
     spectrum = np.abs(np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(found))))
     k = np.stack(np.meshgrid(*[np.arange(N) - N // 2] * 3, indexing="ij"))
     unseen = (np.abs(k[2]) > 2 + 2 * np.abs(k[1])) | (np.linalg.norm(k, axis=0) > N // 2 + 1)
@@ -110,8 +110,8 @@ def test_nothing_is_amplified_where_few_images_are(noise):
     """Weights from a ten-thousandth on: the density has no more power than the quotient of the sums (Parseval)."""
     rng, m = np.random.default_rng(3), projection.PUT * N
     weight = (10 ** rng.uniform(-4, 0, (m, m, m))).astype(np.float32)
-    values = np.asarray(projection.transform(jax.numpy.asarray(rng.normal(size=(m, m, m)), dtype=np.float32)))
+    values = np.asarray(projection.centred_fft(jax.numpy.asarray(rng.normal(size=(m, m, m)), dtype=np.float32)))
     sums = projection.Sums(jax.numpy.asarray(values * weight), jax.numpy.asarray(weight), np.float32(1))
-    found = np.asarray(projection.back_projected(sums, np.full(N // 2 + 1, noise, np.float32)))
-    power = ((found * projection.decay(N, projection.PUT)) ** 2).sum()
+    found = np.asarray(projection.reconstruct(sums, np.full(N // 2 + 1, noise, np.float32)))
+    power = ((found * projection.interpolation_decay(N, projection.PUT)) ** 2).sum()
     assert np.isfinite(power) and power < (np.abs(values) ** 2).sum() / m**3

@@ -47,7 +47,7 @@ def test_points_are_nearer_to_their_own_atom_than_to_any_other():
     sets = np.split(np.arange(sum(qscore.TRIED)), np.cumsum(qscore.TRIED)[:-1])
     crowded, every = qscore.crowding(x, np.concatenate(u)), np.concatenate(u)
     for radius in (0.3, 1.0, 2.0):
-        towards, own = qscore.chosen(2 * radius * crowded < 1, sets, every)
+        towards, own = qscore.choose_points(2 * radius * crowded < 1, sets, every)
         for number, at in enumerate(x):
             nearest = np.linalg.norm((at + radius * towards[number])[:, None] - x, axis=-1).argmin(1)
             assert (nearest[own[number]] == number).all()
@@ -70,8 +70,8 @@ def test_q_of_a_simulated_protein_falls_with_its_resolution_and_with_a_shift():
     grid = atoms.common_grid([model], 1.0, 3.0)
     q = {r: qscore.q_score(atoms.simulate_map(model, *grid, r), model) for r in (2.0, 3.0, 5.0, 8.0)}
     assert sorted(q, key=q.get, reverse=True) == [2.0, 3.0, 5.0, 8.0]
-    assert qscore.expected(3.0) < q[3.0] < lone(3.0)
-    off = atoms.moved(model, atoms.positions(model) + (1.0, 0, 0))
+    assert qscore.expected_q_score(3.0) < q[3.0] < lone(3.0)
+    off = atoms.with_positions(model, atoms.positions(model) + (1.0, 0, 0))
     assert qscore.q_score(atoms.simulate_map(model, *grid, 3.0), off) < q[3.0] - 0.3
 
 
@@ -88,4 +88,4 @@ def test_q_of_a_deposited_map_is_that_of_its_resolution():
     """TRPV1's map has 3.3 Å (EMD-5778): the paper's line says 0.54, and single maps lie within 0.1 of it."""
     folder = SHARED / "maps" / "formats"
     found = qscore.q_score(read_map(folder / "trpv1_noncubic.mrc"), atoms.read_model(folder / "trpv1_model.pdb"))
-    assert found == pytest.approx(qscore.expected(3.3), abs=0.1)
+    assert found == pytest.approx(qscore.expected_q_score(3.3), abs=0.1)

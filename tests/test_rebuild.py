@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def in_frame():
     model = hinge_pair()[1]
-    return atoms.moved(model, atoms.positions(model) @ TURN[:3, :3].T + TURN[:3, 3])
+    return atoms.with_positions(model, atoms.positions(model) @ TURN[:3, :3].T + TURN[:3, 3])
 
 
 def test_files_and_commands_for_phenix_are_written_once(folder, job):

@@ -7,7 +7,7 @@ import pytest
 
 from cryotrans_jax import prepare
 from cryotrans_jax.maps import Map
-from cryotrans_jax.recipes import Schedule, default, paper, whole_factor
+from cryotrans_jax.recipes import Schedule, default, paper, power_of_two
 from cryotrans_jax.train import stage_inputs
 
 
@@ -51,7 +51,7 @@ def test_the_papers_recipe_bins_points_and_grid_alike(problem, factor):
     "wanted, factor", [(0.3, 1), (1.3, 1), (1.5, 2), (2.7, 2), (3.0, 4), (5.0, 4), (7.0, 8), (50.0, 8)]
 )
 def test_whole_factor_is_the_nearest_power_of_two_that_divides_the_crop(wanted, factor):
-    assert whole_factor(wanted) == factor and prepare.ALIGN % factor == 0
+    assert power_of_two(wanted) == factor and prepare.CROP_MULTIPLE % factor == 0
 
 
 @pytest.mark.parametrize("size", [0.5, 1.07, 2.0, 4.3])

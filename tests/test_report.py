@@ -769,6 +769,6 @@ def test_volumes_are_packed_to_half_a_code():
 def test_a_frame_at_time_zero_is_what_is_carried(run, fit, maps):
     np.testing.assert_allclose(
         read_map(run / "frame_00.mrc").density,
-        trajectory.carried_part(maps[0], fit.threshold).density,
+        trajectory.carried_density(maps[0], fit.threshold).density,
         atol=1e-5 * maps[0].density.max(),
     )

@@ -179,7 +179,7 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
     whole, turns = hinge_pair()[0], Rotation.from_rotvec(np.pi / 2 * np.arange(4)[:, None] * [0, 0, 1]).as_matrix()
     alone = whole.clone()
     for name, turn in zip("BCD", turns[1:], strict=True):
-        chain = Transform(turn, turn @ [40.0, 0, 0]).moved(alone)[0][0]
+        chain = Transform(turn, turn @ [40.0, 0, 0]).move(alone)[0][0]
         chain.name = name
         whole[0].add_chain(chain)
     other = alone[0][0].clone()
@@ -198,7 +198,7 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
 def test_a_model_is_laid_over_the_target_map(data, tmp_path):
     """From another frame; maps of one state fit to a small part of a voxel."""
     model = hinge_pair()[1]
-    away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).moved(model)
+    away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).move(model)
     atoms.write_model(tmp_path / "away.cif", away)
     path = reproduce.laid_over(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
     off = atoms.positions(atoms.read_model(path)) - atoms.positions(model)

@@ -50,10 +50,10 @@ def folder(tmp_path_factory, maps, models):
     (folder / "cut.mrc").write_bytes(whole[:-100])
     (folder / "text.mrc").write_text("ATOM\n" * 500)
     (folder / "nan.mrc").write_bytes(whole[:-4] + np.float32(np.nan).tobytes())
-    atoms.write_model(folder / "outside.cif", atoms.moved(models[0], atoms.positions(models[0]) + 20))
+    atoms.write_model(folder / "outside.cif", atoms.with_positions(models[0], atoms.positions(models[0]) + 20))
     data = folder / "data"
     data.mkdir()
-    away = [atoms.moved(model, atoms.positions(model) @ TURN.T + [30, -20, 10]) for model in models[1:]]
+    away = [atoms.with_positions(model, atoms.positions(model) @ TURN.T + [30, -20, 10]) for model in models[1:]]
     for name, model in zip(("1ABC.pdb", "2DEF.pdb", "3ghi.cif"), (models[0], *away), strict=True):
         atoms.write_model(data / name, model)
     return folder
@@ -350,7 +350,7 @@ TURNED = Transform(TURN, np.array([30.0, -20, 10]))  # from the initial map's fr
 @pytest.fixture(scope="module")
 def far(folder, models):
     """The target state turned and shifted, its map on a grid of its own, and a map of it on another one."""
-    there = TURNED.moved(models[1])
+    there = TURNED.move(models[1])
     atoms.write_model(folder / "far.cif", there)
     for name, size in (("far", np.array([1.7, 1.9, 1.8])), ("far_reference", np.full(3, 2.0))):
         write_map(folder / f"{name}.mrc", atoms.simulate_map(there, *atoms.common_grid([there], size, 8.0), 8.0))
@@ -614,9 +614,9 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             ["B in --parts selects no residue: the model has the chains A"],
         ),
         (dict(parts="{}/elsewhere.mrc"), ["elsewhere.mrc lies on another grid than the initial map"]),
-        (dict(parts="{}/between.mrc"), ["between.mrc holds values that are no labels"]),
+        (dict(parts="{}/between.mrc"), ["between.mrc contains values that are not labels"]),
         (dict(parts="{0}/between.mrc,none.mrc"), ["no file none.mrc here or in {}/data"]),
-        (dict(parts="auto", part_rigidity="1,2"), ["part_rigidity is for parts that are known"]),
+        (dict(parts="auto", part_rigidity="1,2"), ["part_rigidity is only for given parts"]),
         (
             dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
             ["1 weights of the rigidity for 2 parts"],

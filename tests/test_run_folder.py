@@ -14,7 +14,7 @@ from cryotrans_jax.files import InputError, checksum
 from cryotrans_jax.maps import write_map
 from cryotrans_jax.morphing import Fit
 from cryotrans_jax.prepare import Frame
-from cryotrans_jax.train import start
+from cryotrans_jax.train import initial_state
 from experiments import run_folder
 
 OUT_OF_ROOM = OSError(28, "No space left on device", "somewhere")
@@ -32,7 +32,7 @@ def made(tmp_path_factory, problem, maps):
     folder = tmp_path_factory.mktemp("made")
     config = replace(recipes.default(problem.select([0])), width=8)
     frame = Frame(np.array([-20.1, 12.0, 41.0]), 60.0)
-    Fit(config, start(config, 1).params, frame, 0.004, initial=maps[0]).save(folder / "checkpoint")
+    Fit(config, initial_state(config, 1).params, frame, 0.004, initial=maps[0]).save(folder / "checkpoint")
     for name in ("initial", "generated", "frame_00", "frame_01"):
         write_map(folder / f"{name}.mrc", maps[0])
     (folder / "metrics.json").write_text(json.dumps({"correlation_with_target_after": 0.5}))

@@ -51,7 +51,7 @@ def test_a_pair_shares_one_grid(folder):
 
 
 def test_superpose_on_moves_the_model_first(folder):
-    away = atoms.moved(hinge_pair()[0], atoms.positions(hinge_pair()[0])[:, [1, 2, 0]] + 100)
+    away = atoms.with_positions(hinge_pair()[0], atoms.positions(hinge_pair()[0])[:, [1, 2, 0]] + 100)
     atoms.write_model(folder / "away.pdb", away)
     arguments = [f"--model={folder}/away.pdb", "--resolution=6", f"--like={folder}/a.mrc"]
     outside = simulate(*arguments, f"--output={folder}/c.mrc")
@@ -88,7 +88,7 @@ def test_mistakes_are_one_line_and_status_two(folder, arguments, message):
 
 def test_models_that_stand_apart_are_said_in_one_line_or_taken_together(folder):
     model = hinge_pair()[0]
-    copies = [atoms.moved(model, atoms.positions(model) + [200.0 * k, 0, 0]) for k in range(2)]
+    copies = [atoms.with_positions(model, atoms.positions(model) + [200.0 * k, 0, 0]) for k in range(2)]
     atoms.write_trajectory(folder / "copies.pdb", copies)
     common = [f"--model={folder}/copies.pdb", f"--superpose_on={folder}/copies.pdb", "--resolution=9", "--overwrite"]
     first = simulate(*common, f"--output={folder}/first.mrc")
@@ -112,7 +112,7 @@ def test_the_voxel_size_of_a_map_like_is_given_where_its_header_has_none(folder,
     model = hinge_pair()[0]
     middle = (np.array(density.shape[::-1]) - 1) / 2 * size
     small = 0.2 * (atoms.positions(model) - atoms.positions(model).mean(0)) + middle
-    atoms.write_model(folder / "small.pdb", atoms.moved(model, small))
+    atoms.write_model(folder / "small.pdb", atoms.with_positions(model, small))
     refused = simulate(*arguments, f"--output={folder}/like.mrc")
     assert refused.returncode == 2 and "bare.mrc has no voxel size" in refused.stderr
     assert "--voxel_size" in refused.stderr

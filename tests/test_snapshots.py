@@ -28,16 +28,15 @@ def same(a, b):
 def same_fit(a, b):
     """Whether two fits are the same in all that is written of them."""
     parts = [[p.labels for p in fit.partitions] for fit in (a, b)]
-    return a.config == b.config and a.report == b.report and a.failed == b.failed and (
-        same((a.params, a.history, a.judged, parts[0]), (b.params, b.history, b.judged, parts[1]))
-    )  # fmt: skip
+    arrays = [(fit.params, fit.history, fit.validation_history, own) for fit, own in zip((a, b), parts, strict=True)]
+    return a.config == b.config and a.report == b.report and a.failed == b.failed and same(*arrays)
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one", "two"])
 def course(maps, request):
     """A fit of one target, or two, by the default recipe, all its snapshots, and the targets."""
     seen, targets = [], maps[1 : 1 + request.param]
-    return morph(maps[0], targets, **HOW, keep=seen.append), seen, targets
+    return morph(maps[0], targets, **HOW, on_snapshot=seen.append), seen, targets
 
 
 def test_snapshots_tell_the_whole_course(course):
@@ -67,7 +66,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     assert told == {"told": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
-    assert same_fit(morph(maps[0], targets, **HOW, begun=found), fit)
+    assert same_fit(morph(maps[0], targets, **HOW, resume_from=found), fit)
 
 
 @pytest.mark.slow
@@ -76,7 +75,7 @@ def test_a_widened_window_is_not_forgotten(problem):
     stage = train.Stage("w2", 30, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=1)
     config, seen = train.Config((stage,), width=8, centre=0.5, euler_steps=2), []
     one = problem.select([0])
-    whole, _ = train.fit(one, config, chunk=10, keep=lambda state, losses: seen.append(state))
+    whole, _ = train.fit(one, config, chunk=10, on_state=lambda state, losses: seen.append(state))
     assert seen[0].window != 0
     assert same(jax.device_get(train.fit(one, config, chunk=10, state=seen[0])[0]), jax.device_get(whole))
 
@@ -149,9 +148,9 @@ def test_a_target_that_goes_wrong_once_goes_back_and_recovers(problem, clean, mo
     """It comes nearly as far as without; the other one is the same bit for bit; and it is told."""
     said = []
     poisoned(monkeypatch, 1, 1, value)
-    state, history = train.fit(problem, CONFIG, chunk=15, say=lambda *what: said.append(what))
+    state, history = train.fit(problem, CONFIG, chunk=15, on_setback=lambda *what: said.append(what))
     assert not state.failed and len(said) == 1 and said[0][0] == 1
-    assert why in said[0][1] and "step 30 of stage 1" in said[0][1] and "4 times lower" in said[0][1]
+    assert why in said[0][1] and "step 30 of stage 1" in said[0][1] and "divided by 4" in said[0][1]
     pick = lambda p: p[0]  # noqa: E731
     assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
     assert np.isfinite(jax.tree.leaves(jax.device_get(state.params))[0]).all()
@@ -161,9 +160,9 @@ def test_a_target_that_goes_wrong_once_goes_back_and_recovers(problem, clean, mo
 def test_a_target_that_goes_on_going_wrong_is_given_up_alone(problem, clean, monkeypatch):
     said = []
     poisoned(monkeypatch, 1, 10**6)
-    state, _ = train.fit(problem, CONFIG, chunk=15, say=lambda *what: said.append(what))
-    assert [target for target, _ in said] == [1] * (train.TRIES + 1)
-    assert ["given up" in what for _, what in said] == [False] * train.TRIES + [True]
+    state, _ = train.fit(problem, CONFIG, chunk=15, on_setback=lambda *what: said.append(what))
+    assert [target for target, _ in said] == [1] * (train.MAX_RESTARTS + 1)
+    assert ["given up" in what for _, what in said] == [False] * train.MAX_RESTARTS + [True]
     assert state.failed[0] == "" and "not finite" in state.failed[1]
     pick = lambda p: p[0]  # noqa: E731
     assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
@@ -175,16 +174,16 @@ def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
     said = []
     poisoned(monkeypatch, 0, 10**6)
     with pytest.raises(InputError, match="fit went wrong"):
-        morph(maps[0], maps[1], **HOW, say=lambda *what: said.append(what))
-    assert len(said) == train.TRIES + 1
-    with pytest.warns(UserWarning, match="target 3: it is given up"):
-        train.warn(2, "it is given up")
+        morph(maps[0], maps[1], **HOW, on_setback=lambda *what: said.append(what))
+    assert len(said) == train.MAX_RESTARTS + 1
+    with pytest.warns(UserWarning, match="target 3: the target is given up"):
+        train.warn_of_setback(2, "the target is given up")
 
 
 def test_a_goal_without_numbers_spoils_no_other_target(problem, clean):
     """As a map would that slipped through all checks."""
     bad = replace(problem, densities=np.stack([problem.densities[0], np.full_like(problem.densities[1], np.nan)]))
-    state, _ = train.fit(bad, CONFIG, chunk=15, say=lambda *_: None)
+    state, _ = train.fit(bad, CONFIG, chunk=15, on_setback=lambda *_: None)
     assert state.failed[0] == "" and "stage 2" in state.failed[1]
     pick = lambda p: p[0]  # noqa: E731
     assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))

@@ -20,7 +20,7 @@ def pair(models, tmp_path_factory):
     """Flags that name two models, the second one turned away."""
     folder = tmp_path_factory.mktemp("study")
     turn = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])
-    away = atoms.moved(models[1], atoms.positions(models[1]) @ turn.T + [30, -20, 10])
+    away = atoms.with_positions(models[1], atoms.positions(models[1]) @ turn.T + [30, -20, 10])
     for name, model in (("1abc", models[0]), ("2DEF", away)):
         atoms.write_model(folder / f"{name}.cif", model)
     return "--initial=1ABC", f"--target={folder / '2DEF.cif'}", f"--data_dir={folder}"

@@ -97,7 +97,7 @@ def test_a_triangle_is_drawn_without_holes_at_the_depth_of_its_plane(depths):
     flat, size = np.array([[2.0, 3.0], [70.0, 45.0], [45.0, 70.0]]), (80, 75)
     corners = np.concatenate([flat, np.array(depths)[:, None]], 1)[None].astype(np.float32)
     colours = np.broadcast_to(np.float32([10, 200, 30]), (1, 3, 3)).copy()
-    depth, picture = surface.nearest(corners, colours, size)
+    depth, picture = surface.rasterise(corners, colours, size)
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     weights = np.linalg.solve(np.vstack([flat.T, np.ones(3)]), np.stack([x, y, np.ones_like(x)]).reshape(3, -1))
     least = weights.min(0).reshape(size)
@@ -114,7 +114,7 @@ def test_a_triangle_is_drawn_without_holes_at_the_depth_of_its_plane(depths):
 def test_a_triangle_larger_than_the_picture_covers_all_of_it(corners):
     """From corner to corner, though most of it and all of its corners are outside."""
     corners = np.float32([[(*corner, 5) for corner in corners]])
-    depth, picture = surface.nearest(corners, np.full((1, 3, 3), 100, np.float32), (9, 8))
+    depth, picture = surface.rasterise(corners, np.full((1, 3, 3), 100, np.float32), (9, 8))
     np.testing.assert_allclose(depth, 5, atol=1e-5)
     np.testing.assert_allclose(picture, 100, atol=1)
 

@@ -45,7 +45,7 @@ def test_named_groups_are_groups_of_rotations_about_the_centre(name):
         assert np.linalg.det(operator.rotation) > 0
         np.testing.assert_allclose(operator(CENTRE[None])[0], CENTRE, atol=1e-12)
         np.testing.assert_allclose(operator(group.centre[None])[0], group.centre, atol=1e-12)
-    regained = symmetry.closed([one.rotation for one in group.generators])
+    regained = symmetry.closure([one.rotation for one in group.generators])
     assert len(regained) == ORDERS[name]
 
 
@@ -84,7 +84,7 @@ def test_a_files_assembly_is_read_and_one_that_is_no_point_group_told(tmp_path, 
     with pytest.raises(ct.InputError, match="2 operators of model.cif are not a point group"):
         found.check(maps[0], "initial map")
     atoms.write_model(tmp_path / "none.cif", bent_chain(0.0))
-    with pytest.raises(ct.InputError, match="tells of no assembly"):
+    with pytest.raises(ct.InputError, match="has no biological assembly"):
         Symmetry.from_file(tmp_path / "none.cif")
 
 
@@ -107,13 +107,13 @@ IDENTITY = np.eye(3, 4)
 @pytest.mark.parametrize(
     "header, message",
     [
-        ("REMARK 350 BIOMOLECULE: 1\n", "names an assembly and has no operators"),
-        (NAMED.format(1), "names an assembly and has no operators"),
-        (NAMED.format(1) + biomt(1, IDENTITY)[:60] + "\n", "no operators"),
-        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, 2 * TURNED), "is no rotation"),
-        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, -TURNED), "is no rotation"),  # a mirror
-        ("REMARK 350\n", "tells of no assembly"),
-        ("", "tells of no assembly"),
+        ("REMARK 350 BIOMOLECULE: 1\n", "has an assembly without operators"),
+        (NAMED.format(1), "has an assembly without operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY)[:60] + "\n", "without operators"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, 2 * TURNED), "is not a rotation"),
+        (NAMED.format(1) + biomt(1, IDENTITY) + biomt(2, -TURNED), "is not a rotation"),  # a mirror
+        ("REMARK 350\n", "has no biological assembly"),
+        ("", "has no biological assembly"),
     ],
 )
 def test_a_header_with_a_part_of_an_assembly_is_explained(tmp_path, header, message):
@@ -137,18 +137,18 @@ def test_an_mmcif_file_with_a_part_of_an_assembly_is_explained(tmp_path, left_ou
     block = document.sole_block()
     block.find_mmcif_category(f"{left_out}.").erase()
     document.write_file(str(tmp_path / "a.cif"))
-    with pytest.raises(ct.InputError, match="no assembly|no operators"):
+    with pytest.raises(ct.InputError, match="no biological assembly|without operators"):
         Symmetry.from_file(tmp_path / "a.cif")
 
 
 @pytest.mark.parametrize("name", ["C2", "C5", "D3", "O"])
 def test_the_units_shares_add_up_to_one_over_its_copies(name):
     group, x = Symmetry.named(name, CENTRE, AXIS), np.random.default_rng(0).normal(CENTRE, 20, (2000, 3))
-    total = sum(group.shares(operator(x), 1.0) for operator in group.operators)
+    total = sum(group.unit_weights(operator(x), 1.0) for operator in group.operators)
     np.testing.assert_allclose(total, 1, atol=1e-9)
-    far = group.shares(x, 1e-3)  # a sharp border: each position belongs to one copy
+    far = group.unit_weights(x, 1e-3)  # a sharp border: each position belongs to one copy
     assert far.mean() == pytest.approx(1 / len(group.operators), rel=0.2)
-    np.testing.assert_allclose(group.shares(CENTRE[None], 1.0), 1 / len(group.operators))
+    np.testing.assert_allclose(group.unit_weights(CENTRE[None], 1.0), 1 / len(group.operators))
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
@@ -156,7 +156,7 @@ def test_a_units_border_is_a_plane_over_which_its_share_fades_within_the_width(w
     """For a half turn the share is 1 / (1 + exp(-d / width)) at the distance d from a plane through the axis."""
     group = Symmetry.named("C2", CENTRE, AXIS)
     x = np.random.default_rng(1).normal(CENTRE, 3 * width, (500, 3))
-    share = group.shares(x, width)
+    share = group.unit_weights(x, width)
     kept = (share > 0.02) & (share < 0.98)  # a share of a hundredth is left out
     slope, _, rank, _ = np.linalg.lstsq(x[kept] - CENTRE, np.log(share[kept] / (1 - share[kept])), rcond=None)
     assert rank == 3 and np.linalg.norm(slope) == pytest.approx(1 / width) and abs(slope @ AXIS) < 1e-6
@@ -169,8 +169,8 @@ def test_operators_that_differ_by_what_files_round_are_one(turn, shift, same):
     one = Symmetry.named("C3", CENTRE, AXIS).operators[1].matrix
     off = np.zeros((4, 4))
     off[1, 0], off[2, 3] = turn, shift
-    assert symmetry.known(one + off, [np.eye(4), one]) == symmetry.known(one - off, [one]) == same
-    assert symmetry.known((one + off)[:3, :3], [np.eye(3), one[:3, :3]]) == (turn < 1e-2)
+    assert symmetry.contains(one + off, [np.eye(4), one]) == symmetry.contains(one - off, [one]) == same
+    assert symmetry.contains((one + off)[:3, :3], [np.eye(3), one[:3, :3]]) == (turn < 1e-2)
 
 
 def test_chains_of_an_assembly_have_names_of_one_letter_and_then_of_two():
@@ -187,20 +187,20 @@ def unit(turn):
     """A unit beside the axis along z through the origin."""
     model = bent_chain(turn)
     middle = atoms.positions(bent_chain(0.0)).mean(0)
-    return Transform(np.eye(3), np.array([14.0, 1.0, 6.0]) - middle).moved(model)
+    return Transform(np.eye(3), np.array([14.0, 1.0, 6.0]) - middle).move(model)
 
 
 @pytest.fixture(scope="module")
 def pair():
     """C2 assemblies of two states, their maps on one grid whose middle is not on the axis, and the group."""
     group = Symmetry.named("C2")
-    models = [group.assembled(unit(turn)) for turn in (0.0, 0.5)]
+    models = [group.copy_model(unit(turn)) for turn in (0.0, 0.5)]
     return group, models, [atoms.simulate_map(m, (28, 24, 22), VOXEL, VOXEL * (-14, -12, -8), 8.0) for m in models]
 
 
 def test_operators_only_exchange_the_copies_of_an_assembled_model():
     group = Symmetry.named("D3")
-    whole, one = group.assembled(unit(0.0)), unit(0.0)
+    whole, one = group.copy_model(unit(0.0)), unit(0.0)
     names = [chain.name for chain in whole[0]]
     assert len(names) == len(set(names)) == 6 and names[0] == "A"
     xyz = atoms.positions(whole)
@@ -212,13 +212,13 @@ def test_operators_only_exchange_the_copies_of_an_assembled_model():
 def test_a_repeated_map_is_that_of_the_assembled_model(pair):
     group, models, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
-    np.testing.assert_allclose(group.repeated(one).density, maps[0].density, atol=0.02 * maps[0].density.max())
+    np.testing.assert_allclose(group.copy_map(one).density, maps[0].density, atol=0.02 * maps[0].density.max())
 
 
 def test_a_repeated_map_has_room_for_copies_outside_of_the_units_box(pair):
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, voxel_size=float(maps[0].voxel_size[0]))  # in a box of its own
-    whole = group.repeated(one)
+    whole = group.copy_map(one)
     assert whole.density.shape > one.density.shape and (whole.origin <= one.origin).all()
     np.testing.assert_allclose(whole.density.sum(), 2 * one.density.sum(), rtol=0.01)
     centre = whole.origin + whole.voxel_size * ndimage.center_of_mass(whole.density)
@@ -230,7 +230,7 @@ def test_a_map_on_wider_voxels_keeps_its_total_and_its_centre(factor):
     density = np.zeros((16, 12, 20), np.float32)
     density[4:8, 4:8, 8:12] = np.random.default_rng(0).uniform(size=(4, 4, 4))  # off the middle
     map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), CENTRE)
-    wide = symmetry.on_wider_voxels(map_, factor)
+    wide = symmetry.bin_map(map_, factor)
 
     def centre(one):
         return one.origin + one.voxel_size * ndimage.center_of_mass(one.density)
@@ -246,7 +246,7 @@ def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(n
     density = np.zeros((10, 12, 9), np.float32)
     density[2:6, 3:8, 4:7] = 1
     map_ = ct.Map(density, np.array([1.0, 1.5, 0.5]), np.array([2.0, -4.0, 7.0]))
-    room = group.room([map_])
+    room = group.enclosing_grid([map_])
     steps = (map_.origin - room.origin) / map_.voxel_size
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
     assert (steps >= 0).all() and (steps + density.shape <= np.array(room.density.shape) + 1e-9).all()
@@ -258,11 +258,13 @@ def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(n
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
     group, _, maps = pair
-    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.contour_level(maps[0].density)))
+    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.choose_threshold(maps[0].density)))
     found = Symmetry.of("C2", maps[0], mass)
     np.testing.assert_allclose(found.centre[:2], 0, atol=0.1)
     found.check(mass, "initial map")
-    with pytest.raises(ct.InputError, match="the initial map does not have the symmetry C3: turned by it about"):
+    with pytest.raises(
+        ct.InputError, match="the initial map does not have the symmetry C3: its correlation with itself rotated about"
+    ):
         Symmetry.of("C3", maps[0], mass).check(mass, "initial map")
     lopsided = replace(mass, density=mass.density * (mass.origin[0] + np.arange(28) * 2.2 < 15)[:, None, None])
     with pytest.raises(ct.InputError, match="target map 1 does not have the symmetry C2"):
@@ -273,12 +275,12 @@ def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
 def test_axes_across_that_of_dn_are_found_where_they_are(across):
     """Along x where they are usual; a map has no more than one such set."""
     group = Symmetry.named("D3", across=across)
-    map_ = ct.simulate(group.assembled(unit(0.0)), 8.0, voxel_size=2.2)
+    map_ = ct.simulate(group.copy_model(unit(0.0)), 8.0, voxel_size=2.2)
     found = Symmetry.of("D3", map_, map_)
     turn = group.generators[-1].rotation.T @ found.generators[-1].rotation
     np.testing.assert_allclose(turn, np.eye(3), atol=0.06 if across else 1e-12)  # 1.7°
-    assert found.likeness(map_) > 0.98
-    assert Symmetry.named("D3", found.centre).likeness(map_) > 0.98 or across
+    assert found.self_correlation(map_) > 0.98
+    assert Symmetry.named("D3", found.centre).self_correlation(map_) > 0.98 or across
 
 
 @pytest.fixture(scope="module")
@@ -302,9 +304,9 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.morphing import symmetrical
+    from cryotrans_jax.morphing import impose_symmetry
 
-    half, _ = symmetrical(problem, group, maps[0])
+    half, _ = impose_symmetry(problem, group, maps[0])
     whole, level = (prepare.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
     assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
     assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
@@ -350,7 +352,7 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     parts = fit.partition()
     assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
     x = atoms.positions(start)
-    assert np.mean(parts.at(x) == parts.at(group.operators[1](x)) ^ 1) > 0.97
+    assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
     one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
     velocity = fit.config.network.apply
     turn = group.operators[1].rotation
@@ -452,7 +454,7 @@ def hinges(name):
     every = np.concatenate([atoms.positions(model) for model in models])
     up = 3.0 - every[:, 2].min() if name[0] == "D" else 0.0
     to = Transform(np.eye(3), np.array([{"C": 3.0, "D": 3.0}[name[0]] + 3 * int(name[1]) - every[:, 0].min(), 0.0, up]))
-    return [Symmetry.named(name).assembled(to.moved(model)) for model in models]
+    return [Symmetry.named(name).copy_model(to.move(model)) for model in models]
 
 
 @pytest.mark.slow

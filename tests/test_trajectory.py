@@ -93,7 +93,7 @@ def test_move_is_straight_between_steps(bending, xyz):
 
 def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
     """More points than a padded block holds, and fewer."""
-    many = np.tile(xyz, (trajectory.ROUND // len(xyz) + 1, 1))
+    many = np.tile(xyz, (trajectory.PAD_MULTIPLE // len(xyz) + 1, 1))
     times = np.array([1.0])
     few = move(CONFIG, bending, FRAME, xyz, times)[0]
     np.testing.assert_allclose(
@@ -158,7 +158,7 @@ def test_pull_back_of_a_translation_is_the_shifted_map(initial, models, translat
     for t, frame in zip((0.3, 1.0), frames, strict=True):
         shifted = ndimage.shift(initial.density, t * SHIFT / initial.voxel_size, order=3, mode="constant")
         np.testing.assert_allclose(frame.density, shifted, atol=1e-3 * initial.density.max())  # the mask's tail
-        moved = atoms.moved(models[0], atoms.positions(models[0]) + t * SHIFT)
+        moved = atoms.with_positions(models[0], atoms.positions(models[0]) + t * SHIFT)
         exact = atoms.simulate_map(moved, initial.density.shape, initial.voxel_size, initial.origin, 12.0)
         # splines between voxels err by less than 1 % of the peak
         np.testing.assert_allclose(frame.density, exact.density, atol=0.01 * initial.density.max())
@@ -234,4 +234,6 @@ def test_volumes_change_by_the_determinant(monkeypatch, part):
 
     monkeypatch.setattr(trajectory, "move", move)
     own = np.linalg.det(turns)[[0] * 40 if part is None else part]
-    np.testing.assert_allclose(trajectory.volumes(Config(()), {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9)
+    np.testing.assert_allclose(
+        trajectory.volume_change(Config(()), {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax import atoms
-from cryotrans_jax.prepare import contour_level
+from cryotrans_jax.prepare import choose_threshold
 from experiments import validate
 
 
@@ -37,7 +37,7 @@ def test_a_path_is_compared_with_the_fit_and_with_straight_lines(pairs, models):
     class Straight:
         def move(self, model, times):
             start, end = (atoms.positions(m) for m in models[:2])
-            return [atoms.moved(model, start + t * (end - start)) for t in times]
+            return [atoms.with_positions(model, start + t * (end - start)) for t in times]
 
     case = validate.load_pair(pairs / "bent", 8.0)
     scores = validate.path_scores(Straight(), case, pairs / "bent")
@@ -70,7 +70,7 @@ def test_every_case_has_a_row_and_every_group_its_median_and_worst(job, pairs, t
 
 def test_noise_is_as_strong_as_asked_and_always_the_same(maps):
     density = maps[0].density
-    inside = density > contour_level(density)
+    inside = density > choose_threshold(density)
     assert validate.noisy(maps[0], np.inf).density == pytest.approx(density)
     one, other = (validate.noisy(maps[0], 0.5).density - density for _ in range(2))
     np.testing.assert_array_equal(one, other)

@@ -10,7 +10,7 @@ from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.flow import flow
-from cryotrans_jax.velocity import Velocity, turned
+from cryotrans_jax.velocity import Velocity, rotate_parameters
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_turned_field_does_at_the_copy_of_a_place_what_the_field_does_there(wa
     params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape), jax.jit(network.init)(jax.random.key(0), x))
     turn, shift = Rotation.from_rotvec([0.3, -1.2, 0.8]).as_matrix(), rng.random(3)
     there = x.at[:, :3].set(x[:, :3] @ turn.T + shift)
-    found = network.apply(turned(jax.device_get(params), turn, shift, 0.5), there)
+    found = network.apply(rotate_parameters(jax.device_get(params), turn, shift, 0.5), there)
     np.testing.assert_allclose(
         found, network.apply(params, x) @ turn.T, atol=rounding(3.0, 200)
     )  # positions and shift come to 3

@@ -34,7 +34,7 @@ def fits(monkeypatch, bent):
 
         def move(self, model, times):
             start, end = (atoms.positions(bent(TURNS[name])) for name in ("start", "end"))
-            line = [atoms.moved(model, start + t * (end - start)) for t in times]
+            line = [atoms.with_positions(model, start + t * (end - start)) for t in times]
             return [bent(TURNS["end"] * t) for t in times] if self.passes else line
 
     def fit_case(case, settings):

@@ -13,7 +13,7 @@ from cryotrans_jax import atoms, prepare, trajectory
 from cryotrans_jax.files import InputError
 from cryotrans_jax.morphing import Fit, morph
 from cryotrans_jax.recipes import Schedule, default
-from cryotrans_jax.train import Config, Stage, fit, stage_inputs, start, torn
+from cryotrans_jax.train import Config, Stage, fit, initial_state, is_torn, stage_inputs
 
 MATCHED = Stage("matched", 400, 1e-2, 1e-4, bin=2, sampling=2, blur=4.0, rigidity=0.1)
 POINTS = Stage("points", 10, 1e-3, 1e-3, bin=2, sampling=2)
@@ -27,7 +27,7 @@ def shifted(models, maps):
     """The initial map with all atoms shifted by so many Å."""
 
     def shifted(by):
-        model = atoms.moved(models[0], atoms.positions(models[0]) + by)
+        model = atoms.with_positions(models[0], atoms.positions(models[0]) + by)
         grid = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
         return atoms.simulate_map(model, *grid, 8.0)
 
@@ -97,18 +97,18 @@ def test_a_start_is_torn_where_it_misses_a_waypoint(problem):
     """At the end every point is where it belongs, and at the waypoint a part is not."""
     config = replace(CONFIG, waypoints=problem.waypoints)
     level, goal = stage_inputs(problem, POINTS)
-    state = start(config, 1)
+    state = initial_state(config, 1)
     still = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
     there = goal._replace(ends=jnp.broadcast_to(level.x, goal.ends.shape), weight=jnp.ones_like(goal.weight))
-    assert not torn(config, (level, there), still).any()
+    assert not is_torn(config, (level, there), still).any()
     away = there._replace(ends=there.ends.at[0, 0, : len(level.x) // 2, 1].add(4 * goal.reach[0, 0]))
-    assert torn(config, (level, away), still).all()
+    assert is_torn(config, (level, away), still).all()
 
 
 def test_the_default_recipe_takes_more_steps_through_waypoints_and_time_as_an_input(problem):
     alone, config = default(replace(problem, waypoints=())), default(problem)
     assert config.waypoints == (0.25,) and config.euler_steps > alone.euler_steps
-    inputs = {c.waypoints: start(c, 1).params["params"] for c in (alone, config)}
+    inputs = {c.waypoints: initial_state(c, 1).params["params"] for c in (alone, config)}
     assert not inputs[(0.25,)].pop("time_in")["kernel"].any()  # from the default's start, blind to time
     jax.tree.map(np.testing.assert_array_equal, *inputs.values())
 
@@ -139,10 +139,10 @@ def test_a_saved_fit_gives_the_same_frames(bent, maps, tmp_path):
 @pytest.mark.parametrize("t", [0.2, 0.37, 0.99, 1.0])
 def test_the_inverse_undoes_the_motion_at_any_time(bent, models, t):
     xyz = atoms.positions(models[0])
-    moved = trajectory.move(bent.config, bent.of(0), bent.frame, xyz, [t])[0]
-    y = trajectory.padded(bent.frame.to_unit(moved))
+    moved = trajectory.move(bent.config, bent.target_params(0), bent.frame, xyz, [t])[0]
+    y = trajectory.pad_points(bent.frame.to_unit(moved))
     # also after other times, and before: paths are not shared among them
-    origins = [*trajectory.origins(bent.config, bent.of(0), y, [0.5 * t, t, 1.0])]
+    origins = [*trajectory.preimages(bent.config, bent.target_params(0), y, [0.5 * t, t, 1.0])]
     back = [bent.frame.to_angstrom(np.asarray(x)[: len(xyz)]) for x in origins]
     np.testing.assert_allclose(back[1], xyz, atol=1e-3)  # Å: float32, and the inverse's tolerance
     assert np.abs(back[0] - xyz).max() > 0.1
@@ -153,7 +153,9 @@ def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps
     smooth = atoms.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
     strong = np.argwhere(smooth.density > 0.3 * smooth.density.max())
     times = [0.37, 0.6, 1.0]
-    xyz = trajectory.move(bent.config, bent.of(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times)
+    xyz = trajectory.move(
+        bent.config, bent.target_params(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times
+    )
     density = smooth.density[tuple(strong.T)]
     for to, frame in zip(xyz, replace(bent, initial=smooth).frames(times), strict=True):
         found = ndimage.map_coordinates(frame.density, ((to - smooth.origin) / smooth.voxel_size).T, order=3)
@@ -166,7 +168,7 @@ def test_waypoints_that_cannot_be_are_refused(shifted, maps):
     for targets, waypoints, sentence in (
         (maps[1], [(mid, 0.0)], "at the time 0: give one between 0"),
         (maps[1], [(mid, 1.0)], "at the time 1: give one between 0"),
-        (maps[1], [(mid, 0.5), (mid, 0.5)], r"two waypoints are at one time \(0.5, 0.5\)"),
+        (maps[1], [(mid, 0.5), (mid, 0.5)], r"two waypoints have the same time \(0.5, 0.5\)"),
         (maps[1:], [(mid, 0.5)], "waypoints are for one target, and there are 2"),
         (maps[1], [(away, 0.5)], "mass lies in the initial map's box"),
     ):
