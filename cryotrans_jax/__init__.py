@@ -17,20 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryotrans_jax import plots
-    from cryotrans_jax.align import Alignment, Transform, onto, resampled
-    from cryotrans_jax.atoms import (
-        read_model,
-        simulate,
-        superpose,
-        write_model,
-        write_trajectory,
-    )
-    from cryotrans_jax.demo import hinge_pair
-    from cryotrans_jax.files import InputError
-    from cryotrans_jax.maps import Map, read_map, write_map
-    from cryotrans_jax.metrics import ca_displacement, correlation, map_fsc, model_map_fsc, resolution_at
-    from cryotrans_jax.morphing import Fit, morph
-    from cryotrans_jax.symmetry import Symmetry
+    from cryotrans_jax.density.align import Alignment, Transform, onto, resampled
+    from cryotrans_jax.density.demo import hinge_pair
+    from cryotrans_jax.density.similarity import correlation
+    from cryotrans_jax.density.simulation import simulate
+    from cryotrans_jax.density.symmetry import Symmetry
+    from cryotrans_jax.fit.morphing import Fit, morph
+    from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
+    from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.io.maps import Map, read_map, write_map
+    from cryotrans_jax.scores.metrics import ca_displacement, map_fsc, model_map_fsc, resolution_at
 
 __all__ = [
     "Alignment",
@@ -57,16 +53,18 @@ __all__ = [
     "write_model",
     "write_trajectory",
 ]
-_FILES = {  # public names by module
-    "align": ("Alignment", "Transform", "onto", "resampled"),
-    "atoms": ("read_model", "simulate", "superpose", "write_model", "write_trajectory"),
-    "demo": ("hinge_pair",),
-    "files": ("InputError",),
-    "maps": ("Map", "read_map", "write_map"),
-    "metrics": ("ca_displacement", "correlation", "map_fsc", "model_map_fsc", "resolution_at"),
-    "morphing": ("Fit", "morph"),
-    "symmetry": ("Symmetry",),
+_FILES = {  # module of each public name
+    "density.align": ("Alignment", "Transform", "onto", "resampled"),
+    "density.demo": ("hinge_pair",),
+    "density.similarity": ("correlation",),
+    "density.simulation": ("simulate",),
+    "density.symmetry": ("Symmetry",),
+    "fit.morphing": ("Fit", "morph"),
+    "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),
+    "io.files": ("InputError",),
+    "io.maps": ("Map", "read_map", "write_map"),
     "plots": ("plots",),  # the module itself
+    "scores.metrics": ("ca_displacement", "map_fsc", "model_map_fsc", "resolution_at"),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
 

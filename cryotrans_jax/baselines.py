@@ -14,13 +14,16 @@ from jaxtyping import Array, Float
 from ott.problems.linear.barycenter_problem import FixedBarycenterProblem
 from ott.solvers.linear.discrete_barycenter import FixedBarycenter
 
-from cryotrans_jax import atoms, prepare, recipes, train
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
-from cryotrans_jax.morphing import Fit
-from cryotrans_jax.programs import program
-from cryotrans_jax.trajectory import Times
-from cryotrans_jax.transport import TINY, VoxelGrid
+from cryotrans_jax.core import grid
+from cryotrans_jax.core.programs import program
+from cryotrans_jax.core.transport import TINY, VoxelGrid
+from cryotrans_jax.density import simulation
+from cryotrans_jax.fit import prepare, recipes, train
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.trajectory import Times
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
 
 EPSILON = 0.3  # squared voxels: as sharp as the frames that MorphOT's authors publish
 SWEEPS = 60  # Sinkhorn iterations of each frame, which start from the potentials of the frame before
@@ -53,7 +56,7 @@ def barycentre(
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
     total = masses[0].sum(dtype=np.float64)
     shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
-    box = prepare.box_slices(shown)
+    box = grid.box_slices(shown)
     pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
     voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
     start = jnp.zeros((2, pair[0].size))
@@ -146,7 +149,7 @@ def interpolate_models(
     """
     start, end, weights = common_heavy(initial, target)
     for t in times:
-        yield atoms.simulate_map(
+        yield simulation.simulate_map(
             (start + t * (end - start), weights), like.density.shape, like.voxel_size, like.origin, resolution
         )
 

@@ -1,4 +1,4 @@
-"""The documentation's build: python -m sphinx -W --keep-going docs FOLDER; FOLDER/index.html opens from the disk."""
+"""Configuration of Sphinx: python -m sphinx -W --keep-going docs FOLDER; FOLDER/index.html opens from the disk."""
 
 import sys
 from pathlib import Path
@@ -17,11 +17,12 @@ exclude_patterns = ["_ext", "_made"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-html_math_renderer = "mathml"  # browsers show MathML by themselves: no script, no fonts, nothing from elsewhere
+html_math_renderer = "mathml"  # browsers show MathML without scripts, fonts or downloads
 
-smartquotes = False  # they would make one dash of the two before a flag
+smartquotes = False  # they would turn the two hyphens of a flag into one dash
 default_role = "code"  # docstrings write `x` for code, as Markdown does
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # shapes such as "*targets 3" would be read as markup
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100

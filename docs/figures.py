@@ -1,4 +1,4 @@
-"""The tutorial's pictures from a run's folder, small: its slices, and its report as Chromium shows it.
+"""Make the tutorial's small pictures from a run's folder: its slices, and its report in Chromium.
 
 python docs/figures.py RUN NAME     writes docs/figures/NAME_slices.png and NAME_report.png
 """
@@ -11,18 +11,18 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 FIGURES = Path(__file__).parent / "figures"
-WIDTH = 900  # pixels, as wide as the page shows them
+WIDTH = 900  # pixels, the width in the page
 
 
 def small(path: Path, name: str, colours: int = 64) -> None:
-    """Nothing; the picture is in the folder of figures, no wider than WIDTH, with few colours."""
+    """Write the picture into the folder of figures, no wider than WIDTH, with few colours."""
     picture = Image.open(path).convert("RGB")
     picture.thumbnail((WIDTH, 10 * WIDTH), Image.Resampling.LANCZOS)
     picture.quantize(colours, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
 
 
 def report(page: Path, picture: Path) -> None:
-    """Nothing; the top of the report, half way through the morph, is in the picture."""
+    """Write a picture of the top of the report, half way through the morph."""
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--use-angle=swiftshader"):
         options.add_argument(argument)
@@ -43,7 +43,7 @@ def report(page: Path, picture: Path) -> None:
 
 
 def main(run: Path, name: str) -> None:
-    """Nothing; both pictures are in the folder of figures."""
+    """Write both pictures into the folder of figures."""
     FIGURES.mkdir(exist_ok=True)
     small(run / "slices.png", f"{name}_slices")
     shot = FIGURES / f"{name}_report.png"

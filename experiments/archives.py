@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryotrans_jax.files import InputError, checksum, read_json, whole_file
+from cryotrans_jax.io.files import InputError, checksum, read_json, whole_file
 
 from . import log
 from .download import MMCIF, MRC, TooLarge, download

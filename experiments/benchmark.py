@@ -1,4 +1,4 @@
-"""Measures where time and memory go, on this machine, in one run.
+"""Measure time and memory on this machine, in one run.
 
 python -m experiments.benchmark --out_dir=runs/benchmark
 python -m experiments.benchmark --sections=kernel,step --baseline=runs/earlier/benchmark.json
@@ -6,12 +6,12 @@ python -m experiments.benchmark --sections=kernel,step --baseline=runs/earlier/b
 Sections: kernel (one application against ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped
 and windowed, against the stock Grid on a cube), step (one training step by part), stages (compile and step time of
 each recipe's stages), scaling (boxes, points, targets), recipes (time to the same FSC), device (a GPU's sizes: the
-paper's step, the default recipe, several targets; each beside what it costs at least).
+paper's step, the default recipe, several targets; each with its lower bound).
 
-Section recipes runs the whole default recipe, twice. Of the paper's it runs every step too, but with our kernel: the
-potentials are the same (section sinkhorn), and so is the FSC after each step. The time that counts for it is the
-number of its steps times that of a step with ott's stock Grid, measured here, without compilation. --paper_by_stock
-fits it with the stock Grid from its first step to its last, which takes hours on a CPU.
+Section recipes runs the whole default recipe twice. It also runs every step of the paper's recipe, but with our kernel:
+the potentials are the same (section sinkhorn), and so is the FSC after each step. The time stated for that recipe is
+the number of its steps times the time of a step with ott's stock Grid, measured here, without compilation.
+--paper_by_stock fits all its steps with the stock Grid, which takes hours on a CPU.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from .main import run
 
 FLAGS = flags.FLAGS
 SECTIONS = ("kernel", "sinkhorn", "step", "stages", "scaling", "recipes", "device")
-PUBLISHED_STEP = 0.0648  # s: a W2 step of the paper at 160³, on an unnamed GPU
+PUBLISHED_STEP = 0.0648  # s, the paper's W2 step at 160³ on an unnamed GPU
 PADS = ranges.Range(0, 1024, "it is added to the sides of a box in voxels")
 POINTS = ranges.Range(1, 100_000_000, "it is a number of points that fit into memory")
 TARGETS = ranges.Range(1, 10_000, "it is a number of targets fitted at once")
@@ -36,7 +36,7 @@ Rows = Iterator[tuple[str, float]]
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     flags.DEFINE_list("sections", list(SECTIONS[:-1]), f"What to measure, of {', '.join(SECTIONS)}.")
     paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_string("pair", "adk", "The pair in --data_dir.")
     ranges.number("resolution", 7.0, "Resolution of the target map, Å.", ranges.RESOLUTION)
     ranges.number("voxel_size", 1.0, "Voxel size of the built-in pair's maps, Å.", ranges.VOXEL_SIZE)
-    ranges.whole_number("repeats", 7, "Times that each thing is timed; the median counts.", ranges.COUNT)
+    ranges.whole_number("repeats", 7, "Number of timings of each call; the median is reported.", ranges.COUNT)
     ranges.whole_numbers("sizes", [44, 64, 88], "Sides of the cubes of section kernel, in voxels.", ranges.SIDE)
     ranges.whole_number(
         "cube", None, "Side of the stock Grid's cube in section sinkhorn; the box's longest if not given.", ranges.SIDE
@@ -63,9 +63,9 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; prints and writes the table, anew after every section."""
+    """Run the sections; print and write the table, updated after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax.io.files import InputError, write_file
 
     from . import run_folder
 
@@ -91,20 +91,24 @@ def main() -> None:
 
 
 def rows_of(section: str) -> Rows:
-    """A section's rows, and the peaks of memory after it."""
+    """Rows of a section, and the peak memory after it."""
     import jax
 
-    from cryotrans_jax import memory
+    from cryotrans_jax.io import memory
 
     yield from globals()[section]()
     yield f"{section}: peak memory of the host so far [MiB]", memory.peak() / 2**20
-    if (said := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in said:
-        yield f"{section}: peak memory of the device so far [MiB]", said["peak_bytes_in_use"] / 2**20
+    if (stats := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
+        yield f"{section}: peak memory of the device so far [MiB]", stats["peak_bytes_in_use"] / 2**20
 
 
 def read_rows(path: str) -> dict[str, float]:
-    """The rows of an earlier run. Raises InputError where the file holds none."""
-    from cryotrans_jax.files import InputError, read_json
+    """Read the rows of an earlier run.
+
+    Raises:
+        InputError: the file is not a benchmark.json.
+    """
+    from cryotrans_jax.io.files import InputError, read_json
 
     try:
         rows = read_json(path)["rows"]
@@ -114,14 +118,14 @@ def read_rows(path: str) -> dict[str, float]:
 
 
 def line(label: str, value: float, earlier: dict[str, float]) -> str:
-    """A row of the table in Markdown; ratio is now over then."""
+    """Format a row of the table in Markdown; the ratio is new / earlier."""
     before = earlier.get(label)
     compared = f"{before:.4g} | {value / before:.2f}" if before else " | "
     return f"| {label} | {value:.4g} | {compared} |"
 
 
 def machine() -> dict:
-    """What was measured on, and with what."""
+    """Device, cores and versions of the measurement."""
     import jax
 
     from .results import PACKAGES, version
@@ -133,7 +137,7 @@ def machine() -> dict:
 
 
 def seconds(call: Callable, *arguments) -> float:
-    """Median seconds of a call, after one that compiles."""
+    """Median seconds of a call, after a first one that compiles."""
     import jax
     import numpy as np
 
@@ -147,9 +151,9 @@ def seconds(call: Callable, *arguments) -> float:
 
 
 def load():
-    """The case that is measured on: the built-in pair, or a pair from --data_dir."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.demo import hinge_pair
+    """Load the case: the built-in pair, or a pair from --data_dir."""
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.density.demo import hinge_pair
 
     from .inputs import check_detail
     from .results import Case
@@ -159,14 +163,14 @@ def load():
         return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)
     check_detail(FLAGS.resolution, FLAGS.voxel_size)
     start, end = hinge_pair()
-    grid = atoms.common_grid([start, end], FLAGS.voxel_size, 3.0)
-    maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
+    grid = simulation.common_grid([start, end], FLAGS.voxel_size, 3.0)
+    maps = [simulation.simulate_map(m, *grid, r) for m, r in ((start, 3.0), (end, FLAGS.resolution))]
     return Case(maps[0], [maps[1]], {}, ["built-in"], 3.0, [FLAGS.resolution], start, [end])
 
 
-def prepared(case, **how):
-    """A case's problem, with the resolutions given; `how` goes to prepare."""
-    from cryotrans_jax import prepare
+def prepare_case(case, **how):
+    """Prepare a case with its known resolutions; `how` is passed to prepare."""
+    from cryotrans_jax.fit import prepare
 
     return prepare.prepare(
         case.initial,
@@ -177,42 +181,42 @@ def prepared(case, **how):
     )
 
 
-def paper(case, problem):
-    """The published recipe for a case."""
-    from cryotrans_jax import recipes
+def paper_recipe(case, problem):
+    """Published recipe for a case."""
+    from cryotrans_jax.fit import recipes
 
     return recipes.paper(problem, resolutions=(case.initial_resolution, case.target_resolutions[0]))
 
 
 @contextlib.contextmanager
 def stock_grid():
-    """Within it the transport's kernel is that of ott's `Grid`, as the published recipe would have it in ott-jax."""
+    """Replace the transport's kernel by that of ott's `Grid`, as in the published recipe with ott-jax."""
     from unittest import mock
 
     import jax
     import jax.numpy as jnp
     from ott.geometry.grid import Grid
 
-    from cryotrans_jax import transport
+    from cryotrans_jax.core import transport
 
     def stock(shape, voxel, epsilon, window):
         return Grid(x=[jnp.arange(n) * voxel[k] for k, n in enumerate(shape)], epsilon=epsilon)
 
-    jax.clear_caches()  # programs with the one kernel and with the other look alike from outside
+    jax.clear_caches()  # the caches cannot distinguish programs with the two kernels
     with mock.patch.object(transport, "VoxelGrid", stock):
         yield
     jax.clear_caches()
 
 
-def narrowest(a, b, voxel, epsilon: float) -> tuple[int | None, float]:
-    """The transport's window for which the bound on its error is small enough for the training loop, and that bound.
+def narrowest_window(a, b, voxel, epsilon: float) -> tuple[int | None, float]:
+    """Narrowest window of the transport whose error bound is small enough for the training loop, and that bound.
 
-    One of 7, 15, 23, ... voxels, which use all slices of a group.
+    Windows are 7, 15, 23, ... voxels, which use all slices of a group; None stands for the whole grid.
     """
     import jax
 
-    from cryotrans_jax.train import WINDOW_ERROR
-    from cryotrans_jax.transport import w2_and_error
+    from cryotrans_jax.core.transport import w2_and_error
+    from cryotrans_jax.fit.train import WINDOW_ERROR
 
     bounded = jax.jit(w2_and_error, static_argnums=(3, 4, 5))
     for window in range(7, max(a.shape) - 1, 8):
@@ -222,14 +226,14 @@ def narrowest(a, b, voxel, epsilon: float) -> tuple[int | None, float]:
 
 
 def kernel() -> Rows:
-    """Rows: one application of the log-domain kernel at epsilon 1e-4 of the box, in seconds, and ratios."""
+    """Time one application of the log-domain kernel at epsilon 1e-4 of the box, and yield seconds and ratios."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from ott.geometry.grid import Grid
     from scipy.ndimage import gaussian_filter
 
-    from cryotrans_jax.transport import VoxelGrid
+    from cryotrans_jax.core.transport import VoxelGrid
 
     for n in FLAGS.sizes:
         smooth = gaussian_filter(np.random.default_rng(0).normal(size=(n, n, n)), n / 15)
@@ -247,10 +251,10 @@ def kernel() -> Rows:
 
 
 def sinkhorn() -> Rows:
-    """Rows: five iterations on the case at its own sampling by the stock Grid and by ours, and both one's errors.
+    """Time five iterations at full sampling with the stock Grid and our kernel; yield the errors of both.
 
-    The stock Grid works on a cube, ours on the crop to the mass and 10 voxels about it. Epsilon is 1e-4 of the cube.
-    Errors are those of the potentials where there is mass, against the stock Grid in double precision.
+    The stock Grid uses a cube, ours the crop to the mass and 10 voxels around it. Epsilon is 1e-4 of the cube. Errors
+    are those of the potentials where there is mass, against the stock Grid in double precision.
     """
     import jax
     import jax.numpy as jnp
@@ -259,16 +263,17 @@ def sinkhorn() -> Rows:
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as solvers
 
-    from cryotrans_jax.files import InputError
-    from cryotrans_jax.prepare import CROP_MULTIPLE, bounding_box
-    from cryotrans_jax.transport import TINY, potentials
+    from cryotrans_jax.core.grid import bounding_box
+    from cryotrans_jax.core.transport import TINY, potentials
+    from cryotrans_jax.fit.prepare import CROP_MULTIPLE
+    from cryotrans_jax.io.files import InputError
 
     case, epsilon = load(), 1e-4
     least = max(case.initial.density.shape)
     side = -(-(FLAGS.cube or least) // CROP_MULTIPLE) * CROP_MULTIPLE
     if side < least:
         raise InputError(f"--cube={side} does not hold the maps, which have {least} voxels along one side")
-    problem = prepared(boxed(case, [side] * 3), whole_box=True)
+    problem = prepare_case(in_box(case, [side] * 3), whole_box=True)
     cube, voxel = (problem.initial, problem.masses[0]), problem.voxel_size / problem.frame.edge
     low, high = bounding_box(np.maximum(*cube) > 0)
     crop = tuple(slice(max(start - 10, 0), stop + 10) for start, stop in zip(low, high, strict=True))
@@ -288,7 +293,7 @@ def sinkhorn() -> Rows:
 
     slow = seconds(stock, *cube)
     a, b = (jnp.asarray(m[crop]) for m in cube)
-    window, bound = narrowest(a, b, voxel, epsilon)
+    window, bound = narrowest_window(a, b, voxel, epsilon)
     ours = jax.jit(lambda a, b: potentials(a, b, voxel, epsilon, 5, window))
     fast = seconds(ours, a, b)
     theirs, found = ([np.asarray(p, np.float64) for p in pair] for pair in (stock(*cube), ours(a, b)))
@@ -306,33 +311,34 @@ def sinkhorn() -> Rows:
 
 
 def step() -> Rows:
-    """Rows: seconds of a training step of the default recipe's stages, and of its parts."""
+    """Time a training step of each stage of the default recipe, and its parts."""
     import jax
 
-    from cryotrans_jax import recipes, train
+    from cryotrans_jax.fit import recipes, train
 
-    problem = prepared(load())
+    problem = prepare_case(load())
     config = recipes.default(problem)
     params = jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
-    for name, stage in named(config):
+    for name, stage in named_stages(config):
         for part, (function, argument) in parts(problem, config, stage, params).items():
             yield f"step, {name}: {part} [s]", seconds(jax.jit(jax.grad(function)), argument)
 
 
-def named(config) -> list[tuple[str, object]]:
-    """The stages of a schedule with their names, and the other way to begin where there is one."""
+def named_stages(config) -> list[tuple[str, object]]:
+    """Stages of a schedule with their names, and the alternative start if there is one."""
     stages = [(f"stage {k + 1} {stage.loss}", stage) for k, stage in enumerate(config.stages)]
     return [*stages, (f"rival {config.rival.loss}", config.rival)] if config.rival else stages
 
 
 def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
-    """A training step and its parts, each a scalar function and the argument that it is differentiated at."""
+    """A training step and its parts, each a scalar function and the argument at which it is differentiated."""
     import jax
     import jax.numpy as jnp
 
-    from cryotrans_jax import losses, train
-    from cryotrans_jax.splat import splat
-    from cryotrans_jax.transport import w2
+    from cryotrans_jax.core import losses
+    from cryotrans_jax.core.splat import splat
+    from cryotrans_jax.core.transport import w2
+    from cryotrans_jax.fit import train
 
     level, goal = one_target(train.stage_inputs(problem, stage))
     moved, nodes = jax.jit(train.carry, static_argnums=0)(config.flow, params, level)
@@ -364,21 +370,29 @@ def parts(problem, config, stage, params) -> dict[str, tuple[Callable, object]]:
 
 
 def one_target(inputs: tuple) -> tuple:
-    """A stage's level, and its goal for the first target alone."""
+    """Level of a stage, and its goal for the first target alone."""
     import jax
 
     return inputs[0], jax.tree.map(lambda m: m[0], inputs[1])
 
 
 def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Callable, float, float]:
-    """A call of `count` steps of a stage, the seconds that compiling it took, and its working memory in MiB.
+    """Compile `count` steps of a stage.
 
-    `inputs` are the stage's for one target; several are so many copies.
+    Args:
+        config: schedule.
+        stage: stage.
+        inputs: inputs of the stage for one target.
+        targets: number of copies of the target.
+        count: number of steps in a call.
+
+    Returns:
+        The call, the seconds of its compilation, and its working memory in MiB.
     """
     import jax
     import jax.numpy as jnp
 
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     level, goal = inputs
     goal, state = jax.tree.map(lambda m: jnp.repeat(m, targets, axis=0), goal), train.initial_state(config, targets)
@@ -388,15 +402,15 @@ def program(config, stage, inputs, targets: int = 1, count: int = 5) -> tuple[Ca
     begin = time.perf_counter()
     compiled = train.train_steps.lower(config.flow, stage.program, *at, spread).compile()
     spent = time.perf_counter() - begin
-    said = compiled.memory_analysis()
-    return lambda: compiled(*at), spent, said.temp_size_in_bytes / 2**20 if said else float("nan")
+    analysis = compiled.memory_analysis()
+    return lambda: compiled(*at), spent, analysis.temp_size_in_bytes / 2**20 if analysis else float("nan")
 
 
 def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -> Rows:
-    """Rows: of each stage the seconds for its inputs, its compilation and a step, and its program's working memory."""
-    from cryotrans_jax import train
+    """Time the inputs, the compilation and a step of each stage, with the working memory of its program."""
+    from cryotrans_jax.fit import train
 
-    for name, stage in named(config):
+    for name, stage in named_stages(config):
         begin = time.perf_counter()
         inputs = train.stage_inputs(problem, stage)
         making = time.perf_counter() - begin
@@ -408,42 +422,42 @@ def stage_times(problem, config, label: str, targets: int = 1, count: int = 5) -
 
 
 def stages() -> Rows:
-    """Rows: stage_times of both recipes; the paper's with the whole kernel, which takes seconds a step."""
-    from cryotrans_jax import recipes
+    """Time the stages of both recipes; the paper's with the whole kernel, which takes seconds a step."""
+    from cryotrans_jax.fit import recipes
 
     case = load()
-    problem = prepared(case)
+    problem = prepare_case(case)
     yield from stage_times(problem, recipes.default(problem), "default,")
-    problem = prepared(case, whole_box=True)
-    yield from stage_times(problem, paper(case, problem), "paper,", count=1)
+    problem = prepare_case(case, whole_box=True)
+    yield from stage_times(problem, paper_recipe(case, problem), "paper,", count=1)
 
 
 def scaling() -> Rows:
-    """Rows: seconds and memory of a step against the box's size, the number of points and the number of targets."""
+    """Measure a step against the size of the box, the number of points and the number of targets."""
     from dataclasses import replace
 
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from cryotrans_jax import recipes, train
+    from cryotrans_jax.fit import recipes, train
 
     case = load()
     for extra in FLAGS.pads:
-        larger = boxed(case, [n + extra for n in case.initial.density.shape])
-        problem = prepared(larger)
+        larger = in_box(case, [n + extra for n in case.initial.density.shape])
+        problem = prepare_case(larger)
         label = f"box {'x'.join(map(str, larger.initial.density.shape))}, default,"
-        yield from quick(stage_times(problem, recipes.default(problem), label))
+        yield from steps_and_memory(stage_times(problem, recipes.default(problem), label))
     for extra in FLAGS.pads[:2]:
-        larger = boxed(case, [n + extra for n in case.initial.density.shape])
-        problem = prepared(larger, whole_box=True)
-        config = paper(case, problem)
+        larger = in_box(case, [n + extra for n in case.initial.density.shape])
+        problem = prepare_case(larger, whole_box=True)
+        config = paper_recipe(case, problem)
         config = replace(config, stages=tuple(replace(s, window=14 if s.loss == "w2" else None) for s in config.stages))
         label = f"box {'x'.join(map(str, larger.initial.density.shape))}, paper with window 14,"
-        yield from quick(stage_times(problem, config, label, count=1))
-    problem = prepared(case)
+        yield from steps_and_memory(stage_times(problem, config, label, count=1))
+    problem = prepare_case(case)
     config = recipes.default(problem)
-    stage = next(stage for _, stage in reversed(named(config)) if stage.loss == "w2")
+    stage = next(stage for _, stage in reversed(named_stages(config)) if stage.loss == "w2")
     level, goal = one_target(train.stage_inputs(problem, stage))
     x, params = np.asarray(level.x), jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
     gradient = jax.jit(jax.grad(lambda p, level: train.objective(config, stage, p, level, goal)[0]))
@@ -454,21 +468,21 @@ def scaling() -> Rows:
             seconds(gradient, params, level._replace(x=level.x[rows], rho=jnp.full(number, 1 / number))),
         )
     for number in FLAGS.targets:
-        yield from quick(stage_times(problem, config, f"{number} targets, default,", number))
+        yield from steps_and_memory(stage_times(problem, config, f"{number} targets, default,", number))
 
 
-def quick(rows: Rows) -> Rows:
-    """The rows of steps and memory."""
+def steps_and_memory(rows: Rows) -> Rows:
+    """Select the rows of steps and memory."""
     return (row for row in rows if "step" in row[0] or "memory" in row[0])
 
 
-def boxed(case, shape):
-    """The case in a box of another shape about the same middle."""
+def in_box(case, shape):
+    """Crop or pad the maps of a case to a box of another shape about the same centre."""
     from dataclasses import replace
 
     import numpy as np
 
-    from cryotrans_jax.maps import Map
+    from cryotrans_jax.io.maps import Map
 
     def put(map_):
         low = [(n - m) // 2 for n, m in zip(shape, map_.density.shape, strict=True)]
@@ -482,19 +496,19 @@ def boxed(case, shape):
 
 
 def recipes() -> Rows:
-    """Rows: seconds of each recipe, and of ours to the FSC at which the paper's ends; see the top of this file."""
+    """Time each recipe, and ours to the final FSC of the paper's; see the top of this file."""
     from dataclasses import replace
 
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from cryotrans_jax import recipes as schedules
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import recipes as schedules
+    from cryotrans_jax.fit import train
 
     case = load()
-    problem = prepared(case, whole_box=True)
-    published = paper(case, problem)
+    problem = prepare_case(case, whole_box=True)
+    published = paper_recipe(case, problem)
     config = replace(published, stages=train.scale_steps(published.stages, FLAGS.steps))
     with stock_grid():
         programs = [program(config, s, train.stage_inputs(problem, s), count=1) for s in config.stages]
@@ -503,7 +517,7 @@ def recipes() -> Rows:
             curve = checkpoints(case, problem, config)
     if not FLAGS.paper_by_stock:
         level, goal = one_target(train.stage_inputs(problem, config.stages[0]))
-        window, _ = narrowest(jnp.asarray(problem.initial), goal.volume, level.voxel, config.stages[0].epsilon)
+        window, _ = narrowest_window(jnp.asarray(problem.initial), goal.volume, level.voxel, config.stages[0].epsilon)
         within = tuple(replace(s, window=window if s.loss == "w2" else None) for s in config.stages)
         begin = time.perf_counter()
         curve = checkpoints(case, problem, replace(config, stages=within))
@@ -512,12 +526,12 @@ def recipes() -> Rows:
     yield "recipe paper: FSC = 0.5 at the end [Å]", aim
     yield "recipe paper: FSC = 0.5 at its best [Å]", min(fsc for _, fsc in curve)
 
-    problem = prepared(case)
+    problem = prepare_case(case)
     ours = schedules.default(problem)
     ours = replace(ours, stages=train.scale_steps(ours.stages, FLAGS.steps))
     curve, fits = checkpoints(case, problem, ours), {}
     jax.clear_caches()
-    # In turns, so that whatever else this machine does meanwhile slows down both.
+    # In turns, so that other work on this machine slows both down equally.
     steps = [[seconds(call) for call, _, _ in programs]]
     for when in ("compilation included", "compiled before"):
         fits[when] = dict(timeline(problem, ours))
@@ -541,8 +555,8 @@ def recipes() -> Rows:
 
 
 def timeline(problem, config) -> list[tuple[tuple[int, int], float]]:
-    """Seconds from the start of one whole fit, with one field for all, at which each (stage, step) was done."""
-    from cryotrans_jax import train
+    """Seconds from the start of a whole fit, with one field for all, at which each (stage, step) was done."""
+    from cryotrans_jax.fit import train
 
     begin, marks = time.perf_counter(), []
 
@@ -554,10 +568,11 @@ def timeline(problem, config) -> list[tuple[tuple[int, int], float]]:
 
 
 def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
-    """(stage, step) and the pulled-back map's FSC = 0.5 in Å against the target's model, twenty times along a fit."""
+    """Resolution (Å) at FSC = 0.5 of the pulled-back map, by (stage, step), twenty times along a fit."""
     import jax
 
-    from cryotrans_jax import metrics, train, trajectory
+    from cryotrans_jax.fit import train, trajectory
+    from cryotrans_jax.scores import metrics
 
     before = [sum(s.steps for s in config.stages[:k]) for k in range(len(config.stages) + 1)]
     state, curve = train.initial_state(config, 1), []
@@ -566,7 +581,7 @@ def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
         stop = done + max(before[-1] // 20, 1)
         reached = lambda stage, step, _, stop=stop: before[stage] + step >= stop  # noqa: E731
         state, _ = train.fit(problem, config, state, reached)
-        ended = before[state.stage] + state.step < stop  # a stage may end before all of its steps
+        ended = before[state.stage] + state.step < stop  # a stage may stop early
         done = before[state.stage] + state.step
         params = jax.tree.map(lambda p: p[0], state.params)
         threshold = problem.report["initial"]["threshold"]
@@ -577,27 +592,27 @@ def checkpoints(case, problem, config) -> list[tuple[tuple[int, int], float]]:
 
 
 def device() -> Rows:
-    """Rows: at --side³ the paper's step and the default recipe, beside their floors; several targets against one."""
+    """Measure the paper's step and the default recipe at --side³ with their floors, and several targets against one."""
     from dataclasses import replace
 
-    from cryotrans_jax import recipes as schedules
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import recipes as schedules
+    from cryotrans_jax.fit import train
 
     from . import floor
 
-    case = boxed(load(), [FLAGS.side] * 3)
+    case = in_box(load(), [FLAGS.side] * 3)
     operations, bandwidth, source = floor.peaks(FLAGS.peak_flops, FLAGS.peak_bandwidth)
     yield f"device: operations a second, {source}", operations
     yield f"device: bytes a second, {source}", bandwidth
-    problem = prepared(case, whole_box=True)
-    config = paper(case, problem)
+    problem = prepare_case(case, whole_box=True)
+    config = paper_recipe(case, problem)
     config = replace(config, stages=config.stages[:1])
     yield "device: points of mass", float((problem.initial > 0).sum())
     for row in with_floor(problem, config, "device: paper,", (operations, bandwidth)):
         yield row
         if row[0].endswith("step [s]"):
             yield "device: published step, 64.8 ms at 160³ / ours", PUBLISHED_STEP / row[1]
-    problem = prepared(case)
+    problem = prepare_case(case)
     config = schedules.default(problem)
     yield from with_floor(problem, config, "device: default,", (operations, bandwidth))
     short = replace(config, stages=train.scale_steps(config.stages, FLAGS.device_steps))
@@ -605,23 +620,23 @@ def device() -> Rows:
     yield "device: default, nothing compiled: fit [s]", cold
     yield "device: default, programs from the cache: fit [s]", warm
     number = FLAGS.device_targets
-    for name, stage in named(config):
+    for name, stage in named_stages(config):
         inputs = train.stage_inputs(problem, stage)
         one, several = (seconds(program(config, stage, inputs, n)[0]) for n in (1, number))
         yield f"device: default, {name}: {number} targets / one", several / one
 
 
 def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
-    """Rows: stage_times, the least that a step's operations and bytes cost by XLA's count, and the ratio to that."""
+    """Time the stages, with the floor of a step by XLA's count of operations and bytes, and the ratio to it."""
     import jax
 
-    from cryotrans_jax import train
+    from cryotrans_jax.fit import train
 
     from . import floor
 
     params = jax.tree.map(lambda p: p[0], train.initial_state(config, 1).params)
     rows = dict(stage_times(problem, config, label))
-    for name, stage in named(config):
+    for name, stage in named_stages(config):
         loss = lambda p, level, goal, stage=stage: train.objective(config, stage, p, level, goal)[0]  # noqa: E731
         least = floor.cost(jax.grad(loss), params, *one_target(train.stage_inputs(problem, stage)))
         rows[f"{label} {name}: operations a step"] = least.operations
@@ -632,7 +647,7 @@ def with_floor(problem, config, label: str, peaks: tuple[float, float]) -> Rows:
 
 
 def cold_and_warm(fit: Callable) -> tuple[float, float]:
-    """Seconds of a fit with nothing compiled, and of one whose programs come from JAX's cache on disk, as a rerun's."""
+    """Seconds of a fit with nothing compiled, and of one with its programs in JAX's cache on disk, as in a rerun."""
     import tempfile
 
     import jax
@@ -658,7 +673,7 @@ def cold_and_warm(fit: Callable) -> tuple[float, float]:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from cryotrans_jax.checks import BLURRIER
+from cryotrans_jax.density.checks import BLURRIER
 
 from .inputs import protein_in
 from .results import threshold_doubts

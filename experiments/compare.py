@@ -1,16 +1,16 @@
-"""Our morph beside other ways between the same two maps, all scored alike in one table.
+"""Compare our morph with other methods on the same two maps, all scored in the same way.
 
 python -m experiments.compare --initial=A.mrc --target=B.mrc "--frames_of=MorphOT:morphot/*.mrc"
 python -m experiments.compare --data_dir=PAIRS --pair=adk --target_resolution=7
 
-Methods (--methods): ours, the default recipe; blend, the maps mixed, as ChimeraX's volume morph does; barycentre,
-entropic optimal transport, as MorphOT does; l2, our flow by squared difference alone, without correspondences; paper,
-the published schedule (slow); models, the straight line between models of both states, where they are known: it knows
-the answer. Frames of other programs come by --frames_of.
+Methods (--methods): ours, the default recipe; blend, a linear mixture of the maps, as in ChimeraX's volume morph;
+barycentre, entropic optimal transport, as in MorphOT; l2, our flow by squared difference alone, without
+correspondences; paper, the published schedule (slow); models, the straight line between models of both states, if they
+are given: this method knows the answer. --frames_of adds frames of other programs.
 
 A --pair is a folder in --data_dir with models of both states, as for experiments.validate. Its target map is simulated
-with noise, so that by its Fourier shell correlation it is worth its resolution, as a real map is: one without noise is
-blurred, but has lost nothing.
+with noise, so that its Fourier shell correlation with the truth falls to 0.5 at its resolution, as in a real map. A map
+without noise is blurred, but no information is lost.
 """
 
 import contextlib
@@ -26,36 +26,40 @@ from .main import run
 
 FLAGS = flags.FLAGS
 METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
-USUAL = ("ours", "blend", "barycentre", "l2", "models")
-MADE = ("compare.json", "compare.csv", "compare.txt", "along.csv")
-MADE += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
-EDGE = 1.15  # of the resolution's frequency: where the filter of a simulated target's noise has ended
+DEFAULT_METHODS = ("ours", "blend", "barycentre", "l2", "models")
+OUTPUTS = ("compare.json", "compare.csv", "compare.txt", "along.csv")
+OUTPUTS += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
+EDGE = 1.15  # end of the filter on a simulated target, relative to the frequency of its resolution
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     shared.define_maps()
     with shared.group("Maps"):
         flags.DEFINE_string(
             "pair", None, "NAME: simulate both maps from a folder in --data_dir, as experiments.validate does."
         )
-        flags.DEFINE_bool("noise", True, "Give the target of a --pair as much noise as leaves it worth its resolution.")
+        flags.DEFINE_bool(
+            "noise",
+            True,
+            "Add noise to the target of a --pair, so that its FSC with the truth is 0.5 at its resolution.",
+        )
     shared.define_alignment()
     shared.define_contour()
     with shared.group("Atomic models"):
         paths.define_path("model", None, "MODEL: of the initial state.")
-        paths.define_path("target_model", None, "MODEL: of the target state, which only the method models is told.")
+        paths.define_path("target_model", None, "MODEL: of the target state, used only by the method models.")
         paths.define_paths(
             "reference", None, "MODEL|MAP: of the target state, to score against; --target_model if not given."
         )
     shared.define_all_models()
     with shared.group("Methods"):
-        flags.DEFINE_list("methods", list(USUAL), f"NAME,...: which of {', '.join(METHODS)}.")
+        flags.DEFINE_list("methods", list(DEFAULT_METHODS), f"NAME,...: which of {', '.join(METHODS)}.")
         flags.DEFINE_multi_string(
             "frames_of",
             [],
             "NAME:FILES: frames of another program (MorphOT:out/*.mrc, or MorphOT:a.mrc,b.mrc,c.mrc), equally spaced "
-            "in time, those of a pattern by their names; or its last frame alone.",
+            "in time, those of a pattern sorted by name; or its last frame alone.",
         )
         ranges.whole_number("seed", 0, "Seed of the network's first weights.", ranges.SEED)
         ranges.number("steps", 1.0, "FACTOR: multiplies the number of steps of every stage.", ranges.STEPS)
@@ -69,71 +73,71 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; prints the table, and writes it with its figures."""
-    from cryotrans_jax.files import InputError
+    """Score the methods; print the table and write it with its figures."""
+    from cryotrans_jax.io.files import InputError
 
     from . import contest, results, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
         raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
-    files = contest.listed(FLAGS.frames_of)
+    files = contest.find_frames(FLAGS.frames_of)
     name = FLAGS.pair or Path((FLAGS.target or ["none"])[0]).name.split(".")[0]
     out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
-    if not FLAGS.overwrite and any((out_dir / made).exists() for made in MADE):
+    if not FLAGS.overwrite and any((out_dir / made).exists() for made in OUTPUTS):
         raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
     with contextlib.ExitStack() as claims:
         claims.enter_context(run_folder.claimed(out_dir, inside=FLAGS.methods, kinds=["comparison", "frames"]))
         claims.enter_context(run_folder.replacing(out_dir, "comparison"))
         for method in FLAGS.methods if FLAGS.keep_frames else ():
             claims.enter_context(run_folder.replacing(out_dir / method, "frames"))
-        case, path = from_pair() if FLAGS.pair else from_maps(out_dir)
-        bout = bout_of(case, path)
-        entries = compared(case, bout, files, out_dir)
-        about = {"settings": results.settings_of(FLAGS), "inputs": described(case, files)}
-        contest.write(entries, bout, about, out_dir)
+        case, path = load_pair() if FLAGS.pair else load_maps(out_dir)
+        comparison = make_comparison(case, path)
+        entries = score_methods(case, comparison, files, out_dir)
+        about = {"settings": results.settings_of(FLAGS), "inputs": describe_inputs(case, files)}
+        contest.write(entries, comparison, about, out_dir)
     print(contest.table(entries))
     print(f"The table and its figures are in {out_dir}")
 
 
-def compared(case, bout, files: dict, out_dir: Path) -> list:
-    """The methods and the files' frames, judged one after the other; frames are written if the flags ask for them."""
-    from cryotrans_jax import trajectory
+def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
+    """Score the methods and the frames from files, one after the other; write frames if --keep_frames."""
+    from cryotrans_jax.fit import trajectory
 
     from . import contest
 
-    judge, entries = contest.Judge(bout), []
+    judge, entries = contest.Judge(comparison), []
     for method in FLAGS.methods:
-        if method == "models" and bout.models is None:
+        if method == "models" and comparison.models is None:
             print("models of both states are not known: their straight line is left out")
             continue
         print(f"{method} ...", flush=True)
         begin = time.perf_counter()
-        frames, far = computed(method, case, bout)
-        entries.append(judge.entry(method, frames, bout.times, time.perf_counter() - begin, far))
+        frames, far = method_frames(method, case, comparison)
+        entries.append(judge.entry(method, frames, comparison.times, time.perf_counter() - begin, far))
         if FLAGS.keep_frames:
             write_frames(frames, out_dir / method)
     for name, given in files.items():
-        frames = [read_frame(path, bout) for path in given]
+        frames = [read_frame(path, comparison) for path in given]
         entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
     return entries
 
 
-def from_pair():
-    """The case of a pair's folder, its target noisy if so asked, and models of the way between the states."""
+def load_pair():
+    """Load the case of a pair's folder, with noise on its target if --noise, and models of the path."""
     from . import validate
 
     folder = validate.pair_folder(FLAGS.data_dir, FLAGS.pair)
     resolution = FLAGS.target_resolution or 7.0
     case = validate.load_pair(folder, resolution)
     if FLAGS.noise:
-        case.targets = [worn(case.targets[0], resolution)]
+        case.targets = [with_noise(case.targets[0], resolution)]
     return case, validate.known_path(folder, case.model)
 
 
-def from_maps(out_dir: Path):
-    """The case that the flags name, and no models of the way."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+def load_maps(out_dir: Path):
+    """Load the case that the flags name; there are no models of the path."""
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from . import inputs, prechecks
 
@@ -150,17 +154,18 @@ def from_maps(out_dir: Path):
     return case, []
 
 
-def bout_of(case, path):
-    """What all methods are given: both maps without their solvent, and what they are judged by.
+def make_comparison(case, path):
+    """Prepare the input of all methods: both maps without solvent, and the truth for scoring.
 
-    The fits see the maps as they are, and find the solvent by themselves.
+    The fits get the maps as they are, and remove the solvent themselves.
     """
     from dataclasses import replace
 
     import gemmi
     import numpy as np
 
-    from cryotrans_jax import contour, prepare, trajectory
+    from cryotrans_jax.density import contour, thresholds
+    from cryotrans_jax.fit import trajectory
 
     from . import contest
     from .results import reference_map
@@ -169,8 +174,8 @@ def bout_of(case, path):
     maps, masses = [], []
     given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
     for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
-        shown = map_ if threshold is not None or name == "initial" else prepare.denoise(map_)[0]
-        mass, report = prepare.apply_threshold(shown, threshold, f"{name} map")
+        shown = map_ if threshold is not None or name == "initial" else thresholds.denoise(map_)[0]
+        mass, report = thresholds.apply_threshold(shown, threshold, f"{name} map")
         mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
         maps.append(replace(map_, density=map_.density * mask))
         masses.append(mass)
@@ -180,7 +185,7 @@ def bout_of(case, path):
     reference = case.references[0] if case.references else None
     known = [model for model in (case.model, *case.references[-1:]) if isinstance(model, gemmi.Structure)]
     sharp = case.initial_resolution or 3.0
-    return contest.Bout(
+    return contest.Comparison(
         initial=maps[0],
         target=target,
         level=seen["contour"],
@@ -193,33 +198,39 @@ def bout_of(case, path):
     )
 
 
-def computed(method: str, case, bout):
-    """A method's frames, and how far (Å) a known path is from its models, None where that is not known."""
+def method_frames(method: str, case, comparison):
+    """Frames of a method, and the distance (Å) of a known path from its models, None if no path is known."""
     import numpy as np
 
-    from cryotrans_jax import atoms, baselines, metrics
+    from cryotrans_jax import baselines
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.scores import metrics
 
     from . import contest
 
     if method == "blend":
-        return list(baselines.blend(bout.initial, bout.target, bout.times)), None
+        return list(baselines.blend(comparison.initial, comparison.target, comparison.times)), None
     if method == "barycentre":
-        return list(baselines.barycentre(bout.initial, bout.target, bout.times)), None
+        return list(baselines.barycentre(comparison.initial, comparison.target, comparison.times)), None
     if method == "models":
-        frames = list(baselines.interpolate_models(*bout.models, bout.initial, bout.resolution, bout.times))
-        if not bout.path:
+        frames = list(
+            baselines.interpolate_models(
+                *comparison.models, comparison.initial, comparison.resolution, comparison.times
+            )
+        )
+        if not comparison.path:
             return frames, None
-        start, end, *path = atoms.common_ca(*bout.models, *bout.path)
-        return frames, metrics.path_distance(start + bout.times[:, None, None] * (end - start), np.stack(path))
-    fit = fitted(method, case)
-    far = contest.path_distance(bout, fit.move(case.model, bout.times)) if bout.path else None
-    return list(fit.frames(bout.times)), far
+        start, end, *path = atoms.common_ca(*comparison.models, *comparison.path)
+        return frames, metrics.path_distance(start + comparison.times[:, None, None] * (end - start), np.stack(path))
+    fit = fit_method(method, case)
+    far = contest.path_distance(comparison, fit.move(case.model, comparison.times)) if comparison.path else None
+    return list(fit.frames(comparison.times)), far
 
 
-def fitted(method: str, case):
-    """The fit of a method that is a flow."""
+def fit_method(method: str, case):
+    """Fit the flow of a method."""
     from cryotrans_jax import baselines
-    from cryotrans_jax.progress import Progress
+    from cryotrans_jax.fit.progress import Progress
 
     from . import results
 
@@ -234,18 +245,19 @@ def fitted(method: str, case):
     return results.fit_case(case, SimpleNamespace(recipe=recipe, bin=1, mass_kda=FLAGS.mass_kda, **settings))
 
 
-def worn(map_, resolution: float):
-    """The map with noise, always the same, as strong as leaves its FSC with itself at 0.5 at the resolution (Å).
+def with_noise(map_, resolution: float):
+    """Add noise, always the same, to a map so that its FSC with the noise-free map is 0.5 at the resolution (Å).
 
-    White noise of three times the map's power there; both are filtered away beyond, as is usual with real maps.
+    The noise is white, with three times the map's power at that frequency. Beyond it both are filtered out, as is usual
+    in real maps.
     """
     from dataclasses import replace
 
     import numpy as np
     import scipy.fft
 
-    from cryotrans_jax.maps import frequencies
-    from cryotrans_jax.prepare import shell_power
+    from cryotrans_jax.density.spectrum import shell_power
+    from cryotrans_jax.io.maps import frequencies
 
     s, power = shell_power(map_.density, map_.voxel_size)
     strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
@@ -256,18 +268,18 @@ def worn(map_, resolution: float):
     return replace(map_, density=scipy.fft.irfftn(coefficients, s=map_.density.shape).astype(np.float32))
 
 
-def read_frame(path: Path, bout):
-    """The frame in a file on the maps' grid."""
-    from cryotrans_jax.maps import read_map
+def read_frame(path: Path, comparison):
+    """Read a frame and resample it on the maps' grid."""
+    from cryotrans_jax.io.maps import read_map
 
     from . import contest
 
-    return contest.on_grid(read_map(path, FLAGS.voxel_size), bout.initial, str(path))
+    return contest.on_grid(read_map(path, FLAGS.voxel_size), comparison.initial, str(path))
 
 
-def described(case, files) -> dict:
-    """The files used, with their checksums."""
-    from cryotrans_jax.files import checksum
+def describe_inputs(case, files) -> dict:
+    """Paths and checksums of the input files."""
+    from cryotrans_jax.io.files import checksum
 
     used = {name: path for name, path in case.files.items()}
     used |= {str(path): path for given in files.values() for path in given}
@@ -275,8 +287,8 @@ def described(case, files) -> dict:
 
 
 def write_frames(frames, folder: Path) -> None:
-    """Write the frames into the folder, in place of those that it holds."""
-    from cryotrans_jax.maps import write_map
+    """Write the frames into the folder, replacing the frames in it."""
+    from cryotrans_jax.io.maps import write_map
 
     from .results import frame_number
     from .run_folder import FRAMES, result_files
@@ -288,7 +300,7 @@ def write_frames(frames, folder: Path) -> None:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

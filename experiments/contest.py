@@ -1,4 +1,4 @@
-"""Frames of any method between two maps, scored alike; the table, the curves and the figures that come of it."""
+"""Score frames of any method between two maps; write the table, the curves and the figures."""
 
 import glob
 from collections.abc import Iterable, Sequence
@@ -8,16 +8,19 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from cryotrans_jax import atoms, metrics, plots
-from cryotrans_jax.files import InputError, write_file
-from cryotrans_jax.maps import Map
+from cryotrans_jax import plots
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, write_file
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.scores import metrics
 
 from . import paths, results
 
-BLOCK = 4.0  # Å at least: blocks from each of which mass may go to the next ones from frame to frame
-MOST_BLOCKS = 4000  # filled ones: with more of them the search for what has appeared takes minutes
-KNOWN = 20  # models at most of a known path, evenly picked, that maps are compared with
-COLUMNS = (  # key, head, what it is, style
+BLOCK = 4.0  # Å at least, side of a block; mass may move to the neighbouring blocks from frame to frame
+MOST_BLOCKS = 4000  # with more filled blocks the search for appearing mass takes minutes
+KNOWN = 20  # models of a known path, evenly picked, that maps are compared with, at most
+COLUMNS = (  # key, head, description, style
     ("correlation_with_target", "CC target", "correlation of the last frame with the target", "{:.3f}"),
     ("fsc_with_target", "FSC target", "FSC = 0.5 of the last frame against the target [Å]", "{:.2f}"),
     ("correlation_with_truth", "CC truth", "correlation of the last frame with the truth", "{:.3f}"),
@@ -39,20 +42,20 @@ COLUMNS = (  # key, head, what it is, style
         "mass_halfway",
         "mass",
         "mass above the initial map's contour in the frame half way, relative to the mean of the first and the last "
-        "frame's: below 1 where density fades on its way",
+        "frame's: below 1 if density fades on its way",
         "{:.2f}",
     ),
     (
         "between",
         "between",
-        "share of the mass of the frame half way where neither map has density above its contour: what moves passes "
-        "there, a blend has none",
+        "share of the mass of the frame half way where neither map has density above its contour: moving density "
+        "passes there, a blend has none",
         "{:.3f}",
     ),
     (
         "fleeting",
         "fleeting",
-        "mass above the contour that on the whole way appears or vanishes without having moved, in the mean of both, "
+        "mass above the contour that appears or vanishes along the path without having moved, mean of both, "
         f"relative to the initial map's; between two frames it may move to the next block of {BLOCK:g} Å, or more "
         "in large molecules",
         "{:.3f}",
@@ -64,12 +67,19 @@ COLUMNS = (  # key, head, what it is, style
 
 
 @dataclass
-class Bout:
-    """What all methods are given, on one grid: the initial map and the target, the former's contour level, the times.
+class Comparison:
+    """The input of all methods, on one grid, and the truth that they are scored against, if it is known.
 
-    And what they are judged by, where it is known: a `truth` that shows the target state sharply, models of both states
-    and of the way between them. `resolution` is the initial map's, Å; `inside` (bool) is where
-    one of the maps has density above its contour.
+    Attributes:
+        initial: the initial map.
+        target: the target map.
+        level: display contour of the initial map.
+        times: times of the frames, from 0 to 1.
+        resolution: resolution of the initial map, Å.
+        inside: voxels where one of the maps has density above its contour, bool.
+        truth: a sharp map of the target state.
+        models: models of both states.
+        path: models of the path between the states.
     """
 
     initial: Map
@@ -85,7 +95,7 @@ class Bout:
 
 @dataclass
 class Entry:
-    """One method's scores, its curves along the path (times, values), FSC curves of its last frame, and a frame."""
+    """Scores of a method, its curves along the path (times, values), the FSC of its last frame, the frame half way."""
 
     name: str
     scores: dict[str, float]
@@ -95,18 +105,18 @@ class Entry:
 
 
 class Judge:
-    """Scores frames for one bout; the known path's maps are made once."""
+    """Score the frames of one comparison; the known path's maps are made once."""
 
-    def __init__(self, bout: Bout):
-        """Make what every method is compared with."""
-        self.bout = bout
-        self.detail = (metrics.detail(bout.initial.density) + metrics.detail(bout.target.density)) / 2
-        filled = bout.initial.density >= bout.level
-        self.block = max(round(BLOCK / bout.initial.voxel_size.min()), 1)
+    def __init__(self, comparison: Comparison):
+        """Compute the reference values of the comparison."""
+        self.comparison = comparison
+        self.detail = (metrics.detail(comparison.initial.density) + metrics.detail(comparison.target.density)) / 2
+        filled = comparison.initial.density >= comparison.level
+        self.block = max(round(BLOCK / comparison.initial.voxel_size.min()), 1)
         while np.count_nonzero(filled) > MOST_BLOCKS * self.block**3:
             self.block += 1
-        known = bout.path[:: -(-len(bout.path) // KNOWN)] if bout.path else []
-        maps = [atoms.simulate(model, bout.resolution, like=bout.initial).density for model in known]
+        known = comparison.path[:: -(-len(comparison.path) // KNOWN)] if comparison.path else []
+        maps = [simulation.simulate(model, comparison.resolution, like=comparison.initial).density for model in known]
         self.known = np.stack([_standard(density) for density in maps]) if maps else None
 
     def entry(
@@ -117,39 +127,45 @@ class Judge:
         seconds: float | None = None,
         path: float | None = None,
     ) -> Entry:
-        """The scores of a method's frames at these times, the last of which is its prediction of the target state.
+        """Score the frames of a method.
 
-        What needs a frame half way is left out where there are fewer than three.
+        Args:
+            name: name of the method.
+            frames: its frames; the last is its prediction of the target state. With fewer than three, scores of the
+                frame half way are left out.
+            times: times of the frames.
+            seconds: time that the method took.
+            path: distance (Å) of the known path from its models.
         """
-        bout, last = self.bout, frames[-1].density
+        comparison, last = self.comparison, frames[-1].density
         scale = 1.0
-        if len(frames) > 1:  # units of other programs are made the initial map's
+        if len(frames) > 1:  # other programs may scale the density differently
             first = frames[0].density
-            scale = float(np.vdot(first, bout.initial.density) / np.vdot(first, first))
-        curves = {"target": metrics.map_fsc(frames[-1], bout.target)}
-        scores = {"correlation_with_target": metrics.correlation(last, bout.target.density)}
-        if bout.truth is not None:
-            curves["truth"] = metrics.map_fsc(frames[-1], bout.truth)
-            scores["correlation_with_truth"] = metrics.correlation(last, bout.truth.density)
+            scale = float(np.vdot(first, comparison.initial.density) / np.vdot(first, first))
+        curves = {"target": metrics.map_fsc(frames[-1], comparison.target)}
+        scores = {"correlation_with_target": similarity.correlation(last, comparison.target.density)}
+        if comparison.truth is not None:
+            curves["truth"] = metrics.map_fsc(frames[-1], comparison.truth)
+            scores["correlation_with_truth"] = similarity.correlation(last, comparison.truth.density)
         scores |= {f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()}
         details = np.array([metrics.detail(frame.density) for frame in frames]) / self.detail
-        masses = np.array([metrics.visible_mass(scale * frame.density, bout.level) for frame in frames])
+        masses = np.array([metrics.visible_mass(scale * frame.density, comparison.level) for frame in frames])
         along = {"detail": (times, details), "mass": (times, masses / max(masses[0], 1e-30))}
-        for end, other in (("initial", bout.initial), ("target", bout.target)):
-            values = [metrics.correlation(frame.density, other.density) for frame in frames]
+        for end, other in (("initial", comparison.initial), ("target", comparison.target)):
+            values = [similarity.correlation(frame.density, other.density) for frame in frames]
             along[f"correlation with the {end} map"] = times, np.array(values)
         scores["detail_end"] = float(details[-1])
         middle = int(np.argmin(np.abs(times - 0.5)))
         if len(frames) > 2:
-            shown = [np.where(scale * f.density >= bout.level, scale * f.density, 0) for f in frames]
+            shown = [np.where(scale * f.density >= comparison.level, scale * f.density, 0) for f in frames]
             steps = [metrics.appearing_mass(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
             lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / metrics.visible_mass(
-                bout.initial.density, bout.level
+                comparison.initial.density, comparison.level
             )
             along["fleeting mass"] = times, lost
             scores["detail_halfway"] = float(details[middle])
             scores["mass_halfway"] = float(masses[middle] / max((masses[0] + masses[-1]) / 2, 1e-30))
-            scores["between"] = metrics.share_between(frames[middle].density, bout.inside)
+            scores["between"] = metrics.share_between(frames[middle].density, comparison.inside)
             scores["fleeting"] = float(lost[-1])
         if self.known is not None:
             found = self.known @ np.stack([_standard(frame.density) for frame in frames], -1)
@@ -158,16 +174,16 @@ class Judge:
         return Entry(name, scores, along, curves, frames[middle].density if len(frames) > 2 else None)
 
 
-def path_distance(bout: Bout, frames: Sequence[gemmi.Structure]) -> float | None:
-    """How far (Å) the bout's known path is from frames of models; None where no path is known."""
-    if not bout.path:
+def path_distance(comparison: Comparison, frames: Sequence[gemmi.Structure]) -> float | None:
+    """Distance (Å) of the known path from frames of models; None if no path is known."""
+    if not comparison.path:
         return None
-    every = atoms.common_ca(*frames, *bout.path)
+    every = atoms.common_ca(*frames, *comparison.path)
     return metrics.path_distance(np.stack(every[: len(frames)]), np.stack(every[len(frames) :]))
 
 
-def write(entries: Sequence[Entry], bout: Bout, about: dict, folder: Path) -> None:
-    """Nothing; the folder holds the table as text, JSON and CSV, the curves as CSV, and the figures."""
+def write(entries: Sequence[Entry], comparison: Comparison, about: dict, folder: Path) -> None:
+    """Write the table as text, JSON and CSV, the curves as CSV, and the figures into the folder."""
     results.write_json(folder / "compare.json", about | {"scores": {e.name: e.scores for e in entries}})
     keys = [key for key, *_ in COLUMNS if any(key in e.scores for e in entries)]
     rows = [{"method": e.name} | {key: e.scores.get(key, "") for key in keys} for e in entries]
@@ -180,13 +196,13 @@ def write(entries: Sequence[Entry], bout: Bout, about: dict, folder: Path) -> No
     ]
     results.write_rows(folder / "along.csv", curves)
     write_file(folder / "compare.txt", table(entries))
-    for name, drawing in figures(entries, bout).items():
+    for name, drawing in figures(entries, comparison).items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))
         write_file(folder / f"{name}.png", plots.png(drawing))
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """The scores in columns, a line for each method, and what the columns are."""
+    """Format the scores, a line for each method, with a legend of the columns."""
     used = [column for column in COLUMNS if any(column[0] in e.scores for e in entries)]
     width = max(len(e.name) for e in entries)
     lines = [" " * width + "".join(f"  {head:>10s}" for _, head, _, _ in used)]
@@ -196,8 +212,8 @@ def table(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, "", *(f"{head}: {what}" for _, head, what, _ in used)]) + "\n"
 
 
-def figures(entries: Sequence[Entry], bout: Bout) -> dict[str, plots.Drawing]:
-    """The figures by name: along the path, FSC of the last frames, and the frames half way beside the two maps."""
+def figures(entries: Sequence[Entry], comparison: Comparison) -> dict[str, plots.Drawing]:
+    """Draw the figures: curves along the path, FSC of the last frames, slices of the frames half way."""
     names = [name for name in ("detail", "mass", "fleeting mass") if any(name in e.along for e in entries)]
     titles = {
         "detail": "detail kept",
@@ -218,14 +234,18 @@ def figures(entries: Sequence[Entry], bout: Bout) -> dict[str, plots.Drawing]:
     }
     drawn["ends"] = plots.panels_drawing(fsc, "spatial frequency [1/Å]", floor=0.0)
     frames = {e.name: e.halfway for e in entries if e.halfway is not None}
-    volumes = {"initial": bout.initial.density} | frames | {"target": bout.target.density}
-    drawn["halfway"] = plots.slices_drawing(volumes, bout.initial.voxel_size)
+    volumes = {"initial": comparison.initial.density} | frames | {"target": comparison.target.density}
+    drawn["halfway"] = plots.slices_drawing(volumes, comparison.initial.voxel_size)
     return drawn
 
 
 def on_grid(frame: Map, like: Map, name: str) -> Map:
-    """Another program's frame on the maps' grid. Raises InputError where the boxes lie apart."""
-    from cryotrans_jax.align import resampled
+    """Resample another program's frame on the maps' grid.
+
+    Raises:
+        InputError: the boxes do not overlap.
+    """
+    from cryotrans_jax.density.align import resampled
 
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():
@@ -234,13 +254,13 @@ def on_grid(frame: Map, like: Map, name: str) -> Map:
 
 
 def _standard(density: np.ndarray) -> np.ndarray:
-    """The density without its mean, of length 1, flat: products of two are correlations."""
+    """Flatten the density, with mean 0 and norm 1, so that products of two are correlations."""
     flat = density.ravel() - density.mean(dtype=np.float64).astype(np.float32)
     return flat / np.float32(np.sqrt(np.sum(flat**2, dtype=np.float64)))
 
 
-def listed(texts: Iterable[str]) -> dict[str, list[Path]]:
-    """The files of each NAME:FILES, those of a pattern in the order of their names; of several with one name together.
+def find_frames(texts: Iterable[str]) -> dict[str, list[Path]]:
+    """Find the files of each NAME:FILES, those of a pattern sorted by name; texts with the same name are combined.
 
     Raises:
         InputError: a text has no name, or no file is found.

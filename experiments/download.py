@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from cryotrans_jax.files import MAX_RATIO, UNPACKED_BYTES, InputError, read_json, whole_file
+from cryotrans_jax.io.files import MAX_RATIO, UNPACKED_BYTES, InputError, read_json, whole_file
 
 from . import log
 from .server import Refused, open_url, printable

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cryotrans_jax.align import IDENTITY, Transform
-from cryotrans_jax.files import InputError, whole_file, write_file
+from cryotrans_jax.density.align import IDENTITY, Transform
+from cryotrans_jax.io.files import InputError, whole_file, write_file
 from cryotrans_jax.plots import PALETTE, Curve
 
 UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # characters that ChimeraX does not take as part of a file name

@@ -34,7 +34,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Fetch the entries."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives
 

@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cryotrans_jax import plots, surface, trajectory
-from cryotrans_jax.maps import Map
-from cryotrans_jax.motion import CELL, Motion, displacement_map
+from cryotrans_jax import plots
+from cryotrans_jax.density import surface
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
 from . import run_folder
 from .results import frame_number

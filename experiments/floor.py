@@ -1,4 +1,4 @@
-"""What a computation costs at least on a device: its operations over the peak rate, its bytes over the bandwidth."""
+"""Lower bound on the time of a computation on a device: operations / peak rate, and bytes / bandwidth."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-# float32 operations a second outside the tensor cores, and bytes a second, as the makers state them
+# float32 operations a second outside the tensor cores, and bytes a second, as stated by the makers
 PEAKS = {
     "NVIDIA H200": (67e12, 4.8e12),
     "NVIDIA H100 80GB HBM3": (67e12, 3.35e12),
@@ -23,31 +23,31 @@ PEAKS = {
 
 
 class Cost(NamedTuple):
-    """Floating-point operations (a transcendental counts as one) and bytes read and written."""
+    """Floating-point operations (a transcendental function counts as one) and bytes read and written."""
 
     operations: float
     bytes: float
 
     def add(self, other: "Cost", times: float = 1.0) -> "Cost":
-        """This and `times` the other."""
+        """Sum of this and `times` the other."""
         return Cost(self.operations + times * other.operations, self.bytes + times * other.bytes)
 
     def seconds(self, peaks: tuple[float, float]) -> float:
-        """The least time for it at the peak rate and bandwidth, if both can be had at once."""
+        """Least time (s) at the peak rate and bandwidth, if both are reached at once."""
         return max(self.operations / peaks[0], self.bytes / peaks[1])
 
 
 def cost(function: Callable, *arguments) -> Cost:
-    """What XLA's cost analysis says of the compiled function, loops included.
+    """Cost of the compiled function by XLA's cost analysis, with loops.
 
-    That analysis counts the body of a loop once; here each body is compiled by itself as well and counted as often as
-    it runs. A loop whose number of rounds is known only at run time counts as one round.
+    That analysis counts the body of a loop once; here each body is also compiled separately and counted as often as it
+    runs. A loop whose number of rounds is known only at run time counts as one round.
     """
     return _cost(jax.make_jaxpr(function)(*arguments), {})
 
 
 def _cost(jaxpr: core.ClosedJaxpr, known: dict[str, Cost]) -> Cost:
-    """The cost with loops; `known` holds that of the bodies met so far, by their text."""
+    """Cost with loops; `known` caches the cost of bodies by their text."""
     total = _counted_once(jaxpr, known)
     for body, rounds in _loops(jaxpr.jaxpr):
         total = total.add(_cost(body, known), rounds).add(_counted_once(body, known), -1)
@@ -55,19 +55,19 @@ def _cost(jaxpr: core.ClosedJaxpr, known: dict[str, Cost]) -> Cost:
 
 
 def _counted_once(jaxpr: core.ClosedJaxpr, known: dict[str, Cost]) -> Cost:
-    """XLA's own count."""
+    """Cost by XLA's own count."""
     text = str(jaxpr)
     if text not in known:
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.jaxpr.invars]
-        said = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*shapes).compile().cost_analysis()
-        said = said[0] if isinstance(said, list) else said
-        operations = said.get("flops", 0.0) + said.get("transcendentals", 0.0)
-        known[text] = Cost(max(operations, 0.0), max(said.get("bytes accessed", 0.0), 0.0))
+        analysis = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*shapes).compile().cost_analysis()
+        analysis = analysis[0] if isinstance(analysis, list) else analysis
+        operations = analysis.get("flops", 0.0) + analysis.get("transcendentals", 0.0)
+        known[text] = Cost(max(operations, 0.0), max(analysis.get("bytes accessed", 0.0), 0.0))
     return known[text]
 
 
 def _loops(jaxpr: core.Jaxpr):
-    """Body and number of rounds of each loop that is not inside another one."""
+    """Yield body and number of rounds of each outermost loop."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation.params["jaxpr"], equation.params["length"]
@@ -80,9 +80,14 @@ def _loops(jaxpr: core.Jaxpr):
 
 
 def peaks(operations: float | None, bandwidth: float | None) -> tuple[float, float, str]:
-    """Operations and bytes a second of this device, and where the figures are from.
+    """Peak rates of this device: as given, else from the table, else measured by a matrix product and a copy.
 
-    As given, else from the table, else what a matrix product and a copy reach here now.
+    Args:
+        operations: operations a second; None if not given.
+        bandwidth: bytes a second; None if not given.
+
+    Returns:
+        Operations a second, bytes a second, and the source of the figures.
     """
     kind = jax.devices()[0].device_kind
     known = PEAKS.get(kind)
@@ -99,7 +104,7 @@ def peaks(operations: float | None, bandwidth: float | None) -> tuple[float, flo
 
 
 def _least(function: Callable, argument) -> float:
-    """Seconds of the quickest of five calls."""
+    """Seconds of the fastest of five calls."""
     compiled = jax.jit(function)
     jax.block_until_ready(compiled(argument))
     spent = []

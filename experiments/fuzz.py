@@ -1,11 +1,11 @@
-"""Feeds damaged files and odd flags to all that reads them: each must give a result or one clear error, soon and small.
+"""Feed damaged files and odd flags to every reader: each must give a result or one clear error, fast and in bounds.
 
 python -m experiments.fuzz --count=20000 --out_dir=runs/fuzz
 
-Whole files, of the built-in pair and of --data_dir, are cut, spliced, flipped bit by bit, and have fields set to
-extremes, before or after they are compressed. Maps get values that no header forbids, stored fits lose a file or a
-bit, and every command gets numbers out of all bounds. Each kind is read in a process of its own, which may take a GiB
-and, for a file, ten seconds of the processor. What ends in anything but a result or an InputError is kept, with its
+Whole files, of the built-in pair and of --data_dir, are cut and spliced, their bits are flipped, and fields are set to
+extremes, before or after compression. Maps get values that a header allows, stored fits lose a file or a bit, and every
+command gets numbers far out of bounds. Each kind is read in a separate process, which may use a GiB of memory and ten
+seconds of processor time for a file. A file that ends in anything but a result or an InputError is kept, with its
 traceback, in the folder found. The same seed makes the same files.
 """
 
@@ -23,9 +23,9 @@ from .main import run
 
 FLAGS = flags.FLAGS
 
-SECONDS = 10.0  # of the processor for one file, whatever else the machine does
-PATIENCE = 300.0  # s without a word in which a process that hangs in C, or waits for something, is waited for
-MEMORY = 1 << 30  # bytes that a process may take besides what it has when its libraries are loaded
+SECONDS = 10.0  # of processor time for one file, independent of the load of the machine
+MAX_SILENCE = 300.0  # s without a report, after which a process counts as hanging, in C code or while it waits
+MEMORY = 1 << 30  # bytes that a process may use in addition to its loaded libraries
 OUTCOMES = ("results", "errors", "tracebacks", "hangs", "crashes")
 COLUMNS = {
     "kind": "{}",
@@ -37,19 +37,23 @@ COLUMNS = {
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
-    ranges.whole_number("count", 2000, "N: files, and sets of flags, to try.", ranges.COUNT)
-    ranges.whole_number("seed", 0, "N: from which they are drawn.", ranges.SEED)
+    """Define the flags of this command."""
+    ranges.whole_number("count", 2000, "N: number of files, and sets of flags, to try.", ranges.COUNT)
+    ranges.whole_number("seed", 0, "N: seed of the damage.", ranges.SEED)
     flags.DEFINE_list("kinds", [], f"KIND,...: only these, of {', '.join(KINDS)}.")
-    paths.define_path("data_dir", None, "FOLDER: maps and models in it and below are damaged as well.")
-    paths.define_path("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; what is there is replaced.")
+    paths.define_path("data_dir", None, "FOLDER: maps and models in it and its subfolders are damaged as well.")
+    paths.define_path("out_dir", "runs/fuzz", "FOLDER: for fuzz.json, fuzz.md and found; earlier results are replaced.")
 
 
 def main() -> None:
-    """Nothing; prints and writes the table. Raises InputError, at the end, where something was found."""
-    from cryotrans_jax.files import InputError
+    """Try all kinds; print and write the table.
 
-    need_limits()
+    Raises:
+        InputError: at the end, if a file was misread.
+    """
+    from cryotrans_jax.io.files import InputError
+
+    require_limits()
     if unknown := set(FLAGS.kinds) - set(KINDS):
         raise InputError(f"--kinds={','.join(sorted(unknown))}: they are {', '.join(KINDS)}")
     out_dir = Path(FLAGS.out_dir)
@@ -58,30 +62,32 @@ def main() -> None:
     rows = []
     for kind in FLAGS.kinds or KINDS:
         count = max(round(FLAGS.count * KINDS[kind].share / whole), 1)
-        rows.append(tried(kind, count, FLAGS.seed, FLAGS.data_dir, out_dir))
+        rows.append(try_kind(kind, count, FLAGS.seed, FLAGS.data_dir, out_dir))
         print(tables.styled_row(rows[-1], COLUMNS), flush=True)
         write_table(rows, out_dir)
     if bad := sum(row[outcome] for row in rows for outcome in OUTCOMES[2:]):
-        raise InputError(
-            f"{bad} files were not read as they should be: they and what came of them are in {out_dir}/found"
-        )
+        raise InputError(f"{bad} files were misread: they and their tracebacks are in {out_dir}/found")
 
 
-def need_limits() -> None:
-    """Raise InputError on a system that sets no limits to the memory and the files of a process."""
-    from cryotrans_jax.files import InputError
+def require_limits() -> None:
+    """Check that the system can limit the memory and the files of a process.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from cryotrans_jax.io.files import InputError
 
     try:
         import resource  # noqa: F401
     except ImportError:
         raise InputError(
-            "this study limits what a process takes: run it on Linux or macOS, which can do that"
+            "this study limits the memory of a process: run it on Linux or macOS, which can do that"
         ) from None
 
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
-    """Nothing; the folder holds fuzz.json and fuzz.md."""
-    from cryotrans_jax.files import write_file
+    """Write fuzz.json and fuzz.md into the folder."""
+    from cryotrans_jax.io.files import write_file
 
     from .run_folder import write_json
 
@@ -92,23 +98,25 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
 # --------------------------------------------------------------------------------- processes that read
 
 
-def tried(kind: str, count: int, seed: int, data_dir: str | None, out_dir: Path) -> dict:
-    """The row of a kind: what came of so many of its files, each process starting where the last one ended."""
+def try_kind(kind: str, count: int, seed: int, data_dir: str | None, out_dir: Path) -> dict:
+    """Try `count` files of a kind and return its row; each process starts where the last one ended."""
     from multiprocessing import get_context
 
     row = {"kind": kind, "tried": count, **dict.fromkeys(OUTCOMES, 0), "worst_mib": 0.0, "worst_seconds": 0.0}
     spawn, number = get_context("spawn"), 0
     while number < count:
         ours, theirs = spawn.Pipe()
-        child = spawn.Process(target=work, args=(theirs, kind, number, count, seed, data_dir, str(out_dir.absolute())))
+        child = spawn.Process(
+            target=read_files, args=(theirs, kind, number, count, seed, data_dir, str(out_dir.absolute()))
+        )
         child.start()
         theirs.close()
         begun = False
-        with contextlib.suppress(EOFError):  # it is done, or dead
+        with contextlib.suppress(EOFError):  # the process has ended or crashed
             if not ours.poll(600) or ours.recv() != "ready":
                 raise RuntimeError(f"the process that reads {kind} files does not start")
             begun = True
-            while ours.poll(PATIENCE):
+            while ours.poll(MAX_SILENCE):
                 outcome, seconds, mib = ours.recv()
                 row[outcome] += 1
                 row["worst_seconds"], row["worst_mib"] = max(row["worst_seconds"], seconds), max(row["worst_mib"], mib)
@@ -123,10 +131,10 @@ def tried(kind: str, count: int, seed: int, data_dir: str | None, out_dir: Path)
     return row
 
 
-def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | None, out_dir: str) -> None:
-    """Nothing; says of each file from the `first` on what came of it, in how many seconds, with how many MiB so far.
+def read_files(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | None, out_dir: str) -> None:
+    """Read the files from `first` on, and send the outcome, the seconds and the peak MiB of each.
 
-    A file is kept until it is read without a fault, so that one on which the process dies is there.
+    A file is kept until it has been read without a fault, so that a file that crashes the process remains.
     """
     import resource
     import signal
@@ -137,24 +145,24 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
     import numpy as np
 
-    from cryotrans_jax.files import InputWarning
+    from cryotrans_jax.io.files import InputWarning
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     warnings.simplefilter("error", RuntimeWarning)
     warnings.simplefilter("ignore", InputWarning)
     _, make, read, damage = KINDS[kind]
     with tempfile.TemporaryDirectory() as home:
-        folder = Path(home) / "a" / "b"  # what leaves it is seen above
+        folder = Path(home) / "a" / "b"  # files written outside of it are noticed above
         folder.mkdir(parents=True)
         os.chdir(folder)
         seeds = make(Path(data_dir) if data_dir else None)
         read(
             folder, seeds[0], np.random.default_rng(0)
-        )  # libraries are loaded, and all of this is one that can be read
+        )  # loads the libraries, and shows that an undamaged file can be read
         pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
         if pages:
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGPROF, hung)
+        signal.signal(signal.SIGPROF, raise_hung)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         pipe.send("ready")
         for number in range(first, count):
@@ -171,20 +179,20 @@ def work(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | Non
 
 
 class Hung(BaseException):
-    """A file took too long."""
+    """Raised when a file takes too long."""
 
 
-def hung(*_: Any) -> None:
-    """Raises Hung."""
+def raise_hung(*_: Any) -> None:
+    """Raise Hung (signal handler)."""
     raise Hung
 
 
 def outcome_of(read: Callable, folder: Path, data: bytes, random, kept: Path) -> str:
-    """What comes of reading the file; a traceback, or what was found beside the folder, is written beside `kept`."""
+    """Read a file and classify the outcome; a traceback, or a note of an outside file, is written beside `kept`."""
     import signal
     import traceback
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -206,7 +214,7 @@ def outcome_of(read: Callable, folder: Path, data: bytes, random, kept: Path) ->
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

@@ -1,11 +1,11 @@
-"""How files are damaged: whole ones cut, spliced and flipped, and sound ones given other contents."""
+"""Damage files: cut, splice and flip bits of whole files, and change the contents of sound ones."""
 
 import io
 import tarfile
 from collections.abc import Callable
 from typing import Any
 
-WORDS = (  # in place of a word of a text, or a value of a flag
+WORDS = (  # in place of a word of a text, or of a flag's value
     "", "0", "-0", "-1", "1e-30", "1e30", "1e308", "1e999", "1e400", "1e9", "2147483648", "nan", "inf",
     "-inf", "NaN", "99999999999999999999", "?",
     ".", "..", "../../x", "...mrc", "/etc/passwd", "<script>", "'", '"', ";", ",", "é", "\ufeff", "\udcff", "x" * 300,
@@ -14,30 +14,30 @@ WORDS = (  # in place of a word of a text, or a value of a flag
 VALUES = (None, True, 0, -1, 10**400, 1e308, float("nan"), "", "../../x", "<b>", [], {}, [[]], {"": None}, "x" * 300)
 INTEGERS = (0, 1, -1, 2, 3, 127, 401, 32767, 65535, 65536, 10**6, 2**31 - 1, -(2**31))
 FLOATS = (0.0, -1.0, 1e-45, 1e-3, 90.0, 179.9, 180.0, 1e6, 3e38, float("inf"), float("nan"))
-OUTLIERS = (1e1, 1e3, 1e4, 1e6, 1e9)  # times a map's largest value
+OUTLIERS = (1e1, 1e3, 1e4, 1e6, 1e9)  # relative to a map's largest value
 
 
-def mutated(random, seeds: list[bytes]) -> bytes:
-    """One of the files, damaged once to four times, and perhaps compressed before, between or after."""
+def mutate(random, seeds: list[bytes]) -> bytes:
+    """Damage one of the files one to four times, and perhaps compress it before, in between or after."""
     import bz2
     import gzip
 
     data = bytearray(seeds[random.integers(len(seeds))])
-    packing = random.choice([0, 0, 0, 1, 2, 3])  # 1: not at all; 0: as the seed is
-    ways: list[Callable] = [flipped, cut, spliced, extreme, worded]
-    if data[:1] == b"{":  # a JSON text, which the others hardly ever leave one
-        ways = [valued] if random.random() < 0.7 else [valued, *ways]
+    packing = random.choice([0, 0, 0, 1, 2, 3])  # 1: not at all; 0: like the seed
+    ways: list[Callable] = [flip_bits, cut, splice, set_extremes, replace_words]
+    if data[:1] == b"{":  # a JSON text, which the other ways hardly ever leave valid
+        ways = [replace_values] if random.random() < 0.7 else [replace_values, *ways]
     for _ in range(random.integers(1, 5)):
         data = ways[random.integers(len(ways))](random, data, seeds)
     if packing > 1:
         data = bytearray(gzip.compress(data, mtime=0) if packing == 2 else bz2.compress(data))
         if random.random() < 0.5:
-            data = (flipped, cut)[random.integers(2)](random, data, seeds)
+            data = (flip_bits, cut)[random.integers(2)](random, data, seeds)
     return bytes(data)
 
 
-def flipped(random, data: bytearray, seeds) -> bytearray:
-    """With up to 16 bits flipped, half of the time in the first KiB."""
+def flip_bits(random, data: bytearray, seeds) -> bytearray:
+    """Flip up to 16 bits, half of the time in the first KiB."""
     reach = min(len(data), 1024) if random.random() < 0.5 else len(data)
     for _ in range(random.integers(1, 17) if reach else 0):
         data[random.integers(reach)] ^= 1 << int(random.integers(8))
@@ -45,22 +45,22 @@ def flipped(random, data: bytearray, seeds) -> bytearray:
 
 
 def cut(random, data: bytearray, seeds) -> bytearray:
-    """Cut off somewhere, or with a piece missing or twice."""
+    """Cut off the end, remove a piece, or repeat one."""
     if not data:
         return data
     start, stop = sorted(int(k) for k in random.integers(len(data) + 1, size=2))
     return [data[:start], data[:start] + data[stop:], data[:stop] + data[start:]][random.integers(3)]
 
 
-def spliced(random, data: bytearray, seeds) -> bytearray:
-    """The beginning of it and the end of another."""
+def splice(random, data: bytearray, seeds) -> bytearray:
+    """Join the beginning of a file and the end of another."""
     other = seeds[random.integers(len(seeds))]
     at = int(random.integers(min(len(data), len(other)) + 1))
     return data[:at] + other[at:]
 
 
-def extreme(random, data: bytearray, seeds) -> bytearray:
-    """With one to three words of the first 256, as MRC has its fields, set to extreme numbers."""
+def set_extremes(random, data: bytearray, seeds) -> bytearray:
+    """Set one to three of the first 256 words, the fields of an MRC header, to extreme numbers."""
     import struct
 
     for _ in range(random.integers(1, 4)):
@@ -75,29 +75,29 @@ def extreme(random, data: bytearray, seeds) -> bytearray:
     return data
 
 
-def worded(random, data: bytearray, seeds) -> bytearray:
-    """With one to three words of a text replaced by others."""
+def replace_words(random, data: bytearray, seeds) -> bytearray:
+    """Replace one to three words of a text."""
     import re
 
     words = [m.span() for m in re.finditer(rb"[^\s,:\[\]{}\"]+", bytes(data[:100_000]))]
     for _ in range(random.integers(1, 4) if words else 0):
         start, stop = words[random.integers(len(words))]
         new = WORDS[random.integers(len(WORDS))].encode(errors="surrogateescape")
-        if random.random() < 0.5:  # columns stay where they are
+        if random.random() < 0.5:  # keep the columns
             new = new[: stop - start].ljust(stop - start)
         data = data[:start] + new + data[stop:]
     return data
 
 
-def valued(random, data: bytearray, seeds) -> bytearray:
-    """With a value of a JSON text replaced by another, or wrapped many times."""
+def replace_values(random, data: bytearray, seeds) -> bytearray:
+    """Replace a value of a JSON text, or nest the text many times."""
     import json
 
     try:
         content = json.loads(bytes(data))
     except (ValueError, RecursionError):
         return data
-    places = [*inside(content)]
+    places = [*places_in(content)]
     if places:
         holder, key = places[random.integers(len(places))]
         holder[key] = VALUES[random.integers(len(VALUES))]
@@ -106,15 +106,15 @@ def valued(random, data: bytearray, seeds) -> bytearray:
     return bytearray(('{"a":[' * depth + text + "]}" * depth).encode())
 
 
-def inside(content: Any):
-    """All places in a JSON value, as pairs of what holds the value and its key."""
+def places_in(content: Any):
+    """Yield all places in a JSON value, as pairs of container and key."""
     for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
         yield content, key
-        yield from inside(content[key])
+        yield from places_in(content[key])
 
 
-def redensified(random, seeds: list[bytes]) -> bytes:
-    """One of the maps (plain, mode 2) with values, or voxels, that no rule of the format forbids."""
+def change_densities(random, seeds: list[bytes]) -> bytes:
+    """Change densities or voxel size of one of the maps (uncompressed, mode 2) within the rules of the format."""
     import numpy as np
 
     data = bytearray(seeds[random.integers(len(seeds))])
@@ -122,10 +122,10 @@ def redensified(random, seeds: list[bytes]) -> bytes:
     for _ in range(random.integers(1, 4)):
         way = random.integers(8)
         top = float(np.abs(values).max()) or 1.0
-        if way < 2:  # hot and cold voxels, alone or side by side
+        if way < 2:  # hot and cold voxels, single or adjacent
             at = (random.integers(values.size) + np.arange(random.integers(1, 6))) % values.size
             values[at] = random.choice([-1, 1]) * top * random.choice(OUTLIERS)
-        elif way == 2:  # the other contrast
+        elif way == 2:  # inverted contrast
             values = -values
         elif way == 3:
             values += np.float32(top * random.choice([-2.0, 0.5, 10.0]))
@@ -133,16 +133,16 @@ def redensified(random, seeds: list[bytes]) -> bytes:
             values *= np.float32(random.choice([1e-6, 1e6]))
         elif way == 5:
             values += random.normal(0, random.choice([0.1, 1.0, 3.0]) * top, values.size).astype(np.float32)
-        elif way == 6:  # all but a part of it
+        elif way == 6:  # only a part remains
             values[: random.integers(values.size)] = 0
-        else:  # voxels in other units
+        else:  # voxel size in other units
             cell = np.frombuffer(bytes(data[40:52]), "<f4") * np.float32(random.choice([0.1, 10.0]))
             data[40:52] = cell.tobytes()
     return bytes(data[:1024]) + values.tobytes()
 
 
-def damaged_in_folder(random, seeds: list[bytes]) -> bytes:
-    """One of the folders, as tar files, of which one file is damaged, empty, gone, or a copy of another."""
+def damage_folder(random, seeds: list[bytes]) -> bytes:
+    """Damage, empty, remove or replace one file of one of the folders, which are tar files."""
     with tarfile.open(fileobj=io.BytesIO(seeds[random.integers(len(seeds))])) as packed:
         files = {one.name: packed.extractfile(one).read() for one in packed if one.isfile()}
     name, other = (sorted(files)[random.integers(len(files))] for _ in range(2))
@@ -156,12 +156,12 @@ def damaged_in_folder(random, seeds: list[bytes]) -> bytes:
     elif way == 3:
         files[name] = bytes(cut(random, bytearray(files[name]), []))
     else:
-        files[name] = bytes(flipped(random, bytearray(files[name]), []))
-    return packed_folder(files)
+        files[name] = bytes(flip_bits(random, bytearray(files[name]), []))
+    return pack_folder(files)
 
 
-def packed_folder(files: dict[str, bytes]) -> bytes:
-    """The files, by their names in a folder, as the bytes of a tar file."""
+def pack_folder(files: dict[str, bytes]) -> bytes:
+    """Pack files, given by name, into the bytes of a tar file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as packed:
         for name, data in files.items():

@@ -1,4 +1,4 @@
-"""The kinds of input that are damaged: sound ones, and what reads them."""
+"""Kinds of input for the fuzzer: sound files of each kind, and their readers."""
 
 import contextlib
 import importlib
@@ -11,24 +11,24 @@ from typing import NamedTuple
 from absl import flags
 
 from . import ranges
-from .fuzz_damage import damaged_in_folder, mutated, packed_folder, redensified
+from .fuzz_damage import change_densities, damage_folder, mutate, pack_folder
 from .main import run
 
-LARGEST = 400_000  # bytes of a file of --data_dir that is taken
+MAX_SEED_BYTES = 400_000  # bytes, largest file of --data_dir that is used
 COMMANDS = (
     "run", "predict", "report", "simulate", "fetch", "compare", "reproduce", "study", "trajectory", "rebuild",
     "validate", "imbalance", "waypoints", "benchmark",
 )  # fmt: skip
-ANSWER_BYTES = 100_000  # the most that a file fetched from the fuzzer's own server may have
+ANSWER_BYTES = 100_000  # largest file fetched from the fuzzer's own server
 
 
 class Kind(NamedTuple):
-    """A kind of input: its share of all that is tried, sound ones, what reads one, and how one is damaged."""
+    """A kind of input: its share of all trials, sound files, the reader, and the damage."""
 
     share: float
     seeds: Callable
     read: Callable
-    damage: Callable = mutated
+    damage: Callable = mutate
 
 
 def map_seeds(data_dir: Path | None) -> list[bytes]:
@@ -38,11 +38,12 @@ def map_seeds(data_dir: Path | None) -> list[bytes]:
 
     import numpy as np
 
-    from cryotrans_jax import atoms, demo, maps
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import maps
 
     start, _ = demo.hinge_pair()
     size, origin = np.array([5.0, 6.0, 7.0]), np.array([-17.0, -12.0, -21.0])
-    map_ = atoms.simulate_map(start, (8, 7, 12), size, origin, 12.0)
+    map_ = simulation.simulate_map(start, (8, 7, 12), size, origin, 12.0)
     maps.write_map("seed.mrc", map_)
     plain = Path("seed.mrc").read_bytes()
     skewed = bytearray(plain)
@@ -51,14 +52,15 @@ def map_seeds(data_dir: Path | None) -> list[bytes]:
     narrow[12:16] = np.array(1, "<i4").tobytes()
     labels = bytearray(plain[:1024] + np.rint(3 * map_.density.T / map_.density.max()).astype("<f4").tobytes())
     made = [plain, bytes(skewed), bytes(narrow), bytes(labels), gzip.compress(plain, mtime=0), bz2.compress(plain)]
-    return made + real(data_dir, (".mrc", ".map", ".map.gz", ".map.bz2"))
+    return made + files_of(data_dir, (".mrc", ".map", ".map.gz", ".map.bz2"))
 
 
 def model_seeds(data_dir: Path | None) -> list[bytes]:
     """Small models, as PDB and mmCIF and compressed, and the first lines of real ones."""
     import gzip
 
-    from cryotrans_jax import atoms, demo
+    from cryotrans_jax.density import demo
+    from cryotrans_jax.io import atoms
 
     start, _ = demo.hinge_pair()
     while len(start[0][0]) > 12:
@@ -66,19 +68,20 @@ def model_seeds(data_dir: Path | None) -> list[bytes]:
     atoms.write_model("seed.pdb", start)
     atoms.write_model("seed.cif", start)
     made = [Path(name).read_bytes() for name in ("seed.pdb", "seed.cif")]
-    given = [b"".join(text.splitlines(keepends=True)[:300]) for text in real(data_dir, (".pdb", ".cif", ".ent"))]
+    given = [b"".join(text.splitlines(keepends=True)[:300]) for text in files_of(data_dir, (".pdb", ".cif", ".ent"))]
     return [*made, *(gzip.compress(text, mtime=0) for text in made), *given]
 
 
-def real(data_dir: Path | None, suffixes: tuple[str, ...]) -> list[bytes]:
-    """The files of the folder and below that end so and are not large."""
+def files_of(data_dir: Path | None, suffixes: tuple[str, ...]) -> list[bytes]:
+    """Read the small files with these suffixes in the folder and its subfolders."""
     found = sorted(data_dir.rglob("*")) if data_dir else []
-    return [p.read_bytes() for p in found if p.name.endswith(suffixes) and p.stat().st_size < LARGEST]
+    return [p.read_bytes() for p in found if p.name.endswith(suffixes) and p.stat().st_size < MAX_SEED_BYTES]
 
 
 def read_a_map(folder: Path, data: bytes, random) -> None:
     """Read the map, describe it, and write it again."""
-    from cryotrans_jax import contour, maps
+    from cryotrans_jax.density import contour
+    from cryotrans_jax.io import maps
 
     (folder / "a.mrc").write_bytes(data)
     map_ = maps.read_map(folder / "a.mrc")
@@ -90,8 +93,10 @@ def read_a_map(folder: Path, data: bytes, random) -> None:
 
 def read_labels(folder: Path, data: bytes, random) -> None:
     """Read the map as labels, as one of two masks, and as a mask to multiply with."""
-    from cryotrans_jax import maps, mask, partition
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.density import mask
+    from cryotrans_jax.io import maps
+    from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.motion import partition
 
     (folder / "a.mrc").write_bytes(data)
     initial = maps.read_map(folder / "seed.mrc")
@@ -107,11 +112,13 @@ def read_labels(folder: Path, data: bytes, random) -> None:
 
 
 def read_a_model(folder: Path, data: bytes, random) -> None:
-    """Read the model, weigh it, select of it, superpose it, simulate its map, and write it again."""
+    """Read the model, compute its weight, select residues, superpose it, simulate its map, and write it again."""
     import numpy as np
 
-    from cryotrans_jax import atoms, partition
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.motion import partition
 
     (folder / "a.pdb").write_bytes(data)
     model = atoms.read_model(folder / "a.pdb")
@@ -120,9 +127,9 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
         partition.select_residues(model, "A:2-4")
     with contextlib.suppress(InputError):
         atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
-    atoms.simulate_map(
+    simulation.simulate_map(
         model, (8, 7, 12), 6.0, np.zeros(3), 12.0
-    )  # a box about it may be large, and is refused elsewhere
+    )  # a box about the model may be too large; that is refused elsewhere
     atoms.write_model(folder / "b.cif", model)
     atoms.read_model(folder / "b.cif")
     if atoms.pdb_obstacle(model) is None:
@@ -131,12 +138,12 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
 
 
 def entry_seeds(data_dir: Path | None) -> list[bytes]:
-    """What the EMDB says of an entry, and what is written of it beside the map."""
+    """An entry's record from the EMDB, and the file that is written beside the map."""
     import json
 
     contours = {"contour": [{"primary": True, "level": 0.5}, {"level": "1.5"}]}
     image = {"image_processing": [{"final_reconstruction": {"resolution": {"valueOf_": "3.2"}}}]}
-    said = {
+    entry = {
         "admin": {"title": "a <b>map</b>"},
         "map": {"file": "emd_1234.map.gz", "contour_list": contours},
         "structure_determination_list": {"structure_determination": [image]},
@@ -147,12 +154,12 @@ def entry_seeds(data_dir: Path | None) -> list[bytes]:
         "entry": "EMD-1234", "resolution": 3.2, "contour": 0.5, "map": ["emd_1234.map.gz"], "half_maps": [],
         "files": {"emd_1234.map.gz": record}, "url": "https://a/b", "validator": '"x"',
     }  # fmt: skip
-    return [json.dumps(value).encode() for value in (said, beside)]
+    return [json.dumps(value).encode() for value in (entry, beside)]
 
 
 def read_an_entry(folder: Path, data: bytes, random) -> None:
-    """Read the text as an entry of the EMDB, as the file beside a map, and as the note of a broken transfer."""
-    from cryotrans_jax.files import InputError
+    """Read the text as an entry of the EMDB, as the file beside a map, and as the note of an interrupted transfer."""
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, download, inputs
 
@@ -171,7 +178,7 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
 
 
 def record_seeds(data_dir: Path | None) -> list[bytes]:
-    """What a run writes of itself, and a benchmark."""
+    """Records of a run, and a benchmark."""
     import json
 
     used = {"threshold": 0.1, "threshold_chosen": "by rule", "share_of_mass": 0.9, "volume": 5000.0, "contour": 0.2}
@@ -195,7 +202,7 @@ def record_seeds(data_dir: Path | None) -> list[bytes]:
 
 def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import benchmark, exchange, page, run_folder, story
 
@@ -212,7 +219,7 @@ def read_records(folder: Path, data: bytes, random) -> None:
 
 
 def pair_seeds(data_dir: Path | None) -> list[bytes]:
-    """A pair.json with the way between its states, and that way as .npz."""
+    """A pair.json with the path between its states, and that path as .npz."""
     import json
 
     import numpy as np
@@ -228,7 +235,7 @@ def pair_seeds(data_dir: Path | None) -> list[bytes]:
 
 def read_a_pair(folder: Path, data: bytes, random) -> None:
     """Read the bytes as the description of a pair, or as its frames."""
-    from cryotrans_jax import atoms
+    from cryotrans_jax.io import atoms
 
     from . import validate
 
@@ -240,7 +247,7 @@ def read_a_pair(folder: Path, data: bytes, random) -> None:
 
 
 def flag_seeds(data_dir: Path | None) -> list[bytes]:
-    """Command lines of the main job, a word each line, for maps that are there; some have odd names."""
+    """Command lines of experiments.run, one word a line, for existing maps, some with odd names."""
     map_seeds(None)
     model_seeds(None)
     for name in ("...mrc", "6abc_0A.mrc", "<script>.mrc", "half1.mrc", "half2.mrc"):
@@ -256,9 +263,10 @@ def flag_seeds(data_dir: Path | None) -> list[bytes]:
 
 
 def read_flags(folder: Path, data: bytes, random) -> None:
-    """Let the main job read a command line and prepare all that it is to fit.
+    """Parse a command line of experiments.run and prepare its fit.
 
-    Raises InputError where it ends with one line, as it does for bad input.
+    Raises:
+        InputError: the command ends with one line, as for bad input.
     """
     words = [word.decode(errors="surrogateescape") for word in data.split(b"\n")]
     words = [word for word in words if not word.startswith(("--fetch", "--out_dir", "--flagfile")) and "\0" not in word]
@@ -266,9 +274,10 @@ def read_flags(folder: Path, data: bytes, random) -> None:
 
 
 def prepare_run(folder: Path, words: list[str]) -> None:
-    """Prepare a run as the main job does with these words on its command line, in the folder `out`.
+    """Prepare a run with these words on its command line, in the folder `out`.
 
-    Raises InputError where it ends with one line.
+    Raises:
+        InputError: the command ends with one line.
     """
     import shutil
 
@@ -280,18 +289,27 @@ def prepare_run(folder: Path, words: list[str]) -> None:
 
     (folder / "out").mkdir()
     try:
-        ended_well("run", words, load)
+        run_command("run", words, load)
     finally:
         shutil.rmtree(folder / "out", ignore_errors=True)
 
 
-def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
-    """Do the work under a command's flags. Raises InputError where it ends with status 2 and one line."""
+def run_command(name: str, words: list[str], work: Callable[[], None]) -> None:
+    """Do the work with a command's flags.
+
+    Args:
+        name: name of the command.
+        words: its arguments.
+        work: called once the flags are parsed.
+
+    Raises:
+        InputError: the command ends with status 2 and one line.
+    """
     import sys
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
-    only_flags_of(name)
+    define_only(name)
     before, error = sys.argv, io.StringIO()
     sys.argv = [f"{name}.py", *words]
     try:
@@ -307,8 +325,8 @@ def ended_well(name: str, words: list[str], work: Callable[[], None]) -> None:
         sys.argv = before
 
 
-def only_flags_of(name: str) -> None:
-    """Define the flags of a job, and no others."""
+def define_only(name: str) -> None:
+    """Define the flags of a command, and no others."""
     for defined in list(flags.FLAGS):
         if defined not in ("help", "helpfull", "helpshort", "helpxml"):
             delattr(flags.FLAGS, defined)
@@ -316,10 +334,10 @@ def only_flags_of(name: str) -> None:
 
 
 def number_seeds(data_dir: Path | None) -> list[bytes]:
-    """A command line of each job, with all its flags that are numbers, a word each line after the job's name."""
+    """A command line of each command with all its numeric flags, one word a line after the name."""
     made = []
     for name in COMMANDS:
-        ended_well(name, ["--help"], lambda: None)
+        run_command(name, ["--help"], lambda: None)
         numeric = [
             f for f in flags.FLAGS if flags.FLAGS[f].parser.syntactic_help.startswith(("a number", "an integer"))
         ]
@@ -328,35 +346,36 @@ def number_seeds(data_dir: Path | None) -> list[bytes]:
 
 
 def read_numbers(folder: Path, data: bytes, random) -> None:
-    """Parse the command line of a job, and stop there."""
+    """Parse the command line of a command, and stop there."""
     name, *words = (word.decode(errors="surrogateescape") for word in data.split(b"\n"))
     words = [word for word in words if not word.startswith("--flagfile") and "\0" not in word]
-    ended_well(name if name in COMMANDS else "run", words, lambda: None)
+    run_command(name if name in COMMANDS else "run", words, lambda: None)
 
 
 def density_seeds(data_dir: Path | None) -> list[bytes]:
-    """Plain maps of the built-in pair's two states, in which the format allows any value."""
+    """Uncompressed maps of the built-in pair's two states, in which the format allows any value."""
     import numpy as np
 
-    from cryotrans_jax import atoms, demo, maps
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import maps
 
     made = []
     for name, model in zip(("seed.mrc", "other.mrc"), demo.hinge_pair(), strict=True):
-        map_ = atoms.simulate_map(model, (12, 12, 16), 5.0, np.array([-30.0, -30.0, -40.0]), 12.0)
+        map_ = simulation.simulate_map(model, (12, 12, 16), 5.0, np.array([-30.0, -30.0, -40.0]), 12.0)
         maps.write_map(name, map_)
         made.append(Path(name).read_bytes())
     return made
 
 
 def read_a_target(folder: Path, data: bytes, random) -> None:
-    """Take the map as the target of a run, or as its initial map, and do all that comes before the fit."""
+    """Use the map as the target of a run, or as its initial map, and do all steps before the fit."""
     (folder / "a.mrc").write_bytes(data)
     names = ("a.mrc", "seed.mrc") if random.random() < 0.3 else ("seed.mrc", "a.mrc")
     prepare_run(folder, [f"--initial={names[0]}", f"--target={names[1]}", "--parts=none", "--data_dir=."])
 
 
 def stored_arrays() -> dict:
-    """Arrays such as a fit has, the same every time."""
+    """Arrays like those of a fit, the same every time."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -366,20 +385,20 @@ def stored_arrays() -> dict:
 
 def checkpoint_seeds(data_dir: Path | None) -> list[bytes]:
     """A stored fit, as a tar file of its folder."""
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     checkpoints.save("seed_fit", stored_arrays(), {"stage": 3, "losses": [1.5, 0.5], "names": ["a"]})
     folder = Path("seed_fit")
-    return [packed_folder({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})]
+    return [pack_folder({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})]
 
 
 def read_a_checkpoint(folder: Path, data: bytes, random) -> None:
-    """Restore the stored fit: what comes back, if anything does, is what was stored."""
+    """Restore the stored fit; if that succeeds, it must equal the original."""
     import shutil
 
     import numpy as np
 
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     place = folder / "fit"
     try:
@@ -394,7 +413,7 @@ def read_a_checkpoint(folder: Path, data: bytes, random) -> None:
 
 
 def answer_seeds(data_dir: Path | None) -> list[bytes]:
-    """What servers answer when asked for an entry: whole, with digests, in chunks, or with a redirect."""
+    """Answers of servers to a request for an entry: whole, with digests, in chunks, or with a redirect."""
     import base64
     import gzip
     import hashlib
@@ -407,56 +426,56 @@ def answer_seeds(data_dir: Path | None) -> list[bytes]:
     entry = json.dumps({"map": {"file": "emd_1234.map.gz"}, "admin": {"title": "a"}}).encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (cif[:300], cif[300:])) + b"0\r\n\r\n"
     return [
-        answer("200 OK", cif, f"Content-Length: {len(cif)}", *sums),
-        answer("200 OK", chunks, "Transfer-Encoding: chunked"),
-        answer("200 OK", map_, f"Content-Length: {len(map_)}", "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg=="),
-        answer("200 OK", entry, f"Content-Length: {len(entry)}"),
-        answer("302 Found", b"", "Location: http://127.0.0.1:1/x", "Content-Length: 0"),
-        answer("503 Service Unavailable", b"<html>busy</html>", "Retry-After: 1"),
+        make_answer("200 OK", cif, f"Content-Length: {len(cif)}", *sums),
+        make_answer("200 OK", chunks, "Transfer-Encoding: chunked"),
+        make_answer("200 OK", map_, f"Content-Length: {len(map_)}", "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg=="),
+        make_answer("200 OK", entry, f"Content-Length: {len(entry)}"),
+        make_answer("302 Found", b"", "Location: http://127.0.0.1:1/x", "Content-Length: 0"),
+        make_answer("503 Service Unavailable", b"<html>busy</html>", "Retry-After: 1"),
     ]
 
 
-def answer(status: str, body: bytes, *headers: str) -> bytes:
-    """An answer by HTTP with this status, headers and body."""
+def make_answer(status: str, body: bytes, *headers: str) -> bytes:
+    """Make an HTTP answer with this status, headers and body."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "Connection: close", "", ""]).encode() + body
 
 
 def read_an_answer(folder: Path, data: bytes, random) -> None:
-    """Fetch a model and a map's entry from a server that gives this answer to all that it is asked."""
+    """Fetch a model and a map's entry from a server that gives this answer to every request."""
     import shutil
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, download
 
-    download.PAUSE, place, said = 0.0, folder / "fetched", io.StringIO()
+    download.PAUSE, place, printed = 0.0, folder / "fetched", io.StringIO()
     errors = []
-    with answering(data) as base:
+    with serve_answer(data) as base:
         archive = archives.Archives(base, base, base, limit=ANSWER_BYTES)
         for name in ("6RAH", "EMD-1234"):
             place.mkdir(exist_ok=True)
             try:
-                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                     archives.fetch(name, archive, place)
             except InputError as error:
                 errors.append(error)
             assert all(path.stat().st_size <= ANSWER_BYTES for path in place.iterdir())
             shutil.rmtree(place)
-    assert all(c.isprintable() or c in "\n\r" for c in said.getvalue() + "".join(map(str, errors)))
+    assert all(c.isprintable() or c in "\n\r" for c in printed.getvalue() + "".join(map(str, errors)))
     if len(errors) == 2:
         raise errors[0]
 
 
 @contextlib.contextmanager
-def answering(data: bytes) -> Iterator[str]:
-    """A server on this machine that gives every request the same bytes; its address."""
+def serve_answer(data: bytes) -> Iterator[str]:
+    """Serve the same bytes to every request, on this machine; yields the address."""
     import socket
     import threading
 
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            with contextlib.suppress(OSError):  # it is closed at the end
+            with contextlib.suppress(OSError):  # the server is closed at the end
                 while True:
                     connection, _ = server.accept()
                     with connection, contextlib.suppress(OSError):
@@ -478,7 +497,7 @@ KINDS = {
     "pair": Kind(1, pair_seeds, read_a_pair),
     "flags": Kind(1, flag_seeds, read_flags),
     "numbers": Kind(1, number_seeds, read_numbers),
-    "densities": Kind(0.2, density_seeds, read_a_target, redensified),
+    "densities": Kind(0.2, density_seeds, read_a_target, change_densities),
     "answers": Kind(1, answer_seeds, read_an_answer),
-    "checkpoint": Kind(1, checkpoint_seeds, read_a_checkpoint, damaged_in_folder),
+    "checkpoint": Kind(1, checkpoint_seeds, read_a_checkpoint, damage_folder),
 }

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io.files import InputError
 
 ADDRESS = re.compile(r"(.+):([0-9]{1,5})")
 JOINING = 300  # s that processes wait for one another at the start

@@ -1,12 +1,12 @@
-"""Simulates what a rare conformation suffers from, too few particles, and what a morph of the common one makes good.
+"""Simulate a rare conformation with few particles, and measure the gain from morphing the common conformation.
 
 python -m experiments.imbalance                            the built-in pair
 python -m experiments.imbalance --pair=PAIRS/adk --particles=20000 --rare=0.05 --out_dir=DIR
 
-Particles are projections of two conformations' maps from all sides with white noise. Those of each conformation, with
-the poses known, are back-projected to two half-maps and a map, filtered by what the half-maps' FSC says is signal. The
-common conformation's map is morphed onto the rare one's, with its half-maps, and all three maps are compared with the
-truth. A pair is a folder with two models and a pair.json, as for experiments.validate.
+Particles are projections of two conformations' maps from all directions with white noise. The particles of each
+conformation are back-projected with known poses to two half-maps and a map, which are filtered by the half-maps' FSC.
+The common conformation's map is morphed into the rare one, with its half-maps, and all three maps are compared with
+the truth. A pair is a folder with two models and a pair.json, as for experiments.validate.
 """
 
 from pathlib import Path
@@ -32,20 +32,20 @@ PARTICLES = ranges.COUNT._replace(least=8)
 RARE = ranges.Range(0, 0.5, "the rare conformation has half of the particles at most")
 SIGNAL_TO_NOISE = ranges.Range(1e-6, 1e6, "particles have about 0.1")
 PIXEL = ranges.VOXEL_SIZE._replace(least=0.1)
-PARTICLES_SEED = ranges.SEED._replace(most=2**30 - 1)  # both classes have one of their own
-ROOM = 8.0  # Å about the molecule, from whatever side it is seen
+PARTICLES_SEED = ranges.SEED._replace(most=2**30 - 1)  # each class has its own
+PADDING = 8.0  # Å about the molecule, in every orientation
 
 
 class Class(NamedTuple):
-    """Maps of one conformation's particles: of all, of both halves; and the halves' FSC."""
+    """Map of one conformation's particles, its half-maps, and their FSC."""
 
-    whole: Any  # a Map, whose file is not imported before the flags are read
+    whole: Any  # a Map; its module is imported only after the flags are read
     halves: tuple
     curve: tuple
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     with shared.group("Particles"):
         paths.define_path(
             "pair", None, "FOLDER: of a pair of models and its pair.json; the built-in pair if not given."
@@ -55,7 +55,7 @@ def define_flags() -> None:
         ranges.number(
             "signal_to_noise",
             0.1,
-            "Variance of the particles' pixels without noise over that of the noise.",
+            "Variance of the noise-free pixels of the particles divided by that of the noise.",
             SIGNAL_TO_NOISE,
         )
         ranges.number("voxel_size", 2.0, "Å: of pixels and voxels.", PIXEL)
@@ -67,8 +67,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; prints the table, and writes it with the figure and the maps."""
-    from cryotrans_jax.files import InputError
+    """Run the study; print the table, and write it with the figure and the maps."""
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -79,21 +79,21 @@ def main() -> None:
     if rare < 4:
         raise InputError(f"{rare} particles of the rare conformation make no two half-maps: give more --particles")
     run_folder.make_folder(out_dir)
-    models = pair()
-    truths = [truth(model, models) for model in models]
+    models = load_pair()
+    truths = [simulate_truth(model, models) for model in models]
     counts = FLAGS.particles - rare, rare
     classes = [
-        reconstructed(map_, count, FLAGS.signal_to_noise, 2 * FLAGS.particles_seed + k)
+        reconstruct_class(map_, count, FLAGS.signal_to_noise, 2 * FLAGS.particles_seed + k)
         for k, (map_, count) in enumerate(zip(truths, counts, strict=True))
     ]
-    fit = morphed(*classes)
+    fit = fit_rare(*classes)
     with run_folder.claimed(out_dir, kinds=["imbalance"]), run_folder.replacing(out_dir, "imbalance"):
         write(fit, models, truths[1], dict(zip(("common", "rare"), classes, strict=True)), counts, out_dir)
 
 
-def pair() -> tuple:
-    """The models of both conformations, in one frame."""
-    from cryotrans_jax.demo import hinge_pair
+def load_pair() -> tuple:
+    """Load the models of both conformations, in one frame."""
+    from cryotrans_jax.density.demo import hinge_pair
 
     if FLAGS.pair is None:
         return hinge_pair()
@@ -102,30 +102,39 @@ def pair() -> tuple:
     return load_models(Path(FLAGS.pair))
 
 
-def truth(model, models):
-    """A model's map at twice the voxel size, in a cube with room for all models from whatever side they are seen."""
+def simulate_truth(model, models):
+    """Simulate a model's map at twice the voxel size, in a cube with room for all models in every orientation."""
     import numpy as np
     import scipy.fft
 
-    from cryotrans_jax import atoms
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms
 
     xyz = np.concatenate([atoms.positions(one) for one in models])
     middle = (xyz.min(0) + xyz.max(0)) / 2
-    radius = np.linalg.norm(xyz - middle, axis=1).max() + ROOM
+    radius = np.linalg.norm(xyz - middle, axis=1).max() + PADDING
     n = 2 * scipy.fft.next_fast_len(int(np.ceil(radius / FLAGS.voxel_size)), real=True)
     origin = middle - n // 2 * FLAGS.voxel_size
-    return atoms.simulate_map(model, (n, n, n), FLAGS.voxel_size, origin, 2 * FLAGS.voxel_size)
+    return simulation.simulate_map(model, (n, n, n), FLAGS.voxel_size, origin, 2 * FLAGS.voxel_size)
 
 
-def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
-    """The maps that so many noisy particles of a map give, seen from all sides alike, with the poses known."""
+def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Class:
+    """Reconstruct a class from noisy projections of a map, uniform over all directions, with known poses.
+
+    Args:
+        map_: the noise-free map.
+        count: number of particles.
+        signal_to_noise: variance of the noise-free pixels divided by that of the noise.
+        seed: of poses and noise.
+    """
     from dataclasses import replace
 
     import jax
     import numpy as np
     from scipy.spatial.transform import Rotation
 
-    from cryotrans_jax import metrics, projection
+    from cryotrans_jax import projection
+    from cryotrans_jax.scores import metrics
 
     turns = Rotation.random(count, np.random.default_rng(seed)).as_matrix().astype(np.float32)
     images = projection.project(map_.density, turns)
@@ -143,10 +152,10 @@ def reconstructed(map_, count: int, signal_to_noise: float, seed: int) -> Class:
     return Class(maps(unsure / 2, sums[0] + sums[1]), tuple(maps(unsure, half) for half in sums), curve)
 
 
-def morphed(common: Class, rare: Class):
-    """The fit of the common conformation's map to the rare one's, judged by the latter's half-maps."""
-    from cryotrans_jax.morphing import morph
-    from cryotrans_jax.progress import Progress
+def fit_rare(common: Class, rare: Class):
+    """Fit the common conformation's map to the rare one's, cross-validated by its half-maps."""
+    from cryotrans_jax.fit.morphing import morph
+    from cryotrans_jax.fit.progress import Progress
 
     with Progress() as progress:
         return morph(
@@ -163,15 +172,16 @@ def morphed(common: Class, rare: Class):
 
 
 def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) -> None:
-    """Nothing; the folder holds table, figure and maps, and the table is printed."""
-    from cryotrans_jax import metrics, plots
-    from cryotrans_jax.files import write_file
-    from cryotrans_jax.maps import write_map
+    """Write table, figure and maps into the folder, and print the table."""
+    from cryotrans_jax import plots
+    from cryotrans_jax.io.files import write_file
+    from cryotrans_jax.io.maps import write_map
+    from cryotrans_jax.scores import metrics
 
     from .run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
-    compared, curves = scored(maps, truth)
+    compared, curves = score_maps(maps, truth)
     for name, each, count in zip(classes, classes.values(), counts, strict=True):
         compared[name] |= {"particles": count, "resolution": metrics.resolution_at(*each.curve, 0.143)}
     compared["common"]["rmsd"] = metrics.ca_displacement(*models)["rmsd"]
@@ -195,13 +205,15 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")
 
 
-def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
-    """Each map's scores against the rare conformation's truth, all within one soft mask about that, and FSC curves."""
+def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
+    """Scores and FSC curves of the maps against the rare conformation's truth, within one soft mask around it."""
     from dataclasses import replace
 
-    from cryotrans_jax import metrics, prepare, trajectory
+    from cryotrans_jax.density import similarity, thresholds
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.scores import metrics
 
-    mask = trajectory.soft_support(truth.density, prepare.choose_threshold(truth.density), truth.voxel_size)
+    mask = trajectory.soft_support(truth.density, thresholds.choose_threshold(truth.density), truth.voxel_size)
     inside = replace(truth, density=truth.density * mask)
     curves, scores = {}, {}
     for name, map_ in maps.items():
@@ -210,18 +222,18 @@ def scored(maps: dict, truth) -> tuple[dict[str, dict], dict]:
         scores[name] = {
             "fsc": metrics.resolution_at(*curves[name], 0.5),
             "fsc_0.143": metrics.resolution_at(*curves[name], 0.143),
-            "correlation": metrics.correlation(masked.density, inside.density),
+            "correlation": similarity.correlation(masked.density, inside.density),
         }
     return scores, curves
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, and CA RMSD in Å."""
+    """Format the rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD, all in Å."""
     return tables.styled(rows, COLUMNS)
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 from absl.flags import FlagValues
 
-from cryotrans_jax import align, atoms, contour, mask, micelle, partition, prepare
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError, checksum
-from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from cryotrans_jax.recipes import Schedule
-from cryotrans_jax.symmetry import Symmetry
+from cryotrans_jax.density import align, contour, mask, micelle, simulation, thresholds
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.fit.recipes import Schedule
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, checksum
+from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.motion import partition
 
 from . import archives, log, paths, prechecks, ranges
 from .results import MAP_SUFFIXES, Case, Waypoint, grid_of, load_reference
@@ -154,7 +156,7 @@ def fault_of_target(settings, number: int) -> str:
             size, mask_path = settings.target_voxel_size, name and find(name, settings.data_dir)
             (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
             map_ = masked(map_, mask_path, settings.mask_radius, size)
-            prepare.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
+            thresholds.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
     except InputError as error:
         return str(error)
     return ""
@@ -304,7 +306,7 @@ def check_mass(mass_kda: float | None, initial: Map) -> None:
     """Raise InputError where a molecule of this weight would fill fewer than FEWEST voxels, or more than the box."""
     if mass_kda is None:
         return
-    filled, there = 1e3 * mass_kda * prepare.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
+    filled, there = 1e3 * mass_kda * thresholds.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
     if not FEWEST <= filled <= there:
         raise InputError(
             f"--mass_kda={mass_kda:g} would fill {filled:.3g} of the initial map's {there} voxels: give the molecular "
@@ -368,8 +370,8 @@ def add_symmetry(case: Case, settings) -> None:
 def without_solvent(initial: Map, settings) -> Map:
     """The initial map, zero below its threshold."""
     level = settings.initial_threshold
-    level = prepare.choose_threshold(initial.density) if level is None else level
-    return Map(prepare.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
+    level = thresholds.choose_threshold(initial.density) if level is None else level
+    return Map(thresholds.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 
 def vector(settings, name: str) -> list[float] | None:
@@ -552,12 +554,12 @@ def built_in_pair(out_dir: Path) -> Case:
     folder = out_dir / "inputs"
     folder.mkdir(parents=True, exist_ok=True)
     models = dict(zip(("closed", "open"), hinge_pair(), strict=True))
-    grid = atoms.common_grid(list(models.values()), 1.0, 3.0)
+    grid = simulation.common_grid(list(models.values()), 1.0, 3.0)
     files, maps = {}, {}
     for (name, model), resolution in zip(models.items(), (3.0, 7.0), strict=True):
         atoms.write_model(folder / f"{name}.cif", model)
         key = f"{name}_{resolution:g}A.mrc"
-        files[key], maps[key] = folder / key, atoms.simulate_map(model, *grid, resolution)
+        files[key], maps[key] = folder / key, simulation.simulate_map(model, *grid, resolution)
         write_input(files[key], maps[key])
     log.built_in_pair(folder)
     (initial, target), (start, end) = maps.values(), models.values()
@@ -707,11 +709,11 @@ def load(
         grid = like.density.shape, like.voxel_size, like.origin
     else:
         sharpest = min(resolution_in_name(name) for name in models)
-        grid = atoms.common_grid(list(models.values()), sharpest / 3, sharpest)
+        grid = simulation.common_grid(list(models.values()), sharpest / 3, sharpest)
     (out_dir / "inputs").mkdir(parents=True, exist_ok=True)
     for name, model in models.items():
         check_inside(model, *grid, f"the model of {name}")
-        maps[name] = atoms.simulate_map(model, *grid, resolution_in_name(name))
+        maps[name] = simulation.simulate_map(model, *grid, resolution_in_name(name))
         found[name] = out_dir / "inputs" / Path(name).name
         write_input(found[name], maps[name])
     return maps[initial], [maps[t] for t in targets], found

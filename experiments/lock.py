@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from cryotrans_jax.files import InputError, write_file
+from cryotrans_jax.io.files import InputError, write_file
 
 from . import log
 

@@ -41,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
     enable_compilation_cache()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         with signals.stopping(log.error), warnings.catch_warnings():
@@ -67,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
 
 def show_warnings() -> None:
     """From now on, print each InputWarning once, as one line on stderr."""
-    from cryotrans_jax.files import InputWarning
+    from cryotrans_jax.io.files import InputWarning
 
     shown: set[str] = set()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cryotrans_jax.maps import Map
+from cryotrans_jax.io.maps import Map
 
 from .cautions import Caution, chosen, target_index
 from .film import Frame

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gemmi
 import jax
 
-from cryotrans_jax import checks, prepare
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
-from cryotrans_jax.outliers import Outliers, without_outliers
+from cryotrans_jax.density import checks, spectrum
+from cryotrans_jax.density.outliers import Outliers, without_outliers
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
 
 from . import log
 
@@ -130,7 +130,7 @@ def pair_doubts(case: "Case", number: int, initial: str, target: str) -> Iterato
             "Name the map of another state with --target.",
             number,
         )
-    elif (variance := prepare.blur_between(case.initial, goal, *known)) < checks.BLURRIER:
+    elif (variance := spectrum.blur_between(case.initial, goal, *known)) < checks.BLURRIER:
         yield Doubt(
             f"The initial map {initial} is blurrier than {target}, by a Gaussian of {(-variance) ** 0.5:.1f} Å.",
             f"The initial map should be the sharp one: sharpen it, or swap the two, --initial={target} "

@@ -59,7 +59,7 @@ def entry_of_run(run_dir: Path, out_dir: Path) -> str:
 
 def load_fit(run_dir: Path):
     """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
-    from cryotrans_jax.files import InputError, checksum
+    from cryotrans_jax.io.files import InputError, checksum
 
     from . import run_folder
     from .inputs import masks_used, read_as_used
@@ -79,7 +79,7 @@ def load_fit(run_dir: Path):
 
 def carried_model(fit):
     """Read the model that the flags name, and check that it lies in the initial map; None if they name none."""
-    from cryotrans_jax import atoms
+    from cryotrans_jax.io import atoms
 
     from .inputs import check_inside
 
@@ -92,7 +92,7 @@ def carried_model(fit):
 
 def check_free(out_dir: Path, initial: Path) -> None:
     """Raise InputError where frames would replace others without --overwrite, or replace an input."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 

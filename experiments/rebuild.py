@@ -1,11 +1,11 @@
-"""What it takes to have a model built anew into a generated map, and how much of the backbone such a model has found.
+"""Prepare the building of a model into a generated map, and score the backbone of the built model.
 
-python -m experiments.rebuild --run_dir=DIR --reference=B.cif                        the files and commands for Phenix
-python -m experiments.rebuild --run_dir=DIR --reference=B.cif --rebuilt=built.cif    the scores of what was built
+python -m experiments.rebuild --run_dir=DIR --reference=B.cif                        files and commands for Phenix
+python -m experiments.rebuild --run_dir=DIR --reference=B.cif --rebuilt=built.cif    scores of the built model
 
-The first writes the folder DIR/rebuild: the sequence, the reference in the initial map's frame, and build.sh, which
-calls Phenix (map_to_model, then chain_comparison). Phenix is not part of this project, and need not be there to score.
-The scores are of CA atoms within 3 Å; that the right residue was built there is for Phenix to say.
+The first command writes the folder DIR/rebuild: the sequence, the reference in the initial map's frame, and build.sh,
+which calls Phenix (map_to_model, then chain_comparison). Phenix is not part of this project, and scoring does not need
+it. The scores count CA atoms within 3 Å; Phenix checks whether the right residue was built there.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ phenix.map_model_cc ../generated.mrc rebuilt.pdb resolution={resolution:g}
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
@@ -36,15 +36,16 @@ def define_flags() -> None:
         "reference", None, "MODEL: of the target state, in the target map's frame; the run's if not given."
     )
     paths.define_path("rebuilt", None, "MODEL: built into the run's generated map, to score.")
-    ranges.number("within", 3.0, "Å: from how near CA atoms are the same.", ranges.DISTANCE)
+    ranges.number("within", 3.0, "Å: largest distance at which two CA atoms correspond.", ranges.DISTANCE)
     shared.define_all_models()
-    flags.DEFINE_bool("overwrite", False, "Replace what the folder holds.")
+    flags.DEFINE_bool("overwrite", False, "Replace the files in the folder.")
 
 
 def main() -> None:
-    """Nothing; writes the folder, or prints and writes the scores."""
-    from cryotrans_jax import atoms, metrics
-    from cryotrans_jax.files import InputError, write_file
+    """Write the folder, or print and write the scores."""
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError, write_file
+    from cryotrans_jax.scores import metrics
 
     from . import run_folder
 
@@ -52,7 +53,7 @@ def main() -> None:
     folder = run_dir / "rebuild"
     saved = run_folder.read_config(run_dir)
     run_folder.verify(run_dir, "generated.mrc")
-    reference = in_frame(saved)
+    reference = load_reference(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:
             raise InputError(f"{folder} holds scores already: add --overwrite to replace them")
@@ -76,11 +77,15 @@ def main() -> None:
     print(f"sh {folder / 'build.sh'} builds a model with Phenix; score it with --rebuilt={folder / 'rebuilt.pdb'}")
 
 
-def in_frame(saved: dict):
-    """The reference's model in the initial map's frame, where the generated map is."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.align import Transform
-    from cryotrans_jax.files import InputError
+def load_reference(saved: dict):
+    """Read the reference's model and move it into the initial map's frame, in which the generated map is.
+
+    Raises:
+        InputError: the run had no reference or several, and --reference is not given.
+    """
+    from cryotrans_jax.density.align import Transform
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     known = saved["settings"].get("reference") or []
     name = FLAGS.reference or (known[0] if len(known) == 1 else None)
@@ -88,12 +93,12 @@ def in_frame(saved: dict):
         raise InputError("the run had no reference, or several: name the target state's model with --reference")
     whole = FLAGS.all_models or saved["settings"].get("all_models", False)
     model = atoms.read_model(FLAGS.reference or saved["inputs"][name]["file"], whole)
-    laid = saved.get("alignment")
-    return Transform.from_matrix(laid["transform"]).move(model) if laid else model
+    alignment = saved.get("alignment")
+    return Transform.from_matrix(alignment["transform"]).move(model) if alignment else model
 
 
 def fasta(model) -> str:
-    """The sequences of a model's protein chains, in one letter a residue."""
+    """Sequences of a model's protein chains in FASTA format."""
     import gemmi
 
     model = model.clone()
@@ -107,7 +112,7 @@ def fasta(model) -> str:
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

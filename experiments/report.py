@@ -24,7 +24,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Write the report of each target."""
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder, story
 

@@ -15,17 +15,20 @@ import gemmi
 import jax
 import numpy as np
 
-from cryotrans_jax import atoms, geometry, memory, metrics, qscore, train, trajectory
-from cryotrans_jax.align import IDENTITY, Alignment, Transform, resampled
-from cryotrans_jax.contour import BODY, CLEAR, DUST
-from cryotrans_jax.files import InputError, checksum, whole_file
-from cryotrans_jax.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
-from cryotrans_jax.morphing import Fit, morph
-from cryotrans_jax.partition import Partition, part_motions
-from cryotrans_jax.prepare import DALTON, carried_mass
-from cryotrans_jax.progress import Progress
-from cryotrans_jax.recipes import Schedule
-from cryotrans_jax.symmetry import Symmetry
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.align import IDENTITY, Alignment, Transform, resampled
+from cryotrans_jax.density.contour import BODY, CLEAR, DUST
+from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.thresholds import DALTON, carried_mass
+from cryotrans_jax.fit import train, trajectory
+from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.progress import Progress
+from cryotrans_jax.fit.recipes import Schedule
+from cryotrans_jax.io import atoms, memory
+from cryotrans_jax.io.files import InputError, checksum, whole_file
+from cryotrans_jax.io.maps import COMPRESSION, SUFFIXES, Map, has_voxel_size, read_map, write_map
+from cryotrans_jax.motion.partition import Partition, part_motions
+from cryotrans_jax.scores import geometry, metrics, qscore
 
 from . import log
 from .exchange import target_number
@@ -357,7 +360,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     """
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
-    before, after = metrics.correlation(*metrics.matched(start, target, variance)), metrics.correlation(end, goal)
+    before, after = similarity.correlation(*metrics.matched(start, target, variance)), similarity.correlation(end, goal)
     lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY_BLUR)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
@@ -555,12 +558,12 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
     compared = compared or compare(fit, case, number, generated)
     truth, curves = compared.truth, compared.curves
     for when, map_ in (("before", compared.start), ("after", generated)):
-        out[f"correlation_with_target_{when}"] = metrics.correlation(map_.density, target.density)
+        out[f"correlation_with_target_{when}"] = similarity.correlation(map_.density, target.density)
         out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curves[f"target_{when}"], 0.5)
         if truth is not None:
             out[f"fsc_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.5)
             out[f"fsc_0.143_{when}"] = metrics.resolution_at(*curves[f"reference_{when}"], 0.143)
-            out[f"correlation_{when}"] = metrics.correlation(map_.density, truth.density)
+            out[f"correlation_{when}"] = similarity.correlation(map_.density, truth.density)
     if fit.partitions:
         moves = part_motions(fit.partition(), fit.carry, case.initial, fit.threshold)
         copies = (fit.report or {}).get("symmetry", {}).get("copies", 1)
@@ -594,7 +597,7 @@ def score_waypoint(fit: Fit, start: Map, waypoint: Waypoint) -> dict:
     """Correlation and FSC = 0.5 (Å) with a waypoint, of the carried initial map and of the frame at its time."""
     out: dict[str, Any] = {"waypoint": waypoint.name, "time": waypoint.time}
     for when, map_ in (("before", start), ("after", next(fit.frames([waypoint.time])))):
-        out[f"correlation_{when}"] = metrics.correlation(map_.density, waypoint.map.density)
+        out[f"correlation_{when}"] = similarity.correlation(map_.density, waypoint.map.density)
         out[f"fsc_{when}"] = metrics.resolution_at(*metrics.map_fsc(map_, waypoint.map), 0.5)
     return out
 
@@ -603,7 +606,7 @@ def reference_map(reference: gemmi.Structure | Map, like: Map, resolution: float
     """Reference as a map on the grid of `like`; a model is simulated at the resolution (Å; 3 Å if None)."""
     if isinstance(reference, Map):
         return reference
-    return atoms.simulate(reference, resolution or 3.0, like=like)
+    return simulation.simulate(reference, resolution or 3.0, like=like)
 
 
 def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
@@ -673,7 +676,7 @@ def log_preparation(case: Case, report: dict) -> None:
 
     Args:
         case: what is fitted; its `contours` may be empty.
-        report: what was chosen by rule, as `morph` hands it to `on_prepared`; of all targets, not of one process's alone.
+        report: what was chosen by rule, from `on_prepared` of `morph`; of all targets, not of one process's alone.
     """
     several = len(case.target_names) > 1
     targets = [f"target map {name}" if several else "target map" for name in case.target_names]

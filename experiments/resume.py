@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import psutil
 
-from cryotrans_jax.checkpoints import remove
-from cryotrans_jax.files import InputError, unfinished_files
-from cryotrans_jax.snapshots import Snapshot
+from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.io.checkpoints import remove
+from cryotrans_jax.io.files import InputError, unfinished_files
 
 from . import log, results, run_folder, signals
 from .run_folder import TERMS, UNFINISHED

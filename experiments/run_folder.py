@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from cryotrans_jax.checkpoints import remove
-from cryotrans_jax.files import (
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.io.checkpoints import remove
+from cryotrans_jax.io.files import (
     SUMS,
     InputError,
     check_sum,
@@ -26,8 +27,7 @@ from cryotrans_jax.files import (
     write_checksums,
     write_file,
 )
-from cryotrans_jax.maps import Map, MapLike, read_map
-from cryotrans_jax.morphing import Fit
+from cryotrans_jax.io.maps import Map, MapLike, read_map
 
 from . import lock, log
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io.files import InputError
 
 TIMEOUT = 30.0  # s without a byte
 ANSWER = 60.0  # s until all headers of a reply are there

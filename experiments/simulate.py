@@ -35,7 +35,8 @@ def main() -> None:
     """Simulate the map and write it."""
     import numpy as np
 
-    from cryotrans_jax import atoms, files, maps
+    from cryotrans_jax.density import simulation
+    from cryotrans_jax.io import atoms, files, maps
 
     from .inputs import check_detail, check_inside
 
@@ -52,7 +53,7 @@ def main() -> None:
         check_inside(model, like.density.shape, like.voxel_size, like.origin, "the model")
     elif size:
         check_detail(FLAGS.resolution, min(size))
-    map = atoms.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
+    map = simulation.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
     log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 

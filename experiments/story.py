@@ -9,11 +9,15 @@ import gemmi
 import numpy as np
 from scipy import ndimage
 
-from cryotrans_jax import align, atoms, metrics, plots, trajectory
-from cryotrans_jax.files import InputError, checksum, write_file
-from cryotrans_jax.maps import Map, write_map
-from cryotrans_jax.morphing import Fit
-from cryotrans_jax.motion import CELL, displacement_map, distances, mass_points, sample_motion, stretches
+from cryotrans_jax import plots
+from cryotrans_jax.density import align, similarity
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, checksum, write_file
+from cryotrans_jax.io.maps import Map, write_map
+from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion, stretches
+from cryotrans_jax.scores import metrics
 
 from . import exchange, film, inputs, page, results, run_folder
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
@@ -197,7 +201,7 @@ def make_views(story: Story, config: dict, moved: CarriedMass) -> Views:
         end, _ = metrics.matched(generated, target, blur)
         volumes = {"initial": initial.density, "target": target.density, "generated": generated.density}
         volumes["difference"] = end - goal
-        matched = metrics.correlation(start, goal), metrics.correlation(end, goal)
+        matched = similarity.correlation(start, goal), similarity.correlation(end, goal)
     maps = {name: film.resampled(replace(initial, density=density), SHOWN) for name, density in volumes.items()}
     grid = maps["initial"]
     return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
@@ -345,7 +349,7 @@ def read_target(config: dict, scores: dict, generated: Map, given: str | None) -
     except InputError:
         return None
     target = align.resampled(inputs.read_as_used(config, path, "target", masks), generated, target_pose(config))
-    now, then = metrics.correlation(generated.density, target.density), scores["correlation_with_target_after"]
+    now, then = similarity.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
 

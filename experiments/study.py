@@ -1,11 +1,11 @@
-"""The simulated study: one pair of models, targets from sharp to blurred, and how sharp each prediction is.
+"""Simulated study of one pair of models: targets from sharp to blurred, and the resolution of each prediction.
 
 python -m experiments.study                                        the built-in pair
 python -m experiments.study --initial=6RAH --target=6RAI --fetch   entries, or files
 python -m experiments.study --initial=A.cif --target=B.cif --resolutions=5,10
 
 Maps are simulated from both models on one grid, the target's at several resolutions, and the recipe default fits all of
-them in one program. The folder then holds the FSC of each generated map against the target's model as one figure
+them in one program. The output folder has the FSC of each generated map against the target's model as one figure
 (study.svg, study.png) and in fsc.csv, one table (study.md, study.csv, study.json), and the maps.
 """
 
@@ -19,7 +19,7 @@ from .main import run
 from .usage import group
 
 FLAGS = flags.FLAGS
-COLUMNS = {  # of the table: key, style, head
+COLUMNS = {  # key: style, head
     "resolution": ("{:g}", "target [Å]"),
     "fsc_before": ("{:.2f}", "initial map: FSC = 0.5 [Å]"),
     "fsc_after": ("{:.2f}", "generated map: FSC = 0.5 [Å]"),
@@ -28,12 +28,12 @@ COLUMNS = {  # of the table: key, style, head
     "rmsd_after": ("{:.2f}", "after [Å]"),
     "published": ("{}", "published FSC = 0.5 [Å]"),
 }
-MADE = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.csv")
+OUTPUTS = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.csv")
 
 
 @group("Study")
 def define_pair() -> None:
-    """Nothing; the flags that name the pair are there."""
+    """Define the flags that choose the pair."""
     paths.define_path("initial", None, "MODEL: of the initial state: a file, or an entry of the PDB like 6RAH.")
     paths.define_path("target", None, "MODEL: of the target state; without the two, the built-in pair.")
     ranges.numbers("resolutions", [3, 5, 7, 10], "Å,...: of the simulated targets.", ranges.RESOLUTION)
@@ -46,7 +46,7 @@ def define_pair() -> None:
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     define_pair()
     shared.define_all_models()
     shared.define_fit()
@@ -55,13 +55,13 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; the folder holds the study."""
-    from cryotrans_jax.files import InputError
+    """Run the study and write it into the folder."""
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
+    if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
         raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
     case = load(resolutions())
     rows, curves, maps = [], {}, out_dir / "maps"
@@ -71,17 +71,21 @@ def main() -> None:
         run_folder.replacing(maps, "study_maps"),
     ):
         for path in run_folder.result_files(maps, run_folder.KINDS["study_maps"]):
-            path.unlink()  # of other resolutions
+            path.unlink()  # from other resolutions
         for case_, fit, number in fits(case):
-            row, start, end = measured(fit, case_, number, maps)
+            row, start, end = measure(fit, case_, number, maps)
             rows.append(row)
             curves |= {"initial": start, f"from_{row['resolution']:g}A": end}
         write(rows, curves, out_dir)
 
 
 def resolutions() -> list[float]:
-    """The targets' resolutions [Å]. Raises InputError where there is none, or one twice."""
-    from cryotrans_jax.files import InputError
+    """Resolutions of the targets, Å.
+
+    Raises:
+        InputError: there are none, or one is given twice.
+    """
+    from cryotrans_jax.io.files import InputError
 
     found = FLAGS.resolutions
     if not found or len(set(found)) < len(found):
@@ -90,11 +94,12 @@ def resolutions() -> list[float]:
 
 
 def load(wanted: list[float]):
-    """The case of the pair that the flags name, with a target of each resolution; its maps are on one grid.
+    """Simulate the maps of the pair that the flags name, with a target of each resolution, on one grid.
 
-    The target's model is superposed on the initial one where the two are not the built-in pair.
+    The target's model is superposed on the initial one, except for the built-in pair.
     """
-    from cryotrans_jax import atoms, demo
+    from cryotrans_jax.density import demo, simulation
+    from cryotrans_jax.io import atoms
 
     from .inputs import check_detail
     from .results import Case
@@ -102,23 +107,24 @@ def load(wanted: list[float]):
     check_detail(min(wanted), FLAGS.voxel_size, "--resolutions")
     check_detail(FLAGS.initial_resolution, FLAGS.voxel_size, "--initial_resolution")
     if FLAGS.initial or FLAGS.target:
-        start, end = (atoms.read_model(found(name), FLAGS.all_models) for name in (FLAGS.initial, FLAGS.target))
+        start, end = (atoms.read_model(find_model(name), FLAGS.all_models) for name in (FLAGS.initial, FLAGS.target))
         end = atoms.superpose(end, start)
     else:
         start, end = demo.hinge_pair()
-    grid = atoms.common_grid([start, end], FLAGS.voxel_size, FLAGS.initial_resolution)
-    initial = atoms.simulate_map(start, *grid, FLAGS.initial_resolution)
-    targets = [atoms.simulate_map(end, *grid, at) for at in wanted]
+    grid = simulation.common_grid([start, end], FLAGS.voxel_size, FLAGS.initial_resolution)
+    initial = simulation.simulate_map(start, *grid, FLAGS.initial_resolution)
+    targets = [simulation.simulate_map(end, *grid, at) for at in wanted]
     names, references = [f"{at:g}A" for at in wanted], [end] * len(wanted)
     return Case(initial, targets, {}, names, FLAGS.initial_resolution, wanted, start, references)
 
 
-def found(name: str | None) -> Path:
-    """The model of that name: a file, here or in the data folder, or an entry there, fetched if the flags say so.
+def find_model(name: str | None) -> Path:
+    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: there is no such model, or no name is given.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     from . import archives, inputs
 
@@ -136,15 +142,15 @@ def found(name: str | None) -> Path:
 
 
 def fits(case):
-    """For each target its case, its fit, and its number in that: all in one program where the recipe allows it.
+    """Fit all targets, in one program if the recipe allows it, and yield the case, the fit and the number of each.
 
-    The recipe paper has other steps for each resolution, and so a fit for each.
+    The recipe paper has different steps for each resolution, so each target has its own fit.
     """
     from dataclasses import replace
 
     from . import results, validate
 
-    settings = validate.by_rule(FLAGS.recipe, FLAGS.seed, FLAGS.steps, FLAGS.bin)
+    settings = validate.rule_settings(FLAGS.recipe, FLAGS.seed, FLAGS.steps, FLAGS.bin)
     numbers = range(len(case.targets))
     if FLAGS.recipe == "default":
         whole = results.fit_case(case, settings)
@@ -156,12 +162,14 @@ def fits(case):
         yield one, results.fit_case(one, settings), 0
 
 
-def measured(fit, case, number: int, folder: Path):
-    """A row of the table, and the FSC curves of the initial and the generated map against the target's model.
+def measure(fit, case, number: int, folder: Path):
+    """Score one target, and write its map and the generated map into the folder.
 
-    Target and generated map are in the folder.
+    Returns:
+        A row of the table, and the FSC curves of the initial and the generated map against the target's model.
     """
-    from cryotrans_jax import maps, metrics
+    from cryotrans_jax.io import maps
+    from cryotrans_jax.scores import metrics
 
     from . import results
 
@@ -175,8 +183,8 @@ def measured(fit, case, number: int, folder: Path):
         metrics.model_map_fsc(map_, case.references[number], FLAGS.initial_resolution)
         for map_ in (compared.start, generated)
     )
-    same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as the published initial maps
-    published = systems.shown(dict(systems.SIMULATED).get(at) if same else None)
+    same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as for the published initial maps
+    published = systems.format_published(dict(systems.SIMULATED).get(at) if same else None)
     return (
         {"resolution": at} | {key: scores[key] for key in COLUMNS if key in scores} | {"published": published},
         start,
@@ -185,16 +193,16 @@ def measured(fit, case, number: int, folder: Path):
 
 
 def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
-    """Nothing; figure, curves and table are in the folder, and the table is printed."""
+    """Write figure, curves and table into the folder, and print the table."""
     from cryotrans_jax import plots
-    from cryotrans_jax.files import write_file
+    from cryotrans_jax.io.files import write_file
 
     from . import exchange, results
 
     ends = {}
     for row in rows:
         curve = curves[f"from_{row['resolution']:g}A"]
-        crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # the end of the scale
+        crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # end of the scale
         ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
     text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
@@ -215,13 +223,13 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """The table in Markdown."""
+    """Format the table in Markdown."""
     styles, heads = zip(*COLUMNS.values(), strict=True)
     return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

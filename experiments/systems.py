@@ -1,7 +1,7 @@
-"""The systems of the CryoTRANS paper as data: what is morphed into what, how it was published, and what came out.
+"""The systems of the CryoTRANS paper as data: initial and target state, published settings and published results.
 
-None is what the facts that this file is made from do not state. `shown` calls that "not published", which is to say:
-not published as far as these facts go. Nothing here is guessed.
+None stands for a value that the published facts behind this file do not state. `format_published` prints it as "not
+published". Nothing here is guessed.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from . import tables
 
 UNKNOWN = "not published"
 INITIAL_RESOLUTION = 3.0  # Å, of maps simulated from models of initial states
-RATES = {"w2": 1e-3, "l2": 1e-4}  # Adam's, of a stage that has none of its own
+RATES = {"w2": 1e-3, "l2": 1e-4}  # Adam's learning rates, by loss
 OTHERS = "EMReady 9.62, DeepEMhancer 9.34"  # on the spike's cryo-ET target, FSC = 0.5 in Å
 SPEED = "64.8 ms a W2 step at 160³ on one NVIDIA GPU"
 SPEED_BOX = 160
@@ -18,9 +18,13 @@ SPEED_BOX = 160
 
 @dataclass(frozen=True)
 class State:
-    """One state of a molecule: entries of its map (EMDB) and its model (PDB), and the map's resolution in Å.
+    """One state of a molecule.
 
-    `source` tells where it is from if it is no entry.
+    Attributes:
+        map: entry of the EMDB.
+        model: entry of the PDB.
+        resolution: resolution of the map, Å.
+        source: the source of a state that is not an entry.
     """
 
     map: str | None = None
@@ -31,7 +35,7 @@ class State:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a fit was published: stages of (loss, steps, learning rate), and the thresholds of both maps."""
+    """Published settings of a fit: stages of (loss, steps, learning rate), thresholds of both maps, network width."""
 
     stages: tuple[tuple[str, int, float], ...]
     thresholds: tuple[float, float]
@@ -39,7 +43,7 @@ class Recipe:
 
     @property
     def flag(self) -> list[str]:
-        """The stages as --schedule takes them."""
+        """The stages in the form of --schedule."""
         return [f"{loss}:{steps}:{rate:g}" for loss, steps, rate in self.stages]
 
 
@@ -47,11 +51,20 @@ class Recipe:
 class System:
     """A system of the paper.
 
-    `box` is the side of the maps in voxels. `recipes` and `results` are by the target's resolution in Å, which is None
-    where the target is a map and not simulated; results are FSC = 0.5 in Å against a model of the target state, as
-    published. `parts` are those into which the paper cuts the initial map, by hand. `check` is another model of the
-    target state. With `one_chain` a chain of each model is morphed, and then copied by `symmetry`. `figure` is the
-    paper's that shows it.
+    Attributes:
+        name: short name.
+        title: description.
+        initial: initial state.
+        target: target state.
+        box: side of the maps, voxels.
+        recipes: published settings by the target's resolution (Å), which is None if the target is not simulated.
+        results: published FSC = 0.5 (Å) against a model of the target state, by the target's resolution.
+        parts: number of parts into which the paper cuts the initial map by hand.
+        check: another model of the target state.
+        one_chain: whether one chain of each model is morphed, and then copied by `symmetry`.
+        symmetry: point group.
+        figure: the paper's figure that shows the system.
+        remark: printed below the table.
     """
 
     name: str
@@ -70,25 +83,25 @@ class System:
 
     @property
     def slug(self) -> str:
-        """The name as a part of files' names."""
+        """The name, for use in file names."""
         return self.name.replace("/", "")
 
     @property
     def simulated(self) -> bool:
-        """Whether the paper's maps are simulated from entries' models."""
+        """Whether the paper simulates the maps from models of entries."""
         return self.initial.map is None and self.initial.model is not None
 
     def recipe(self, resolution: float | None) -> Recipe | None:
-        """The published recipe for a target of a resolution [Å]; None where there is none."""
+        """Published settings for a target of a resolution (Å); None if there are none."""
         return dict(self.recipes).get(resolution)
 
     def result(self, resolution: float | None) -> str | None:
-        """The published FSC = 0.5 [Å] for a target of a resolution [Å]; None where there is none."""
+        """Published FSC = 0.5 (Å) for a target of a resolution (Å); None if there is none."""
         return dict(self.results).get(resolution)
 
 
 def stages(transport: int, squared: int = 0) -> tuple[tuple[str, int, float], ...]:
-    """So many steps of W2, and then of L2, at the published learning rates."""
+    """Stages of `transport` steps of W2 and `squared` steps of L2, at the published learning rates."""
     return tuple((loss, n, RATES[loss]) for loss, n in (("w2", transport), ("l2", squared)) if n)
 
 
@@ -196,45 +209,49 @@ SYSTEMS = (
 )
 
 
-def plain(name: str) -> str:
-    """A name by which a system is found: small letters and digits only."""
+def normalise(name: str) -> str:
+    """Reduce a name to lower-case letters and digits."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def named(name: str) -> System:
-    """The system of that name, however it is spelt. Raises InputError where there is none."""
-    from cryotrans_jax.files import InputError
+def find_system(name: str) -> System:
+    """Find a system by name; case and punctuation do not matter.
 
-    found = {plain(system.name): system for system in SYSTEMS}
-    if plain(name) not in found:
+    Raises:
+        InputError: there is no such system.
+    """
+    from cryotrans_jax.io.files import InputError
+
+    found = {normalise(system.name): system for system in SYSTEMS}
+    if normalise(name) not in found:
         raise InputError(f"there is no system {name!r}: choose one of {', '.join(s.name for s in SYSTEMS)}")
-    return found[plain(name)]
+    return found[normalise(name)]
 
 
-def shown(value: object, style: str = "{}") -> str:
-    """A published value as text."""
+def format_published(value: object, style: str = "{}") -> str:
+    """Format a published value; None is "not published"."""
     return UNKNOWN if value is None else style.format(value)
 
 
-def scheduled(recipe: Recipe | None) -> str:
-    """A published schedule as text."""
+def describe_schedule(recipe: Recipe | None) -> str:
+    """Format a published schedule."""
     if recipe is None:
         return UNKNOWN
     return ", then ".join(f"{loss.upper()} {steps} at {rate:g}" for loss, steps, rate in recipe.stages)
 
 
-def states(system: System) -> str:
-    """What is morphed into what, as text."""
+def describe_states(system: System) -> str:
+    """Format the initial and the target state of a system."""
     ends = [" ".join(filter(None, (s.map, s.model and f"({s.model})"))) for s in (system.initial, system.target)]
     if system.simulated:
         ends = [system.initial.model or "", system.target.model or ""]
     known = zip(ends, (system.initial, system.target), strict=True)
-    text = " → ".join(entry or shown(state.source) for entry, state in known)
+    text = " → ".join(entry or format_published(state.source) for entry, state in known)
     return text + (f", {system.check} as check" if system.check else "")
 
 
 def table() -> str:
-    """What is published of all systems, as a Markdown table."""
+    """Markdown table of the published values of all systems."""
     head = (
         "system",
         "from → to",
@@ -252,14 +269,14 @@ def table() -> str:
             recipe = system.recipe(resolution)
             cells = (
                 system.name,
-                states(system),
-                shown(system.box, "{}³"),
-                shown(resolution or system.target.resolution, "{:g}"),
-                scheduled(recipe),
-                shown(recipe and "{:g}, {:g}".format(*recipe.thresholds)),
-                shown(recipe and recipe.width),
-                shown(system.parts),
-                shown(system.result(resolution)),
+                describe_states(system),
+                format_published(system.box, "{}³"),
+                format_published(resolution or system.target.resolution, "{:g}"),
+                describe_schedule(recipe),
+                format_published(recipe and "{:g}, {:g}".format(*recipe.thresholds)),
+                format_published(recipe and recipe.width),
+                format_published(system.parts),
+                format_published(system.result(resolution)),
             )
             lines.append(cells)
     return tables.markdown(head, lines)

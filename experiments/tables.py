@@ -50,7 +50,7 @@ def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
     Raises:
         InputError: the page lacks one of the lines.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     text = page.read_text()
     before, begun, rest = text.partition(begin)

@@ -1,11 +1,11 @@
-"""A finished run's pseudo-trajectory against dynamics: when it passes each frame of a known trajectory, and how near.
+"""Compare a finished run's pseudo-trajectory with a known trajectory: time and distance of each known frame.
 
 python -m experiments.trajectory --run_dir=DIR --dynamics=path.pdb           a PDB or mmCIF file of many models
-python -m experiments.trajectory --run_dir=DIR --dynamics=top.psf,run.dcd    whatever MDAnalysis reads, if installed
-python -m experiments.trajectory --run_dir=DIR --dynamics=PAIRS/adk          a pair's folder that names its path
+python -m experiments.trajectory --run_dir=DIR --dynamics=top.psf,run.dcd    any format of MDAnalysis, if installed
+python -m experiments.trajectory --run_dir=DIR --dynamics=PAIRS/adk          a pair's folder with a path
 
 The run must have carried a model (--model). Pseudo-time is matched to time in order, by dynamic programming, over the
-CA atoms in common; beside it stands the straight line between the known trajectory's own ends, which knows both.
+CA atoms in common. For comparison, the same is done for the straight line between the known trajectory's own ends.
 """
 
 from pathlib import Path
@@ -17,40 +17,43 @@ from . import paths, ranges
 from .main import run
 
 FLAGS = flags.FLAGS
-MADE = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
+OUTPUTS = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     paths.define_path(
         "run_dir", None, "FOLDER: of the run; for several targets that of one. Must be given.", required=True
     )
     paths.define_paths("dynamics", None, "FILE,...: the known trajectory, see above. Must be given.", required=True)
     paths.define_path("model", None, "MODEL: of the initial state, if it is no longer where the run read it.")
-    flags.DEFINE_bool("superpose", False, "Lay the trajectory over the initial model first, by its nearer end.")
-    ranges.whole_number("times", 101, "At so many times the run's trajectory is looked at.", TIMES)
+    flags.DEFINE_bool("superpose", False, "Superpose the trajectory on the initial model first, by its nearer end.")
+    ranges.whole_number("times", 101, "Number of times at which the run's trajectory is compared.", TIMES)
     shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace the results that the run's folder holds.")
 
 
 def main() -> None:
-    """Nothing; prints how near the path is, and writes it into the run's folder."""
+    """Print the distances of the known frames, and write them into the run's folder."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, plots, trajectory
-    from cryotrans_jax.files import InputError, write_file
+    from cryotrans_jax import plots
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError, write_file
+    from cryotrans_jax.scores import metrics
 
     from . import results, run_folder
 
     folder = Path(FLAGS.run_dir)
-    if not FLAGS.overwrite and any((folder / name).exists() for name in MADE):
+    if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
         raise InputError(f"{folder} holds such a comparison already: add --overwrite to replace it")
     model = carried_model(folder)
-    path = known(model)
+    path = load_path(model)
     times = trajectory.frame_times(FLAGS.times)
     start, *xyz = atoms.common_ca(model, *path)
-    path, turned = oriented(np.stack(xyz), start)
+    path, turned = orient(np.stack(xyz), start)
     if len(path) < 3:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
@@ -84,9 +87,13 @@ def main() -> None:
 
 
 def carried_model(folder: Path):
-    """The model that the run carried."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    """Read the model that the run carried.
+
+    Raises:
+        InputError: the run carried none, and --model is not given.
+    """
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
@@ -98,18 +105,22 @@ def carried_model(folder: Path):
     return atoms.read_model(FLAGS.model or saved["inputs"][name]["file"], whole)
 
 
-def known(model) -> list:
-    """The models of the known trajectory, laid over the initial one if asked to."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+def load_path(model) -> list:
+    """Read the models of the known trajectory; with --superpose, superpose them on the initial model.
 
-    from .validate import beside, described, known_path
+    Raises:
+        InputError: --dynamics names no trajectory.
+    """
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
+
+    from .validate import file_of_pair, known_path, read_description
 
     first = Path(FLAGS.dynamics[0])
     if (first / "pair.json").is_file():
-        path, named = known_path(first, model), described(first)
-        if "models" in named.get("path", {}):  # those are of the way between the pair's own states
-            end = atoms.read_model(beside(first, named.get("target")), FLAGS.all_models)
+        path, named = known_path(first, model), read_description(first)
+        if "models" in named.get("path", {}):  # these are between the pair's own states
+            end = atoms.read_model(file_of_pair(first, named.get("target")), FLAGS.all_models)
             path = [model, *path, atoms.superpose(end, model) if named.get("superpose") else end]
     elif first.is_dir():
         raise InputError(f"{first} is a folder without a pair.json: give a file of models, or a pair's folder")
@@ -119,14 +130,18 @@ def known(model) -> list:
         path = atoms.read_models(first)
     if not path:
         raise InputError(f"{first} names no path: give a file of models, or the folder of a pair with a path")
-    return laid(path, model) if FLAGS.superpose else path
+    return superpose_path(path, model) if FLAGS.superpose else path
 
 
 def with_mdanalysis(files: list[str]) -> list:
-    """A topology's protein at every frame of its trajectories, by MDAnalysis."""
+    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis.
+
+    Raises:
+        InputError: MDAnalysis is not installed, or the topology has no CA atoms.
+    """
     import gemmi
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         import MDAnalysis
@@ -158,11 +173,13 @@ def with_mdanalysis(files: list[str]) -> list:
     return models
 
 
-def laid(path: list, model) -> list:
-    """The models, all moved by what lays the one of their ends that is more like the initial model over that."""
+def superpose_path(path: list, model) -> list:
+    """Move all models by the rigid motion that superposes the end nearer to the initial model on it."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, partition
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.motion import partition
+    from cryotrans_jax.scores import metrics
 
     def moved(end):
         return metrics.ca_displacement(atoms.superpose(end, model), model)["rmsd"]
@@ -174,8 +191,8 @@ def laid(path: list, model) -> list:
     return [atoms.with_positions(one, atoms.positions(one) @ turn + shift) for one in path]
 
 
-def oriented(path, start):
-    """The path (frames, n, 3) from its end nearer to the start on, and whether it was turned round for that."""
+def orient(path, start):
+    """Order the path (frames, n, 3) from its end nearer to the start; also return whether it was reversed."""
     import numpy as np
 
     far = [float(np.square(end - start).sum()) for end in (path[0], path[-1])]
@@ -183,7 +200,7 @@ def oriented(path, start):
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

@@ -1,13 +1,12 @@
-"""Measures the recipes on pairs of models whose answer is known.
+"""Validate the recipes on pairs of models whose answer is known.
 
 python -m experiments.validate --data_dir=PAIRS --pairs=adk,msba --resolutions=3,5,7 --seeds=0 --out_dir=DIR
 
 A pair is a folder in --data_dir with two models and a pair.json: {"initial": file, "target": file, "superpose": bool}.
-Both are simulated on a common grid, the initial one at 3 Å; every case runs in a process of its own. Where models of
-the way between the states are known ("path": {"models": [files]}, or {"frames": an npz with `xyz` (frames, atoms, 3)
-and `atom_index`, their rows in the initial model}), the table also tells how far they are from the nearest of the
-frames (mean of the least RMSD over CA atoms), for the fit and for straight lines from the initial model to the
-target's.
+Both are simulated on a common grid, the initial one at 3 Å. Every case runs in a separate process. If models of the
+path between the states are known ("path": {"models": [files]}, or {"frames": an npz with `xyz` (frames, atoms, 3) and
+`atom_index`, their rows in the initial model}), the table also has their distance from the nearest frame (mean of the
+least RMSD over CA atoms), for the fit and for straight lines from the initial model to the target's.
 """
 
 import itertools
@@ -28,9 +27,9 @@ from .main import run, show_warnings
 
 FLAGS = flags.FLAGS
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
-MOST_BYTES = 1 << 30  # of the frames of a known path
-FARTHEST = 1e6  # Å from 0 that an atom lies
-FRAMES = 11  # with which a known path is compared
+MAX_BYTES = 1 << 30  # largest size of the frames of a known path
+MAX_COORDINATE = 1e6  # Å, largest distance of an atom from 0 along an axis
+FRAMES = 11  # number of frames that a known path is compared with
 COLUMNS = {
     "pair": "{}",
     "resolution": "{:g}",
@@ -48,16 +47,16 @@ COLUMNS = {
     "peak_mib": "{:.0f}",
 }
 MARKS = "<!-- results: begin -->", "<!-- results: end -->"
-GROUPED = ("pair", "resolution", "signal_to_noise", "recipe")
-SUMMED = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
+GROUP_KEYS = ("pair", "resolution", "signal_to_noise", "recipe")
+SUMMARY_KEYS = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
 
 SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
-AT_ONCE = ranges.Range(1, 1000, "each case is a process of its own")
+AT_ONCE = ranges.Range(1, 1000, "each case is a separate process")
 RECIPE = re.compile(r"(?P<recipe>default|paper(?:/[1248])?)(?:@(?P<at>[^:]+))?(?::(?P<pair>.+))?")
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     paths.define_path("data_dir", "data/pairs", "Folder that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "Names of the pairs; all in --data_dir if not given.")
     ranges.numbers("resolutions", [3, 5, 7, 10], "Resolutions of the target map, Å.", ranges.RESOLUTION)
@@ -65,8 +64,8 @@ def define_flags() -> None:
     ranges.numbers(
         "signal_to_noise",
         [math.inf],
-        "White noise all over the target map: standard deviation of the density within its contour over that of the "
-        "noise; inf for none.",
+        "White noise in the whole target map: standard deviation of the density within its contour divided by that "
+        "of the noise; inf for none.",
         SIGNAL_TO_NOISE,
     )
     flags.DEFINE_list(
@@ -74,34 +73,32 @@ def define_flags() -> None:
         ["default"],
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
-    flags.DEFINE_bool("reversed", False, "Carry every pair's target to its initial state instead.")
+    flags.DEFINE_bool("reversed", False, "Morph every pair's target to its initial state instead.")
     paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
-    paths.define_path(
-        "readme", None, "A Markdown file whose part between the marks of results is replaced by the table."
-    )
+    paths.define_path("readme", None, "A Markdown file; the table replaces the text between its marks of results.")
     ranges.whole_number(
         "at_once",
         1,
-        "Cases measured at once, for as many as there is memory; their seconds then count for little.",
+        "Number of cases run at once, if memory allows; their seconds are then not comparable.",
         AT_ONCE,
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
 def main() -> None:
-    """Nothing; prints and writes the table, anew after every case."""
-    from cryotrans_jax.files import InputError
+    """Run all cases; print and write the table, updated after every case."""
+    from cryotrans_jax.io.files import InputError
 
     from . import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
-    cases = planned()
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds hold its compilation
+    cases = plan_cases()
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds include compilation
     rows: list[dict] = []
-    # A fresh process for each case: its seconds hold start-up and compilation, its peak memory nobody else's.
+    # One process for each case, so that its seconds include start-up and compilation, and its peak memory is its own.
     with (
         run_folder.growing(out_dir, "validation") as growing,
         ProcessPoolExecutor(
@@ -115,17 +112,17 @@ def main() -> None:
             write_table(rows, growing)
     print(tables.styled(rows, COLUMNS) + summary(rows))
     if FLAGS.readme:
-        write_into(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
+        insert_table(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
 
 
-def planned() -> list[tuple]:
-    """Arguments of `measure` for every case that the flags ask for."""
+def plan_cases() -> list[tuple]:
+    """Arguments of `measure` for every case that the flags select."""
     names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
     for name, folder in folders.items():
         for text in FLAGS.recipes:
-            recipe, at, pair = recipe_of(text)
+            recipe, at, pair = parse_recipe(text)
             if pair and pair != name:
                 continue
             every = itertools.product([at] if at else FLAGS.resolutions, FLAGS.signal_to_noise, FLAGS.seeds)
@@ -134,8 +131,12 @@ def planned() -> list[tuple]:
 
 
 def pair_folder(data_dir: str, name: str) -> Path:
-    """The folder of a pair. Raises InputError where there is none."""
-    from cryotrans_jax.files import InputError
+    """Folder of a pair.
+
+    Raises:
+        InputError: the folder has no pair.json.
+    """
+    from cryotrans_jax.io.files import InputError
 
     folder = Path(data_dir) / name
     if not (folder / "pair.json").is_file():
@@ -143,16 +144,16 @@ def pair_folder(data_dir: str, name: str) -> Path:
     return folder
 
 
-def recipe_of(text: str) -> tuple[str, float | None, str | None]:
-    """Read one of --recipes, such as paper/2@7:adk.
+def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
+    """Parse one of --recipes, such as paper/2@7:adk.
 
     Returns:
-        The recipe with its bin (paper/2), and the resolution (Å) and the pair that it is for, None where for all.
+        The recipe with its bin (paper/2), the resolution (Å) and the pair that it applies to; None stands for all.
 
     Raises:
-        InputError: it is not of that form, or the resolution is out of range.
+        InputError: the text does not have this form, or the resolution is out of range.
     """
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     if not (match := RECIPE.fullmatch(text)):
         raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
@@ -165,21 +166,32 @@ def recipe_of(text: str) -> tuple[str, float | None, str | None]:
 def measure(
     folder: str, pair: str, resolution: float, noise: float, seed: int, recipe: str, steps: float, back: bool
 ) -> dict:
-    """One row of the table: the scores of one case, and the seconds and peak memory of this whole process.
+    """Run one case.
 
-    `noise` is the signal to noise of the target; `back` carries the pair's target to its initial state.
+    Args:
+        folder: folder of the pair.
+        pair: its name.
+        resolution: resolution of the target map, Å.
+        noise: signal to noise of the target; inf for no noise.
+        seed: seed of the fit.
+        recipe: recipe with its bin, such as paper/2.
+        steps: factor on the number of steps of every stage.
+        back: whether to morph the pair's target to its initial state.
+
+    Returns:
+        A row of the table: the scores, and the seconds and peak memory of this whole process.
     """
     import time
 
     begin = time.perf_counter()
-    from cryotrans_jax import memory
+    from cryotrans_jax.io import memory
 
     from . import results
 
     case = load_pair(Path(folder), resolution, back)
-    case.targets = [noisy(target, noise) for target in case.targets]
+    case.targets = [add_noise(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
-    fit = results.fit_case(case, by_rule(name, seed, steps, int(bin_ or 1)))
+    fit = results.fit_case(case, rule_settings(name, seed, steps, int(bin_ or 1)))
     generated = fit.generated()
     scores = results.score(fit, case, 0, generated)
     if not back:
@@ -195,48 +207,56 @@ def measure(
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 
 
-def by_rule(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamespace:
-    """The settings of a fit whose thresholds are chosen by rule."""
+def rule_settings(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamespace:
+    """Settings of a fit whose thresholds are chosen by rule."""
     none = dict.fromkeys(("initial_threshold", "target_threshold", "mass_kda"))
     return SimpleNamespace(recipe=recipe, seed=seed, steps=steps, bin=bin_, **none)
 
 
 def load_models(folder: Path, back: bool = False) -> tuple:
-    """The models of a pair's folder, in one frame, the target's first to go `back`. Raises InputError where there is no
-    pair."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    """Read the models of a pair's folder, superposed if its pair.json says so.
+
+    Args:
+        folder: folder of the pair.
+        back: whether the target's model comes first.
+
+    Raises:
+        InputError: the folder has no pair.json, or a file that it names cannot be read.
+    """
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
-    named = described(folder)
+    named = read_description(folder)
     states = ("target", "initial") if back else ("initial", "target")
     together = bool(named.get("all_models"))
-    start, end = (atoms.read_model(beside(folder, named.get(state)), together) for state in states)
+    start, end = (atoms.read_model(file_of_pair(folder, named.get(state)), together) for state in states)
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
 def load_pair(folder: Path, resolution: float, back: bool = False):
-    """The case of a pair's folder, or `back` from its target: both models' maps on a common grid."""
-    from cryotrans_jax import atoms
+    """Load the case of a pair's folder, or in reverse (`back`): both models' maps on a common grid."""
+
+    from cryotrans_jax.density import simulation
 
     from .inputs import check_detail
     from .results import Case
 
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
-    grid = atoms.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
-    maps = [atoms.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
+    grid = simulation.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
+    maps = [simulation.simulate_map(m, *grid, r) for m, r in ((start, INITIAL_RESOLUTION), (end, resolution))]
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
 
 
-def noisy(map_, signal_to_noise: float):
-    """The map with white noise, always the same, of a standard deviation relative to the density in its contour."""
+def add_noise(map_, signal_to_noise: float):
+    """Add white noise, always the same; the density in the contour has `signal_to_noise` times its deviation."""
     from dataclasses import replace
 
     import numpy as np
 
-    from cryotrans_jax.prepare import choose_threshold
+    from cryotrans_jax.density.thresholds import choose_threshold
 
     density = map_.density
     strength = density[density > choose_threshold(density)].std() / signal_to_noise
@@ -245,10 +265,12 @@ def noisy(map_, signal_to_noise: float):
 
 
 def path_scores(fit, case, folder: Path) -> dict:
-    """How far the pair's known path is from the fit's frames and from straight lines; empty where none is known."""
+    """Distances (Å) of the known path from the fit's frames and from straight lines; empty if none is known."""
     import numpy as np
 
-    from cryotrans_jax import atoms, metrics, trajectory
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.scores import metrics
 
     path = known_path(folder, case.model)
     if not path:
@@ -261,17 +283,17 @@ def path_scores(fit, case, folder: Path) -> dict:
 
 
 def known_path(folder: Path, initial) -> list:
-    """Models of the way between a pair's states, on the initial one; none where the pair names none."""
-    from cryotrans_jax import atoms
-    from cryotrans_jax.files import InputError
+    """Models of the path between a pair's states, in the initial state's frame; empty if the pair names none."""
+    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
-    named = described(folder).get("path", {})
+    named = read_description(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
-    together = bool(described(folder).get("all_models"))
-    models = [atoms.read_model(beside(folder, name), together) for name in named.get("models", [])]
+    together = bool(read_description(folder).get("all_models"))
+    models = [atoms.read_model(file_of_pair(folder, name), together) for name in named.get("models", [])]
     if "frames" in named:
-        index, frames = stored_frames(beside(folder, named["frames"]))
+        index, frames = read_frames(file_of_pair(folder, named["frames"]))
         for xyz in frames:
             whole = atoms.positions(initial)
             if index.max(initial=-1) >= len(whole) or index.min(initial=0) < 0:
@@ -281,64 +303,77 @@ def known_path(folder: Path, initial) -> list:
     return models
 
 
-def described(folder: Path) -> dict:
-    """What stands in the pair.json of a pair's folder. Raises InputError where there is no object."""
-    from cryotrans_jax.files import read_json
+def read_description(folder: Path) -> dict:
+    """Read the pair.json of a pair's folder.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    from cryotrans_jax.io.files import read_json
 
     return read_json(folder / "pair.json")
 
 
-def beside(folder: Path, name: Any) -> Path:
-    """The file of that name in a pair's folder. Raises InputError where it is no name, or one that leads elsewhere."""
-    from cryotrans_jax.files import InputError
+def file_of_pair(folder: Path, name: Any) -> Path:
+    """Path of a file in a pair's folder.
+
+    Raises:
+        InputError: `name` is not the name of a file in this folder.
+    """
+    from cryotrans_jax.io.files import InputError
 
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
-    if not os.path.isfile(folder / name):  # which a name too long for a file is not, either
+    if not os.path.isfile(folder / name):  # also False if the name is too long for a file
         raise InputError(f"{folder} has no {name}, which its pair.json names: put it there")
     return folder / name
 
 
-def stored_frames(path: Path):
-    """The rows of the atoms that move (moving,) and where they are in each frame (frames, moving, 3), in Å.
+def read_frames(path: Path):
+    """Read the frames of a known path from an .npz with `atom_index` and `xyz`.
 
-    From an .npz with `atom_index` and `xyz`. Raises InputError where it is none, or its arrays take more than
-    MOST_BYTES.
+    Returns:
+        Rows of the moving atoms (moving,), and their positions in each frame (frames, moving, 3), Å.
+
+    Raises:
+        InputError: the file is not such an .npz, or its arrays have more than MAX_BYTES.
     """
     import zipfile
     import zlib
 
-    from cryotrans_jax.files import InputError
+    from cryotrans_jax.io.files import InputError
 
     try:
         with zipfile.ZipFile(path) as packed:
-            index, frames = (stored_array(packed, name) for name in ("atom_index", "xyz"))
+            index, frames = (read_array(packed, name) for name in ("atom_index", "xyz"))
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no frames ({error}): give an .npz with atom_index and xyz") from error
     if index.ndim != 1 or index.dtype.kind not in "iu" or frames.dtype.kind != "f" or frames.ndim != 3:
         raise InputError(f"{path} holds no frames: atom_index is to be whole numbers, xyz (frames, atoms, 3)")
-    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < FARTHEST).all():
+    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < MAX_COORDINATE).all():
         raise InputError(f"{path} has frames {frames.shape} of {len(index)} atoms: xyz is to be their places in Å")
     return index, frames
 
 
-def stored_array(packed, name: str):
-    """The array of an opened .npz. What its header promises is not allocated before it is there; nothing is pickled.
+def read_array(packed, name: str):
+    """Read an array of an opened .npz; its memory is not allocated before the data are read, and nothing is unpickled.
 
-    Raises ValueError or KeyError where there is none.
+    Raises:
+        ValueError: the array is damaged, or has more than MAX_BYTES.
+        KeyError: there is no array of this name.
     """
     import math
 
     import numpy as np
 
-    from cryotrans_jax.files import read_bytes
+    from cryotrans_jax.io.files import read_bytes
 
     with packed.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, kind = read(file)
         wanted = math.prod(shape) * kind.itemsize
-        if kind.hasobject or not 0 < wanted <= MOST_BYTES:
+        if kind.hasobject or not 0 < wanted <= MAX_BYTES:
             raise ValueError(f"{name} would be {wanted} bytes of {kind}")
         data = read_bytes(file, wanted)
     if len(data) < wanted:
@@ -347,8 +382,8 @@ def stored_array(packed, name: str):
 
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
-    """Nothing; the folder holds validate.json and validate.md."""
-    from cryotrans_jax.files import write_file
+    """Write validate.json and validate.md into the folder."""
+    from cryotrans_jax.io.files import write_file
 
     from .results import write_json
 
@@ -356,38 +391,38 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
     write_file(out_dir / "validate.md", tables.styled(rows, COLUMNS) + summary(rows))
 
 
-def write_into(path: Path, text: str) -> None:
-    """Nothing; what stands between the marks in the file is the text, headed by the command that made it."""
-    from cryotrans_jax.files import write_file
+def insert_table(path: Path, text: str) -> None:
+    """Replace the text between the marks in the file by the command and this text."""
+    from cryotrans_jax.io.files import write_file
 
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [FLAGS[name].serialize() for name in names]
-    command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.name}"
+    command = f"    python -m experiments.validate --data_dir=PAIRS {' '.join(given)} --readme={path.as_posix()}"
     write_file(path, f"{before}\n{command}\n\n{text}{after}")
 
 
 def summary(rows: list[dict]) -> str:
-    """Median and worst over the seeds of each pair, resolution and recipe, in Markdown; empty with one seed."""
+    """Markdown table of the median and the worst of the seeds of each case; empty with one seed."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in GROUPED), []).append(row)
+        groups.setdefault(tuple(row[key] for key in GROUP_KEYS), []).append(row)
     if all(len(group) == 1 for group in groups.values()):
         return ""
     lines = []
     for names, group in groups.items():
-        cells = [COLUMNS[key].format(value) for key, value in zip(GROUPED, names, strict=True)] + [str(len(group))]
-        for key in SUMMED:
+        cells = [COLUMNS[key].format(value) for key, value in zip(GROUP_KEYS, names, strict=True)] + [str(len(group))]
+        for key in SUMMARY_KEYS:
             values = [row[key] for row in group if key in row]
             style = COLUMNS[key] if values else ""
             cells.append(f"{style.format(statistics.median(values))}, {style.format(max(values))}" if values else "")
         lines.append(cells)
-    heads = (*GROUPED, "seeds", *(f"{key}: median, worst" for key in SUMMED))
+    heads = (*GROUP_KEYS, "seeds", *(f"{key}: median, worst" for key in SUMMARY_KEYS))
     return "\n" + tables.markdown(heads, lines)
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

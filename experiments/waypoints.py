@@ -1,11 +1,11 @@
-"""What a waypoint is worth, on pairs of models of which some of the way between the states is known.
+"""Measure the gain from a waypoint, on pairs of models whose path between the states is partly known.
 
 python -m experiments.waypoints --data_dir=PAIRS --pairs=serca,adk --resolutions=7 --seeds=0 --out_dir=DIR
 
-Pairs are those of experiments.validate. Each is fitted twice: from the two maps alone, and with a map of the middle one
-of the known path's models as a waypoint half way, simulated as the target is. Scored are the end, the waypoint, and
-those models of the path that no fit was told of. Two straight lines stand beside: between the true models of both
-states, and from each of these to the true model of the waypoint, which no one has who needs this program.
+Pairs are those of experiments.validate. Each is fitted twice: from the two maps alone, and with a map of the middle
+model of the known path as a waypoint half way, simulated like the target. The end, the waypoint and the other models of
+the path, which no fit has seen, are scored. Two straight lines are given for comparison: between the true models of
+both states, and through the true model of the waypoint. No user of this program has these models.
 """
 
 from itertools import product
@@ -17,9 +17,9 @@ from . import paths, ranges, tables
 from .main import run
 
 FLAGS = flags.FLAGS
-TIME = 0.5  # at which the waypoint is to be passed
-FRAMES = 21  # with which the known path is compared
-MADE = ("waypoints.json", "waypoints.md")
+TIME = 0.5  # of the waypoint
+FRAMES = 21  # number of frames that the known path is compared with
+OUTPUTS = ("waypoints.json", "waypoints.md")
 WAYS = ("two maps", "with the waypoint", "straight line", "straight lines through the waypoint")
 COLUMNS = {
     "pair": "{}",
@@ -33,13 +33,13 @@ COLUMNS = {
     "models": "{}",
 }
 LEGEND = """RMSD over CA atoms in Å. end: of the last frame to the target's model. waypoint: of the frame half way to
-the waypoint's model. path, path_largest: of the known path's other models, so many, to the nearest of the frames, mean
-and largest. The straight lines are between true models, and need no seed.
+the waypoint's model. path, path_largest: of the known path's other models (models: their number) to the nearest frame,
+mean and largest. The straight lines are between true models, and need no seed.
 """
 
 
 def define_flags() -> None:
-    """Nothing; the flags of this job are there."""
+    """Define the flags of this command."""
     paths.define_path("data_dir", "data/pairs", "FOLDER: that holds a folder for each pair.")
     flags.DEFINE_list("pairs", None, "NAME,...: of the pairs. Must be given.", required=True)
     ranges.numbers("resolutions", [7], "Å,...: resolutions of the target map and of the waypoint.", ranges.RESOLUTION)
@@ -50,13 +50,13 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Nothing; prints and writes the table, anew after every case."""
-    from cryotrans_jax.files import InputError, write_file
+    """Run all cases; print and write the table, updated after every case."""
+    from cryotrans_jax.io.files import InputError, write_file
 
     from . import results, run_folder, validate
 
     out_dir = Path(FLAGS.out_dir)
-    if not FLAGS.overwrite and any((out_dir / name).exists() for name in MADE):
+    if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
         raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
     folders = {name: validate.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
     rows = []
@@ -64,28 +64,29 @@ def main() -> None:
         each = product(folders.items(), FLAGS.resolutions, enumerate(FLAGS.seeds))
         for (name, folder), resolution, (number, seed) in each:
             about = {"pair": name, "resolution": resolution, "seed": seed}
-            rows += [about | row for row in studied(folder, resolution, seed, straight=number == 0)]
-            run_folder.write_json(growing / MADE[0], {"settings": results.settings_of(FLAGS), "rows": rows})
-            write_file(growing / MADE[1], table(rows))
+            rows += [about | row for row in study_pair(folder, resolution, seed, straight=number == 0)]
+            run_folder.write_json(growing / OUTPUTS[0], {"settings": results.settings_of(FLAGS), "rows": rows})
+            write_file(growing / OUTPUTS[1], table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
 
 
-def studied(folder: Path, resolution: float, seed: int, straight: bool = True) -> list[dict]:
-    """The rows of a pair: both fits, and, if asked for, both straight lines."""
+def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True) -> list[dict]:
+    """Rows of a pair: both fits and, if `straight`, both straight lines."""
     import numpy as np
 
-    from cryotrans_jax import atoms, trajectory
+    from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io import atoms
 
     from . import results, validate
 
     case = validate.load_pair(folder, resolution)
-    path, known = way(folder, case.model)
-    passed = results.Waypoint("waypoint", simulated(path[known], case, resolution), TIME, resolution)
-    settings = validate.by_rule("default", seed, FLAGS.steps)
+    path, known = path_with_waypoint(folder, case.model)
+    waypoint = results.Waypoint("waypoint", simulate_inside(path[known], case, resolution), TIME, resolution)
+    settings = validate.rule_settings("default", seed, FLAGS.steps)
     times = trajectory.frame_times(FRAMES)
     moved = []
-    for number, waypoints in enumerate(([], [passed])):
+    for number, waypoints in enumerate(([], [waypoint])):
         print(f"{folder.name} at {resolution:g} Å, seed {seed}: {WAYS[number]}", flush=True)
         case.waypoints = waypoints
         moved += results.fit_case(case, settings).move(case.model, times)
@@ -93,37 +94,49 @@ def studied(folder: Path, resolution: float, seed: int, straight: bool = True) -
     (start, end), path, moved = every[:2], every[2 : 2 + len(path)], every[2 + len(path) :]
     ways = [*moved.reshape(2, FRAMES, *start.shape)]
     if straight:
-        ways += [along(times, [0, 1], [start, end]), along(times, [0, TIME, 1], [start, path[known], end])]
+        ways += [
+            straight_lines(times, [0, 1], [start, end]),
+            straight_lines(times, [0, TIME, 1], [start, path[known], end]),
+        ]
     return [{"way": name} | scores(frames, path, known, end) for name, frames in zip(WAYS, ways, strict=False)]
 
 
-def way(folder: Path, initial) -> tuple[list, int]:
-    """Models of a pair's known path, from the initial state on, and the number of its middle one, the waypoint."""
-    from cryotrans_jax.files import InputError
+def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
+    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint.
+
+    Raises:
+        InputError: the path has fewer than two models.
+    """
+    from cryotrans_jax.io.files import InputError
 
     from . import validate
 
     path = validate.known_path(folder, initial)
     if len(path) < 2:
         raise InputError(f"{folder}/pair.json names {len(path)} models of the way: name two at least, one to be passed")
-    if validate.described(folder)["path"].get("runs_from") == "target":
+    if validate.read_description(folder)["path"].get("runs_from") == "target":
         path = path[::-1]
     return path, len(path) // 2
 
 
-def simulated(model, case, resolution: float):
-    """The map of a model on the case's grid. Raises InputError where the model lies outside."""
-    from cryotrans_jax import atoms
+def simulate_inside(model, case, resolution: float):
+    """Simulate the map of a model on the case's grid.
+
+    Raises:
+        InputError: the model is not inside the map.
+    """
+
+    from cryotrans_jax.density import simulation
 
     from .inputs import check_inside
 
     grid = case.initial
     check_inside(model, grid.density.shape, grid.voxel_size, grid.origin, "the waypoint's model")
-    return atoms.simulate(model, resolution, like=grid)
+    return simulation.simulate(model, resolution, like=grid)
 
 
-def along(times, at, points):
-    """Positions (times, n, 3) on straight lines from point to point (n, 3), which are passed at the times `at`."""
+def straight_lines(times, at, points):
+    """Positions (times, n, 3) on straight lines through `points`, each (n, 3), at the times `at`."""
     import numpy as np
 
     weights = np.stack([np.interp(times, at, unit) for unit in np.eye(len(at))], -1)
@@ -131,7 +144,7 @@ def along(times, at, points):
 
 
 def scores(frames, path, known: int, end) -> dict:
-    """How far (Å) frames (times, n, 3) are from the end, the waypoint, and the path's other models (models, n, 3)."""
+    """RMSD (Å) of frames (times, n, 3) from the end, the waypoint, and the path's other models (models, n, 3)."""
     import numpy as np
 
     def rmsd(a, b):
@@ -149,12 +162,12 @@ def scores(frames, path, known: int, end) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The table in Markdown, and what its columns are."""
+    """Format the table in Markdown, with a legend of its columns."""
     return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
 def command() -> None:
-    """Nothing; the job is done as the command line says."""
+    """Run the command with the flags of the command line."""
     define_flags()
     run(main)
 

@@ -1,4 +1,4 @@
-"""A small ChimeraX: runs a script's commands as its user guide has them, and says what is open and where."""
+"""Minimal interpreter of ChimeraX scripts, after its user guide: records the open models and their poses."""
 
 import re
 import shlex
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cryotrans_jax.maps import read_map, same_grid
+from cryotrans_jax.io.maps import read_map, same_grid
 
 MAP, MODEL, SERIES = "map", "model", "series"
 NUMBER = r"-?\d+(\.\d+)?(e[-+]?\d+)?"
 COLOUR = r"#([0-9a-f]{6}|[0-9a-f]{8})"
 PALETTE = rf"{NUMBER},{COLOUR}(:{NUMBER},{COLOUR})+"
-OPTIONS = {  # command: its options, and what a value of each looks like
+OPTIONS = {  # command: its options, with the pattern of their values
     "volume": {
         "style": "surface|mesh|image",
         "level": NUMBER,
@@ -29,7 +29,7 @@ OPTIONS = {  # command: its options, and what a value of each looks like
 
 @dataclass
 class Opened:
-    """A model that is open: what it is, its files, contour levels and colours, its pose, and whether it is shown."""
+    """An open model: its kind, files, contour levels, colours and pose, and whether it is shown."""
 
     kind: str
     files: list[Path]
@@ -40,7 +40,11 @@ class Opened:
 
 
 def run(script: Path) -> dict[int, Opened]:
-    """Models by their numbers once the script has run; AssertionError where ChimeraX would stop or do otherwise."""
+    """Run a script, and return the open models by number.
+
+    Raises:
+        AssertionError: ChimeraX would stop, or do something else.
+    """
     models: dict[int, Opened] = {}
     for line in script.read_text().splitlines():
         if line.startswith("#"):
@@ -50,7 +54,7 @@ def run(script: Path) -> dict[int, Opened]:
         elif line.startswith("view matrix "):
             place(line, models)
         elif line.startswith(("hide ", "show ")):
-            found = re.fullmatch(r"(hide|show) #!(\d+) models", line)  # of a series the parent alone, without its maps
+            found = re.fullmatch(r"(hide|show) #!(\d+) models", line)  # only the parent of a series, not its maps
             assert found, line
             models[int(found[2])].shown = found[1] == "show"
         elif line not in ("lighting soft", "view"):
@@ -59,7 +63,7 @@ def run(script: Path) -> dict[int, Opened]:
 
 
 def open_files(line: str, folder: Path, models: dict[int, Opened]) -> None:
-    """Open the files; ChimeraX runs a script in its own folder, and numbers models as they come."""
+    """Open the files; ChimeraX runs a script in the script's folder, and numbers models in order."""
     assert not re.search(r"[*?\[\];~\x00-\x1f]", line), line
     words = shlex.split(line)[1:]
     option = words[-2] if words[-1] == "true" else None
@@ -81,14 +85,14 @@ def open_files(line: str, folder: Path, models: dict[int, Opened]) -> None:
 
 
 def place(line: str, models: dict[int, Opened]) -> None:
-    """Give a model its pose, by rows, from its own frame to the scene's."""
+    """Set the pose of a model, given by rows, from its own frame to the scene's."""
     found = re.fullmatch(rf"view matrix models #(\d+)((,{NUMBER}){{12}})", line)
     assert found, line
     models[int(found[1])].pose = np.array(found[2].split(",")[1:], float).reshape(3, 4)
 
 
 def style(line: str, models: dict[int, Opened]) -> None:
-    """Check a command with a model and options, and keep a map's levels and colours."""
+    """Check a command with a model and options, and record a map's levels and colours."""
     command = next(name for name in OPTIONS if line.startswith(f"{name} #"))
     number, *words = line.removeprefix(f"{command} #").split()
     model, pairs = models[int(number)], list(zip(words[::2], words[1::2], strict=True))

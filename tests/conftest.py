@@ -1,6 +1,7 @@
-"""A small pair of states on an uneven grid, and jobs run in process; shapes are checked in all tests.
+"""Fixtures: a small pair of states on an uneven grid, and commands run in process; shapes are checked in all tests.
 
-Nothing that loads JAX is imported up here: the process that only hands tests to the workers does without.
+Modules that load JAX are not imported at the top, because the process that distributes tests to workers does not need
+them.
 """
 
 import atexit
@@ -21,17 +22,19 @@ from jaxtyping import install_import_hook
 
 install_import_hook("cryotrans_jax", "beartype.beartype")
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs that tests start, inherit it
-    # One folder a session, gone at its end: programs compiled for one processor are never run on another.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs started by tests, inherit it
+    # One folder a session, removed at its end, so that programs compiled for one processor never run on another.
     compiled = tempfile.TemporaryDirectory(prefix="cryotrans-jax-tests-")
     atexit.register(compiled.cleanup)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # to look for smaller ones takes as long
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+        "0.2"  # looking up smaller programs takes as long as compiling
+    )
 
 
 def pytest_configure(config):
-    """Compile quickly rather than well, but for the slow tests: the others compile for longer than they compute."""
+    """Compile with few optimisations, except for slow tests: the others spend more time compiling than computing."""
     if "not slow" in config.getoption("markexpr"):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         flags = os.environ.get("XLA_FLAGS", "")
@@ -41,9 +44,9 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_quickly(pytestconfig):
-    """The same for the project's own programs, whose options are their own; and what lives long is looked at less."""
+    """Compile the project's own programs, which have their own options, quickly; collect garbage less often."""
     if "not slow" in pytestconfig.getoption("markexpr"):
-        from cryotrans_jax import programs
+        from cryotrans_jax.core import programs
 
         programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()
@@ -52,13 +55,13 @@ def compiled_quickly(pytestconfig):
 
 SHAPE = (24, 20, 28)
 VOXEL = np.array([2.0, 2.2, 2.1])
-ORIGIN = np.array([-21.3, 11.2, 40.7])  # no whole number of voxels
+ORIGIN = np.array([-21.3, 11.2, 40.7])  # not a whole number of voxels
 RESOLUTION = 8.0
-MOVING = 8  # residues from here on turn by 0.6 about the chain's middle
+MOVING = 8  # residues from this one on turn by 0.6 about the middle of the chain
 
 
 def bent_chain(turn):
-    """A chain of 16 CA atoms in a wide helix, off the middle of the box, the second half turned about y."""
+    """Make a chain of 16 CA atoms in a wide helix, off the centre of the box, its second half turned about y."""
     k = np.arange(16)
     xyz = np.stack([2.3 * np.cos(1.7 * k), 2.3 * np.sin(1.7 * k), 1.6 * (k - 7.5)], axis=-1)
     c, s = np.cos(turn), np.sin(turn)
@@ -80,38 +83,38 @@ def bent_chain(turn):
 
 @pytest.fixture(scope="session")
 def bent():
-    """Makes the model with its second half turned by an angle."""
+    """Function that makes the model with its second half turned by an angle."""
     return bent_chain
 
 
 @pytest.fixture(scope="session")
 def models():
-    """Models of the initial state, of the target state, and of one half way."""
+    """Models of the initial state, of the target state, and of a state half way."""
     return bent_chain(0.0), bent_chain(0.6), bent_chain(0.3)
 
 
 @pytest.fixture(scope="session")
 def maps(models):
-    """The models' maps, at one resolution on one grid."""
-    from cryotrans_jax import atoms
+    """Maps of the models, at one resolution on one grid."""
+    from cryotrans_jax.density import simulation
 
-    return tuple(atoms.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
+    return tuple(simulation.simulate_map(model, SHAPE, VOXEL, ORIGIN, RESOLUTION) for model in models)
 
 
 @pytest.fixture(scope="session")
 def problem(maps):
-    """From the initial state to the two others."""
-    from cryotrans_jax import prepare
+    """Problem from the initial state to the two others."""
+    from cryotrans_jax.fit import prepare
 
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
 
 
 @pytest.fixture(scope="module")
 def first_stages(pytestconfig):
-    """Cut the default recipe to its first stages, of one field and of bodies; slow tests fit by all of them."""
+    """Cut the default recipe to its first stages, of one field and of bodies; slow tests use all stages."""
     from dataclasses import replace
 
-    from cryotrans_jax import recipes
+    from cryotrans_jax.fit import recipes
 
     whole = recipes.default
     with pytest.MonkeyPatch.context() as patch:
@@ -121,26 +124,26 @@ def first_stages(pytestconfig):
 
 
 def rounding(size, depth):
-    """Return the error that single precision may leave of numbers up to `size` after `depth` operations in a row.
+    """Bound the rounding error of numbers up to `size` after `depth` operations in a row in single precision.
 
-    Processors add up in different orders, and some multiply and add in one operation: each operation may round by a
-    unit in the last place, on any of them.
+    Processors add in different orders, and some multiply and add in one operation, so each operation may round by a
+    unit in the last place.
     """
     return float(depth * np.finfo(np.float32).eps * size)
 
 
 def drift(config):
-    """Return how far apart the parameters of two equal fits may be: a hundredth of the way that Adam can go.
+    """Bound the difference of the parameters of two equal fits: a hundredth of the distance that Adam can move them.
 
-    Adam divides a gradient by its own size, so that rounding moves in full what has next to no gradient. Fits to
-    different targets are further apart by far.
+    Adam divides a gradient by its own size, so rounding moves parameters with almost no gradient by a full step. Fits
+    to different targets differ by far more.
     """
     return 0.01 * sum(stage.steps * stage.learning_rate for stage in config.stages)
 
 
 def record(folder, name, settings, **more):
-    """Writes the record of a run with these settings, which had one file in its folder as its input."""
-    from cryotrans_jax.files import checksum
+    """Write the record of a run with these settings, whose input was one file in its folder."""
+    from cryotrans_jax.io.files import checksum
     from experiments import run_folder
 
     entry = {"file": str(folder / name), "sha256": checksum(folder / name)}
@@ -151,12 +154,12 @@ def record(folder, name, settings, **more):
 
 @pytest.fixture(scope="session")
 def job():
-    """Runs a job in this process as `python -m experiments.<name> <arguments>` would: (status, stdout, stderr)."""
+    """Function that runs a command in this process, like `python -m experiments.<name> <arguments>`."""
     return run_job
 
 
 def run_job(name, *arguments):
-    """A job's status, stdout and stderr. Its flags are defined for it alone, and gone afterwards."""
+    """Run a command, and return its status, stdout and stderr; its flags are defined only for this call."""
     module, main = (importlib.import_module(f"experiments.{part}") for part in (name, "main"))
     arguments_before = sys.argv
     out, error = io.StringIO(), io.StringIO()

@@ -8,11 +8,12 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import align, atoms
-from cryotrans_jax.align import IDENTITY, Transform, onto, resampled
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map, same_grid
+from cryotrans_jax.density import align, simulation
+from cryotrans_jax.density.align import IDENTITY, Transform, onto, resampled
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, same_grid
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 TURN = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([13.0, -40.0, 22.0]))
@@ -27,7 +28,7 @@ def fewer_rotations(monkeypatch, request):
 
 def simulated(model, voxel_size, resolution):
     """A model's map in a box of its own."""
-    return atoms.simulate_map(model, *atoms.common_grid([model], voxel_size, resolution), resolution)
+    return simulation.simulate_map(model, *simulation.common_grid([model], voxel_size, resolution), resolution)
 
 
 def posed(model, seed):
@@ -50,8 +51,8 @@ def pair():
     """Models of a small protein, closed and open, superposed, and their maps at 3 and 7 Å on a common grid."""
     closed, opened = hinge_pair()
     opened = atoms.superpose(opened, closed)
-    grid = atoms.common_grid([closed, opened], 1.0, 3.0)
-    return closed, opened, atoms.simulate_map(closed, *grid, 3.0), atoms.simulate_map(opened, *grid, 7.0)
+    grid = simulation.common_grid([closed, opened], 1.0, 3.0)
+    return closed, opened, simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
 
 
 def test_a_transform_its_inverse_its_matrix_and_a_moved_model_agree(models):
@@ -171,7 +172,7 @@ def test_any_pose_of_another_state_is_found_from_other_grids(pair):
     there = found.transform.move(moved)
     best, reached = (np.sqrt(np.mean((atoms.positions(m) - atoms.positions(closed)) ** 2)) for m in (opened, there))
     assert best < reached < 1.3 * best
-    exact = atoms.simulate_map(there, *grid_of(initial), 7.0).density
+    exact = simulation.simulate_map(there, *grid_of(initial), 7.0).density
     np.testing.assert_allclose(target.density, exact, atol=0.03 * exact.max())  # voxels of 1.4 Å, splines
     assert found.overlap > found.overlap_before + 0.1 and found.correlation > found.correlation_before + 0.1
     assert found.moved > 10
@@ -211,7 +212,7 @@ def test_a_pair_that_lies_well_is_left_as_it_is(pair):
 def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
     closed, _, initial, _ = pair
     slip = Transform(Rotation.from_rotvec([0.05, 0.04, -0.06]).as_matrix(), np.array([1.0, -2.0, 1.5]))
-    target = atoms.simulate_map(slip.move(closed), *grid_of(initial), 6.0)
+    target = simulation.simulate_map(slip.move(closed), *grid_of(initial), 6.0)
     found, again = (onto(initial, target)[1] for _ in range(2))
     angle, distance = error(found.transform, slip.inverse, closed)
     assert angle < 0.5 and distance < 0.2

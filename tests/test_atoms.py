@@ -10,9 +10,10 @@ import gemmi
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
-from cryotrans_jax.files import InputError, InputWarning
-from cryotrans_jax.maps import write_map
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, InputWarning
+from cryotrans_jax.io.maps import write_map
 
 SHARED = Path(__file__).parents[2] / "shared"
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -156,7 +157,7 @@ def test_missing_models_and_names_are_explained(tmp_path, model):
 def test_one_atom_is_a_gaussian():
     voxel, origin, resolution = np.array([0.9, 1.1, 1.3]), np.array([-4.0, 3.0, 11.0]), 6.0
     x, z, shape = np.array([7.2, 15.9, 27.1]), 16.0, (26, 24, 25)
-    map = atoms.simulate_map((x[None], np.array([z])), shape, voxel, origin, resolution)
+    map = simulation.simulate_map((x[None], np.array([z])), shape, voxel, origin, resolution)
     sigma = resolution * 0.225
     y = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * voxel + origin
     exact = z * (2 * np.pi * sigma**2) ** -1.5 * np.exp(-((y - x) ** 2).sum(-1) / (2 * sigma**2))
@@ -166,8 +167,8 @@ def test_one_atom_is_a_gaussian():
 
 
 def test_simulated_map_integrates_to_the_sum_of_atomic_numbers(model):
-    shape, voxel, origin = atoms.common_grid([model], 1.0, 4.0)
-    map = atoms.simulate_map(model, shape, voxel, origin, 4.0)
+    shape, voxel, origin = simulation.common_grid([model], 1.0, 4.0)
+    map = simulation.simulate_map(model, shape, voxel, origin, 4.0)
     # a Gaussian of 0.9 voxels sums to its integral within 2 exp(-2 (0.9 pi)^2) = 2e-7; the cut takes 2e-6
     np.testing.assert_allclose(map.density.sum(dtype=float) * voxel.prod(), 7 + 5 * 6 + 20 + 2 * 8, rtol=1e-5)
 
@@ -176,15 +177,15 @@ def test_simulation_is_additive_and_loses_what_is_outside():
     rng = np.random.default_rng(1)
     xyz, weights = rng.uniform(-15, 25, (300, 3)), rng.uniform(1, 9, 300)
     grid = ((21, 20, 23), 0.8, np.array([-3.0, -2.0, -5.0]), 5.0)
-    whole = atoms.simulate_map((xyz, weights), *grid).density
-    single = sum(atoms.simulate_map((xyz[i : i + 1], weights[i : i + 1]), *grid).density for i in range(300))
+    whole = simulation.simulate_map((xyz, weights), *grid).density
+    single = sum(simulation.simulate_map((xyz[i : i + 1], weights[i : i + 1]), *grid).density for i in range(300))
     np.testing.assert_allclose(whole, single, atol=1e-5 * whole.max())
-    assert not atoms.simulate_map((xyz[:0], weights[:0]), *grid).density.any()
+    assert not simulation.simulate_map((xyz[:0], weights[:0]), *grid).density.any()
 
 
 def test_common_grid_holds_all_models_with_padding(model):
     other = atoms.with_positions(model, atoms.positions(model) + [31, -7, 3])
-    shape, voxel, origin = atoms.common_grid([model, other], np.array([1.0, 1.25, 1.5]), 4.0)
+    shape, voxel, origin = simulation.common_grid([model, other], np.array([1.0, 1.25, 1.5]), 4.0)
     xyz = np.concatenate([atoms.positions(m) for m in (model, other)])
     assert np.all(origin <= xyz.min(0) - 12) and np.all(origin + (np.array(shape) - 1) * voxel >= xyz.max(0) + 12)
     assert np.all(np.array(shape) * voxel < 1.2 * (np.ptp(xyz, axis=0) + 24) + 4 * voxel)
@@ -196,7 +197,7 @@ def test_common_grid_holds_all_models_with_padding(model):
 def test_simulated_map_equals_the_independent_one(tmp_path):
     path = SHARED / "data/pairs/adk/closed_on_open.pdb"
     model = atoms.read_model(path)
-    write_map(tmp_path / "a.mrc", atoms.simulate_map(model, *atoms.common_grid([model], 1.4, 4.0), 4.0))
+    write_map(tmp_path / "a.mrc", simulation.simulate_map(model, *simulation.common_grid([model], 1.4, 4.0), 4.0))
     command = [
         sys.executable,
         SHARED / "tools/score.py",

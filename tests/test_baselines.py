@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, baselines, metrics
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map
+from cryotrans_jax import baselines
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map
+from cryotrans_jax.scores import metrics
 
 MMCPN = Path(__file__).parents[2] / "shared" / "data" / "maps" / "mmcpn"
 SHAPE, VOXEL, ORIGIN = (14, 12, 13), np.array([2.0, 2.2, 1.9]), np.array([4.0, -3.0, 9.0])
@@ -68,7 +71,7 @@ def test_the_straight_line_starts_and_ends_at_the_models_maps(models, maps):
     np.testing.assert_allclose(first.density, maps[0].density, atol=1e-6)
     np.testing.assert_allclose(last.density, maps[1].density, atol=1e-6)
     middle = atoms.with_positions(models[0], (atoms.positions(models[0]) + atoms.positions(models[1])) / 2)
-    np.testing.assert_allclose(half.density, atoms.simulate_map(middle, *grid(maps[0]), 8.0).density, atol=1e-6)
+    np.testing.assert_allclose(half.density, simulation.simulate_map(middle, *grid(maps[0]), 8.0).density, atol=1e-6)
 
 
 def grid(map_):
@@ -118,7 +121,7 @@ def test_a_flow_by_squared_difference_needs_no_correspondences(maps):
     fit = baselines.squared_flow(maps[0], maps[2], steps=0.06, resolutions=(8.0, 8.0))
     assert {stage.loss for stage in fit.config.stages} == {"matched"} and fit.config.rival is None
     end = next(iter(fit.frames([1.0]))).density
-    before, after = (metrics.correlation(d, maps[2].density) for d in (maps[0].density, end))
+    before, after = (similarity.correlation(d, maps[2].density) for d in (maps[0].density, end))
     assert after > before + 0.3 * (1 - before)
 
 
@@ -128,6 +131,6 @@ def test_the_barycentre_is_that_which_morphots_authors_published():
     ends = [read_map(MMCPN / f"EMD-{number}.mrc") for number in (5140, 5138)]
     (ours,) = baselines.barycentre(*ends, [0.5])
     theirs = read_map(MMCPN / "morphot_weight5138_0.50.mrc")
-    assert metrics.correlation(ours.density, theirs.density) > 0.98
+    assert similarity.correlation(ours.density, theirs.density) > 0.98
     mean = sum(metrics.detail(end.density) for end in ends) / 2
     assert metrics.detail(ours.density) / mean == pytest.approx(metrics.detail(theirs.density) / mean, abs=0.05)

@@ -11,8 +11,9 @@ import pytest
 from conftest import rounding
 from ott.geometry.grid import Grid
 
-from cryotrans_jax import recipes, train, transport
-from cryotrans_jax.train import Config, Stage
+from cryotrans_jax.core import transport
+from cryotrans_jax.fit import recipes, train
+from cryotrans_jax.fit.train import Config, Stage
 from experiments import benchmark, floor
 
 pytestmark = pytest.mark.slow  # a minute of compilations

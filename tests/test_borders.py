@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, borders
-from cryotrans_jax.borders import least_cost_labels, redraw
-from cryotrans_jax.maps import Map
-from cryotrans_jax.partition import Partition
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion import borders
+from cryotrans_jax.motion.borders import least_cost_labels, redraw
+from cryotrans_jax.motion.partition import Partition
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,9 @@ def slid():
     x = rng.uniform([8, 8, 14], [52, 37, 46], (700, 3))
     shift = np.array([[0, 0, 4.5], [0, 0, -4.5]])
     own = (x[:, 0] > 30).astype(int)
-    maps = [atoms.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 4.0) for at in (x, x + shift[own])]
+    maps = [
+        simulation.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 4.0) for at in (x, x + shift[own])
+    ]
     labels = np.where(np.arange(40)[:, None, None] * 1.5 > 30, 2, 1) * np.ones(shape, int)
     carries = [lambda xyz, times, k=k: (xyz + shift[k])[None] for k in range(2)]
     return *maps, labels, carries, 0.1 * float(maps[0].density.max())
@@ -64,7 +67,7 @@ def test_a_part_is_no_smaller_than_a_fiftieth_of_one_unit(copies):
     )
     blob = x[:, 0] > 50
     maps = [
-        atoms.simulate_map((at, np.full(len(x), 6.0)), (44, 32, 32), size, np.zeros(3), 4.0)
+        simulation.simulate_map((at, np.full(len(x), 6.0)), (44, 32, 32), size, np.zeros(3), 4.0)
         for at in (x, x + np.outer(blob, [0, 0, 9.0]))
     ]
     carries = [lambda xyz, times, by=by: (xyz + [0, 0, by])[None] for by in (0.0, 9.0)]
@@ -91,7 +94,7 @@ def test_empty_space_about_a_map_changes_no_neighbourhood():
 def rod(length, at):
     """A map of a rod along x, of so many Å, whose middle is there."""
     x = np.stack([np.linspace(-0.5, 0.5, 2 * length) * length, *np.zeros((2, 2 * length))], -1) + at
-    return atoms.simulate_map((x, np.full(len(x), 6.0)), (80, 20, 20), np.ones(3), np.zeros(3), 3.0)
+    return simulation.simulate_map((x, np.full(len(x), 6.0)), (80, 20, 20), np.ones(3), np.zeros(3), 3.0)
 
 
 @pytest.mark.parametrize("tie", [0.0, 1.0])

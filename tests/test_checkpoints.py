@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cryotrans_jax import checkpoints, recipes
-from cryotrans_jax.files import InputError
-from cryotrans_jax.morphing import Fit
-from cryotrans_jax.prepare import Frame
-from cryotrans_jax.snapshots import Snapshot
-from cryotrans_jax.train import initial_state
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.fit import recipes
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.fit.train import initial_state
+from cryotrans_jax.io import checkpoints
+from cryotrans_jax.io.files import InputError
 
 TIMES = np.array([0.5, 1.0])
 

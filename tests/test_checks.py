@@ -8,9 +8,10 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import atoms, checks
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.maps import Map
+from cryotrans_jax.density import checks, simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import Map
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,8 @@ def models():
 @pytest.fixture(scope="module")
 def states(models):
     """Both states of the built-in pair at 5 Å on voxels of 2 Å, with room about them."""
-    grid = atoms.common_grid(list(models), 2.0, 5.0, padding=16.0)
-    return [atoms.simulate_map(model, *grid, 5.0) for model in models]
+    grid = simulation.common_grid(list(models), 2.0, 5.0, padding=16.0)
+    return [simulation.simulate_map(model, *grid, 5.0) for model in models]
 
 
 def noise_of(map_, share):
@@ -86,7 +87,7 @@ def test_a_molecule_that_fills_most_of_its_box_is_not_taken_for_an_inverted_one(
 def test_voxel_sizes_in_nanometres_are_told_of_a_protein_and_of_a_peptide(models, residues):
     """The first helix alone weighs 2.4 kDa."""
     model = first_residues(models[0], residues)
-    map_ = atoms.simulate_map(model, *atoms.common_grid([model], 2.0, 5.0), 5.0)
+    map_ = simulation.simulate_map(model, *simulation.common_grid([model], 2.0, 5.0), 5.0)
     kda = checks.survey(map_).kda
     assert 0.7 < 1e3 * kda / atoms.molecular_weight(model) < 2.5
     assert not checks.in_nanometres(map_, kda)
@@ -126,5 +127,5 @@ def test_a_model_fits_its_own_map_and_no_other_place_of_it(models, states, kind)
 @pytest.mark.parametrize("residues", [22, 140])
 def test_a_protein_and_a_peptide_fit_their_maps_at_low_resolution(models, residues):
     model = first_residues(models[0], residues)
-    map_ = atoms.simulate_map(model, *atoms.common_grid([model], 3.0, 10.0, padding=16.0), 10.0)
+    map_ = simulation.simulate_map(model, *simulation.common_grid([model], 3.0, 10.0, padding=16.0), 10.0)
     assert checks.fit_of_model(map_, model) > 2 * checks.FITS

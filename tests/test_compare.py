@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import Map, write_map
+from cryotrans_jax.scores import metrics
 from experiments import compare, contest
 
 
@@ -135,7 +136,7 @@ def test_a_worn_map_is_worth_its_resolution():
     density = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(48, 48, 48)), 2.0)
     map_ = Map(density.astype(np.float32), np.ones(3), np.zeros(3))
     for resolution in (4.0, 6.0):
-        found = metrics.resolution_at(*metrics.map_fsc(compare.worn(map_, resolution), map_), 0.5)
+        found = metrics.resolution_at(*metrics.map_fsc(compare.with_noise(map_, resolution), map_), 0.5)
         assert found == pytest.approx(resolution, rel=0.1)  # of shells that hold some hundred coefficients
 
 
@@ -143,4 +144,4 @@ def test_files_of_one_name_stay_in_the_order_given(tmp_path):
     for name in ("a1", "a2", "b"):
         (tmp_path / f"{name}.mrc").touch()
     text = f"X:{tmp_path}/b.mrc,{tmp_path}/a*.mrc"
-    assert [path.stem for path in contest.listed([text])["X"]] == ["b", "a1", "a2"]
+    assert [path.stem for path in contest.find_frames([text])["X"]] == ["b", "a1", "a2"]

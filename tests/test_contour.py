@@ -8,10 +8,12 @@ import pytest
 import scipy.fft
 from scipy import ndimage
 
-from cryotrans_jax import atoms, contour, prepare
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map
+from cryotrans_jax.density import contour, simulation, thresholds
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.fit import prepare
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # public depositions, where they are at hand
 ROOM = 20.0  # Å of solvent about a model: noise needs room to be seen
@@ -24,7 +26,7 @@ def model():
 
 def simulated(model, resolution):
     """The map of a model with room about it, and the volume of the model's weight in Å³."""
-    map_ = atoms.simulate_map(model, *atoms.common_grid([model], 1.0, resolution, padding=ROOM), resolution)
+    map_ = simulation.simulate_map(model, *simulation.common_grid([model], 1.0, resolution, padding=ROOM), resolution)
     return map_, 1.21 * atoms.molecular_weight(model)
 
 
@@ -72,16 +74,16 @@ def test_half_height_of_a_blurred_slab_is_its_faces():
 def test_the_solvent_is_known_whatever_part_of_the_box_the_molecule_fills(part):
     rng = np.random.default_rng(0)
     values = np.sort(np.where(rng.uniform(size=100000) < part, 10.0, 2.0) + 0.5 * rng.normal(size=100000))
-    assert prepare.common_value(values) == pytest.approx(2, abs=0.15)  # shorths scatter by a few tenths of 0.5
+    assert thresholds.common_value(values) == pytest.approx(2, abs=0.15)  # shorths scatter by a few tenths of 0.5
     # three deviations of the solvent's are judged as such
-    assert prepare.threshold_in_sigmas(3.5, *prepare.solvent_noise(values)) == pytest.approx(3, abs=0.5)
+    assert thresholds.threshold_in_sigmas(3.5, *thresholds.solvent_noise(values)) == pytest.approx(3, abs=0.5)
 
 
 def test_noise_in_the_part_that_a_mask_leaves_is_small_all_over():
     """A tenth of the box holds noise of 1, the rest is 0: the deviation over the box is sqrt(0.1)."""
     values = np.zeros(100000)
     values[:10000] = np.random.default_rng(0).normal(size=10000)
-    assert prepare.solvent_noise(np.sort(values)) == pytest.approx((0, np.sqrt(0.1)), rel=0.05)
+    assert thresholds.solvent_noise(np.sort(values)) == pytest.approx((0, np.sqrt(0.1)), rel=0.05)
 
 
 @pytest.mark.parametrize("resolution", [3.0, 5.0, 7.0])
@@ -134,7 +136,7 @@ def test_the_level_to_look_at_is_the_lowest_with_few_specks_to_five_percent(spec
     assert contour.dust_share(speckled.density, level) <= contour.DUST
     lower = values[above : above + max(above // 20, 1) + 1]
     many = [contour.dust_share(speckled.density, float(value)) > contour.DUST for value in lower]
-    assert any(many) or level == prepare.enclosing_threshold(speckled, float(volume))
+    assert any(many) or level == thresholds.enclosing_threshold(speckled, float(volume))
     assert any(many) == (volume > 1500)  # the ball's own voxels are about 2100, and specks come in from 1.5 on
 
 
@@ -182,11 +184,11 @@ def test_the_enclosed_volume_is_that_asked_for_without_specks(model):
     clean, volume = simulated(model, 7.0)
     map_ = noisy(clean, volume, 10, "white", 7.0)
     for part in (0.3, 0.6, 0.9):
-        level = prepare.enclosing_threshold(map_, part * volume)
-        kept = np.count_nonzero(prepare.carried_mass(map_.density, level))
+        level = thresholds.enclosing_threshold(map_, part * volume)
+        kept = np.count_nonzero(thresholds.carried_mass(map_.density, level))
         assert kept * np.prod(map_.voxel_size) == pytest.approx(part * volume, rel=0.02)
     with pytest.raises(InputError, match="Å³ of the map are positive: give another molecular weight"):
-        prepare.enclosing_threshold(map_, 1.01 * map_.density.size)
+        thresholds.enclosing_threshold(map_, 1.01 * map_.density.size)
 
 
 def test_a_given_volume_sets_the_mass_that_is_moved_and_leaves_the_target_as_it_is(model):

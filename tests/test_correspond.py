@@ -11,9 +11,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import correspond, prepare
-from cryotrans_jax.correspond import Cloud
-from cryotrans_jax.maps import Map
+from cryotrans_jax.core import grid
+from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit import levels, prepare
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion import correspond
+from cryotrans_jax.motion.correspond import Cloud
 
 SHAPE = (38, 28, 32)
 VOXEL = np.array([2.0, 2.2, 2.1])
@@ -316,11 +319,11 @@ def plain(shape=(16, 16, 16), blur=0.0, quieting=0.0, initial=None, target=None)
     """A problem of one target on a grid of the tests' voxels, without a molecule of its own."""
     empty = np.zeros(shape, np.float32)
     initial, target = (empty if a is None else a for a in (initial, target))
-    frame = prepare.Frame(ORIGIN - 7.0, 50.0)
+    frame = grid.Frame(ORIGIN - 7.0, 50.0)
     report = {"origin": ORIGIN}
     start = np.array([3, 1, 2])
     variances = np.array([blur]), np.array([blur]), np.array([quieting])
-    return prepare.Problem(initial, target[None], target[None], start, VOXEL, frame, *variances, report)
+    return Problem(initial, target[None], target[None], start, VOXEL, frame, *variances, report)
 
 
 def unit(problem, x):
@@ -434,7 +437,7 @@ def exchanged():
 def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exchanged):
     """To about the distance between the cloud's points; half of that is not the shift of a domain but its turn."""
     problem, belongs = exchanged
-    level = prepare.make_level(problem, 2, 2, 0.0, False)
+    level = levels.make_level(problem, 2, 2, 0.0, False)
     end, sure = correspond.ends(problem, 0, level.x)
     x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
     assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure < 1 + 1e-9).all()
@@ -456,7 +459,7 @@ def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     """The last ε are so small that entropy draws nothing together: to a hundredth of the points' distance."""
     problem, _ = exchanged
     still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
-    level = prepare.make_level(still, 2, 2, 0.0, False)
+    level = levels.make_level(still, 2, 2, 0.0, False)
     end, sure = correspond.ends(still, 0, level.x)
     moved = np.linalg.norm(end - np.asarray(level.x), axis=1) * problem.frame.edge
     assert moved.max() < 0.01 * correspond.SPACING and sure.min() > 0.98

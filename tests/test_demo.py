@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from cryotrans_jax import atoms
-from cryotrans_jax.demo import HELICES, HINGE, HINGE_AXIS, MOVING, hinge_pair
+from cryotrans_jax.density.demo import HELICES, HINGE, HINGE_AXIS, MOVING, hinge_pair
+from cryotrans_jax.io import atoms
 
 
 @pytest.fixture(scope="module")

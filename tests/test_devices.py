@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from conftest import drift
 
-from cryotrans_jax import recipes
-from cryotrans_jax.files import InputError
-from cryotrans_jax.morphing import morph
+from cryotrans_jax.fit import recipes
+from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.io.files import InputError
 
 PROGRAM = """
 import jax, numpy as np
-from cryotrans_jax.maps import Map
-from cryotrans_jax.morphing import morph
-from cryotrans_jax.train import DeviceLayout
-from cryotrans_jax.trajectory import move
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.train import DeviceLayout
+from cryotrans_jax.fit.trajectory import move
 
 x = np.stack(np.meshgrid(*map(np.arange, (24, 20, 28)), indexing="ij"), -1)
 blobs = lambda *places: sum(np.exp(-((x - p) ** 2).sum(-1) / 18) for p in places).astype(np.float32)

@@ -29,7 +29,7 @@ def template(node):
 def texts():
     """Every text in the code that may be a message."""
     found = set()
-    for path in [*(ROOT / "cryotrans_jax").glob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+    for path in [*(ROOT / "cryotrans_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
         nodes = ast.walk(ast.parse(path.read_text()))
         found |= {template(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp)}
     return found - {None}

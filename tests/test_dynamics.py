@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import record
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.scores import metrics
 from experiments import trajectory
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax.files import InputError, checksum
-from cryotrans_jax.maps import write_map
+from cryotrans_jax.io.files import InputError, checksum
+from cryotrans_jax.io.maps import write_map
 from experiments import archives, download, inputs
 from experiments import server as server_module
 

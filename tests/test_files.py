@@ -10,8 +10,8 @@ import secrets
 
 import pytest
 
-from cryotrans_jax import files
-from cryotrans_jax.files import (
+from cryotrans_jax.io import files
+from cryotrans_jax.io.files import (
     InputError,
     checksum,
     open_unpacked,

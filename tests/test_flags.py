@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cryotrans_jax import maps as files
-from cryotrans_jax import prepare
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.density import thresholds
+from cryotrans_jax.io import maps as files
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, write_map
 from experiments import inputs, ranges, validate
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +98,12 @@ def test_a_waypoint_lies_between_the_maps(time):
 @pytest.mark.parametrize("recipe", ["paper/3", "paper/x", "best", "default/2", "paper@x", "paper@0.01", "paper@"])
 def test_a_recipe_of_a_validation_is_checked_before_the_first_fit(recipe):
     with pytest.raises(InputError, match="--recipes="):
-        validate.recipe_of(recipe)
+        validate.parse_recipe(recipe)
 
 
 def test_a_recipe_of_a_validation_is_read():
-    assert validate.recipe_of("paper/2@7:adk") == ("paper/2", 7.0, "adk")
-    assert validate.recipe_of("default") == ("default", None, None)
+    assert validate.parse_recipe("paper/2@7:adk") == ("paper/2", 7.0, "adk")
+    assert validate.parse_recipe("default") == ("default", None, None)
 
 
 def test_ranges_that_the_library_has_as_well_are_the_same():
@@ -148,7 +148,7 @@ def test_a_run_checks_resolutions_radius_and_mass_against_its_maps(job, tmp_path
     for name, map_ in zip(("a", "b"), maps, strict=False):
         write_map(tmp_path / f"{name}.mrc", map_)
     voxels, volume = maps[0].density.size, float(np.prod(maps[0].voxel_size))
-    too_heavy = 1.1 * voxels * volume / prepare.DALTON / 1e3
+    too_heavy = 1.1 * voxels * volume / thresholds.DALTON / 1e3
     for more, said in (
         (["--initial_resolution=0.8", "--target_resolution=8"], "--initial_resolution=0.8 of a.mrc is finer"),
         (["--initial_resolution=8", "--target_resolution=80"], "--target_resolution=80 of b.mrc is coarser"),

@@ -10,7 +10,7 @@ from conftest import rounding
 from jax.test_util import check_grads
 from scipy.linalg import expm
 
-from cryotrans_jax.flow import (
+from cryotrans_jax.core.flow import (
     append_time,
     euler,
     flow,
@@ -22,8 +22,8 @@ from cryotrans_jax.flow import (
     symmetrize,
     with_time,
 )
-from cryotrans_jax.symmetry import Symmetry
-from cryotrans_jax.velocity import Velocity
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.density.symmetry import Symmetry
 
 CENTRE = np.array([0.3, 0.5, 0.6])
 MATRIX = np.array([[0.2, -0.9, 0.1], [0.7, -0.1, 0.3], [0.0, 0.2, -0.4]])

@@ -6,9 +6,10 @@ import gemmi
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, geometry
-from cryotrans_jax.demo import HELICES, hinge_pair
-from cryotrans_jax.files import InputError
+from cryotrans_jax.density.demo import HELICES, hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.scores import geometry
 from experiments import results
 
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation

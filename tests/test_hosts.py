@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import drift
 
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map, write_map
-from cryotrans_jax.morphing import Fit
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, write_map
 from experiments import hosts
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from mrcfile.dtypes import HEADER_DTYPE
 
-from cryotrans_jax import atoms, demo, maps, partition
-from cryotrans_jax.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.density import demo, simulation
+from cryotrans_jax.io import atoms, maps
+from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
+from cryotrans_jax.io.maps import Map, read_map, write_map
+from cryotrans_jax.motion import partition
 from experiments import archives, exchange, fuzz, fuzz_damage, fuzz_kinds, inputs, run_folder, story, validate
 
 MODEL, _ = demo.hinge_pair()
@@ -190,7 +192,7 @@ def test_bombs_are_not_unpacked(tmp_path, plain, small, pack):
 
 
 def test_a_compressed_model_is_taken_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("cryotrans_jax.files.UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr("cryotrans_jax.io.files.UNPACKED_BYTES", 1 << 20)
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b"REMARK\n" * (1 << 20)))
     with pytest.raises(InputError, match="unpacks to more than .* unpack it first"):
         atoms.read_model(tmp_path / "a.pdb.gz")
@@ -267,16 +269,16 @@ def test_an_atom_beyond_reach_is_explained(tmp_path):
 def test_a_stray_atom_makes_no_box(tmp_path):
     (tmp_path / "a.pdb").write_text(LINE + LINE.replace("  10.000  11.000", "9999.0009999.000"))
     with pytest.raises(InputError, match="the box about the models would be .* voxels, more than .*: take"):
-        atoms.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
+        simulation.common_grid([atoms.read_model(tmp_path / "a.pdb")] * 2, 0.1, 1.0)
 
 
 def test_a_box_that_the_memory_does_not_hold_is_not_made(tmp_path, monkeypatch):
     (tmp_path / "a.pdb").write_text(LINE)
     model = atoms.read_model(tmp_path / "a.pdb")
-    shape, *_ = atoms.common_grid([model], 1.0, 3.0)
-    monkeypatch.setattr(atoms.memory, "available", lambda: 8.0 * np.prod(shape))
+    shape, *_ = simulation.common_grid([model], 1.0, 3.0)
+    monkeypatch.setattr(simulation.memory, "available", lambda: 8.0 * np.prod(shape))
     with pytest.raises(InputError, match="more than there is memory for"):
-        atoms.common_grid([model], 1.0, 3.0)
+        simulation.common_grid([model], 1.0, 3.0)
 
 
 def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
@@ -286,7 +288,7 @@ def test_json_is_bounded_in_depth_and_size(tmp_path, monkeypatch):
             read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps({"a": [0] * 100}))
     assert read_json(tmp_path / "a.json") == {"a": [0] * 100}
-    monkeypatch.setattr("cryotrans_jax.files.RECORD_BYTES", 100)
+    monkeypatch.setattr("cryotrans_jax.io.files.RECORD_BYTES", 100)
     with pytest.raises(InputError, match="does not hold a JSON object"):
         read_json(tmp_path / "a.json")
 
@@ -315,7 +317,7 @@ def test_a_pair_names_files_of_its_own_folder(tmp_path, name):
     with pytest.raises(InputError, match="names of files in its own folder"):
         validate.load_pair(tmp_path, 7.0)
     with pytest.raises(InputError, match="has no none.pdb"):
-        validate.beside(tmp_path, "none.pdb")
+        validate.file_of_pair(tmp_path, "none.pdb")
 
 
 def npz(path, header=None, **arrays):
@@ -333,7 +335,7 @@ def npz(path, header=None, **arrays):
 def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     index, xyz = np.array([2, 0]), np.arange(18.0).reshape(3, 2, 3)
     for order in (xyz, np.asfortranarray(xyz)):
-        read = validate.stored_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
+        read = validate.read_frames(npz(tmp_path / "a.npz", atom_index=index, xyz=order))
         for a, b in zip(read, (index, xyz), strict=True):
             np.testing.assert_array_equal(a, b)
     bad = [
@@ -347,7 +349,7 @@ def test_frames_are_read_without_pickles_and_within_bounds(tmp_path, small):
     bad[-1].write_bytes(bad[0].read_bytes()[:100])
     for path in bad:
         with small, pytest.raises(InputError, match="holds no frames|has frames"):
-            validate.stored_frames(path)
+            validate.read_frames(path)
 
 
 @pytest.mark.parametrize("change", [dict(inputs=[]), dict(initial="b"), dict(target="x"), dict(chosen=3), dict(a=0)])
@@ -373,7 +375,7 @@ def test_a_flag_that_is_no_number_is_refused(job, flag):
 
 def test_the_same_seed_makes_the_same_damage(plain):
     made = [
-        [fuzz_damage.mutated(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
+        [fuzz_damage.mutate(np.random.default_rng([seed, k]), [plain, b'{"a": [1]}']) for k in range(30)]
         for seed in (0, 0, 1)
     ]
     assert made[0] == made[1] != made[2] and len({*made[0]}) > 25
@@ -393,7 +395,7 @@ def test_every_outcome_is_told_apart(tmp_path, monkeypatch):
 
     import signal
 
-    before = signal.signal(signal.SIGPROF, fuzz.hung)
+    before = signal.signal(signal.SIGPROF, fuzz.raise_hung)
     try:
         for expected, read in {
             "results": lambda *_: None,

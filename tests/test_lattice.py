@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import rounding
 
-from cryotrans_jax import prepare
-from cryotrans_jax.flow import flow
-from cryotrans_jax.lattice import batch_lattices, interpolate, interpolate_numpy, make_lattice, to_dense
-from cryotrans_jax.train import Config, carry
+from cryotrans_jax.core.flow import flow
+from cryotrans_jax.fit import levels
+from cryotrans_jax.fit.train import Config, carry
+from cryotrans_jax.motion.lattice import batch_lattices, interpolate, interpolate_numpy, make_lattice, to_dense
 
 SHAPE = (11, 8, 13)
 CORNER = np.array([-0.1, 0.2, 0.05])
@@ -111,7 +111,7 @@ def test_carried_points_agree_with_the_plain_flow(problem):
     params = jax.jit(config.network.init)(jax.random.key(0), jnp.zeros((1, 3)))
     params = jax.tree.map(lambda p: 12 * p, params)
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (100,), minval=-0.3, maxval=0.3)
-    level = prepare.make_level(problem, 1, 1, 5.0, False)
+    level = levels.make_level(problem, 1, 1, 5.0, False)
     moved, _ = jax.jit(partial(carry, config))(params, level)
     exact = jax.jit(lambda x: flow(partial(config.network.apply, params), x, 10))(level.x)
     motion = np.linalg.norm(exact - level.x, axis=1) * problem.frame.edge

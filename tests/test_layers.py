@@ -1,4 +1,4 @@
-"""Imports point downward, and flags stay in experiments."""
+"""Folders import only from those below, and flags stay in experiments."""
 
 import ast
 from pathlib import Path
@@ -6,32 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = (  # a file imports only from layers before its own
-    {
-        "files",
-        "velocity",
-        "flow",
-        "splat",
-        "lattice",
-        "transport",
-        "losses",
-        "plots",
-        "surface",
-        "demo",
-        "programs",
-        "progress",
-        "memory",
-        "pdb",
-    },
-    {"maps", "projection", "structures", "checkpoints"},
-    {"atoms", "outliers", "prepare"},
-    {"metrics", "correspond", "contour", "mask", "motion", "geometry", "align", "partition", "qscore"},
-    {"train", "symmetry", "borders", "micelle", "checks"},
-    {"trajectory", "recipes", "snapshots"},
-    {"morphing"},
-    {"baselines"},
+FOLDERS = {  # what the files of a folder may import from; each also from its own
+    "core": set(),
+    "io": {"core"},
+    "density": {"core", "io"},
+    "motion": {"core", "io", "density"},
+    "scores": {"core", "io", "density"},
+    "fit": {"core", "io", "density", "motion", "scores"},
+    "": {"core", "io", "density", "motion", "scores", "fit"},  # figures, and ways to compare with
+}
+PACKAGE = ROOT / "cryotrans_jax"
+NAMES = sorted(
+    str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
 )
-NAMES = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
 
 
 def imported(path):
@@ -45,31 +32,40 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def ours(path):
-    """Names of the package's files that a file imports."""
-    found = {name.split(".")[1] for name in imported(path) if name.startswith("cryotrans_jax.")}
-    return found & set(NAMES)
+def ours(name):
+    """The package's files that a file imports, as "folder/file"."""
+    found = {each.replace(".", "/").removeprefix("cryotrans_jax/") for each in imported(PACKAGE / f"{name}.py")}
+    return {each for full in found for each in (full, full.rpartition("/")[0]) if each in NAMES}
 
 
-def test_every_file_is_in_one_layer():
-    assert sorted(name for layer in LAYERS for name in layer) == NAMES
+def folder(name):
+    return name.rpartition("/")[0]
+
+
+def test_the_folders_are_those_of_the_package():
+    assert {folder(name) for name in NAMES} == set(FOLDERS)
+    assert all((PACKAGE / name / "__init__.py").is_file() for name in FOLDERS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_imports_only_from_layers_below_its_own(name):
-    number = next(k for k, layer in enumerate(LAYERS) if name in layer)
-    below = set().union(*LAYERS[:number])
-    found = ours(ROOT / "cryotrans_jax" / f"{name}.py")
-    assert found <= below, f"{name} imports {found - below}"
-    # and is no higher than it need be
-    assert number == 0 or found & LAYERS[number - 1]
+def test_a_file_imports_only_from_its_folder_and_those_below(name):
+    allowed = FOLDERS[folder(name)] | {folder(name)}
+    assert {folder(found) for found in ours(name)} <= allowed
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Files whose imports have all been taken away are taken away in turn, until none is left."""
+    left = {name: ours(name) for name in NAMES}
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left, f"a circle among {sorted(left)}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_package_knows_neither_flags_nor_jobs(name):
-    roots = {found.split(".")[0] for found in imported(ROOT / "cryotrans_jax" / f"{name}.py")}
+    roots = {found.split(".")[0] for found in imported(PACKAGE / f"{name}.py")}
     assert not roots & {"absl", "experiments", "logging", "argparse"}
-    assert name == "progress" or "tqdm" not in roots
+    assert name == "fit/progress" or "tqdm" not in roots
 
 
 def test_jobs_import_nothing_heavy_before_their_flags_are_read():

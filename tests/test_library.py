@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import cryotrans_jax as ct
-from cryotrans_jax import align, atoms, progress, recipes, trajectory
-from cryotrans_jax.align import Transform
+from cryotrans_jax.density import align
+from cryotrans_jax.density.align import Transform
+from cryotrans_jax.fit import progress, recipes, trajectory
+from cryotrans_jax.io import atoms
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
@@ -63,8 +65,8 @@ def test_type_checkers_know_what_comes_back(tmp_path):
         'error: Module has no attribute "morf"  [attr-defined]'
     ]
     assert [line.split('"')[1].removeprefix("builtins.") for line in said if line.startswith("note: Revealed")] == [
-        "cryotrans_jax.morphing.Fit",
-        "typing.Iterator[cryotrans_jax.maps.Map]",
+        "cryotrans_jax.fit.morphing.Fit",
+        "typing.Iterator[cryotrans_jax.io.maps.Map]",
         "gemmi.Structure",
         "list[gemmi.Structure]",
     ]

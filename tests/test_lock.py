@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from cryotrans_jax.files import InputError
+from cryotrans_jax.io.files import InputError
 from experiments import lock
 
 

@@ -7,8 +7,7 @@ import pytest
 from conftest import rounding
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import prepare
-from cryotrans_jax.losses import (
+from cryotrans_jax.core.losses import (
     blur,
     fraction_in_target,
     gaussian_blur,
@@ -18,6 +17,7 @@ from cryotrans_jax.losses import (
     rigidity,
     scale_invariant_l2,
 )
+from cryotrans_jax.fit import levels
 
 BLUR = jax.jit(blur)
 EDGES = np.array([0.05, 0.07, 0.06], np.float32)
@@ -33,7 +33,7 @@ def grid():
     """Points of a grid with uneven edges, the masses on them, and the tetrahedra and shares of the rigidity."""
     cells = np.argwhere(np.random.default_rng(0).uniform(size=(6, 5, 4)) < 0.9)
     mass = np.random.default_rng(1).uniform(1, 2, len(cells))
-    rows, share = prepare.make_tetrahedra(cells, cells, mass)
+    rows, share = levels.make_tetrahedra(cells, cells, mass)
     assert len(rows) > 20
     return jnp.asarray(cells * EDGES, jnp.float32), jnp.asarray(rows), jnp.asarray(share, jnp.float32)
 
@@ -165,7 +165,7 @@ def test_rigidity_weighs_each_tetrahedron_by_its_mass():
     """One cell with three times the mass of the other, scaled in one of them only."""
     cells = np.stack(np.meshgrid([0, 1, 10, 11], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
     mass = np.where(cells[:, 0] < 5, 3.0, 1.0) * (cells % 10 == 0).all(1)
-    rows, share = prepare.make_tetrahedra(cells, cells, mass)
+    rows, share = levels.make_tetrahedra(cells, cells, mass)
     assert len(rows) == 2
     moved = np.where(cells[:, :1] < 5, cells, [10, 0, 0] + 1.2 * (cells - [10, 0, 0])) * EDGES
     found = rigidity(

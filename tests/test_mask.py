@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from cryotrans_jax import contour, mask, prepare
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.density import contour, mask, thresholds
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, write_map
 from experiments import results
 
 
@@ -58,7 +58,7 @@ def test_a_mask_may_be_off_by_what_interpolation_leaves_and_then_changes_nothing
 def test_a_sphere_is_one_within_its_radius_about_the_mass_and_fades(maps, radius):
     """About the centre of mass, which is off the middle of the box, with voxels of three sizes."""
     map_ = maps[0]
-    mass = prepare.carried_mass(map_.density, prepare.choose_threshold(map_.density)).astype(float)
+    mass = thresholds.carried_mass(map_.density, thresholds.choose_threshold(map_.density)).astype(float)
     at = np.argwhere(np.ones(mass.shape)) * map_.voxel_size
     centre = mass.ravel() @ at / mass.sum()
     away = np.linalg.norm(at - centre, axis=1).reshape(mass.shape)
@@ -150,13 +150,13 @@ def test_noise_that_is_moved_is_warned_of(maps, deviations, doubt):
     sigma = 0.1 * float(clean.max())
     noise = np.random.default_rng(0).normal(0, sigma, clean.shape)
     loud = Map((clean + noise).astype(np.float32), maps[0].voxel_size, maps[0].origin)
-    _, used = prepare.apply_threshold(loud, deviations * sigma, "map")
+    _, used = thresholds.apply_threshold(loud, deviations * sigma, "map")
     found = results.threshold_doubts(used, contour.describe(loud, 8.0)["body_volume"])
     assert len(found) == (doubt is not None) and all(doubt in words for words in found)
 
 
 def test_too_little_and_too_much_noise_are_told(maps):
-    used = prepare.apply_threshold(maps[0], None, "map")[1]
+    used = thresholds.apply_threshold(maps[0], None, "map")[1]
     assert results.threshold_doubts(used, used["volume"]) == []
     assert "encloses 25 % of the molecular volume" in results.threshold_doubts(used, 4 * used["volume"])[0]
     assert "its volume cannot be estimated" in results.threshold_doubts(used, None)[0]

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax import memory, train
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import write_map
+from cryotrans_jax.fit import train
+from cryotrans_jax.io import memory
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import write_map
 
 
 def limited(folder, limit, usage, stat, names):
@@ -139,6 +140,6 @@ def test_the_peak_is_the_program_s_own():
     """Not that of the program which started it, which had 600 MB more at one time."""
     room = np.ones(75_000_000)
     assert memory.peak() > room.nbytes
-    command = [sys.executable, "-c", "from cryotrans_jax import memory; print(memory.peak())"]
+    command = [sys.executable, "-c", "from cryotrans_jax.io import memory; print(memory.peak())"]
     there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert 10e6 < float(there.stdout) < 300e6

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, write_map
+from cryotrans_jax.scores import metrics
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared, data and tools")
@@ -107,8 +109,8 @@ def test_resolution_is_read_off_a_straight_line():
 
 
 def test_correlation_is_blind_to_scale_and_offset(noise):
-    assert metrics.correlation(noise[0], 2 * noise[0] + 7) == pytest.approx(1)
-    assert metrics.correlation(noise[0], -noise[0]) == pytest.approx(-1)
+    assert similarity.correlation(noise[0], 2 * noise[0] + 7) == pytest.approx(1)
+    assert similarity.correlation(noise[0], -noise[0]) == pytest.approx(-1)
 
 
 def test_maps_on_different_grids_are_refused(noise):
@@ -121,15 +123,15 @@ def test_maps_on_different_grids_are_refused(noise):
 def test_map_scores_agree_with_the_judge(tmp_path):
     first, second = (SHARED / f"data/pairs/adk/{name}.pdb" for name in ("open", "closed_on_open"))
     models = [atoms.read_model(path) for path in (first, second)]
-    grid = atoms.common_grid(models, np.array([1.6, 1.5, 1.7]), 5.0)
-    maps = [atoms.simulate_map(model, *grid, 5.0) for model in models]
+    grid = simulation.common_grid(models, np.array([1.6, 1.5, 1.7]), 5.0)
+    maps = [simulation.simulate_map(model, *grid, 5.0) for model in models]
     for name, map in zip(("a.mrc", "b.mrc"), maps, strict=True):
         write_map(tmp_path / name, map)
     judged = score("map", tmp_path / "a.mrc", tmp_path / "b.mrc")
     for threshold in (0.5, 0.143):
         ours = metrics.resolution_at(*metrics.map_fsc(*maps), threshold)
         assert ours == pytest.approx(judged[f"fsc_{threshold}"], rel=1e-3)
-    assert metrics.correlation(*(map.density for map in maps)) == pytest.approx(judged["correlation"], abs=1e-3)
+    assert similarity.correlation(*(map.density for map in maps)) == pytest.approx(judged["correlation"], abs=1e-3)
     judged = score("map", tmp_path / "a.mrc", second, "--resolution", 5)
     assert metrics.resolution_at(*metrics.model_map_fsc(maps[0], models[1], 5.0), 0.5) == pytest.approx(
         judged["fsc_0.5"], rel=1e-3

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, micelle
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.density import micelle, simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, write_map
 
 THICK, WIDE = 10.0, 14.0  # Å: half the belt's thickness, and how far it reaches beyond the molecule
 
@@ -19,10 +20,10 @@ THICK, WIDE = 10.0, 14.0  # Å: half the belt's thickness, and how far it reache
 def pair():
     """The built-in models, and for each its map at 3 and 5 Å with some noise, where its atoms are far, and a belt."""
     models = hinge_pair()
-    shape, size, origin = atoms.common_grid(list(models), 1.0, 3.0, padding=26.0)
+    shape, size, origin = simulation.common_grid(list(models), 1.0, 3.0, padding=26.0)
     found = []
     for number, (model, resolution) in enumerate(zip(models, (3.0, 5.0), strict=True)):
-        map_ = atoms.simulate_map(model, shape, size, origin, resolution)
+        map_ = simulation.simulate_map(model, shape, size, origin, resolution)
         xyz = atoms.positions(model)
         empty = np.ones(shape, bool)
         empty[tuple(np.round((xyz - origin) / size).astype(int).T)] = False

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import cryotrans_jax
-from cryotrans_jax import contour, prepare
-from cryotrans_jax.outliers import MOST, outliers, without_outliers
+from cryotrans_jax.density import contour, thresholds
+from cryotrans_jax.density.outliers import MOST, outliers, without_outliers
 
 PLACES = {  # of a map of 24 x 20 x 28 voxels
     "alone": [(3, 4, 5)],
@@ -43,7 +43,7 @@ def test_a_few_absurd_voxels_change_nothing_else(noisy, kind, factor):
     assert np.abs(repaired.density).max() <= np.abs(noisy.density).max()
     # the molecule is the one that it was, but for these voxels
     seen = [
-        prepare.apply_threshold(map_, prepare.choose_threshold(noisy.density), "map")[0] > 0
+        thresholds.apply_threshold(map_, thresholds.choose_threshold(noisy.density), "map")[0] > 0
         for map_ in (noisy, repaired)
     ]
     assert not (seen[0] ^ seen[1])[~changed].any()
@@ -86,7 +86,7 @@ def test_a_fit_in_python_works_on_the_repaired_maps_and_says_so(maps, monkeypatc
     def stop(initial, targets, **settings):
         raise Prepared(initial, targets)
 
-    monkeypatch.setattr("cryotrans_jax.morphing.prepare.prepare", stop)
+    monkeypatch.setattr("cryotrans_jax.fit.morphing.prepare.prepare", stop)
     hot = with_voxels(maps[1], [(2, 2, 2)], [1e4])
     with pytest.raises(Prepared) as stopped, pytest.warns(UserWarning, match="10000 times as strong as all others"):
         cryotrans_jax.morph(maps[0], hot, align="none")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from cryotrans_jax import atoms, partition
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
-from cryotrans_jax.partition import (
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion import partition
+from cryotrans_jax.motion.partition import (
     SEAM,
     Partition,
     find_bodies,

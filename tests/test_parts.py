@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from conftest import drift, rounding
 
-from cryotrans_jax import atoms, prepare, trajectory
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
-from cryotrans_jax.morphing import Fit, morph
-from cryotrans_jax.partition import Partition
-from cryotrans_jax.prepare import make_level
-from cryotrans_jax.train import Config, Stage, carry, divide_state, fit, initial_state, objective, stage_inputs
+from cryotrans_jax.core import grid
+from cryotrans_jax.density import simulation, thresholds
+from cryotrans_jax.fit import prepare, trajectory
+from cryotrans_jax.fit.levels import make_level
+from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.train import Config, Stage, carry, divide_state, fit, initial_state, objective, stage_inputs
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.partition import Partition
 
 POINTS = Stage("points", 30, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
 MATCHED = Stage("matched", 30, 3e-3, 1e-3, spacing=6.0, rigidity=1.0)
@@ -145,7 +147,7 @@ def sliding():
     x += rng.normal(0, 1.5, x.shape)
     shift = np.where(x[:, :1] < 20, [0, 0, 4.0], [0, 0, -4.0])
     initial, target = (
-        atoms.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 6.0) for at in (x, x + shift)
+        simulation.simulate_map((at, np.full(len(x), 6.0)), shape, size, np.zeros(3), 6.0) for at in (x, x + shift)
     )
     labels = np.where(np.arange(20)[:, None, None] < 10, 1, 2) * np.ones(shape, int)
     return initial, target, Partition(labels, size, np.zeros(3)), x, shift
@@ -174,7 +176,7 @@ def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_on
 def slid(sliding):
     """A fit that carries the parts of the rods by constant velocities, which a network without weights has."""
     initial, _, partition, *_ = sliding
-    frame = prepare.Frame(np.zeros(3), 60.0)
+    frame = grid.Frame(np.zeros(3), 60.0)
     config = Config(stages=(), width=8, euler_steps=4)
     params = jax.tree.map(jnp.zeros_like, initial_state(config, 1, 2).params)
     shift = jnp.array([[0, 0, 4.0], [0, 0, -4.0]]) / frame.edge
@@ -187,7 +189,7 @@ def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render
     """By 4 Å, two voxels: the end is the parts' densities moved by whole voxels."""
     initial, _, partition, *_ = sliding
     first, last = slid.frames([0.0, 1.0], render=render)
-    carried = prepare.carried_mass(initial.density, slid.threshold)
+    carried = thresholds.carried_mass(initial.density, slid.threshold)
     mask = carried > 0
     shares = [partition.labels == 1, partition.labels == 2]
     if render == "pull_back":  # with soft masks and a soft edge
@@ -218,7 +220,7 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
     """The whole's field has no parts."""
     initial, target, *_, x, shift = sliding
     soft = replace(CONFIG, stages=(replace(STIFF, rigidity=0.01),) * 2, bodies=1)
-    monkeypatch.setattr("cryotrans_jax.recipes.default", lambda problem, seed: soft)
+    monkeypatch.setattr("cryotrans_jax.fit.recipes.default", lambda problem, seed: soft)
     found = morph(initial, target, align="none", parts="auto", initial_resolution=6.0, target_resolution=6.0)
     assert found.partition().count == 2 and len(found.config.stages) == 2 == len(found.history)
     part = found.partition().part_at(x)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, write_map
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, write_map
 from experiments import contest, inputs, paths, usage
 
 JOBS = sorted(path.stem for path in Path(usage.__file__).parent.glob("*.py") if "def define_flags" in path.read_text())
@@ -81,7 +81,7 @@ def test_waypoints_and_frames_may_have_commas_and_tildes(home):
     for wrong in ("a.mrc", "a.mrc@", "a.mrc@0.5,b.mrc", "@0.5"):
         with pytest.raises(InputError, match="FILE@TIME"):
             inputs.parse_waypoints([wrong])
-    assert contest.listed(["x:~/b,c.mrc,a.*"]) == {"x": [home / "b,c.mrc", Path("a.mrc")]}
+    assert contest.find_frames(["x:~/b,c.mrc,a.*"]) == {"x": [home / "b,c.mrc", Path("a.mrc")]}
 
 
 def test_a_target_with_a_comma_in_its_name_is_read(home, job):

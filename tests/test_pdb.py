@@ -7,8 +7,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
-from cryotrans_jax.files import InputError, InputWarning
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, InputWarning
 
 BACKBONE = (("N", (0.0, 0.0, 0.0)), ("CA", (1.46, 0.0, 0.0)), ("C", (2.0, 1.4, 0.0)), ("O", (1.3, 2.4, 0.1)))
 NAMES = "ALA GLY SER LEU".split()

@@ -32,14 +32,15 @@ def elsewhere(tmp_path, monkeypatch):  # a folder made before: pytest asks whose
 def test_all_is_imported_and_works_without_what_posix_systems_alone_have(elsewhere, tmp_path):
     """The package, the commands that are installed, and what they import only when they run."""
     for folder in ("cryotrans_jax", "experiments"):
-        for path in sorted((ROOT / folder).glob("*.py")):
-            elsewhere(folder if path.stem == "__init__" else f"{folder}.{path.stem}")
-    memory, signals = elsewhere("cryotrans_jax.memory"), elsewhere("experiments.signals")
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.stem not in ("__init__", "__main__"):
+                elsewhere(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    memory, signals = elsewhere("cryotrans_jax.io.memory"), elsewhere("experiments.signals")
     assert 0 < memory.resident() <= memory.peak() and memory.available() > 0
     assert signal.SIGINT in signals.SIGNALS and signal.SIGTERM in signals.SIGNALS
     with signals.stopping(print):
         pass
-    checkpoints, run_folder = elsewhere("cryotrans_jax.checkpoints"), elsewhere("experiments.run_folder")
+    checkpoints, run_folder = elsewhere("cryotrans_jax.io.checkpoints"), elsewhere("experiments.run_folder")
     checkpoints.save(tmp_path / "c", {"a": elsewhere("numpy").arange(3)}, {"n": 1})
     assert checkpoints.restore(tmp_path / "c")[1] == {"n": 1}
     with run_folder.claimed(tmp_path / "out") as out:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map, read_map, write_map
+from cryotrans_jax.density import simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, write_map
 from experiments import cautions, inputs, prechecks
 
 
@@ -17,8 +18,8 @@ from experiments import cautions, inputs, prechecks
 def pair():
     """The built-in models, and their maps at 5 and 6 Å on voxels of 2 Å."""
     models = hinge_pair()
-    grid = atoms.common_grid(list(models), 2.0, 5.0, padding=24.0)
-    return models, [atoms.simulate_map(model, *grid, at) for model, at in zip(models, (5.0, 6.0), strict=True)]
+    grid = simulation.common_grid(list(models), 2.0, 5.0, padding=24.0)
+    return models, [simulation.simulate_map(model, *grid, at) for model, at in zip(models, (5.0, 6.0), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def folder(tmp_path_factory, pair):
         "nm": Map(end.density, 0.1 * end.voxel_size, 0.1 * end.origin),
         "hot": replace(end, density=hot),
         "half": replace(end, density=half),
-        "blurred": atoms.simulate(models[0], 9.0, like=start),
+        "blurred": simulation.simulate(models[0], 9.0, like=start),
     }
     for name, map_ in made.items():
         write_map(folder / f"{name}.mrc", map_)

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, prepare
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import Map
+from cryotrans_jax.core import grid
+from cryotrans_jax.density import simulation, spectrum, thresholds
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.fit import levels, prepare
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
 
 
 @pytest.fixture
@@ -25,19 +28,19 @@ def centre(density, width=1.0):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_binning_keeps_mass_and_centre(density, factor):
-    coarse = prepare.binned(density, factor)
+    coarse = grid.binned(density, factor)
     assert coarse.shape == tuple(n // factor for n in density.shape)
     assert coarse.sum() == pytest.approx(density.sum(), rel=1e-5)  # float32
     np.testing.assert_allclose(centre(coarse, factor), centre(density), atol=1e-4)
 
 
 def test_binning_by_one_changes_nothing(density):
-    np.testing.assert_array_equal(prepare.binned(density, 1), density)
+    np.testing.assert_array_equal(grid.binned(density, 1), density)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_block_points_keep_mass_and_centre_and_stay_in_their_block(density, factor):
-    place, rho, filled = prepare.block_points(density, factor)
+    place, rho, filled = grid.block_points(density, factor)
     assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
     np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-5)  # summed as float32 in a block
     np.testing.assert_array_equal(np.floor(place / factor), np.argwhere(filled))
@@ -49,7 +52,7 @@ def test_block_points_keep_mass_and_centre_and_stay_in_their_block(density, fact
 
 def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
     factors = np.array([2, 4, 1])
-    place, rho, filled = prepare.block_points(density, factors)
+    place, rho, filled = grid.block_points(density, factors)
     assert filled.shape == tuple(n // f for n, f in zip(density.shape, factors, strict=True))
     assert rho.sum() == pytest.approx(density.sum(dtype=np.float64), rel=1e-12)
     np.testing.assert_allclose(rho @ place / rho.sum(), centre(density), rtol=1e-5)  # summed as float32 in a block
@@ -59,7 +62,7 @@ def test_block_points_of_uneven_blocks_keep_mass_and_centre(density):
 @pytest.mark.parametrize("share, level", [(0.3, 4.0), (0.4, 4.0), (0.41, 3.0), (0.98, 1.0)])
 def test_the_strongest_values_hold_their_share(share, level):
     """4, 3, 2 and 1 hold four, seven, nine and ten tenths."""
-    assert prepare.mass_fraction_threshold(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
+    assert thresholds.mass_fraction_threshold(np.array([2.0, 1.0, 4.0, 3.0]), share) == level
 
 
 def test_targets_hold_the_initial_mass(problem):
@@ -81,7 +84,7 @@ def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
 def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
     problem = prepare.prepare(maps[0], maps[1:], margin=margin)
     assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
-    whole = [np.where(m.density >= prepare.choose_threshold(m.density), m.density, 0) for m in maps]
+    whole = [np.where(m.density >= thresholds.choose_threshold(m.density), m.density, 0) for m in maps]
     assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
     assert [(m > 0).sum() for m in problem.masses] == [(w > 0).sum() for w in whole[1:]]
     # where the crop starts, the full grid's values follow
@@ -117,7 +120,7 @@ def test_the_whole_box_is_the_unit_box_where_asked(maps):
 
 
 def test_positions_survive_the_frame():
-    frame = prepare.Frame(np.array([-3.0, 100.0, 7.0]), 61.7)
+    frame = grid.Frame(np.array([-3.0, 100.0, 7.0]), 61.7)
     xyz = np.random.default_rng(0).normal(0, 100, (9, 3))
     np.testing.assert_allclose(frame.to_angstrom(frame.to_unit(xyz)), xyz)
     np.testing.assert_allclose(frame.to_unit(frame.corner + [61.7, 0, 30.85]), [1, 0, 0.5], atol=1e-12)
@@ -125,7 +128,7 @@ def test_positions_survive_the_frame():
 
 @pytest.mark.parametrize("sampling, spacing", [(1, 0.0), (2, 0.0), (1, 5.0), (2, 9.0)])
 def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spacing):
-    level = prepare.make_level(problem, 2, sampling, spacing, True)
+    level = levels.make_level(problem, 2, sampling, spacing, True)
     size, inside = maps[0].voxel_size, np.where(problem.initial > 0, problem.initial, 0)
     whole = problem.report["origin"] + (np.array(centre(inside)) - 0.5 + problem.start) * size
     rho = np.asarray(level.rho, np.float64)
@@ -143,7 +146,7 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
     density = maps[0].density
     for share in (0.9, 0.98):
-        level = prepare.choose_threshold(density, share)
+        level = thresholds.choose_threshold(density, share)
         kept, total = density[density >= level].sum(dtype=float), density.sum(dtype=float)
         one = density.max() / total  # the level is a voxel's value, and takes that voxel in
         assert share <= kept / total < share + one
@@ -154,7 +157,7 @@ def test_the_contour_level_stands_above_the_noise(maps):
     clean = maps[0].density
     sigma = 0.05 * clean.max()
     noisy = np.pad(clean, 6) + np.random.default_rng(0).normal(0, sigma, np.array(clean.shape) + 12)
-    level = prepare.choose_threshold(noisy.astype(np.float32))
+    level = thresholds.choose_threshold(noisy.astype(np.float32))
     assert 3 * sigma < level < 0.5 * clean.max()
     near = ndimage.binary_dilation(np.pad(clean, 6) > 0.05 * clean.max(), iterations=1)
     inside = noisy >= level
@@ -166,9 +169,9 @@ def test_the_contour_level_stands_above_the_noise(maps):
 
 def test_the_volume_kept_is_about_the_molecules():
     model = hinge_pair()[0]
-    grid = atoms.common_grid([model], 1.5, 4.0)
-    map = atoms.simulate_map(model, *grid, 4.0)
-    level = prepare.choose_threshold(map.density)
+    grid = simulation.common_grid([model], 1.5, 4.0)
+    map = simulation.simulate_map(model, *grid, 4.0)
+    level = thresholds.choose_threshold(map.density)
     volume = (map.density >= level).sum() * 1.5**3
     # a protein of 110 Da a residue, 1.21 Å³ a Da and 8 heavy atoms a residue fills 16.6 Å³ an atom; a contour that
     # holds 98 % of a map of 4 Å stands somewhat outside of that
@@ -180,23 +183,23 @@ def test_the_volume_kept_is_about_the_molecules():
 def states():
     """The built-in pair's states on one grid, simulated at a resolution."""
     models = hinge_pair()
-    grid = atoms.common_grid(models, 1.2, 4.0)
-    return lambda state, resolution: atoms.simulate_map(models[state], *grid, resolution)
+    grid = simulation.common_grid(models, 1.2, 4.0)
+    return lambda state, resolution: simulation.simulate_map(models[state], *grid, resolution)
 
 
 def test_relative_blur_of_other_conformations_is_that_of_the_resolutions(states):
-    found = prepare.relative_blur(states(0, 3.0), states(1, 7.0))
+    found = spectrum.relative_blur(states(0, 3.0), states(1, 7.0))
     assert found == pytest.approx(0.225**2 * (7**2 - 3**2), rel=0.05)
 
 
 def test_relative_blur_at_equal_resolution_is_nothing(states):
     for resolution in (3.0, 5.0):
         # 2 % of the blur that takes a map of 3 Å to 7 Å
-        assert abs(prepare.relative_blur(states(0, resolution), states(1, resolution))) < 0.04
+        assert abs(spectrum.relative_blur(states(0, resolution), states(1, resolution))) < 0.04
 
 
 def test_relative_blur_is_negative_where_the_target_is_sharper(states):
-    found = prepare.relative_blur(states(0, 6.0), states(1, 4.0))
+    found = spectrum.relative_blur(states(0, 6.0), states(1, 4.0))
     assert found == pytest.approx(0.225**2 * (4**2 - 6**2), rel=0.05)
 
 
@@ -218,7 +221,7 @@ def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
     density = ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 3.0)
     density = (np.minimum(density, 0) / density.std()).astype(np.float32) + 2
     with pytest.raises(InputError, match="is not above its noise.*give a threshold"):
-        prepare.choose_threshold(density)
+        thresholds.choose_threshold(density)
 
 
 def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
@@ -234,7 +237,7 @@ def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
             initial_threshold=0.0, target_threshold=0.0,
         )  # fmt: skip
         assert problem.blurs[0] == pytest.approx(sign * variance)
-        targets, widths = prepare.level_targets(problem, 1, "density")
+        targets, widths = levels.level_targets(problem, 1, "density")
         carried = ndimage.gaussian_filter(problem.initial, widths[0] / problem.voxel_size, mode="constant")
         inner = tuple(slice(4, -4) for _ in range(3))
         difference = (carried - targets[0])[inner]
@@ -247,24 +250,24 @@ def test_specks_of_noise_are_not_carried_and_do_not_widen_the_crop(maps):
     rng = np.random.default_rng(0)
     noisy = [d + 0.1 * d.max() * rng.normal(size=d.shape).astype(np.float32) for d in (clean, target)]
     as_map = [Map(d.astype(np.float32), maps[0].voxel_size, maps[0].origin) for d in noisy]
-    level = prepare.choose_threshold(as_map[0].density)
+    level = thresholds.choose_threshold(as_map[0].density)
     assert ((as_map[0].density > level) & (clean < 1e-3 * clean.max())).sum() > 20  # there are specks
     problem = prepare.prepare(as_map[0], as_map[1:])
     assert np.prod(problem.initial.shape) < 0.2 * clean.size
-    kept = prepare.carried_mass(as_map[0].density, level) > 0
+    kept = thresholds.carried_mass(as_map[0].density, level) > 0
     assert (clean[kept] > 1e-3 * clean.max()).mean() > 0.95
 
 
 def test_relative_blur_is_not_led_astray_by_a_low_pass_filter():
     """A 7 Å target cut off at 7 Å, the edge two shells wide, is still one of 7 Å to a quarter of the variance."""
     closed, opened = hinge_pair()
-    grid = atoms.common_grid([closed, opened], 1.0, 3.0)
-    sharp, blurred = atoms.simulate_map(closed, *grid, 3.0), atoms.simulate_map(opened, *grid, 7.0)
+    grid = simulation.common_grid([closed, opened], 1.0, 3.0)
+    sharp, blurred = simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
     axes = [np.fft.fftfreq(n) for n in grid[0]]
     s = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
     edge = np.clip((1 / 7 - s) * max(grid[0]) / 2, 0, 1)
     cut = Map(np.fft.ifftn(np.fft.fftn(blurred.density) * edge).real.astype(np.float32), *grid[1:])
-    assert prepare.relative_blur(sharp, cut) == pytest.approx(0.225**2 * 40, rel=0.25)
+    assert spectrum.relative_blur(sharp, cut) == pytest.approx(0.225**2 * 40, rel=0.25)
 
 
 def noisy(map_, strength):
@@ -275,41 +278,41 @@ def noisy(map_, strength):
 
 
 def test_a_map_without_noise_is_quiet_as_it_is(maps):
-    quiet, width = prepare.denoise(maps[0])
+    quiet, width = thresholds.denoise(maps[0])
     assert width == 0 and quiet is maps[0]
-    assert prepare.denoise(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
+    assert thresholds.denoise(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.1])
 def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
     """By one of the widths that grow by sqrt(2) from a voxel: the narrowest whose noise stays below a tenth."""
     loud, _ = noisy(maps[1], strength)
-    quiet, width = prepare.denoise(loud)
+    quiet, width = thresholds.denoise(loud)
     steps = 2 * np.log2(width / loud.voxel_size.min())
-    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < prepare.MAX_BLUR
+    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < thresholds.MAX_BLUR
 
     def share(width):
         density = ndimage.gaussian_filter(loud.density, width / loud.voxel_size)
-        return prepare.noise_limit(density) / density.max(), density
+        return thresholds.noise_limit(density) / density.max(), density
 
-    assert share(width)[0] <= prepare.MAX_NOISE < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
+    assert share(width)[0] <= thresholds.MAX_NOISE < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
     np.testing.assert_array_equal(quiet.density, share(width)[1])
 
 
 def test_noise_alone_is_blurred_to_the_widest_at_most():
     noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
-    _, width = prepare.denoise(Map(noise, np.full(3, 2.0), np.zeros(3)))
-    assert prepare.MAX_BLUR <= width < np.sqrt(2) * prepare.MAX_BLUR * (1 + 1e-9)
+    _, width = thresholds.denoise(Map(noise, np.full(3, 2.0), np.zeros(3)))
+    assert thresholds.MAX_BLUR <= width < np.sqrt(2) * thresholds.MAX_BLUR * (1 + 1e-9)
 
 
 def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
     """Noise of a tenth of the maximum: most of the mass stands where the clean map is, and most of that holds mass."""
     (start, _), (loud, clean) = noisy(maps[0], 0.0), noisy(maps[1], 0.1)
     problem = prepare.prepare(start, [loud])
-    assert problem.denoising_blurs[0] == prepare.denoise(loud)[1] ** 2 > 0
+    assert problem.denoising_blurs[0] == thresholds.denoise(loud)[1] ** 2 > 0
     truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.denoising_blurs[0]) / clean.voxel_size)
     low, high = problem.start, problem.start + problem.initial.shape
-    truth = prepare.crop(truth, low, high) > 0.1 * truth.max()
+    truth = grid.crop(truth, low, high) > 0.1 * truth.max()
     mass = problem.masses[0]
     assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
     given = prepare.prepare(start, [loud], target_threshold=0.8 * float(clean.density.max()))
@@ -325,16 +328,16 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
     inside[5:15, 8:20, 10:25] = True
     signal = np.where(inside, rng.uniform(0.5, 1, inside.shape), 0)
     volume = (signal + deviation * rng.normal(size=inside.shape)).astype(np.float32)
-    power = prepare.signal_power(volume, volume, inside)
+    power = levels.signal_power(volume, volume, inside)
     assert power == pytest.approx(np.sum(signal**2), rel=0.1)  # of 27000 voxels' noise
-    assert prepare.signal_power(volume, volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
-    assert prepare.signal_power(volume * ~inside, volume, inside) >= 0
+    assert levels.signal_power(volume, volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
+    assert levels.signal_power(volume * ~inside, volume, inside) >= 0
 
 
 def test_the_edge_of_a_blurred_molecule_is_not_taken_for_noise(problem):
     """So that no loss lies below zero."""
-    volumes, noise = (prepare.level_targets(p, 2, "density", 4.0)[0][0] for p in (problem, problem.solvent))
-    power = prepare.signal_power(volumes, noise, prepare.binned(problem.masses[0], 2) > 0)
+    volumes, noise = (levels.level_targets(p, 2, "density", 4.0)[0][0] for p in (problem, problem.solvent))
+    power = levels.signal_power(volumes, noise, grid.binned(problem.masses[0], 2) > 0)
     assert power == pytest.approx(np.sum(volumes**2), rel=0.01)
 
 
@@ -345,7 +348,7 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
         initial, target, _ = blurring(noise)
         target = Map(scale * target.density, target.voxel_size, target.origin)
         given = {"initial_resolution": 3.0, "target_resolutions": [7.0, 3.0]}
-        return prepare.rigidity_factors(prepare.prepare(initial, [target, initial], **given))
+        return levels.rigidity_factors(prepare.prepare(initial, [target, initial], **given))
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
@@ -362,12 +365,12 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
 def blurring():
     """Two states' maps, 3 Å and 7 Å, and the second as noise of this strength over the molecule's leaves it."""
     start, end = hinge_pair()
-    grid = atoms.common_grid([start, end], 1.0, 4.0, padding=22.0)
-    initial, target = atoms.simulate_map(start, *grid, 3.0), atoms.simulate_map(end, *grid, 7.0)
+    grid = simulation.common_grid([start, end], 1.0, 4.0, padding=22.0)
+    initial, target = simulation.simulate_map(start, *grid, 3.0), simulation.simulate_map(end, *grid, 7.0)
     white = np.random.default_rng(0).normal(size=grid[0])
 
     def make(noise):
-        inside = target.density > prepare.choose_threshold(target.density)
+        inside = target.density > thresholds.choose_threshold(target.density)
         density = target.density + noise * target.density[inside].std() * white
         return initial, Map(density.astype(np.float32), target.voxel_size, target.origin), inside
 
@@ -380,39 +383,39 @@ VARIANCE = 0.225**2 * 40  # from 3 Å to 7 Å
 def test_sharpening_undoes_a_blur(blurring):
     _, target, _ = blurring(0.0)
     _, end = hinge_pair()
-    sharp = atoms.simulate_map(end, target.density.shape, target.voxel_size, target.origin, 3.0)
-    found = prepare.sharpen(target, VARIANCE)
+    sharp = simulation.simulate_map(end, target.density.shape, target.voxel_size, target.origin, 3.0)
+    found = spectrum.sharpen(target, VARIANCE)
     unlike = np.sum((found.density - sharp.density) ** 2) / np.sum(sharp.density**2)
     before = np.sum((target.density - sharp.density) ** 2) / np.sum(sharp.density**2)
     assert unlike < 0.02 < 0.3 < before  # what the map of 3 Å holds beyond the frequency of Nyquist is left out
-    np.testing.assert_array_equal(prepare.sharpen(target, 0.0).density, target.density)
+    np.testing.assert_array_equal(spectrum.sharpen(target, 0.0).density, target.density)
 
 
 def test_without_noise_all_of_the_blur_is_undone(blurring):
     initial, target, inside = blurring(0.0)
-    assert prepare.sharpening_variance(initial, target, inside, VARIANCE) == pytest.approx(VARIANCE)
-    assert prepare.sharpening_variance(initial, target, inside, -1.0) == 0  # the target is the sharper one
+    assert spectrum.sharpening_variance(initial, target, inside, VARIANCE) == pytest.approx(VARIANCE)
+    assert spectrum.sharpening_variance(initial, target, inside, -1.0) == 0  # the target is the sharper one
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
 def test_as_much_blur_is_undone_as_leaves_the_noise_its_small_share(blurring, noise):
     """The noise is known here: sharpened by itself, it holds SHARP of the power, and would hold more a step further."""
     initial, target, inside = blurring(noise)
-    found = prepare.sharpening_variance(initial, target, inside, VARIANCE)
+    found = spectrum.sharpening_variance(initial, target, inside, VARIANCE)
     assert 0 < found < VARIANCE
     alone = Map(target.density - blurring(0.0)[1].density, target.voxel_size, target.origin)
 
     def share(variance):
-        return np.sum(prepare.sharpen(alone, variance).density ** 2) / np.sum(
-            prepare.sharpen(target, variance).density ** 2
+        return np.sum(spectrum.sharpen(alone, variance).density ** 2) / np.sum(
+            spectrum.sharpen(target, variance).density ** 2
         )
 
-    assert share(found) < 1.2 * prepare.MAX_NOISE_POWER < share(found + 0.2 * VARIANCE)
+    assert share(found) < 1.2 * spectrum.MAX_NOISE_POWER < share(found + 0.2 * VARIANCE)
 
 
 def test_strong_noise_is_not_sharpened(blurring):
     initial, target, inside = blurring(1.0)
-    assert prepare.sharpening_variance(initial, target, inside, VARIANCE) == 0
+    assert spectrum.sharpening_variance(initial, target, inside, VARIANCE) == 0
 
 
 def test_what_a_filter_has_taken_out_is_not_sharpened(blurring):
@@ -422,7 +425,7 @@ def test_what_a_filter_has_taken_out_is_not_sharpened(blurring):
     kept = sum(f**2 for f in axes) < (1 / 7) ** 2  # voxels of 1 Å
     cut = np.fft.ifftn(np.fft.fftn(target.density) * kept).real.astype(np.float32)
     assert (
-        prepare.sharpening_variance(initial, Map(cut, target.voxel_size, target.origin), inside, VARIANCE)
+        spectrum.sharpening_variance(initial, Map(cut, target.voxel_size, target.origin), inside, VARIANCE)
         < 0.2 * VARIANCE
     )
 
@@ -432,11 +435,11 @@ def test_no_edge_is_sharpened_into_a_wall(blurring):
     initial, target, inside = blurring(0.0)
     near = slice(int(np.argmax(target.density.max((1, 2)) > 0.05 * target.density.max())), None)
     initial, target = (Map(m.density[near], m.voxel_size, m.origin) for m in (initial, target))
-    found = prepare.sharpening_variance(initial, target, inside[near], VARIANCE)
+    found = spectrum.sharpening_variance(initial, target, inside[near], VARIANCE)
     assert found < VARIANCE
 
     def edge(variance):
-        power = prepare.sharpen(target, variance).density ** 2
+        power = spectrum.sharpen(target, variance).density ** 2
         return power[[0, 1, -2, -1]].sum() / power.sum()
 
     assert edge(found) < 0.02 < edge(VARIANCE)
@@ -447,13 +450,13 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     problem = prepare.prepare(initial, [target], initial_resolution=3.0, target_resolutions=[7.0])
     gain = problem.blurs[0] - problem.residual_blurs[0]
     assert problem.blurs[0] == pytest.approx(VARIANCE) and 0 < gain < VARIANCE
-    sharp = prepare.sharpen(target, gain).density
+    sharp = spectrum.sharpen(target, gain).density
     mine = problem.densities[0]
     cut = tuple(slice(s, s + n) for s, n in zip(problem.start, mine.shape, strict=True))
     part = sharp[cut]
     mine = mine[tuple(slice(0, n) for n in part.shape)]
     np.testing.assert_allclose(mine / mine.max(), part / part.max(), atol=1e-4)
-    assert prepare.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.residual_blurs[0]))]
+    assert levels.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.residual_blurs[0]))]
 
 
 @pytest.mark.parametrize(
@@ -461,7 +464,7 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     [([[4000, 300]], 4700), ([[900, 900, 900]], 2750), ([[5]], 16), ([[700, 20, 0], [300, 300, 300]], 2150)],
 )
 def test_parts_of_any_sizes_lie_in_rows_of_one_part_each_with_little_padding(sizes, most):
-    rows = prepare.arrange_rows(sizes)
+    rows = levels.arrange_rows(sizes)
     assert rows.points.size <= most
     longest = max(map(max, sizes))
     for points, owner, place, own in zip(*rows, sizes, strict=True):

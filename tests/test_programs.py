@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cryotrans_jax import programs, train
+from cryotrans_jax.core import programs
+from cryotrans_jax.fit import train
 from experiments import benchmark
 
 

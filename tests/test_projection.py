@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import metrics, projection
+from cryotrans_jax import projection
+from cryotrans_jax.scores import metrics
 
 N = 20
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, qscore
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.maps import Map, read_map
+from cryotrans_jax.density import simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import Map, read_map
+from cryotrans_jax.scores import qscore
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHAPE, VOXEL, ORIGIN = (40, 36, 44), np.array([0.25, 0.3, 0.2]), np.array([-3.1, 4.0, 1.3])
@@ -18,7 +20,7 @@ MIDDLE = ORIGIN + VOXEL * (20.3, 17.6, 22.1)
 def lone(resolution):
     """The Q-score of one atom in its own map."""
     one = MIDDLE[None], np.array([6.0])
-    return qscore.q_scores(atoms.simulate_map(one, SHAPE, VOXEL, ORIGIN, resolution), one)[0]
+    return qscore.q_scores(simulation.simulate_map(one, SHAPE, VOXEL, ORIGIN, resolution), one)[0]
 
 
 @pytest.mark.parametrize("resolution", [2.0, 0.6 / 0.225, 4.0, 6.0])
@@ -32,7 +34,7 @@ def test_a_lone_atom_has_the_correlation_of_two_gaussians(resolution):
 
 def test_q_is_blind_to_scale_and_offset_and_turns_with_the_sign():
     one = MIDDLE[None], np.array([6.0])
-    map_ = atoms.simulate_map(one, SHAPE, VOXEL, ORIGIN, 3.0)
+    map_ = simulation.simulate_map(one, SHAPE, VOXEL, ORIGIN, 3.0)
     q = qscore.q_scores(map_, one)
     other = Map(3 * map_.density + 0.2, VOXEL, ORIGIN)
     np.testing.assert_allclose(qscore.q_scores(other, one), q, atol=1e-5)
@@ -67,12 +69,12 @@ def test_directions_are_spread_evenly():
 def test_q_of_a_simulated_protein_falls_with_its_resolution_and_with_a_shift():
     """A noiseless map without B-factors stands above the line of deposited maps, and below a lone atom's Q."""
     model = hinge_pair()[0]
-    grid = atoms.common_grid([model], 1.0, 3.0)
-    q = {r: qscore.q_score(atoms.simulate_map(model, *grid, r), model) for r in (2.0, 3.0, 5.0, 8.0)}
+    grid = simulation.common_grid([model], 1.0, 3.0)
+    q = {r: qscore.q_score(simulation.simulate_map(model, *grid, r), model) for r in (2.0, 3.0, 5.0, 8.0)}
     assert sorted(q, key=q.get, reverse=True) == [2.0, 3.0, 5.0, 8.0]
     assert qscore.expected_q_score(3.0) < q[3.0] < lone(3.0)
     off = atoms.with_positions(model, atoms.positions(model) + (1.0, 0, 0))
-    assert qscore.q_score(atoms.simulate_map(model, *grid, 3.0), off) < q[3.0] - 0.3
+    assert qscore.q_score(simulation.simulate_map(model, *grid, 3.0), off) < q[3.0] - 0.3
 
 
 def test_five_thousand_atoms_take_less_than_two_seconds():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import record
 
-from cryotrans_jax import atoms
-from cryotrans_jax.demo import hinge_pair
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
 from experiments import run_folder
 
 TURN = np.array([[0, 1.0, 0, 5], [-1, 0, 0, 2], [0, 0, 1, -3], [0, 0, 0, 1]])

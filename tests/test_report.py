@@ -26,13 +26,15 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import atoms, plots, trajectory
-from cryotrans_jax.align import IDENTITY, Transform
-from cryotrans_jax.files import checksum
-from cryotrans_jax.maps import Map, read_map, same_grid, write_map
-from cryotrans_jax.morphing import Fit
-from cryotrans_jax.prepare import Frame
-from cryotrans_jax.train import Config, Stage
+from cryotrans_jax import plots
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density.align import IDENTITY, Transform
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.train import Config, Stage
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import checksum
+from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from experiments import cautions, exchange, film, page, results, run_folder, story
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger

@@ -16,11 +16,12 @@ from absl import flags
 from scipy.spatial.transform import Rotation
 from test_fetch import Server, mirrors, serving
 
-from cryotrans_jax import atoms
-from cryotrans_jax.align import Transform
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.maps import read_map, write_map
-from cryotrans_jax.recipes import paper
+from cryotrans_jax.density import simulation
+from cryotrans_jax.density.align import Transform
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.fit.recipes import paper
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import read_map, write_map
 from experiments import inputs, reproduce, systems
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
         made[role, "model"] = folder / f"{role}.cif"
         made[role, "map"] = folder / f"{role}.map.gz"
         atoms.write_model(made[role, "model"], model)
-        write_map(made[role, "map"], atoms.simulate_map(model, *grid, 3.0 if role == "initial" else 7.0))
+        write_map(made[role, "map"], simulation.simulate_map(model, *grid, 3.0 if role == "initial" else 7.0))
     for system in systems.SYSTEMS:
         for role, state in (("initial", system.initial), ("target", system.target)):
             for entry in (state.model, system.check if role == "target" else None):
@@ -68,7 +69,7 @@ def fitted(job, data, out_dir, name, *more):
 @pytest.mark.parametrize("name", [system.name for system in systems.SYSTEMS])
 def test_a_system_goes_from_its_files_to_a_scored_table(job, data, tmp_path, name):
     out, told = fitted(job, data, tmp_path / "out", name)
-    system, rows = systems.named(name), {row["quantity"]: row for row in told["rows"]}
+    system, rows = systems.find_system(name), {row["quantity"]: row for row in told["rows"]}
     assert (tmp_path / "out" / "reproduce.md").read_text() in out
     resolution = RESOLUTIONS.get(name)
     label = "FSC = 0.5 against the reference [Å]"
@@ -151,7 +152,7 @@ def test_maps_are_simulated_in_the_published_box_where_the_models_fit(settings, 
     initial, target = read_map(found.initial), read_map(found.target[0])
     assert initial.density.shape == target.density.shape == (96,) * 3  # at 1 Å the built-in pair is 88 Å long
     start, end = hinge_pair()
-    expected = atoms.simulate_map(start, initial.density.shape, initial.voxel_size, initial.origin, 3.0)
+    expected = simulation.simulate_map(start, initial.density.shape, initial.voxel_size, initial.origin, 3.0)
     np.testing.assert_allclose(initial.density, expected.density, atol=0.01 * expected.density.max())  # file's decimals
     middle = initial.origin + 47.5 * initial.voxel_size
     end = atoms.superpose(end, start)
@@ -200,7 +201,7 @@ def test_a_model_is_laid_over_the_target_map(data, tmp_path):
     model = hinge_pair()[1]
     away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).move(model)
     atoms.write_model(tmp_path / "away.cif", away)
-    path = reproduce.laid_over(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
+    path = reproduce.align_model(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
     off = atoms.positions(atoms.read_model(path)) - atoms.positions(model)
     assert np.sqrt((off**2).sum(1).mean()) < 0.25 * VOXEL
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax import files
-from cryotrans_jax.files import InputError
-from cryotrans_jax.maps import read_map, write_map
+from cryotrans_jax.io import files
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import read_map, write_map
 from experiments import main, results, resume, run_folder, signals
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def break_at(patch, name, error):
             if Path(path).name == name:
                 raise error
 
-    for module in ("cryotrans_jax.files", "cryotrans_jax.maps", "experiments.results"):
+    for module in ("cryotrans_jax.io.files", "cryotrans_jax.io.maps", "experiments.results"):
         patch.setattr(f"{module}.whole_file", broken)
 
 
@@ -295,8 +295,8 @@ def test_a_state_that_cannot_be_kept_is_told_once_and_the_fit_goes_on(folder, wh
     def full(*_):
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("cryotrans_jax.checkpoints.write", full)
-    monkeypatch.setattr("cryotrans_jax.morphing.Fit.save", lambda *_: None)
+    monkeypatch.setattr("cryotrans_jax.io.checkpoints.write", full)
+    monkeypatch.setattr("cryotrans_jax.fit.morphing.Fit.save", lambda *_: None)
     status, _, error = job("run", *arguments(folder, tmp_path, checkpoint_minutes=0))
     assert status == 0 and error.count("could not be saved (No space left on device: somewhere)") == 1
     assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
@@ -340,9 +340,9 @@ def test_a_disk_without_room_says_so_before_the_fit(folder, job, tmp_path, monke
     "room, said", [(1e8, "take a machine with more"), (8.7e8, "voxels with 1 target take at least")]
 )
 def test_too_little_memory_says_so_before_the_fit(folder, job, tmp_path, monkeypatch, room, said):
-    monkeypatch.setattr("cryotrans_jax.memory.available", lambda: room)
-    monkeypatch.setattr("cryotrans_jax.memory.resident", lambda: 0.0)
-    monkeypatch.setattr("cryotrans_jax.memory.BASE", 8.7e8)
+    monkeypatch.setattr("cryotrans_jax.io.memory.available", lambda: room)
+    monkeypatch.setattr("cryotrans_jax.io.memory.resident", lambda: 0.0)
+    monkeypatch.setattr("cryotrans_jax.io.memory.BASE", 8.7e8)
     status, _, error = job("run", *arguments(folder, tmp_path))
     assert status == 2 and said in error and len(error.splitlines()) == 1 and not any(tmp_path.iterdir())
 

@@ -17,10 +17,12 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.align import Transform
-from cryotrans_jax.files import InputError, checksum
-from cryotrans_jax.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.align import Transform
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, checksum
+from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.scores import metrics
 from experiments import exchange, inputs, results, run_folder
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +125,7 @@ def test_what_is_unexplained_is_what_the_target_has_more(run, folder):
     left, generated = (read_map(run / f"{name}.mrc") for name in ("unexplained", "generated"))
     end, goal = metrics.matched(generated, target, chosen["chosen"]["blur_variance"][0])
     np.testing.assert_allclose(left.density, goal - end, atol=1e-5 * goal.max())
-    assert scores["correlation_matched_after"] == pytest.approx(metrics.correlation(end, goal), abs=1e-5)
+    assert scores["correlation_matched_after"] == pytest.approx(similarity.correlation(end, goal), abs=1e-5)
     assert scores["correlation_matched_before"] < scores["correlation_matched_after"]
     assert 0 <= scores["target_lacks"] < 1
 
@@ -353,7 +355,9 @@ def far(folder, models):
     there = TURNED.move(models[1])
     atoms.write_model(folder / "far.cif", there)
     for name, size in (("far", np.array([1.7, 1.9, 1.8])), ("far_reference", np.full(3, 2.0))):
-        write_map(folder / f"{name}.mrc", atoms.simulate_map(there, *atoms.common_grid([there], size, 8.0), 8.0))
+        write_map(
+            folder / f"{name}.mrc", simulation.simulate_map(there, *simulation.common_grid([there], size, 8.0), 8.0)
+        )
     return folder / "far.mrc"
 
 
@@ -396,7 +400,7 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, ru
     np.testing.assert_allclose(atoms.positions(model), there, atol=2e-3)
     movie = gemmi.read_structure(str(own / "trajectory.pdb"))
     np.testing.assert_allclose([site.atom.pos.tolist() for site in movie[2].all()], there, atol=2e-3)
-    exact = atoms.simulate_map(model, *grid_of(generated), 8.0).density
+    exact = simulation.simulate_map(model, *grid_of(generated), 8.0).density
     assert np.corrcoef(exact.ravel(), generated.density.ravel())[0, 1] > 0.97
     assert job("predict", f"--run_dir={tmp_path}", "--frames=3")[0] == 0
     assert (tmp_path / "predict_3/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
@@ -440,7 +444,7 @@ def grid_of(map):
 
 @pytest.mark.slow
 def test_a_reference_lies_in_the_targets_frame_be_it_a_model_or_a_map(folder, far, job, monkeypatch, tmp_path):
-    monkeypatch.setattr("cryotrans_jax.align.ROTATIONS", 300)
+    monkeypatch.setattr("cryotrans_jax.density.align.ROTATIONS", 300)
     cases = []
 
     def stop(case, *_):
@@ -553,7 +557,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
     initial = made["1ABC_8A"]
     grid = initial.density.shape, initial.voxel_size, initial.origin
     for name, model, resolution in zip(made, models, (8.0, 8.0, 9.5), strict=True):
-        exact = atoms.simulate_map(atoms.superpose(model, models[0]), *grid, resolution).density
+        exact = simulation.simulate_map(atoms.superpose(model, models[0]), *grid, resolution).density
         # PDB keeps thousandths of an angstrom
         np.testing.assert_allclose(made[name].density, exact, atol=2e-3 * exact.max())
     saved = json.loads((out / "2DEF_8A" / "config.json").read_text())
@@ -572,7 +576,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
     np.testing.assert_array_equal(initial.density, maps[0].density)
     assert same_grid(target, maps[0]) is None
     shape, size, origin = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
-    exact = atoms.simulate_map(atoms.superpose(models[1], models[0]), shape, size, origin, 8.0).density
+    exact = simulation.simulate_map(atoms.superpose(models[1], models[0]), shape, size, origin, 8.0).density
     np.testing.assert_allclose(target.density, exact, atol=2e-3 * exact.max())  # PDB's thousandths
     assert files == {"1ABC_8A.mrc": data / "1ABC_8A.mrc", "2DEF_8A.mrc": tmp_path / "inputs/2DEF_8A.mrc"}
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import record
 
-from cryotrans_jax import recipes
-from cryotrans_jax.files import InputError, checksum
-from cryotrans_jax.maps import write_map
-from cryotrans_jax.morphing import Fit
-from cryotrans_jax.prepare import Frame
-from cryotrans_jax.train import initial_state
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.fit import recipes
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.train import initial_state
+from cryotrans_jax.io.files import InputError, checksum
+from cryotrans_jax.io.maps import write_map
 from experiments import run_folder
 
 OUT_OF_ROOM = OSError(28, "No space left on device", "somewhere")

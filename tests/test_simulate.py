@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import run_job
 
-from cryotrans_jax import atoms
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.maps import read_map, same_grid
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import read_map, same_grid
 
 
 def simulate(*arguments):

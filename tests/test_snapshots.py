@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from cryotrans_jax import checkpoints, train
-from cryotrans_jax.files import InputError
-from cryotrans_jax.morphing import morph
-from cryotrans_jax.partition import Partition
-from cryotrans_jax.snapshots import Snapshot
+from cryotrans_jax.fit import train
+from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.io import checkpoints
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.motion.partition import Partition
 
 HOW = dict(steps=0.1, initial_resolution=8.0, target_resolution=8.0, seed=2)
 

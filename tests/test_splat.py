@@ -7,7 +7,7 @@ import pytest
 from conftest import rounding
 from jax.test_util import check_grads
 
-from cryotrans_jax.splat import corners, gather, splat
+from cryotrans_jax.core.splat import corners, gather, splat
 
 SHAPE = (5, 7, 6)
 CORNER = np.array([-0.2, 0.1, 0.3])

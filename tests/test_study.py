@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cryotrans_jax import atoms, metrics
-from cryotrans_jax.maps import read_map
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import read_map
+from cryotrans_jax.scores import metrics
 from experiments import results, systems
 
 WANTED = "8", "7"
@@ -70,7 +72,7 @@ def test_each_row_and_curve_is_that_of_the_map_in_the_folder(study, models):
         target = read_map(folder / "maps" / f"target_{name}A.mrc")
         grid = target.density.shape, target.voxel_size, target.origin
         np.testing.assert_allclose(
-            target.density, atoms.simulate_map(end, *grid, float(name)).density, atol=2e-3 * target.density.max()
+            target.density, simulation.simulate_map(end, *grid, float(name)).density, atol=2e-3 * target.density.max()
         )
     assert [row["published"] for row in rows] == [systems.UNKNOWN] * 2  # of initial maps at 3 Å only
     with (folder / "study.csv").open(newline="") as file:
@@ -89,7 +91,7 @@ def test_the_figure_has_a_line_and_a_key_for_each_curve(study):
 def test_the_papers_recipe_fits_each_target_with_its_own_steps(job, pair, tmp_path, monkeypatch):
     alone = []
     monkeypatch.setattr(results, "fit_case", lambda case, settings: alone.append(case))
-    monkeypatch.setattr("experiments.study.measured", lambda fit, case, number, folder: ({"resolution": 1.0}, [], []))
+    monkeypatch.setattr("experiments.study.measure", lambda fit, case, number, folder: ({"resolution": 1.0}, [], []))
     monkeypatch.setattr("experiments.study.write", lambda *_: None)
     status, _, error = job("study", *pair, *GRID, "--resolutions=8,7", "--recipe=paper", f"--out_dir={tmp_path / 'o'}")
     assert status == 0, error

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cryotrans_jax import surface
+from cryotrans_jax.density import surface
 
 VOXEL, ORIGIN = np.array([1.0, 1.2, 0.9]), np.array([-7.0, 3.0, 11.0])
 CENTRE, RADIUS = np.array([5.0, 17.0, 24.0]), 9.0

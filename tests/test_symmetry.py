@@ -14,9 +14,12 @@ from conftest import bent_chain, rounding
 from scipy import ndimage
 
 import cryotrans_jax as ct
-from cryotrans_jax import atoms, metrics, prepare, recipes, structures, symmetry
-from cryotrans_jax.align import Transform, resampled
-from cryotrans_jax.symmetry import Symmetry
+from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
+from cryotrans_jax.density.align import Transform, resampled
+from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.fit import levels, prepare, recipes
+from cryotrans_jax.io import atoms, structures
+from cryotrans_jax.scores import metrics
 
 ORDERS = {"C1": 1, "C2": 2, "C5": 5, "D2": 4, "d7": 14, "T": 12, "O": 24, "I": 60}
 CENTRE, AXIS = np.array([3.0, -2.0, 5.0]), np.array([1.0, 2.0, -0.5])
@@ -195,7 +198,7 @@ def pair():
     """C2 assemblies of two states, their maps on one grid whose middle is not on the axis, and the group."""
     group = Symmetry.named("C2")
     models = [group.copy_model(unit(turn)) for turn in (0.0, 0.5)]
-    return group, models, [atoms.simulate_map(m, (28, 24, 22), VOXEL, VOXEL * (-14, -12, -8), 8.0) for m in models]
+    return group, models, [simulation.simulate_map(m, (28, 24, 22), VOXEL, VOXEL * (-14, -12, -8), 8.0) for m in models]
 
 
 def test_operators_only_exchange_the_copies_of_an_assembled_model():
@@ -258,7 +261,8 @@ def test_all_copies_of_a_maps_density_lie_in_the_room_which_continues_its_grid(n
 
 def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
     group, _, maps = pair
-    mass = replace(maps[0], density=prepare.carried_mass(maps[0].density, prepare.choose_threshold(maps[0].density)))
+    density = maps[0].density
+    mass = replace(maps[0], density=thresholds.carried_mass(density, thresholds.choose_threshold(density)))
     found = Symmetry.of("C2", maps[0], mass)
     np.testing.assert_allclose(found.centre[:2], 0, atol=0.1)
     found.check(mass, "initial map")
@@ -304,10 +308,10 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.morphing import impose_symmetry
+    from cryotrans_jax.fit.morphing import impose_symmetry
 
     half, _ = impose_symmetry(problem, group, maps[0])
-    whole, level = (prepare.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
+    whole, level = (levels.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
     assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
     assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
     np.testing.assert_allclose(
@@ -364,12 +368,12 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     assert metrics.ca_displacement(fit.move(start), end)["rmsd"] < left * metrics.ca_displacement(start, end)["rmsd"]
     frame = fit.generated()
     turned = resampled(frame, frame, group.operators[1]).density
-    assert metrics.correlation(turned, frame.density) > 0.99
+    assert similarity.correlation(turned, frame.density) > 0.99
 
 
 def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
     _, _, maps = pair
-    from cryotrans_jax.partition import Partition
+    from cryotrans_jax.motion.partition import Partition
 
     parts = Partition(np.ones(maps[0].density.shape, np.int16), VOXEL, maps[0].origin)
     with pytest.raises(ct.InputError, match="parts and a symmetry do not go together"):

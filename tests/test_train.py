@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from conftest import drift, rounding
 
-from cryotrans_jax import correspond
-from cryotrans_jax.losses import huber, rigidity
-from cryotrans_jax.prepare import rigidity_factors
-from cryotrans_jax.train import (
+from cryotrans_jax.core.losses import huber, rigidity
+from cryotrans_jax.fit.levels import rigidity_factors
+from cryotrans_jax.fit.train import (
     NEARBY_BLUR,
     Config,
     DeviceLayout,
@@ -32,6 +31,7 @@ from cryotrans_jax.train import (
     validation_loss,
     widen_window,
 )
+from cryotrans_jax.motion import correspond
 
 STAGES = (
     Stage("w2", 40, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=4),

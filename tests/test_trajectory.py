@@ -9,12 +9,14 @@ import pytest
 from conftest import rounding
 from scipy import ndimage
 
-from cryotrans_jax import atoms, trajectory
-from cryotrans_jax.flow import flow
-from cryotrans_jax.maps import same_grid
-from cryotrans_jax.prepare import Frame
-from cryotrans_jax.train import Config
-from cryotrans_jax.trajectory import frame_times, move, pull_back, push_forward, soft_support, split_time
+from cryotrans_jax.core.flow import flow
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density import simulation
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.train import Config
+from cryotrans_jax.fit.trajectory import frame_times, move, pull_back, push_forward, soft_support, split_time
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import same_grid
 
 CONFIG = Config(stages=(), width=32, centre=0.5, euler_steps=5)
 FRAME = Frame(np.array([-14.0, 20.0, 50.0]), 33.0)  # no corner of the map's
@@ -47,7 +49,7 @@ def xyz(models):
 @pytest.fixture(scope="module")
 def initial(maps, models):
     """A map so smooth, 1.25 voxels the Gaussian's width, that cubic splines err little between its voxels."""
-    return atoms.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
+    return simulation.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_pull_back_of_a_translation_is_the_shifted_map(initial, models, translat
         shifted = ndimage.shift(initial.density, t * SHIFT / initial.voxel_size, order=3, mode="constant")
         np.testing.assert_allclose(frame.density, shifted, atol=1e-3 * initial.density.max())  # the mask's tail
         moved = atoms.with_positions(models[0], atoms.positions(models[0]) + t * SHIFT)
-        exact = atoms.simulate_map(moved, initial.density.shape, initial.voxel_size, initial.origin, 12.0)
+        exact = simulation.simulate_map(moved, initial.density.shape, initial.voxel_size, initial.origin, 12.0)
         # splines between voxels err by less than 1 % of the peak
         np.testing.assert_allclose(frame.density, exact.density, atol=0.01 * initial.density.max())
 

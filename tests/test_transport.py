@@ -13,8 +13,8 @@ from ott.solvers.linear import sinkhorn
 from scipy.linalg import sqrtm
 from scipy.special import logsumexp
 
-from cryotrans_jax.splat import splat
-from cryotrans_jax.transport import (
+from cryotrans_jax.core.splat import splat
+from cryotrans_jax.core.transport import (
     VoxelGrid,
     exp2_below_zero,
     lse_along,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
-from cryotrans_jax.prepare import choose_threshold
+from cryotrans_jax.density.thresholds import choose_threshold
+from cryotrans_jax.io import atoms
 from experiments import validate
 
 
@@ -71,7 +71,7 @@ def test_every_case_has_a_row_and_every_group_its_median_and_worst(job, pairs, t
 def test_noise_is_as_strong_as_asked_and_always_the_same(maps):
     density = maps[0].density
     inside = density > choose_threshold(density)
-    assert validate.noisy(maps[0], np.inf).density == pytest.approx(density)
-    one, other = (validate.noisy(maps[0], 0.5).density - density for _ in range(2))
+    assert validate.add_noise(maps[0], np.inf).density == pytest.approx(density)
+    one, other = (validate.add_noise(maps[0], 0.5).density - density for _ in range(2))
     np.testing.assert_array_equal(one, other)
     assert one.std() == pytest.approx(density[inside].std() / 0.5, rel=0.02)  # of 13,000 voxels

@@ -9,8 +9,8 @@ import pytest
 from conftest import rounding
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.flow import flow
-from cryotrans_jax.velocity import Velocity, rotate_parameters
+from cryotrans_jax.core.flow import flow
+from cryotrans_jax.core.velocity import Velocity, rotate_parameters
 
 
 @pytest.fixture(scope="module")

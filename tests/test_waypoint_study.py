@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cryotrans_jax import atoms
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io import atoms
 from experiments import results, waypoints
 
 TURNS = {"start": 0.0, "early": 0.3, "middle": 0.6, "late": 0.9, "end": 1.2}
@@ -76,7 +77,7 @@ def test_the_waypoint_is_the_middle_model_simulated_as_the_target(pairs, fits, j
     (none, _), ((passed,), seed) = fits
     assert none == [] and seed == 0 and (passed.time, passed.resolution) == (0.5, 6.0)
     like = passed.map
-    expected = atoms.simulate_map(bent(TURNS["middle"]), like.density.shape, like.voxel_size, like.origin, 6.0)
+    expected = simulation.simulate_map(bent(TURNS["middle"]), like.density.shape, like.voxel_size, like.origin, 6.0)
     np.testing.assert_allclose(like.density, expected.density, atol=2e-3 * expected.density.max())
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cryotrans_jax import atoms, prepare, trajectory
-from cryotrans_jax.files import InputError
-from cryotrans_jax.morphing import Fit, morph
-from cryotrans_jax.recipes import Schedule, default
-from cryotrans_jax.train import Config, Stage, fit, initial_state, is_torn, stage_inputs
+from cryotrans_jax.density import simulation
+from cryotrans_jax.fit import prepare, trajectory
+from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.recipes import Schedule, default
+from cryotrans_jax.fit.train import Config, Stage, fit, initial_state, is_torn, stage_inputs
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
 
 MATCHED = Stage("matched", 400, 1e-2, 1e-4, bin=2, sampling=2, blur=4.0, rigidity=0.1)
 POINTS = Stage("points", 10, 1e-3, 1e-3, bin=2, sampling=2)
@@ -29,7 +31,7 @@ def shifted(models, maps):
     def shifted(by):
         model = atoms.with_positions(models[0], atoms.positions(models[0]) + by)
         grid = maps[0].density.shape, maps[0].voxel_size, maps[0].origin
-        return atoms.simulate_map(model, *grid, 8.0)
+        return simulation.simulate_map(model, *grid, 8.0)
 
     return shifted
 
@@ -150,7 +152,7 @@ def test_the_inverse_undoes_the_motion_at_any_time(bent, models, t):
 
 def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps, models):
     """f_t(Φ(x, t)) = f_0(x), at a waypoint's time and at others."""
-    smooth = atoms.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
+    smooth = simulation.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
     strong = np.argwhere(smooth.density > 0.3 * smooth.density.max())
     times = [0.37, 0.6, 1.0]
     xyz = trajectory.move(

@@ -1,20 +1,20 @@
-"""Docstrings as they are written in the code: prose with `code`, in which nothing else is markup."""
+"""Convert docstrings to reStructuredText: prose with `code` in single backticks and no other markup."""
 
 import re
 
 CODE = re.compile(r"(`[^`]+`)")
 MARKUP = re.compile(r"([*|]|(?<=\w)_(?!\w))")
 BEFORE, AFTER = re.compile(r"(?<![\s(\[{<'\"/:-])$"), re.compile(r"^(?![\s.,:;!?)\]}>'\"/-])(?=.)")
-NOTHING = "\\\\ "  # with which reStructuredText ends a word where there is no space
+NOTHING = "\\\\ "  # ends a word in reStructuredText without a space
 
 
 def escape(app, what, name, obj, options, lines: list[str]) -> None:
-    """Lets stars, bars and trailing underscores of a docstring stand for themselves, and code end within a word."""
+    """Escape stars, bars and trailing underscores of a docstring, and allow code to end within a word."""
     lines[:] = [plain(line) for line in lines if not line.startswith("Alias for field number")]
 
 
 def plain(line: str) -> str:
-    """A docstring's line, of which only code in single backticks is markup."""
+    """Escape one line of a docstring, except code in single backticks."""
     parts = CODE.split(line)
     last = len(parts) - 1
     for k in range(0, len(parts), 2):
@@ -25,6 +25,6 @@ def plain(line: str) -> str:
 
 
 def setup(app) -> dict:
-    """What Sphinx asks of an extension."""
+    """Register the extension with Sphinx."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon reads the sections
     return {"parallel_read_safe": True}

@@ -1,4 +1,4 @@
-"""Made at build time: the description of every command's flags, and the list of the package's modules."""
+"""Generate at build time the description of every command's flags, and the list of the package's modules."""
 
 import importlib
 import subprocess
@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others follow in the order of their names
+FOLDERS = ("core", "io", "density", "motion", "fit", "scores")  # from the paper's method outwards
+JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others follow sorted by name
 
 
 def flags() -> str:
-    """All jobs' flags, as Markdown."""
+    """Describe the flags of all commands in Markdown."""
     found = {path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text()}
     names = [*JOBS, *sorted(found - {*JOBS})]
     pages = [subprocess.Popen(command(name), cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in names]
@@ -21,19 +22,31 @@ def flags() -> str:
 
 
 def command(name: str) -> list[str]:
-    """The command that describes a job's flags."""
+    """Command that describes the flags of a command."""
     return [sys.executable, "-m", "experiments.usage", name]
 
 
 def modules() -> str:
-    """All modules of the package's folder, as Markdown: a heading and a directive of autodoc for each."""
-    names = sorted(path.stem for path in (ROOT / "cryotrans_jax").glob("*.py") if path.stem != "__init__")
-    parts = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n" for name in names]
-    return "\n".join([library(), *parts])
+    """List all modules of the package by folder, in Markdown: a heading and an autodoc directive for each."""
+    package, parts = ROOT / "cryotrans_jax", [library()]
+    for folder in FOLDERS:
+        parts.append(described("##", folder))
+        parts += [described("###", f"{folder}.{path.stem}") for path in modules_in(package / folder)]
+    return "\n".join(parts + [described("##", path.stem) for path in modules_in(package)])
+
+
+def modules_in(folder: Path) -> list[Path]:
+    """The files of a folder that are modules, by name."""
+    return sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def described(level: str, name: str) -> str:
+    """A heading for a module of the package, and its docstrings."""
+    return f"{level} {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n"
 
 
 def library() -> str:
-    """What the package is, and its public names, each with a link to the module that defines it."""
+    """Describe the package and its public names, each with a link to its module."""
     whole = importlib.import_module("cryotrans_jax")
     names = [f"{getattr(getattr(whole, name), '__module__', 'cryotrans_jax')}.{name}" for name in whole.__all__]
     links = ", ".join(f"{{py:obj}}`~{name}`" for name in names)
@@ -42,7 +55,7 @@ def library() -> str:
 
 
 def write(app) -> None:
-    """Nothing; both texts are in the folder that the pages include them from, changed only where they differ."""
+    """Write both texts into the folder from which the pages include them, unless they are unchanged."""
     folder = Path(app.srcdir) / "_made"
     folder.mkdir(exist_ok=True)
     for name, text in (("flags", flags()), ("api", modules())):
@@ -52,6 +65,6 @@ def write(app) -> None:
 
 
 def setup(app) -> dict:
-    """What Sphinx asks of an extension."""
+    """Register the extension with Sphinx."""
     app.connect("builder-inited", write)
     return {"parallel_read_safe": True}

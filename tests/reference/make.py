@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cryotrans_jax import atoms, metrics, prepare, train
-from cryotrans_jax.demo import hinge_pair
-from cryotrans_jax.morphing import Fit
+from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.fit import prepare, train
+from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.io import atoms
 
 PATH = Path(__file__).with_name("fit.json")
 RESOLUTION, VOXEL = 12.0, np.array([5.0, 5.5, 6.0])  # Å
@@ -24,8 +26,8 @@ CONFIG = train.Config(stages=STAGES, width=16, centre=0.5, euler_steps=4, seed=3
 def measured() -> dict:
     """Losses and scores of a fit of 24 steps of the built-in pair at 12 Å, and of its two maps."""
     start, end = hinge_pair()
-    grid = atoms.common_grid([start, end], VOXEL, RESOLUTION, padding=6.0)
-    initial, target = (atoms.simulate_map(model, *grid, RESOLUTION) for model in (start, end))
+    grid = simulation.common_grid([start, end], VOXEL, RESOLUTION, padding=6.0)
+    initial, target = (simulation.simulate_map(model, *grid, RESOLUTION) for model in (start, end))
     problem = prepare.prepare(initial, [target], initial_resolution=RESOLUTION, target_resolutions=[RESOLUTION])
     state, (losses,) = train.fit(problem, CONFIG)
     threshold = problem.report["initial"]["threshold"]
@@ -36,7 +38,7 @@ def measured() -> dict:
         "shape": list(initial.density.shape),
         "mass": float(initial.density.sum(dtype=np.float64)),
         "threshold": float(threshold),
-        "correlation_before": float(metrics.correlation(initial.density, target.density)),
+        "correlation_before": float(similarity.correlation(initial.density, target.density)),
         "losses": np.asarray(losses)[:, 0].tolist(),
         "displacement_rms": float(np.sqrt(np.mean(displacement**2))),
     }

@@ -1,10 +1,10 @@
-"""Mutation run: small changes to the package's pure modules, each of which their tests should notice.
+"""Mutation testing: make small changes to the package's pure modules, each of which their tests should notice.
 
     python -m tests.tools.mutate --count=300 --seed=0
 
-A mutant is a module with one operator, constant, call or statement changed. Each runs its module's tests in a process
-of its own, forked from one that has imported JAX; the source files are never written. A mutant survives where all tests
-pass. Mutants known to be equivalent are listed in `equivalent.txt`, with the reason, and are not run.
+A mutant is a module with one operator, constant, call or statement changed. Its module's tests run in a separate
+process, forked from one that has imported JAX; the source files are never written. A mutant survives if all tests pass.
+Mutants known to be equivalent are listed in `equivalent.txt`, with the reason, and are not run.
 """
 
 import argparse
@@ -30,16 +30,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
-MARKS = ("<!-- mutation run: begin -->", "<!-- mutation run: end -->")  # between which a page holds the table
+MARKS = ("<!-- mutation run: begin -->", "<!-- mutation run: end -->")  # around the table in a page
 HEAVY = ("beartype", "flax.linen", "gemmi", "hypothesis", "jax", "mrcfile", "optax", "orbax.checkpoint", "pytest")
 HEAVY += ("ott.solvers.linear.sinkhorn", "scipy.optimize", "scipy.spatial.transform", "skimage.measure", "tmtools")
 FAULT = 70  # exit status of a process that could not run the tests
-SLACK, LEAST = 4.0, 30.0  # times the tests' own time, and seconds: a mutant that takes longer does not end
+SLACK, LEAST = 4.0, 30.0  # relative to the tests' own time, and s at least: a mutant that takes longer is stopped
 
 TESTS = {  # the test files of each module, without "test_" and ".py"
     "baselines": ("baselines",),
     "borders": ("borders",),
     "correspond": ("correspond",),
+    "displacement": ("displacement",),
     "files": ("files",),
     "flow": ("flow",),
     "geometry": ("geometry",),
@@ -48,11 +49,11 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "mask": ("mask",),
     "metrics": ("metrics", "dynamics"),
     "micelle": ("micelle",),
-    "motion": ("motion",),
     "partition": ("partition",),
     "projection": ("projection",),
     "qscore": ("qscore",),
     "recipes": ("recipes",),
+    "similarity": ("metrics",),
     "splat": ("splat",),
     "surface": ("surface",),
     "symmetry": ("symmetry",),
@@ -70,14 +71,14 @@ OPERATORS: dict[type, type] = {
 TWINS = (("min", "max"), ("minimum", "maximum"), ("argmin", "argmax"), ("any", "all"), ("floor", "ceil"))
 TWINS += (("zeros", "ones"), ("sin", "cos"), ("zeros_like", "ones_like"))
 NAMES = {a: b for pair in TWINS for a, b in (pair, pair[::-1])}
-GUARD = 1e-5  # a constant below that guards against a division by 0; becomes 1
+GUARD = 1e-5  # a smaller constant guards against a division by 0, and becomes 1
 CHECKS = {"strict", "workers"}  # arguments that change no result
 UNSEEN = {"annotation", "returns", "decorator_list", "type_params"}  # fields of the syntax tree without behaviour
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change to a module: what it was, what it became, and the module's whole text with it."""
+    """One change to a module: its place, the old and the new text, and the module's whole source with it."""
 
     module: str
     line: int
@@ -87,18 +88,18 @@ class Mutant:
     source: Callable[[], str]
 
     def __str__(self) -> str:
-        """The line that is printed for a survivor."""
-        return f"cryotrans_jax/{self.module}.py:{self.line}:{self.column}: {self.change}"
+        """Format the line that is printed for a survivor."""
+        return f"{path_of(self.module).relative_to(ROOT)}:{self.line}:{self.column}: {self.change}"
 
 
 def mutants(module: str, text: str) -> list[Mutant]:
-    """All mutants of a module's text, in its order."""
+    """All mutants of a module's text, in order."""
     tree = ast.parse(text)
     found = []
     for node, put, chain in slots(tree):
         for number, new in enumerate(replacements(node)):
             line, column = getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
-            change = " -> ".join(with_change(node, put, one, chain) for one in (node, new))
+            change = " -> ".join(text_with(node, put, one, chain) for one in (node, new))
             statement = " ".join(text.splitlines()[line - 1].split())
             source = make_source(tree, put, node, new)
             found.append((line, column, number, Mutant(module, line, column, change, statement, source)))
@@ -106,7 +107,7 @@ def mutants(module: str, text: str) -> list[Mutant]:
 
 
 def slots(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], list[ast.AST]]]:
-    """Each node with behaviour, a function that puts another in its place, and the nodes it is within."""
+    """Yield each node with behaviour, a function that replaces it, and its ancestors."""
 
     def visit(parent: ast.AST, chain: list[ast.AST]):
         for field, value in ast.iter_fields(parent):
@@ -114,7 +115,7 @@ def slots(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], l
                 continue
             for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(node, ast.AST) and not is_silent(node):
-                    yield node, placing(parent, field, index), chain + [parent]
+                    yield node, make_setter(parent, field, index), chain + [parent]
                     if not is_negative(node):
                         yield from visit(node, chain + [parent])
 
@@ -122,25 +123,25 @@ def slots(tree: ast.AST) -> Iterator[tuple[ast.AST, Callable[[ast.AST], None], l
 
 
 def is_silent(node: ast.AST) -> bool:
-    """Whether a node has no behaviour that a test should see: messages, imports, arguments that change no result."""
+    """Whether a node has no behaviour to test: messages, imports, arguments that change no result."""
     silent = isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom)
     return silent or (isinstance(node, ast.keyword) and node.arg in CHECKS)
 
 
 def is_negative(node: ast.AST) -> bool:
-    """Whether a node is a negative number, which changes as one."""
+    """Whether a node is a negative number, which is changed as a whole."""
     return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
 
 
-def placing(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST], None]:
-    """The function that puts a node into a field of another."""
+def make_setter(parent: ast.AST, field: str, index: int | None) -> Callable[[ast.AST], None]:
+    """Make a function that puts a node into a field of `parent`."""
     if index is None:
         return lambda node: setattr(parent, field, node)
     return lambda node: getattr(parent, field).__setitem__(index, node)
 
 
 def make_source(tree: ast.AST, put: Callable, old: ast.AST, new: ast.AST) -> Callable[[], str]:
-    """A function that writes the module's text with one node in place of another."""
+    """Make a function that returns the module's text with one node in place of another."""
 
     def source() -> str:
         put(new)
@@ -152,11 +153,11 @@ def make_source(tree: ast.AST, put: Callable, old: ast.AST, new: ast.AST) -> Cal
     return source
 
 
-def with_change(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST]) -> str:
-    """The first line of what a node is within, with another in its place."""
+def text_with(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST]) -> str:
+    """First line of the expression around a node, with another node in its place."""
     around = old
     if not isinstance(old, ast.stmt):
-        around = next((one for one in reversed(chain) if shown_alone(one)), old)
+        around = next((one for one in reversed(chain) if is_clear_alone(one)), old)
     put(new)
     try:
         return ast.unparse(new if around is old else around).splitlines()[0]
@@ -164,46 +165,46 @@ def with_change(old: ast.AST, put: Callable, new: ast.AST, chain: list[ast.AST])
         put(old)
 
 
-def shown_alone(node: ast.AST) -> bool:
-    """Whether a node is large enough that its text tells where a change within it was made."""
+def is_clear_alone(node: ast.AST) -> bool:
+    """Whether the text of a node is long enough to identify a change within it."""
     small = (ast.Tuple, ast.List, ast.Slice, ast.UnaryOp, ast.keyword, ast.Starred, ast.Attribute)
     return isinstance(node, ast.expr | ast.stmt) and not isinstance(node, small)
 
 
 def replacements(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes by which one is replaced, each in a mutant of its own."""
+    """Yield the replacements of a node, one for each mutant."""
     match node:
         case ast.Compare(ops=[op]) if type(op) in OPERATORS:
-            yield changed(node, ops=[OPERATORS[type(op)]()])
+            yield with_fields(node, ops=[OPERATORS[type(op)]()])
         case ast.BinOp(op=op) | ast.BoolOp(op=op) if type(op) in OPERATORS:
-            yield changed(node, op=OPERATORS[type(op)]())
+            yield with_fields(node, op=OPERATORS[type(op)]())
         case ast.AugAssign(op=op):
             yield ast.copy_location(ast.Pass(), node)
             if type(op) in OPERATORS:
-                yield changed(node, op=OPERATORS[type(op)]())
+                yield with_fields(node, op=OPERATORS[type(op)]())
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
             yield node.operand
         case ast.Constant(value=bool(value)):
-            yield changed(node, value=not value)
+            yield with_fields(node, value=not value)
         case ast.Constant(value=int(value)):
-            yield changed(node, value=value + 1)
+            yield with_fields(node, value=value + 1)
         case ast.Constant(value=float(value)):
-            yield changed(node, value=2 * value if abs(value) > GUARD else 1.0)
+            yield with_fields(node, value=2 * value if abs(value) > GUARD else 1.0)
         case ast.Call(keywords=keywords):
             for number in (n for n, one in enumerate(keywords) if one.arg not in CHECKS):
-                yield changed(node, keywords=keywords[:number] + keywords[number + 1 :])
+                yield with_fields(node, keywords=keywords[:number] + keywords[number + 1 :])
         case ast.Name(id=name) if name in NAMES:
-            yield changed(node, id=NAMES[name])
+            yield with_fields(node, id=NAMES[name])
         case ast.Attribute(attr=name) if name in NAMES:
-            yield changed(node, attr=NAMES[name])
+            yield with_fields(node, attr=NAMES[name])
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.Compare):
-            yield changed(node, test=ast.UnaryOp(ast.Not(), test))
+            yield with_fields(node, test=ast.UnaryOp(ast.Not(), test))
         case ast.Expr(value=ast.Call()) | ast.Raise():
             yield ast.copy_location(ast.Pass(), node)
 
 
-def changed(node: ast.AST, **fields) -> ast.AST:
-    """The node with other values in some fields."""
+def with_fields(node: ast.AST, **fields) -> ast.AST:
+    """Copy a node with other values in some fields."""
     new = copy.copy(node)
     for name, value in fields.items():
         setattr(new, name, value)
@@ -211,10 +212,10 @@ def changed(node: ast.AST, **fields) -> ast.AST:
 
 
 class Timed:
-    """A pytest plugin that runs the quickest tests first, and keeps how long each took."""
+    """A pytest plugin that runs the fastest tests first, and records the time of each."""
 
     def __init__(self, known: dict[str, float]):
-        """Take the seconds of each test, by its name, as far as they are known."""
+        """Store the known seconds of each test, by name."""
         self.known, self.seconds = known, Counter()
 
     def pytest_collection_modifyitems(self, items):
@@ -222,12 +223,12 @@ class Timed:
         items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report):
-        """Keep the time of a test and of its fixtures."""
+        """Record the time of a test and of its fixtures."""
         self.seconds[report.nodeid] += report.duration
 
 
 def serve(path: Path, source: str) -> None:
-    """Have Python import a module from this source instead of from its file."""
+    """Make Python import a module from this source instead of its file."""
     loader = importlib.machinery.SourceFileLoader
     read, stats = loader.get_data, loader.path_stats
 
@@ -243,12 +244,12 @@ def serve(path: Path, source: str) -> None:
 
 
 def start_tests(module: str, source: str, seconds: Path) -> int:
-    """Run a module's tests on this source of it in a process of its own, and return that process's number.
+    """Run a module's tests on this source in a separate process, and return its process id.
 
     Args:
         module: the module's name.
         source: its text.
-        seconds: a JSON file of the seconds that each test takes, which is read where it exists and else written.
+        seconds: a JSON file with the seconds of each test, which is read if it exists and otherwise written.
     """
     child = os.fork()
     if child:
@@ -269,10 +270,10 @@ def start_tests(module: str, source: str, seconds: Path) -> int:
 
 
 def in_child(module: str, source: str, seconds: Path) -> int:
-    """Pytest's exit status for a module's tests on this source of it."""
+    """Exit status of pytest for a module's tests on this source."""
     import pytest
 
-    serve(ROOT / "cryotrans_jax" / f"{module}.py", source)
+    serve(path_of(module), source)
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
     timed = Timed(known)
     files = [f"tests/test_{name}.py" for name in TESTS[module]]
@@ -284,13 +285,13 @@ def in_child(module: str, source: str, seconds: Path) -> int:
     return int(status)
 
 
-def ended(child: int, since: float, limit: float) -> str | None:
-    """Whether a mutant's process has ended: "killed", "survived", "stopped" past its limit, None where it goes on."""
+def poll(child: int, since: float, limit: float) -> str | None:
+    """Outcome of a mutant's process: "killed", "survived", "stopped" past its limit, None while it runs."""
     done, status = os.waitpid(child, os.WNOHANG)
     if not done and time.monotonic() - since < limit:
         return None
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what its tests have started, too
+        os.killpg(child, signal.SIGKILL)  # including processes that its tests have started
     if not done:
         os.waitpid(child, 0)
         return "stopped"
@@ -299,7 +300,7 @@ def ended(child: int, since: float, limit: float) -> str | None:
 
 
 def outcomes(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant of one module and what became of it, in the order in which their processes end."""
+    """Yield each mutant of one module with its outcome, in the order in which their processes end."""
     waiting, running = list(chosen), {}
     try:
         while waiting or running:
@@ -307,7 +308,7 @@ def outcomes(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -
                 mutant = waiting.pop(0)
                 running[start_tests(mutant.module, mutant.source(), seconds)] = mutant, time.monotonic()
             for child, (mutant, since) in list(running.items()):
-                if fate := ended(child, since, limit):
+                if fate := poll(child, since, limit):
                     del running[child]
                     if fate == "fault":
                         log = seconds.with_suffix(f".{child}.log").read_text()
@@ -320,30 +321,36 @@ def outcomes(chosen: Sequence[Mutant], seconds: Path, limit: float, jobs: int) -
 
 
 def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant of a module and what became of it, after its tests have passed on the module as it is."""
+    """Yield each mutant of a module with its outcome, after its tests have passed on the unchanged module."""
     text = module_text(module)
     with tempfile.TemporaryDirectory() as folder:
         seconds = Path(folder) / "seconds.json"
         begin = time.monotonic()
         plain = Mutant(module, 0, 0, "unchanged", "", lambda: ast.unparse(ast.parse(text)))
-        for _ in range(2):  # in the files' order, and the quickest first
+        for _ in range(2):  # in the files' order, then the fastest first
             if [fate for _, fate in outcomes([plain], seconds, 3600, 1)] != ["survived"]:
                 logs = "".join(log.read_text() for log in Path(folder).glob("*.log"))
-                raise RuntimeError(f"the tests of {module} fail on the module as it is:\n{logs}")
+                raise RuntimeError(f"the tests of {module} fail on the unchanged module:\n{logs}")
         limit = max(LEAST, SLACK * (time.monotonic() - begin))
         yield from outcomes(chosen, seconds, limit, jobs)
 
 
+def path_of(module: str) -> Path:
+    """File of a module; its name occurs in one of the package's folders only."""
+    (path,) = (ROOT / "cryotrans_jax").rglob(f"{module}.py")
+    return path
+
+
 def module_text(module: str) -> str:
     """The text of one of the package's modules."""
-    return (ROOT / "cryotrans_jax" / f"{module}.py").read_text()
+    return path_of(module).read_text()
 
 
 def equivalents() -> dict[tuple[str, str, str], str]:
-    """Reasons of mutants that are known to be equivalent, by module, line of the source and change.
+    """Reasons of known equivalent mutants, by module, line of the source and change.
 
-    A list of blocks of four lines: the module, the line as it stands in the source, the change as a survivor is
-    printed, and the reason. Blank lines are between blocks, and lines with # are remarks.
+    The file has blocks of four lines: the module, the line of the source, the change as a survivor is printed, and the
+    reason. Blank lines separate blocks, and lines with # are remarks.
     """
     lines = [line.strip() for line in EQUIVALENT.read_text().splitlines() if not line.startswith("#")]
     blocks = [block.split("\n") for block in re.split(r"\n{2,}", "\n".join(lines).strip()) if block]
@@ -363,7 +370,7 @@ def sample(modules: Sequence[str], count: int, seed: int) -> dict[str, list[Muta
 
 
 def table(counts: dict[str, Counter]) -> str:
-    """The result by module, in Markdown."""
+    """Format the result by module in Markdown."""
     rows = ["| module | mutants | killed | survived | equivalent |", "|---|---|---|---|---|"]
     total = sum(counts.values(), Counter())
     for name, found in [*counts.items(), ("all", total)]:
@@ -373,13 +380,13 @@ def table(counts: dict[str, Counter]) -> str:
 
 
 def survival(counts: dict[str, Counter]) -> float:
-    """The share of mutants that survive, of those that are not equivalent."""
+    """Share of surviving mutants among those that are not equivalent."""
     total = sum(counts.values(), Counter())
     return total["survived"] / max(sum(total.values()) - total["equivalent"], 1)
 
 
 class Fates:
-    """What became of mutants in earlier runs, in a JSON file: as tests are only added, what was killed stays so."""
+    """Outcomes of earlier runs, in a JSON file; a mutant once killed stays killed, as tests are only added."""
 
     def __init__(self, path: Path | None):
         """Read the file, if there is one."""
@@ -391,18 +398,18 @@ class Fates:
         return self.known.get(self.key(mutant)) in ("killed", "stopped")
 
     def keep(self, mutant: Mutant, fate: str) -> None:
-        """Add a mutant."""
+        """Record the outcome of a mutant."""
         self.known[self.key(mutant)] = fate
         if self.path:
             self.path.write_text(json.dumps(self.known, indent=0))
 
     def key(self, mutant: Mutant) -> str:
-        """The mutant's name and a checksum of its whole text."""
+        """Name of the mutant with a checksum of its whole text."""
         return f"{mutant} {hashlib.sha256(mutant.source().encode()).hexdigest()[:16]}"
 
 
 def mutate(chosen: dict[str, list[Mutant]], fates: Fates, jobs: int = 1) -> dict[str, Counter]:
-    """Run the tests on the mutants, print those that survive, and count by module what became of them."""
+    """Run the tests on the mutants, print the survivors, and count the outcomes by module."""
     known, counts = equivalents(), {}
     for module, some in chosen.items():
         tried = [one for one in some if (module, one.statement, one.change) not in known]
@@ -419,7 +426,7 @@ def mutate(chosen: dict[str, list[Mutant]], fates: Fates, jobs: int = 1) -> dict
 
 
 def warm_up(cache: str) -> None:
-    """Import what the package needs, so that no mutant's process has to, without starting any of JAX's devices."""
+    """Import the package's dependencies once for all mutants, without starting any of JAX's devices."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -430,12 +437,12 @@ def warm_up(cache: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run mutants and print the survivors and the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.mutate", description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=300, help="mutants in all")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice")
+    parser.add_argument("--count", type=int, default=300, help="number of mutants in all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their choice")
     parser.add_argument("--modules", default=",".join(TESTS), help="names, separated by commas")
-    parser.add_argument("--fates", type=Path, help="a file of what became of mutants: those killed are not run again")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at one time")
-    parser.add_argument("--write", type=Path, help="a page that holds the table between two marks")
+    parser.add_argument("--fates", type=Path, help="a file of outcomes: killed mutants are not run again")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--write", type=Path, help="a page with two marks around the table")
     given = parser.parse_args(arguments)
     modules = given.modules.split(",")
     if unknown := set(modules) - set(TESTS):

@@ -1,12 +1,12 @@
-"""Runs that must come out the same before and after a change of structure: made, stored, and compared.
+"""Check that runs give the same results before and after a change of structure: run, store and compare.
 
 python -m tests.tools.parity --write=before.json       before the change
 python -m tests.tools.parity --compare=before.json     after it, on the same machine
 
 Each case is a run of the command line on small maps of the built-in pair: one target, two targets, a waypoint,
-half-maps, given parts, a symmetry, the published recipe, and a run that was stopped and resumed. Of each the losses,
-the parameters, the maps and the carried atoms are compared. Where only code moved all bytes are the same; where a
-compiled program changed, the largest differences are printed and must be within the stated rounding.
+half-maps, given parts, a symmetry, the published recipe, and a run that was stopped and resumed. Losses, parameters,
+maps and carried atoms are compared. If only code was moved, all bytes are the same. If a compiled program changed, the
+largest differences are printed and must be within the stated rounding.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PACKAGES = ("cryotrans-jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "numpy
 
 
 def main() -> None:
-    """Run the cases, and store or compare what came of them."""
+    """Run the cases, and store or compare their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="file that stores the results")
     parser.add_argument("--compare", type=Path, help="stored results to compare with")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def make_inputs(folder: Path) -> None:
-    """Write the maps and the model that the cases name."""
+    """Write the maps and the model of the cases."""
     import cryotrans_jax as ct
 
     start, end = ct.hinge_pair()
@@ -78,7 +78,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def between(start, end):
-    """The model half way between two, each atom on the straight line."""
+    """Make the model half way between two, each atom on the straight line."""
     middle = start.clone()
     for own, other in zip(middle[0].all(), end[0].all(), strict=True):
         own.atom.pos = (own.atom.pos + other.atom.pos) / 2
@@ -86,7 +86,7 @@ def between(start, end):
 
 
 def dimer(model):
-    """The model and its copy by a twofold axis along z beside it, as chains A and B."""
+    """Make a dimer of the model and its copy about a twofold axis along z, as chains A and B."""
     import gemmi
 
     both, copy = model.clone(), model[0]["A"].clone()
@@ -101,7 +101,7 @@ def dimer(model):
 
 
 def run(folder: Path, name: str) -> list[Path]:
-    """Run a case; the folders of its targets."""
+    """Run a case, and return the folders of its targets."""
     out = folder / name.replace(" ", "_")
     words = [*CASES[name], *(w for w in RUN if name != "symmetry" or not w.startswith("--model")), f"--out_dir={out}"]
     command = [sys.executable, "-m", "experiments.run", *words]
@@ -118,16 +118,16 @@ def run(folder: Path, name: str) -> list[Path]:
 
 
 def with_path() -> dict:
-    """The environment in which the checkout's own code is run, from any folder."""
+    """Environment in which the code of this checkout runs from any folder."""
     import os
 
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def results(folders: list[Path]) -> dict:
-    """What came of a run: numbers to compare within rounding, and checksums to compare exactly."""
+    """Results of a run: numbers to compare within rounding, and checksums to compare exactly."""
     import cryotrans_jax as ct
-    from cryotrans_jax import checkpoints
+    from cryotrans_jax.io import checkpoints
 
     found = {}
     for folder in folders:
@@ -145,12 +145,12 @@ def results(folders: list[Path]) -> dict:
 
 
 def leaves(tree) -> list[np.ndarray]:
-    """The arrays of nested dicts, in the order of their names."""
+    """Arrays of nested dicts, sorted by name."""
     return [a for key in sorted(tree) for a in leaves(tree[key])] if isinstance(tree, dict) else [np.asarray(tree)]
 
 
 def checksum(*arrays: np.ndarray) -> str:
-    """The SHA-256 of the arrays' shapes and bytes."""
+    """SHA-256 of the arrays' shapes and bytes."""
     text = hashlib.sha256()
     for array in arrays:
         text.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
@@ -158,14 +158,14 @@ def checksum(*arrays: np.ndarray) -> str:
 
 
 def blocks(density: np.ndarray) -> list[float]:
-    """Means over blocks of 8 voxels a side: the map in few numbers."""
+    """Means over blocks of 8 voxels a side, to represent the map by few numbers."""
     sides = [range(0, n, 8) for n in density.shape]
     means = [density[x : x + 8, y : y + 8, z : z + 8].mean() for x in sides[0] for y in sides[1] for z in sides[2]]
     return [round(float(value), 7) for value in means]
 
 
 def atoms_of(path: Path) -> list[float]:
-    """Coordinates (Å) of the CA atoms of a model, one after the other; none where there is no model."""
+    """Coordinates (Å) of the CA atoms of a model, one after the other; empty if there is no model."""
     import cryotrans_jax as ct
 
     if not path.is_file():
@@ -176,19 +176,19 @@ def atoms_of(path: Path) -> list[float]:
 
 
 def versions() -> dict:
-    """What the results depend on besides the code."""
+    """Versions and processor, on which the results depend in addition to the code."""
     return {name: importlib.metadata.version(name) for name in PACKAGES} | {"machine": processor()}
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def same(before: dict, now: dict) -> bool:
-    """Print how each case compares; whether all are the same, or differ by no more than the rounding."""
+    """Print the comparison of each case; return whether all agree within rounding."""
     good = True
     for case, targets in now["cases"].items():
         for target, own in targets.items():
@@ -199,8 +199,8 @@ def same(before: dict, now: dict) -> bool:
             off = differences(was, own)
             within = all(off[key] <= most for key, most in ROUNDING.items())
             good &= within
-            told = ", ".join(f"{key} {value:.2g} (at most {ROUNDING[key]:g})" for key, value in off.items())
-            print(f"{case}, {target}: {'within rounding' if within else 'DIFFERS'}: {told}")
+            text = ", ".join(f"{key} {value:.2g} (at most {ROUNDING[key]:g})" for key, value in off.items())
+            print(f"{case}, {target}: {'within rounding' if within else 'DIFFERS'}: {text}")
     return good
 
 

@@ -1,0 +1,1 @@
+"""Preparation and description of maps: thresholds, masks, alignment, symmetry, simulation."""

@@ -1,0 +1,203 @@
+"""Separate a membrane protein from density without detail: detergent, lipid or nanodisc, which a fit should not carry.
+
+In a blurred map a micelle is as strong as the protein, so that no threshold leaves it out. But its density is a mean
+over all particles, without helices and side chains, and a fit that carries it draws the protein's density into it. The
+protein is recognised by its detail: the rms of the density in a band around the map's resolution, minus the noise, in a
+neighbourhood of each voxel.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.contour import SHARP, half_height
+from cryotrans_jax.density.thresholds import carried_mass, solvent_noise
+from cryotrans_jax.io.atoms import positions
+from cryotrans_jax.io.maps import Map
+
+TYPICAL = 5.0  # Å: resolution assumed for a target where it is unknown
+BAND = 0.2, 0.6  # of the resolution: standard deviations of the blurs that bound the band of detail
+BLURRED, NEAR = 3.0, 4.0  # Å: standard deviations of the blurs of the density and of the squared detail
+ROOM = 20.0  # Å around the body in which the noise is measured
+AWAY, CLEAR = 6.0, 5.0  # Å from all voxels this many standard deviations above the solvent: there is only noise
+LEAST = 0.05  # of the noise's power: the least power of detail that can be measured
+UNLIKE = 0.45  # largest ratio of the contrasts of micelle and protein
+APART = 0.66  # least share of the variance of the log contrasts that the two classes explain
+SAME = 0.6  # ratio of contrasts above which the part left out is as detailed as the rest
+MORE = 1.25  # least ratio of a map's volume to the other map's protein at which it shows more than the protein
+MODELLED = 0.9  # least share of a model's atoms in the part kept if the part left out is a micelle
+FADE = 2.0  # Å over which a mask falls to 0 outside the part with detail
+
+Mask = Float[np.ndarray, "x y z"]
+
+
+class Protein(NamedTuple):
+    """The part of a map that has detail.
+
+    Attributes:
+        mask: 0 to 1, with a soft edge.
+        volume: Å³.
+        left_out: share of the map's body that the mask leaves out.
+    """
+
+    mask: Mask
+    volume: float
+    left_out: float
+
+
+class Detail(NamedTuple):
+    """Local detail of a map.
+
+    Attributes:
+        body: voxels of the molecule and its micelle, in the map blurred by BLURRED.
+        detail: local rms of the density in the band.
+        contrast: ratio of detail to density.
+        box: slices of the box around the body that the arrays cover.
+        shape: shape of the whole map.
+        voxel_size: Å.
+    """
+
+    body: Bool[np.ndarray, "bx by bz"]
+    detail: Float[np.ndarray, "bx by bz"]
+    contrast: Float[np.ndarray, "bx by bz"]
+    box: tuple[slice, ...]
+    shape: tuple[int, ...]
+    voxel_size: np.ndarray
+
+    @property
+    def volume(self) -> float:
+        """Volume of the body, Å³."""
+        return float(self.body.sum() * self.voxel_size.prod())
+
+    def ratio(self, kept: Bool[np.ndarray, "bx by bz"]) -> float:
+        """Median contrast of the rest of the body over that of the part kept; 1 where one is empty."""
+        rest = self.body & ~kept
+        both = rest.any() and kept.any()
+        return float(np.median(self.contrast[rest]) / np.median(self.contrast[kept])) if both else 1.0
+
+    def protein(self, kept: Bool[np.ndarray, "bx by bz"]) -> Protein:
+        """Clean the part of the body that is kept of dust and holes, and give it a soft edge."""
+        filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
+        distance = ndimage.distance_transform_edt(~filled, sampling=self.voxel_size)
+        mask = np.zeros(self.shape, np.float32)
+        mask[self.box] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0, 1))
+        return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
+
+    def detailed_part(self) -> Protein | None:
+        """The part of the map with detail; None if that is the whole body.
+
+        The ratio of detail to density falls into two classes (Otsu, IEEE Transactions on Systems, Man, and Cybernetics
+        9, 1979). In a protein alone they lie close together, 0.6 to 0.75, because a molecule's surface has less detail
+        than its core; a micelle has a sixth of the protein's ratio in a sharp map, and less than half in one at 5 Å.
+        """
+        level, explained = two_classes(np.log(np.maximum(self.contrast[self.body], 1e-30)))
+        kept = self.body & (self.contrast >= np.exp(level))
+        if explained < APART or self.ratio(kept) > UNLIKE:
+            return None
+        lower = np.median(self.contrast[self.body & ~kept])
+        return self.protein(self.body & (self.contrast >= np.sqrt(lower * np.exp(level))))
+
+
+def proteins(
+    maps: Sequence[Map],
+    resolutions: Sequence[float | None] | None = None,
+    masked: Sequence[bool] | None = None,
+    model: gemmi.Structure | None = None,
+) -> list[Protein | None]:
+    """Find the protein in an initial map and in its targets, each on its own grid.
+
+    In the initial map it is the part with detail (`Detail.detailed_part`). A target may be too blurred for that: there
+    it is the `most_detailed` part as large as the initial map's protein.
+
+    Args:
+        maps: the initial map, then the targets.
+        resolutions: Å, of each map; None where unknown, for which 3 Å (initial map) or 5 Å (targets) is assumed.
+        masked: whether each map is masked already and stays as it is.
+        model: model of the initial map, which stays as it is if the part left out holds atoms of it.
+
+    Returns:
+        The protein of each map; None where that is the whole map.
+    """
+    resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
+    start = None if all(masked) else measure_detail(maps[0], resolutions[0])
+    first = None if start is None or masked[0] else start.detailed_part()
+    if first and model is not None and share_in_mask(model, maps[0], first.mask) < MODELLED:
+        first = None
+    shown = first or start
+    volume = shown.volume if shown else np.inf
+    each = zip(maps[1:], resolutions[1:], masked[1:], strict=True)
+    return [
+        first,
+        *(None if known else most_detailed(map_, volume, resolution or TYPICAL) for map_, resolution, known in each),
+    ]
+
+
+def share_in_mask(model: gemmi.Structure, map_: Map, mask: Mask) -> float:
+    """Share of a model's atoms at which a mask of the map exceeds one half."""
+    index = np.round((positions(model) - map_.origin) / map_.voxel_size).astype(int)
+    index = np.clip(index, 0, np.array(mask.shape) - 1)
+    return float(np.mean(mask[tuple(index.T)] > 0.5))
+
+
+def measure_detail(map_: Map, resolution: float | None = None) -> Detail | None:
+    """Measure a map's local detail.
+
+    Args:
+        map_: the map.
+        resolution: Å; None for SHARP.
+
+    Returns:
+        The detail; None if the map shows no body.
+    """
+    size = map_.voxel_size
+    resolution = max(resolution or SHARP, 2 * float(size.max()))
+    smooth = ndimage.gaussian_filter(map_.density, BLURRED / size)
+    values = np.sort(smooth, axis=None)
+    (solvent, noise), surface = solvent_noise(values), half_height(values)
+    body = carried_mass(smooth, surface) > 0
+    if not body.any() or not surface > solvent:
+        return None
+    box = box_slices(body, np.ceil(ROOM / size).astype(int))
+    body, smooth, density = body[box], smooth[box], map_.density[box]
+    fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in BAND)
+    power = ndimage.gaussian_filter((fine - coarse) ** 2, NEAR / size)
+    away = ndimage.distance_transform_edt(smooth <= solvent + CLEAR * noise, sampling=size) > AWAY
+    base = float(np.median(power[away])) if away.any() else 0.0
+    detail = np.sqrt(np.maximum(power - base, LEAST * base))
+    contrast = detail / np.maximum(smooth - solvent, surface - solvent)
+    return Detail(body, detail, contrast, box, map_.density.shape, size)
+
+
+def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> Protein | None:
+    """The part of a map with the most detail that fills a given volume.
+
+    Args:
+        map_: the map.
+        volume: Å³.
+        resolution: Å; None for 3 Å.
+
+    Returns:
+        The part; None where the map shows hardly more than that volume, or where the rest is as detailed and so not a
+        micelle.
+    """
+    found = measure_detail(map_, resolution)
+    if found is None or found.volume < MORE * volume:
+        return None
+    falling = np.sort(found.detail[found.body])[::-1]
+    kept = found.body & (found.detail >= falling[int(volume / found.voxel_size.prod())])
+    return found.protein(kept) if found.ratio(kept) <= SAME else None
+
+
+def two_classes(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """Otsu's threshold between two classes of values, and the share of the variance that the classes explain."""
+    count, edges = np.histogram(values, 128)
+    share, centre = count / len(values), 0.5 * (edges[1:] + edges[:-1])
+    below, moment = np.cumsum(share), np.cumsum(share * centre)
+    between = (moment[-1] * below - moment) ** 2 / np.maximum(below * (1 - below), 1e-12)
+    best = int(np.argmax(between))
+    return float(edges[best + 1]), float(between[best] / max(np.var(values), 1e-30))

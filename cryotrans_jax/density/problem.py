@@ -1,0 +1,131 @@
+"""The maps of a fit, prepared on one grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cryotrans_jax.core.grid import Frame, crop
+from cryotrans_jax.io.files import InputError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One initial map and its targets, ready to be fitted: all on one crop of the maps' grid.
+
+    Attributes:
+        initial: initial map above its threshold, divided by its maximum.
+        masses: targets above their thresholds, scaled to the total of `initial`.
+        densities: targets without a threshold, sharpened as far as their noise allows, scaled as if all thresholds had
+            been chosen by rule. Where the targets have half-maps, these are the first ones.
+        start: first voxel of the crop on the full grid.
+        voxel_size: Å.
+        frame: the unit box.
+        blurs: variance (Å²) of the blur that takes the initial map to each target's resolution; negative where the
+            target is sharper.
+        residual_blurs: the same for the sharpened `densities`, Å².
+        denoising_blurs: variance (Å²) of the blur that removed the noise before the masses were taken.
+        report: for each map the threshold used and the fraction of its positive mass kept.
+        validation_densities: the second half-maps, treated like `densities`.
+        waypoints: times at which the trajectory passes the targets but the last, where it ends; empty: one trajectory
+            for each target.
+        labels: the part (1, 2, ...) of each voxel of the initial map, for each trajectory; None: one part.
+        stiffness: factor on the weight of the rigidity of each part.
+        unit: fraction (0 to 1) of each voxel of the initial map that belongs to the asymmetric unit; for each
+            trajectory where the map is divided into parts; None: no symmetry.
+        rotations: rotations of the symmetry's operators, which repeat the unit.
+        shifts: shifts of the operators, in unit boxes.
+    """
+
+    initial: Float[np.ndarray, "x y z"]
+    masses: Float[np.ndarray, "targets x y z"]
+    densities: Float[np.ndarray, "targets x y z"]
+    start: np.ndarray
+    voxel_size: np.ndarray
+    frame: Frame
+    blurs: np.ndarray
+    residual_blurs: np.ndarray
+    denoising_blurs: np.ndarray
+    report: dict
+    validation_densities: Float[np.ndarray, "targets x y z"] | None = None
+    waypoints: tuple[float, ...] = ()
+    labels: Int[np.ndarray, "trajectories x y z"] | None = None
+    stiffness: tuple[float, ...] = ()
+    unit: Float[np.ndarray, "*trajectories x y z"] | None = None
+    rotations: Float[np.ndarray, "copies 3 3"] | None = None
+    shifts: Float[np.ndarray, "copies 3"] | None = None
+
+    @property
+    def carried(self) -> Float[np.ndarray, "*trajectories x y z"]:
+        """The mass that is carried: the whole initial map, or its asymmetric unit."""
+        return self.initial if self.unit is None else self.initial * self.unit
+
+    @property
+    def trajectories(self) -> int:
+        """Number of trajectories to fit: one for each target, or one through all of them."""
+        return 1 if self.waypoints else len(self.masses)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts with a velocity field each; 0: one field for the whole."""
+        return len(self.stiffness)
+
+    def divide(
+        self,
+        labels: Sequence[Int[np.ndarray, "nx ny nz"]],
+        stiffness: Sequence[float] | None = None,
+        units: Sequence[Float[np.ndarray, "nx ny nz"]] | None = None,
+    ) -> "Problem":
+        """Divide the initial map into parts, for each trajectory by its label map.
+
+        Trajectories may have different numbers of parts.
+
+        Args:
+            labels: for each trajectory the part (1, 2, ...) of each voxel of the maps' whole grid.
+            stiffness: factor on the weight of the rigidity of each part; None: 1 for all.
+            units: for each trajectory the fraction of each voxel that belongs to the asymmetric unit, on the whole
+                grid; None: as it is.
+
+        Raises:
+            InputError: a part has no mass, or the number of weights is not that of the parts.
+        """
+        count = max(int(each.max()) for each in labels)
+        stiffness = (1.0,) * count if stiffness is None else tuple(map(float, stiffness))
+        if len(stiffness) != count:
+            raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
+        ends = self.start, self.start + self.initial.shape
+        own = np.stack([crop(each, *ends) for each in labels]).astype(np.int16)
+        unit = self.unit if units is None else np.stack([crop(each, *ends) for each in units])
+        found = replace(self, labels=own, stiffness=stiffness, unit=unit)
+        for each, mass in found.labels_and_mass:
+            for label in range(1, int(each.max()) + 1):
+                if not mass[each == label].any():
+                    raise InputError(f"part {label} has no density above the initial map's threshold: leave it out")
+        return found
+
+    @property
+    def labels_and_mass(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
+        """For each trajectory the labels of its parts, and the mass that is carried."""
+        labels = np.zeros((0, *self.initial.shape), int) if self.labels is None else self.labels
+        return zip(labels, np.broadcast_to(self.carried, labels.shape), strict=True)
+
+    @property
+    def solvent(self) -> "Problem":
+        """The same problem with the densities set to 0 inside the masses, which leaves their noise."""
+        return replace(self, densities=self.densities * (self.masses == 0))
+
+    def select(self, targets: Sequence[int]) -> "Problem":
+        """The same problem with the targets of these numbers, in this order, on the same crop."""
+        names = ("masses", "densities", "blurs", "residual_blurs", "denoising_blurs", "validation_densities", "labels")
+        chosen: dict[str, Any] = {}
+        for name in names:
+            values = getattr(self, name)
+            chosen[name] = None if values is None else values[list(targets)]
+        return replace(self, **chosen)
+
+    @property
+    def corner(self) -> np.ndarray:
+        """Corner of the crop (outer edge of its first voxel), unit box."""
+        return self.frame.to_unit(self.report["origin"] + (self.start - 0.5) * self.voxel_size)

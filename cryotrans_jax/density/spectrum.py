@@ -1,0 +1,103 @@
+"""Power of maps by spatial frequency: the blur between two maps, and sharpening."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import scipy.fft
+from scipy import ndimage, stats
+
+from cryotrans_jax.io.maps import Map, frequencies
+
+NOISE_DISTANCE = 8.0  # Å from a target's mass, beyond which its noise is measured
+NOISE_FADE = 4.0  # Å over which that region fades in
+MAX_NOISE_POWER = 0.02  # fraction of a target's power: limit on its noise after sharpening
+
+
+def blur_between(initial: Map, target: Map, initial_resolution: float | None, resolution: float | None) -> float:
+    """Variance (Å²) of the blur that takes the initial map to the target's resolution.
+
+    With both resolutions (Å) it is that of molmap's Gaussians (σ = 0.225 × resolution), else that of `relative_blur`.
+    Negative where the target is sharper.
+    """
+    if resolution and initial_resolution:
+        return 0.225**2 * (resolution**2 - initial_resolution**2)
+    return relative_blur(initial, target)
+
+
+def relative_blur(initial: Map, target: Map) -> float:
+    """Variance (Å²) of the Gaussian blur that takes the initial map's rotationally averaged spectrum to the target's.
+
+    Amplitudes averaged over shells hardly depend on the conformation, so ½ log of the ratio of powers is a straight
+    line in s² with slope −2π² σ². The line is fitted from 1/25 Å⁻¹ to where the target's power reaches its noise floor
+    or has fallen to 0.3 %, with repeated medians (Siegel 1982), so that the edge of a low-pass filter has little
+    influence.
+    """
+    s, start = shell_power(initial.density, initial.voxel_size)
+    _, end = shell_power(target.density, target.voxel_size)
+    low = (s > 0.04) & (s < 0.06)
+    reference = np.median(end[low]) if low.any() else end.max()
+    floor = max(3 * np.median(end[-max(len(end) // 10, 1) :]), 3e-3 * reference)
+    good = (s > 0.04) & (end > floor) & (start > 1e-10 * start.max())
+    good &= np.cumprod(np.where(s > 0.04, good, True)).astype(bool)
+    if good.sum() < 3:
+        return 0.0
+    slope = stats.siegelslopes(0.5 * np.log(end[good] / start[good]), s[good] ** 2).slope
+    return float(-slope / (2 * np.pi**2))
+
+
+def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance: float) -> float:
+    """Variance (Å²) of the blur that can be removed from a target before its noise exceeds MAX_NOISE_POWER.
+
+    The noise of a Fourier shell is the largest of three: the power of the density further than NOISE_DISTANCE from the
+    mass, as noise is as strong within the molecule; the power beyond twice that of the blurred initial map, which
+    hardly depends on the conformation; and what the power lacks to half of that, as detail that a filter removed cannot
+    be restored.
+
+    Args:
+        initial: the initial map.
+        target: the target map.
+        inside: where the target's mass is (bool).
+        variance: of the blur that takes the initial map to the target, Å²; the result is at most this.
+    """
+    s, power = shell_power(target.density, target.voxel_size)
+    _, start = shell_power(initial.density, initial.voxel_size)
+    expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
+    band = (s > 0.04) & (s < 0.1)
+    distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
+    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - NOISE_DISTANCE) / NOISE_FADE, 0, 1))).astype(np.float32)
+    share_outside = np.mean(away**2)
+    if variance <= 0 or share_outside < 0.02 or not band.any():
+        return 0.0
+    _, noise = shell_power(target.density * away, target.voxel_size)
+    expected *= np.median(power[band] / expected[band])
+    noise = np.maximum.reduce([noise / share_outside, power - 2 * expected, expected / 2 - power])
+    tried = variance * np.linspace(0, 1, 41)
+    gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
+    acceptable = gain @ noise < MAX_NOISE_POWER * (gain @ power)
+    return float(tried[np.flatnonzero(acceptable)[-1]]) if acceptable.any() else 0.0
+
+
+def sharpen(map_: Map, variance: float) -> Map:
+    """Remove a Gaussian blur of this variance (Å²) up to the Nyquist frequency; set what lies beyond to 0."""
+    if variance <= 0:
+        return map_
+    n, v = map_.density.shape, map_.voxel_size
+    s2 = sum(f**2 for f in frequencies(n, v))
+    limit = (0.5 / v.max()) ** 2
+    gain = np.where(s2 <= limit, np.exp(2 * np.pi**2 * variance * np.minimum(s2, limit)), 0).astype(np.float32)
+    workers = os.cpu_count()
+    density = scipy.fft.irfftn(gain * scipy.fft.rfftn(map_.density, workers=workers), s=n, workers=workers)
+    return replace(map_, density=density)
+
+
+def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
+    power = np.abs(scipy.fft.rfftn(density, workers=os.cpu_count())) ** 2
+    n, v = density.shape, voxel_size
+    s = np.sqrt(sum(f**2 for f in frequencies(n, v)))
+    width = 1.0 / max(n * v)
+    shell = np.round(s / width).astype(int).ravel()
+    count = np.bincount(shell)
+    last = max(int(0.5 / max(v) / width), 1)
+    return np.arange(last) * width, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[:last]

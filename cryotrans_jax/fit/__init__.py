@@ -1,0 +1,1 @@
+"""From two maps to a fit: preparation, recipes, training, trajectory."""

@@ -1,0 +1,137 @@
+"""Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.train import Config, Stage
+
+PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # W2 steps published for TmrAB, by the target's resolution in Å
+PAPER_L2_STEPS = 15000  # L2 steps published for TmrAB, where both maps have the same resolution
+SAME_RESOLUTION = 0.5  # Å²: maps with a blur below this between them have the same resolution (3 Å and 4.3 Å)
+# Å: voxels for the correspondences, the first L2 stages and the last ones
+COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
+WINDOW = 7  # voxels: initial window of the transport, which the training loop widens where it is too narrow
+BLURS = 2.0, 1.0  # Å: blur of both maps in the L2 stages but the last
+WIDE_BLUR = 4.0  # Å: the same after rigid bodies are found, to attract what was left behind
+MAX_VOXELS = 1_000_000  # about as many voxels at most have mass in the L2 stages
+SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly grows
+WAVE = 20.0  # Å per radian: distance over which the velocity field can change from the start
+PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage skips to its final phase
+EULER_STEPS = 5
+MAX_POINTS = 3000  # about as many points at most follow the correspondences
+LATTICE_SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
+MAX_NODES = 20_000  # about as many at most, unless memory rather than resolution makes the voxels wide
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the paper chooses for each system.
+
+    Attributes:
+        stages: (loss "w2" or "l2", steps, learning rate) of each stage; empty: those of TmrAB.
+        width: units in each hidden layer.
+    """
+
+    stages: tuple[tuple[str, int, float], ...] = ()
+    width: int = 100
+
+
+def paper(
+    problem: Problem,
+    seed: int = 0,
+    bin: int = 1,
+    resolutions: tuple[float, float] | None = None,
+    schedule: Schedule | None = None,
+) -> Config:
+    """The published recipe: W2 at epsilon 1e-4, then L2 where both maps have the same resolution.
+
+    Adam at 1e-3, then 1e-4. The transport's kernel spans the whole box.
+
+    Args:
+        problem: the prepared maps.
+        seed: of the network's initial weights.
+        bin: factor by which maps are binned (the paper's multi-scale option).
+        resolutions: of the initial map and the target, Å; None: 7 Å is taken for the target.
+        schedule: stages and width; None: the steps published for TmrAB at the nearest resolution of the target.
+    """
+    schedule = schedule or Schedule()
+    own = tuple(
+        Stage(loss, steps, rate, rate, bin=bin, sampling=bin, epsilon=1e-4 if loss == "w2" else 0.0)
+        for loss, steps, rate in schedule.stages
+    )
+    if own:
+        return Config(stages=own, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    target = resolutions[1] if resolutions else 7.0
+    transport = PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - target))]
+    squared = PAPER_L2_STEPS if np.abs(problem.blurs).max() < SAME_RESOLUTION else 0
+    stages = [
+        Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
+        Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
+    ]
+    nonempty = tuple(s for s in stages if s.steps)
+    return Config(stages=nonempty, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+
+
+def default(problem: Problem, seed: int = 0) -> Config:
+    """The default recipe: correspondences find the motion, L2 at matched resolution refines it on 2 and 1 Å voxels.
+
+    - All stages compare within the crop. Very large molecules are compared on coarser voxels.
+    - The L2 stages integrate the flow on a control lattice. All but the last blur both maps a little more, so that a
+      helix is attracted by its own density from further away than by its neighbour's.
+    - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
+      follow both: besides the positions it sees sines of them, which change over WAVE.
+    - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own field
+      (`Config.bodies`), so that they may slide along each other. With nearly everything in place, both maps are then
+      blurred by WIDE_BLUR for one stage: this attracts a helix that was left behind from further away than before.
+    - In the last two stages the rigidity is weighted by the target's information (`prepare.rigidity_factors`).
+    - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
+    - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
+
+    Args:
+        problem: the prepared maps.
+        seed: of the network's initial weights.
+    """
+    size = problem.voxel_size.min()
+    coarse, middle, fine = (power_of_two(wanted / size) for wanted in (COARSE, MIDDLE, FINE))
+    voxels = (problem.initial > 0).sum()
+    while coarse < 8 and voxels / coarse**3 > MAX_POINTS:
+        coarse *= 2
+    while fine < 8 and voxels / fine**3 > MAX_VOXELS:
+        fine *= 2
+    middle = max(middle, fine)
+    least = max(
+        1.5 * size, (voxels * problem.voxel_size.prod() / MAX_NODES) ** (1 / 3)
+    )  # between nodes, for their cost
+    wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
+    narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
+    refine = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
+    first = refine(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
+    stages = (
+        Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
+        replace(first, lighten=0.0),
+        replace(first, steps=100, blur=WIDE_BLUR),
+        first,
+        refine(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
+        refine(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
+    )
+    voxel = coarse * size / problem.frame.edge
+    transport = Stage(
+        "w2", 500, 1e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=0.45 * voxel**2, window=WINDOW
+    )  # fmt: skip
+    waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
+    passed = problem.waypoints
+    steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # the path may bend at each waypoint
+    settings = {"waypoints": passed, "euler_steps": steps, "seed": seed}
+    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **settings)
+
+
+def power_of_two(wanted: float) -> int:
+    """Power of two nearest to the wanted factor, from 1 to 8 (the crop is a multiple of 8 voxels)."""
+    return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
+
+
+RECIPES: dict[str, Callable[..., Config]] = {"default": default, "paper": paper}

@@ -1,0 +1,364 @@
+"""The pseudo-trajectory of a fit: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+from scipy import ndimage
+
+from cryotrans_jax.core.flow import Scalar, interpolate_path, inverse_euler, path, split_time
+from cryotrans_jax.core.grid import Frame, box_slices
+from cryotrans_jax.core.programs import program
+from cryotrans_jax.core.splat import splat
+from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.fit.train import Config, field, network_inputs
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion import lattice as lattices
+from cryotrans_jax.motion.displacement import Carry
+from cryotrans_jax.motion.partition import LocalMask, Partition
+
+Times = Sequence[float] | Float[np.ndarray, "times"]
+SPACING = 2.5  # Å between the nodes at which the inverse flow is computed, or a voxel if that is wider
+INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
+SKIN = 4.0  # Å around the thresholded density that move with it in full, and as much again over which they fade out
+SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
+PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
+CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
+DIFFERENCE_STEP = 0.25  # Å, for derivatives of the flow by differences
+CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
+
+
+def frame_times(frames: int) -> np.ndarray:
+    """Times of equally spaced frames from 0 to 1; a single frame is the last one."""
+    return np.linspace(0.0, 1.0, frames) if frames > 1 else np.ones(1)
+
+
+def as_times(given: int | np.integer | Times) -> np.ndarray:
+    """The given times as an array, or those of a number of equally spaced frames.
+
+    Raises:
+        InputError: times are not from 0 to 1, or there are no frames.
+    """
+    if isinstance(given, int | np.integer):
+        if given < 1:
+            raise InputError(f"{given} frames are asked for: give a number from 1 on, or times from 0 to 1")
+        return frame_times(int(given))
+    times = np.asarray(given, float)
+    if times.ndim != 1 or not ((times >= 0) & (times <= 1)).all():
+        raise InputError(f"the times {given} are not numbers from 0 (the initial map) to 1 (the end), in a list")
+    return times
+
+
+@program(static_argnames="config")
+def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
+    """Points after each Euler step of the flow, x first; unit box."""
+    return path(field(config, params), network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
+
+
+@program(static_argnames=("config", "steps"))
+def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
+    """Invert Euler steps of the flow.
+
+    The points are processed PAD_MULTIPLE at once, so that a few that need many iterations do not delay all.
+
+    Args:
+        config: `Config.flow`.
+        params: parameters of one field.
+        y: points after the steps, unit box.
+        tau: length of a step.
+        steps: number of steps.
+        t: time at which the points are at y; it matters only if V depends on time.
+
+    Returns:
+        y, and the points after each inverted step.
+    """
+
+    def invert(y):
+        undone = inverse_euler(field(config, params), network_inputs(config, y, t), tau, steps, INVERSE_TOLERANCE)[1]
+        return jnp.concatenate([y[None], undone[..., :3]])
+
+    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % PAD_MULTIPLE, axis=0)])
+    each = jax.lax.map(invert, filled.reshape(-1, PAD_MULTIPLE, 3))
+    return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
+
+
+def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
+    """Pad points with copies of the first one to a multiple of PAD_MULTIPLE."""
+    extra = -len(x) % PAD_MULTIPLE
+    return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
+
+
+def move(
+    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
+) -> np.ndarray:
+    """Carry positions by the flow.
+
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if `part` is given.
+        frame: the unit box.
+        xyz: positions (n, 3), Å.
+        times: from 0 to 1.
+        part: number of the field that moves each position; None: there is one field.
+
+    Returns:
+        Positions (times, n, 3), Å.
+    """
+    if part is not None:
+        moved = np.empty((len(times), *xyz.shape))
+        for own, field_ in fields_by_part(params, part):
+            moved[:, own] = move(config, field_, frame, xyz[own], times)
+        return moved
+    chunk = max(CHUNK // max(len(config.symmetry), 1), PAD_MULTIPLE)  # the field is evaluated at every copy of a point
+    parts = np.split(xyz, range(chunk, len(xyz), chunk))
+    visited = np.concatenate(
+        [np.asarray(forward(config.flow, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+    )
+    moved = [interpolate_path(visited, t) for t in times]
+    # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
+    return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+
+
+def volume_change(
+    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
+) -> Float[np.ndarray, "n"]:
+    """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
+
+    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out. Arguments are
+    as for `move`.
+    """
+    at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
+    part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
+    end = move(config, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
+    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
+
+
+def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
+    """For each part its positions and its field's parameters; without parts, all positions and `params`."""
+    if part is None:
+        yield slice(None), params
+        return
+    for number in np.unique(part):
+        yield part == number, jax.tree.map(lambda p, k=number: p[k], params)
+
+
+def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
+    """Mask (0 to 1) of what the flow carries: density above the threshold, a skin around it, and a soft edge."""
+    carried = carried_mass(density, threshold) > 0
+    near = box_slices(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
+    distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
+    mask = np.zeros(density.shape, np.float32)
+    mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
+    return mask
+
+
+def carried_density(initial: Map, threshold: float) -> Map:
+    """Density of the initial map that the flow carries: the frame at time 0."""
+    mask = soft_support(initial.density, threshold, initial.voxel_size)
+    return Map(initial.density * mask, initial.voxel_size, initial.origin)
+
+
+def pull_back(
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    times: Times,
+    partition: Partition | None = None,
+) -> Iterator[Map]:
+    """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
+
+    The inverse flow is computed at nodes SPACING apart around all that the flow visits, and interpolated to the voxels;
+    f0 is interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
+    keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
+
+    Args:
+        config: the fit's configuration.
+        params: parameters of the field, with a leading axis of parts if there is a partition.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+        times: from 0 to 1.
+        partition: the parts; None: one field.
+
+    Yields:
+        A map for each time.
+    """
+    mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
+    near = box_slices(mask > 0)
+    shares = [LocalMask(near, mask[near])]
+    if partition is not None:
+        shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
+        fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
+    pairs = zip(fields, shares, strict=True)
+    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
+    del mask, shares  # each part keeps what it needs
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
+        for _ in times:
+            density = np.zeros(initial.density.shape, np.float32)
+            for voxels, values in pool.map(next, each):
+                density.ravel()[voxels] += values
+            yield Map(density, initial.voxel_size, initial.origin)
+
+
+def pull_back_part(
+    config: Config, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
+) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
+    """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
+
+    Yields:
+        For each time the voxels around all that is ever carried, as numbers in the flattened grid, and their values.
+    """
+    shape, size = initial.density.shape, initial.voxel_size
+    share = part.on_grid(shape)
+    wanted = visited_voxels(config, params, frame, initial, share > 0)
+    reached = box_slices(wanted)
+    corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
+    spacing = max(SPACING, size.min())
+    lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
+    near = box_slices(share > 0, SPLINE_MARGIN)
+    spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
+    nodes, count = pad_points(lattice.nodes), len(lattice.nodes)
+    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
+    voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
+    del share, part, wanted, at
+    for origin in preimages(config, params, nodes, times):
+        shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
+        yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
+
+
+def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
+    """Index of the first voxel in a box of a grid."""
+    return np.array([[along.start] for along in box])
+
+
+def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
+    """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
+    read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
+
+
+def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+    """For each time, the points that the flow has carried to y by then; all in the unit box."""
+    tau, kept = 1.0 / config.euler_steps, {}
+
+    def invert(part: float, steps: int, t: float):
+        at = backward(config.flow, params, y, part * tau, 1, t)[1] if part else y
+        return backward(config.flow, params, at, tau, steps, t - part * tau)
+
+    for t in times:
+        whole, part = split_time(t, config.euler_steps)
+        if config.waypoints:
+            yield invert(part, whole, t)[whole]
+            continue
+        if part not in kept:  # V does not depend on time: one inverse path serves many frames
+            kept[part] = invert(part, config.euler_steps, t)
+        yield kept[part][whole]
+
+
+def consistency(
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    partition: Partition | None = None,
+) -> float:
+    """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
+
+    It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
+    inverse finds only one of them. Measured on about CONSISTENCY_SAMPLE voxels above the threshold. Arguments are as
+    for `pull_back`.
+    """
+    inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
+    xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
+    back = np.empty_like(xyz)
+    for own, field_ in fields_by_part(params, partition and partition.part_at(xyz)):
+        end = frame.to_unit(move(config, field_, frame, xyz[own], [1.0])[0])
+        back[own] = frame.to_angstrom(np.asarray(next(preimages(config, field_, pad_points(end), [1.0])))[: len(end)])
+    return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
+
+
+compiled_splat = program(splat, static_argnums=2)
+
+
+def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
+    """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
+    cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
+    start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
+    times = np.arange(config.euler_steps + 1) / config.euler_steps
+    xyz = move(config, params, frame, initial.origin + start * initial.voxel_size, times)
+    cells = (xyz - initial.origin) / (initial.voxel_size * cell)
+    coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
+    hit = np.floor(cells.reshape(-1, 3)).astype(int)
+    coarse[tuple(hit[((hit >= 0) & (hit < coarse.shape)).all(1)].T)] = True
+    coarse = ndimage.binary_dilation(coarse, np.ones((3, 3, 3)), iterations=2)
+    fine = coarse
+    for axis, c in enumerate(cell):
+        fine = np.repeat(fine, c, axis)
+    return fine[tuple(slice(0, n) for n in support.shape)]
+
+
+def push_forward(
+    config: Config,
+    params: PyTree,
+    frame: Frame,
+    initial: Map,
+    threshold: float,
+    times: Times,
+    partition: Partition | None = None,
+) -> Iterator[Map]:
+    """Splat the carried mass at each time (paper, eq. 6), on the initial map's grid.
+
+    This keeps mass, where `pull_back` keeps detail. Arguments are as for `pull_back`.
+    """
+    inside = carried_mass(initial.density, threshold) > 0
+    xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
+    voxel = initial.voxel_size / frame.edge
+    corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
+    for moved in move(config, params, frame, xyz, times, partition and partition.part_at(xyz)):
+        x = jnp.asarray(frame.to_unit(moved), jnp.float32)
+        density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
+        yield Map(np.asarray(density), initial.voxel_size, initial.origin)
+
+
+def spread(
+    carries: Sequence[Carry], frame: Frame, initial: Map, threshold: float
+) -> tuple[Map, Float[np.ndarray, "points"]]:
+    """How far apart several fits of one target, from different seeds, carry the same density.
+
+    The spread shows what the target does not determine; it does not show errors that all fits have in common.
+
+    Args:
+        carries: for each fit the function that carries positions (n, 3) in Å to some times.
+        frame: the unit box.
+        initial: the initial map.
+        threshold: the initial map's.
+
+    Returns:
+        A map of the rms distances (Å) of carried positions from their mean, on the voxels to which the first fit
+        carries them, averaged by mass, and zero elsewhere; and the distance for each voxel of the initial map above the
+        threshold.
+    """
+    inside = carried_mass(initial.density, threshold) > 0
+    xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
+    ends = np.concatenate([carry(xyz, [1.0]) for carry in carries])
+    distance = np.sqrt(((ends - ends.mean(0)) ** 2).sum(-1).mean(0))
+    mass, voxel = initial.density[inside], initial.voxel_size / frame.edge
+    x, corner = jnp.asarray(frame.to_unit(ends[0]), jnp.float32), frame.to_unit(initial.origin - initial.voxel_size / 2)
+    weighted, total = (
+        np.asarray(splat(x, jnp.asarray(m, jnp.float32), initial.density.shape, corner, voxel))
+        for m in (mass * distance, mass)
+    )
+    averaged = np.where(total > 0.01 * mass.min(), weighted / np.maximum(total, 1e-30), 0).astype(np.float32)
+    return Map(averaged, initial.voxel_size, initial.origin), distance

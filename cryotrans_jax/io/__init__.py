@@ -1,0 +1,1 @@
+"""Files: maps, atomic models, checkpoints."""

@@ -1,0 +1,381 @@
+"""Read and write density maps in MRC format. No other module knows that MRC stores z, y, x.
+
+Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+from jaxtyping import Float
+from mrcfile.dtypes import HEADER_DTYPE
+from scipy import ndimage
+
+from cryotrans_jax.io.files import InputError, foreign_format, open_unpacked, read_bytes, whole_file
+
+MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+SUFFIXES = (".mrc", ".map", ".ccp4")
+IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's stamp in a header, and the flag bit for signed bytes
+IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
+COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
+SMALLEST, LARGEST = 1e-14, 1e14  # of densities: a sum of squares of a billion of them stays within float32
+VOXELS = 1e-2, 1e3  # Å: from the finest diffraction maps to the coarsest tomograms
+FARTHEST = 1e6  # Å: largest distance from 0, at which float32 still resolves 0.1 Å
+MAX_GROWTH = 16  # times the voxels of a skewed map that its orthogonal grid may have
+GROWTH_FREE = 1 << 22  # voxels that the orthogonal grid may have in any case
+
+
+@dataclass(frozen=True, repr=False)
+class Map:
+    """A density on a grid of voxels whose axes are x, y, z.
+
+    Attributes:
+        density: axis k is coordinate k.
+        voxel_size: Å along each axis.
+        origin: position of the centre of voxel (0, 0, 0), Å.
+    """
+
+    density: Float[np.ndarray, "x y z"]
+    voxel_size: Float[np.ndarray, "3"]
+    origin: Float[np.ndarray, "3"]
+
+    def __repr__(self) -> str:
+        """Describe the grid, without the densities."""
+        return f"Map({describe(self)})"
+
+
+VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
+MapLike = Map | str | os.PathLike  # a map, or the path of a map file
+
+
+def as_map(given: MapLike) -> Map:
+    """Return the map itself, or read it from the file at that path."""
+    return given if isinstance(given, Map) else read_map(given)
+
+
+def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
+    """Read a map from an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
+
+    The voxel size is the cell divided by its sampling. The origin is ORIGIN where that is set, otherwise the start in
+    voxels. Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes
+    (mode 0) are signed, unless IMOD's flags or the header's minimum and maximum show that they are unsigned. Memory use
+    is bounded by the data in the file, whatever the header claims. A map on a skewed cell (of a crystal) is resampled
+    on an orthogonal grid, see `orthogonal`; all other maps keep their values.
+
+    Args:
+        path: path of the file.
+        voxel_size: Å, one number or one for each of x, y, z; None for the header's. ORIGIN, which is in Å, does not
+            change with it.
+
+    Returns:
+        The map, with its density in float32.
+
+    Raises:
+        InputError: the file is missing, not an MRC map, truncated, a stack, an image, complex, has an impossible cell,
+            no voxel size or an origin too far from 0, or its values are constant, not finite, or too large or small to
+            compute with.
+    """
+    path, given = Path(path), None if voxel_size is None else _given_size(path, voxel_size)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
+    with open_unpacked(path) as (stream, most):
+        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
+        _check_volume(path, header)
+        values = _values(path, header, stream, most)
+    axes = np.argsort(_file_axes(header))  # file axis of each of x, y, z
+    density = np.ascontiguousarray(values.transpose(axes), np.float32)
+    _check_values(path, density)
+    return _placed(path, header, density, axes, given)
+
+
+def has_voxel_size(path: str | os.PathLike) -> bool:
+    """Whether the header of a map file gives a voxel size."""
+    with open_unpacked(path) as (stream, _):
+        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
+    return _is_size(_voxel_size(header))
+
+
+def orthogonal(
+    density: Float[np.ndarray, "x y z"], steps: Float[np.ndarray, "3 3"], origin: Float[np.ndarray, "3"]
+) -> Map:
+    """Resample a density from a skewed cell on an orthogonal grid, with cubic splines.
+
+    No axis changes its length: layers only slide along one another.
+
+    Args:
+        density: values on the skewed grid.
+        steps: the columns are the steps between voxels along each axis, Å. An upper triangle: a along x and b in the
+            plane of x and y (the PDB's convention). Its diagonal is the new voxel size.
+        origin: position of voxel (0, 0, 0) of the density, Å.
+
+    Returns:
+        The map, zero outside the skewed box.
+    """
+    size = np.diag(steps).copy()
+    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(density.shape) - 1)
+    corners = ends @ steps.T / size
+    low = np.floor(corners.min(0) + 1e-6)
+    shape = tuple(int(n) for n in np.ceil(corners.max(0) - 1e-6) - low + 1)
+    back = np.linalg.inv(steps)
+    sheared = ndimage.affine_transform(
+        density, back * size, back @ (low * size), shape, np.float32, order=3, mode="grid-constant"
+    )
+    return Map(sheared, size, origin + low * size)
+
+
+def write_map(path: str | os.PathLike, map: Map) -> None:
+    """Write the map as MRC2014 in float32, compressed if the name ends in .gz or .bz2.
+
+    Where the origin is a whole number of voxels, the start in voxels is set too, for programs that ignore ORIGIN. The
+    file appears whole or not at all.
+
+    Args:
+        path: path of the file; its name ends in .mrc, .map or .ccp4, with .gz or .bz2 if it is to be compressed. A file
+            that exists is replaced.
+        map: the map.
+
+    Raises:
+        InputError: the name is not that of a map, or a value is not finite.
+        OSError: the file cannot be written, or is not valid as written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=True)
+    if not np.isfinite(map.density).all():
+        raise InputError(f"{path} was not written: the map holds values that are not finite numbers")
+    start = np.rint(map.origin / map.voxel_size)
+    whole = np.allclose(start * map.voxel_size, map.origin, rtol=0, atol=1e-3 * map.voxel_size.min())
+    with whole_file(path) as temporary:
+        with mrcfile.new(temporary, compression=COMPRESSION.get(path.suffix), overwrite=True) as file:
+            file.set_data(np.ascontiguousarray(map.density.T, np.float32))
+            file.header.dmean = file.data.mean(dtype=np.float64)  # float32 loses the mean of large values of both signs
+            file.set_volume()  # ISPG 1, mz = nz
+            file.voxel_size = tuple(map.voxel_size)
+            file.header.origin = tuple(map.origin)
+            file.nstart = tuple(start.astype(int)) if whole else 0
+            file.header.label[0] = "Written by cryotrans_jax"  # mrcfile's own label has the time: bytes would differ
+        if not mrcfile.validate(temporary, print_file=(complaints := io.StringIO())):
+            raise OSError(f"{path} was not written: {complaints.getvalue().strip()}")
+
+
+def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Check that a map can be written at this path.
+
+    Args:
+        path: path of the file to be written.
+        overwrite: whether a file that exists may be replaced.
+
+    Raises:
+        InputError: the name does not have the suffix of a map, or the file exists.
+    """
+    path = Path(path)
+    if Path(path.name.removesuffix(".gz").removesuffix(".bz2")).suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} is not a map's name: end it in .mrc, .map, .ccp4 or .mrc.gz")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is already there: choose another output, or add --overwrite")
+
+
+def describe(map: Map) -> str:
+    """Describe the size, voxel size and origin of a map in words."""
+    sides, size, origin = _sides(map.density.shape), _vector(map.voxel_size), _vector(map.origin)
+    return f"{sides} voxels of {size} Å, origin {origin} Å"
+
+
+def frequencies(shape: Sequence[int], voxel_size: float | Float[np.ndarray, "3"]) -> tuple[np.ndarray, ...]:
+    """Frequencies [1/Å] along each axis of a real Fourier transform, as arrays to be broadcast.
+
+    Args:
+        shape: number of voxels along each axis.
+        voxel_size: Å, of all axes or of each.
+    """
+    steps = np.broadcast_to(voxel_size, 3)
+    axes = [np.fft.fftfreq(n, d) for n, d in zip(shape[:2], steps[:2], strict=True)]
+    return tuple(np.meshgrid(*axes, np.fft.rfftfreq(shape[2], steps[2]), indexing="ij", sparse=True))
+
+
+def same_grid(a: Map, b: Map) -> str | None:
+    """Compare the grids of two maps.
+
+    Voxel sizes may differ by 0.1 %, origins and far ends by a tenth of a voxel.
+
+    Returns:
+        None if the two share one grid, otherwise the difference in words.
+    """
+    if a.density.shape != b.density.shape:
+        return f"{_sides(a.density.shape)} against {_sides(b.density.shape)} voxels"
+    drift = np.abs(a.voxel_size - b.voxel_size) * a.density.shape  # between the far ends of the two boxes, Å
+    if np.any(drift > 0.1 * a.voxel_size) or not np.allclose(a.voxel_size, b.voxel_size, rtol=1e-3, atol=0):
+        return f"voxels of {_vector(a.voxel_size)} against {_vector(b.voxel_size)} Å"
+    if np.any(np.abs(a.origin - b.origin) > 0.1 * a.voxel_size):
+        return f"origin {_vector(a.origin)} against {_vector(b.origin)} Å"
+    return None
+
+
+def _sides(shape) -> str:
+    """Format the shape of a grid."""
+    return " x ".join(str(n) for n in shape)
+
+
+def _vector(values) -> str:
+    """Format a position or size, to three decimals."""
+    return "(" + ", ".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in values) + ")"
+
+
+def _header(path, head: bytes) -> np.void:
+    """Parse the header in the byte order that gives possible sizes (old machine stamps are often wrong)."""
+    if len(head) == HEADER_DTYPE.itemsize:
+        for order in "<>":
+            header = np.frombuffer(head, HEADER_DTYPE.newbyteorder(order))[0]
+            # a size under 2^16 is over 2^16, or negative, in the other byte order
+            if all(0 < header[key] < 2**16 for key in ("nx", "ny", "nz")) and 0 <= header["mode"] < 128:
+                return header
+    if found := foreign_format(head, "map"):
+        raise InputError(f"{path} {found}")
+    raise InputError(f"{path} is not an MRC file: give a map in MRC or CCP4 format")
+
+
+def _check_volume(path, header):
+    """Raise InputError unless the header describes one real volume."""
+    size = [int(header[key]) for key in ("nx", "ny", "nz")]
+    mode, group = int(header["mode"]), int(header["ispg"])
+    if mode in (3, 4):
+        raise InputError(f"{path} holds complex numbers (mode {mode}), a transform: give the real-space map")
+    if mode not in MODES:
+        raise InputError(f"{path} has MRC mode {mode}, not one of {sorted(MODES)}: convert it to mode 2")
+    if min(size) == 1:
+        raise InputError(f"{path} is a 2D image of {_sides(size)} voxels: give a 3D map")
+    if group > 400 and header["mz"] != size[2]:
+        raise InputError(f"{path} is a stack of volumes (space group {group}): give a file with one volume")
+    if group == 0 and header["mz"] == 1:
+        raise InputError(f"{path} is a stack of {size[2]} images, no volume: if it is one, set mz to nz")
+    if sorted(_file_axes(header)) != [0, 1, 2]:
+        raise InputError(f"{path} has axis order {_raw_axes(header)}: expected 1, 2, 3 in some order")
+
+
+def _raw_axes(header) -> tuple[int, int, int]:
+    """The header's axis order as stored: 1, 2, 3 for x, y, z of columns, rows and sections."""
+    return int(header["mapc"]), int(header["mapr"]), int(header["maps"])
+
+
+def _file_axes(header) -> list[int]:
+    """Axis (0, 1, 2 for x, y, z) of columns, rows and sections; in that order where the header does not set it."""
+    return [axis - 1 for axis in _raw_axes(header)] if any(_raw_axes(header)) else [0, 1, 2]
+
+
+def _values(path, header, stream, most: int | None) -> np.ndarray:
+    """Read the stored numbers with axes columns, rows, sections, from at most `most` bytes of the stream."""
+    size = [int(header[key]) for key in ("nx", "ny", "nz")]
+    stored = "u1" if _unsigned(header) else MODES[int(header["mode"])]
+    kind = np.dtype(stored).newbyteorder(header.dtype["mode"].byteorder)
+    skipped, length = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
+    if most is not None and HEADER_DTYPE.itemsize + skipped + length > most:
+        raise InputError(
+            f"{path} is compressed and would unpack to {skipped + length} bytes by its header, {_sides(size)} voxels: "
+            "if that is right, unpack it first, with gunzip or bunzip2"
+        )
+    stream.seek(skipped, os.SEEK_CUR)  # a compressed file is unpacked piece by piece here, and the pieces dropped
+    data = read_bytes(stream, length)
+    if len(data) < length:
+        raise InputError(
+            f"{path} is truncated: its header promises {_sides(size)} voxels, {length} bytes, "
+            f"and {len(data)} are there: copy it again"
+        )
+    return np.frombuffer(data, kind).reshape(size[::-1]).T
+
+
+def _unsigned(header) -> bool:
+    """Whether values of mode 0 are from 0 to 255: by IMOD's flags, or by a maximum above that of signed bytes."""
+    if header["mode"] != 0:
+        return False
+    stamp, flags = np.frombuffer(header["extra2"].tobytes(), header.dtype["mode"], 2, IMOD_EXTRA)
+    if stamp == IMOD_STAMP:
+        return not flags & IMOD_SIGNED
+    return bool(header["dmin"] >= 0 and header["dmax"] > 127)
+
+
+def _check_values(path, density):
+    """Raise InputError unless the density is finite and varies."""
+    bad = density.size - np.count_nonzero(np.isfinite(density))
+    if bad:
+        raise InputError(f"{path} holds {bad} values that are NaN or infinite: set them to 0 first")
+    if density.min() == density.max():
+        raise InputError(f"{path} has the value {density.flat[0]:g} throughout: give a map with a density")
+    largest = max(-density.min(), density.max())
+    if not SMALLEST <= largest <= LARGEST:
+        raise InputError(f"{path} has values of up to {largest:g}, which cannot be squared: scale them to about 1")
+
+
+def _voxel_size(header) -> Float[np.ndarray, "3"]:
+    """Voxel size [Å] of the header: the cell divided by its sampling, or by the grid where the sampling is not set."""
+    cell = np.array(header["cella"].item(), np.float64)
+    sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
+    sides = np.array([header[key] for key in ("nx", "ny", "nz")], np.float64)[np.argsort(_file_axes(header))]
+    return cell / np.where(sampling > 0, sampling, sides)
+
+
+def _given_size(path, voxel_size: VoxelSize) -> Float[np.ndarray, "3"]:
+    """Check the voxel size that the caller gives. Raises InputError unless it is one or three positive numbers."""
+    numbers = np.atleast_1d(np.asarray(voxel_size, np.float64))
+    if numbers.shape not in ((1,), (3,)) or not _is_size(numbers):
+        raise InputError(f"the voxel size {voxel_size} for {path} is not one positive number in Å, or three")
+    return np.broadcast_to(numbers, 3).copy()
+
+
+def _is_size(voxel_size: np.ndarray) -> bool:
+    """Whether numbers may be a voxel size in some unit."""
+    return bool(np.all(np.isfinite(voxel_size) & (voxel_size > 0)))
+
+
+def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[np.ndarray, "3"]:
+    """The given voxel size, or else the header's. Raises InputError where it is missing or impossible."""
+    voxel_size = _voxel_size(header) if given is None else given
+    if not _is_size(voxel_size):
+        cell = _vector(header["cella"].item())
+        raise InputError(
+            f"{path} has no voxel size (its cell is {cell} Å): give it with --voxel_size, or --target_voxel_size for "
+            "a target, or set it in the header"
+        )
+    if voxel_size.min() < VOXELS[0] or voxel_size.max() > VOXELS[1]:
+        found = ", ".join(f"{size:g}" for size in voxel_size)
+        raise InputError(
+            f"{path} has voxels of {found} Å, outside {VOXELS[0]:g} to {VOXELS[1]:g}: give their size in Å with "
+            "--voxel_size, or --target_voxel_size for a target"
+        )
+    return voxel_size
+
+
+def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -> Map:
+    """Make a map of the density: with voxel size and origin, on an orthogonal grid."""
+    voxel_size, origin = _checked_size(path, header, given), np.array(header["origin"].item(), np.float64)
+    start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
+    angles = np.array(header["cellb"].item(), np.float64)
+    right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)
+    steps = np.diag(voxel_size) if right else _skewed_steps(path, voxel_size, angles)
+    origin = origin if np.isfinite(origin).all() and origin.any() else steps @ start
+    if np.abs(origin).max() > FARTHEST:
+        found = ", ".join(f"{x:g}" for x in origin)
+        raise InputError(f"{path} lies at ({found}) Å by its header: set its origin, to 0 if in doubt")
+    if right:
+        return Map(density, voxel_size, origin)
+    sides = np.ceil(np.abs(steps / np.diag(steps)[:, None]) @ density.shape)
+    if sides.prod() > max(MAX_GROWTH * density.size, GROWTH_FREE):
+        raise InputError(
+            f"{path} has too skewed a cell: a box of {_sides(sides.astype(int))} voxels would hold it: resample it"
+        )
+    return orthogonal(density, steps, origin)
+
+
+def _skewed_steps(path, voxel_size, angles) -> np.ndarray:
+    """Steps [Å] from voxel to voxel, as columns, in a cell of these angles (degrees)."""
+    possible = bool(np.all((angles > 0) & (angles < 180)))
+    between = np.cos(np.radians(angles if possible else [0.0, 0.0, 0.0]))
+    volume = 1 - between @ between + 2 * between.prod()  # squared volume of a cell with edges of 1
+    if not (possible and volume > 1e-3):
+        found = ", ".join(f"{angle:.1f}" for angle in angles)
+        raise InputError(f"{path} has an impossible cell (angles {found}°): set them in the header, 90 if in doubt")
+    return np.array(gemmi.UnitCell(*voxel_size, *angles).orth.mat.tolist())

@@ -1,0 +1,1 @@
+"""Motions and correspondences beyond the paper: lattices, rigid bodies, parts and their borders."""

@@ -1,0 +1,202 @@
+"""Borders between parts, redrawn by what the parts' own flows do to the density."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy import ndimage
+
+from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.partition import (
+    Partition,
+    Points,
+    complete_labels,
+    mass_points,
+    remove_fragments,
+    smallest_mass,
+)
+
+BLOCK = 2.0  # Å: side of the blocks of density that are assigned to parts
+REACH = 8.0  # Å on either side of a border within which density may change its part
+WINDOW = 3.0  # Å: width of the neighbourhood over which densities are compared
+TIE = 1.0  # Å: thickness of a layer of density, quite unlike the target's, that costs as much as a cut
+TORN = 4.0  # Å: a cut whose sides are carried apart by this or more costs the full amount
+ROUNDS = 30  # of messages among neighbours
+CHOICES = 6  # parts at most among which a block chooses: those with the least cost
+
+
+class Blocks(NamedTuple):
+    """Carried density of a map in blocks.
+
+    Attributes:
+        x: centres of mass, Å.
+        density: mean densities.
+        filled: which blocks of the grid have density, in the order of the others.
+        size: sides of a block, Å.
+        factor: sides of a block, voxels.
+    """
+
+    x: Points
+    density: Float[np.ndarray, "points"]
+    filled: Bool[np.ndarray, "bx by bz"]
+    size: Float[np.ndarray, "3"]  # Å
+    factor: Int[np.ndarray, "3"]  # voxels
+
+    def on_grid(self, values: Shaped[np.ndarray, "points"]) -> Float[np.ndarray, "bx by bz"]:
+        """Values of the blocks on their grid, 0 elsewhere."""
+        whole = np.zeros(self.filled.shape, np.float32)
+        whole[self.filled] = values
+        return whole
+
+    def neighbourhood_sum(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+        """Weighted sums over the neighbourhood of each block."""
+        spread = ndimage.gaussian_filter(self.on_grid(values), WINDOW / self.size, mode="constant")
+        return spread[self.filled]
+
+    def pairs(self) -> list[Int[np.ndarray, "pairs 2"]]:
+        """Numbers of blocks that share a face, for each axis across which they do."""
+        number = np.full(self.filled.shape, -1)
+        number[self.filled] = np.arange(len(self.x))
+        along = (np.moveaxis(number, axis, 0) for axis in range(3))
+        both = (np.stack([each[:-1], each[1:]], -1) for each in along)
+        return [each[(each >= 0).all(-1)] for each in both]
+
+
+def redraw(
+    partition: Partition,
+    carries: Sequence[Callable],
+    initial: Map,
+    target: Map,
+    threshold: float,
+    copies: int = 1,
+) -> Partition:
+    """Redraw the borders of a partition where the parts' own flows explain the target best and tear the density least.
+
+    Each block of density chooses a part within REACH. Its cost is the difference between the initial density around it
+    and the target's where the part takes it. Where neighbours choose parts that carry them apart, the cost is TIE times
+    the face that they share, more for denser blocks. So a border runs through the gap between two domains, or where
+    their flows agree, and cuts no chain.
+
+    Args:
+        partition: the parts as they are.
+        carries: for each part the function that carries positions (n, 3) in Å to some times.
+        initial: the initial map, at matched resolution.
+        target: the target map, at matched resolution.
+        threshold: density of the initial map at or above this is carried.
+        copies: number of copies of each part.
+
+    Returns:
+        The new partition; the given one if a part would almost vanish or no voxel is above the threshold.
+    """
+    mass = carried_mass(initial.density, threshold)
+    if not mass.any():  # the map blurred to the target's resolution may be below the threshold everywhere
+        return partition
+    blocks = make_blocks(mass, initial)
+    own = partition.part_at(blocks.x)
+    y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
+    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
+    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
+    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
+    faces = np.prod(blocks.size) / blocks.size
+    pairs = blocks.pairs()
+    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
+    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
+    owner = choices[np.arange(len(choices)), chosen]
+    labels = np.zeros(blocks.filled.shape, int)
+    labels[blocks.filled] = owner + 1
+    for axis, factor in enumerate(blocks.factor):
+        labels = labels.repeat(factor, axis)
+    shape = initial.density.shape
+    labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
+    better = remove_fragments(labels, initial.voxel_size, copies)
+    held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
+    least = smallest_mass(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
+    return complete_labels(better, initial) if held.min() > least * held.sum() else partition
+
+
+def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
+    """Divide the carried mass of the initial map into blocks of about BLOCK."""
+    x, held, filled, factor = mass_points(mass, initial, BLOCK)
+    return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
+
+
+def differences(
+    blocks: Blocks, own: Int[np.ndarray, "points"], y: Float[np.ndarray, "points parts 3"], initial: Map, target: Map
+) -> Float[np.ndarray, "points parts"]:
+    """Difference between the initial density around each block and the target's where each part takes it.
+
+    Mean squares over the neighbourhood, relative to those of the density itself, up to the maps' scale. Infinite beyond
+    REACH of the part. `own` is each block's part so far.
+    """
+    here = density_at(initial, blocks.x)
+    there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    current = there[np.arange(len(own)), own]
+    scale = np.vdot(here, current) / max(np.vdot(current, current), 1e-30)
+    found = np.full(there.shape, np.inf)
+    for part in range(y.shape[1]):
+        away = ndimage.distance_transform_edt(blocks.on_grid(own == part) == 0, sampling=blocks.size)
+        near = away[blocks.filled] < REACH
+        off = blocks.neighbourhood_sum(near * (here - scale * there[:, part]) ** 2)
+        found[near, part] = (off / np.maximum(blocks.neighbourhood_sum(near * here**2), 1e-30))[near]
+    return found
+
+
+def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
+    """Density of the map at positions in Å."""
+    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
+
+
+def tear_costs(
+    blocks: Blocks, y: Float[np.ndarray, "points choices 3"], pairs: Int[np.ndarray, "pairs 2"]
+) -> Float[np.ndarray, "pairs choices choices"]:
+    """How badly each pair of neighbours is torn, for each choice of the first and of the second.
+
+    From 0 to 1 by the distance that they gain, relative to TORN; times the lesser density of the two, relative to the
+    mean of all.
+    """
+    first, second = pairs.T
+    before = np.linalg.norm(blocks.x[first] - blocks.x[second], axis=-1)
+    held = np.minimum(blocks.density[first], blocks.density[second]) / blocks.density.mean()
+    found = np.empty((len(pairs), y.shape[1], y.shape[1]), np.float32)
+    for one, other in np.ndindex(found.shape[1:]):  # one at a time: all at once would take some GiB with large maps
+        after = np.linalg.norm(y[first, one] - y[second, other], axis=-1)
+        found[:, one, other] = held * np.clip((after - before) / TORN, 0, 1)
+    return found
+
+
+def least_cost_labels(
+    costs: Float[np.ndarray, "points labels"],
+    pairs: Int[np.ndarray, "pairs 2"],
+    cuts: Float[np.ndarray, "pairs labels labels"],
+) -> Int[np.ndarray, "points"]:
+    """A label for each point, such that the sum of the labels' costs and of the pairs' costs is nearly the least.
+
+    By messages among neighbours (min-sum belief propagation; Felzenszwalb & Huttenlocher 2006), damped by half.
+
+    Args:
+        costs: of each label for each point.
+        pairs: neighbours.
+        cuts: costs of the labels of each pair.
+    """
+    costs = np.minimum(costs - costs.min(1, keepdims=True), 1e6).astype(np.float32)
+    first, second = pairs.T
+    to_first, to_second = np.zeros((2, len(pairs), costs.shape[1]), np.float32)
+
+    def beliefs():
+        return costs + np.stack(
+            [
+                np.bincount(first, a, len(costs)) + np.bincount(second, b, len(costs))
+                for a, b in zip(to_first.T, to_second.T, strict=True)
+            ],
+            axis=1,
+        ).astype(np.float32)
+
+    for _ in range(ROUNDS):
+        belief = beliefs()
+        for_second = ((belief[first] - to_first)[:, :, None] + cuts).min(1)
+        for_first = ((belief[second] - to_second)[:, None, :] + cuts).min(2)
+        to_second = 0.5 * (to_second + for_second - for_second.min(1, keepdims=True))
+        to_first = 0.5 * (to_first + for_first - for_first.min(1, keepdims=True))
+    return beliefs().argmin(1)

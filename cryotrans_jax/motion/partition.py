@@ -1,0 +1,598 @@
+"""Partitions: the initial map cut into parts, each moved by its own velocity field (paper, eq. 8-15).
+
+Parts come from a label map, from masks, from an atomic model's chains and residues, or from a flow: then they are the
+rigid bodies that it moves.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage, sparse, spatial
+
+from cryotrans_jax.core.grid import block_points, box_slices
+from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, same_grid
+
+SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
+NEAR = 8.0  # Å around a model within which a voxel's nearest atom is searched; beyond, it joins the nearest such voxel
+SPACING = 5.0  # Å between the points that are sorted into rigid bodies, wider if there would be more than MAX_POINTS
+MAX_POINTS = 4000
+VOTE_WIDTH = 1.0  # spacings: width of the neighbourhood that votes on the body of a point
+SEED_RADIUS = 12.0  # Å: radius of the neighbourhood whose motion starts a further body
+SEEDS = 12  # places at which a further body is tried
+MAX_BODIES = 24
+# A further body is accepted if it reduces the rms distance from rigid-body motion to GAIN of what it was; or if its own
+# points have more than INDEPENDENT_RMS (Å) without it and less than INDEPENDENT_RATIO of that with it; or if the rms
+# distance is above FAR_RMS (Å), as more bodies will follow.
+GAIN = 0.75
+INDEPENDENT_RMS, INDEPENDENT_RATIO = 2.0, 0.6
+FAR_RMS = 3.0
+MAX_COST = 6.0  # number of bodies times the mass fraction of the largest: about the cost of their fields
+STILL_RMS = 0.5  # Å: an rms distance that is no motion
+GAP = 1.2  # Å around density within which it is connected to other density
+BORDER_FADE = 0.7  # voxels: width of the borders of an asymmetric unit made of bodies
+MIN_FRACTION = 0.01  # fractions of a voxel below this are set to 0
+MIN_MASS, MIN_VOLUME = 0.02, 12e3  # a body has more of the mass than this, or in a large molecule more Å³ (10 kDa)
+SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
+
+Points = Float[np.ndarray, "points 3"]
+Motion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
+Motions = list[Motion]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The parts of a map.
+
+    Attributes:
+        labels: the part (1, 2, ...) of each voxel.
+        voxel_size: Å.
+        origin: position of the first voxel, Å.
+    """
+
+    labels: Int[np.ndarray, "x y z"]
+    voxel_size: Float[np.ndarray, "3"]
+    origin: Float[np.ndarray, "3"]
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return int(self.labels.max())
+
+    def part_at(self, xyz: Points) -> Int[np.ndarray, "points"]:
+        """Part, counted from 0, of each position (Å): that of the nearest voxel."""
+        voxel = np.rint((xyz - self.origin) / self.voxel_size).astype(int)
+        return self.labels[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
+
+    def of_atoms(self, model: gemmi.Structure) -> Int[np.ndarray, "atoms"]:
+        """Part of each atom: the one that contains most atoms of its residue, so that no residue is torn."""
+        each = self.part_at(atoms.positions(model))
+        residue = np.array([number for number, r in enumerate(residues(model)) for _ in r])
+        votes = np.zeros((residue[-1] + 1, self.count), int)
+        np.add.at(votes, (residue, each), 1)
+        return votes.argmax(1)[residue]
+
+    def soft_masks(self, support: Bool[np.ndarray, "x y z"]) -> list["LocalMask"]:
+        """For each part a mask from 0 to 1 that fades into the others over SEAM on either side of its borders.
+
+        The masks add up to one inside `support` (on the labels' grid), and are zero elsewhere.
+        """
+        reach = np.ceil(SEAM / self.voxel_size).astype(int)
+        near = box_slices(support)
+        inside, labels, found = support[near], self.labels[near], []
+        total = np.zeros(inside.shape, np.float32)
+        for own in (labels == label for label in range(1, self.count + 1)):
+            box = box_slices(own, reach) if own.any() else (slice(0, 0),) * 3
+            distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
+            ramp = (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))).astype(np.float32) * inside[box]
+            total[box] += ramp
+            found.append((box, ramp))
+        first = [along.start for along in near]
+        whole = [tuple(slice(a.start + n, a.stop + n) for a, n in zip(box, first, strict=True)) for box, _ in found]
+        shares = (np.divide(ramp, total[box], out=ramp, where=ramp > 0) for box, ramp in found)
+        return [LocalMask(*each) for each in zip(whole, shares, strict=True)]
+
+    def to_map(self, support: np.ndarray) -> Map:
+        """The labels as a map of whole numbers, zero outside of `support` (bool)."""
+        return Map(np.where(support, self.labels, 0).astype(np.float32), self.voxel_size, self.origin)
+
+
+class LocalMask(NamedTuple):
+    """Values in a box of a grid, given as slices of it; they are zero elsewhere."""
+
+    box: tuple[slice, ...]
+    values: Float[np.ndarray, "x y z"]
+
+    def on_grid(self, shape: tuple[int, ...]) -> Float[np.ndarray, "x y z"]:
+        """The values on the whole grid of this shape."""
+        whole = np.zeros(shape, np.float32)
+        whole[self.box] = self.values
+        return whole
+
+
+def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
+    """All residues of the first model, in the order of `atoms.positions`."""
+    return [residue for chain in model[0] for residue in chain]
+
+
+def complete_labels(labels: np.ndarray, like: Map | Partition) -> Partition:
+    """Make a partition on the grid of `like`; voxels labelled 0 join the nearest labelled one.
+
+    Raises:
+        InputError: no voxel is labelled.
+    """
+    if not labels.any():
+        raise InputError("no voxel of the map belongs to any part: give labels of parts within the map")
+    if not (labels > 0).all():
+        nearest = ndimage.distance_transform_edt(
+            labels == 0, sampling=like.voxel_size, return_distances=False, return_indices=True
+        )
+        labels = labels[tuple(nearest)]
+    return Partition(labels.astype(np.int16), like.voxel_size, like.origin)
+
+
+def from_labels(labels: Map, initial: Map, name: str = "the label map") -> Partition:
+    """Make a partition from a label map on the initial map's grid, with parts in the order of the labels.
+
+    Args:
+        labels: map of whole numbers; voxels labelled 0 join the nearest labelled one.
+        initial: the initial map.
+        name: of the label map, for messages.
+
+    Raises:
+        InputError: the grids differ, or values are no labels.
+    """
+    check_grid(labels, initial, name)
+    whole = np.rint(labels.density)
+    if np.abs(labels.density - whole).max() > 1e-3 or whole.min() < 0:
+        raise InputError(f"{name} contains values that are not labels: give whole numbers, 0 where there is no part")
+    values, numbers = np.unique(whole, return_inverse=True)
+    numbers = numbers.reshape(whole.shape) + (values[0] > 0)
+    if len(values) > np.iinfo(np.int16).max or not numbers.any():
+        raise InputError(
+            f"{name} contains {len(values)} different labels: give at least one part, and fewer than 32768"
+        )
+    return complete_labels(numbers, initial)
+
+
+def from_masks(masks: Sequence[Map], initial: Map, names: Sequence[str] | None = None) -> Partition:
+    """Make a partition from one mask for each part, on the initial map's grid.
+
+    Args:
+        masks: a voxel belongs to the part with the largest value; voxels where all are 0 join the nearest others.
+        initial: the initial map.
+        names: of the masks, for messages.
+
+    Raises:
+        InputError: the grids differ, or a mask is nowhere the largest.
+    """
+    names = names or [f"mask {number + 1}" for number in range(len(masks))]
+    for mask, name in zip(masks, names, strict=True):
+        check_grid(mask, initial, name)
+    values = np.stack([mask.density for mask in masks])
+    labels = np.where(values.max(0) > 0, values.argmax(0) + 1, 0)
+    for number, name in enumerate(names):
+        if not (labels == number + 1).any():
+            raise InputError(f"{name} is nowhere the largest of the masks: give one for each part, 0 outside of it")
+    return complete_labels(labels, initial)
+
+
+def check_grid(map_: Map, initial: Map, name: str) -> None:
+    """Raise InputError if the map `name` is on another grid than the initial map."""
+    if difference := same_grid(initial, map_):
+        raise InputError(f"{name} lies on another grid than the initial map ({difference}): resample it there")
+
+
+def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
+    """Make a partition from an atomic model in the initial map: each voxel joins the part of the nearest selected atom.
+
+    Args:
+        model: the model.
+        parts: the selections. Parts are separated by semicolons, selections of one part by commas: A:1-320;A:321-650,B.
+            A selection is a chain, or residues of it by number; a chain without a name is written :1-320. Atoms in no
+            selection are ignored, so the density around them joins the nearest part.
+        initial: the initial map.
+
+    Raises:
+        InputError: a selection does not have that form, selects nothing, or overlaps another part.
+    """
+    sites = residues(model)
+    owner = np.zeros(len(sites), int)
+    for number, part in enumerate(parts.split(";")):
+        for text in part.split(","):
+            chosen = select_residues(model, text.strip())
+            if (owner[chosen] > 0).any() and (owner[chosen] != number + 1).any():
+                raise InputError(
+                    f"{text} in --parts selects residues of an earlier part as well: give each to one part"
+                )
+            owner[chosen] = number + 1
+    each = np.repeat(owner, [len(residue) for residue in sites])
+    tree = spatial.cKDTree(atoms.positions(model)[each > 0])
+    shape = initial.density.shape
+    seen = np.zeros(shape, bool)
+    place = np.rint((tree.data - initial.origin) / initial.voxel_size).astype(int).clip(0, np.array(shape) - 1)
+    seen[tuple(place.T)] = True
+    near = np.argwhere(ndimage.distance_transform_edt(~seen, sampling=initial.voxel_size) < NEAR)
+    _, nearest = tree.query(initial.origin + near * initial.voxel_size, workers=-1)
+    labels = np.zeros(shape, int)
+    labels[tuple(near.T)] = each[each > 0][nearest]
+    return complete_labels(labels, initial)
+
+
+def select_residues(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
+    """Indices, in the order of `residues`, of the residues that CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST selects."""
+    if not text or not (match := SELECTION.fullmatch(text)):
+        raise InputError(f"{text!r} in --parts is no selection: give CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST")
+    names = [chain.name.strip() for chain in model[0] for _ in chain]
+    first = int(match["first"]) if match["first"] else None
+    last = int(match["last"]) if match["last"] else first
+    chosen = [
+        number
+        for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
+        if name == match["chain"].strip() and (first is None or last is None or in_range(residue, first, last))
+    ]
+    if not chosen:
+        known = ", ".join(name or "(no name, as in :1-320)" for name in dict.fromkeys(names))
+        raise InputError(f"{text} in --parts selects no residue: the model has the chains {known}")
+    return np.array(chosen)
+
+
+def in_range(residue: gemmi.Residue, first: int, last: int) -> bool:
+    """Whether the residue has a number from the first to the last."""
+    return residue.seqid.num is not None and first <= residue.seqid.num <= last
+
+
+class PartMotion(NamedTuple):
+    """Motion of a part, as the nearest rigid-body motion; all 0 for a part without mass.
+
+    Attributes:
+        share_of_mass: fraction of the mass.
+        turn: angle of the rotation, degrees.
+        shift: displacement of the part's centre of mass, Å.
+        from_rigid: RMS deviation from rigid-body motion, Å.
+    """
+
+    share_of_mass: float
+    turn: float
+    shift: float
+    from_rigid: float
+
+
+def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
+    """Motion of each part to the end of a flow; `carry` is as for `from_flow`."""
+    x, mass, *_ = mass_points(carried_mass(initial.density, threshold), initial)
+    y, owner = carry(x, [1.0])[0], partition.part_at(x)
+    found = []
+    for part in range(partition.count):
+        a, b, m = (v[owner == part] for v in (x, y, mass))
+        if not len(a):  # smaller than the distance between the points
+            found.append(PartMotion(0.0, 0.0, 0.0, 0.0))
+            continue
+        motion = fit_rigid_motion(a, b, m)
+        turn = np.degrees(np.arccos(np.clip((np.trace(motion[0]) - 1) / 2, -1, 1)))
+        shift, off = (
+            np.linalg.norm(m @ (b - a)) / m.sum(),
+            np.sqrt(m @ squared_residuals(a, b, [motion])[:, 0] / m.sum()),
+        )
+        found.append(PartMotion(*map(float, (m.sum() / mass.sum(), turn, shift, off))))
+    return found
+
+
+class AsymmetricUnit(NamedTuple):
+    """The asymmetric unit of a symmetric map, and the operators of the point group.
+
+    Each rigid body in it is as many parts as there are operators: with n of them, parts 1 to n are the copies
+    of the first body by the first operator, the second and so on, and the next n those of the second body. The first
+    operator is the identity.
+
+    Attributes:
+        mass: of the unit, on the map's grid.
+        rotations: of the operators.
+        centre: point on all axes, Å.
+    """
+
+    mass: Float[np.ndarray, "x y z"]
+    rotations: Float[np.ndarray, "copies 3 3"]
+    centre: Float[np.ndarray, "3"]
+
+    def copies(self, x: Points) -> Float[np.ndarray, "copies points 3"]:
+        """Positions to which the operators take `x`, Å."""
+        return (x - self.centre) @ self.rotations.transpose(0, 2, 1) + self.centre
+
+    @property
+    def products(self) -> Int[np.ndarray, "copies copies"]:
+        """Multiplication table: number of the operator that results from the second operator followed by the first."""
+        both = self.rotations[:, None] @ self.rotations
+        return np.abs(both[:, :, None] - self.rotations).sum((-1, -2)).argmin(-1)
+
+    def commutes(self, motion: "Motion", x: Points, within: float) -> bool:
+        """Whether a rigid-body motion of `x` is also that of all copies of `x`, to an rms distance `within` (Å)."""
+        (turn, shift), x = motion, x - self.centre
+        ends = [((x @ one) @ turn + shift) @ one.T for one in self.rotations]
+        return bool(max(((end - x @ turn - shift) ** 2).sum(1).mean() for end in ends) < within**2)
+
+    def replicate(
+        self, labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map
+    ) -> Int[np.ndarray, "x y z"]:
+        """Extend the labels of some voxels to all copies: each voxel inside takes the label of the nearest copy."""
+        own, places = np.argwhere(labels > 0), np.argwhere(inside)
+        every = self.copies(like.origin + own * like.voxel_size).reshape(-1, 3)
+        _, nearest = spatial.cKDTree(every).query(like.origin + places * like.voxel_size, workers=-1)
+        by, which = np.divmod(nearest, len(own))
+        body, copy = np.divmod(labels[tuple(own[which].T)] - 1, len(self.rotations))
+        whole = np.zeros_like(labels)
+        whole[tuple(places.T)] = body * len(self.rotations) + self.products[by, copy] + 1
+        return whole
+
+    def bodies(self, partition: "Partition") -> Int[np.ndarray, "x y z"]:
+        """Number (1, 2, ...) of the nearest body of the asymmetric unit for each voxel of a partition into copies."""
+        body, copy = np.divmod(partition.labels - 1, len(self.rotations))
+        own = np.where(copy == 0, body + 1, 0)
+        return complete_labels(own, partition).labels
+
+    def soft_mask(self, partition: "Partition", inside: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:
+        """Fraction (0 to 1) of each voxel inside that belongs to the asymmetric unit, one in sum over all copies.
+
+        The borders fade out over about a voxel, like those of `Symmetry.unit_weights`.
+        """
+        own = ndimage.gaussian_filter(
+            ((partition.labels - 1) % len(self.rotations) == 0).astype(np.float32), BORDER_FADE
+        )
+        found, near = np.zeros_like(own), inside & (own > MIN_FRACTION)
+        places = np.argwhere(near)
+        every = self.copies(partition.origin + places * partition.voxel_size)  # includes the inverse of each operator
+        at = ((every - partition.origin) / partition.voxel_size).reshape(-1, 3).T
+        held = ndimage.map_coordinates(own, at, order=1, mode="nearest").reshape(len(every), -1)
+        found[near] = own[near] / np.where(held > MIN_FRACTION, held, 0).sum(0)
+        return found
+
+
+class Bodies(NamedTuple):
+    """Points sorted into rigid bodies.
+
+    Attributes:
+        owner: body of each point.
+        copy: copy of the body, where there is a symmetry.
+        squared_deviation: squared distance (Å²) of each point from the body's motion.
+        motions: of each body's first copy.
+        rms: RMS deviation from rigid-body motion, Å.
+    """
+
+    owner: Int[np.ndarray, "points"]
+    copy: Int[np.ndarray, "points"]
+    squared_deviation: Float[np.ndarray, "points"]
+    motions: Motions
+    rms: float
+
+
+def from_flow(
+    carry: Callable, initial: Map, threshold: float, unit: AsymmetricUnit | None = None
+) -> tuple[Partition, list[float]]:
+    """Find the rigid bodies that a flow moves.
+
+    Args:
+        carry: function that carries positions (n, 3) in Å to some times.
+        initial: the initial map.
+        threshold: the initial map's.
+        unit: the asymmetric unit, of a symmetric flow: each copy of a body is then a part. Everything is one part if it
+            moves as one body.
+
+    Returns:
+        The partition, and the RMS deviations (Å) from rigid-body motion with one body, two and so on; the last one was
+        not accepted.
+    """
+    everywhere = carried_mass(initial.density, threshold)
+    if not everywhere.any():
+        raise InputError(f"no density of the initial map is above {threshold:g}: give a lower threshold")
+    carried = everywhere if unit is None else unit.mass
+    inside = np.argwhere(carried > 0)
+    volume = len(inside) * np.prod(initial.voxel_size)
+    spacing = max(SPACING, float((volume / MAX_POINTS) ** (1 / 3)))
+    x, mass, *_ = mass_points(carried, initial, spacing)
+    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, smallest_mass(volume), unit)
+    _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
+    labels = np.zeros(initial.density.shape, int)
+    copies = 1 if unit is None else len(unit.rotations)
+    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
+    if unit is None:
+        return complete_labels(remove_fragments(labels, initial.voxel_size), initial), tried
+    within = max(STILL_RMS, found.rms)
+    if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
+        return complete_labels(np.ones_like(labels), initial), tried
+    return replicate_bodies(labels, everywhere > 0, initial, unit), tried
+
+
+def replicate_bodies(
+    labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map, unit: AsymmetricUnit
+) -> Partition:
+    """The partition into an asymmetric unit's bodies and all their copies, from labels of the unit's voxels."""
+    whole = unit.replicate(labels, inside, like)
+    return complete_labels(remove_fragments(whole, like.voxel_size, len(unit.rotations)), like)
+
+
+def smallest_mass(volume: float, copies: int = 1) -> float:
+    """Least fraction of the mass that a body, or a fragment of one, has to have.
+
+    Args:
+        volume: of the molecule, Å³.
+        copies: number of asymmetric units.
+    """
+    return min(MIN_MASS, MIN_VOLUME / volume * copies) / copies if volume > 0 else MIN_MASS / copies
+
+
+def remove_fragments(
+    labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray, copies: int = 1
+) -> Int[np.ndarray, "x y z"]:
+    """Remove labels from fragments, apart from the rest of their part, that have less than `smallest_mass`.
+
+    A fragment of one body within another is held by nothing and could be carried anywhere. Fragments are apart if more
+    than twice GAP or another part is between them. The largest fragment of each part stays.
+    """
+    labelled = labels > 0
+    away, nearest = ndimage.distance_transform_edt(~labelled, sampling=voxel_size, return_indices=True)
+    spread, kept = np.where(away < GAP, labels[tuple(nearest)], 0), np.zeros_like(labels)
+    least = smallest_mass(labelled.sum() * np.prod(voxel_size), copies) * labelled.sum()
+    for part in range(1, labels.max() + 1):
+        pieces, count = ndimage.label(spread == part)
+        held = np.bincount(pieces[labelled], minlength=count + 1)
+        held[0] = 0
+        whole = (held >= least) | (held == held.max())
+        kept[whole[pieces] & (pieces > 0) & labelled] = part
+    return kept
+
+
+def mass_points(
+    mass: Float[np.ndarray, "x y z"], initial: Map, spacing: float = SPACING
+) -> tuple[Points, Float[np.ndarray, "points"], Bool[np.ndarray, "bx by bz"], Int[np.ndarray, "3"]]:
+    """Represent the mass that the flow carries as points at the centres of mass of blocks of voxels.
+
+    Args:
+        mass: on the grid of `initial`.
+        initial: the initial map.
+        spacing: about the side of a block, Å.
+
+    Returns:
+        Positions (Å); masses; which blocks have mass, in the order of the points; and the voxels along a block's sides.
+    """
+    factor = np.maximum(np.rint(spacing / initial.voxel_size), 1).astype(int)
+    mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
+    place, rho, filled = block_points(mass, factor)
+    return initial.origin + (place - 0.5) * initial.voxel_size, rho, filled, factor
+
+
+def find_bodies(
+    x: Points,
+    y: Points,
+    mass: np.ndarray,
+    spacing: float = SPACING,
+    least: float = MIN_MASS,
+    unit: AsymmetricUnit | None = None,
+) -> tuple[Bodies, list[float]]:
+    """Find as few rigid bodies as explain a motion.
+
+    Bodies are added one by one, as long as each is accepted (see GAIN). In an assembly with many bodies, each is too
+    small to reduce the rms distance of the whole by much, hence the criterion for a body's own points. The search ends
+    when no motion is left, when a body would have less than the `least` mass, or when the fields would cost too much
+    (MAX_COST).
+
+    Args:
+        x: positions before the motion, Å.
+        y: positions after it, Å.
+        mass: of the points.
+        spacing: about the distance between the points, Å.
+        least: fraction of the mass that a body has at least.
+        unit: the asymmetric unit; its points may belong to any copy of a body.
+
+    Returns:
+        The bodies, and the RMS deviations (Å) from rigid-body motion with 1, 2, ... of them.
+    """
+    before, after = (a[None] if unit is None else (a - unit.centre) @ unit.rotations for a in (x, y))
+    tree = spatial.cKDTree(before[0])
+    points = PointSet(before, after, mass, tree, neighbourhood(tree, mass, VOTE_WIDTH * spacing))
+    found = assign_points(points, [fit_rigid_motion(points.x[0], points.y[0], mass)], least)
+    assert found is not None  # one body has all the mass
+    tried = [found.rms]
+    while found.rms > STILL_RMS and len(found.motions) < MAX_BODIES:
+        further = add_body(points, found, least)
+        if further is None:
+            break
+        tried.append(further.rms)
+        largest = np.bincount(further.owner, mass).max() / mass.sum()
+        if len(further.motions) * largest > MAX_COST:
+            break
+        worth = found.rms > FAR_RMS or further.rms <= GAIN * found.rms
+        if not (worth or moves_independently(mass, found, further)):
+            break
+        found = further
+    return found, tried
+
+
+class PointSet(NamedTuple):
+    """Points to be sorted into rigid bodies.
+
+    Attributes:
+        x: positions before the motion as each copy of a body sees them, rotated back by the operator that makes the
+            copy.
+        y: positions after it, likewise.
+        mass: of the points.
+        tree: of the positions before the motion.
+        vote: weights of the mean over each point's neighbourhood.
+    """
+
+    x: Float[np.ndarray, "copies points 3"]
+    y: Float[np.ndarray, "copies points 3"]
+    mass: Float[np.ndarray, "points"]
+    tree: spatial.cKDTree
+    vote: sparse.csr_matrix
+
+
+def moves_independently(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
+    """Whether the last body's points are off by more than INDEPENDENT_RMS without it, and by far less with it."""
+    own = further.owner == len(further.motions) - 1
+    before, after = (np.sqrt(mass[own] @ by.squared_deviation[own] / mass[own].sum()) for by in (found, further))
+    return bool(before > INDEPENDENT_RMS and after < INDEPENDENT_RATIO * before)
+
+
+def add_body(points: PointSet, found: Bodies, least: float) -> Bodies | None:
+    """The best fit with one body more, started from the motion around each of the points that fit worst."""
+    x, y, off, best = points.x[0], points.y[0], points.vote @ found.squared_deviation, None
+    for _ in range(SEEDS):
+        near = points.tree.query_ball_point(x[off.argmax()], SEED_RADIUS)
+        off[near] = 0
+        further = assign_points(points, [*found.motions, fit_rigid_motion(x[near], y[near], points.mass[near])], least)
+        if further is not None and (best is None or further.rms < best.rms):
+            best = further
+    return best
+
+
+def assign_points(points: PointSet, motions: Motions, least: float, rounds: int = 100) -> Bodies | None:
+    """Assign points to bodies and fit the bodies' motions in turn, until no point changes.
+
+    Each point joins the body that suits its neighbourhood. None if a body gets less than the `least` fraction of the
+    mass.
+    """
+    copies, count, _ = points.x.shape
+    every, choice = np.arange(count), np.full(count, -1)
+    for _ in range(rounds):
+        off = np.concatenate(
+            [squared_residuals(*seen, motions) for seen in zip(points.x, points.y, strict=True)], axis=1
+        )
+        before, choice = choice, (points.vote @ off).argmin(1)
+        copy, owner = np.divmod(choice, len(motions))
+        if np.bincount(owner, points.mass, len(motions)).min() < least * points.mass.sum():
+            return None
+        if (choice == before).all():
+            break
+        x, y = points.x[copy, every], points.y[copy, every]
+        motions = [fit_rigid_motion(*(a[owner == body] for a in (x, y, points.mass))) for body in range(len(motions))]
+    off = squared_residuals(points.x[copy, every], points.y[copy, every], motions)[every, owner]
+    return Bodies(owner, copy, off, motions, float(np.sqrt(points.mass @ off / points.mass.sum())))
+
+
+def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray, width: float) -> sparse.csr_matrix:
+    """Weights (points, points) of the mean over each point's neighbourhood of this width (Å), itself included."""
+    pairs = tree.sparse_distance_matrix(tree, 2.5 * width, output_type="coo_matrix")
+    weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / width) ** 2) * mass[pairs.col], (pairs.row, pairs.col)))
+    weights = weights + sparse.diags(mass - weights.diagonal())
+    return sparse.csr_matrix(sparse.diags(1 / np.asarray(weights.sum(1)).ravel()) @ weights)
+
+
+def squared_residuals(x: Points, y: Points, motions: Motions) -> Float[np.ndarray, "points bodies"]:
+    """Squared distances (Å²) between the end of each point and where each motion takes it."""
+    return np.stack([((x @ turn + shift - y) ** 2).sum(1) for turn, shift in motions], axis=1)
+
+
+def fit_rigid_motion(x: Points, y: Points, mass: np.ndarray) -> Motion:
+    """Rigid-body motion that takes x nearest to y (Kabsch 1976)."""
+    share = mass / mass.sum()
+    a, b = share @ x, share @ y
+    u, _, vt = np.linalg.svd((x - a).T @ ((y - b) * share[:, None]))
+    rotation = (u * [1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    return rotation, b - a @ rotation

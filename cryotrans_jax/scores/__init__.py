@@ -1,0 +1,1 @@
+"""Measurements of a result: FSC, RMSD, Q-score, geometry."""

@@ -1,0 +1,281 @@
+"""Measure and restore the molecular geometry of a carried model.
+
+The flow carries each atom independently and knows of no bonds. Bonds and reference distances are taken from the initial
+model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+import scipy.sparse
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
+from scipy.spatial import cKDTree
+from threadpoolctl import threadpool_limits
+
+from cryotrans_jax.io import atoms
+
+BOND = 0.4  # Å that a bond may be longer than the sum of covalent radii
+NEXT = 4.5  # Å: largest distance of consecutive CA atoms
+CA_CA, CA_SLACK = 3.8, 0.3  # Å: distance of CA atoms across a trans peptide bond, and its tolerance
+CLASH = 2.2  # Å: nearer heavy atoms clash, unless their residues are bonded
+CONTACT = 3.0  # Å: such atoms are kept this far apart, or as far as in the initial model
+REACH = 6.0  # Å: longest distance kept within a residue, across its whole side chain
+MARGIN = 1.0  # Å beyond CONTACT from which atoms may come into contact in one round
+BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, PLACE_SIGMA = 0.05, 0.1, 0.2, 1.0  # Å: standard deviations of the restraints
+HAND = 1.0  # Å³: least volume at a chiral centre
+VOLUME_SIGMA = 0.2  # Å³; a carbon's three neighbours span 2.5
+ROUNDS, STEPS = 4, 60  # of the minimisation
+
+Pairs = Int[np.ndarray, "_ 2"]
+
+
+class Topology(NamedTuple):
+    """Geometry of the initial model; atoms are numbered as in `atoms.positions`.
+
+    Attributes:
+        xyz: positions in the initial model, Å.
+        bonds: pairs of bonded atoms.
+        angles: pairs of atoms two bonds apart.
+        residue: further pairs within a residue, across a peptide bond or along the chain.
+        chain: pairs of CA atoms that follow one another.
+        centres: atoms with three of their neighbours, whose chirality or planarity is to be kept.
+        number: residue of each atom.
+        bonded_residues: pairs of bonded residues, as codes (`pair_codes`).
+        first: whether each atom is in the first alternative conformation. Only these are measured.
+        heavy: atoms of `first` that are not hydrogen.
+    """
+
+    xyz: Float[np.ndarray, "atoms 3"]
+    bonds: Pairs
+    angles: Pairs
+    residue: Pairs
+    chain: Pairs
+    centres: Int[np.ndarray, "_ 4"]
+    number: Int[np.ndarray, "atoms"]
+    bonded_residues: Int[np.ndarray, "joined"]
+    first: Bool[np.ndarray, "atoms"]
+    heavy: Int[np.ndarray, "heavy"]
+
+
+def topology(structure: gemmi.Structure) -> Topology:
+    """Derive the topology of a model from the distances and names of its atoms."""
+    sites, xyz = list(structure[0].all()), atoms.positions(structure)
+    places = [(site.chain.name, str(site.residue.seqid)) for site in sites]
+    number = np.cumsum([k > 0 and place != places[k - 1] for k, place in enumerate(places)])
+    name, altloc = (np.array([getattr(site.atom, key) for site in sites]) for key in ("name", "altloc"))
+    hydrogen = np.array([site.atom.is_hydrogen() for site in sites])
+    radius = np.array([site.atom.element.covalent_r for site in sites])
+    first = is_first(number, altloc)
+
+    close = cKDTree(xyz).query_pairs(REACH, output_type="ndarray").reshape(-1, 2).astype(np.int64)
+    a, b = close.T
+    bonds = close[(distances(xyz, close) < radius[a] + radius[b] + BOND) & ~(hydrogen[a] & hydrogen[b])]
+    bonds = compatible(bonds, altloc)
+    peptide = bonds[(name[bonds] == "C").any(1) & (name[bonds] == "N").any(1) & (np.diff(number[bonds])[:, 0] != 0)]
+    graph, across = (adjacency(pairs, len(xyz)) for pairs in (bonds, peptide))
+    angles = compatible(difference(nonzero_pairs(graph @ graph), bonds), altloc)
+    ca = np.flatnonzero((name == "CA") & ~hydrogen & first)
+    chain = np.stack([ca[:-1], ca[1:]], 1)
+    chain = chain[(np.diff(number[chain])[:, 0] == 1) & (distances(xyz, chain) < NEXT)]
+    further = np.concatenate([close[number[a] == number[b]], nonzero_pairs(graph @ across @ graph), chain])
+    residue = compatible(difference(further, np.concatenate([bonds, angles])), altloc)
+    centres = neighbour_triples(graph, np.flatnonzero(~hydrogen), ~hydrogen & first)
+    joined = np.unique(pair_codes(number[np.concatenate([bonds, chain])]))
+    heavy = np.flatnonzero(~hydrogen & first)
+    return Topology(xyz, bonds, angles, residue, chain, centres, number, joined, first, heavy)
+
+
+def measure(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> dict[str, float | int]:
+    """Measure the geometry of a carried model against its topology.
+
+    Args:
+        top: topology of the initial model.
+        xyz: positions of the carried atoms, Å.
+
+    Returns:
+        `ca_bonds`, the share of consecutive CA atoms that are CA_CA ± CA_SLACK apart (NaN without any); `bond_rms`, the
+        bond-length RMSD from the initial model [Å]; `mirrored`, the number of chirality outliers, centres that changed
+        their hand; and `clashes`, the number of pairs of heavy atoms nearer than CLASH in residues that are not bonded.
+    """
+    bonds = top.bonds[top.first[top.bonds].all(1)]
+    change = distances(xyz, bonds) - distances(top.xyz, bonds)
+    off = np.abs(distances(xyz, top.chain) - CA_CA)
+    before, after = (volumes(x, top.centres)[0] for x in (top.xyz, xyz))
+    return {
+        "ca_bonds": float(np.mean(off <= CA_SLACK)) if len(off) else float("nan"),
+        "bond_rms": float(np.sqrt(np.mean(change**2))) if len(change) else 0.0,
+        "mirrored": int(np.count_nonzero((np.abs(before) > HAND) & (before * after < 0))),
+        "clashes": len(contacts(top, xyz, CLASH)),
+    }
+
+
+def idealise(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
+    """Restore the initial model's geometry near given positions.
+
+    Minimises half the sum of squared deviations, each over its sigma: of distances (bonds, angles, residues) and
+    volumes at `centres` from the initial model's, of atoms from `xyz`, and of contacts nearer than CONTACT and than in
+    the initial model. Side chains thus keep their conformations, while the chain may rotate about its bonds. Contacts
+    are updated in each of ROUNDS.
+
+    Args:
+        top: topology of the initial model.
+        xyz: positions of the carried atoms, Å.
+
+    Returns:
+        The new positions, Å.
+    """
+    kinds = ((top.bonds, BOND_SIGMA), (top.angles, ANGLE_SIGMA), (top.residue, RESIDUE_SIGMA))
+    fixed = np.concatenate([pairs for pairs, _ in kinds])
+    weight = np.concatenate([np.full(len(pairs), sigma**-2) for pairs, sigma in kinds])
+    hands = volume_energy(top.centres, volumes(top.xyz, top.centres)[0])
+    x = xyz
+    for _ in range(ROUNDS):
+        meeting = contacts(top, x, CONTACT + MARGIN)
+        pairs = np.concatenate([fixed, meeting])
+        ideal = distances(top.xyz, pairs)
+        ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], CONTACT)
+        each = np.concatenate([weight, np.full(len(meeting), RESIDUE_SIGMA**-2)])
+        parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz))
+        with threadpool_limits(1, "blas"):  # threads cost more than they save on vectors this short
+            found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+        x = found.x.reshape(-1, 3)
+    return x
+
+
+Energy = Callable[[Float[np.ndarray, "atoms 3"]], tuple[float, Float[np.ndarray, "atoms 3"]]]  # value, gradient
+
+
+def sum_energies(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Sum energies and their gradients, as a function of flat positions."""
+
+    def energy(flat):
+        values, gradients = zip(*(part(flat.reshape(-1, 3)) for part in parts), strict=True)
+        return sum(values), sum(gradients).ravel()
+
+    return energy
+
+
+def place_energy(place: Float[np.ndarray, "atoms 3"]) -> Energy:
+    """Harmonic restraint of atoms to their places."""
+
+    def energy(x):
+        pull = (x - place) / PLACE_SIGMA**2
+        return 0.5 * float(np.sum(pull * (x - place))), pull
+
+    return energy
+
+
+def distance_energy(pairs: Pairs, ideal: np.ndarray, weight: np.ndarray, fixed: int, count: int) -> Energy:
+    """Harmonic restraint of distances.
+
+    Args:
+        pairs: pairs of atoms.
+        ideal: target distance of each pair, Å.
+        weight: weight of each pair, 1/Å².
+        fixed: number of the first pair that is restrained only when it is too near.
+        count: number of atoms.
+    """
+    rows, signs = np.tile(np.arange(len(pairs)), 2), np.repeat([1.0, -1.0], len(pairs))
+    apart_of = scipy.sparse.csr_array((signs, (rows, pairs.T.ravel())), (len(pairs), count))
+    place_of = apart_of.T.tocsr()
+
+    def energy(x):
+        apart = apart_of @ x
+        length = np.maximum(np.linalg.norm(apart, axis=1), 1e-6)
+        off = length - ideal
+        off[fixed:] = np.minimum(off[fixed:], 0)
+        return 0.5 * float(np.sum(weight * off**2)), place_of @ (apart * (weight * off / length)[:, None])
+
+    return energy
+
+
+def volume_energy(centres: Int[np.ndarray, "_ 4"], ideal: np.ndarray) -> Energy:
+    """Harmonic restraint of chiral volumes, because distances do not distinguish mirror images.
+
+    Args:
+        centres: atoms with three of their neighbours.
+        ideal: target volume of each centre, Å³.
+    """
+
+    def energy(x):
+        volume, slopes = volumes(x, centres)
+        off = (volume - ideal) / VOLUME_SIGMA**2
+        gradient = np.zeros_like(x)
+        np.add.at(gradient, centres, off[:, None, None] * slopes)
+        return 0.5 * float(np.sum(off * (volume - ideal))), gradient
+
+    return energy
+
+
+def volumes(x: Float[np.ndarray, "atoms 3"], centres: Int[np.ndarray, "_ 4"]):
+    """Signed volume [Å³] that three neighbours span at each centre, and its gradient by the four atoms."""
+    a, b, c = (x[centres[:, k]] - x[centres[:, 0]] for k in (1, 2, 3))
+    slopes = [np.cross(b, c), np.cross(c, a), np.cross(a, b)]
+    return np.sum(a * slopes[0], 1), np.stack([-sum(slopes), *slopes], 1)
+
+
+def neighbour_triples(graph: scipy.sparse.csr_array, atoms_: np.ndarray, allowed: np.ndarray) -> Int[np.ndarray, "_ 4"]:
+    """Atoms with at least three allowed neighbours, each with the first three."""
+    found = []
+    for atom in atoms_:
+        about = graph.indices[graph.indptr[atom] : graph.indptr[atom + 1]]
+        about = np.sort(about[allowed[about]])[:3]
+        if len(about) == 3:
+            found.append([atom, *about])
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
+def contacts(top: Topology, xyz: Float[np.ndarray, "atoms 3"], nearer: float) -> Pairs:
+    """Pairs of heavy atoms nearer than `nearer` Å in different residues that are not bonded."""
+    found = cKDTree(xyz[top.heavy]).query_pairs(nearer, output_type="ndarray").reshape(-1, 2)
+    found = top.heavy[found]
+    ends = top.number[found]
+    return found[(ends[:, 0] != ends[:, 1]) & ~np.isin(pair_codes(ends), top.bonded_residues)]
+
+
+def distances(xyz: Float[np.ndarray, "atoms 3"], pairs: Pairs) -> Float[np.ndarray, "_"]:
+    """Distance [Å] of each pair."""
+    return np.linalg.norm(xyz[pairs[:, 0]] - xyz[pairs[:, 1]], axis=1)
+
+
+def is_first(number: Int[np.ndarray, "atoms"], altloc: np.ndarray) -> Bool[np.ndarray, "atoms"]:
+    """Whether each atom has no alternative conformation, or is in the first one of its residue."""
+    named = altloc != "\0"
+    lowest: dict[int, str] = {}
+    for residue, letter in zip(number[named].tolist(), altloc[named].tolist(), strict=True):
+        lowest[residue] = min(letter, lowest.get(residue, letter))
+    return np.array([not n or lowest[r] == a for n, r, a in zip(named, number.tolist(), altloc, strict=True)])
+
+
+def compatible(pairs: Pairs, altloc: np.ndarray) -> Pairs:
+    """Pairs without those between two alternative conformations."""
+    a, b = altloc[pairs].T
+    return pairs[(a == b) | (a == "\0") | (b == "\0")]
+
+
+def adjacency(pairs: Pairs, count: int) -> scipy.sparse.csr_array:
+    """Symmetric adjacency matrix (count, count) of pairs."""
+    half = scipy.sparse.csr_array((np.ones(len(pairs), np.int32), (pairs[:, 0], pairs[:, 1])), (count, count))
+    return (half + half.T).tocsr()
+
+
+def nonzero_pairs(matrix: scipy.sparse.csr_array) -> Pairs:
+    """Pairs with an entry in a symmetric matrix, each once."""
+    upper = scipy.sparse.triu(matrix, 1).tocoo()
+    return np.stack([upper.row, upper.col], 1).astype(np.int64)
+
+
+def difference(pairs: Pairs, others: Pairs) -> Pairs:
+    """Pairs that are not among the others, each once."""
+    _, index = np.unique(pair_codes(pairs), return_index=True)
+    pairs = pairs[index]
+    return pairs[~np.isin(pair_codes(pairs), pair_codes(others))]
+
+
+def pair_codes(pairs: Pairs) -> Int[np.ndarray, "_"]:
+    """A code for each pair, whatever its order."""
+    low, high = pairs.min(1), pairs.max(1)
+    return low.astype(np.int64) << 32 | high.astype(np.int64)
