@@ -676,7 +676,7 @@ def log_preparation(case: Case, report: dict) -> None:
 
     Args:
         case: what is fitted; its `contours` may be empty.
-        report: what was chosen by rule, as `morph` hands it to `prepared`; of all targets, not of one process's alone.
+        report: what was chosen by rule, from `on_prepared` of `morph`; of all targets, not of one process's alone.
     """
     several = len(case.target_names) > 1
     targets = [f"target map {name}" if several else "target map" for name in case.target_names]
@@ -718,7 +718,7 @@ def threshold_doubts(used: dict, volume: float | None) -> list[str]:
     """Find what is doubtful about the density that is carried.
 
     Args:
-        used: the threshold and what it encloses, as from `prepare.thresholded`.
+        used: the threshold and what it encloses, as from `prepare.apply_threshold`.
         volume: molecular volume (Å³); None where noise hides it.
     """
     found = []
