@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 
 import gemmi
 import numpy as np
@@ -106,11 +107,16 @@ def problem(maps):
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
 
 
+@pytest.fixture(scope="session")
+def two(problem):
+    """The same, with the carried map blurred by a different width for each target."""
+    blurs = np.array([0.8, 1.5])
+    return replace(problem, blurs=blurs, rests=blurs)
+
+
 @pytest.fixture(scope="module")
 def first_stages(pytestconfig):
     """Cut the default recipe to its first stages, of one field and of bodies; slow tests fit by all of them."""
-    from dataclasses import replace
-
     from cryotrans_jax import recipes
 
     whole = recipes.default

@@ -48,7 +48,7 @@ def error(found, expected, model):
 
 @pytest.fixture(scope="module")
 def pair():
-    """Models of a small protein, closed and open, superposed, and their maps at 6 and 7 Å on a common grid of wide voxels."""
+    """Models of a small protein, closed and open, superposed, and maps at 6 and 7 Å on one grid of wide voxels."""
     closed, opened = hinge_pair()
     opened = atoms.superpose(opened, closed)
     grid = atoms.common_grid([closed, opened], 2.8, 6.0)

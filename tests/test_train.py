@@ -48,13 +48,6 @@ LIGHTENED = jax.jit(lightened, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
-def two(problem):
-    """Two targets, for which the carried map is blurred by different widths."""
-    blurs = np.array([0.8, 1.5])
-    return replace(problem, blurs=blurs, rests=blurs)
-
-
-@pytest.fixture(scope="module")
 def whole(two):
     """The fit, its losses, and what progress was told."""
     told = []
