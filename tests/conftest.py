@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 
 import gemmi
@@ -110,11 +111,16 @@ def problem(maps):
     return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
 
 
+@pytest.fixture(scope="session")
+def two(problem):
+    """The same, with the carried map blurred by a different width for each target."""
+    blurs = np.array([0.8, 1.5])
+    return replace(problem, blurs=blurs, residual_blurs=blurs)
+
+
 @pytest.fixture(scope="module")
 def first_stages(pytestconfig):
     """Cut the default recipe to its first stages, of one field and of bodies; slow tests use all stages."""
-    from dataclasses import replace
-
     from cryotrans_jax.fit import recipes
 
     whole = recipes.default

@@ -21,9 +21,10 @@ TURN = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([1
 
 @pytest.fixture(autouse=True)
 def fewer_rotations(monkeypatch, request):
-    """The default tests search fewer rotations, to be quick; the slow ones, of real maps, all."""
+    """The default tests search fewer rotations, and refine fewer; the slow ones, of real maps, all."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(align, "ROTATIONS", 300)
+        monkeypatch.setattr(align, "ROTATIONS", 200)
+        monkeypatch.setattr(align, "KEPT", (16, 4, 2))
 
 
 def simulated(model, voxel_size, resolution):
@@ -48,11 +49,11 @@ def error(found, expected, model):
 
 @pytest.fixture(scope="module")
 def pair():
-    """Models of a small protein, closed and open, superposed, and their maps at 3 and 7 Å on a common grid."""
+    """Models of a small protein, closed and open, superposed, and maps at 6 and 7 Å on one grid of wide voxels."""
     closed, opened = hinge_pair()
     opened = atoms.superpose(opened, closed)
-    grid = simulation.common_grid([closed, opened], 1.0, 3.0)
-    return closed, opened, simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
+    grid = simulation.common_grid([closed, opened], 2.8, 6.0)
+    return closed, opened, simulation.simulate_map(closed, *grid, 6.0), simulation.simulate_map(opened, *grid, 7.0)
 
 
 def test_a_transform_its_inverse_its_matrix_and_a_moved_model_agree(models):
@@ -167,13 +168,15 @@ def test_any_pose_of_another_state_is_found_from_other_grids(pair):
     """As near the initial state as the least squares of paired atoms bring it, or nearly."""
     closed, opened, initial, _ = pair
     moved, _ = posed(opened, 1)
-    target, found = onto(initial, simulated(moved, np.array([1.3, 1.4, 1.2]), 7.0))
+    elsewhere = simulated(moved, np.array([2.6, 2.8, 2.4]), 7.0)
+    target, found = onto(initial, elsewhere)
     assert same_grid(target, initial) is None and found.status == "aligned" and found.inside > 0.99
     there = found.transform.move(moved)
     best, reached = (np.sqrt(np.mean((atoms.positions(m) - atoms.positions(closed)) ** 2)) for m in (opened, there))
     assert best < reached < 1.3 * best
+    np.testing.assert_array_equal(target.density, resampled(elsewhere, initial, found.transform).density)
     exact = simulation.simulate_map(there, *grid_of(initial), 7.0).density
-    np.testing.assert_allclose(target.density, exact, atol=0.03 * exact.max())  # voxels of 1.4 Å, splines
+    assert np.corrcoef(target.density.ravel(), exact.ravel())[0, 1] > 0.99  # splines on voxels of 2.8 Å
     assert found.overlap > found.overlap_before + 0.1 and found.correlation > found.correlation_before + 0.1
     assert found.moved > 10
 
@@ -221,7 +224,7 @@ def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
 
 def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
-    target = simulated(posed(closed, 3)[0], 1.2, 5.0)
+    target = simulated(posed(closed, 3)[0], 2.6, 6.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
     found = align.align_bodies(align.body(initial), align.body(flipped), check_hand=True)
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
@@ -240,7 +243,9 @@ def test_a_point_cannot_be_aligned(pair):
 
 
 def test_without_alignment_a_target_stays_where_its_origin_puts_it(pair):
-    _, opened, initial, target = pair
+    closed, opened, *_ = pair
+    grid = simulation.common_grid([closed, opened], 1.0, 3.0)
+    initial, target = simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
     elsewhere = simulated(opened, 0.9, 7.0)
     there, found = onto(initial, elsewhere, "none")
     assert found.transform is IDENTITY and found.overlap is None

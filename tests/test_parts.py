@@ -20,7 +20,7 @@ from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import Partition
 
 POINTS = Stage("points", 30, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
-MATCHED = Stage("matched", 30, 3e-3, 1e-3, spacing=6.0, rigidity=1.0)
+MATCHED = Stage("matched", 30, 3e-3, 1e-3, bin=2, sampling=2, spacing=6.0, rigidity=1.0)
 CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
 
 
@@ -43,6 +43,11 @@ def both(alone, halves):
     return alone.divide([halves.labels])
 
 
+def of(each, number):
+    """What belongs to one target, or part; of NumPy's arrays, of which none is compiled."""
+    return jax.tree.map(lambda p: np.asarray(p)[number], each)
+
+
 @jax.jit
 def carried(params, level):
     return carry(CONFIG, params, level)
@@ -57,8 +62,10 @@ def masses(problem):
 def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling, spacing):
     """The rest is padding: points that are not kept, tetrahedra of no share."""
     level = make_level(both, sampling, sampling, spacing, True).for_trajectory(0)
+    points, level = level.points, jax.device_get(level)
     each = [make_level(replace(alone, initial=m), sampling, sampling, spacing, True) for m in masses(both)]
-    np.testing.assert_array_equal(level.points, np.concatenate([own.x for own in each]))
+    each = jax.device_get(each)
+    np.testing.assert_array_equal(points, np.concatenate([own.x for own in each]))
     np.testing.assert_array_equal(level.rho, np.concatenate([own.rho for own in each]))
     for part, own in enumerate(each):
         n, rows = len(own.x), len(own.mass_fraction)
@@ -72,14 +79,14 @@ def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling,
 @pytest.mark.parametrize("spacing", [0.0, 6.0])
 def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both, spacing):
     fields = [
-        jax.tree.map(lambda p: p[0] * 3, initial_state(replace(CONFIG, seed=seed), 1).params) for seed in (1, 2)
+        jax.tree.map(lambda p: 3 * p, of(initial_state(replace(CONFIG, seed=seed), 1).params, 0)) for seed in (1, 2)
     ]  # fmt: skip
-    level = make_level(both, 1, 1, spacing, False).for_trajectory(0)
-    moved, nodes = carried(jax.tree.map(lambda *p: jnp.stack(p), *fields), level)
+    level = jax.device_get(make_level(both, 1, 1, spacing, False)).for_trajectory(0)
+    moved, nodes = jax.device_get(carried(jax.tree.map(lambda *p: np.stack(p), *fields), level))
     moved = np.split(moved, [int((masses(both)[0] > 0).sum())])
     for part, (field, mass) in enumerate(zip(fields, masses(both), strict=True)):
-        own = make_level(replace(alone, initial=mass), 1, 1, spacing, False)
-        there, at_nodes = carried(field, own)
+        own = jax.device_get(make_level(replace(alone, initial=mass), 1, 1, spacing, False))
+        there, at_nodes = jax.device_get(carried(field, own))
         assert np.abs(there - own.x).max() > 0.01
         near = rounding(1.0, 100)  # four steps of three layers, whose sums have some ten terms
         np.testing.assert_allclose(moved[part], there, atol=near)
@@ -95,8 +102,8 @@ def losses():
         return jax.value_and_grad(lambda p: objective(CONFIG, stage, p, level, goal)[0])(params)
 
     def losses(problem, stage, params, target=0):
-        level, goals = stage_inputs(problem, stage)
-        return loss(stage, params, level.for_trajectory(target), jax.tree.map(lambda a: a[target], goals))
+        level, goals = jax.device_get(stage_inputs(problem, stage))
+        return jax.device_get(loss(stage, params, level.for_trajectory(target), of(goals, target)))
 
     return losses
 
@@ -106,8 +113,8 @@ def test_one_part_is_no_parts(alone, losses, stage):
     """The same loss and gradient, in float32; so is the start."""
     one = alone.divide([np.ones(tuple(alone.start + alone.initial.shape), int)])
     params, own = initial_state(CONFIG, 1).params, initial_state(CONFIG, 1, 1).params
-    jax.tree.map(lambda p, q: np.testing.assert_allclose(p[0], q[0, 0], rtol=rounding(1, 10)), params, own)
-    whole, part = (losses(p, stage, jax.tree.map(lambda a: a[0], q)) for p, q in ((alone, params), (one, own)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rounding(1, 10)), of(params, 0), of(own, (0, 0)))
+    whole, part = (losses(p, stage, of(q, 0)) for p, q in ((alone, params), (one, own)))
     assert part[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], part[1])), strict=True):
         np.testing.assert_allclose(a, b[0], atol=1e-4 * np.abs(a).max())
@@ -115,9 +122,9 @@ def test_one_part_is_no_parts(alone, losses, stage):
 
 def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
     """The loss is that of the whole, as carried points are the same; only tetrahedra across the border are missing."""
-    stage = replace(MATCHED, spacing=0.0, rigidity=0.0)
+    stage = replace(MATCHED, bin=1, sampling=1, spacing=0.0, rigidity=0.0)  # points that the border does not divide
     field = initial_state(CONFIG, 1)
-    params = [jax.tree.map(lambda p: p[0], state.params) for state in (field, divide_state(field, 2, 0))]
+    params = [of(state.params, 0) for state in (field, divide_state(field, 2, 0))]
     whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
     assert parts[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True):
@@ -126,7 +133,7 @@ def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone
 
 def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
     state = initial_state(replace(CONFIG, seed=3), 1)
-    params = jax.tree.map(lambda p: 3 * p[0], divide_state(state, 2, 0).params)
+    params = jax.tree.map(lambda p: 3 * p, of(divide_state(state, 2, 0).params, 0))
     stage = replace(MATCHED, rigidity=1.0)
     plain, first, second, none = (
         float(losses(alone.divide([halves.labels], stiffness), stage, params)[0])
@@ -235,7 +242,7 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
 def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(problem, halves, losses):
     """Parts of no mass fill up, and change nothing; nor do their fields."""
     given = [halves.labels, np.ones_like(halves.labels)]
-    params = jax.tree.map(lambda p: p[0], divide_state(initial_state(replace(CONFIG, seed=2), 1), 2, 0).params)
+    params = of(divide_state(initial_state(replace(CONFIG, seed=2), 1), 2, 0).params, 0)
     own = jax.tree.map(lambda p: p[:1], params)
     among = losses(problem.divide(given), MATCHED, params, 1)
     alone = losses(problem.select([1]).divide(given[1:]), MATCHED, own)

@@ -241,8 +241,9 @@ def test_several_seeds_say_where_they_differ(folder, job, tmp_path):
 def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
     """Half way between the states by the models, which the flow is to pass at a quarter of the way."""
     given = dict(
-        recipe="paper", schedule="l2:120:3e-3", bin=2, steps=1.0, frames=5, waypoint=f"{folder}/between.mrc@0.25"
+        recipe="paper", schedule="l2:75:5e-3", bin=2, steps=1.0, frames=5, waypoint=f"{folder}/between.mrc@0.25"
     )
+    given["report"] = "false"
     status, printed, error = job("run", *arguments(folder, tmp_path, **given))
     assert status == 0, error
     (passed,) = json.loads((tmp_path / "metrics.json").read_text())["waypoints"]
@@ -366,9 +367,13 @@ def far(folder, models):
     [pytest.param("initial", {}, marks=pytest.mark.slow), ("target", QUICK)],
     ids=["initial", "target"],
 )
-def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(folder, run, far, job, tmp_path, frame, how):
+def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(
+    folder, run, far, job, monkeypatch, tmp_path, frame, how
+):
     """Aligned, fitted and scored with one command; maps and models in the target's frame as well where asked for."""
+    monkeypatch.setattr("cryotrans_jax.density.align.ROTATIONS", 300)
     files = dict(target=far, model=folder / "initial.cif", reference=folder / "far.cif", align="auto", frame=frame)
+    files["report"] = "false"  # it is asked for below
     status, out, error = job("run", *arguments(folder, tmp_path, **files, **how))
     assert status == 0, error
     assert "alignment of far.mrc: aligned, overlap with the initial map at" in out
@@ -516,7 +521,7 @@ def test_a_run_leaves_the_users_own_files(folder, job, tmp_path):
     mine = {"model_of_mine.cif": b"mine", "generated.txt": b"by hand", "frame_a.mrc": b"too"}
     for name, data in mine.items():
         (tmp_path / name).write_bytes(data)
-    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=1))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **QUICK, frames=1, report="false"))[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in mine if (tmp_path / name).exists()} == mine
 
 

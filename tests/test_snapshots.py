@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import test_train
 
 from cryotrans_jax.fit import train
 from cryotrans_jax.fit.morphing import morph
@@ -113,11 +114,8 @@ def test_a_disk_without_room_says_so_before_anything_is_written(tmp_path, capfd)
 # Numbers that go wrong
 
 
-STAGES = (
-    train.Stage("w2", 60, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
-    train.Stage("matched", 60, 3e-3, 1e-3, spacing=6.0, rigidity=0.03),
-)
-CONFIG = train.Config(STAGES, width=16, centre=0.5, euler_steps=4)
+# As in test_train.py, and so by the same programs
+CONFIG = replace(test_train.CONFIG, stages=tuple(replace(stage, steps=32) for stage in test_train.STAGES))
 
 
 def poisoned(monkeypatch, target, times, value=np.nan):
@@ -136,32 +134,32 @@ def poisoned(monkeypatch, target, times, value=np.nan):
 
 
 @pytest.fixture(scope="module")
-def clean(problem):
+def clean(two):
     """A fit of two targets with which nothing goes wrong."""
-    return train.fit(problem, CONFIG, chunk=15)
+    return train.fit(two, CONFIG, chunk=8)
 
 
 @pytest.mark.parametrize(
     "value, why",
     [(np.nan, "not finite"), pytest.param(np.inf, "not finite", marks=pytest.mark.slow), (1e3, "left the box")],
 )
-def test_a_target_that_goes_wrong_once_goes_back_and_recovers(problem, clean, monkeypatch, value, why):
+def test_a_target_that_goes_wrong_once_goes_back_and_recovers(two, clean, monkeypatch, value, why):
     """It comes nearly as far as without; the other one is the same bit for bit; and it is told."""
     said = []
     poisoned(monkeypatch, 1, 1, value)
-    state, history = train.fit(problem, CONFIG, chunk=15, on_setback=lambda *what: said.append(what))
+    state, history = train.fit(two, CONFIG, chunk=8, on_setback=lambda *what: said.append(what))
     assert not state.failed and len(said) == 1 and said[0][0] == 1
-    assert why in said[0][1] and "step 30 of stage 1" in said[0][1] and "divided by 4" in said[0][1]
+    assert why in said[0][1] and "step 16 of stage 1" in said[0][1] and "divided by 4" in said[0][1]
     pick = lambda p: p[0]  # noqa: E731
     assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
     assert np.isfinite(jax.tree.leaves(jax.device_get(state.params))[0]).all()
     assert history[1][-1, 1] < 1.5 * clean[1][1][-1, 1]
 
 
-def test_a_target_that_goes_on_going_wrong_is_given_up_alone(problem, clean, monkeypatch):
+def test_a_target_that_goes_on_going_wrong_is_given_up_alone(two, clean, monkeypatch):
     said = []
     poisoned(monkeypatch, 1, 10**6)
-    state, _ = train.fit(problem, CONFIG, chunk=15, on_setback=lambda *what: said.append(what))
+    state, _ = train.fit(two, CONFIG, chunk=8, on_setback=lambda *what: said.append(what))
     assert [target for target, _ in said] == [1] * (train.MAX_RESTARTS + 1)
     assert ["given up" in what for _, what in said] == [False] * train.MAX_RESTARTS + [True]
     assert state.failed[0] == "" and "not finite" in state.failed[1]
@@ -181,10 +179,10 @@ def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
         train.warn_of_setback(2, "the target is given up")
 
 
-def test_a_goal_without_numbers_spoils_no_other_target(problem, clean):
+def test_a_goal_without_numbers_spoils_no_other_target(two, clean):
     """As a map would that slipped through all checks."""
-    bad = replace(problem, densities=np.stack([problem.densities[0], np.full_like(problem.densities[1], np.nan)]))
-    state, _ = train.fit(bad, CONFIG, chunk=15, on_setback=lambda *_: None)
+    bad = replace(two, densities=np.stack([two.densities[0], np.full_like(two.densities[1], np.nan)]))
+    state, _ = train.fit(bad, CONFIG, chunk=8, on_setback=lambda *_: None)
     assert state.failed[0] == "" and "stage 2" in state.failed[1]
     pick = lambda p: p[0]  # noqa: E731
     assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))

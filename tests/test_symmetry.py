@@ -279,7 +279,7 @@ def test_the_axis_is_found_and_a_map_without_the_symmetry_refused(pair):
 def test_axes_across_that_of_dn_are_found_where_they_are(across):
     """Along x where they are usual; a map has no more than one such set."""
     group = Symmetry.named("D3", across=across)
-    map_ = ct.simulate(group.copy_model(unit(0.0)), 8.0, voxel_size=2.2)
+    map_ = ct.simulate(group.copy_model(unit(0.0)), 8.0, voxel_size=3.0)
     found = Symmetry.of("D3", map_, map_)
     turn = group.generators[-1].rotation.T @ found.generators[-1].rotation
     np.testing.assert_allclose(turn, np.eye(3), atol=0.06 if across else 1e-12)  # 1.7°

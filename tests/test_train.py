@@ -34,20 +34,17 @@ from cryotrans_jax.fit.train import (
 from cryotrans_jax.motion import correspond
 
 STAGES = (
-    Stage("w2", 40, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
-    Stage("matched", 60, 3e-3, 1e-4, spacing=6.0, rigidity=0.03),
+    Stage("w2", 20, 6e-3, 6e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
+    Stage("matched", 30, 6e-3, 1e-4, bin=2, sampling=2, spacing=6.0, rigidity=0.03),
 )
-CONFIG = Config(stages=STAGES, width=24, centre=0.5, euler_steps=4, seed=5)
+# One velocity field for all fits, which then share their programs
+CONFIG = Config(stages=STAGES, width=24, centre=0.5, waves=8, wave_number=2.0, euler_steps=4, seed=5)
 POINTS = Stage("points", 60, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
-WAVING = replace(CONFIG, stages=(POINTS,), waves=8, wave_number=2.0)
-CHUNK = 15  # does not divide the first stage's steps
-
-
-@pytest.fixture(scope="module")
-def two(problem):
-    """Two targets, for which the carried map is blurred by different widths."""
-    blurs = np.array([0.8, 1.5])
-    return replace(problem, blurs=blurs, residual_blurs=blurs)
+WAVING = replace(CONFIG, stages=(POINTS,))
+CHUNK = 8  # does not divide the first stage's steps
+OBJECTIVE = jax.jit(objective, static_argnums=(0, 1))
+CARRY = jax.jit(carry, static_argnums=0)
+LIGHTENED = jax.jit(downweight_missing, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +59,11 @@ def one(problem, target):
     return problem.select([target])
 
 
+def field(params, target):
+    """The parameters of one target."""
+    return jax.tree.map(lambda p: np.asarray(p)[target], params)
+
+
 def equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
@@ -69,8 +71,8 @@ def equal(a, b):
 def carried(problem, params, target):
     """Where the points of the last stage end, in Å."""
     level = stage_inputs(problem, STAGES[-1])[0]
-    params = jax.tree.map(lambda p: p[target], params)
-    return np.asarray(jax.jit(lambda p: carry(CONFIG, p, level)[0])(params)) * problem.frame.edge
+    params = field(params, target)
+    return np.asarray(CARRY(CONFIG.flow, params, level)[0]) * problem.frame.edge
 
 
 def test_the_loss_falls_for_every_target_and_stage(whole):
@@ -83,7 +85,7 @@ def test_the_loss_falls_for_every_target_and_stage(whole):
 
 def test_progress_is_told_every_loss_once(whole):
     _, history, told = whole
-    assert [(stage, step) for stage, step, _ in told] == [(0, 15), (0, 30), (0, 40), (1, 15), (1, 30), (1, 45), (1, 60)]
+    assert [(stage, step) for stage, step, _ in told] == [(0, 8), (0, 16), (0, 20), (1, 8), (1, 16), (1, 24), (1, 30)]
     for number, losses in enumerate(history):
         np.testing.assert_array_equal(np.concatenate([t for stage, _, t in told if stage == number]), losses)
 
@@ -114,8 +116,8 @@ def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed
     (state, history), level, goal = followed
     assert history[0].shape == (60, 2) and (history[0][-1] < 0.5 * history[0][0]).all()
     for target in range(2):
-        params = jax.tree.map(lambda p, k=target: p[k], state.params)
-        moved = np.asarray(jax.jit(lambda p: carry(WAVING, p, level)[0])(params))
+        params = field(state.params, target)
+        moved = np.asarray(CARRY(WAVING.flow, params, level)[0])
         weight = np.asarray(goal.weight[target])
         left, before = (weight @ np.linalg.norm(x - goal.ends[target], axis=1) for x in (moved, np.asarray(level.x)))
         assert before / weight.sum() * two.frame.edge > 0.5  # Å: there is a way to go
@@ -145,14 +147,19 @@ def test_the_goal_of_correspondences_is_theirs_for_each_target(two, followed):
 
 def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, followed):
     (state, _), level, goals = followed
-    params, goal = (jax.tree.map(lambda a: a[0], each) for each in (state.params, goals))
-    moved, nodes = carry(WAVING, params, level)
-    apart = huber(moved, goal.ends, goal.weight, goal.reach)
-    strain = rigidity(nodes, level.tetrahedra, level.edges, level.mass_fraction, 0.03)
+    params, goal = field(state.params, 0), field(goals, 0)
+
+    @jax.jit
+    def both(params, level, goal):
+        moved, nodes = carry(WAVING, params, level)
+        strain = rigidity(nodes, level.tetrahedra, level.edges, level.mass_fraction, 0.03)
+        return huber(moved, goal.ends, goal.weight, goal.reach), strain
+
+    apart, strain = both(params, level, goal)
     for weight in (1.0, 7.0):
-        total, error = objective(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
+        total, error = OBJECTIVE(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-4) and error == 0
-    held, _ = objective(WAVING, POINTS, params, level, goal._replace(rigidity_factor=jnp.float32(3.0)))
+    held, _ = OBJECTIVE(WAVING, POINTS, params, level, goal._replace(rigidity_factor=jnp.float32(3.0)))
     assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-4)
     assert strain > 0.01 * apart and POINTS.rigidity > 0
 
@@ -171,7 +178,7 @@ CONTEST = replace(CONFIG, stages=(replace(POINTS, steps=30), replace(STAGES[1], 
 def test_a_target_is_torn_where_its_points_are_left_far_from_their_ends(two, followed):
     """By three times the reach, of two per cent of the mass; for each target by itself."""
     (state, _), level, goal = followed
-    moved = np.stack([carry(WAVING, jax.tree.map(lambda p, k=k: p[k], state.params), level)[0] for k in range(2)])
+    moved = np.stack([CARRY(WAVING.flow, field(state.params, k), level)[0] for k in range(2)])
     weight = np.ones(moved.shape[:2], np.float32)
     many = int(0.04 * len(level.x))
     away = np.zeros_like(moved)
@@ -233,7 +240,7 @@ def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, c
     assert kept.rivals == (False, False) and equal(kept.params, middle.params)
 
 
-@pytest.mark.parametrize("stop", [(0, 30), (0, 40), (1, 15)])
+@pytest.mark.parametrize("stop", [(0, 16), (0, 20), (1, 8)])
 def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
     """Bit for bit, stopped in the middle of a stage or between two; losses go on where they stopped."""
     state, history, _ = whole
@@ -261,29 +268,31 @@ def test_another_seed_makes_another_fit(two, whole):
 
 
 def test_every_target_starts_from_the_same_parameters():
-    params = initial_state(CONFIG, 3).params
-    assert equal(*(jax.tree.map(lambda p, k=k: p[k], params) for k in (0, 2)))
+    params = initial_state(CONFIG, 2).params
+    assert equal(field(params, 0), field(params, 1))
 
 
-@pytest.mark.parametrize("step, share", [(0, 1.0), (30, 0.5), (59, 0.0007)])
+@pytest.mark.parametrize("step, share", [(0, 1.0), (15, 0.5), (29, 0.0027)])
 def test_the_learning_rate_falls_along_half_a_cosine(step, share):
-    assert STAGES[1].rates[step] == pytest.approx(1e-4 + share * (3e-3 - 1e-4), rel=1e-2)
-    assert len(STAGES[1].rates) == 60
+    assert STAGES[1].rates[step] == pytest.approx(1e-4 + share * (6e-3 - 1e-4), rel=1e-2)
+    assert len(STAGES[1].rates) == 30
 
 
 def test_the_first_step_is_as_long_as_its_learning_rate(two):
     """Adam's first step moves every parameter by the rate, whatever its gradient."""
     begin, stage = initial_state(CONFIG, 2), STAGES[1]
-    inputs = np.zeros(2, np.float32), begin.params, begin.optimiser, *stage_inputs(two, stage)
-    params, *_ = train_steps(CONFIG.flow, stage.program, 1, np.float32([[2e-3, 5e-3]] * 2), *inputs)
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, begin.params)), strict=True)]
+    rates = jnp.asarray([[2e-3] + [5e-3] * (CHUNK - 1)] * 2)  # of the shape for which there is a program
+    inputs = jnp.zeros(2), begin.params, begin.optimiser, *stage_inputs(two, stage)
+    params, *_ = train_steps(CONFIG.flow, stage.program, jnp.int32(1), rates, *inputs, DeviceLayout())
+    both = zip(*map(jax.tree.leaves, jax.device_get((params, begin.params))), strict=True)
+    moved = [np.abs(a - b).max() for a, b in both]
     np.testing.assert_allclose(moved, 2e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9993)), (1.0, 1.0, (1.0, 1.0, 1.0))])
+@pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9973)), (1.0, 1.0, (1.0, 1.0, 1.0))])
 def test_the_power_that_lightens_goes_along_half_a_cosine(start, end, expected):
     powers = replace(STAGES[1], lighten=start, final_lighten=end).lighten_powers
-    assert powers[[0, 30, 59]] == pytest.approx(expected, abs=1e-3)
+    assert powers[[0, 15, 29]] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -296,15 +305,15 @@ def lacking(problem):
     without = replace(
         problem.select([0]), masses=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
     )
-    stage = replace(STAGES[1], final_lighten=1.0)
+    stage = replace(STAGES[1], bin=1, sampling=1, final_lighten=1.0)
     level, goal = stage_inputs(without, stage)
-    return level, jax.tree.map(lambda a: a[0], goal), np.broadcast_to(depth, gone.shape)[problem.initial > 0]
+    return level, field(goal, 0), np.broadcast_to(depth, gone.shape)[problem.initial > 0]
 
 
 def still(power, level, goal):
     """The shares of their mass that the points keep in a flow that moves nothing."""
-    params = jax.tree.map(lambda p: 0 * p[0], initial_state(CONFIG, 1).params)
-    return np.asarray(downweight_missing(CONFIG, params, level, goal, jnp.float32(power)) / level.rho)
+    params = jax.tree.map(np.zeros_like, field(initial_state(CONFIG, 1).params, 0))
+    return np.asarray(LIGHTENED(CONFIG.flow, params, level, goal, np.float32(power))) / np.asarray(level.rho)
 
 
 def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(lacking):
@@ -331,7 +340,7 @@ def test_neither_rates_nor_steps_compile_anew(two):
     assert train_steps.jitted._cache_size() == compiled
 
 
-@pytest.mark.parametrize("factor, steps", [(1.0, (40, 60)), (0.5, (20, 30)), (2.55, (102, 153)), (1e-4, (1, 1))])
+@pytest.mark.parametrize("factor, steps", [(1.0, (20, 30)), (0.5, (10, 15)), (2.55, (51, 76)), (1e-4, (1, 1))])
 def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
     stages = scale_steps(STAGES, factor)
     assert tuple(s.steps for s in stages) == steps
@@ -365,13 +374,14 @@ def test_widening_ends_at_the_whole_grid():
 # When a stage ends
 
 
-LATE = replace(CONFIG, stages=(replace(STAGES[1], loss="matched", steps=120, patience=2),))
+LATE = replace(CONFIG, stages=(replace(STAGES[1], steps=80, learning_rate=2e-3, patience=2),))
+PATIENT = replace(LATE, stages=(replace(LATE.stages[0], patience=0),))
 
 
 def test_a_stage_that_gains_nothing_goes_to_its_end(two):
     """Two chunks after the first without a gain, and the last fifth of the steps; none is left out without patience."""
     still = replace(LATE.stages[0], learning_rate=0.0, final_learning_rate=0.0)
-    for patience, made in ((2, 3 * CHUNK + 24), (0, 120)):
+    for patience, made in ((2, 3 * CHUNK + 16), (0, 80)):
         config = replace(LATE, stages=(replace(still, patience=patience),))
         _, (losses,) = fit(two, config, chunk=CHUNK)
         assert len(losses) == made
@@ -387,54 +397,66 @@ def test_every_target_ends_as_it_would_alone(two):
     assert skipped[0] > 0 and skipped[0] > skipped[1]
     for target in range(2):
         alone, (losses,) = fit(one(own, target), LATE, chunk=CHUNK)
-        assert alone.watch.skipped == skipped[target] and len(losses) == 120 - skipped[target]
+        assert alone.watch.skipped == skipped[target] and len(losses) == 80 - skipped[target]
         # float32's rounding, which Adam makes steps of where gradients are next to nothing
         np.testing.assert_allclose(carried(own, state.params, target), carried(own, alone.params, 0), atol=0.02)
 
 
-def test_the_other_half_map_chooses_among_the_parameters(two):
-    """One that is the initial map finds every step worse than the last; one that is the target finds them better."""
+@pytest.fixture(scope="module")
+def judged_by(two):
+    """Targets with half-maps: one that is the initial map, and one that is the target."""
     blurs = np.zeros(2)
-    own = replace(
+    return replace(
         two, blurs=blurs, residual_blurs=blurs, validation_densities=np.stack([two.initial, two.densities[1]])
     )
-    state, (losses,) = fit(own, LATE, chunk=CHUNK)
-    plain, _ = fit(
-        replace(own, validation_densities=None),
-        replace(LATE, stages=(replace(LATE.stages[0], patience=0),)),
-        chunk=CHUNK,
-    )
-    assert state.watch.skipped[0] > 0 and len(losses) > 120 - state.watch.skipped[0]
+
+
+@pytest.fixture(scope="module")
+def by_judge(judged_by):
+    """The fit that they judge, and its losses."""
+    return fit(judged_by, LATE, chunk=CHUNK)
+
+
+@pytest.fixture(scope="module")
+def unjudged(judged_by):
+    """The fit without half-maps, by all steps, and its losses."""
+    return fit(replace(judged_by, validation_densities=None), PATIENT, chunk=CHUNK)
+
+
+def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, unjudged):
+    """One that is the initial map finds every step worse than the last; one that is the target finds them better."""
+    own, (state, (losses,)), (plain, _) = judged_by, by_judge, unjudged
+    assert state.watch.skipped[0] > 0 and len(losses) > LATE.stages[0].steps - state.watch.skipped[0]
     for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
         np.testing.assert_allclose(a[1], kept[1], atol=drift(LATE))
     level, goal = stage_inputs(own, LATE.stages[0])
     seen, at_end = (validation_loss(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
     np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
-    assert at_end[0] > 1.5 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
+    # not by more, as on coarse voxels a still flow has a loss of nearly 0.2
+    assert at_end[0] > 1.25 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
 
 
-def test_a_half_map_changes_no_step(two):
+def test_a_half_map_changes_no_step(judged_by, unjudged):
     """It is looked at, not fitted to."""
-    stage = replace(LATE.stages[0], patience=0)
-    own = replace(two, validation_densities=two.densities[::-1].copy())
-    (_, with_judge), (_, without) = (fit(p, replace(LATE, stages=(stage,)), chunk=CHUNK) for p in (own, two))
-    np.testing.assert_array_equal(with_judge[0], without[0])
+    _, with_judge = fit(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT, chunk=CHUNK)
+    np.testing.assert_array_equal(with_judge[0], unjudged[1][0])
 
 
 @pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
-def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(two, stop):
-    own = replace(two, validation_densities=np.stack([two.initial, two.densities[1]]))
-    whole = fit(own, LATE, chunk=CHUNK)[0]
-    middle, _ = fit(own, LATE, chunk=CHUNK, progress=lambda stage, step, _: step == stop)
-    assert middle.step == stop and equal(fit(own, LATE, state=middle, chunk=CHUNK)[0], whole)
+def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(judged_by, by_judge, stop):
+    middle, _ = fit(judged_by, LATE, chunk=CHUNK, progress=lambda stage, step, _: step == stop)
+    assert middle.step == stop and equal(fit(judged_by, LATE, state=middle, chunk=CHUNK)[0], by_judge[0])
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_targets_in_turn_are_fitted_as_at_once(two, whole, batch):
-    state, history = fit(two, CONFIG, chunk=CHUNK, layout=DeviceLayout(batch=batch))
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[0].params), strict=True):
-        np.testing.assert_allclose(a, b, atol=drift(CONFIG))
-    np.testing.assert_allclose(history[-1][-1], whole[1][-1][-1], rtol=1e-3)
+def test_targets_in_turn_are_fitted_as_at_once(two, batch):
+    config = replace(CONFIG, stages=STAGES[1:])
+    (state, (losses,)), (whole, (together,)) = (
+        fit(two, config, chunk=CHUNK, layout=layout) for layout in (DeviceLayout(batch=batch), DeviceLayout())
+    )
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=drift(config))
+    np.testing.assert_allclose(losses[-1], together[-1], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

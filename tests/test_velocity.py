@@ -32,7 +32,7 @@ def test_velocity_is_the_network_written_out(params, centre):
         h = h @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
         if number < 2:
             h = np.where(h > 0, h, 0.01 * h)
-    v = Velocity(centre=centre).apply(params, jnp.asarray(x))
+    v = jax.jit(Velocity(centre=centre).apply)(params, x)
     # two layers' sums over 100 units
     np.testing.assert_allclose(v, h, atol=rounding(np.abs(h).max(), 200))
 
@@ -83,7 +83,7 @@ def test_velocity_with_waves_is_the_network_written_out(waving):
     for layer in hidden:
         h = h @ layer["kernel"] + layer["bias"]
         h = np.where(h > 0, h, 0.01 * h)
-    v = Velocity(**WAVES).apply(waving, jnp.asarray(x))
+    v = jax.jit(Velocity(**WAVES).apply)(waving, x)
     assert v.shape == x.shape
     np.testing.assert_allclose(
         v, h @ last["kernel"] + last["bias"], atol=rounding(1.0, 400)
@@ -110,8 +110,8 @@ def test_the_flow_starts_near_the_identity(waves):
     """By much less than a box; a hundredth is 1 Å in a box of 100 Å."""
     network = Velocity(centre=0.5, waves=waves, wave_number=4.0)
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 3)))
-    x = jax.random.uniform(jax.random.key(1), (200, 3))
-    moved = np.asarray(jax.jit(lambda x: flow(lambda y: network.apply(params, y), x, 5))(x) - x)
+    x = np.random.default_rng(1).uniform(size=(200, 3)).astype(np.float32)
+    moved = np.asarray(jax.jit(lambda x: flow(lambda y: network.apply(params, y), x, 5))(x)) - x
     assert 0 < np.sqrt((moved**2).sum(1).mean()) < (0.1 if waves else 0.01)
 
 
@@ -145,10 +145,10 @@ def test_velocity_sees_the_time_beside_the_positions_and_starts_blind_to_it(wave
         np.testing.assert_allclose(found, expected, atol=rounding(np.abs(expected).max(), 100))
     kernel = np.random.default_rng(2).normal(size=(1, 20)).astype(np.float32)
     params["params"]["time_in"] = {"kernel": kernel}
-    assert np.abs(apply(params, early) - apply(params, late)).max() > 1e-4
+    assert np.abs(np.asarray(apply(params, early)) - np.asarray(apply(params, late))).max() > 1e-4
     # a bias of the first hidden layer that grows with time: four units a unit of it, none half way
-    moved = jax.tree.map(lambda p: p, still)
-    moved["params"]["Dense_0"]["bias"] = still["params"]["Dense_0"]["bias"] + kernel[0] * 4.0 * 0.25
+    moved = jax.device_get(still)
+    moved["params"]["Dense_0"]["bias"] = moved["params"]["Dense_0"]["bias"] + kernel[0] * 4.0 * 0.25
     found, expected = apply(params, late), apply(moved, x)
     np.testing.assert_allclose(found, expected, atol=rounding(np.abs(expected).max(), 100))
 
@@ -158,11 +158,13 @@ def test_a_turned_field_does_at_the_copy_of_a_place_what_the_field_does_there(wa
     """For all kinds of first layers; a fourth coordinate, the time, is left alone."""
     rng = np.random.default_rng(1)
     network = Velocity(width=16, depth=depth, waves=waves, wave_number=5.0, centre=0.5, init_std=0.3)
-    x = jnp.asarray(rng.random((50, axes)), jnp.float32)
-    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape), jax.jit(network.init)(jax.random.key(0), x))
+    x = rng.random((50, axes)).astype(np.float32)
+    params = jax.device_get(jax.jit(network.init)(jax.random.key(0), x))
+    params = jax.tree.map(lambda p: (p + 0.1 * rng.standard_normal(p.shape)).astype(np.float32), params)
     turn, shift = Rotation.from_rotvec([0.3, -1.2, 0.8]).as_matrix(), rng.random(3)
-    there = x.at[:, :3].set(x[:, :3] @ turn.T + shift)
-    found = network.apply(rotate_parameters(jax.device_get(params), turn, shift, 0.5), there)
+    there = np.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], axis=-1).astype(np.float32)
+    apply = jax.jit(network.apply)
+    found = apply(rotate_parameters(params, turn, shift, 0.5), there)
     np.testing.assert_allclose(
-        found, network.apply(params, x) @ turn.T, atol=rounding(3.0, 200)
+        found, apply(params, x) @ turn.T, atol=rounding(3.0, 200)
     )  # positions and shift come to 3
