@@ -44,6 +44,25 @@ def pytest_configure(config):
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 
+# Files whose fits share their programs, which are traced and compiled once where one process has them all
+TOGETHER = ("test_resume.py", "test_run.py", "test_snapshots.py", "test_train.py")
+
+
+@pytest.hookimpl(optionalhook=True)  # there is none where tests run in one process
+def pytest_xdist_make_scheduler(config, log):
+    """Give a file's tests to one process, as `--dist loadfile` does, and those of the files above to one as well."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "together" if file.endswith(TOGETHER) else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_quickly(pytestconfig):
     """Compile the project's own programs, which have their own options, quickly; collect garbage less often."""

@@ -160,11 +160,18 @@ def break_at(patch, name, error):
         patch.setattr(f"{module}.whole_file", broken)
 
 
+@pytest.fixture(scope="module")
+def another(folder, job):
+    """The folder of another run."""
+    status, _, error = job("run", *arguments(folder, folder / "another", steps=0.1, frames=3))
+    assert status == 0, error
+    return folder / "another"
+
+
 @pytest.fixture
-def earlier(folder, job, tmp_path):
-    """A folder with another run's results, and their bytes."""
-    out = tmp_path / "out"
-    assert job("run", *arguments(folder, out, steps=0.1, frames=3))[0] == 0
+def earlier(another, tmp_path):
+    """A folder with that run's results, and their bytes."""
+    out = shutil.copytree(another, tmp_path / "out")
     return out, {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -201,7 +208,7 @@ def test_a_run_killed_while_it_replaces_results_is_completed(folder, whole, job,
 
 def test_an_unfinished_run_is_neither_mixed_up_with_another_nor_replaced_unasked(folder, whole, job, tmp_path):
     out, own = tmp_path / "out", tmp_path / "in"
-    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("whole"))
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("whole", "another"))
     with at_chunk(3, signalled(signal.SIGTERM)):
         job("run", *arguments(own, out))
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
