@@ -4,6 +4,7 @@ A line is `label: value unit`, several scores are one aligned table, and a warni
 Commands are named as the user types them.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,8 +88,11 @@ def commands_as_typed(text: str) -> str:
 
 
 def info(text: str) -> None:
-    """Print text to stdout."""
-    print(commands_as_typed(text))
+    """Print text to stdout; if the program that reads it has ended, as `head` does, the work goes on without it."""
+    try:
+        print(commands_as_typed(text), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def version() -> None:

@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
         log.version()
         sys.exit(0)
     if usage.help_requested(sys.argv):
-        log.info(usage.help_text(sys.modules[main.__module__].__doc__))
+        log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
     parse_flags()
     enable_compilation_cache()

@@ -18,6 +18,10 @@ from .main import SomeFailed, run
 from .signals import catch_signals
 
 FLAGS = flags.FLAGS
+COMMON = (  # flags that nearly everyone needs, in the order in which --help begins with them
+    "initial", "target", "out_dir", "initial_resolution", "target_resolution", "model", "reference", "mass_kda",
+    "frames", "overwrite",
+)  # fmt: skip
 
 
 def define_flags() -> None:

@@ -12,7 +12,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 from absl import flags
@@ -21,6 +22,7 @@ FLAGS = flags.FLAGS
 GROUPS: dict[str, list[str]] = {}  # names of flags by the title of their group
 VALUE = re.compile(r"(?P<value>\S+): (?P<text>.+)", re.DOTALL)
 REPEATED = ";\n    repeat this option"  # absl's words on flags that may be repeated
+COMMON = "Most used"  # title of those that come first
 OPTIONS = "Options"  # title of the flags that are in no group
 WIDTH = 100
 ASKING = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
@@ -50,11 +52,17 @@ def help_requested(arguments: list[str]) -> bool:
     return not ASKING.isdisjoint(arguments)
 
 
-def options_by_group() -> dict[str, list[Option]]:
-    """The options of the command whose flags are defined, by the title of their group; those in no group come first."""
+def options_by_group(common: Sequence[str] = ()) -> dict[str, list[Option]]:
+    """Describe the options of the command whose flags are defined, by the title of their group.
+
+    Args:
+        common: names of the flags that nearly every user needs; they come first, in this order. Those in no group
+            follow, and then the groups.
+    """
     grouped = {name for names in GROUPS.values() for name in names}
-    own = {OPTIONS: [name for name in _own_flags() if name not in grouped]} | GROUPS
-    found = {title: [option(FLAGS[name]) for name in names if name in FLAGS] for title, names in own.items()}
+    own = {COMMON: [*common], OPTIONS: [name for name in _own_flags() if name not in grouped]}
+    titles = own | {title: [name for name in names if name not in common] for title, names in GROUPS.items()}
+    found = {title: [option(FLAGS[name]) for name in names if name in FLAGS] for title, names in titles.items()}
     return {title: options for title, options in found.items() if options}
 
 
@@ -70,11 +78,15 @@ def option(flag: flags.Flag) -> Option:
     return Option(form, text[0].upper() + text[1:], default)
 
 
-def help_text(about: str) -> str:
-    """The text of --help: what the command does, then its options; as wide as the terminal, at most WIDTH."""
+def help_text(module: ModuleType) -> str:
+    """Write the text of --help, as wide as the terminal, at most WIDTH.
+
+    Args:
+        module: a command; its docstring says what it does, and its COMMON, if there is one, which options come first.
+    """
     width = min(WIDTH, shutil.get_terminal_size().columns)
-    lines = [about.strip()]
-    for title, options in options_by_group().items():
+    lines = [(module.__doc__ or "").strip()]
+    for title, options in options_by_group(getattr(module, "COMMON", ())).items():
         lines += ["", f"{title}:"]
         for form, text, default in options:
             lines.append(f"  {form}")
@@ -91,7 +103,7 @@ def markdown(job: str) -> str:
     about = module.__doc__.strip().splitlines()
     about = "\n".join("    " + line if line.startswith("python -m") else line for line in about)
     lines = [f"## {job}", "", about]
-    for title, options in options_by_group().items():
+    for title, options in options_by_group(getattr(module, "COMMON", ())).items():
         lines += ["", f"### {title}", "", "| flag | meaning | if not given |", "|---|---|---|"]
         for form, text, default in options:
             cells = (f"`{form}`", text.replace("<", "&lt;"), f"`{default}`" if default else "")

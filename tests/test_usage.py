@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import usage
+from experiments import run, usage
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
+JOBS = {path.stem: path for path in (ROOT / "experiments").rglob("*.py") if "def define_flags" in path.read_text()}
 DEFINED = re.compile(r"(?:flags\.DEFINE_\w+|ranges\.\w+|define_(?:paths?|size))\(\s*\"(\w+)\"")
 FORM = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
 
@@ -21,7 +21,7 @@ def test_help_has_each_of_the_jobs_flags_once(job, name):
     status, out, error = job(name, "--help")
     shown = FORM.findall(out)
     assert (status, error) == (0, "") and len(shown) == len(set(shown))
-    assert set(DEFINED.findall((ROOT / "experiments" / f"{name}.py").read_text())) <= set(shown)
+    assert set(DEFINED.findall(JOBS[name].read_text())) <= set(shown)
 
 
 def test_help_tells_forms_defaults_and_groups(job):
@@ -38,15 +38,17 @@ def test_help_tells_forms_defaults_and_groups(job):
     ):
         assert said in words
     titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
-    assert titles[:3] == ["Maps", "Alignment", "Contour and masks"] and titles[-1] == "Public archives"
+    assert titles[:3] == ["Most used", "Maps", "Alignment"] and titles[-1] == "Public archives"
+    first = FORM.findall(out.split("\nMaps:")[0])
+    assert first == [*run.COMMON] and len(first) == 10 and first[:2] == ["initial", "target"]
     assert not usage.options_by_group()  # the job's flags are gone with it, and so are their groups
 
 
 def test_the_groups_of_another_job_do_not_stay(job):
-    _, run, _ = job("run", "--help")
+    _, whole, _ = job("run", "--help")
     _, predict, _ = job("predict", "--help")
-    assert "Run:\n  --run_dir" in predict and "Run:" not in run
-    assert job("run", "--help")[1] == run
+    assert "Run:\n  --run_dir" in predict and "Run:" not in whole
+    assert job("run", "--help")[1] == whole
 
 
 def test_help_is_asked_for_in_a_new_process_and_quick():
@@ -59,6 +61,15 @@ def test_help_is_asked_for_in_a_new_process_and_quick():
     assert "experiments.run" in done.stderr.split()
     assert not {"jax", "numpy", "scipy", "gemmi", "flax", "ott", "skimage"} & set(done.stderr.split())
     assert max(map(len, done.stdout.split("Maps:")[1].splitlines())) <= 80
+
+
+def test_a_reader_that_ends_early_ends_nothing():
+    """As `head` does, or a pager that is left."""
+    command = [sys.executable, "-m", "experiments.run", "--help"]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started.stdout.close()
+    assert started.stderr.read() == "" and started.wait() == 0
+    started.stderr.close()
 
 
 def test_the_page_holds_what_help_holds(job):
