@@ -76,7 +76,7 @@ def main() -> None:
     """Score the methods; print the table and write it with its figures."""
     from cryotrans_jax.io.files import InputError
 
-    from . import contest, results, run_folder
+    from . import contest, record, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
         raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
@@ -93,7 +93,7 @@ def main() -> None:
         case, path = load_pair() if FLAGS.pair else load_maps(out_dir)
         comparison = make_comparison(case, path)
         entries = score_methods(case, comparison, files, out_dir)
-        about = {"settings": results.settings_of(FLAGS), "inputs": describe_inputs(case, files)}
+        about = {"settings": record.settings_of(FLAGS), "inputs": describe_inputs(case, files)}
         contest.write(entries, comparison, about, out_dir)
     log.info(contest.table(entries))
     log.info(f"results: {out_dir}")
@@ -139,7 +139,7 @@ def load_maps(out_dir: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from . import inputs, prechecks
+    from . import find, inputs, prechecks
 
     if not FLAGS.target or len(FLAGS.target) > 1:
         raise InputError("give --initial and one --target, or a --pair of models")
@@ -148,7 +148,7 @@ def load_maps(out_dir: Path):
     case = inputs.from_flags(given, out_dir)
     prechecks.warn(prechecks.doubts(case, given))
     if FLAGS.target_model:
-        found = inputs.existing_file(FLAGS.target_model, FLAGS.data_dir)
+        found = find.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
@@ -168,7 +168,7 @@ def make_comparison(case, path):
     from cryotrans_jax.fit import trajectory
 
     from . import contest
-    from .results import reference_map
+    from .score import reference_map
 
     seen = contour.describe(case.initial, case.initial_resolution, given=FLAGS.initial_threshold, model=case.model)
     maps, masses = [], []
@@ -288,7 +288,7 @@ def write_frames(frames, folder: Path) -> None:
     """Write the frames into the folder, replacing the frames in it."""
     from cryotrans_jax.io.maps import write_map
 
-    from .results import frame_number
+    from .case import frame_number
     from .run_folder import FRAMES, result_files
 
     for earlier in result_files(folder, FRAMES):

@@ -15,7 +15,7 @@ from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.scores import metrics
 
-from . import paths, results
+from . import paths, results, run_folder
 
 BLOCK = 4.0  # Å at least, side of a block; mass may move to the neighbouring blocks from frame to frame
 MOST_BLOCKS = 4000  # with more filled blocks the search for appearing mass takes minutes
@@ -187,14 +187,14 @@ def write(entries: Sequence[Entry], comparison: Comparison, about: dict, folder:
     results.write_json(folder / "compare.json", about | {"scores": {e.name: e.scores for e in entries}})
     keys = [key for key, *_ in COLUMNS if any(key in e.scores for e in entries)]
     rows = [{"method": e.name} | {key: e.scores.get(key, "") for key in keys} for e in entries]
-    results.write_rows(folder / "compare.csv", rows)
+    run_folder.write_rows(folder / "compare.csv", rows)
     curves = [
         {"method": e.name, "quantity": name, "time": float(t), "value": float(v)}
         for e in entries
         for name, curve in e.along.items()
         for t, v in zip(*curve, strict=True)
     ]
-    results.write_rows(folder / "along.csv", curves)
+    run_folder.write_rows(folder / "along.csv", curves)
     write_file(folder / "compare.txt", table(entries))
     for name, drawing in figures(entries, comparison).items():
         write_file(folder / f"{name}.svg", plots.svg(drawing))

@@ -1,10 +1,7 @@
 """Find, read and check the maps and models that the flags name, or simulate the maps."""
 
-import contextlib
-import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,29 +11,39 @@ import jax
 import numpy as np
 from absl.flags import FlagValues
 
-from cryotrans_jax.density import align, contour, mask, micelle, simulation, thresholds
+from cryotrans_jax.density import align, contour, mask, simulation, thresholds
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.fit.recipes import Schedule
 from cryotrans_jax.io import atoms
-from cryotrans_jax.io.files import InputError, checksum
-from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, same_grid
 from cryotrans_jax.motion import partition
 
 from . import archives, log, paths, prechecks, ranges
-from .results import MAP_SUFFIXES, Case, Waypoint, grid_of, load_reference
+from .case import MAP_SUFFIXES, Case, Waypoint, grid_of
+from .find import (
+    INITIAL,
+    base_model,
+    existing_file,
+    fetch_missing,
+    find,
+    find_entry,
+    other_half_map,
+    resolution_in_name,
+    resolution_of,
+    unique_stems,
+)
+from .masks import mask_all, masked, protein_in, without_micelles
+from .run_folder import write_input
+from .score import load_reference
 
-ENTRY = re.compile(r"(?P<entry>[0-9][A-Za-z0-9]{3}|pdb_[0-9a-z]{8})_(?P<resolution>[0-9]+(?:\.[0-9]+)?)A\.mrc")
-HALF = re.compile(r"(half[-_]?(?:map)?[-_]?)([12abAB])(?![0-9A-Za-z])", re.IGNORECASE)
-OTHER = {"1": "2", "2": "1", "A": "B", "B": "A", "a": "b", "b": "a"}
 STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
 WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
-MODEL_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz", ".ent")
 POOR = 0.25  # correlation at high resolution of a wrong pose, or a wrong hand; two states of a molecule fit better
 INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box the user is warned
 NEAR = 0.9  # of the Nyquist limit: good maps are deposited with resolutions down to this
 FEWEST = 27  # voxels of the smallest molecule: a cube with sides of 3
-INITIAL = "6RAH_3A.mrc"  # TmrAB, the paper's first system
 
 
 def from_flags(settings, out_dir: Path) -> Case:
@@ -420,121 +427,6 @@ def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type =
         raise InputError(f"{label} {given} {error}") from None
 
 
-def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
-    """Apply the masks that the flags name, each on its own map's grid; return the maps and the masks' files by name."""
-    names = settings.target_mask or []
-    if len(names) not in (0, 1, len(targets)):
-        raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
-    files = {name: existing_file(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
-    each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
-    radius, size = settings.mask_radius, settings.target_voxel_size
-    initial = masked(initial, files.get(settings.mask), radius, settings.voxel_size)
-    targets = [masked(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
-    return initial, targets, files
-
-
-def without_micelles(
-    names: list[str],
-    maps: list[Map],
-    resolutions: list[float | None],
-    has_mask: list[bool],
-    model: gemmi.Structure | None,
-    out_dir: Path,
-) -> tuple[list[Map], dict[str, Path]]:
-    """Remove micelles and nanodiscs from maps that show one.
-
-    Args:
-        names: of the maps.
-        maps: the maps.
-        resolutions: in Å; None if unknown.
-        has_mask: whether the user gave a mask for a map, which is then taken as it is.
-        model: of the initial state, if there is one.
-        out_dir: the run's folder; masks of what is kept are written to its folder inputs.
-
-    Returns:
-        The maps, and the files of these masks under the names from `protein_in`.
-    """
-    found, files = micelle.proteins(maps, resolutions, has_mask, model), {}
-    for number, (name, map_, one) in enumerate(zip(names, maps, found, strict=True)):
-        if one is None:
-            continue
-        path = out_dir / "inputs" / f"protein_in_{unique_stems(names)[number]}.mrc"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_input(path, replace(map_, density=one.mask))
-        maps[number], files[protein_in(name)] = masked(map_, path, None), path
-        if not jax.process_index():
-            log.micelle_removed(Path(name).name, one.left_out, path)
-    return maps, files
-
-
-def protein_in(name: str) -> str:
-    """Name, among a run's inputs, of the mask that removed the micelle of a map."""
-    return f"protein in {name}"
-
-
-def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None, Path | None]:
-    """Files of the masks that a run applied to a map.
-
-    Args:
-        config: the run's config.json.
-        name: of the map among the run's inputs.
-        given: name of the mask that the flags gave, if they did.
-
-    Returns:
-        The mask that the flags gave, and the one that removed a micelle; None for a mask that was not applied.
-
-    Raises:
-        InputError: a mask is gone or changed.
-    """
-
-    def file(known: str | None) -> Path | None:
-        if not known:
-            return None
-        entry = config["inputs"].get(known, {"file": known, "sha256": ""})
-        path = Path(entry["file"])
-        if not path.is_file() or checksum(path) != entry["sha256"]:
-            raise InputError(f"the run's mask {path} is gone or changed: put it back")
-        return path
-
-    protein = protein_in(name)
-    return file(given), file(protein if protein in config["inputs"] else None)
-
-
-def read_as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
-    """Read a map of a run as the run did.
-
-    Args:
-        config: the run's config.json.
-        path: the map's file.
-        kind: "initial" or "target".
-        masks: as from `masks_used`.
-    """
-    given, protein = masks
-    settings = config["settings"]
-    size = settings.get("voxel_size" if kind == "initial" else "target_voxel_size")
-    map_ = prechecks.as_fitted(read_map(path, size), kind, settings.get("invert"))
-    return masked(masked(map_, given, settings.get("mask_radius"), size), protein, None)
-
-
-def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
-    """Apply a mask, and a spherical mask, to a map.
-
-    Args:
-        map_: the map.
-        path: file of the mask; None for no mask.
-        radius: of a sphere about the map's centre of mass (Å); None for no sphere.
-        voxel_size: of the mask (Å), instead of that in its header.
-
-    Raises:
-        InputError: nothing is left, or the radius is less than a voxel.
-    """
-    if radius is not None and radius < (size := float(map_.voxel_size.min())):
-        raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
-    if path is not None:
-        map_ = mask.masked(map_, read_map(path, voxel_size), str(path))
-    return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
-
-
 def contours(case: Case, settings) -> list[dict]:
     """Display contours of the initial map and of each target, as from `contour.describe`."""
     levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
@@ -564,107 +456,6 @@ def built_in_pair(out_dir: Path) -> Case:
     log.built_in_pair(folder)
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
-
-
-def existing_file(name: str, data_dir: str) -> Path:
-    """The file of that name, here or in the data folder; raise InputError where there is none."""
-    path = find(name, data_dir)
-    if path is None:
-        raise InputError(f"no file {name} here or in {data_dir}: give the path of a file, or another --data_dir")
-    return path
-
-
-def unique_stems(names: list[str]) -> list[str]:
-    """File names without folders and suffixes, with a number where two would be the same."""
-    stems: list[str] = []
-    for name in names:
-        stem = Path(name).name.split(".mrc")[0].split(".map")[0].lstrip(".") or "target"  # never the folder above
-        tries = (stem if k == 1 else f"{stem}_{k}" for k in itertools.count(1))
-        stems.append(next(s for s in tries if s not in stems))
-    return stems
-
-
-def resolution_in_name(name: str) -> float | None:
-    """Resolution (Å) in a name like 6RAH_3A.mrc; None if it has another form."""
-    if not (match := ENTRY.fullmatch(Path(name).name)):
-        return None
-    resolution = float(match["resolution"])
-    if not ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most:
-        raise InputError(f"{Path(name).name} names a resolution of {resolution:g} Å, which no map has: rename the file")
-    return resolution
-
-
-def resolution_of(name: str, data_dir: str) -> float | None:
-    """Resolution (Å) of a map, from its name or from the EMDB; None if neither has it."""
-    path = find(name, data_dir)
-    return resolution_in_name(name) or (archives.read_metadata(path).get("resolution") if path else None)
-
-
-def fetch_missing(settings, maps: list[str]) -> None:
-    """Fetch into the data folder the entries of public archives that the flags name and that are not there."""
-    files = [settings.model, settings.mask, *(settings.reference or []), *(settings.target_mask or [])]
-    missing = [name for name in (*maps, *filter(None, files)) if find(name, settings.data_dir) is None]
-    for entry, parts in archives.wanted(missing):
-        Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
-        archives.fetch(entry, archives.of(settings), Path(settings.data_dir), parts)
-
-
-def find(name: str, data_dir: str) -> Path | None:
-    """The file of that path, or in the data folder, where EMD-22001 is emd_22001.map.gz; None if missing."""
-    places = [Path(name), Path(data_dir) / name]
-    if entry := archives.EMDB.fullmatch(name):
-        places += [Path(data_dir) / f"emd_{entry[1]}.map{suffix}" for suffix in (".gz", "")]
-    for path in places:
-        if path.is_file():
-            return path
-    return None
-
-
-def other_half_map(path: str | Path) -> Path:
-    """The other of two half-maps: run_half2_class001_unfil.mrc for run_half1_class001_unfil.mrc, and so on.
-
-    Raises:
-        InputError: the name does not follow RELION, cryoSPARC or the EMDB, or there is no such file.
-    """
-    path = Path(path)
-    found = [*HALF.finditer(path.name)]
-    if not found:
-        raise InputError(f"{path} does not have a half-map's name (half1, half_map_2, map_half_A ...): name both")
-    which = found[-1]
-    other = path.with_name(path.name[: which.start(2)] + OTHER[which[2]] + path.name[which.end(2) :])
-    if not other.is_file():
-        raise InputError(f"the other half-map {other} of {path} is not there: put it there, or name both")
-    return other
-
-
-def find_entry(name: str, data_dir: str) -> Path:
-    """The model in the data folder from which the map `name` can be simulated.
-
-    Raises:
-        InputError: there is none; the message says how to get it.
-    """
-    match = ENTRY.fullmatch(Path(name).name)
-    if not match:
-        raise InputError(
-            f"no map {name} here or in {data_dir}: give the path of a file, another --data_dir, or for an entry of the "
-            "EMDB --fetch"
-        )
-    entry = match["entry"]
-    if path := find_model(entry, data_dir):
-        return path
-    raise InputError(
-        f"no map {name} here or in {data_dir}, and no {entry}.cif or {entry}.pdb there to make it from: download "
-        f"{entry}.cif from the PDB (https://files.rcsb.org/download/{entry.upper()}.cif) into {data_dir}, or --fetch"
-    )
-
-
-def find_model(entry: str, data_dir: str) -> Path | None:
-    """The model of an entry, or of another name without its suffix, in the data folder; None if missing."""
-    for stem in (entry.upper(), entry.lower(), entry):
-        for suffix in MODEL_SUFFIXES:
-            if (path := Path(data_dir) / (stem + suffix)).is_file():
-                return path
-    return None
 
 
 def load(
@@ -719,16 +510,6 @@ def load(
     return maps[initial], [maps[t] for t in targets], found
 
 
-def write_input(path: Path, map_: Map) -> None:
-    """Write the map, unless the file holds it already: another process of the run may have written it."""
-    with contextlib.suppress(InputError, OSError):
-        there = read_map(path)
-        rounding = 1e-5 * np.abs(map_.density).max()  # processors round differently
-        if same_grid(there, map_) is None and np.allclose(there.density, map_.density, rtol=0, atol=rounding):
-            return
-    write_map(path, map_)
-
-
 def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -> None:
     """Raise InputError where heavy atoms lie outside the grid."""
     x = (atoms.heavy_atoms(model)[0] - origin) / voxel_size
@@ -738,11 +519,3 @@ def check_inside(model: gemmi.Structure, shape, voxel_size, origin, name: str) -
             f"{outside} of {len(x)} atoms of {name} lie outside the map: move the model into it (experiments.simulate "
             "--superpose_on), or simulate all maps in a box that covers all models (--cover)"
         )
-
-
-def base_model(initial: str, data_dir: str) -> Path | None:
-    """The model on which targets' models are superposed where the initial map itself is not simulated, if any."""
-    try:
-        return find_entry(initial, data_dir)
-    except InputError:
-        return None

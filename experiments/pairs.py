@@ -50,8 +50,8 @@ def load_pair(folder: Path, resolution: float, back: bool = False):
 
     from cryotrans_jax.density import simulation
 
+    from .case import Case
     from .inputs import check_detail
-    from .results import Case
 
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)

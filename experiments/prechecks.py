@@ -2,28 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
 import jax
 
 from cryotrans_jax.density import checks, spectrum
+from cryotrans_jax.density.contour import CLEAR, DUST
 from cryotrans_jax.density.outliers import Outliers, without_outliers
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 
 from . import log
+from .case import Case, Doubt
 
-if TYPE_CHECKING:
-    from .results import Case
-
-
-class Doubt(NamedTuple):
-    """A warning about the inputs: what was found, what to do, and the number of the target, or None for all targets."""
-
-    what: str
-    advice: str
-    target: int | None = None
+THIN = 1 / 3  # of the molecular volume: a threshold that encloses less is doubtful
 
 
 class Input(NamedTuple):
@@ -107,7 +100,7 @@ def outlier_doubt(name: str, found: Outliers, target: int | None) -> Doubt:
     return Doubt(f"In {name} {found}.", advice, target)
 
 
-def doubts(case: "Case", settings: Any) -> list[Doubt]:
+def doubts(case: Case, settings: Any) -> list[Doubt]:
     """Find what is doubtful about a case's maps, as they will be fitted, and about its model."""
     initial = Path(next(iter(case.files))).name
     targets = [Path(name).name for name in settings.target or case.target_names]
@@ -121,7 +114,7 @@ def doubts(case: "Case", settings: Any) -> list[Doubt]:
     return found
 
 
-def pair_doubts(case: "Case", number: int, initial: str, target: str) -> Iterator[Doubt]:
+def pair_doubts(case: Case, number: int, initial: str, target: str) -> Iterator[Doubt]:
     """Warning of maps that are identical, or that seem to be swapped."""
     goal, known = case.targets[number], (case.initial_resolution, case.target_resolutions[number])
     if checks.same_density(case.initial, goal):
@@ -174,3 +167,26 @@ def warn(found: Sequence[Doubt]) -> None:
     if not jax.process_index():
         for doubt in found:
             log.warning(f"{doubt.what} {doubt.advice}")
+
+
+def threshold_doubts(used: dict, volume: float | None) -> list[str]:
+    """Find what is doubtful about the density that is carried.
+
+    Args:
+        used: the threshold and what it encloses, as from `prepare.apply_threshold`.
+        volume: molecular volume (Å³); None where noise hides it.
+    """
+    found = []
+    if volume is None:
+        found.append("noise is as strong as the molecule at its surface, so its volume cannot be estimated")
+    if used["clear"] is not None and used["clear"] < CLEAR:
+        found.append(
+            f"solvent is carried along, as the threshold is only {used['clear']:.1f} standard deviations of its noise "
+            "above it"
+        )
+    if used["specks"] > DUST:
+        found.append(f"{100 * used['specks']:.0f} % of the voxels above the threshold are dust, which is left out")
+    if volume and used["volume"] < THIN * volume:
+        share = 100 * used["volume"] / volume
+        found.append(f"the threshold encloses {share:.0f} % of the molecular volume, the rest is lost in noise")
+    return found

@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import results, run_folder
+    from . import results, run_folder, write_models
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -46,7 +46,7 @@ def main() -> None:
             old.unlink()
         results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
         if model is not None:
-            results.write_models(fit, model, FLAGS, out_dir)
+            write_models.write_models(fit, model, FLAGS, out_dir)
     log.frames_written(FLAGS.frames, out_dir)
 
 
@@ -62,7 +62,7 @@ def load_fit(run_dir: Path):
     from cryotrans_jax.io.files import InputError, checksum
 
     from . import run_folder
-    from .inputs import masks_used, read_as_used
+    from .masks import masks_used, read_as_used
 
     saved = run_folder.read_config(run_dir)
     source = saved["inputs"][saved["initial"]]

@@ -140,11 +140,12 @@ def requirements(system: System) -> list[Requirement]:
 
 def look_up(name: str) -> Path | None:
     """Find a map or model by name, with or without suffix, here or in the data folder; None if there is none."""
-    from . import inputs, results
+    from . import find
+    from .case import MAP_SUFFIXES
 
-    names = [name, *(name + suffix for suffix in results.MAP_SUFFIXES)]
-    maps = (inputs.find(each, FLAGS.data_dir) for each in names)
-    return next(filter(None, maps), None) or inputs.find_model(name, FLAGS.data_dir)
+    names = [name, *(name + suffix for suffix in MAP_SUFFIXES)]
+    maps = (find.find(each, FLAGS.data_dir) for each in names)
+    return next(filter(None, maps), None) or find.find_model(name, FLAGS.data_dir)
 
 
 def describe_missing(system: System) -> str:
@@ -178,10 +179,12 @@ def collect(system: System) -> dict[str, Path]:
     """
     from cryotrans_jax.io.files import InputError
 
-    from . import archives, inputs
+    from . import archives
 
     given = {"initial": FLAGS.initial, "target": FLAGS.target and FLAGS.target[0]}
     found: dict[str, Path] = {}
+    from .find import existing_file
+
     for role, name, entry in requirements(system):
         wanted = given.get(role) or name
         path = look_up(wanted)
@@ -192,7 +195,7 @@ def collect(system: System) -> dict[str, Path]:
         if path:
             found[role] = path
         elif given.get(role):
-            inputs.existing_file(wanted, FLAGS.data_dir)
+            existing_file(wanted, FLAGS.data_dir)
         elif role in given:
             raise InputError(f"{system.name} cannot be fitted, {describe_missing(system)}" + ", or add --fetch" * entry)
         else:
@@ -202,9 +205,9 @@ def collect(system: System) -> dict[str, Path]:
 
 def is_map(path: Path) -> bool:
     """Whether a file is a map, by its suffix."""
-    from . import results
+    from .case import MAP_SUFFIXES
 
-    return path.name.lower().endswith(results.MAP_SUFFIXES)
+    return path.name.lower().endswith(MAP_SUFFIXES)
 
 
 def simulated_resolution(system: System, files: dict[str, Path]) -> float | None:
@@ -233,7 +236,7 @@ def use_models(system: System, files: dict[str, Path], resolution: float, out_di
     from cryotrans_jax.density import simulation
     from cryotrans_jax.io import atoms
 
-    from . import inputs
+    from . import run_folder
 
     start, end = (atoms.read_model(files[role], FLAGS.all_models) for role in ("initial", "target"))
     end = atoms.superpose(end, start)
@@ -252,7 +255,7 @@ def use_models(system: System, files: dict[str, Path], resolution: float, out_di
         models.append(folder / f"{stem}.cif")
         maps.append(folder / f"{stem}_{at:g}A.mrc")
         atoms.write_model(models[-1], model)
-        inputs.write_input(maps[-1], simulation.simulate_map(model, *grid, at))
+        run_folder.write_input(maps[-1], simulation.simulate_map(model, *grid, at))
     FLAGS.initial, FLAGS.target = str(maps[0]), [str(maps[1])]
     set_defaults(model=str(models[0]), reference=[str(models[1])], align="none")
     set_defaults(initial_resolution=systems.INITIAL_RESOLUTION, target_resolution=resolution)

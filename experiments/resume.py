@@ -15,9 +15,10 @@ import psutil
 
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.io.checkpoints import remove
-from cryotrans_jax.io.files import InputError, unfinished_files
+from cryotrans_jax.io.files import InputError, checksum, unfinished_files
 
-from . import log, results, run_folder, signals
+from . import log, record, run_folder, signals
+from .case import Case
 from .run_folder import TERMS, UNFINISHED
 
 EARLIER = "earlier"  # folder, in that of an unfinished run, for the results that it replaces
@@ -71,9 +72,9 @@ class Keeper:
         self.check(found, terms(self.settings))
         return self.saved_terms() is not None
 
-    def begin(self, case: results.Case) -> None:
+    def begin(self, case: Case) -> None:
         """Record the checksums of the case's inputs, and compare them with the unfinished run's, if there is one."""
-        case.sums = {name: results.checksum(path) for name, path in case.files.items()}
+        case.sums = {name: checksum(path) for name, path in case.files.items()}
         self.terms = terms(self.settings, case)
         if (found := self.saved_terms()) is not None:
             self.check(found, self.terms)
@@ -241,11 +242,11 @@ def remove_saved(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def terms(settings: Any, case: results.Case | None = None) -> dict:
+def terms(settings: Any, case: Case | None = None) -> dict:
     """The terms that decide the numbers of a run: settings, versions, processes, devices, checksums of its inputs."""
     known = {
-        "settings": {k: v for k, v in results.settings_of(settings).items() if k not in FREE},
-        "versions": {name: results.version(name) for name in results.PACKAGES},
+        "settings": {k: v for k, v in record.settings_of(settings).items() if k not in FREE},
+        "versions": {name: record.version(name) for name in record.PACKAGES},
         "processes": jax.process_count(),
         "devices": jax.local_device_count(),  # the targets are distributed over them
     }

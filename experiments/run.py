@@ -109,11 +109,11 @@ def claim_and_load(out_dir: Path, keeper, claims: contextlib.ExitStack):
     """Lock the folder until `claims` are closed, and load the case; None if this process has no target."""
     import jax
 
-    from . import hosts, inputs, run_folder
+    from . import find, hosts, run_folder
 
     if not hosts.share(target_count()):
         return None
-    names = inputs.unique_stems(FLAGS.target or [])
+    names = find.unique_stems(FLAGS.target or [])
     claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), names))
     return load(out_dir, keeper)
 
@@ -150,14 +150,14 @@ def load(out_dir: Path, keeper):
     Raises:
         InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
-    from . import hosts, inputs, prechecks, results, run_folder
+    from . import find, hosts, inputs, prechecks, results, run_folder
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
     replacing = keeper.can_resume() or FLAGS.overwrite
     if 0 in hosts.share(target_count()):  # the folder itself belongs to the first target
         run_folder.check_free(out_dir, replacing)
-    stems = inputs.unique_stems(FLAGS.target or [])
+    stems = find.unique_stems(FLAGS.target or [])
     failed = inputs.skip_unusable_targets(FLAGS)
     share = hosts.share(target_count())
     given = bool(FLAGS.initial or FLAGS.target)
@@ -179,7 +179,7 @@ def load(out_dir: Path, keeper):
 
 def default_folder() -> Path:
     """Name of the run's folder: runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
-    from .inputs import INITIAL
+    from .find import INITIAL
 
     if not (FLAGS.initial or FLAGS.target):
         return Path("runs/demo")

@@ -4,15 +4,18 @@ Nothing is written, moved or removed through a link inside such a folder; the fo
 """
 
 import contextlib
+import csv
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.io.checkpoints import remove
@@ -24,10 +27,11 @@ from cryotrans_jax.io.files import (
     input_errors,
     read_checksums,
     read_json,
+    whole_file,
     write_checksums,
     write_file,
 )
-from cryotrans_jax.io.maps import Map, MapLike, read_map
+from cryotrans_jax.io.maps import Map, MapLike, read_map, same_grid, write_map
 
 from . import lock, log
 
@@ -422,3 +426,21 @@ def checked_records(folder: Path) -> AbstractContextManager[None]:
         f"the records in {folder} are not as a run writes them ({{error}}): restore config.json and metrics.json, "
         "or repeat the run with --overwrite"
     )
+
+
+def write_input(path: Path, map_: Map) -> None:
+    """Write the map, unless the file holds it already: another process of the run may have written it."""
+    with contextlib.suppress(InputError, OSError):
+        there = read_map(path)
+        rounding = 1e-5 * np.abs(map_.density).max()  # processors round differently
+        if same_grid(there, map_) is None and np.allclose(there.density, map_.density, rtol=0, atol=rounding):
+            return
+    write_map(path, map_)
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Write rows as CSV, headed by their keys."""
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -19,9 +19,10 @@ from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion, stretches
 from cryotrans_jax.scores import metrics
 
-from . import exchange, film, inputs, page, results, run_folder
+from . import exchange, film, page, run_folder, score
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
+from .masks import masks_used, read_as_used
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
 STILLS = 5  # pictures on the page at most
@@ -40,7 +41,7 @@ class Story:
         initial: the part of the initial map that is carried, as in the frame at time 0.
         generated: the generated map.
         target: the target map; None where its file is gone.
-        curves: as from `results.fsc_curves`.
+        curves: as from `score.fsc_curves`.
         model: of the initial state.
     """
 
@@ -293,7 +294,7 @@ def read_story(run_dir: Path, initial: str | None = None, target: str | None = N
     if run_folder.has(run_dir, "fsc.csv"):
         curves = exchange.read_fsc(run_folder.verify(run_dir, "fsc.csv"))
     else:
-        curves = results.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
+        curves = score.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
     first = config["settings"]["frames"] > 1  # a single frame is the last one
     whole = first and run_folder.has(run_dir, "model_00.cif")
     model = atoms.read_model(run_folder.verify(run_dir, "model_00.cif")) if whole else None
@@ -328,8 +329,8 @@ def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -
     path = find_unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
-    masks = inputs.masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = inputs.read_as_used(config, path, "initial", masks)
+    masks = masks_used(config, config["initial"], config["settings"].get("mask"))
+    initial = read_as_used(config, path, "initial", masks)
     return trajectory.carried_density(initial, fit.threshold)
 
 
@@ -345,10 +346,10 @@ def read_target(config: dict, scores: dict, generated: Map, given: str | None) -
         return None
     flags = config["settings"].get("target_mask") or [None]
     try:
-        masks = inputs.masks_used(config, name, flags[target_index(config)] if len(flags) > 1 else flags[0])
+        masks = masks_used(config, name, flags[target_index(config)] if len(flags) > 1 else flags[0])
     except InputError:
         return None
-    target = align.resampled(inputs.read_as_used(config, path, "target", masks), generated, target_pose(config))
+    target = align.resampled(read_as_used(config, path, "target", masks), generated, target_pose(config))
     now, then = similarity.correlation(generated.density, target.density), scores["correlation_with_target_after"]
     return target if abs(now - then) < SAME else None
 
@@ -365,5 +366,5 @@ def read_reference(config: dict, generated: Map) -> Map | None:
     path = find_unchanged(config, names[target_index(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = results.load_reference(path, generated, target_pose(config), config["settings"])
-    return results.reference_map(reference, generated, config["resolutions"]["initial"])
+    reference = score.load_reference(path, generated, target_pose(config), config["settings"])
+    return score.reference_map(reference, generated, config["resolutions"]["initial"])

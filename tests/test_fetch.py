@@ -18,7 +18,7 @@ import pytest
 
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
-from experiments import archives, download, inputs
+from experiments import archives, download, find
 from experiments import server as server_module
 
 ENTRY = {  # as the EMDB's interface gives it, cut down
@@ -574,13 +574,13 @@ def test_each_half_map_finds_the_other(tmp_path, one, two):
     folder.mkdir()
     for name in (one, two):
         (folder / name).touch()
-    assert inputs.other_half_map(folder / one) == folder / two
-    assert inputs.other_half_map(str(folder / two)) == folder / one
+    assert find.other_half_map(folder / one) == folder / two
+    assert find.other_half_map(str(folder / two)) == folder / one
 
 
 def test_a_half_map_without_the_other_is_explained(tmp_path):
     for name, sentence in (("half1.mrc", "the other half-map .*half2.mrc"), ("map_1.mrc", "have a half-map.s name")):
         with pytest.raises(InputError, match=sentence):
-            inputs.other_half_map(tmp_path / name)
+            find.other_half_map(tmp_path / name)
     with pytest.raises(InputError, match="have a half-map.s name"):
-        inputs.other_half_map(tmp_path / "half12.mrc")
+        find.other_half_map(tmp_path / "half12.mrc")

@@ -22,7 +22,7 @@ from cryotrans_jax.io import atoms, maps
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from cryotrans_jax.motion import partition
-from experiments import archives, exchange, inputs, pairs, run_folder, story
+from experiments import archives, exchange, find, pairs, run_folder, story
 from tests.tools import fuzz, fuzz_damage, fuzz_kinds
 
 MODEL, _ = demo.hinge_pair()
@@ -132,7 +132,7 @@ def test_any_answer_of_an_archive_is_an_entry_or_an_error(value):
 @quick
 @given(st.lists(st.text("a.-/\\ m", max_size=6).map(lambda t: t + ".mrc"), min_size=1, max_size=4))
 def test_targets_have_folders_of_their_own_in_the_run_s(names):
-    stems = inputs.unique_stems(names)
+    stems = find.unique_stems(names)
     assert len({*stems}) == len(names)
     for stem in stems:
         assert Path(stem).name == stem and (Path("/out") / stem).resolve().parent == Path("/out")
@@ -299,7 +299,7 @@ def test_what_stands_beside_a_map_is_a_number_or_nothing(tmp_path, value):
     told = {"map": ["emd_1234.map"], "resolution": value, "contour": value, "files": value}
     (tmp_path / "emd_1234.json").write_text(json.dumps(told))
     (tmp_path / "emd_1234.map").write_bytes(b"")
-    assert inputs.resolution_of("emd_1234.map", str(tmp_path)) is None
+    assert find.resolution_of("emd_1234.map", str(tmp_path)) is None
     level = archives.contour(tmp_path / "emd_1234.map")
     assert level is None or math.isfinite(level)
     assert archives.file_records(tmp_path / "emd_1234.json") == (value if isinstance(value, dict) else {})
@@ -308,7 +308,7 @@ def test_what_stands_beside_a_map_is_a_number_or_nothing(tmp_path, value):
 @pytest.mark.parametrize("name", ["6ABC_0A.mrc", f"6ABC_{'9' * 400}A.mrc"])
 def test_a_name_with_an_impossible_resolution_is_explained(name):
     with pytest.raises(InputError, match="names a resolution of (0|inf) Å"):
-        inputs.resolution_in_name(name)
+        find.resolution_in_name(name)
 
 
 @pytest.mark.parametrize("name", ["../a.pdb", "/etc/passwd", "..", "", 3, None])

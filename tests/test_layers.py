@@ -76,3 +76,31 @@ def test_jobs_import_nothing_heavy_before_their_flags_are_read():
         top = [n for n in top if isinstance(n, ast.Import) or not n.level]  # jobs' own files are looked at here, too
         roots = {(a.name if isinstance(n, ast.Import) else n.module) for n in top for a in n.names}
         assert not {root.split(".")[0] for root in roots} & {"jax", "numpy", "scipy", "gemmi", "cryotrans_jax"}
+
+
+EXPERIMENTS = ROOT / "experiments"
+COMMANDS = {
+    str(path.relative_to(EXPERIMENTS).with_suffix("")): path
+    for path in EXPERIMENTS.rglob("*.py")
+    if path.stem != "__init__"
+}
+
+
+def relative_imports(name):
+    """The files of experiments that one of them imports, inside functions as well, but for itself."""
+    found = set()
+    for node in ast.walk(ast.parse(COMMANDS[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = COMMANDS[name].parents[node.level - 1].relative_to(EXPERIMENTS)
+            whole = base / (node.module or "").replace(".", "/")
+            found |= {str(whole), *(str(whole / alias.name) for alias in node.names)}
+    return found & set(COMMANDS) - {name}
+
+
+def test_commands_do_not_need_studies_and_nothing_is_imported_in_a_circle():
+    left = {name: relative_imports(name) for name in COMMANDS}
+    for name, needs in left.items():
+        assert name.startswith("studies/") or not [each for each in needs if each.startswith("studies/")], name
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left, f"a circle among {sorted(left)}"

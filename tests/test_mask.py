@@ -8,7 +8,7 @@ import pytest
 from cryotrans_jax.density import contour, mask, thresholds
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from experiments import results
+from experiments import prechecks
 
 
 def halves(map_):
@@ -151,12 +151,12 @@ def test_noise_that_is_moved_is_warned_of(maps, deviations, doubt):
     noise = np.random.default_rng(0).normal(0, sigma, clean.shape)
     loud = Map((clean + noise).astype(np.float32), maps[0].voxel_size, maps[0].origin)
     _, used = thresholds.apply_threshold(loud, deviations * sigma, "map")
-    found = results.threshold_doubts(used, contour.describe(loud, 8.0)["body_volume"])
+    found = prechecks.threshold_doubts(used, contour.describe(loud, 8.0)["body_volume"])
     assert len(found) == (doubt is not None) and all(doubt in words for words in found)
 
 
 def test_too_little_and_too_much_noise_are_told(maps):
     used = thresholds.apply_threshold(maps[0], None, "map")[1]
-    assert results.threshold_doubts(used, used["volume"]) == []
-    assert "encloses 25 % of the molecular volume" in results.threshold_doubts(used, 4 * used["volume"])[0]
-    assert "its volume cannot be estimated" in results.threshold_doubts(used, None)[0]
+    assert prechecks.threshold_doubts(used, used["volume"]) == []
+    assert "encloses 25 % of the molecular volume" in prechecks.threshold_doubts(used, 4 * used["volume"])[0]
+    assert "its volume cannot be estimated" in prechecks.threshold_doubts(used, None)[0]

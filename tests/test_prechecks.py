@@ -11,7 +11,7 @@ from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from experiments import cautions, inputs, prechecks
+from experiments import cautions, inputs, masks, prechecks
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +106,12 @@ def test_half_maps_are_negated_as_their_target_is(run, folder, pair):
 
 def test_a_run_is_read_again_as_it_was_fitted(folder, pair):
     config = {"settings": {"invert": "target"}, "inputs": {}}
-    again = inputs.read_as_used(config, folder / "dark.mrc", "target", (None, None))
+    again = masks.read_as_used(config, folder / "dark.mrc", "target", (None, None))
     np.testing.assert_allclose(again.density, pair[1][1].density, atol=1e-3 * pair[1][1].density.max())
-    same = inputs.read_as_used(config, folder / "a.mrc", "initial", (None, None))
+    same = masks.read_as_used(config, folder / "a.mrc", "initial", (None, None))
     np.testing.assert_array_equal(same.density, read_map(folder / "a.mrc").density)
     old = {"settings": {}, "inputs": {}}  # of a version that knew no such flag
-    repaired = inputs.read_as_used(old, folder / "hot.mrc", "target", (None, None))
+    repaired = masks.read_as_used(old, folder / "hot.mrc", "target", (None, None))
     assert repaired.density.max() == pytest.approx(pair[1][1].density.max(), rel=1e-6)
 
 

@@ -35,7 +35,8 @@ from cryotrans_jax.fit.train import Config, Stage
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
-from experiments import cautions, exchange, film, page, results, run_folder, story
+from experiments import cautions, exchange, film, page, results, run_folder, score, story
+from experiments.case import Case
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
@@ -88,7 +89,7 @@ def run(tmp_path_factory, fit, maps, models):
     seen = [look | {"contour": 1.2 * fit.threshold}, look | {"contour": 0.7 * fit.threshold}]
     marked = models[0].clone()  # a stranger's as well
     marked.name, marked.info["_struct.title"], marked[0][0].name = EVIL, EVIL, "<b>"
-    case = results.Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], marked, [models[1]], seen)
+    case = Case(maps[0], [maps[1]], files, [EVIL], 8.0, [9.0], marked, [models[1]], seen)
     settings = Settings(
         idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
@@ -315,8 +316,8 @@ def test_displacement_is_that_of_the_flow(run, fit, models):
 def test_curves_are_exchanged_as_they_are(run):
     frame, generated = (read_map(run / f"{name}.mrc") for name in ("frame_00", "generated"))
     target = read_map(run.parent / "target.mrc")
-    reference = results.reference_map(atoms.read_model(run.parent / "target.cif"), frame, 8.0)
-    exact = results.fsc_curves(frame, generated, target, reference)
+    reference = score.reference_map(atoms.read_model(run.parent / "target.cif"), frame, 8.0)
+    exact = score.fsc_curves(frame, generated, target, reference)
     found = exchange.read_fsc(run / "fsc.csv")
     assert list(found) == list(exact) == ["target_before", "target_after", "reference_before", "reference_after"]
     for name, curve in exact.items():

@@ -24,6 +24,7 @@ from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.scores import metrics
 from experiments import exchange, inputs, results, run_folder
+from experiments.case import Case, replaced_folders
 
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
@@ -501,12 +502,12 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
 def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_the_rest_no_more(folder, run, tmp_path):
     out = shutil.copytree(run, tmp_path / "copy")
     made = {path.name for path in run.iterdir()} - {"predict_5"}
-    case = results.Case(None, [None] * 3, {"a": out / "frame_00.mrc"}, ["b", "c", "d"], None, [None] * 3)
+    case = Case(None, [None] * 3, {"a": out / "frame_00.mrc"}, ["b", "c", "d"], None, [None] * 3)
     (out / "d").mkdir()
     (out / "d" / "frame_00.mrc").touch()
 
     def replaced(*numbers):
-        return run_folder.results_in(results.replaced_folders(case, out, numbers))
+        return run_folder.results_in(replaced_folders(case, out, numbers))
 
     assert {path.name for path in replaced(0, 1)} == made
     assert replaced(1) == [] and replaced(2) == [out / "d" / "frame_00.mrc"]

@@ -384,7 +384,7 @@ def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
 
 
 def case_for(maps, alignments=()):
-    from experiments.results import Case
+    from experiments.case import Case
 
     return Case(maps[0], [maps[1]], {}, ["b"], None, [None], alignments=list(alignments))
 
@@ -419,7 +419,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
 
 def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
-    from experiments.results import write_assembly
+    from experiments.write_models import write_assembly
 
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])

@@ -130,7 +130,7 @@ def machine() -> dict:
     """Device, cores and versions of the measurement."""
     import jax
 
-    from ..results import PACKAGES, version
+    from ..record import PACKAGES, version
 
     device = jax.devices()[0]
     return {"device": device.device_kind, "devices": jax.device_count(), "cores": os.cpu_count()} | {
@@ -157,9 +157,9 @@ def load():
     from cryotrans_jax.density import simulation
     from cryotrans_jax.density.demo import hinge_pair
 
+    from ..case import Case
     from ..inputs import check_detail
     from ..pairs import load_pair, pair_folder
-    from ..results import Case
 
     if FLAGS.data_dir:
         return load_pair(pair_folder(FLAGS.data_dir, FLAGS.pair), FLAGS.resolution)

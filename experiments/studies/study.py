@@ -101,8 +101,8 @@ def load(wanted: list[float]):
     from cryotrans_jax.density import demo, simulation
     from cryotrans_jax.io import atoms
 
+    from ..case import Case
     from ..inputs import check_detail
-    from ..results import Case
 
     check_detail(min(wanted), FLAGS.voxel_size, "--resolutions")
     check_detail(FLAGS.initial_resolution, FLAGS.voxel_size, "--initial_resolution")
@@ -126,11 +126,11 @@ def find_model(name: str | None) -> Path:
     """
     from cryotrans_jax.io.files import InputError
 
-    from .. import archives, inputs
+    from .. import archives, find
 
     if not name:
         raise InputError("one model is given and not the other: give --initial and --target, or neither")
-    path = inputs.find(name, FLAGS.data_dir) or inputs.find_model(name, FLAGS.data_dir)
+    path = find.find(name, FLAGS.data_dir) or find.find_model(name, FLAGS.data_dir)
     if path is None and FLAGS.fetch:
         Path(FLAGS.data_dir).mkdir(parents=True, exist_ok=True)
         (path,) = archives.fetch(name, archives.of(FLAGS), Path(FLAGS.data_dir), ("map",))
@@ -172,11 +172,11 @@ def measure(fit, case, number: int, folder: Path):
     from cryotrans_jax.io import maps
     from cryotrans_jax.scores import metrics
 
-    from .. import results
+    from .. import score
 
     generated = fit.generated()
-    compared = results.compare(fit, case, number, generated)
-    scores = results.score(fit, case, number, generated, compared)
+    compared = score.compare(fit, case, number, generated)
+    scores = score.score(fit, case, number, generated, compared)
     at, name = case.target_resolutions[number], case.target_names[number]
     maps.write_map(folder / f"target_{name}.mrc", case.targets[number])
     maps.write_map(folder / f"generated_{name}.mrc", generated)
@@ -198,7 +198,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     from cryotrans_jax import plots
     from cryotrans_jax.io.files import write_file
 
-    from .. import exchange, results
+    from .. import exchange, results, run_folder
 
     ends = {}
     for row in rows:
@@ -216,7 +216,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     contents = {"study.svg": plots.svg(drawing), "study.png": plots.png(drawing), "study.md": text}
     for name, content in contents.items():
         write_file(out_dir / name, content)
-    results.write_rows(out_dir / "study.csv", rows)
+    run_folder.write_rows(out_dir / "study.csv", rows)
     results.write_json(out_dir / "study.json", rows)
     exchange.write_fsc(out_dir, curves)
     print(text)

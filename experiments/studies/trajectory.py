@@ -44,7 +44,7 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError, write_file
     from cryotrans_jax.scores import metrics
 
-    from .. import results, run_folder
+    from .. import run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -76,7 +76,7 @@ def main() -> None:
     }
     drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
     with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
-        results.write_rows(folder / "dynamics.csv", rows)
+        run_folder.write_rows(folder / "dynamics.csv", rows)
         run_folder.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
         for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
             write_file(folder / f"dynamics.{name}", content)

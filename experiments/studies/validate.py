@@ -169,14 +169,14 @@ def measure(
     begin = time.perf_counter()
     from cryotrans_jax.io import memory
 
-    from .. import results
+    from .. import results, score
 
     case = load_pair(Path(folder), resolution, back)
     case.targets = [add_noise(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
     fit = results.fit_case(case, rule_settings(name, seed, steps, int(bin_ or 1)))
     generated = fit.generated()
-    scores = results.score(fit, case, 0, generated)
+    scores = score.score(fit, case, 0, generated)
     if not back:
         scores |= path_scores(fit, case, Path(folder))
     row = {

@@ -54,7 +54,7 @@ def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
     from cryotrans_jax.io.files import InputError, write_file
 
-    from .. import pairs, results, run_folder
+    from .. import pairs, record, run_folder
 
     out_dir = Path(FLAGS.out_dir)
     if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
@@ -66,7 +66,7 @@ def main() -> None:
         for (name, folder), resolution, (number, seed) in each:
             about = {"pair": name, "resolution": resolution, "seed": seed}
             rows += [about | row for row in study_pair(folder, resolution, seed, straight=number == 0)]
-            run_folder.write_json(growing / OUTPUTS[0], {"settings": results.settings_of(FLAGS), "rows": rows})
+            run_folder.write_json(growing / OUTPUTS[0], {"settings": record.settings_of(FLAGS), "rows": rows})
             write_file(growing / OUTPUTS[1], table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
@@ -80,11 +80,12 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
     from cryotrans_jax.io import atoms
 
     from .. import pairs, results
+    from ..case import Waypoint
     from . import validate
 
     case = pairs.load_pair(folder, resolution)
     path, known = path_with_waypoint(folder, case.model)
-    waypoint = results.Waypoint("waypoint", simulate_inside(path[known], case, resolution), TIME, resolution)
+    waypoint = Waypoint("waypoint", simulate_inside(path[known], case, resolution), TIME, resolution)
     settings = validate.rule_settings("default", seed, FLAGS.steps)
     times = trajectory.frame_times(FRAMES)
     moved = []

@@ -161,7 +161,7 @@ def entry_seeds(data_dir: Path | None) -> list[bytes]:
 def read_an_entry(folder: Path, data: bytes, random) -> None:
     """Read the text as an entry of the EMDB, as the file beside a map, and as the note of an interrupted transfer."""
     from cryotrans_jax.io.files import InputError
-    from experiments import archives, download, inputs
+    from experiments import archives, download, find
 
     path, part = folder / "emd_1234.map.gz", folder / ".x.part"
     for place in (folder / "emd_1234.json", path, part, download.note_path(part)):
@@ -172,7 +172,7 @@ def read_an_entry(folder: Path, data: bytes, random) -> None:
     records = archives.file_records(folder / "emd_1234.json")
     with contextlib.suppress(InputError), contextlib.redirect_stdout(None):
         archives.is_fetched(path, next(filter(archives.is_record, records.values()), None), False)
-    level, resolution = archives.contour(path), inputs.resolution_of(path.name, str(folder))
+    level, resolution = archives.contour(path), find.resolution_of(path.name, str(folder))
     assert level is None or isinstance(level, float)
     assert resolution is None or ranges.RESOLUTION.least <= resolution <= ranges.RESOLUTION.most
 

@@ -1,0 +1,130 @@
+"""Masks of the maps of a run: given, spheres, and proteins told from their micelle or nanodisc."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import jax
+
+from cryotrans_jax.density import mask, micelle
+from cryotrans_jax.io.files import InputError, checksum
+from cryotrans_jax.io.maps import Map, read_map
+
+from . import log, prechecks
+from .find import existing_file, unique_stems
+from .run_folder import write_input
+
+
+def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
+    """Apply the masks that the flags name, each on its own map's grid; return the maps and the masks' files by name."""
+    names = settings.target_mask or []
+    if len(names) not in (0, 1, len(targets)):
+        raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
+    files = {name: existing_file(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
+    each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
+    radius, size = settings.mask_radius, settings.target_voxel_size
+    initial = masked(initial, files.get(settings.mask), radius, settings.voxel_size)
+    targets = [masked(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
+    return initial, targets, files
+
+
+def without_micelles(
+    names: list[str],
+    maps: list[Map],
+    resolutions: list[float | None],
+    has_mask: list[bool],
+    model: gemmi.Structure | None,
+    out_dir: Path,
+) -> tuple[list[Map], dict[str, Path]]:
+    """Remove micelles and nanodiscs from maps that show one.
+
+    Args:
+        names: of the maps.
+        maps: the maps.
+        resolutions: in Å; None if unknown.
+        has_mask: whether the user gave a mask for a map, which is then taken as it is.
+        model: of the initial state, if there is one.
+        out_dir: the run's folder; masks of what is kept are written to its folder inputs.
+
+    Returns:
+        The maps, and the files of these masks under the names from `protein_in`.
+    """
+    found, files = micelle.proteins(maps, resolutions, has_mask, model), {}
+    for number, (name, map_, one) in enumerate(zip(names, maps, found, strict=True)):
+        if one is None:
+            continue
+        path = out_dir / "inputs" / f"protein_in_{unique_stems(names)[number]}.mrc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_input(path, replace(map_, density=one.mask))
+        maps[number], files[protein_in(name)] = masked(map_, path, None), path
+        if not jax.process_index():
+            log.micelle_removed(Path(name).name, one.left_out, path)
+    return maps, files
+
+
+def protein_in(name: str) -> str:
+    """Name, among a run's inputs, of the mask that removed the micelle of a map."""
+    return f"protein in {name}"
+
+
+def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None, Path | None]:
+    """Files of the masks that a run applied to a map.
+
+    Args:
+        config: the run's config.json.
+        name: of the map among the run's inputs.
+        given: name of the mask that the flags gave, if they did.
+
+    Returns:
+        The mask that the flags gave, and the one that removed a micelle; None for a mask that was not applied.
+
+    Raises:
+        InputError: a mask is gone or changed.
+    """
+
+    def file(known: str | None) -> Path | None:
+        if not known:
+            return None
+        entry = config["inputs"].get(known, {"file": known, "sha256": ""})
+        path = Path(entry["file"])
+        if not path.is_file() or checksum(path) != entry["sha256"]:
+            raise InputError(f"the run's mask {path} is gone or changed: put it back")
+        return path
+
+    protein = protein_in(name)
+    return file(given), file(protein if protein in config["inputs"] else None)
+
+
+def read_as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, Path | None]) -> Map:
+    """Read a map of a run as the run did.
+
+    Args:
+        config: the run's config.json.
+        path: the map's file.
+        kind: "initial" or "target".
+        masks: as from `masks_used`.
+    """
+    given, protein = masks
+    settings = config["settings"]
+    size = settings.get("voxel_size" if kind == "initial" else "target_voxel_size")
+    map_ = prechecks.as_fitted(read_map(path, size), kind, settings.get("invert"))
+    return masked(masked(map_, given, settings.get("mask_radius"), size), protein, None)
+
+
+def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[float] | None = None) -> Map:
+    """Apply a mask, and a spherical mask, to a map.
+
+    Args:
+        map_: the map.
+        path: file of the mask; None for no mask.
+        radius: of a sphere about the map's centre of mass (Å); None for no sphere.
+        voxel_size: of the mask (Å), instead of that in its header.
+
+    Raises:
+        InputError: nothing is left, or the radius is less than a voxel.
+    """
+    if radius is not None and radius < (size := float(map_.voxel_size.min())):
+        raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")
+    if path is not None:
+        map_ = mask.masked(map_, read_map(path, voxel_size), str(path))
+    return map_ if radius is None else mask.masked(map_, mask.sphere(map_, radius), f"a sphere of {radius:g} Å")
