@@ -31,6 +31,13 @@ def test_every_job_can_be_installed_as_a_command():
         assert installed == (path.parent.name == "experiments")
 
 
+def test_every_folder_of_code_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [path for top in ("cryotrans_jax", "experiments") for path in (ROOT / top).rglob("__init__.py")]
+    names = {".".join(path.parent.relative_to(ROOT).parts) for path in found}
+    assert set(listed) == {re.sub("^experiments", "cryotrans_jax.experiments", name) for name in names}
+
+
 def test_jobs_work_under_any_name():
     """Their files import one another by relative imports."""
     for path in (ROOT / "experiments").rglob("*.py"):
