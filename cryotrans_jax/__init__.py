@@ -13,7 +13,6 @@ Names are loaded when they are first used, so that importing the package costs n
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
     def __getattr__(name: str) -> Any:
         """Load a public name (PEP 562)."""
         if name == "__version__":
+            from importlib.metadata import version
+
             return version("cryotrans-jax")
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.scores import metrics
 
-from . import paths, results, run_folder
+from . import paths, run_folder
 
 BLOCK = 4.0  # Å at least, side of a block; mass may move to the neighbouring blocks from frame to frame
 MOST_BLOCKS = 4000  # with more filled blocks the search for appearing mass takes minutes
@@ -184,7 +184,7 @@ def path_distance(comparison: Comparison, frames: Sequence[gemmi.Structure]) -> 
 
 def write(entries: Sequence[Entry], comparison: Comparison, about: dict, folder: Path) -> None:
     """Write the table as text, JSON and CSV, the curves as CSV, and the figures into the folder."""
-    results.write_json(folder / "compare.json", about | {"scores": {e.name: e.scores for e in entries}})
+    run_folder.write_json(folder / "compare.json", about | {"scores": {e.name: e.scores for e in entries}})
     keys = [key for key, *_ in COLUMNS if any(key in e.scores for e in entries)]
     rows = [{"method": e.name} | {key: e.scores.get(key, "") for key in keys} for e in entries]
     run_folder.write_rows(folder / "compare.csv", rows)

@@ -6,7 +6,6 @@ from typing import Any
 
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
 MAX_BYTES = 1 << 30  # largest size of the frames of a known path
-MAX_COORDINATE = 1e6  # Å, largest distance of an atom from 0 along an axis
 
 
 def pair_folder(data_dir: str, name: str) -> Path:
@@ -120,6 +119,7 @@ def read_frames(path: Path):
     import zlib
 
     from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.io.maps import FARTHEST
 
     try:
         with zipfile.ZipFile(path) as packed:
@@ -128,7 +128,7 @@ def read_frames(path: Path):
         raise InputError(f"{path} holds no frames ({error}): give an .npz with atom_index and xyz") from error
     if index.ndim != 1 or index.dtype.kind not in "iu" or frames.dtype.kind != "f" or frames.ndim != 3:
         raise InputError(f"{path} holds no frames: atom_index is to be whole numbers, xyz (frames, atoms, 3)")
-    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < MAX_COORDINATE).all():
+    if frames.shape[1:] != (len(index), 3) or not (abs(frames) < FARTHEST).all():
         raise InputError(f"{path} has frames {frames.shape} of {len(index)} atoms: xyz is to be their places in Å")
     return index, frames
 

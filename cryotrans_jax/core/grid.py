@@ -47,6 +47,31 @@ def crop(a: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.pad(part, [(0, hi - lo - n) for lo, hi, n in zip(low, high, part.shape, strict=True)])
 
 
+def pad_to_blocks(density: np.ndarray, factor: int | np.ndarray) -> np.ndarray:
+    """Pad a density with zeros at the far ends, to a whole number of blocks of `factor` voxels along each axis."""
+    factors = np.broadcast_to(factor, density.ndim)
+    return np.pad(density, [(0, -n % f) for n, f in zip(density.shape, factors, strict=True)])
+
+
+def points_of_blocks(
+    mass: np.ndarray, origin: np.ndarray, voxel_size: np.ndarray, spacing: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Represent a mass as points at the centres of mass of blocks of voxels.
+
+    Args:
+        mass: mass of each voxel.
+        origin: centre of the first voxel, Å.
+        voxel_size: Å.
+        spacing: about the side of a block, Å.
+
+    Returns:
+        Positions (Å); masses; which blocks have mass, in the order of the points; and the voxels along a block's sides.
+    """
+    factor = np.maximum(np.rint(spacing / voxel_size), 1).astype(int)
+    x, held, filled = block_points(pad_to_blocks(mass, factor), factor)
+    return origin + (x - 0.5) * voxel_size, held, filled, factor
+
+
 def binned(density: np.ndarray, factor: int) -> np.ndarray:
     """Bin a density: the total in voxels `factor` times as wide, as if every voxel's value were splatted there.
 

@@ -16,10 +16,10 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
 from cryotrans_jax.density import thresholds
+from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies, same_grid
 
-SIGMA = 0.225  # standard deviation of the Gaussian per Å of resolution, as in `atoms.simulate_map`
 COARSE, FINE = 0.6, 0.25  # resolutions of the search and of its last refinement, in radii of gyration
 FINEST = 6.0  # Å: resolved by most targets, and fine enough for a tenth of a degree
 ROTATIONS = 2000  # 20° apart, within the reach of the refinement at the coarse resolution
@@ -241,19 +241,14 @@ class Body(NamedTuple):
         Args:
             spacing: about the side of a block, Å.
         """
-        factor = np.maximum(np.rint(spacing / self.size), 1).astype(int)
-        x, mass, _ = grid.block_points(self.padded(factor), factor)
-        return self.origin + (x - 0.5) * self.size - self.centre, mass
+        x, mass, *_ = grid.points_of_blocks(self.mass, self.origin, self.size, spacing)
+        return x - self.centre, mass
 
     def blocks(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
         """Sum the mass over blocks of `factor` voxels along each axis."""
-        padded = self.padded(factor)
+        padded = grid.pad_to_blocks(self.mass, factor)
         shape = [m for n, f in zip(padded.shape, factor, strict=True) for m in (n // f, f)]
         return padded.reshape(shape).sum((1, 3, 5))
-
-    def padded(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
-        """Pad the mass at the far ends to a whole number of blocks of `factor` voxels."""
-        return np.pad(self.mass, [(0, -n % f) for n, f in zip(self.mass.shape, factor, strict=True)])
 
     @property
     def mirrored(self) -> "Body":

@@ -108,8 +108,8 @@ class Problem:
     @property
     def labels_and_mass(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
         """For each trajectory the labels of its parts, and the mass that is carried."""
-        labels = np.zeros((0, *self.initial.shape), int) if self.labels is None else self.labels
-        return zip(labels, np.broadcast_to(self.carried, labels.shape), strict=True)
+        assert self.labels is not None
+        return zip(self.labels, np.broadcast_to(self.carried, self.labels.shape), strict=True)
 
     @property
     def solvent(self) -> "Problem":

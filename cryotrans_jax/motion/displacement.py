@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from cryotrans_jax.core.grid import block_points
+from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 
@@ -85,11 +85,8 @@ def bend_times(path: Float[np.ndarray, "times n 3"]) -> list[int]:
 
 def mass_points(map_: Map, level: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
     """Positions (Å) and masses of what the flow carries of a map, in cells of about CELL."""
-    factor = np.maximum(np.rint(CELL / map_.voxel_size), 1).astype(int)
-    mass = carried_mass(map_.density, level)
-    mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
-    place, rho, _ = block_points(mass, factor)
-    return map_.origin + (place - 0.5) * map_.voxel_size, rho
+    x, rho, *_ = points_of_blocks(carried_mass(map_.density, level), map_.origin, map_.voxel_size, CELL)
+    return x, rho
 
 
 def distances(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage, sparse, spatial
 
-from cryotrans_jax.core.grid import block_points, box_slices
+from cryotrans_jax.core.grid import box_slices, points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -461,10 +461,7 @@ def mass_points(
     Returns:
         Positions (Å); masses; which blocks have mass, in the order of the points; and the voxels along a block's sides.
     """
-    factor = np.maximum(np.rint(spacing / initial.voxel_size), 1).astype(int)
-    mass = np.pad(mass, [(0, -n % f) for n, f in zip(mass.shape, factor, strict=True)])
-    place, rho, filled = block_points(mass, factor)
-    return initial.origin + (place - 0.5) * initial.voxel_size, rho, filled, factor
+    return points_of_blocks(mass, initial.origin, initial.voxel_size, spacing)
 
 
 def find_bodies(

@@ -11,6 +11,7 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.core import losses
+from cryotrans_jax.core.grid import pad_to_blocks
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.io.atoms import common_ca
@@ -408,5 +409,5 @@ def _superpose(x, y, used):
 
 def _blocks(density, block):
     """Sums over blocks of voxels, of a box padded with zeros."""
-    padded = np.pad(density, [(0, -n % block) for n in density.shape])
+    padded = pad_to_blocks(density, block)
     return padded.reshape([m for n in padded.shape for m in (n // block, block)]).sum((1, 3, 5), dtype=np.float64)

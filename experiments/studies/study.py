@@ -198,7 +198,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     from cryotrans_jax import plots
     from cryotrans_jax.io.files import write_file
 
-    from .. import exchange, results, run_folder
+    from .. import exchange, run_folder
 
     ends = {}
     for row in rows:
@@ -217,7 +217,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     for name, content in contents.items():
         write_file(out_dir / name, content)
     run_folder.write_rows(out_dir / "study.csv", rows)
-    results.write_json(out_dir / "study.json", rows)
+    run_folder.write_json(out_dir / "study.json", rows)
     exchange.write_fsc(out_dir, curves)
     print(text)
     print(f"Results are in {out_dir}")

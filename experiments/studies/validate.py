@@ -232,7 +232,7 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
     """Write validate.json and validate.md into the folder."""
     from cryotrans_jax.io.files import write_file
 
-    from ..results import write_json
+    from ..run_folder import write_json
 
     write_json(out_dir / "validate.json", rows)
     write_file(out_dir / "validate.md", tables.styled(rows, COLUMNS) + summary(rows))
