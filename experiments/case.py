@@ -55,8 +55,8 @@ class Case:
         parts: of the initial map, each with a velocity field of its own: given, "auto" to find rigid bodies, or None.
         part_rigidity: factor of the rigidity's weight for each part that was given.
         symmetry: of all maps.
-        repeated: symmetry of the assembly, where the maps show one asymmetric unit of is
-    `copy_map` of the recipe paper; None for the published one.
+        repeated: symmetry of the biological assembly, where the maps show one asymmetric unit of it.
+        schedule: stages of the recipe paper; None for the published ones.
         sums: SHA-256 of the files when they were read.
         failed: why targets could not be used, by their names; these are not among `targets`.
         doubts: about the inputs, of which the user is warned.

@@ -1,4 +1,4 @@
-"""From the names that users give to files, in the folder of the data or from the archives."""
+"""Find the files that users name, in the data folder or in the public archives."""
 
 import itertools
 import re

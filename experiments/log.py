@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-COMMAND = re.compile(
-    r"(?<![\w./-])(?:python -m )?experiments\.((?:studies\.)?\w+)"
-)  # a command, as texts in the code name it
+# A command, as texts in the code name it.
+COMMAND = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.((?:studies\.)?\w+)")
 PROGRAM = "cryotrans"  # the installed program; its commands are installed by themselves as well, as "cryotrans-run"
 SCORES = (  # label, name in metrics.json without _before and _after, format
     ("correlation with the target map", "correlation_with_target", "{:.3f}"),

@@ -1,4 +1,4 @@
-"""Masks of the maps of a run: given, spheres, and proteins told from their micelle or nanodisc."""
+"""Mask the maps of a run: by given masks, by spheres, or by separating a protein from its micelle or nanodisc."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -263,7 +263,7 @@ class Symmetry:
         return Map(np.zeros(shape, np.float32), map_.voxel_size, map_.origin + first * map_.voxel_size)
 
     def copy_map(self, map_: Map, room: Map | None = None) -> Map:
-        """Add up a map's copies by all operators: the biological assembly of which it shows one asymmetric unit.
+        """Sum a map's copies under all operators, which makes the biological assembly from its asymmetric unit.
 
         Args:
             map_: map of one unit.

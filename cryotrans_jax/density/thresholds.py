@@ -1,4 +1,4 @@
-"""Thresholds of maps: what is molecule and what is noise, and the mass above."""
+"""Choose thresholds that separate a molecule from noise, and take the mass above them."""
 
 from dataclasses import replace
 

@@ -33,7 +33,7 @@ RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward
 
 @dataclass(frozen=True, repr=False)
 class Fit:
-    """Velocity fields that carry one initial map onto each of its targets, and what is needed to use them.
+    """Result of a fit: the velocity fields that carry the initial map onto each target.
 
     In all methods `target` is the number of the target, from 0. Methods that need the initial map raise InputError if
     the fit was loaded without it.
@@ -47,7 +47,7 @@ class Fit:
         history: for each stage the losses (steps, targets).
         validation_history: in a fit with half-maps, for each stage the losses against the second one after each chunk
             of steps (the training loss where the stage has none).
-        report: what was chosen by rule.
+        report: thresholds, blurs and other values that were chosen by rule.
         partitions: for each target its parts; empty: one field for the whole.
         initial: the initial map; None in a fit that was loaded without it.
         alignments: how `morph` aligned each target to the initial map.
@@ -485,7 +485,7 @@ def impose_symmetry(
     """Restrict the problem to the asymmetric unit.
 
     Returns:
-        The problem of which one unit is carried, and the operators for `Config.symmetry`.
+        The problem restricted to one asymmetric unit, and the operators for `Config.symmetry`.
 
     Raises:
         InputError: a map does not have the symmetry.

@@ -880,7 +880,7 @@ def failed_targets(state: State) -> np.ndarray:
 def find_divergence(
     config: Config, state: State, params: PyTree, losses: np.ndarray, points: tuple, box: Box
 ) -> tuple[str, ...]:
-    """Describe what is wrong with each target after a chunk of steps; "" for targets that are well.
+    """Describe how the fit of each target diverged in a chunk of steps; "" where it did not.
 
     Args:
         config: the configuration.

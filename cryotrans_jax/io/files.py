@@ -53,7 +53,7 @@ def input_errors(sentence: str) -> Iterator[None]:
     """Turn errors of reading an unexpected record, within the block, into one sentence.
 
     Args:
-        sentence: what was found and what to do, with "{error}" where the error is to be quoted.
+        sentence: the message; "{error}" in it is replaced by the error.
 
     Raises:
         InputError: an entry is missing, or has another type or value than expected.
@@ -148,7 +148,7 @@ def foreign_format(head: bytes, expected: str) -> str:
 
 
 def read_bytes(stream: BufferedIOBase, count: int) -> bytearray:
-    """Read the next `count` bytes, or fewer where the stream ends; memory grows with the bytes that are there."""
+    """Read the next `count` bytes, or fewer where the stream ends, in as much memory as they take."""
     data = bytearray()
     while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
         data += chunk

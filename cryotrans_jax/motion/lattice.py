@@ -69,8 +69,7 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
 def nodes_used(wanted: np.ndarray, used_by_axis: Sequence[np.ndarray]) -> np.ndarray:
     """Nodes (bool, dense lattice) that any wanted voxel uses.
 
-    `used_by_axis` has, for each axis, a matrix (voxels of the axis × nodes of the axis) of which voxels use which
-    nodes.
+    `used_by_axis` holds for each axis a matrix (voxels × nodes along the axis), not 0 where a voxel uses a node.
     """
     used = wanted.astype(np.float32)
     for uses in used_by_axis:

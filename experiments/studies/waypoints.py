@@ -5,8 +5,7 @@ python -m experiments.studies.waypoints --data_dir=PAIRS --pairs=serca,adk --res
 Pairs are those of experiments.studies.validate. Each is fitted twice: from the two maps alone, and with a map of the
 middle model of the known path as a waypoint half way, simulated like the target. The end, the waypoint and the other
 models of the path, which no fit has seen, are scored. Two straight lines are given for comparison: between the true
-models of
-both states, and through the true model of the waypoint. No user of this program has these models.
+models of both states, and through the true model of the waypoint. No user of this program has these models.
 """
 
 from itertools import product
