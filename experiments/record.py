@@ -2,13 +2,13 @@
 
 import platform
 import sys
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 import jax
 
 from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.record import to_plain
 from cryotrans_jax.io.files import checksum
 
 from .case import Case
@@ -51,7 +51,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
     return {
         "command": sys.argv,
         "settings": settings_of(settings),
-        "recipe": asdict(fit.config),
+        "recipe": to_plain(fit.config),
         "initial": next(iter(case.files)),
         "targets": case.target_names,
         **({"failed": case.failed} if case.failed else {}),

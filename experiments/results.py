@@ -15,7 +15,7 @@ from cryotrans_jax.density import similarity
 from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
-from cryotrans_jax.fit import train
+from cryotrans_jax.fit import terms
 from cryotrans_jax.fit.morphing import Fit, morph
 from cryotrans_jax.fit.progress import Progress
 from cryotrans_jax.io import atoms, memory
@@ -268,7 +268,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = similarity.correlation(*metrics.matched(start, target, variance)), similarity.correlation(end, goal)
-    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY_BLUR)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, terms.Matched.nearby)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -313,11 +313,11 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
         rows = csv.writer(file)
         rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.validation_history))
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            judged = fit.validation_history[number] if fit.validation_history and stage.loss == "matched" else []
-            last = [min(train.CHUNK * (k + 1), len(history)) - 1 for k in range(len(judged))]
+            judged = fit.validation_history[number] if fit.validation_history and stage.label == "matched" else []
+            last = [min(fit.config.supervision.chunk * (k + 1), len(history)) - 1 for k in range(len(judged))]
             seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):
-                rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
+                rows.writerow([number, stage.label, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
 
 
 def log_preparation(case: Case, report: dict) -> None:

@@ -3,30 +3,37 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
 
 import gemmi
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
-from scipy.ndimage import gaussian_filter
+from jaxtyping import PyTree
 
+from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.grid import Frame
-from cryotrans_jax.core.velocity import rotate_parameters
 from cryotrans_jax.density.align import Alignment, onto, resampled
 from cryotrans_jax.density.outliers import without_outliers
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
-from cryotrans_jax.fit import prepare, recipes, train, trajectory
+from cryotrans_jax.fit import prepare, recipes, trajectory
+from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.progress import ProgressCallback, show_progress
-from cryotrans_jax.fit.snapshots import Recorder, Snapshot
+from cryotrans_jax.fit.record import from_plain, to_plain
+from cryotrans_jax.fit.rigid_bodies import divide_into_parts, replicate_fields
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.fit.stage import Action, Config
+from cryotrans_jax.fit.state import all_failed
+from cryotrans_jax.fit.supervise import SILENT, Callbacks, warn_of_setback
 from cryotrans_jax.io import atoms, checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
-from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, from_flow, replicate_bodies
+from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.symmetric import Symmetric, without_symmetry
+from cryotrans_jax.motion.waypoints import Timed
 
 RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
@@ -39,7 +46,8 @@ class Fit:
     the fit was loaded without it.
 
     Attributes:
-        config: schedule, network and symmetry.
+        config: schedule and network.
+        field: the motion by one velocity field, with waypoints and symmetry.
         params: parameters of the fields, with a leading axis of targets, and a second one of parts where there are
             parts.
         frame: the unit box.
@@ -55,7 +63,8 @@ class Fit:
             empty: none was.
     """
 
-    config: train.Config
+    config: Config
+    field: FieldMotion
     params: PyTree
     frame: Frame
     threshold: float
@@ -130,7 +139,7 @@ class Fit:
         """
         if render not in RENDERERS:
             raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
-        flow = self.config, self.target_params(target), self.frame
+        flow = self.field, self.target_params(target), self.frame
         times = trajectory.as_times(times)
         return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
 
@@ -140,7 +149,7 @@ class Fit:
 
     def consistency(self, target: int = 0) -> float:
         """RMS distance (Å) of density from its start after it was carried to the end and back."""
-        flow = self.config, self.target_params(target), self.frame
+        flow = self.field, self.target_params(target), self.frame
         return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
@@ -171,7 +180,7 @@ class Fit:
             return self.move(model, [1.0], target)[0]
         xyz, parts, times = atoms.positions(model), self.partition(target), trajectory.as_times(times)
         each = trajectory.move(
-            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.of_atoms(model)
+            self.field, self.target_params(target), self.frame, xyz, times, parts and parts.of_atoms(model)
         )
         return [atoms.with_positions(model, at) for at in each]
 
@@ -188,14 +197,14 @@ class Fit:
         """
         parts, times = self.partition(target), trajectory.as_times(times)
         return trajectory.move(
-            self.config, self.target_params(target), self.frame, xyz, times, parts and parts.part_at(xyz)
+            self.field, self.target_params(target), self.frame, xyz, times, parts and parts.part_at(xyz)
         )
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
         parts = self.partition(target)
         return trajectory.volume_change(
-            self.config, self.target_params(target), self.frame, xyz, parts and parts.part_at(xyz)
+            self.field, self.target_params(target), self.frame, xyz, parts and parts.part_at(xyz)
         )
 
     def parts_map(self, target: int = 0) -> Map:
@@ -208,7 +217,8 @@ class Fit:
     def save(self, path: str | os.PathLike) -> None:
         """Save the fit, without its history and the initial map, for `Fit.load(path, initial)`."""
         described = {
-            "config": asdict(self.config),
+            "config": to_plain(self.config),
+            "field": to_plain(self.field),
             "corner": self.frame.corner.tolist(),
             "edge": self.frame.edge,
             "threshold": self.threshold,
@@ -242,13 +252,9 @@ class Fit:
     @classmethod
     def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
         """The fit with these arrays and this description, read from `path`."""
-        settings, grid = saved["config"], saved.get("partition")
+        grid = saved.get("partition")
         labels = params.pop("labels") if grid else ()
         grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
-        settings["waypoints"] = tuple(settings.get("waypoints", ()))
-        settings["symmetry"] = tuple(map(tuple, settings.get("symmetry", ())))
-        stages = tuple(train.Stage(**stage) for stage in settings.pop("stages"))
-        rival = train.Stage(**rival) if (rival := settings.pop("rival", None)) else None
         if initial and (known := saved.get("grid")):
             original = Map(
                 np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
@@ -256,7 +262,8 @@ class Fit:
             if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
         return cls(
-            config=train.Config(stages=stages, rival=rival, **settings),
+            config=from_plain(saved["config"]),
+            field=from_plain(saved["field"]),
             params=params,
             frame=Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
@@ -289,11 +296,11 @@ def morph(
     schedule: recipes.Schedule | None = None,
     target_indices: Sequence[int] | None = None,
     progress: bool | ProgressCallback = False,
-    layout: train.DeviceLayout | None = None,
+    layout: DeviceLayout | None = None,
     on_prepared: Callable[[dict], None] = lambda report: None,
     resume_from: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    on_setback: Callable[[int, str], None] = train.warn_of_setback,
+    on_setback: Callable[[int, str], None] = warn_of_setback,
 ) -> Fit:
     """Fit the flow that carries `initial` onto each of the targets.
 
@@ -332,7 +339,7 @@ def morph(
         resume_from: a snapshot of an earlier call with otherwise the same arguments. The fit ends the same, bit for
             bit.
         on_snapshot: called with a snapshot after every chunk of steps, and at the end.
-        on_setback: called with (target, message) when a target diverged; see `train.fit`.
+        on_setback: called with (target, message) when a target diverged; see `fit.supervise`.
 
     Returns:
         The fit. Its `failed` names targets that were given up.
@@ -371,7 +378,7 @@ def morph(
         )
     levels = {"initial_threshold": initial_threshold, "target_threshold": target_threshold}
     waypoint_maps, targets, halves, alignments = align_all(initial, waypoint_maps, targets, halves, align, levels)
-    count, layout = len(target_indices), layout or train.DeviceLayout.automatic(len(target_indices))
+    count, layout = len(target_indices), layout or DeviceLayout.automatic(len(target_indices))
     resolutions = one_per_target(target_resolution, len(targets))
     problem = prepare.prepare(
         initial,
@@ -384,8 +391,7 @@ def morph(
         whole_box=recipe == "paper",
         waypoints=times,
     )
-    if symmetry:
-        problem, operators = impose_symmetry(problem, symmetry, initial)
+    problem, operators = impose_symmetry(problem, symmetry, initial) if symmetry else (problem, ())
     variances = {"blur_variance": problem.blurs.tolist(), "quieting_variance": problem.denoising_blurs.tolist()}
     variances |= {
         "sharpening_variance": (np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)).tolist()
@@ -397,53 +403,71 @@ def morph(
         config = recipes.paper(problem, seed, bin, (initial_resolution, resolutions[0]) if known else None, schedule)
     else:
         config = recipes.default(problem, seed)
-    if symmetry:
-        config = replace(config, symmetry=operators)
-    rival = train.scale_steps((config.rival,), steps)[0] if config.rival else None
-    config = replace(config, stages=train.scale_steps(config.stages, steps), rival=rival)
-    if part_rigidity and not any(stage.rigidity for stage in config.stages):
+    config = config.scaled(steps) if parts == "auto" else config.scaled(steps).without_division()
+    if part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
         raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
+    field: FieldMotion = Symmetric(config.field, operators) if symmetry else config.field
+    field = Timed(field, problem.waypoints) if times else field
     callback = (lambda *at: progress(config, *at)) if progress else (lambda *at: None)
-    padded_indices = target_indices + target_indices[-1:] * (
-        -count % layout.devices
-    )  # pad with copies for the last devices
-    recorder = Recorder(resume_from, on_snapshot)
-    fit = partial(train.fit, progress=callback, layout=layout, on_state=recorder, on_setback=on_setback)
-    problem, state = problem if times else problem.select(padded_indices), resume_from and resume_from.state
-    if parts == "auto" and config.bodies:
-        state, parts, off = fit_bodies(problem, config, fit, initial, state, recorder, layout)
-        report = report | {"bodies_rms": off[:count]}
-    else:
-        parts = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-        divided = problem.divide([p.labels for p in parts], part_rigidity) if parts else problem
-        state, _ = fit(divided, config, state=state)
-    if train.all_failed(state):
+    last_devices = target_indices[-1:] * (-count % layout.devices)  # copies that fill up the last devices
+    problem = problem if times else problem.select(target_indices + last_devices)
+    given = [parts] * problem.trajectories if isinstance(parts, Partition) else []
+    divided = problem.divide([p.labels for p in given], part_rigidity) if given else problem
+    callbacks = Callbacks(callback, SILENT.on_state, on_setback)
+    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
+    if resume_from:
+        fitting = resumed(fitting, resume_from)
+    fitting = run(fitting, on_snapshot)
+    state = fitting.state
+    if all_failed(state):
         raise InputError(f"the fit went wrong: {state.failed[0]}; see that the maps are sound and of one molecule")
     if on_snapshot:
-        end = recorder.snapshot(state._replace(stage=len(config.stages)))  # a finished fit
-        on_snapshot(replace(end, finished=True))
-    start_names, rivals = (
-        ("correspondences", "transport"),
-        state.rivals[:count] or (config.stages[0].loss == "w2",) * count,
-    )
+        on_snapshot(fitting.snapshot(finished=True))
     params = state.params
-    if symmetry and parts:  # the copies of a body become parts like any others
-        config, params = replace(config, symmetry=()), replicate_fields(params, problem, config)
+    if symmetry and fitting.partitions:  # the copies of a body become parts like any others
+        params = replicate_fields(params, fitting.whole, config.field.network.centre)
     return Fit(
         config=config,
+        field=fitting.field,
         params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
         frame=problem.frame,
         threshold=problem.report["initial"]["threshold"],
-        history=tuple(losses[:, :count] for losses in recorder.history),
+        history=tuple(losses[:, :count] for losses in fitting.history),
         validation_history=tuple(scores[:, :count] for scores in state.scores) if halves else (),
-        report=report
-        | {"start": [start_names[rival] for rival in rivals]}
-        | ({"setbacks": [*state.setbacks[:count]]} if state.setbacks else {}),
-        partitions=tuple(parts[:count]),
+        report=report | report_of_fit(fitting, count),
+        partitions=(fitting.partitions or tuple(given))[:count],
         initial=initial,
         alignments=tuple(alignments[number] for number in target_indices),
         failed=state.failed[:count],
     )
+
+
+def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
+    """The fit as it stood when the snapshot was taken."""
+    fitting = replace(
+        fitting,
+        state=snapshot.state,
+        history=snapshot.history,
+        partitions=snapshot.partitions,
+        bodies_rms=snapshot.bodies_rms,
+    )
+    if not snapshot.partitions:
+        return fitting
+    assert fitting.initial is not None
+    problem = divide_into_parts(fitting.whole, snapshot.partitions, fitting.initial)
+    return replace(fitting, problem=problem, field=without_symmetry(fitting.field))
+
+
+def report_of_fit(fitting: Fitting, count: int) -> dict:
+    """What the fit of the first `count` targets has decided: start, setbacks, bodies."""
+    names, state = ("correspondences", "transport"), fitting.state
+    rivals = state.rivals[:count] or (fitting.config.stages[0].label == "w2",) * count
+    found: dict = {"start": [names[rival] for rival in rivals]}
+    if state.setbacks:
+        found["setbacks"] = [*state.setbacks[:count]]
+    if any(isinstance(item, Action) and item.divides for item in fitting.config.schedule):
+        found["bodies_rms"] = [[*off] for off in fitting.bodies_rms[:count]]
+    return found
 
 
 def read_repaired(given: MapLike) -> Map:
@@ -485,7 +509,7 @@ def impose_symmetry(
     """Restrict the problem to the asymmetric unit.
 
     Returns:
-        The problem restricted to one asymmetric unit, and the operators for `Config.symmetry`.
+        The problem restricted to one asymmetric unit, and the operators for `Symmetric`.
 
     Raises:
         InputError: a map does not have the symmetry.
@@ -553,145 +577,3 @@ def check_parts(parts: Partition | str | None, rigidity: Sequence[float] | None,
         raise InputError("part_rigidity is only for given parts: give parts as well, and not auto")
     if rigidity and min(rigidity) < 0:
         raise InputError(f"part_rigidity contains {min(rigidity):g}: give weights that are not negative")
-
-
-def fit_bodies(
-    problem: Problem,
-    config: train.Config,
-    fit: Callable,
-    initial: Map,
-    state: train.State | None,
-    recorder: Recorder,
-    layout: train.DeviceLayout,
-) -> tuple[train.State, list[Partition], list[list[float]]]:
-    """Fit with rigid bodies that are found after the first stages.
-
-    Each body continues with a copy of the whole's field. After further stages the borders of the bodies are redrawn
-    where their fields explain the target best. If every target has but one body, there are no partitions. With a
-    symmetry, the partitions contain all copies of the bodies, and the state has fields for the bodies of the asymmetric
-    unit: first symmetric, then without the symmetry.
-
-    Args:
-        problem: the prepared maps, not divided.
-        config: the configuration.
-        fit: `train.fit` with its callbacks.
-        initial: the initial map.
-        state: the state to resume from; None: the initial one.
-        recorder: collects losses and partitions.
-        layout: how targets are laid out over devices.
-
-    Returns:
-        The state; the partition of each target; and for each target the rms distances (Å) from rigid motions with one
-        body, two bodies and so on.
-    """
-    whole, stage, free = problem, config.bodies, replace(config, symmetry=())
-    if state is None or state.stage < stage:
-        state, _ = fit(problem, replace(config, stages=config.stages[:stage]), state=state)
-        if train.all_failed(state):
-            return state, [], []
-        parts, rms = find_bodies(problem, config, state, initial)
-        count = max(each.count for each in parts)
-        recorder.partitions, recorder.bodies_rms = tuple(parts) if count > 1 else (), tuple(map(tuple, rms))
-        if count == 1:
-            state = train.begin_stage(state, stage)
-        elif config.symmetry:
-            state = train.release_symmetry(
-                config, state, divide_into_parts(whole, recorder.partitions, initial), stage, layout
-            )
-        else:
-            state = train.divide_state(state, count, stage)
-    if not recorder.partitions:
-        state, _ = fit(whole, config, state=state)
-        return state, [], [[*off] for off in recorder.bodies_rms]
-    if state.stage < config.redrawn:
-        problem = divide_into_parts(whole, recorder.partitions, initial)
-        state, _ = fit(problem, replace(free, stages=config.stages[: config.redrawn]), state=state)
-        if train.all_failed(state):
-            return state, [], []
-        every = replicate_fields(state.params, whole, config)
-        each = enumerate(recorder.partitions)
-        recorder.partitions = tuple(redraw_borders(whole, free, every, own, initial, target) for target, own in each)
-        state = train.begin_stage(state, config.redrawn)
-    state, _ = fit(divide_into_parts(whole, recorder.partitions, initial), free, state=state)
-    return state, [*recorder.partitions], [[*off] for off in recorder.bodies_rms]
-
-
-def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: Map) -> Problem:
-    """Divide the problem into the parts of each target, or with a symmetry into the bodies of the asymmetric unit."""
-    unit = asymmetric_unit(whole, initial)
-    if unit is None:
-        return whole.divide([each.labels for each in partitions])
-    inside = to_whole_grid(whole.initial, whole, initial) > 0
-    units = [unit.soft_mask(each, inside) for each in partitions]
-    return whole.divide([unit.bodies(each) for each in partitions], units=units)
-
-
-def replicate_fields(params: PyTree, problem: Problem, config: train.Config) -> PyTree:
-    """Parameters of the fields (targets, parts) of bodies and, with a symmetry, of all their copies."""
-    if problem.rotations is None:
-        return params
-    targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    operators = [*zip(problem.rotations, problem.shifts, strict=True)]
-    one = jax.device_get(params)
-    each = [
-        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, config.centre)
-        for target in range(targets)
-        for body in range(bodies)
-        for operator in operators
-    ]
-    return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
-
-
-def find_bodies(
-    problem: Problem, config: train.Config, state: train.State, initial: Map
-) -> tuple[list[Partition], list[list[float]]]:
-    """For each target the rigid bodies of its flow, and the rms distances that `from_flow` returns."""
-    threshold, unit, found = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial), []
-    for target in range(problem.trajectories):
-        params = jax.tree.map(lambda p, k=target: p[k], state.params)
-        found.append(from_flow(partial(trajectory.move, config, params, problem.frame), initial, threshold, unit))
-    parts, rms = zip(*found, strict=True)
-    if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
-        inside = to_whole_grid(problem.initial, problem, initial) > 0
-        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
-        parts = [each if each.count > 1 else one for each in parts]
-    return [*parts], [*rms]
-
-
-def asymmetric_unit(problem: Problem, initial: Map) -> AsymmetricUnit | None:
-    """The asymmetric unit of the initial map; None without a symmetry."""
-    if problem.rotations is None:
-        return None
-    mass = to_whole_grid(problem.carried, problem, initial)
-    return AsymmetricUnit(mass, problem.rotations, np.array(problem.report["symmetry"]["centre"]))
-
-
-def to_whole_grid(cropped: Float[np.ndarray, "x y z"], problem: Problem, initial: Map) -> Float[np.ndarray, "nx ny nz"]:
-    """Values on the problem's crop, on the initial map's whole grid; zero elsewhere."""
-    whole = np.zeros(initial.density.shape, np.float32)
-    room = whole[tuple(slice(first, None) for first in problem.start)]  # the crop may extend beyond the map
-    held = cropped[tuple(map(slice, room.shape))]
-    room[tuple(map(slice, held.shape))] = held
-    return whole
-
-
-def redraw_borders(
-    problem: Problem, config: train.Config, params: PyTree, parts: Partition, initial: Map, target: int
-) -> Partition:
-    """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
-    fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
-    carries = [partial(trajectory.move, config, params, problem.frame) for params in fields]
-    number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
-    variance, size = problem.residual_blurs[number], initial.voxel_size
-    start, end = initial.density, problem.densities[number]
-    blurred = partial(gaussian_filter, sigma=np.sqrt(abs(variance)) / size)
-    start, end = (blurred(start) if variance > 0 else start), (blurred(end) if variance < 0 else end)
-    start_map, end_map = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
-    threshold, unit = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial)
-    drawn = borders.redraw(parts, carries, start_map, end_map, threshold, 1 if unit is None else len(unit.rotations))
-    if unit is None or drawn is parts:
-        return drawn
-    inside = to_whole_grid(problem.initial, problem, initial) > 0
-    own = np.where(inside & ((drawn.labels - 1) % len(unit.rotations) == 0), drawn.labels, 0)
-    whole = replicate_bodies(own, inside, initial, unit)
-    return whole if len(np.unique(whole.labels)) == parts.count else parts  # keep the old ones if a copy lacks a part

@@ -42,7 +42,7 @@ class Progress:
         """
         now, total = time.perf_counter(), sum(s.steps for s in config.stages)
         done = sum(s.steps for s in config.stages[:stage]) + step
-        name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
+        name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].label}"
         finite = losses[-1][np.isfinite(losses[-1])]  # `train` reports targets that diverged
         loss = f"loss {finite.mean() if finite.size else np.nan:.4g}"
         self.first = done - len(losses) if self.first is None else self.first  # not 0 in a resumed fit

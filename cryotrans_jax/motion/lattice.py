@@ -138,22 +138,23 @@ def keys_weights(n: int, pitch: float) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def to_dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx ly lz 3"]:
+def to_dense(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Float[Array, "*times lx ly lz 3"]:
     """Values at the active nodes and the rim on the dense lattice, zero at the other nodes."""
     shape = tuple(w.shape[1] for w in lattice.weights)
-    rim = jnp.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
-    flat = jnp.zeros((int(np.prod(shape)), 3), values.dtype)
-    return flat.at[lattice.index].set(values).at[lattice.rim].set(rim).reshape(*shape, 3)
+    rim = jnp.einsum("rk,...rkc->...rc", lattice.rim_weights, values[..., lattice.rim_sources, :])
+    flat = jnp.zeros((*values.shape[:-2], int(np.prod(shape)), 3), values.dtype)
+    flat = flat.at[..., lattice.index, :].set(values).at[..., lattice.rim, :].set(rim)
+    return flat.reshape(*values.shape[:-2], *shape, 3)
 
 
-def interpolate(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "points 3"]:
+def interpolate(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Float[Array, "*times points 3"]:
     """Interpolate values from the nodes to the wanted voxels."""
     wx, wy, wz = lattice.weights
     u = to_dense(lattice, values)
-    u = jnp.einsum("zc,xyck->xyzk", wz, u)
-    u = jnp.einsum("yb,xbzk->xyzk", wy, u)
-    u = jnp.einsum("xa,ayzk->xyzk", wx, u)
-    return u.reshape(-1, 3)[lattice.voxels]
+    u = jnp.einsum("zc,...xyck->...xyzk", wz, u)
+    u = jnp.einsum("yb,...xbzk->...xyzk", wy, u)
+    u = jnp.einsum("xa,...ayzk->...xyzk", wx, u)
+    return u.reshape(*values.shape[:-2], -1, 3)[..., lattice.voxels, :]
 
 
 def interpolate_numpy(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
