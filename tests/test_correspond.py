@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import levels, prepare
 from cryotrans_jax.io.maps import Map
@@ -437,9 +438,9 @@ def exchanged():
 def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exchanged):
     """To about the distance between the cloud's points; half of that is not the shift of a domain but its turn."""
     problem, belongs = exchanged
-    level = levels.make_level(problem, 2, 2, 0.0, False)
-    end, sure = correspond.ends(problem, 0, level.x)
-    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    points = levels.make_levels(problem, Field(), levels.Sampling(2, 2))[0].points
+    end, sure = correspond.ends(problem, 0, points)
+    x = problem.frame.to_angstrom(np.asarray(points, np.float64))
     assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure < 1 + 1e-9).all()
 
     def off(a, b):
@@ -459,7 +460,7 @@ def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     """The last ε are so small that entropy draws nothing together: to a hundredth of the points' distance."""
     problem, _ = exchanged
     still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
-    level = levels.make_level(still, 2, 2, 0.0, False)
-    end, sure = correspond.ends(still, 0, level.x)
-    moved = np.linalg.norm(end - np.asarray(level.x), axis=1) * problem.frame.edge
+    points = levels.make_levels(still, Field(), levels.Sampling(2, 2))[0].points
+    end, sure = correspond.ends(still, 0, points)
+    moved = np.linalg.norm(end - points, axis=1) * problem.frame.edge
     assert moved.max() < 0.01 * correspond.SPACING and sure.min() > 0.98

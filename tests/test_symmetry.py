@@ -14,6 +14,7 @@ from conftest import bent_chain, rounding
 from scipy import ndimage
 
 import cryotrans_jax as ct
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
 from cryotrans_jax.density.align import Transform, resampled
 from cryotrans_jax.density.symmetry import Symmetry
@@ -293,7 +294,7 @@ def fits(pair):
     _, _, maps = pair
     with pytest.MonkeyPatch.context() as patch:
         default = recipes.default
-        patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[1:2], rival=None))
+        patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.stages[1:2]))
         how = dict(align="none", parts=None, steps=0.2, initial_resolution=8.0, target_resolution=8.0)
         return [ct.morph(*maps, symmetry=given, **how) for given in ("C2", None)]
 
@@ -311,11 +312,12 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     from cryotrans_jax.fit.morphing import impose_symmetry
 
     half, _ = impose_symmetry(problem, group, maps[0])
-    whole, level = (levels.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
-    assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
-    assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
+    whole, level = (levels.make_levels(p, Field(), levels.Sampling())[0] for p in (problem, half))
+    assert len(level.scene.x) < 0.6 * len(whole.scene.x)
+    assert len(level.scene.rho) == len(level.points) == 2 * len(level.scene.x)
+    assert float(level.scene.rho.sum()) == pytest.approx(float(whole.scene.rho.sum()), rel=0.01)
     np.testing.assert_allclose(
-        np.average(level.points, 0, level.rho)[:2], half.frame.to_unit(np.zeros(3))[:2], atol=1e-4
+        np.average(level.points, 0, level.scene.rho)[:2], half.frame.to_unit(np.zeros(3))[:2], atol=1e-4
     )
 
 
@@ -344,21 +346,19 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     group, (start, end), maps = pair
     how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
     default = recipes.default
-    redrawn = min(stages, 4)
-    monkeypatch.setattr(
-        recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[:stages], redrawn=redrawn)
-    )
+    items = {3: 5, 6: None}[stages]
+    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.schedule[:items]))
     kept = []
-    fit = ct.morph(*maps, symmetry="C2", keep=kept.append, **how)
+    fit = ct.morph(*maps, symmetry="C2", on_snapshot=kept.append, **how)
     late = next(snapshot for snapshot in kept if snapshot.state.stage == (2 if stages == 3 else 4))
-    again = ct.morph(*maps, symmetry="C2", begun=late, **how)
+    again = ct.morph(*maps, symmetry="C2", resume_from=late, **how)
     jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
-    assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
+    assert parts.count > 2 and parts.count % 2 == 0 and fit.field.evaluations == 1 and fit.report["symmetry"]
     x = atoms.positions(start)
     assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
-    one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
-    velocity = fit.config.network.apply
+    one, other = (jax.tree.map(lambda p, k=k: p[k], fit.target_params(0)) for k in (0, 1))
+    velocity = fit.field.network.apply
     turn = group.operators[1].rotation
     at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
     np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=rounding(1.0, 400))

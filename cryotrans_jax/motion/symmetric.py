@@ -95,7 +95,9 @@ class Copies:
 
 
 def all_copies(
-    x: Float[Array, "*times points 3"], rotations: Float[Array, "copies 3 3"], shifts: Float[Array, "copies 3"]
+    x: Float[Array | np.ndarray, "*times points 3"],
+    rotations: Float[Array | np.ndarray, "copies 3 3"],
+    shifts: Float[Array | np.ndarray, "copies 3"],
 ) -> Float[Array, "*times all 3"]:
     """Points of the asymmetric unit and of all its copies, copy after copy."""
     every = jnp.einsum("gij,...nj->...gni", rotations, x, precision="highest") + shifts[:, None]
