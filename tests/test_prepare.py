@@ -1,5 +1,6 @@
 """Preparation keeps mass and its centre, puts all maps in one frame, and chooses sensible levels and blurs."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -138,7 +139,7 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
     np.testing.assert_allclose(found, whole, atol=1e-4)  # Å; float32
     # the tetrahedra's edges are what they are said to be
     tetrahedra = level.tetrahedra
-    corner = level.scene.motion.start(level.scene.x)[tetrahedra.nodes]
+    corner = level.scene.motion.start(jnp.asarray(level.scene.x))[tetrahedra.nodes]
     if spacing or sampling == 1:  # with larger blocks points stand at their centres of mass
         edges = (corner[:, 1:] - corner[:, :1]) - np.diag(tetrahedra.edges)
         assert np.abs(edges).max() < 1e-5  # float32

@@ -115,7 +115,10 @@ def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
 
     def misplaced(away):
         own = [term.terms.of_target(time)[0] for time in range(2)]
-        ends = [one.replace(ends=scene.x + shift, weight=jnp.ones(len(scene.x))) for one, shift in zip(own, away)]
+        ends = [
+            one.replace(ends=scene.x + shift, weight=jnp.ones(len(scene.x)))
+            for one, shift in zip(own, away, strict=True)
+        ]
         return misplaced_fraction(still, Batch.of([(scene, (AtEachTime(Batch.of([(one,) for one in ends])),))]), 3.0)
 
     none, half = np.zeros((2, len(scene.x), 3), np.float32), len(scene.x) // 2
