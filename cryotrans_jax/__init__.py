@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cryotrans_jax.density.similarity import correlation
     from cryotrans_jax.density.simulation import simulate
     from cryotrans_jax.density.symmetry import Symmetry
-    from cryotrans_jax.fit.morphing import Fit, morph
+    from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.result import Fit
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
     from cryotrans_jax.io.files import InputError
     from cryotrans_jax.io.maps import Map, read_map, write_map
@@ -61,7 +62,8 @@ _FILES = {  # module of each public name
     "density.similarity": ("correlation",),
     "density.simulation": ("simulate",),
     "density.symmetry": ("Symmetry",),
-    "fit.morphing": ("Fit", "morph"),
+    "fit.morph": ("morph",),
+    "fit.result": ("Fit",),
     "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),
     "io.files": ("InputError",),
     "io.maps": ("Map", "read_map", "write_map"),

@@ -19,7 +19,7 @@ from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import prepare, recipes, train
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.trajectory import Times
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.fit.record import to_plain
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import checksum
 
 from .case import Case

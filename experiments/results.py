@@ -16,8 +16,9 @@ from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
 from cryotrans_jax.fit import terms
-from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.progress import Progress
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms, memory
 from cryotrans_jax.io.files import InputError, whole_file
 from cryotrans_jax.io.maps import Map, read_map, write_map

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.checkpoints import remove
 from cryotrans_jax.io.files import (
     SUMS,

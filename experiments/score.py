@@ -11,7 +11,7 @@ from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.align import IDENTITY, Transform, resampled
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import Map, has_voxel_size, read_map
 from cryotrans_jax.motion.partition import part_motions

@@ -9,7 +9,7 @@ import numpy as np
 
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
 from cryotrans_jax.scores import geometry, metrics

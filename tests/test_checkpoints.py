@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryotrans_jax.fit.train import initial_state
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
-from cryotrans_jax.fit.train import initial_state
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 

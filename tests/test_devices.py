@@ -12,13 +12,13 @@ import pytest
 from conftest import drift
 
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.io.files import InputError
 
 PROGRAM = """
 import jax, numpy as np
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.train import DeviceLayout
 from cryotrans_jax.fit.trajectory import move
 

@@ -66,7 +66,7 @@ def test_type_checkers_know_what_comes_back(tmp_path):
         'error: Module has no attribute "morf"  [attr-defined]'
     ]
     assert [line.split('"')[1].removeprefix("builtins.") for line in said if line.startswith("note: Revealed")] == [
-        "cryotrans_jax.fit.morphing.Fit",
+        "cryotrans_jax.fit.result.Fit",
         "typing.Iterator[cryotrans_jax.io.maps.Map]",
         "gemmi.Structure",
         "list[gemmi.Structure]",

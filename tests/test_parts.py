@@ -16,7 +16,8 @@ from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation, thresholds
 from cryotrans_jax.fit import prepare, trajectory
 from cryotrans_jax.fit.levels import Sampling, make_levels
-from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.rigid_bodies import FindRigidBodies
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs

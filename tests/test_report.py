@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import mrcfile
 import numpy as np
 import pytest
+from cryotrans_jax.fit.train import Config, Stage
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -30,8 +31,7 @@ from cryotrans_jax import plots
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.align import IDENTITY, Transform
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
-from cryotrans_jax.fit.train import Config, Stage
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map

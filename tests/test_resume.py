@@ -304,7 +304,7 @@ def test_a_state_that_cannot_be_kept_is_told_once_and_the_fit_goes_on(folder, wh
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("cryotrans_jax.io.checkpoints.write", full)
-    monkeypatch.setattr("cryotrans_jax.fit.morphing.Fit.save", lambda *_: None)
+    monkeypatch.setattr("cryotrans_jax.fit.result.Fit.save", lambda *_: None)
     status, _, error = job("run", *arguments(folder, tmp_path, checkpoint_minutes=0))
     assert status == 0 and error.count("could not be saved (No space left on device: somewhere)") == 1
     assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()

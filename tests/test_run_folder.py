@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import record
+from cryotrans_jax.fit.train import initial_state
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import Fit
-from cryotrans_jax.fit.train import initial_state
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
 from experiments import run_folder

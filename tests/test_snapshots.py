@@ -9,7 +9,7 @@ import pytest
 import test_train
 
 from cryotrans_jax.fit import train
-from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError

@@ -309,7 +309,7 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.fit.morphing import impose_symmetry
+    from cryotrans_jax.fit.morph import impose_symmetry
 
     half, _ = impose_symmetry(problem, group, maps[0])
     whole, level = (levels.make_levels(p, Field(), levels.Sampling())[0] for p in (problem, half))

@@ -15,8 +15,9 @@ from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import prepare, trajectory
 from cryotrans_jax.fit.better_start import misplaced_fraction
-from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.recipes import Schedule, default
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import initial_state
@@ -114,7 +115,7 @@ def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
     still = jax.tree.map(jnp.zeros_like, initial_state(field, 0, 1).params)
 
     def misplaced(away):
-        own = [term.terms.of_target(time)[0] for time in range(2)]
+        each = [term.terms.of_target(time)[0] for time in range(2)], away
         ends = [
             one.replace(ends=scene.x + shift, weight=jnp.ones(len(scene.x)))
             for one, shift in zip(own, away, strict=True)

@@ -8,8 +8,7 @@ x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the u
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -145,16 +144,25 @@ class FieldMotion:
     network, a number of Euler steps, and the field that the two make with parameters.
 
     Attributes:
-        network: the network of the velocity field.
-        steps: number of Euler steps, M of eq. 5.
-        evaluations: how often the network is evaluated for each point and step.
         autonomous: whether the field does not depend on time.
     """
 
-    network: Velocity
-    steps: int
-    evaluations: int = 1
-    autonomous: bool = True
+    autonomous: ClassVar[bool] = True
+
+    @property
+    def net(self) -> Velocity:
+        """The network of the velocity field."""
+        raise NotImplementedError
+
+    @property
+    def euler_steps(self) -> int:
+        """Number of Euler steps, M of eq. 5."""
+        raise NotImplementedError
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for each point and step."""
+        return 1
 
     def velocity(self, params: PyTree) -> VelocityField:
         """Velocity field with these parameters, on points from `inputs`."""
@@ -166,11 +174,11 @@ class FieldMotion:
 
     def init(self, key: Array) -> PyTree:
         """Initial parameters."""
-        return self.network.init(key, self.inputs(jnp.zeros((1, 3)), 0.0))
+        return self.net.init(key, self.inputs(jnp.zeros((1, 3)), 0.0))
 
     def ends(self, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
         """Points after the flow (paper, eq. 5)."""
-        return flow(self.velocity(params), x, self.steps)
+        return flow(self.velocity(params), x, self.euler_steps)
 
     def __call__(self, params: PyTree, x: Float[Array, "points 3"]) -> Moved:
         """Move points by the flow, which is integrated at each of them."""
@@ -179,7 +187,7 @@ class FieldMotion:
 
     def path(self, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "visits points 3"]:
         """Points after each Euler step of the flow, x first."""
-        return path(self.velocity(params), self.inputs(x, 0.0), self.steps)[..., :3]
+        return path(self.velocity(params), self.inputs(x, 0.0), self.euler_steps)[..., :3]
 
 
 @jax.tree_util.register_static
@@ -195,6 +203,16 @@ class Field(FieldMotion):
     network: Velocity = Velocity()
     steps: int = 10
 
+    @property
+    def net(self) -> Velocity:
+        """The network of the velocity field."""
+        return self.network
+
+    @property
+    def euler_steps(self) -> int:
+        """Number of Euler steps."""
+        return self.steps
+
     def velocity(self, params: PyTree) -> VelocityField:
         """Velocity field with these parameters."""
-        return partial(self.network.apply, params)
+        return lambda x: jnp.asarray(self.network.apply(params, x))

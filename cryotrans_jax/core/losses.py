@@ -272,9 +272,9 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
         voxel_size: Å.
         sigma: standard deviation of the Gaussian, Å.
     """
-    return tuple(
-        jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32) for n, v in zip(shape, voxel_size, strict=True)
-    )
+    each = (gaussian_matrix(n, sigma / float(v)) for n, v in zip(shape, voxel_size, strict=True))
+    kx, ky, kz = (jnp.asarray(matrix, jnp.float32) for matrix in each)
+    return kx, ky, kz
 
 
 def gaussian_matrix(n: int, sigma: float) -> np.ndarray:

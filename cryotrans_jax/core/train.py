@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -28,14 +29,14 @@ class Scene(NamedTuple):
     """
 
     motion: Motion
-    x: Float[Array, "*parts points 3"]
-    rho: Float[Array, "points"]
+    x: Float[Array | np.ndarray, "*parts points 3"]
+    rho: Float[Array | np.ndarray, "points"]
 
 
 def carry(params: PyTree, scene: Scene) -> Carried:
     """Carry the points of mass by the motion (paper, eq. 5)."""
-    moved = scene.motion(params, scene.x)
-    return Carried(moved.x, scene.rho, moved.nodes)
+    moved = scene.motion(params, jnp.asarray(scene.x))
+    return Carried(moved.x, jnp.asarray(scene.rho), moved.nodes)
 
 
 def objective(params: PyTree, scene: Scene, terms: Sequence[Term]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -55,11 +55,9 @@ class Velocity(nn.Module):
         hidden = nn.initializers.he_normal() if self.waves else small
         h = x[..., :3] - self.centre
         if self.waves:
-            start = {
-                "kernel_init": nn.initializers.normal(self.wave_number),
-                "bias_init": nn.initializers.uniform(2 * np.pi),
-            }
-            h = jnp.concatenate([h, jnp.sin(nn.Dense(self.waves, name="waves_in", **start)(h))], axis=-1)
+            frequencies, phases = nn.initializers.normal(self.wave_number), nn.initializers.uniform(2 * np.pi)
+            waves = nn.Dense(self.waves, kernel_init=frequencies, bias_init=phases, name="waves_in")
+            h = jnp.concatenate([h, jnp.sin(waves(h))], axis=-1)
         for layer in range(self.depth):
             h = nn.Dense(self.width, kernel_init=hidden)(h)
             if layer == 0 and x.shape[-1] > 3:

@@ -40,7 +40,7 @@ class DeviceLayout:
         """Share targets over all devices of this host: as many at once as memory holds, one where that is unknown."""
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("targets",)) if min(len(devices), targets) > 1 else None
-        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+        limits = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in devices]
         return cls(mesh, None, min(limits)) if all(limits) else cls(mesh, 1)
 
     @property

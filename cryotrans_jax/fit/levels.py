@@ -83,7 +83,7 @@ class Piece(NamedTuple):
     @property
     def nodes(self) -> Float[np.ndarray, "nodes 3"]:
         """Points at which the flow is integrated."""
-        return self.x if self.lattice is None else self.lattice.nodes
+        return self.x if self.lattice is None else np.asarray(self.lattice.nodes)
 
 
 def make_levels(problem: Problem, field: FieldMotion, sampling: Sampling) -> list[Level]:

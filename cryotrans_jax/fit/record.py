@@ -54,6 +54,6 @@ def find_kind(name: str) -> type:
         kind = getattr(importlib.import_module(module), own)
     except (ImportError, AttributeError, ValueError):
         kind = None
-    if not dataclasses.is_dataclass(kind):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise InputError(f'{name!r} names no settings: expected {{"{KIND}": "fit.stage.Stage", ...}} or the like')
     return kind

@@ -48,12 +48,12 @@ class FindRigidBodies(Action):
 
     def __call__(self, fitting: Fitting) -> Fitting:
         """Divide the initial map into the bodies of each target's flow."""
-        assert fitting.initial is not None
-        partitions, rms = find_bodies(fitting.whole, fitting.field, fitting.state, fitting.initial)
+        initial = fitting.initial_map
+        partitions, rms = find_bodies(fitting.whole, fitting.field, fitting.state, initial)
         fitting = replace(fitting, bodies_rms=tuple(map(tuple, rms)))
         if max(each.count for each in partitions) == 1:
             return fitting
-        problem = divide_into_parts(fitting.whole, partitions, fitting.initial)
+        problem = divide_into_parts(fitting.whole, partitions, initial)
         divided = replace(
             fitting,
             partitions=tuple(partitions),
@@ -61,17 +61,18 @@ class FindRigidBodies(Action):
             field=without_symmetry(fitting.field),
             state=divide_state(fitting.state, problem.parts, fitting.state.stage + 1),
         )
-        return self.released(divided, fitting) if fitting.whole.rotations is not None else divided
+        return self.released(divided, fitting) if fitting.whole.operators else divided
 
     def released(self, divided: Fitting, symmetric: Fitting) -> Fitting:
         """The divided fit with fields fitted to the symmetric flow."""
         stage, problem = self.transfer, divided.problem
+        operators = problem.operators
         levels = make_levels(problem, divided.field, Sampling(stage.bin, stage.sampling, stage.spacing, True))
         each = []
         for trajectory_, level in enumerate(levels):
             params = jax.tree.map(lambda p, k=trajectory_: p[k], symmetric.state.params)
-            own = level.points[: len(level.points) // len(problem.rotations)]
-            ends = np.asarray(copied_ends(symmetric.field, params, own, problem.rotations, problem.shifts))
+            own = level.points[: len(level.points) // len(operators)]
+            ends = np.asarray(copied_ends(symmetric.field, params, own, *map(np.stack, zip(*operators, strict=True))))
             each.append((level.scene, self.transfer_terms(problem, level, ends)))
         state = begin_stage(divided.state, 0)
         setting = divided.setting(SILENT)
@@ -116,9 +117,8 @@ class RedrawBorders(Action):
         """Redraw the borders; a fit without bodies stays as it is."""
         if not fitting.partitions:
             return fitting
-        assert fitting.initial is not None
-        whole, initial = fitting.whole, fitting.initial
-        every = replicate_fields(fitting.state.params, whole, fitting.field.network.centre)
+        whole, initial = fitting.whole, fitting.initial_map
+        every = replicate_fields(fitting.state.params, whole, fitting.field.net.centre)
         each = enumerate(fitting.partitions)
         drawn = tuple(redraw_borders(whole, fitting.field, every, own, initial, target) for target, own in each)
         state = begin_stage(fitting.state, fitting.state.stage + 1)
@@ -137,10 +137,10 @@ def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: 
 
 def replicate_fields(params: PyTree, problem: Problem, centre: float) -> PyTree:
     """Parameters of the fields (targets, parts) of bodies and, with a symmetry, of all their copies."""
-    if problem.rotations is None:
+    operators = problem.operators
+    if not operators:
         return params
     targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    operators = [*zip(problem.rotations, problem.shifts, strict=True)]
     one = jax.device_get(params)
     each = [
         rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, centre)
@@ -159,12 +159,12 @@ def find_bodies(
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(from_flow(partial(trajectory.move, field, params, problem.frame), initial, threshold, unit))
-    parts, rms = zip(*found, strict=True)
+    parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         inside = to_whole_grid(problem.initial, problem, initial) > 0
         one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
         parts = [each if each.count > 1 else one for each in parts]
-    return [*parts], [*rms]
+    return parts, rms
 
 
 def asymmetric_unit(problem: Problem, initial: Map) -> AsymmetricUnit | None:

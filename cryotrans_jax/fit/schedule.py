@@ -69,6 +69,13 @@ class Fitting:
         return cls(problem, problem, config, field, state, **others)
 
     @property
+    def initial_map(self) -> Map:
+        """The initial map; raises ValueError in a fit that was begun without it."""
+        if self.initial is None:
+            raise ValueError("this action needs the initial map: begin the fit with it")
+        return self.initial
+
+    @property
     def over(self) -> bool:
         """Whether nothing more is to be done: every target was given up, or a callback asked to stop."""
         return self.stopped or all_failed(self.state)

@@ -70,7 +70,8 @@ def initial_state(field: FieldMotion, seed: int, targets: int, parts: int = 0) -
         parts: number of parts, each with its own velocity field along a second axis of the parameters; 0: one field.
     """
     axes = (targets, parts) if parts else (targets,)
-    return State(*initial_parameters(field, axes, seed), 0, 0, initial_watch(targets))
+    params, optimiser = initial_parameters(field, axes, seed)
+    return State(params, optimiser, 0, 0, initial_watch(targets))
 
 
 @program(static_argnames=("field", "axes"))

@@ -239,8 +239,11 @@ def restore_best(
         else:
             divisor = rules.rate_divisor ** slowed[target]
             on_setback(int(target), f"{message}: best parameters restored, learning rate divided by {divisor:g}")
-    updates = {"setbacks": tuple(setbacks.tolist()), "failed": tuple(failed) if any(failed) else ()}
-    state = state._replace(watch=state.watch._replace(slowed=slowed), **updates)
+    state = state._replace(
+        watch=state.watch._replace(slowed=slowed),
+        setbacks=tuple(setbacks.tolist()),
+        failed=tuple(failed) if any(failed) else (),
+    )
     restored = restored | failed_targets(state)
     fresh_adam = initial_adam(state.watch.kept)
     return where_target(restored, state.watch.kept, params), where_target(restored, fresh_adam, adam), state

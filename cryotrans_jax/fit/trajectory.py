@@ -121,9 +121,9 @@ def move(
     visited = np.concatenate(
         [np.asarray(forward(field, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
-    moved = [interpolate_path(visited, t) for t in times]
+    each = np.stack([np.asarray(interpolate_path(visited, t)) for t in times])
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
-    return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+    return xyz + (each - visited[0]).astype(np.float64) * frame.edge
 
 
 def volume_change(
@@ -226,7 +226,7 @@ def pull_back_part(
     lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
     near = box_slices(share > 0, SPLINE_MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    nodes, count = pad_points(lattice.nodes), len(lattice.nodes)
+    nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
     voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
     del share, part, wanted, at
@@ -244,26 +244,26 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
     """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
+        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count() or 1, axis=1))))
 
 
 def preimages(
     field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], times: Times
 ) -> Iterator[Float[Array, "n 3"]]:
     """For each time, the points that the flow has carried to y by then; all in the unit box."""
-    tau, kept = 1.0 / field.steps, {}
+    tau, kept = 1.0 / field.euler_steps, {}
 
     def invert(part: float, steps: int, t: float):
         at = backward(field, params, y, part * tau, 1, t)[1] if part else y
         return backward(field, params, at, tau, steps, t - part * tau)
 
     for t in times:
-        whole, part = split_time(t, field.steps)
+        whole, part = split_time(t, field.euler_steps)
         if not field.autonomous:
             yield invert(part, whole, t)[whole]
             continue
         if part not in kept:  # V does not depend on time: one inverse path serves many frames
-            kept[part] = invert(part, field.steps, t)
+            kept[part] = invert(part, field.euler_steps, t)
         yield kept[part][whole]
 
 
@@ -284,7 +284,7 @@ def consistency(
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, own_params in fields_by_part(params, partition and partition.part_at(xyz)):
+    for own, own_params in fields_by_part(params, None if partition is None else partition.part_at(xyz)):
         end = frame.to_unit(move(field, own_params, frame, xyz[own], [1.0])[0])
         back[own] = frame.to_angstrom(
             np.asarray(next(preimages(field, own_params, pad_points(end), [1.0])))[: len(end)]
@@ -299,7 +299,7 @@ def visited_voxels(field: FieldMotion, params: PyTree, frame: Frame, initial: Ma
     """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
     cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
     start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
-    times = np.arange(field.steps + 1) / field.steps
+    times = np.arange(field.euler_steps + 1) / field.euler_steps
     xyz = move(field, params, frame, initial.origin + start * initial.voxel_size, times)
     cells = (xyz - initial.origin) / (initial.voxel_size * cell)
     coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
@@ -329,7 +329,7 @@ def push_forward(
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(field, params, frame, xyz, times, partition and partition.part_at(xyz)):
+    for moved in move(field, params, frame, xyz, times, None if partition is None else partition.part_at(xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
         density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)

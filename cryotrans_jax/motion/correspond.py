@@ -89,8 +89,8 @@ def clouds(problem: Problem, target: int, spacing: float) -> tuple[Cloud, Cloud]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
     (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)
-    raw = [describe(m, problem.voxel_size, at) for m, at in zip(maps, (x, y), strict=True)]
-    first, second = whiten(*raw, share, share_end)
+    raw, raw_end = (describe(m, problem.voxel_size, at) for m, at in zip(maps, (x, y), strict=True))
+    first, second = whiten(raw, raw_end, share, share_end)
     origin = problem.frame.to_angstrom(problem.corner)
     return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second)
 

@@ -24,9 +24,9 @@ class Rows(NamedTuple):
         place: where each part's points are among those of all rows.
     """
 
-    points: Int[Array, "rows width"]
-    owner: Int[Array, "rows"]
-    place: Int[Array, "parts most"]
+    points: Int[Array | np.ndarray, "rows width"]
+    owner: Int[Array | np.ndarray, "rows"]
+    place: Int[Array | np.ndarray, "parts most"]
 
 
 class OneField:

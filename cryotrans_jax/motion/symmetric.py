@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion, Moved, Points, Scalar, VelocityField
 from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.motion.waypoints import Timed
 
 
 @jax.tree_util.register_static
@@ -28,14 +29,14 @@ class Symmetric(FieldMotion):
     operators: tuple[tuple[float, ...], ...]
 
     @property
-    def network(self) -> Velocity:
+    def net(self) -> Velocity:
         """The network of the field that is averaged."""
-        return self.field.network
+        return self.field.net
 
     @property
-    def steps(self) -> int:
+    def euler_steps(self) -> int:
         """Number of Euler steps."""
-        return self.field.steps
+        return self.field.euler_steps
 
     @property
     def evaluations(self) -> int:
@@ -56,8 +57,7 @@ def without_symmetry(field: FieldMotion) -> FieldMotion:
     """The motion without the average over a group, if it has one."""
     if isinstance(field, Symmetric):
         return field.field
-    inner = getattr(field, "field", None)
-    return field if inner is None else replace(field, field=without_symmetry(inner))
+    return replace(field, field=without_symmetry(field.field)) if isinstance(field, Timed) else field
 
 
 @struct.dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +27,17 @@ class Timed(FieldMotion):
 
     field: FieldMotion
     times: tuple[float, ...]
-    autonomous = False
+    autonomous: ClassVar[bool] = False
 
     @property
-    def network(self) -> Velocity:
+    def net(self) -> Velocity:
         """The network of the velocity field."""
-        return self.field.network
+        return self.field.net
 
     @property
-    def steps(self) -> int:
+    def euler_steps(self) -> int:
         """Number of Euler steps."""
-        return self.field.steps
+        return self.field.euler_steps
 
     @property
     def evaluations(self) -> int:

@@ -155,7 +155,7 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
 
 def fit_rare(common: Class, rare: Class):
     """Fit the common conformation's map to the rare one's, cross-validated by its half-maps."""
-    from cryotrans_jax.fit.morphing import morph
+    from cryotrans_jax.fit.morph import morph
     from cryotrans_jax.fit.progress import Progress
 
     with Progress() as progress:

@@ -14,7 +14,7 @@ import numpy as np
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import prepare, train
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 
 PATH = Path(__file__).with_name("fit.json")
