@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cryotrans_jax.density.simulation import simulate
     from cryotrans_jax.density.symmetry import Symmetry
     from cryotrans_jax.fit.morph import morph
-from cryotrans_jax.fit.result import Fit
+    from cryotrans_jax.fit.result import Fit
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
     from cryotrans_jax.io.files import InputError
     from cryotrans_jax.io.maps import Map, read_map, write_map

@@ -115,7 +115,7 @@ def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
     still = jax.tree.map(jnp.zeros_like, initial_state(field, 0, 1).params)
 
     def misplaced(away):
-        each = [term.terms.of_target(time)[0] for time in range(2)], away
+        own = [term.terms.of_target(time)[0] for time in range(2)]
         ends = [
             one.replace(ends=scene.x + shift, weight=jnp.ones(len(scene.x)))
             for one, shift in zip(own, away, strict=True)
