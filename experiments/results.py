@@ -116,6 +116,9 @@ def fit_case(
         if target < len(names):  # no copy that fills up the last devices
             log.target_warning(names[target], text)
 
+    seed, steps, config = settings.seed + seed_number, settings.steps, case.config
+    if config is not None:
+        config, steps = replace(config, seed=seed), 1.0
     first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
         return morph(
@@ -123,8 +126,8 @@ def fit_case(
             case.targets,
             settings.recipe,
             align="none",  # the targets are superposed already
-            seed=settings.seed + seed_number,
-            steps=settings.steps,
+            seed=seed,
+            steps=steps,
             initial_threshold=settings.initial_threshold,
             target_threshold=settings.target_threshold,
             initial_resolution=case.initial_resolution,
@@ -138,6 +141,7 @@ def fit_case(
             symmetry=case.symmetry,
             bin=settings.bin,
             schedule=case.schedule,
+            config=config,
             target_indices=share,
             progress=progress,
             resume_from=keeper and keeper.load_snapshot(seed_number),

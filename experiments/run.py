@@ -41,6 +41,12 @@ def define_flags() -> None:
     shared.define_symmetry()
     shared.define_schedule()
     with shared.group("Fit"):
+        paths.define_path(
+            "config",
+            None,
+            "FILE: config.json of another run, which is repeated: its inputs, settings and whole schedule. Other flags "
+            "of this command replace its settings; stages can be edited in the file.",
+        )
         ranges.whole_number(
             "seeds",
             1,
@@ -87,12 +93,15 @@ def main() -> None:
 
     hosts.join(FLAGS)
     catch_signals()  # a cluster's runtime may have installed handlers of its own
-    from . import resume
+    from . import repeat, resume
 
+    config = repeat.apply(FLAGS, Path(FLAGS.config)) if FLAGS.config else None
     out_dir = Path(FLAGS.out_dir or default_folder())
     keeper = resume.Keeper(out_dir, FLAGS)
     with contextlib.ExitStack() as claims:
         case = hosts.after_first(lambda: claim_and_load(out_dir, keeper, claims))
+        if case is not None:
+            case.config = config
         share = hosts.share(target_count())
         if case is None or not share:
             log.no_target()
