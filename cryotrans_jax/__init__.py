@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryotrans_jax import plots
-    from cryotrans_jax.density.align import Alignment, Transform, onto, resampled
+    from cryotrans_jax.density.align import Alignment, onto
     from cryotrans_jax.density.demo import hinge_pair
     from cryotrans_jax.density.similarity import correlation
     from cryotrans_jax.density.simulation import simulate
     from cryotrans_jax.density.symmetry import Symmetry
+    from cryotrans_jax.density.transform import Transform, resampled
     from cryotrans_jax.fit.morphing import Fit, morph
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
     from cryotrans_jax.io.files import InputError
@@ -56,11 +57,12 @@ __all__ = [
     "write_trajectory",
 ]
 _FILES = {  # module of each public name
-    "density.align": ("Alignment", "Transform", "onto", "resampled"),
+    "density.align": ("Alignment", "onto"),
     "density.demo": ("hinge_pair",),
     "density.similarity": ("correlation",),
     "density.simulation": ("simulate",),
     "density.symmetry": ("Symmetry",),
+    "density.transform": ("Transform", "resampled"),
     "fit.morphing": ("Fit", "morph"),
     "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),
     "io.files": ("InputError",),

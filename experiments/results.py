@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from cryotrans_jax.density import similarity
-from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
+from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import train
 from cryotrans_jax.fit.morphing import Fit, morph
 from cryotrans_jax.fit.progress import Progress

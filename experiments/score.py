@@ -8,8 +8,8 @@ import gemmi
 import numpy as np
 
 from cryotrans_jax.density import similarity, simulation
-from cryotrans_jax.density.align import IDENTITY, Transform, resampled
 from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.io import atoms

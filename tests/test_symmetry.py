@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 import cryotrans_jax as ct
 from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
-from cryotrans_jax.density.align import Transform, resampled
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.fit import levels, prepare, recipes
 from cryotrans_jax.io import atoms, structures
 from cryotrans_jax.scores import metrics

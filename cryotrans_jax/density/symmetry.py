@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.grid import binned, bounding_box
 from cryotrans_jax.density import similarity
-from cryotrans_jax.density.align import Transform, resampled
+from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.io import structures
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map

@@ -15,10 +15,11 @@ from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import rotate_parameters
-from cryotrans_jax.density.align import Alignment, onto, resampled
+from cryotrans_jax.density.align import Alignment, onto
 from cryotrans_jax.density.outliers import without_outliers
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare, recipes, train, trajectory
 from cryotrans_jax.fit.progress import ProgressCallback, show_progress
 from cryotrans_jax.fit.snapshots import Recorder, Snapshot
