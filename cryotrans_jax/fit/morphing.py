@@ -27,7 +27,8 @@ from cryotrans_jax.io import atoms, checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, from_flow, replicate_bodies
+from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
+from cryotrans_jax.motion.rigid_bodies import from_flow
 
 RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 

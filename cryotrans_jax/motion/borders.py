@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
+from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
     Partition,
     Points,
     complete_labels,
-    mass_points,
     remove_fragments,
     smallest_mass,
 )
@@ -118,7 +118,7 @@ def redraw(
 
 def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
     """Divide the carried mass of the initial map into blocks of about BLOCK."""
-    x, held, filled, factor = mass_points(mass, initial, BLOCK)
+    x, held, filled, factor = points_of_blocks(mass, initial.origin, initial.voxel_size, BLOCK)
     return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
 
 
