@@ -102,3 +102,13 @@ def antialias(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Float[np.
         spectrum *= np.exp(-2 * (np.pi * width * along) ** 2).astype(np.float32)
     blurred = scipy.fft.irfftn(spectrum, shape, workers=os.cpu_count())
     return blurred[tuple(slice(0, n) for n in map_.density.shape)]
+
+
+def superposing_rotations(covariance: Float[np.ndarray, "*many 3 3"]) -> Float[np.ndarray, "*many 3 3"]:
+    """Rotations R that take points nearest to others, x -> x R, from their covariances xᵀ y (Kabsch 1976).
+
+    `Rotation.align_vectors` takes three times as long, one superposition at a time, and fails for a single point.
+    """
+    u, _, vt = np.linalg.svd(covariance)
+    u[..., -1] *= np.sign(np.linalg.det(u @ vt))[..., None]
+    return u @ vt

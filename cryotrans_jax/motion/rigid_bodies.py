@@ -9,6 +9,7 @@ from scipy import sparse, spatial
 
 from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
@@ -257,9 +258,8 @@ def squared_residuals(x: Points, y: Points, motions: Motions) -> Float[np.ndarra
 
 
 def fit_rigid_motion(x: Points, y: Points, mass: np.ndarray) -> RigidMotion:
-    """Rigid-body motion that takes x nearest to y (Kabsch 1976)."""
+    """Rigid-body motion that takes x nearest to y."""
     share = mass / mass.sum()
     a, b = share @ x, share @ y
-    u, _, vt = np.linalg.svd((x - a).T @ ((y - b) * share[:, None]))
-    rotation = (u * [1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    rotation = superposing_rotations((x - a).T @ ((y - b) * share[:, None]))
     return rotation, b - a @ rotation

@@ -14,6 +14,7 @@ from cryotrans_jax.core import losses
 from cryotrans_jax.core.grid import pad_to_blocks
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.simulation import simulate
+from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies, same_grid
@@ -400,11 +401,7 @@ def _superpose(x, y, used):
     share = used / used.sum(1, keepdims=True)
     cx, cy = share @ x, share @ y
     covariance = np.einsum("sn,ni,nj->sij", share, x, y) - cx[:, :, None] * cy[:, None]
-    u, _, vt = np.linalg.svd(covariance)
-    hand = np.ones((len(used), 3))
-    hand[:, 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))
-    turn = (u * hand[:, None]) @ vt
-    return np.matmul(x - cx[:, None], turn) + cy[:, None]
+    return np.matmul(x - cx[:, None], superposing_rotations(covariance)) + cy[:, None]
 
 
 def _blocks(density, block):
