@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse, spatial
+from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
@@ -71,11 +72,9 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
             found.append(PartMotion(0.0, 0.0, 0.0, 0.0))
             continue
         motion = fit_rigid_motion(a, b, m)
-        turn = np.degrees(np.arccos(np.clip((np.trace(motion[0]) - 1) / 2, -1, 1)))
-        shift, off = (
-            np.linalg.norm(m @ (b - a)) / m.sum(),
-            np.sqrt(m @ squared_residuals(a, b, [motion])[:, 0] / m.sum()),
-        )
+        turn = np.degrees(Rotation.from_matrix(motion[0]).magnitude())
+        shift = np.linalg.norm(m @ (b - a)) / m.sum()
+        off = np.sqrt(m @ squared_residuals(a, b, [motion])[:, 0] / m.sum())
         found.append(PartMotion(*map(float, (m.sum() / mass.sum(), turn, shift, off))))
     return found
 

@@ -57,11 +57,6 @@ def q_score(map: Map, model: gemmi.Structure) -> float:
     return float(q_scores(map, model).mean())
 
 
-def expected_q_score(resolution: float) -> float:
-    """Expected mean Q-score of proteins at a resolution r [Å], the paper's fit to deposited maps: 1.1244 − 0.1775 r."""
-    return 1.1244 - 0.1775 * resolution
-
-
 def sphere(count: int) -> Float[np.ndarray, "count 3"]:
     """Directions spread evenly over the sphere: a Fibonacci spiral."""
     k = np.arange(count) + 0.5
