@@ -18,43 +18,13 @@ from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies, same_grid
+from cryotrans_jax.scores.fsc import fsc, multiplicity
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
 ROUNDS = 20  # of the search for the TM-score
 MOST_FRAGMENTS = 32  # of the shortest length from which the search starts, about half of all
 
 found_near = program(losses.fraction_in_target)
-
-
-def fsc(
-    a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], voxel_size: float | Float[np.ndarray, "3"]
-) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
-    """Fourier shell correlation of two maps on one grid (Harauz and van Heel, Optik 73, 1986).
-
-    FSC(s) = Re Σ F_a F_b* / √(Σ |F_a|² Σ |F_b|²), sums over the shell about s.
-
-    Args:
-        a: density.
-        b: density on the same grid.
-        voxel_size: Å, of all axes or of each.
-
-    Returns:
-        Frequency [1/Å] and correlation of each shell up to Nyquist. A shell is as wide as the shortest side of the box
-        allows; a shell without power has correlation 0.
-    """
-    voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
-    side = np.array(a.shape) * voxel_size
-    last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
-    shell, weight = _shells(a.shape, voxel_size)
-    keep = shell <= last
-    shell, weight = shell[keep], np.broadcast_to(weight, keep.shape)[keep]
-    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count())[keep] for v in (a, b))
-
-    def power(f, g):
-        return np.bincount(shell, weight * (f.real * g.real + f.imag * g.imag), last + 1)
-
-    norm = np.sqrt(power(fa, fa)) * np.sqrt(power(fb, fb))
-    return np.arange(last + 1) / side.min(), power(fa, fb) / np.where(norm > 0, norm, np.inf)
 
 
 def resolution_at(
@@ -246,7 +216,7 @@ def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.3
     """
     power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
     s = np.sqrt(sum(np.square(axis) for axis in frequencies(density.shape, 1.0)))
-    power *= _multiplicity(density.shape[2])
+    power *= multiplicity(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())
 
 
@@ -358,21 +328,6 @@ def match_path(
     squared = np.maximum(norms[0][:, None] + norms[1] - 2 * products, 0) / path.shape[1]
     match = monotone_match(squared)
     return match, np.array([_rms(_distance(path[k], frames[match[k]])) for k in range(len(path))])
-
-
-def _shells(shape, voxel_size):
-    """Shell of each coefficient of a real transform, and its multiplicity in the complex transform."""
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(shape, voxel_size)))
-    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), _multiplicity(shape[2])
-
-
-def _multiplicity(length):
-    """Multiplicity, in the complex transform, of each coefficient along the halved axis of a real transform."""
-    times = np.full(length // 2 + 1, 2.0)
-    times[0] = 1
-    if length % 2 == 0:
-        times[-1] = 1
-    return times
 
 
 def _distance(a, b):

@@ -43,6 +43,7 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "displacement": ("displacement",),
     "files": ("files",),
     "flow": ("flow",),
+    "fsc": ("metrics",),
     "geometry": ("geometry",),
     "lattice": ("lattice",),
     "losses": ("losses",),
