@@ -96,14 +96,7 @@ def redraw(
     blocks = make_blocks(mass, initial)
     own = partition.part_at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
-    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
-    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
-    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
-    faces = np.prod(blocks.size) / blocks.size
-    pairs = blocks.pairs()
-    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
-    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
-    owner = choices[np.arange(len(choices)), chosen]
+    owner = choose_parts(blocks, y, np.prod(blocks.size) * differences(blocks, own, y, initial, target))
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
     for axis, factor in enumerate(blocks.factor):
@@ -141,6 +134,25 @@ def differences(
         off = blocks.neighbourhood_sum(near * (here - scale * there[:, part]) ** 2)
         found[near, part] = (off / np.maximum(blocks.neighbourhood_sum(near * here**2), 1e-30))[near]
     return found
+
+
+def choose_parts(
+    blocks: Blocks, y: Float[np.ndarray, "points parts 3"], costs: Float[np.ndarray, "points parts"]
+) -> Int[np.ndarray, "points"]:
+    """Choose a part for each block, with the least sum of the blocks' `costs` and of the tears between them.
+
+    Args:
+        blocks: the blocks.
+        y: where each part takes each block, Å.
+        costs: of each part for each block; only the CHOICES cheapest are compared.
+    """
+    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
+    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
+    faces = np.prod(blocks.size) / blocks.size
+    pairs = blocks.pairs()
+    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
+    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
+    return choices[np.arange(len(choices)), chosen]
 
 
 def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:

@@ -144,10 +144,9 @@ def find_bodies(
 ) -> tuple[Bodies, list[float]]:
     """Find as few rigid bodies as explain a motion.
 
-    Bodies are added one by one, as long as each is accepted (see GAIN). In an assembly with many bodies, each is too
-    small to reduce the rms distance of the whole by much, hence the criterion for a body's own points. The search ends
-    when no motion is left, when a body would have less than the `least` mass, or when the fields would cost too much
-    (MAX_COST).
+    Bodies are added one by one, as long as each is accepted (`is_accepted`). In an assembly with many bodies, each is
+    too small to reduce the rms distance of the whole by much, hence the criterion for a body's own points. The search
+    also ends when no motion is left, or when a body would have less than the `least` mass.
 
     Args:
         x: positions before the motion, Å.
@@ -171,11 +170,7 @@ def find_bodies(
         if further is None:
             break
         tried.append(further.rms)
-        largest = np.bincount(further.owner, mass).max() / mass.sum()
-        if len(further.motions) * largest > MAX_COST:
-            break
-        worth = found.rms > FAR_RMS or further.rms <= GAIN * found.rms
-        if not (worth or moves_independently(mass, found, further)):
+        if not is_accepted(mass, found, further):
             break
         found = further
     return found, tried
@@ -200,8 +195,13 @@ class PointSet(NamedTuple):
     vote: sparse.csr_matrix
 
 
-def moves_independently(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
-    """Whether the last body's points are off by more than INDEPENDENT_RMS without it, and by far less with it."""
+def is_accepted(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
+    """Whether a further body is worth its field, see GAIN and MAX_COST."""
+    largest = np.bincount(further.owner, mass).max() / mass.sum()
+    if len(further.motions) * largest > MAX_COST:
+        return False
+    if found.rms > FAR_RMS or further.rms <= GAIN * found.rms:
+        return True
     own = further.owner == len(further.motions) - 1
     before, after = (np.sqrt(mass[own] @ by.squared_deviation[own] / mass[own].sum()) for by in (found, further))
     return bool(before > INDEPENDENT_RMS and after < INDEPENDENT_RATIO * before)

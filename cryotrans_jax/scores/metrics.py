@@ -260,9 +260,15 @@ def appearing_mass(
     unit = float(max(sums[0].sum(), sums[1].sum())) / 2**30  # capacities are integers of 32 bits
     if unit == 0:
         return 0.0, 0.0
-    whole = [np.rint(v / unit).astype(np.int32) for v in sums]
-    (sources, sinks), shape = [np.flatnonzero(v) for v in whole], whole[0].shape
-    row, place = np.full(whole[0].size, -1), np.stack(np.unravel_index(sources, shape), -1)
+    before, after = (np.rint(v / unit).astype(np.int32) for v in sums)
+    moved = _mass_that_can_move(before, after, reach)
+    return float(after.sum(dtype=np.int64) - moved) * unit, float(before.sum(dtype=np.int64) - moved) * unit
+
+
+def _mass_that_can_move(before, after, reach):
+    """Largest mass that can move from the blocks `before` to those `after`, by `reach` blocks along every axis."""
+    (sources, sinks), shape = [np.flatnonzero(v) for v in (before, after)], before.shape
+    row, place = np.full(before.size, -1), np.stack(np.unravel_index(sources, shape), -1)
     row[sinks] = np.arange(len(sinks))
     edges = []
     for step in np.ndindex(*(2 * reach + 1,) * 3):
@@ -274,11 +280,10 @@ def appearing_mass(
     source, sink = len(sources) + len(sinks), len(sources) + len(sinks) + 1
     tail = np.concatenate([np.full(len(sources), source), left, len(sources) + np.arange(len(sinks))])
     head = np.concatenate([np.arange(len(sources)), len(sources) + right, np.full(len(sinks), sink)])
-    supply, demand = whole[0].ravel()[sources], whole[1].ravel()[sinks]
-    room = np.concatenate([supply, supply[left], demand])
+    supply = before.ravel()[sources]
+    room = np.concatenate([supply, supply[left], after.ravel()[sinks]])
     graph = sparse.csr_array((room, (tail, head)), shape=(sink + 1, sink + 1))
-    moved = csgraph.maximum_flow(graph, source, sink).flow_value
-    return float(demand.sum(dtype=np.int64) - moved) * unit, float(supply.sum(dtype=np.int64) - moved) * unit
+    return csgraph.maximum_flow(graph, source, sink).flow_value
 
 
 def path_distance(frames: Float[np.ndarray, "frames n 3"], path: Float[np.ndarray, "path n 3"]) -> float:
