@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.contour import half_height
+from cryotrans_jax.density.similarity import correlation
 from cryotrans_jax.density.thresholds import DALTON, carried_mass, common_value
 from cryotrans_jax.io.atoms import heavy_atoms
 from cryotrans_jax.io.maps import Map
@@ -88,9 +89,7 @@ def in_nanometres(map_: Map, kda: float) -> bool:
 
 def same_density(a: Map, b: Map) -> bool:
     """Whether two maps on one grid are identical up to scale and offset."""
-    x, y = (map_.density - map_.density.mean(dtype=np.float64) for map_ in (a, b))
-    norm = np.sqrt(np.sum(x * x, dtype=np.float64) * np.sum(y * y, dtype=np.float64))
-    return bool(np.sum(x * y, dtype=np.float64) > (1 - SAME) * norm)
+    return correlation(a.density, b.density) > 1 - SAME
 
 
 def fit_of_model(map_: Map, model: gemmi.Structure, seed: int = 0) -> float:

@@ -30,6 +30,7 @@ SAME_TURN, SAME_SHIFT = 1e-2, 0.1  # largest difference (matrix, Å) of equal op
 WORKING = 4.0  # Å: voxels of the first search for axes
 LARGE = 128  # voxels: larger boxes are binned for the search for axes
 GOOD, CLEARER = 0.97, 0.01  # self-correlation at which the usual axes are kept, and least gain of other axes
+EMPTY = 0.01  # of the largest density: weaker density needs no room on the grid of all copies
 SLIGHT = 0.01  # of the largest weight of a voxel in any unit: smaller weights are set to 0
 
 Vector = Sequence[int | float] | Float[np.ndarray, "3"]
@@ -251,7 +252,7 @@ class Symmetry:
         """Extend the grid that maps share to hold all copies of their density; an empty map."""
         ends = []
         for map_ in maps:
-            low, high = bounding_box(np.abs(map_.density) > SLIGHT * np.abs(map_.density).max())
+            low, high = bounding_box(np.abs(map_.density) > EMPTY * np.abs(map_.density).max())
             corners = map_.origin + map_.voxel_size * np.stack(np.meshgrid(*zip(low, high - 1, strict=True)), -1)
             for operator in self.operators:
                 indices = (operator(corners.reshape(-1, 3)) - map_.origin) / map_.voxel_size

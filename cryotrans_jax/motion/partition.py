@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage, spatial
 
 from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
@@ -75,7 +76,7 @@ class Partition:
         for own in (labels == label for label in range(1, self.count + 1)):
             box = box_slices(own, reach) if own.any() else (slice(0, 0),) * 3
             distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
-            ramp = (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))).astype(np.float32) * inside[box]
+            ramp = soft_edge(distance, SEAM) * inside[box]
             total[box] += ramp
             found.append((box, ramp))
         first = [along.start for along in near]
