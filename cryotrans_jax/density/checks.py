@@ -109,12 +109,12 @@ def fit_of_model(map_: Map, model: gemmi.Structure, seed: int = 0) -> float:
     """
     xyz = heavy_atoms(model)[0]
     fine, coarse = (ndimage.gaussian_filter(map_.density, width / map_.voxel_size) for width in BAND)
+    band = replace(map_, density=fine - coarse)
     middle, rng = xyz.mean(0), np.random.default_rng(seed)
     turns, shifts = Rotation.random(POSES, rng=rng).as_matrix(), SHIFT * rng.normal(size=(POSES, 3))
 
     def fit(at: Float[np.ndarray, "n 3"]) -> float:
-        places = ((at - map_.origin) / map_.voxel_size).T
-        return float(ndimage.map_coordinates(fine - coarse, places, order=1, mode="constant").mean())
+        return float(band.interpolate(at).mean())
 
     fits = [fit((xyz - middle) @ turn.T + middle + shift) for turn, shift in zip(turns, shifts, strict=True)]
     return (fit(xyz) - max(fits)) / max(float(np.std(fits)), 1e-30)

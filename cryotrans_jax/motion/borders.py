@@ -123,8 +123,8 @@ def differences(
     Mean squares over the neighbourhood, relative to those of the density itself, up to the maps' scale. Infinite beyond
     REACH of the part. `own` is each block's part so far.
     """
-    here = density_at(initial, blocks.x)
-    there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    here = initial.interpolate(blocks.x)
+    there = np.stack([target.interpolate(y[:, part]) for part in range(y.shape[1])], axis=1)
     current = there[np.arange(len(own)), own]
     scale = np.vdot(here, current) / max(np.vdot(current, current), 1e-30)
     found = np.full(there.shape, np.inf)
@@ -153,11 +153,6 @@ def choose_parts(
     cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
     chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
     return choices[np.arange(len(choices)), chosen]
-
-
-def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
-    """Density of the map at positions in Å."""
-    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
 
 
 def tear_costs(
