@@ -108,22 +108,26 @@ def onto(
         chosen = align_bodies(body(initial, initial_threshold, "initial map"), moving, check_hand)
         keep = {name: getattr(chosen, name) for name in ("best", "mirrored", "resolutions")}
         found = chosen if align == "auto" else found._replace(**keep)
-    inside = mass_inside(moving, initial, found.transform)
-    found = found._replace(inside=inside)
-    if inside < NOWHERE:
-        raise InputError(
-            f"only {100 * inside:.0f} % of the target map's mass lies in the initial map's box: align the maps "
-            "(--align=auto), or correct the origin and voxel size of both"
-        )
+    found = found._replace(inside=mass_inside(moving, initial, found.transform))
     return resampled(target, initial, found.transform), found
 
 
-def mass_inside(moving: Body, like: Map, transform: Transform) -> float:
-    """Share of a body's mass that the transform moves into the box of `like`."""
+def mass_inside(moving: Body, initial: Map, transform: Transform) -> float:
+    """Share of a body's mass that the transform moves into the initial map's box.
+
+    Raises:
+        InputError: it is less than NOWHERE.
+    """
     x, mass = moving.points(0.0)
-    at = (transform(x + moving.centre) - like.origin) / like.voxel_size
-    inside = ((at > -0.5) & (at < np.array(like.density.shape) - 0.5)).all(1)
-    return float(mass[inside].sum() / mass.sum())
+    at = (transform(x + moving.centre) - initial.origin) / initial.voxel_size
+    within = ((at > -0.5) & (at < np.array(initial.density.shape) - 0.5)).all(1)
+    share = float(mass[within].sum() / mass.sum())
+    if share < NOWHERE:
+        raise InputError(
+            f"only {100 * share:.0f} % of the target map's mass lies in the initial map's box: align the maps "
+            "(--align=auto), or correct the origin and voxel size of both"
+        )
+    return share
 
 
 def align_bodies(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
