@@ -1,6 +1,7 @@
 """Scores of a generated map, model or path against a reference, and of how well a path of maps conserves mass."""
 
 import os
+from functools import partial
 
 import gemmi
 import numpy as np
@@ -92,8 +93,7 @@ def matched(map: Map, target: Map, variance: float) -> tuple[Float[np.ndarray, "
     Returns:
         The two densities.
     """
-    width = np.sqrt(abs(variance)) / map.voxel_size
-    blur = lambda density: ndimage.gaussian_filter(density, width, mode="constant")  # noqa: E731
+    blur = partial(ndimage.gaussian_filter, sigma=np.sqrt(abs(variance)) / map.voxel_size, mode="constant")
     a, b = (blur(map.density), target.density) if variance > 0 else (map.density, blur(target.density))
     return np.vdot(a, b) / max(np.vdot(a, a), 1e-30) * a, b
 
