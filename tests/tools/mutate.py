@@ -50,11 +50,11 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "mask": ("mask",),
     "metrics": ("metrics", "dynamics"),
     "micelle": ("micelle",),
+    "motion/rigid_bodies": ("rigid_bodies",),
     "partition": ("partition", "rigid_bodies"),
     "projection": ("projection",),
     "qscore": ("qscore",),
     "recipes": ("recipes",),
-    "rigid_bodies": ("rigid_bodies",),
     "similarity": ("metrics",),
     "splat": ("splat",),
     "surface": ("surface",),
@@ -338,7 +338,7 @@ def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tup
 
 
 def path_of(module: str) -> Path:
-    """File of a module; its name occurs in one of the package's folders only."""
+    """File of a module; with its folder, where files of several folders have its name."""
     (path,) = (path for folder in ("cryotrans_jax", "experiments") for path in (ROOT / folder).rglob(f"{module}.py"))
     return path
 
