@@ -179,7 +179,8 @@ def test_any_pose_of_another_state_is_found_from_other_grids(pair):
     np.testing.assert_array_equal(target.density, resampled(elsewhere, initial, found.transform).density)
     exact = simulation.simulate_map(there, *grid_of(initial), 7.0).density
     assert np.corrcoef(target.density.ravel(), exact.ravel())[0, 1] > 0.99  # splines on voxels of 2.8 Å
-    assert found.overlap > found.overlap_before + 0.1 and found.correlation > found.correlation_before + 0.1
+    fit = found.agreement
+    assert fit.overlap > fit.overlap_before + 0.1 and fit.correlation > fit.correlation_before + 0.1
     assert found.moved > 10
 
 
@@ -209,9 +210,9 @@ def test_a_pair_that_lies_well_is_left_as_it_is(pair):
     _, _, initial, target = pair
     same, found = onto(initial, target)
     assert same is target and found.transform is IDENTITY and found.status == "already aligned"
-    assert found.overlap == found.overlap_before
+    assert found.agreement.overlap == found.agreement.overlap_before
     same, found = onto(initial, initial)
-    assert same is initial and found.correlation == pytest.approx(1, abs=1e-5)
+    assert same is initial and found.agreement.correlation == pytest.approx(1, abs=1e-5)
 
 
 def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
@@ -228,10 +229,21 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
     target = simulated(posed(closed, 3)[0], 2.6, 6.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
-    found = align.align_bodies(body(initial), body(flipped), check_hand=True)
+    found = align.align_bodies(body(initial), body(flipped), check_hand=True).agreement
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
-    assert not align.Alignment().wrong_hand
+    assert not found._replace(mirrored=None).wrong_hand
+
+
+def test_the_hand_of_a_target_that_stays_where_it_is_is_checked_too(pair, monkeypatch):
+    monkeypatch.setattr(align, "ROTATIONS", 2)
+    monkeypatch.setattr(align, "KEPT", (2, 1, 1))
+    initial = pair[2]
+    moved = Map(initial.density, initial.voxel_size, initial.origin + 4)
+    found = onto(initial, moved, "none", check_hand=True)[1]
+    assert found.transform is IDENTITY and found.status == "in its given pose" and found.moved == 0
+    assert found.agreement.overlap == found.agreement.overlap_before < 0.9  # that of the pose in which it stays
+    assert found.agreement.best > 0.9 and not found.agreement.wrong_hand
 
 
 def test_a_point_cannot_be_aligned(pair):
@@ -250,7 +262,7 @@ def test_without_alignment_a_target_stays_where_its_origin_puts_it(pair):
     initial, target = simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
     elsewhere = simulated(opened, 0.9, 7.0)
     there, found = onto(initial, elsewhere, "none")
-    assert found.transform is IDENTITY and found.overlap is None
+    assert found.transform is IDENTITY and found.agreement is None
     np.testing.assert_allclose(there.density, target.density, atol=0.03 * target.density.max())  # voxels of 0.9 Å
     with pytest.raises(InputError, match=r"only 0 % of the target map's mass lies in the initial map's box: align"):
         onto(initial, Map(elsewhere.density, elsewhere.voxel_size, elsewhere.origin + 300), "none")

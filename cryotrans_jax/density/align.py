@@ -28,33 +28,54 @@ MIRRORED = 1.2  # ratio of correlations at which the mirror image fits clearly b
 NOWHERE = 0.1  # of the target's mass: with less of it in the initial map's box, the maps do not overlap
 
 
+class Agreement(NamedTuple):
+    """How well a target fits the initial map, in its given pose and in the one that was chosen.
+
+    Attributes:
+        overlap_before: correlation at the first of `resolutions`, in the pose as given.
+        overlap: the same in the chosen pose.
+        correlation_before: sharp correlation (`Overlap`) at the second of `resolutions`, in the pose as given.
+        correlation: the same in the chosen pose.
+        resolutions: coarse and fine resolution of the two correlations, Å.
+        best: the sharp correlation of the best pose of all; None where the pose as given fits so well that no other was
+            tried.
+        mirrored: the same for the target's mirror image; None where the hand was not checked.
+    """
+
+    overlap_before: float
+    overlap: float
+    correlation_before: float
+    correlation: float
+    resolutions: tuple[float, float]
+    best: float | None
+    mirrored: float | None
+
+    @property
+    def wrong_hand(self) -> bool:
+        """Whether the target's mirror image fits clearly better than the target."""
+        return self.mirrored is not None and self.best is not None and self.mirrored > MIRRORED * self.best
+
+    @property
+    def as_given(self) -> "Agreement":
+        """The same for a target that stays in its given pose."""
+        return self._replace(overlap=self.overlap_before, correlation=self.correlation_before)
+
+
 class Alignment(NamedTuple):
-    """How a target was aligned with an initial map; None for values that were not computed.
+    """How a target was aligned with an initial map.
 
     Attributes:
         transform: motion from the target's frame to the initial map's.
         status: how it was chosen, in words.
         moved: displacement of the target's centre of mass, Å.
-        overlap_before: correlation at the first of `resolutions`, in the pose as given.
-        overlap: the same in the pose of `transform`.
-        correlation_before: sharp correlation (`Overlap`) at the second of `resolutions`, in the pose as given.
-        correlation: the same in the pose of `transform`.
-        resolutions: coarse and fine resolution of the two correlations, Å.
-        best: the sharp correlation of the best pose of all.
-        mirrored: the same for the target's mirror image; only where the hand was checked.
-        inside: share of the target's mass in the initial map's box.
+        agreement: how well the target fits; None where that was not measured.
+        inside: share of the target's mass in the initial map's box; None where the two have one grid.
     """
 
     transform: Transform = IDENTITY
     status: str = "in its given pose"
     moved: float = 0.0
-    overlap_before: float | None = None
-    overlap: float | None = None
-    correlation_before: float | None = None
-    correlation: float | None = None
-    resolutions: tuple[float, float] | None = None
-    best: float | None = None
-    mirrored: float | None = None
+    agreement: Agreement | None = None
     inside: float | None = None
 
     @property
@@ -63,11 +84,6 @@ class Alignment(NamedTuple):
         if self.transform is IDENTITY:
             return self.status
         return f"{self.status}: rotated by {self.transform.angle:.1f}° and moved by {self.moved:.1f} Å"
-
-    @property
-    def wrong_hand(self) -> bool:
-        """Whether the target's mirror image fits clearly better than the target."""
-        return self.mirrored is not None and self.best is not None and self.mirrored > MIRRORED * self.best
 
 
 def onto(
@@ -105,9 +121,9 @@ def onto(
         return target, Alignment()
     moving, found = body(target, target_threshold, "target map"), Alignment()
     if align == "auto" or check_hand:
-        chosen = align_bodies(body(initial, initial_threshold, "initial map"), moving, check_hand)
-        keep = {name: getattr(chosen, name) for name in ("best", "mirrored", "resolutions")}
-        found = chosen if align == "auto" else found._replace(**keep)
+        found = align_bodies(body(initial, initial_threshold, "initial map"), moving, check_hand)
+    if align == "none" and found.agreement:
+        found = Alignment(agreement=found.agreement.as_given)
     found = found._replace(inside=mass_inside(moving, initial, found.transform))
     return resampled(target, initial, found.transform), found
 
@@ -159,21 +175,12 @@ def align_bodies(fixed: Body, moving: Body, check_hand: bool = False) -> Alignme
     coarse = Overlap(fixed, moving, levels[0], sharp=False)
     old, new = (coarse.score(*pose[:2])[0] for pose in (present, chosen))
     far = pose_distances(moving, chosen, present)[0] > NEAR * min(fixed.radius, moving.radius)
-    moves = new - old > (-FALL if far else max(min(GAIN, SHARE * (1 - old)), LEAST))
-    rotation = chosen.rotation.as_matrix()
-    shift = fixed.centre + chosen.shift - rotation @ moving.centre
-    return Alignment(
-        transform=Transform(rotation, shift) if moves else IDENTITY,
-        status="aligned" if moves else "already aligned",
-        moved=float(np.linalg.norm(fixed.centre + chosen.shift - moving.centre)) if moves else 0.0,
-        overlap_before=old,
-        overlap=new if moves else old,
-        correlation_before=before,
-        correlation=chosen.score if moves else before,
-        resolutions=(levels[0], levels[-1]),
-        best=best,
-        mirrored=mirrored,
-    )
+    agreement = Agreement(old, new, before, chosen.score, (levels[0], levels[-1]), best, mirrored)
+    if not new - old > (-FALL if far else max(min(GAIN, SHARE * (1 - old)), LEAST)):
+        return Alignment(status="already aligned", agreement=agreement.as_given)
+    rotation, centre = chosen.rotation.as_matrix(), fixed.centre + chosen.shift
+    moved = float(np.linalg.norm(centre - moving.centre))
+    return Alignment(Transform(rotation, centre - rotation @ moving.centre), "aligned", moved, agreement)
 
 
 def resolutions(fixed: Body, moving: Body) -> tuple[float, float, float]:
