@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryotrans_jax import plots
-    from cryotrans_jax.density.align import Alignment, Transform, onto, resampled
+    from cryotrans_jax.density.align import Alignment, onto
     from cryotrans_jax.density.demo import hinge_pair
     from cryotrans_jax.density.similarity import correlation
     from cryotrans_jax.density.simulation import simulate
     from cryotrans_jax.density.symmetry import Symmetry
+    from cryotrans_jax.density.transform import Transform, resampled
     from cryotrans_jax.fit.morph import morph
     from cryotrans_jax.fit.result import Fit
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
@@ -57,13 +58,14 @@ __all__ = [
     "write_trajectory",
 ]
 _FILES = {  # module of each public name
-    "density.align": ("Alignment", "Transform", "onto", "resampled"),
+    "density.align": ("Alignment", "onto"),
     "density.demo": ("hinge_pair",),
     "density.similarity": ("correlation",),
     "density.simulation": ("simulate",),
     "density.symmetry": ("Symmetry",),
     "fit.morph": ("morph",),
     "fit.result": ("Fit",),
+    "density.transform": ("Transform", "resampled"),
     "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),
     "io.files": ("InputError",),
     "io.maps": ("Map", "read_map", "write_map"),

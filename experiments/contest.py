@@ -245,7 +245,7 @@ def on_grid(frame: Map, like: Map, name: str) -> Map:
     Raises:
         InputError: the boxes do not overlap.
     """
-    from cryotrans_jax.density.align import resampled
+    from cryotrans_jax.density.transform import resampled
 
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():

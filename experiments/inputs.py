@@ -219,15 +219,16 @@ def log_alignment(path: Path, found: align.Alignment) -> None:
     """Print, once for all processes, how a target was superposed, and warn of what is doubtful about it."""
     if jax.process_index():
         return
-    log.alignment(path.name, found.status, found.overlap, found.resolutions and found.resolutions[0])
-    if found.transform is not align.IDENTITY:
-        log.alignment_motion(found.transform.angle, found.moved, found.overlap_before)
-    if found.best is not None and found.best < POOR:
-        log.alignment_poor(path.name, found.best, found.resolutions[1])
+    agreement = found.agreement
+    log.alignment(path.name, found.status, agreement and agreement.overlap, agreement and agreement.resolutions[0])
+    if agreement and found.transform is not align.IDENTITY:
+        log.alignment_motion(found.transform.angle, found.moved, agreement.overlap_before)
+    if agreement and agreement.best is not None and agreement.best < POOR:
+        log.alignment_poor(path.name, agreement.best, agreement.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
         log.mass_outside_box(path.name, found.inside)
-    if found.mirrored is not None:
-        log.hand(path.name, found.wrong_hand, found.mirrored, found.best)
+    if agreement and agreement.mirrored is not None:
+        log.hand(path.name, agreement.wrong_hand, agreement.mirrored, agreement.best)
 
 
 def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:

@@ -415,7 +415,7 @@ def align_model(
 def score_check(model: Path, out_dir: Path) -> float:
     """Resolution (Å) at FSC = 0.5 of the generated map against a second model of the target state."""
 
-    from cryotrans_jax.density.align import Transform
+    from cryotrans_jax.density.transform import Transform
     from cryotrans_jax.io import atoms
     from cryotrans_jax.scores import metrics
 

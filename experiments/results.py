@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from cryotrans_jax.density import similarity
-from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
+from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import terms
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.progress import Progress

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import cryotrans_jax as ct
-from cryotrans_jax.density import align
-from cryotrans_jax.density.align import Transform
+from cryotrans_jax.density import transform
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
 from cryotrans_jax.io import atoms
 
@@ -113,9 +113,9 @@ def test_a_target_on_another_grid_in_another_pose_is_laid_over_the_initial_map(m
 
 
 def test_a_map_that_is_where_it_should_be_is_given_back_as_it_is(maps):
-    assert align.resampled(maps[1], maps[0]) is maps[1]
+    assert transform.resampled(maps[1], maps[0]) is maps[1]
     moved = replace(maps[1], origin=maps[1].origin + maps[1].voxel_size)
-    back = align.resampled(moved, maps[0])  # by a whole voxel
+    back = transform.resampled(moved, maps[0])  # by a whole voxel
     inner, outer = (slice(0, -1),) * 3, (slice(1, None),) * 3
     np.testing.assert_allclose(back.density[outer], maps[1].density[inner], atol=1e-5 * maps[1].density.max())
 

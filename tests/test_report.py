@@ -29,7 +29,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import plots
 from cryotrans_jax.core.grid import Frame
-from cryotrans_jax.density.align import IDENTITY, Transform
+from cryotrans_jax.density.transform import IDENTITY, Transform
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms

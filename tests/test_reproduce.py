@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from test_fetch import Server, mirrors, serving
 
 from cryotrans_jax.density import simulation
-from cryotrans_jax.density.align import Transform
 from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit.recipes import paper
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.density import similarity, simulation
-from cryotrans_jax.density.align import Transform
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from conftest import bent_chain, rounding
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 import cryotrans_jax as ct
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
-from cryotrans_jax.density.align import Transform, resampled
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.fit import levels, prepare, recipes
 from cryotrans_jax.io import atoms, structures
 from cryotrans_jax.scores import metrics
@@ -50,7 +51,21 @@ def test_named_groups_are_groups_of_rotations_about_the_centre(name):
         np.testing.assert_allclose(operator(CENTRE[None])[0], CENTRE, atol=1e-12)
         np.testing.assert_allclose(operator(group.centre[None])[0], group.centre, atol=1e-12)
     regained = symmetry.closure([one.rotation for one in group.generators])
-    assert len(regained) == ORDERS[name]
+    assert len(regained) == ORDERS[name] and len(group.generators) <= 2  # enough for any rotations about a point
+
+
+GOLDEN = (1 + 5**0.5) / 2
+
+
+@pytest.mark.parametrize(
+    "name, axis, fold",
+    [("C5", AXIS, 5), ("d7", AXIS, 7), ("T", (0, 0, 1), 2), ("O", (1, 0, 0), 4), ("I", (0, 1, 0), 2)]
+    + [("T", (1, 1, 1), 3), ("O", (1, 1, 1), 3), ("I", (1, 1, 1), 3), ("I", (0, 1, GOLDEN), 5)],
+)
+def test_the_groups_have_the_axes_that_are_documented(name, axis, fold):
+    turn = Rotation.from_rotvec(2 * np.pi / fold * np.array(axis) / np.linalg.norm(axis)).as_matrix()
+    found = Symmetry.named(name, CENTRE, AXIS).operators
+    assert min(np.abs(operator.rotation - turn).max() for operator in found) < 1e-12
 
 
 def test_the_axis_is_left_alone_and_across_it_are_the_twofold_ones():

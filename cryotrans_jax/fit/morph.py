@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from cryotrans_jax.core.flow import FieldMotion
-from cryotrans_jax.density.align import Alignment, onto, resampled
+from cryotrans_jax.density.align import Alignment, onto
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare, recipes
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.progress import ProgressCallback, show_progress

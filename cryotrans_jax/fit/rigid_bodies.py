@@ -22,7 +22,8 @@ from cryotrans_jax.fit.state import State, begin_stage, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, from_flow, replicate_bodies
+from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.rigid_bodies import AsymmetricUnit, from_flow, replicate_bodies
 from cryotrans_jax.motion.symmetric import all_copies, rotate_parameters, without_symmetry
 from cryotrans_jax.motion.waypoints import AtEachTime
 

@@ -120,7 +120,7 @@ def pdb_obstacle(structure: gemmi.Structure) -> str | None:
 
 def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:
     """Positions [Å] of all atoms of the first model, chain by chain in the file's order."""
-    return np.array([site.atom.pos.tolist() for site in structure[0].all()], np.float64).reshape(-1, 3)
+    return structures.positions(structure[0])
 
 
 def with_positions(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:

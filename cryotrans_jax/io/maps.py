@@ -48,6 +48,10 @@ class Map:
         """Describe the grid, without the densities."""
         return f"Map({describe(self)})"
 
+    def interpolate(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        """Density at positions in Å, interpolated linearly between voxels; 0 outside the box."""
+        return ndimage.map_coordinates(self.density, ((xyz - self.origin) / self.voxel_size).T, order=1)
+
 
 VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
 MapLike = Map | str | os.PathLike  # a map, or the path of a map file

@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
+from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
     Partition,
     Points,
     complete_labels,
-    mass_points,
     remove_fragments,
     smallest_mass,
 )
@@ -96,14 +96,7 @@ def redraw(
     blocks = make_blocks(mass, initial)
     own = partition.part_at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
-    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
-    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
-    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
-    faces = np.prod(blocks.size) / blocks.size
-    pairs = blocks.pairs()
-    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
-    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
-    owner = choices[np.arange(len(choices)), chosen]
+    owner = choose_parts(blocks, y, np.prod(blocks.size) * differences(blocks, own, y, initial, target))
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
     for axis, factor in enumerate(blocks.factor):
@@ -118,7 +111,7 @@ def redraw(
 
 def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
     """Divide the carried mass of the initial map into blocks of about BLOCK."""
-    x, held, filled, factor = mass_points(mass, initial, BLOCK)
+    x, held, filled, factor = points_of_blocks(mass, initial.origin, initial.voxel_size, BLOCK)
     return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
 
 
@@ -130,8 +123,8 @@ def differences(
     Mean squares over the neighbourhood, relative to those of the density itself, up to the maps' scale. Infinite beyond
     REACH of the part. `own` is each block's part so far.
     """
-    here = density_at(initial, blocks.x)
-    there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    here = initial.interpolate(blocks.x)
+    there = np.stack([target.interpolate(y[:, part]) for part in range(y.shape[1])], axis=1)
     current = there[np.arange(len(own)), own]
     scale = np.vdot(here, current) / max(np.vdot(current, current), 1e-30)
     found = np.full(there.shape, np.inf)
@@ -143,9 +136,23 @@ def differences(
     return found
 
 
-def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
-    """Density of the map at positions in Å."""
-    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
+def choose_parts(
+    blocks: Blocks, y: Float[np.ndarray, "points parts 3"], costs: Float[np.ndarray, "points parts"]
+) -> Int[np.ndarray, "points"]:
+    """Choose a part for each block, with the least sum of the blocks' `costs` and of the tears between them.
+
+    Args:
+        blocks: the blocks.
+        y: where each part takes each block, Å.
+        costs: of each part for each block; only the CHOICES cheapest are compared.
+    """
+    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
+    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
+    faces = np.prod(blocks.size) / blocks.size
+    pairs = blocks.pairs()
+    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
+    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
+    return choices[np.arange(len(choices)), chosen]
 
 
 def tear_costs(

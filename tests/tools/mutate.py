@@ -43,13 +43,15 @@ TESTS = {  # the test files of each module, without "test_" and ".py"
     "displacement": ("displacement",),
     "files": ("files",),
     "flow": ("flow",),
+    "fsc": ("metrics",),
     "geometry": ("geometry",),
     "lattice": ("lattice",),
     "losses": ("losses",),
     "mask": ("mask",),
     "metrics": ("metrics", "dynamics"),
     "micelle": ("micelle",),
-    "partition": ("partition",),
+    "motion/rigid_bodies": ("rigid_bodies",),
+    "partition": ("partition", "rigid_bodies"),
     "projection": ("projection",),
     "qscore": ("qscore",),
     "recipes": ("recipes",),
@@ -336,7 +338,7 @@ def run_module(module: str, chosen: Sequence[Mutant], jobs: int) -> Iterator[tup
 
 
 def path_of(module: str) -> Path:
-    """File of a module; its name occurs in one of the package's folders only."""
+    """File of a module; with its folder, where files of several folders have its name."""
     (path,) = (path for folder in ("cryotrans_jax", "experiments") for path in (ROOT / folder).rglob(f"{module}.py"))
     return path
 
