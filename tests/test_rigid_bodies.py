@@ -7,9 +7,8 @@ from scipy.spatial import cKDTree
 from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.motion import rigid_bodies
 from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
-from cryotrans_jax.motion.rigid_bodies import find_bodies, fit_rigid_motion, from_flow, part_motions
+from cryotrans_jax.motion.rigid_bodies import BodySearch, find_bodies, fit_rigid_motion, from_flow, part_motions
 
 
 def turned(x, angle, about):
@@ -61,7 +60,7 @@ def test_hinged_bodies_are_found_and_no_more_of_them(points):
     y = x + ramp[0] * (left - x) + ramp[1] * (right - x)
     found, off = find_bodies(x, y, mass)
     assert len(found.motions) == 3 and len(off) == 4
-    assert off[0] > 3 * off[2] and off[3] > rigid_bodies.GAIN * off[2]
+    assert off[0] > 3 * off[2] and off[3] > BodySearch.gain * off[2]
     expected = np.digitize(x[:, 0], [33, 67])
     far = (np.abs(x[:, 0] - 33) > 6) & (np.abs(x[:, 0] - 67) > 6)
     for body in range(3):
@@ -77,7 +76,7 @@ def test_every_one_of_an_assemblys_many_bodies_is_found(points):
         for number, (rod, angle) in enumerate(zip(rods, (0.3, -0.3, 0.5, -0.5, 0.4), strict=True))
     ]
     found, off = find_bodies(np.concatenate(rods), np.concatenate(ends), np.tile(mass, 5))
-    assert len(found.motions) == 6 and off[1] > rigid_bodies.GAIN * off[0]  # the rule for the whole would find one
+    assert len(found.motions) == 6 and off[1] > BodySearch.gain * off[0]  # the whole's rule: one
     owner = found.owner.reshape(5, -1)
     still, moving = owner[:, x[:, 0] < 60], owner[:, x[:, 0] > 74]
     assert len(np.unique(still)) == 1 and (moving == moving[:, :1]).all() and len(np.unique(moving)) == 5
@@ -95,16 +94,15 @@ def test_all_parts_of_a_ring_that_opens_are_found():
     found, off = find_bodies(x, y, mass)
     owner = found.owner.reshape(16, -1)
     assert len(found.motions) == 16 and (owner == owner[:, :1]).all() and len(np.unique(owner)) == 16
-    assert off[1] > rigid_bodies.GAIN * off[0] and off[-1] < rigid_bodies.STILL_RMS
+    assert off[1] > BodySearch.gain * off[0] and off[-1] < BodySearch.still_rms
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_there_are_no_more_bodies_than_allowed(points, monkeypatch, most):
+def test_there_are_no_more_bodies_than_allowed(points, most):
     """Of a rod that is cut into five, each of which goes another way."""
-    x, mass = points
-    monkeypatch.setattr(rigid_bodies, "MAX_BODIES", most)
+    (x, mass), search = points, BodySearch(max_bodies=most)
     away = np.array([[0, 0, 0], [0, 25, 0], [0, 0, 25], [0, -25, 0], [0, 0, -25.0]])
-    assert len(find_bodies(x, x + away[(x[:, 0] // 20.01).astype(int)], mass)[0].motions) == most
+    assert len(find_bodies(x, x + away[(x[:, 0] // 20.01).astype(int)], mass, search=search)[0].motions) == most
 
 
 @pytest.mark.parametrize("shape", [(9, 7, 11), (6, 8, 10)])
@@ -127,9 +125,8 @@ def test_a_large_body_has_few_beside_it(points, monkeypatch):
     given = *(np.concatenate([x, *each]) for each in (beside, gone)), np.concatenate([mass * 2.5, *[mass[:90]] * 8])
     few, _ = find_bodies(*given)
     largest = np.bincount(few.owner, given[2]).max() / given[2].sum()
-    assert len(few.motions) * largest <= rigid_bodies.MAX_COST < (len(few.motions) + 1) * largest
-    monkeypatch.setattr(rigid_bodies, "MAX_COST", 20.0)
-    assert len(find_bodies(*given)[0].motions) > len(few.motions)
+    assert len(few.motions) * largest <= BodySearch.max_cost < (len(few.motions) + 1) * largest
+    assert len(find_bodies(*given, search=BodySearch(max_cost=20.0))[0].motions) > len(few.motions)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5], ids=["between blocks", "through blocks"])
@@ -209,16 +206,20 @@ def test_bodies_of_a_flow_are_parts_of_the_map(points):
 
 
 @pytest.mark.parametrize("most, apart", [(4000, 5.0), (64, 10.0)])
-def test_bodies_are_made_of_points_five_angstroms_apart_or_of_fewer_in_a_large_map(monkeypatch, most, apart):
+def test_bodies_are_made_of_points_five_angstroms_apart_or_of_fewer_in_a_large_map(most, apart):
     """Of a cube 40 Å wide on voxels of 2.5 Å, of which blocks of whole ones are taken."""
-    monkeypatch.setattr(rigid_bodies, "MAX_POINTS", most)
     asked = []
 
     def carry(xyz, times):
         asked.append(xyz)
         return xyz[None]
 
-    from_flow(carry, Map(np.ones((16, 16, 16), np.float32), np.full(3, 2.5), np.zeros(3)), 0.5)
+    from_flow(
+        carry,
+        Map(np.ones((16, 16, 16), np.float32), np.full(3, 2.5), np.zeros(3)),
+        0.5,
+        search=BodySearch(max_points=most),
+    )
     (xyz,) = asked
     assert len(xyz) == (40 / apart) ** 3
     np.testing.assert_allclose(cKDTree(xyz).query(xyz, 2)[0][:, 1], apart, rtol=1e-5)

@@ -224,8 +224,8 @@ def contest(two):
     """Targets, and the fit with a rival, where the first one's correspondences are nonsense."""
     ends = correspond.ends
 
-    def some(problem, target, level):
-        end, sure = ends(problem, target, level)
+    def some(problem, target, points, search):
+        end, sure = ends(problem, target, points, search)
         if problem.blurs[target] != two.blurs[0]:
             return end, sure
         return np.random.default_rng(0).permutation(end), sure

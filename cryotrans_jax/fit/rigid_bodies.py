@@ -22,8 +22,9 @@ from cryotrans_jax.fit.state import State, begin_stage, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.partition import Partition
-from cryotrans_jax.motion.rigid_bodies import AsymmetricUnit, from_flow, replicate_bodies
+from cryotrans_jax.motion.borders import BorderRules
+from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
+from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow
 from cryotrans_jax.motion.symmetric import all_copies, rotate_parameters, without_symmetry
 from cryotrans_jax.motion.waypoints import AtEachTime
 
@@ -38,9 +39,11 @@ class FindRigidBodies(Action):
 
     Attributes:
         transfer: fits the field of a body to the symmetric flow.
+        search: how bodies are searched for.
     """
 
     transfer: Stage
+    search: BodySearch = BodySearch()
     divides = True
 
     def scaled(self, factor: float) -> "FindRigidBodies":
@@ -50,7 +53,7 @@ class FindRigidBodies(Action):
     def __call__(self, fitting: Fitting) -> Fitting:
         """Divide the initial map into the bodies of each target's flow."""
         initial = fitting.initial_map
-        partitions, rms = find_bodies(fitting.whole, fitting.field, fitting.state, initial)
+        partitions, rms = find_bodies(fitting.whole, fitting.field, fitting.state, initial, self.search)
         fitting = replace(fitting, bodies_rms=tuple(map(tuple, rms)))
         if max(each.count for each in partitions) == 1:
             return fitting
@@ -110,8 +113,13 @@ def copied_ends(
 
 @dataclass(frozen=True)
 class RedrawBorders(Action):
-    """Redraw the borders of the bodies where their fields explain the target best."""
+    """Redraw the borders of the bodies where their fields explain the target best.
 
+    Attributes:
+        rules: how borders are redrawn.
+    """
+
+    rules: BorderRules = BorderRules()
     divides = True
 
     def __call__(self, fitting: Fitting) -> Fitting:
@@ -121,7 +129,9 @@ class RedrawBorders(Action):
         whole, initial = fitting.whole, fitting.initial_map
         every = replicate_fields(fitting.state.params, whole, fitting.field.net.centre)
         each = enumerate(fitting.partitions)
-        drawn = tuple(redraw_borders(whole, fitting.field, every, own, initial, target) for target, own in each)
+        drawn = tuple(
+            redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
+        )
         state = begin_stage(fitting.state, fitting.state.stage + 1)
         return replace(fitting, partitions=drawn, problem=divide_into_parts(whole, drawn, initial), state=state)
 
@@ -153,13 +163,15 @@ def replicate_fields(params: PyTree, problem: Problem, centre: float) -> PyTree:
 
 
 def find_bodies(
-    problem: Problem, field: FieldMotion, state: State, initial: Map
+    problem: Problem, field: FieldMotion, state: State, initial: Map, search: BodySearch
 ) -> tuple[list[Partition], list[list[float]]]:
     """For each target the rigid bodies of its flow, and the rms distances that `from_flow` returns."""
     threshold, unit, found = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial), []
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
-        found.append(from_flow(partial(trajectory.move, field, params, problem.frame), initial, threshold, unit))
+        found.append(
+            from_flow(partial(trajectory.move, field, params, problem.frame), initial, threshold, unit, search)
+        )
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         inside = to_whole_grid(problem.initial, problem, initial) > 0
@@ -186,7 +198,13 @@ def to_whole_grid(cropped: Float[np.ndarray, "x y z"], problem: Problem, initial
 
 
 def redraw_borders(
-    problem: Problem, field: FieldMotion, params: PyTree, parts: Partition, initial: Map, target: int
+    problem: Problem,
+    field: FieldMotion,
+    params: PyTree,
+    parts: Partition,
+    initial: Map,
+    target: int,
+    rules: BorderRules,
 ) -> Partition:
     """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
@@ -198,7 +216,8 @@ def redraw_borders(
     start, end = (blurred(start) if variance > 0 else start), (blurred(end) if variance < 0 else end)
     start_map, end_map = Map(start, size, initial.origin), Map(end, size, initial.origin + problem.start * size)
     threshold, unit = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial)
-    drawn = borders.redraw(parts, carries, start_map, end_map, threshold, 1 if unit is None else len(unit.rotations))
+    copies = 1 if unit is None else len(unit.rotations)
+    drawn = borders.redraw(parts, carries, start_map, end_map, threshold, copies, rules)
     if unit is None or drawn is parts:
         return drawn
     inside = to_whole_grid(problem.initial, problem, initial) > 0

@@ -126,14 +126,16 @@ class Correspondences(TermSettings):
 
     Attributes:
         reach: Å; distances above this count linearly.
+        search: how correspondences are searched for.
     """
 
     reach: float = 2.0
+    search: correspond.CorrespondenceSearch = correspond.DEFAULT
     label = "points"
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Correspondences:
         """Find the correspondences of the level's points, and make the term."""
-        ends, confidence = correspond.ends(problem, target, level.points)
+        ends, confidence = correspond.ends(problem, target, level.points, self.search)
         weight = jnp.asarray(confidence, jnp.float32) * level.scene.rho
         reach = np.float32(self.reach / problem.frame.edge)
         return losses.Correspondences(ends.astype(np.float32), weight, reach)

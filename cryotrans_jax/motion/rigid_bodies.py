@@ -1,6 +1,7 @@
 """Rigid bodies: found in a flow, as a partition of the initial map, and the motion of each part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,22 +26,44 @@ from cryotrans_jax.motion.partition import (
     smallest_mass,
 )
 
-SPACING = 5.0  # Å between the points that are sorted into rigid bodies, wider if there would be more than MAX_POINTS
-MAX_POINTS = 4000
-VOTE_WIDTH = 1.0  # spacings: width of the neighbourhood that votes on the body of a point
-SEED_RADIUS = 12.0  # Å: radius of the neighbourhood whose motion starts a further body
-SEEDS = 12  # places at which a further body is tried
-MAX_BODIES = 24
-# A further body is accepted if it reduces the rms distance from rigid-body motion to GAIN of what it was; or if its own
-# points have more than INDEPENDENT_RMS (Å) without it and less than INDEPENDENT_RATIO of that with it; or if the rms
-# distance is above FAR_RMS (Å), as more bodies will follow.
-GAIN = 0.75
-INDEPENDENT_RMS, INDEPENDENT_RATIO = 2.0, 0.6
-FAR_RMS = 3.0
-MAX_COST = 6.0  # number of bodies times the mass fraction of the largest: about the cost of their fields
-STILL_RMS = 0.5  # Å: an rms distance that is no motion
-
 Motions = list[RigidMotion]
+
+
+@dataclass(frozen=True)
+class BodySearch:
+    """How rigid bodies are searched for.
+
+    A further body is accepted if it reduces the RMS deviation from rigid-body motion by enough (`gain`), if its own
+    points move independently (`independent_rms`, `independent_ratio`), or while the deviation is still large
+    (`far_rms`), as more bodies will follow.
+
+    Attributes:
+        spacing: Å between the points that are sorted, wider if there would be more than `max_points`.
+        max_points: about as many points at most.
+        vote_width: width of the neighbourhood that votes on the body of a point, in spacings.
+        seed_radius: radius of the neighbourhood whose motion starts a further body, Å.
+        seeds: places at which a further body is tried.
+        max_bodies: number of bodies at most.
+        gain: largest ratio of the RMS deviation with a further body to that without it.
+        independent_rms: Å; a body's points move independently if they have more than this without it,
+        independent_ratio: and less than this ratio of that with it.
+        far_rms: Å: RMS deviation above which further bodies are always tried.
+        max_cost: largest number of bodies times the mass fraction of the largest: about the cost of their fields.
+        still_rms: Å: an RMS deviation that is no motion.
+    """
+
+    spacing: float = 5.0
+    max_points: int = 4000
+    vote_width: float = 1.0
+    seed_radius: float = 12.0
+    seeds: int = 12
+    max_bodies: int = 24
+    gain: float = 0.75
+    independent_rms: float = 2.0
+    independent_ratio: float = 0.6
+    far_rms: float = 3.0
+    max_cost: float = 6.0
+    still_rms: float = 0.5
 
 
 class PartMotion(NamedTuple):
@@ -62,7 +85,7 @@ class PartMotion(NamedTuple):
 def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
     """Motion of each part to the end of a flow; `carry` is as for `from_flow`."""
     x, mass, *_ = points_of_blocks(
-        carried_mass(initial.density, threshold), initial.origin, initial.voxel_size, SPACING
+        carried_mass(initial.density, threshold), initial.origin, initial.voxel_size, BodySearch.spacing
     )
     y, owner = carry(x, [1.0])[0], partition.part_at(x)
     found = []
@@ -98,7 +121,11 @@ class Bodies(NamedTuple):
 
 
 def from_flow(
-    carry: Callable, initial: Map, threshold: float, unit: AsymmetricUnit | None = None
+    carry: Callable,
+    initial: Map,
+    threshold: float,
+    unit: AsymmetricUnit | None = None,
+    search: BodySearch = BodySearch(),
 ) -> tuple[Partition, list[float]]:
     """Find the rigid bodies that a flow moves.
 
@@ -108,6 +135,7 @@ def from_flow(
         threshold: the initial map's.
         unit: the asymmetric unit, of a symmetric flow: each copy of a body is then a part. Everything is one part if it
             moves as one body.
+        search: how bodies are searched for.
 
     Returns:
         The partition, and the RMS deviations (Å) from rigid-body motion with one body, two and so on; the last one was
@@ -119,16 +147,16 @@ def from_flow(
     carried = everywhere if unit is None else unit.mass
     inside = np.argwhere(carried > 0)
     volume = len(inside) * np.prod(initial.voxel_size)
-    spacing = max(SPACING, float((volume / MAX_POINTS) ** (1 / 3)))
+    spacing = max(search.spacing, float((volume / search.max_points) ** (1 / 3)))
     x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, spacing)
-    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, smallest_mass(volume), unit)
+    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, smallest_mass(volume), unit, search)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     copies = 1 if unit is None else len(unit.rotations)
     labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
     if unit is None:
         return complete_labels(remove_fragments(labels, initial.voxel_size), initial), tried
-    within = max(STILL_RMS, found.rms)
+    within = max(search.still_rms, found.rms)
     if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
         return complete_labels(np.ones_like(labels), initial), tried
     return replicate_bodies(labels, everywhere > 0, initial, unit), tried
@@ -138,9 +166,10 @@ def find_bodies(
     x: Points,
     y: Points,
     mass: np.ndarray,
-    spacing: float = SPACING,
+    spacing: float = BodySearch.spacing,
     least: float = MIN_MASS,
     unit: AsymmetricUnit | None = None,
+    search: BodySearch = BodySearch(),
 ) -> tuple[Bodies, list[float]]:
     """Find as few rigid bodies as explain a motion.
 
@@ -155,22 +184,23 @@ def find_bodies(
         spacing: about the distance between the points, Å.
         least: fraction of the mass that a body has at least.
         unit: the asymmetric unit; its points may belong to any copy of a body.
+        search: how bodies are searched for.
 
     Returns:
         The bodies, and the RMS deviations (Å) from rigid-body motion with 1, 2, ... of them.
     """
     before, after = (a[None] if unit is None else (a - unit.centre) @ unit.rotations for a in (x, y))
     tree = spatial.cKDTree(before[0])
-    points = PointSet(before, after, mass, tree, neighbourhood(tree, mass, VOTE_WIDTH * spacing))
+    points = PointSet(before, after, mass, tree, neighbourhood(tree, mass, search.vote_width * spacing))
     found = assign_points(points, [fit_rigid_motion(points.x[0], points.y[0], mass)], least)
     assert found is not None  # one body has all the mass
     tried = [found.rms]
-    while found.rms > STILL_RMS and len(found.motions) < MAX_BODIES:
-        further = add_body(points, found, least)
+    while found.rms > search.still_rms and len(found.motions) < search.max_bodies:
+        further = add_body(points, found, least, search)
         if further is None:
             break
         tried.append(further.rms)
-        if not is_accepted(mass, found, further):
+        if not is_accepted(mass, found, further, search):
             break
         found = further
     return found, tried
@@ -195,23 +225,23 @@ class PointSet(NamedTuple):
     vote: sparse.csr_matrix
 
 
-def is_accepted(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
-    """Whether a further body is worth its field, see GAIN and MAX_COST."""
+def is_accepted(mass: np.ndarray, found: Bodies, further: Bodies, search: BodySearch) -> bool:
+    """Whether a further body is worth its field; see `BodySearch`."""
     largest = np.bincount(further.owner, mass).max() / mass.sum()
-    if len(further.motions) * largest > MAX_COST:
+    if len(further.motions) * largest > search.max_cost:
         return False
-    if found.rms > FAR_RMS or further.rms <= GAIN * found.rms:
+    if found.rms > search.far_rms or further.rms <= search.gain * found.rms:
         return True
     own = further.owner == len(further.motions) - 1
     before, after = (np.sqrt(mass[own] @ by.squared_deviation[own] / mass[own].sum()) for by in (found, further))
-    return bool(before > INDEPENDENT_RMS and after < INDEPENDENT_RATIO * before)
+    return bool(before > search.independent_rms and after < search.independent_ratio * before)
 
 
-def add_body(points: PointSet, found: Bodies, least: float) -> Bodies | None:
+def add_body(points: PointSet, found: Bodies, least: float, search: BodySearch) -> Bodies | None:
     """The best fit with one body more, started from the motion around each of the points that fit worst."""
     x, y, off, best = points.x[0], points.y[0], points.vote @ found.squared_deviation, None
-    for _ in range(SEEDS):
-        near = points.tree.query_ball_point(x[off.argmax()], SEED_RADIUS)
+    for _ in range(search.seeds):
+        near = points.tree.query_ball_point(x[off.argmax()], search.seed_radius)
         off[near] = 0
         further = assign_points(points, [*found.motions, fit_rigid_motion(x[near], y[near], points.mass[near])], least)
         if further is not None and (best is None or further.rms < best.rms):
