@@ -117,7 +117,7 @@ def test_all_mass_is_in_the_points_however_the_box_is_divided(shape):
     np.testing.assert_allclose(mass @ x / mass.sum(), map_.origin + 1.5 * centre, rtol=1e-5)
 
 
-def test_a_large_body_has_few_beside_it(points, monkeypatch):
+def test_a_large_body_has_few_beside_it(points):
     """Of a heavy rod that stays, and eight small ones beside it that go each another way."""
     x, mass = points
     beside = [x[:90] * [0.12, 0.4, 1] + [28 * (k % 4), -40 + 80 * (k // 4), 0] for k in range(8)]
