@@ -1,9 +1,9 @@
 """The whole method as one function: two maps in, a fit out, which makes frames and carries models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,155 +13,145 @@ from cryotrans_jax.density.align import Alignment, onto
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.transform import resampled
-from cryotrans_jax.fit import prepare, recipes
+from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.devices import DeviceLayout
-from cryotrans_jax.fit.progress import ProgressCallback, show_progress
+from cryotrans_jax.fit.options import Options, Running, Waypoint
+from cryotrans_jax.fit.progress import ProgressCallback, reporting
 from cryotrans_jax.fit.result import Fit, read_repaired
 from cryotrans_jax.fit.rigid_bodies import divide_into_parts, replicate_fields
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Action, Config
 from cryotrans_jax.fit.state import all_failed
-from cryotrans_jax.fit.supervise import SILENT, Callbacks, warn_of_setback
+from cryotrans_jax.fit.supervise import SILENT, Callbacks
 from cryotrans_jax.io.files import InputError
-from cryotrans_jax.io.maps import Map, MapLike
+from cryotrans_jax.io.maps import Map, MapLike, as_map
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.symmetric import Symmetric, without_symmetry
 from cryotrans_jax.motion.waypoints import Timed
 
+Halves = tuple[MapLike, MapLike]  # the two half-maps of a target
+Operators = tuple[tuple[float, ...], ...]  # for `Symmetric`
 
-@show_progress
+
 def morph(
     initial: MapLike,
     targets: MapLike | Sequence[MapLike],
-    recipe: str = "default",
+    options: Options = Options(),
     *,
-    align: str = "auto",
-    seed: int = 0,
-    steps: float = 1.0,
-    initial_threshold: float | None = None,
-    target_threshold: float | None = None,
-    initial_resolution: float | None = None,
-    target_resolution: float | Sequence[float | None] | None = None,
-    volume: float | None = None,
-    halves: tuple[MapLike, MapLike] | Sequence[tuple[MapLike, MapLike]] | None = None,
-    waypoints: Sequence[tuple[MapLike, float]] = (),
-    waypoint_resolution: float | Sequence[float | None] | None = None,
-    parts: Partition | str | None = "auto",
-    part_rigidity: Sequence[float] | None = None,
-    symmetry: Symmetry | str | None = None,
-    bin: int = 1,
-    schedule: recipes.Schedule | None = None,
-    config: Config | None = None,
-    target_indices: Sequence[int] | None = None,
+    halves: Halves | Sequence[Halves] | None = None,
+    waypoints: Sequence[Waypoint] = (),
     progress: bool | ProgressCallback = False,
-    layout: DeviceLayout | None = None,
-    on_prepared: Callable[[dict], None] = lambda report: None,
-    resume_from: Snapshot | None = None,
-    on_snapshot: Callable[[Snapshot], None] | None = None,
-    on_setback: Callable[[int, str], None] = warn_of_setback,
+    running: Running = Running(),
 ) -> Fit:
     """Fit the flow that carries `initial` onto each of the targets.
 
     Args:
         initial: the initial map, or the path of an MRC file.
         targets: one or several target maps, or paths.
-        recipe: "default" or "paper".
-        align: "auto" aligns each target to the initial map where that fits clearly better; "none" takes it where its
-            origin puts it. Either way it is resampled on the initial map's grid.
-        seed: of the network's initial weights.
-        steps: factor on the number of steps of every stage.
-        initial_threshold: density; None: chosen by rule, or so that it encloses `volume`.
-        target_threshold: likewise, for targets and waypoints.
-        initial_resolution: Å; None: the difference in resolution is estimated.
-        target_resolution: Å, one for all targets or one for each.
-        volume: of the molecule, Å³.
+        options: recipe, thresholds, resolutions, parts, symmetry and more.
         halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
             the best parameters and stops stages early. Threshold, blur and motion are still the target's.
-        waypoints: maps with the times (between 0 and 1) at which the flow onto the only target passes them.
-        waypoint_resolution: Å, one for all waypoints or one for each.
-        parts: of the initial map, each with its own velocity field (paper, eq. 8-15): a partition, or "auto" for the
-            rigid bodies that each target's flow shows after the recipe's first stages; None: one field.
-        part_rigidity: factor on the weight of the rigidity in each part of a given partition.
-        symmetry: of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, the path of an
-            mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
-            commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
-            a part, with the body's field rotated accordingly.
-        bin: factor by which maps are binned, for the recipe "paper".
-        schedule: stages and width, for the recipe "paper".
-        config: schedule, network and supervision to use instead of those of the recipe; with its own seed.
-        target_indices: numbers of the targets to fit, from 0; None: all. The fit then has these alone, in this order.
-            Crop, thresholds and schedule are those for all targets, so that fits of different targets match.
+        waypoints: maps that the flow passes on its way to the only target.
         progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
             step, losses) after every chunk of steps.
-        layout: how targets are laid out over devices; None: over all devices of this host.
-        on_prepared: called with the report of the thresholds before the first step.
-        resume_from: a snapshot of an earlier call with otherwise the same arguments. The fit ends the same, bit for
-            bit.
-        on_snapshot: called with a snapshot after every chunk of steps, and at the end.
-        on_setback: called with (target, message) when a target diverged; see `fit.supervise`.
+        running: which targets, on which devices, from where to resume, and what is called on the way.
 
     Returns:
         The fit. Its `failed` names targets that were given up.
 
     Raises:
         InputError: a file cannot be read, a target has next to nothing in the initial map's box, no density is above a
-            threshold, an argument is invalid or does not fit the others, a map does not have the symmetry, or every
+            threshold, an option is invalid or does not fit the others, a map does not have the symmetry, or every
             target was given up.
     """
-    check_recipe(recipe, bin, schedule, halves is not None)
-    initial, given = read_repaired(initial), [targets] if isinstance(targets, MapLike) else [*targets]
-    waypoint_maps, times, waypoint_resolutions = sort_waypoints(waypoints, waypoint_resolution)
-    pairs = None if halves is None else pairs_of(halves)
-    check_targets(len(given), pairs, times)
-    check_parts(parts, part_rigidity, symmetry, initial)
-    chosen = choose_targets(target_indices, len(given))
-    thresholds = initial_threshold, target_threshold
-    passed, ends, pairs_on_grid, alignments = align_all(initial, waypoint_maps, given, pairs, align, thresholds)
-    resolutions = one_per_target(target_resolution, len(given))
-    problem = prepare.prepare(
-        initial,
-        passed + ends,
-        initial_threshold=initial_threshold,
-        target_threshold=target_threshold,
-        initial_resolution=initial_resolution,
-        target_resolutions=waypoint_resolutions + resolutions,
-        halves=pairs_on_grid,
-        volume=volume,
-        whole_box=recipe == "paper",
-        waypoints=times,
-    )
-    problem, operators = impose_symmetry(problem, symmetry, initial) if symmetry else (problem, ())
+    start, ends = read_repaired(initial), [targets] if isinstance(targets, MapLike) else [*targets]
+    options.check(start, halves is not None)
+    inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
+    chosen = running.chosen(len(ends))
+    problem, operators = prepare_problem(inputs, options)
     report = report_of_problem(problem)
-    on_prepared(report)
-    if config is None and recipe == "paper":
-        known = (initial_resolution, resolutions[0]) if initial_resolution and resolutions[0] else None
-        config = recipes.paper(problem, seed, bin, known, schedule)
-    elif config is None:
-        config = recipes.default(problem, seed)
-    config = config.scaled(steps) if parts == "auto" else config.scaled(steps).without_division()
-    if part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
-        raise InputError(f"the recipe {recipe} has no rigidity: part_rigidity is for another one")
-    field: FieldMotion = Symmetric(config.field, operators) if symmetry else config.field
-    field = Timed(field, problem.waypoints) if times else field
-    layout = layout or DeviceLayout.automatic(len(chosen))
-    last_devices = chosen[-1:] * (-len(chosen) % layout.devices)  # copies that fill up the last devices
-    problem = problem if times else problem.select(chosen + last_devices)
-    partitions = [parts] * problem.trajectories if isinstance(parts, Partition) else []
-    divided = problem.divide([p.labels for p in partitions], part_rigidity) if partitions else problem
-    callback = partial(progress, config) if callable(progress) else SILENT.progress
-    callbacks = Callbacks(callback, SILENT.on_state, on_setback)
-    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
-    fitting = run(resumed(fitting, resume_from) if resume_from else fitting, on_snapshot)
+    running.on_prepared(report)
+    config = configure(problem, options)
+    with reporting(progress) as callback:
+        setting = Callbacks(partial(callback, config), SILENT.on_state, running.on_setback)
+        fitting, given = begin(problem, config, operators, options, chosen, running.layout, setting, start)
+        fitting = resumed(fitting, running.resume_from) if running.resume_from else fitting
+        fitting = run(fitting, running.on_snapshot)
     if all_failed(fitting.state):
         why = fitting.state.failed[0]
         raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
-    if on_snapshot:
-        on_snapshot(fitting.snapshot(finished=True))
-    return replace(
-        fit_of(fitting, initial, report, partitions, len(chosen)),
-        alignments=tuple(alignments[number] for number in chosen),
+    if running.on_snapshot:
+        running.on_snapshot(fitting.snapshot(finished=True))
+    alignments = tuple(inputs.alignments[number] for number in chosen)
+    return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
+
+
+class Inputs(NamedTuple):
+    """The maps of a fit on the initial map's grid.
+
+    Attributes:
+        initial: the initial map.
+        targets: the target maps.
+        halves: the half-maps of each target; None where there are none.
+        waypoints: the waypoints, sorted by time.
+        alignments: how each target was aligned.
+    """
+
+    initial: Map
+    targets: list[Map]
+    halves: list[tuple[Map, Map]] | None
+    waypoints: list[Waypoint]
+    alignments: list[Alignment]
+
+
+def prepare_problem(inputs: Inputs, options: Options) -> tuple[Problem, Operators]:
+    """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
+    thresholds, resolutions = options.thresholds, options.resolutions
+    problem = prepare.prepare(
+        inputs.initial,
+        [as_map(waypoint.map) for waypoint in inputs.waypoints] + inputs.targets,
+        initial_threshold=thresholds.initial,
+        target_threshold=thresholds.targets,
+        initial_resolution=resolutions.initial,
+        target_resolutions=[w.resolution for w in inputs.waypoints] + resolutions.of_targets(len(inputs.targets)),
+        halves=inputs.halves,
+        volume=thresholds.volume,
+        whole_box=options.whole_box,
+        waypoints=[waypoint.time for waypoint in inputs.waypoints],
     )
+    return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
+
+
+def configure(problem: Problem, options: Options) -> Config:
+    """The configuration that the recipe makes for the problem."""
+    recipe = options.chosen_recipe
+    config = recipe if isinstance(recipe, Config) else recipe(problem, options).scaled(options.steps)
+    if options.part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
+        raise InputError(f"the recipe {options.recipe} has no rigidity: part_rigidity is for another one")
+    return config if options.parts == "auto" else config.without_division()
+
+
+def begin(
+    problem: Problem,
+    config: Config,
+    operators: Operators,
+    options: Options,
+    chosen: list[int],
+    layout: DeviceLayout | None,
+    callbacks: Callbacks,
+    initial: Map,
+) -> tuple[Fitting, list[Partition]]:
+    """The fit of the chosen targets before its first step, and the given parts of each."""
+    field: FieldMotion = Symmetric(config.field, operators) if operators else config.field
+    field = Timed(field, problem.waypoints) if problem.waypoints else field
+    layout = layout or DeviceLayout.automatic(len(chosen))
+    last_devices = chosen[-1:] * (-len(chosen) % layout.devices)  # copies that fill up the last devices
+    problem = problem if problem.waypoints else problem.select(chosen + last_devices)
+    given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
+    divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
+    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
+    return fitting, given
 
 
 def fit_of(fitting: Fitting, initial: Map, report: dict, partitions: Sequence[Partition], count: int) -> Fit:
@@ -226,39 +216,37 @@ def report_of_fit(fitting: Fitting, count: int) -> dict:
 
 def align_all(
     initial: Map,
-    waypoints: Sequence[MapLike],
     targets: Sequence[MapLike],
-    halves: Sequence[tuple[MapLike, MapLike]] | None,
-    align: str,
-    thresholds: tuple[float | None, float | None],
-) -> tuple[list[Map], list[Map], list[tuple[Map, Map]] | None, list[Alignment]]:
+    halves: Sequence[Halves] | None,
+    waypoints: Sequence[Waypoint],
+    options: Options,
+) -> Inputs:
     """Align waypoints, targets and half-maps to the initial map, and resample them on its grid.
 
-    Each map is aligned separately, but half-maps follow their target. `thresholds` are the initial map's and the
-    targets'.
+    Each map is aligned separately, but half-maps follow their target.
 
-    Returns:
-        Waypoints, targets, half-maps, and the alignment of each target.
+    Raises:
+        InputError: half-maps or waypoints do not fit the number of targets.
     """
-    own, theirs = thresholds
-    each = [
-        onto(initial, read_repaired(given), align, initial_threshold=own, target_threshold=theirs)
-        for given in (*waypoints, *targets)
-    ]
-    maps, alignments = [map_ for map_, _ in each], [found for _, found in each][len(waypoints) :]
-    if halves is None:
-        return maps[: len(waypoints)], maps[len(waypoints) :], None, alignments
+    check_targets(len(targets), halves, waypoints)
+    levels = options.thresholds
+
+    def aligned(given: MapLike) -> tuple[Map, Alignment]:
+        found = read_repaired(given)
+        return onto(initial, found, options.align, initial_threshold=levels.initial, target_threshold=levels.targets)
 
     def on_grid(half: MapLike, found: Alignment) -> Map:
         return resampled(read_repaired(half), initial, found.transform)
 
-    both = [(on_grid(a, found), on_grid(b, found)) for (a, b), found in zip(halves, alignments, strict=True)]
-    return maps[: len(waypoints)], maps[len(waypoints) :], both, alignments
+    passed = [waypoint._replace(map=aligned(waypoint.map)[0]) for waypoint in waypoints]
+    each = [aligned(given) for given in targets]
+    alignments, pairs = [found for _, found in each], None
+    if halves is not None:
+        pairs = [(on_grid(a, found), on_grid(b, found)) for (a, b), found in zip(halves, alignments, strict=True)]
+    return Inputs(initial, [map_ for map_, _ in each], pairs, passed, alignments)
 
 
-def impose_symmetry(
-    problem: Problem, given: Symmetry | str, initial: Map
-) -> tuple[Problem, tuple[tuple[float, ...], ...]]:
+def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tuple[Problem, Operators]:
     """Restrict the problem to the asymmetric unit.
 
     Returns:
@@ -284,37 +272,29 @@ def impose_symmetry(
     return problem, tuple(map(tuple, rows.tolist()))
 
 
-def pairs_of(
-    halves: tuple[MapLike, MapLike] | Sequence[tuple[MapLike, MapLike]],
-) -> list[tuple[MapLike, MapLike]]:
-    """The half-maps of each target, given as one pair or as several."""
+def pairs_of(halves: Halves | Sequence[Halves] | None) -> list[Halves] | None:
+    """The half-maps of each target, given as one pair or as several; None without half-maps."""
+    if halves is None:
+        return None
     pairs: list[Any] = [halves] if isinstance(halves[0], MapLike) else [*halves]
     return [(first, second) for first, second in pairs]
 
 
-def one_per_target(given: float | Sequence[float | None] | None, count: int) -> list[float | None]:
-    """The values given for each target, or the one value for all, as a list."""
-    return [*given] if isinstance(given, Sequence) else [given] * count
-
-
-def sort_waypoints(
-    waypoints: Sequence[tuple[MapLike, float]], resolution: float | Sequence[float | None] | None
-) -> tuple[list[MapLike], list[float], list[float | None]]:
-    """Sort the waypoints' maps, times and resolutions (Å) by time.
+def sort_waypoints(waypoints: Sequence[Waypoint]) -> list[Waypoint]:
+    """Sort the waypoints by time.
 
     Raises:
         InputError: a time is not between 0 and 1, or two are the same.
     """
-    known = one_per_target(resolution, len(waypoints))
-    rows = sorted(((map_, float(t), r) for (map_, t), r in zip(waypoints, known, strict=True)), key=lambda row: row[1])
-    times = [t for _, t, _ in rows]
+    rows = sorted((Waypoint(*each) for each in waypoints), key=lambda row: row.time)
+    times = [float(row.time) for row in rows]
     if wrong := [t for t in times if not 0 < t < 1]:
         raise InputError(
             f"a waypoint is at the time {wrong[0]:g}: give one between 0 (the initial map) and 1 (the end)"
         )
     if len(set(times)) < len(times):
         raise InputError(f"two waypoints have the same time ({', '.join(f'{t:g}' for t in times)}): give each its own")
-    return [row[0] for row in rows], times, [row[2] for row in rows]
+    return rows
 
 
 def report_waypoints(report: dict, times: Sequence[float]) -> dict:
@@ -328,47 +308,11 @@ def report_waypoints(report: dict, times: Sequence[float]) -> dict:
     return report | apart | ({"waypoints": used} if used else {})
 
 
-def check_recipe(recipe: str, bin_: int, schedule: recipes.Schedule | None, halves: bool) -> None:
-    """Raise InputError if there is no such recipe, or it does not take what is given."""
-    if recipe not in recipes.RECIPES:
-        raise InputError(f"there is no recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
-    if bin_ != 1 and recipe != "paper":
-        raise InputError(f"bin={bin_} is for the recipe paper: the recipe {recipe} chooses its own")
-    if schedule and recipe != "paper":
-        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
-    if halves and recipe == "paper":
-        raise InputError("half-maps have no effect in the recipe paper, which makes all its steps: leave them out")
-
-
-def check_targets(count: int, halves: Sequence[tuple] | None, times: Sequence[float]) -> None:
+def check_targets(count: int, halves: Sequence[Halves] | None, waypoints: Sequence[Waypoint]) -> None:
     """Raise InputError if half-maps or waypoints do not fit this number of targets."""
     if halves is not None and len(halves) != count:
         raise InputError(f"{len(halves)} pairs of half-maps for {count} targets: give one for each target")
-    if halves is not None and times:
+    if halves is not None and waypoints:
         raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
-    if times and count > 1:
+    if waypoints and count > 1:
         raise InputError(f"waypoints are for one target, and there are {count}: fit each with its own")
-
-
-def choose_targets(indices: Sequence[int] | None, count: int) -> list[int]:
-    """Numbers of the targets to fit; raise InputError if there are none or they do not fit `count` targets."""
-    chosen = [*range(count)] if indices is None else [*indices]
-    if not chosen or not set(chosen) <= set(range(count)):
-        raise InputError(f"target_indices={chosen} does not fit {count} targets: give numbers from 0 to {count - 1}")
-    return chosen
-
-
-def check_parts(
-    parts: Partition | str | None, rigidity: Sequence[float] | None, symmetry: Symmetry | str | None, initial: Map
-) -> None:
-    """Raise InputError if the parts, or their weights of the rigidity, are invalid."""
-    if symmetry and isinstance(parts, Partition):
-        raise InputError("parts and a symmetry do not go together yet: leave one of them out")
-    if isinstance(parts, str) and parts != "auto":
-        raise InputError(f"there are no parts {parts!r}: give a partition, or auto")
-    if isinstance(parts, Partition) and parts.labels.shape != initial.density.shape:
-        raise InputError("the parts are on another grid than the initial map: make them on its grid")
-    if rigidity and not isinstance(parts, Partition):
-        raise InputError("part_rigidity is only for given parts: give parts as well, and not auto")
-    if rigidity and min(rigidity) < 0:
-        raise InputError(f"part_rigidity contains {min(rigidity):g}: give weights that are not negative")

@@ -1,7 +1,7 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.rigid_bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.io.files import InputError
 
 PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # W2 steps published for TmrAB, by the target's resolution in Å
 PAPER_L2_STEPS = 15000  # L2 steps published for TmrAB, where both maps have the same resolution
@@ -144,4 +145,50 @@ def power_of_two(wanted: float) -> int:
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 
 
-RECIPES: dict[str, Callable[..., Config]] = {"default": default, "paper": paper}
+class Recipe(Protocol):
+    """A function that makes the configuration of a fit for a prepared problem; `options` are `fit.options.Options`."""
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """The default recipe, see `default`."""
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+        return default(problem, options.seed)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The published recipe, see `paper`.
+
+    Attributes:
+        bin: factor by which maps are binned (the paper's multi-scale option).
+        schedule: stages and width; without stages: the steps published for TmrAB at the nearest resolution.
+        whole_box: the unit box is that of the maps.
+        validates: the second half-map of a target has no effect.
+    """
+
+    bin: int = 1
+    schedule: Schedule = Schedule()
+    whole_box: ClassVar[bool] = True
+    validates: ClassVar[bool] = False
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+        initial, target = options.resolutions.initial, options.resolutions.of_targets(1)[0]
+        known = (initial, target) if initial and target else None
+        return paper(problem, options.seed, self.bin, known, self.schedule)
+
+
+RECIPES: dict[str, Recipe] = {"default": Default(), "paper": Paper()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name; raise InputError if there is none."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
