@@ -14,9 +14,9 @@ map. A map without noise is blurred, but no information is lost.
 """
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
@@ -139,14 +139,15 @@ def load_maps(out_dir: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from . import find, inputs, prechecks
+    from . import find, load, prechecks, settings
 
     if not FLAGS.target or len(FLAGS.target) > 1:
         raise InputError("give --initial and one --target, or a --pair of models")
-    given = SimpleNamespace(**FLAGS.flag_values_dict(), waypoint=[])
-    given.reference = FLAGS.reference or ([FLAGS.target_model] if FLAGS.target_model else None)
-    case = inputs.from_flags(given, out_dir)
-    prechecks.warn(prechecks.doubts(case, given))
+    given = settings.inputs()
+    if FLAGS.target_model and not given.reference:
+        given = dataclasses.replace(given, reference=[FLAGS.target_model])
+    case = load.load_case(given, out_dir)
+    prechecks.warn(prechecks.doubts(case, given.target, given.model))
     if FLAGS.target_model:
         found = find.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
@@ -231,16 +232,24 @@ def fit_method(method: str, case):
     from cryotrans_jax.fit.progress import Progress
 
     from . import baselines, results
+    from .settings import FitSettings, from_flags
 
-    settings = {name: FLAGS[name].value for name in ("seed", "steps", "initial_threshold", "target_threshold")}
+    settings = from_flags(FitSettings)
     if method == "l2":
         known = case.initial_resolution, case.target_resolutions[0]
         with Progress() as progress:
             return baselines.squared_flow(
-                case.initial, case.targets[0], resolutions=known, progress=progress, **settings
+                case.initial,
+                case.targets[0],
+                initial_threshold=settings.initial_threshold,
+                target_threshold=settings.target_threshold,
+                resolutions=known,
+                seed=settings.seed,
+                steps=settings.steps,
+                progress=progress,
             )
     recipe = "paper" if method == "paper" else "default"
-    return results.fit_case(case, SimpleNamespace(recipe=recipe, bin=1, mass_kda=FLAGS.mass_kda, **settings))
+    return results.fit_case(case, dataclasses.replace(settings, recipe=recipe))
 
 
 def with_noise(map_, resolution: float):

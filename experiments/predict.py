@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import results, run_folder, write_models
+    from . import results, run_folder, settings, write_models
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -46,7 +46,7 @@ def main() -> None:
             old.unlink()
         results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
         if model is not None:
-            write_models.write_models(fit, model, FLAGS, out_dir)
+            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), out_dir)
     log.frames_written(FLAGS.frames, out_dir)
 
 

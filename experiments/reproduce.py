@@ -60,9 +60,9 @@ def main() -> None:
     if not FLAGS.system:
         raise InputError("no system is named: give --system, or --list to see all of them")
     system = systems.find_system(FLAGS.system)
-    from . import hosts
+    from . import hosts, settings
 
-    hosts.join(FLAGS)
+    hosts.join(settings.from_flags(settings.HostSettings))
     files = collect(system)
     resolution = simulated_resolution(system, files)
     where = f"_{resolution:g}A" if resolution else ""
@@ -179,7 +179,7 @@ def collect(system: System) -> dict[str, Path]:
     """
     from cryotrans_jax.io.files import InputError
 
-    from . import archives
+    from . import archives, settings
 
     given = {"initial": FLAGS.initial, "target": FLAGS.target and FLAGS.target[0]}
     found: dict[str, Path] = {}
@@ -190,7 +190,7 @@ def collect(system: System) -> dict[str, Path]:
         path = look_up(wanted)
         if path is None and FLAGS.fetch and (entry or wanted != name):
             Path(FLAGS.data_dir).mkdir(parents=True, exist_ok=True)
-            archives.fetch(wanted, archives.of(FLAGS), Path(FLAGS.data_dir), ("map",))
+            archives.fetch(wanted, settings.archives(), Path(FLAGS.data_dir), ("map",))
             path = look_up(wanted)
         if path:
             found[role] = path

@@ -25,7 +25,7 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, frame_number, replaced_folders, target_folders
-from .record import alignment_record, describe
+from .record import alignment_record
 from .run_folder import (
     FRAMES,
     check_free,
@@ -38,10 +38,11 @@ from .run_folder import (
     write_json,
 )
 from .score import compare, score
+from .settings import OutputSettings
 from .write_models import write_assembly, write_models, write_movie
 
 
-def check_disk_space(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
+def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
     """Raise InputError where the disk has no room for the maps of this number of targets."""
     folders_each = 2 if case.boxes and settings.frame == "target" else 1
     needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
@@ -149,7 +150,8 @@ def fit_case(
 def write(
     fit: Fit,
     case: Case,
-    settings: Any,
+    settings: OutputSettings,
+    description: dict,
     out_dir: Path,
     share: Sequence[int],
     aside: Path,
@@ -162,7 +164,8 @@ def write(
     Args:
         fit: of the targets in `share`.
         case: the inputs.
-        settings: values of the flags.
+        settings: of the output.
+        description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
         aside: folder for results of an earlier run.
@@ -171,7 +174,6 @@ def write(
     Returns:
         Why targets failed, by their names.
     """
-    description = describe(fit, case, settings)
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
     set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
     try:
@@ -182,14 +184,14 @@ def write(
     except Exception:
         put_back(aside, out_dir)
         raise
-    log.results_written(out_dir, bool(settings.report), len(case.targets) + len(case.failed))
+    log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
 
 
 def write_targets(
     fit: Fit,
     case: Case,
-    settings: Any,
+    settings: OutputSettings,
     out_dir: Path,
     share: Sequence[int],
     others: Sequence[Fit],

@@ -135,17 +135,20 @@ def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
     return float(left / carried)
 
 
-def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:
+def load_reference(
+    path: Path, initial: Map, transform: Transform, voxel_size: list[float] | None, all_models: bool
+) -> gemmi.Structure | Map:
     """Read the reference: a model, or a map, which is resampled on the initial map's grid.
 
     Args:
         path: the file; a map by its suffix.
         initial: the initial map.
         transform: by which the target was superposed on the initial map, and with it the reference is.
-        settings: may have `target_voxel_size` (Å), for a map without a voxel size in its header, and `all_models`.
+        voxel_size: in Å, for a map without a voxel size in its header.
+        all_models: as in `atoms.read_model`.
     """
     if path.name.lower().endswith(MAP_SUFFIXES):
-        size = None if has_voxel_size(path) else settings.get("target_voxel_size")
+        size = None if has_voxel_size(path) else voxel_size
         return resampled(read_map(path, size), initial, transform)
-    model = atoms.read_model(path, settings.get("all_models", False))
+    model = atoms.read_model(path, all_models)
     return model if transform is IDENTITY else transform.move(model)

@@ -366,5 +366,6 @@ def read_reference(config: dict, generated: Map) -> Map | None:
     path = find_unchanged(config, names[target_index(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = score.load_reference(path, generated, target_pose(config), config["settings"])
+    size, whole = (config["settings"].get(name) for name in ("target_voxel_size", "all_models"))
+    reference = score.load_reference(path, generated, target_pose(config), size, bool(whole))
     return score.reference_map(reference, generated, config["resolutions"]["initial"])

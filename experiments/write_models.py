@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gemmi
 import numpy as np
@@ -11,28 +10,31 @@ from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.io import atoms
-from cryotrans_jax.io.maps import read_map, write_map
+from cryotrans_jax.io.maps import Map, read_map, write_map
 from cryotrans_jax.scores import geometry, metrics
 
 from . import log
 from .case import frame_number
-from .run_folder import (
-    FRAMES,
-    result_files,
-    write_rows,
-)
+from .run_folder import FRAMES, result_files, write_rows
+from .settings import OutputSettings
 
 
-def write_models(fit: Fit, model: gemmi.Structure, settings: Any, folder: Path, reference: Any = None) -> dict:
+def write_models(
+    fit: Fit,
+    model: gemmi.Structure,
+    settings: OutputSettings,
+    folder: Path,
+    reference: gemmi.Structure | Map | None = None,
+) -> dict:
     """Write the carried models, their trajectory and geometry.csv.
 
     Args:
         fit: of one target.
         model: of the initial state.
-        settings: values of the flags. With `idealise` bonds, angles and side chains of the written models are restored,
+        settings: of the output. With `idealise` bonds, angles and side chains of the written models are restored,
             and geometry.csv has columns carried_... for the models before that.
         folder: where to write.
-        reference: model of the target state, if it is known.
+        reference: the target state, if it is known.
 
     Returns:
         Scores of the geometry before and after; of idealised models also the CA RMSD to the reference.

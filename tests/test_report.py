@@ -35,8 +35,9 @@ from cryotrans_jax.fit.train import Config, Stage
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
-from experiments import cautions, exchange, film, page, results, run_folder, score, story
+from experiments import cautions, exchange, film, page, record, results, run_folder, score, story
 from experiments.case import Case
+from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
@@ -94,7 +95,8 @@ def run(tmp_path_factory, fit, maps, models):
         idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
     )  # fmt: skip
-    results.write(fit, case, settings, folder / "out", [0], folder / "earlier")
+    about = record.describe(fit, case, settings)
+    results.write(fit, case, OutputSettings(frames=3), about, folder / "out", [0], folder / "earlier")
     return folder / "out"
 
 

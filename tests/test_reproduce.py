@@ -22,7 +22,7 @@ from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit.recipes import paper
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
-from experiments import inputs, reproduce, systems
+from experiments import parse, reproduce, systems
 
 ROOT = Path(__file__).parents[1]
 SIDE, VOXEL = 24, 4.0
@@ -145,7 +145,7 @@ def test_the_published_recipe_is_what_the_flags_get(settings, problem, data, tmp
         common = f"--system={system.name}", f"--resolution={resolution:g}", f"--data_dir={data}", "--voxel_size=4"
         found = settings(*common, "--recipe=paper", "--box=24", f"--out_dir={tmp_path / f'{resolution}'}")
         assert (found.initial_threshold, found.target_threshold) == recipe.thresholds
-        config = paper(problem, schedule=inputs.parse_schedule(found))
+        config = paper(problem, schedule=parse.parse_schedule(found.schedule, found.width))
         assert tuple((s.loss, s.steps, s.learning_rate) for s in config.stages) == recipe.stages
         assert config.width == recipe.width and all(s.final_learning_rate == s.learning_rate for s in config.stages)
     given = settings(*common, "--recipe=paper", "--box=24", "--width=7", f"--out_dir={tmp_path / 'given'}")
@@ -241,8 +241,8 @@ def test_what_cannot_be_reproduced_is_explained(job, data, tmp_path, given, sent
 
 @pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1"])
 def test_a_schedule_that_is_none_is_explained(text):
-    with pytest.raises(inputs.InputError, match="is not LOSS:STEPS:RATE"):
-        inputs.parse_schedule(SimpleNamespace(schedule=[text], width=None))
+    with pytest.raises(parse.InputError, match="is not LOSS:STEPS:RATE"):
+        parse.parse_schedule([text], None)
 
 
 def test_the_page_of_systems_has_the_table():

@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import chimerax
 import gemmi
@@ -390,15 +389,14 @@ def case_for(maps, alignments=()):
 
 
 def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pair):
-    from experiments.inputs import add_symmetry
+    from experiments.parts import add_symmetry
+    from experiments.settings import InputSettings, SymmetrySettings
 
     _, _, maps = pair
 
     def found(alignments=(), **flags):
         case = case_for(maps, alignments)
-        settings = dict(symmetry=None, symmetry_axis=None, symmetry_centre=None, initial_threshold=None)
-        settings |= dict(one_unit=False, align="auto", data_dir="none") | flags
-        add_symmetry(case, SimpleNamespace(**settings))
+        add_symmetry(case, SymmetrySettings(**flags), InputSettings())
         return case
 
     assert found().symmetry is None

@@ -280,11 +280,11 @@ def prepare_run(folder: Path, words: list[str]) -> None:
     """
     import shutil
 
-    from experiments import resume
+    from experiments import resume, settings
     from experiments import run as job
 
     def load() -> None:
-        job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
+        job.prepare(settings.inputs(), folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
 
     (folder / "out").mkdir()
     try:

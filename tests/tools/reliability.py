@@ -45,7 +45,7 @@ MAX_KILLS = 1000  # of one run, which resumes in between
 TIMEOUT = 1800  # s, after which a run counts as hanging
 LIMIT_FILE_SIZE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
 DROP_PRIVILEGES = (
-    "import os, experiments.inputs, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
+    "import os, experiments.load, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
 )
 NAN_PATCH = """
 import jax, numpy as np
