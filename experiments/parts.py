@@ -50,8 +50,8 @@ def add_symmetry(case: Case, symmetry: SymmetrySettings, settings: InputSettings
         raise InputError(
             "a single unit that is aligned may lose its place about the symmetry axis: add --align=none to --one_unit"
         )
-    axis = three_numbers(symmetry.symmetry_axis, "--symmetry_axis") or (0, 0, 1)
-    centre = three_numbers(symmetry.symmetry_centre, "--symmetry_centre")
+    axis = three_numbers(symmetry.symmetry_axis, "symmetry_axis") or (0, 0, 1)
+    centre = three_numbers(symmetry.symmetry_centre, "symmetry_centre")
     if (path := find(given, settings.data_dir)) is not None:
         case.files[given], found = path, Symmetry.from_file(path)
     elif centre is not None:
@@ -71,8 +71,8 @@ def without_solvent(initial: Map, threshold: float | None) -> Map:
     return Map(thresholds.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 
-def three_numbers(given: list[float] | None, flag: str) -> list[float] | None:
-    """The numbers that a flag gives, or None; raise InputError where they are not three."""
+def three_numbers(given: list[float] | None, name: str) -> list[float] | None:
+    """The numbers that the flag of this name gives, or None; raise InputError where they are not three."""
     if given is None or len(given) == 3:
         return given
-    raise InputError(f"{flag}={','.join(f'{each:g}' for each in given)} is not three numbers such as 0,0,1")
+    raise InputError(f"--{name}={','.join(f'{each:g}' for each in given)} is not three numbers such as 0,0,1")

@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import results, run_folder, settings, write_models
+    from . import frames, run_folder, settings, write_models
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -44,9 +44,10 @@ def main() -> None:
         claims.enter_context(run_folder.replacing(out_dir, "frames"))
         for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
-        results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
+        places = [frames.Place(out_dir)]
+        frames.write_frames(fit, FLAGS.frames, FLAGS.render, places)
         if model is not None:
-            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), out_dir)
+            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)
 
 

@@ -26,7 +26,8 @@ def main() -> None:
     """Write the report of each target."""
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder, story
+    from . import run_folder
+    from .pages import story
 
     run_dir = Path(FLAGS.run_dir)
     folders = run_folder.runs_in(run_dir)

@@ -22,7 +22,8 @@ from cryotrans_jax.io import atoms, maps
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from cryotrans_jax.motion import partition
-from experiments import archives, exchange, find, pairs, run_folder, story
+from experiments import archives, exchange, find, pairs, run_folder
+from experiments.pages import story
 from tests.tools import fuzz, fuzz_damage, fuzz_kinds
 
 MODEL, _ = demo.hinge_pair()

@@ -10,7 +10,8 @@ from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from experiments import cautions, load, masks, prechecks
+from experiments import load, masks, prechecks
+from experiments.pages import cautions
 from experiments.settings import InputSettings
 
 

@@ -156,7 +156,7 @@ def break_at(patch, name, error):
             if Path(path).name == name:
                 raise error
 
-    for module in ("cryotrans_jax.io.files", "cryotrans_jax.io.maps", "experiments.results"):
+    for module in ("cryotrans_jax.io.files", "cryotrans_jax.io.maps", "experiments.frames", "experiments.results"):
         patch.setattr(f"{module}.whole_file", broken)
 
 

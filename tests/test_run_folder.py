@@ -208,10 +208,10 @@ def test_frames_that_cannot_be_written_leave_the_earlier_ones(run, job, monkeypa
         written.append(path)
         write_map(path, map_)
 
-    monkeypatch.setattr("experiments.results.write_map", full)
+    monkeypatch.setattr("experiments.frames.write_map", full)
     assert "No space left on device" in refused(job, *command, "--overwrite")
     assert written and contents(run) == before
-    monkeypatch.setattr("experiments.results.write_map", write_map)
+    monkeypatch.setattr("experiments.frames.write_map", write_map)
     assert job("predict", f"--run_dir={run}", f"--out_dir={run}/predict_2", "--frames=1", "--overwrite")[0] == 0
     assert {path.name for path in (run / "predict_2").iterdir()} == {"frame_00.mrc", "generated.mrc"}
 
@@ -228,8 +228,8 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run, job, monkey
             (told.folder / name).write_text("{}")
         raise OUT_OF_ROOM
 
-    monkeypatch.setattr("experiments.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
-    monkeypatch.setattr("experiments.story.write_story", tell)
+    monkeypatch.setattr("experiments.pages.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
+    monkeypatch.setattr("experiments.pages.story.write_story", tell)
     assert "No space left on device" in refused(job, "report", f"--run_dir={run}")
     assert contents(run) == before
 

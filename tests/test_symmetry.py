@@ -417,15 +417,15 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
 
 def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
-    from experiments.write_models import write_assembly
+    from experiments import frames, write_models
 
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
     for name in ("frame_00", "generated", "parts"):
         ct.write_map(tmp_path / f"{name}.mrc", one)
-    for name in ("model_00.cif", "model_01.cif", "generated.cif"):
-        ct.write_model(tmp_path / name, unit(0.0))
-    write_assembly(group, tmp_path)
+    place = frames.assembly(group, tmp_path)
+    frames.write_assembly_maps(group, tmp_path)
+    write_models.write_frames([place.model(unit(0.0))] * 2, place.folder)
     names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
     assert names == ["frame_00.mrc", "generated.cif", "generated.mrc", "model_00.cif", "model_01.cif", "trajectory.pdb"]
     whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density
@@ -437,7 +437,7 @@ def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_
 
 def show_in_chimerax(folder, target):
     """Both scripts run: the folder's own opens the target, the assembly's what is repeated alone."""
-    from experiments.story import write_scripts
+    from experiments.pages.story import write_scripts
 
     config = {"settings": {"target": ["b"]}, "targets": ["b"], "target": "b", "inputs": {"b": {"file": str(target)}}}
     write_scripts(folder, config | {"chosen": {"initial": {"threshold": 0.1}, "targets": [{"threshold": 0.2}]}}, 5.0)

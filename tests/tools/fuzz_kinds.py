@@ -203,7 +203,8 @@ def record_seeds(data_dir: Path | None) -> list[bytes]:
 def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.io.files import InputError
-    from experiments import exchange, page, run_folder, story
+    from experiments import exchange, run_folder
+    from experiments.pages import page, story
     from experiments.studies import benchmark
 
     path = folder / "config.json"

@@ -15,8 +15,8 @@ from cryotrans_jax.fit import trajectory
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
-from . import run_folder
-from .case import frame_number
+from .. import run_folder
+from ..case import frame_number
 
 ROOM = 4.0  # Å around the mass in a picture
 REACH = 2 * trajectory.SKIN + CELL  # Å around the mass, beyond which frames have no density

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from cryotrans_jax.density.checks import BLURRIER
 
-from .masks import protein_in
-from .prechecks import threshold_doubts
+from ..masks import protein_in
+from ..prechecks import threshold_doubts
 
 MASS = 0.10  # fraction of the mass; larger gains or losses are reported
 STRETCH = 1.25  # torn: stretched by more, or compressed to less than the inverse
