@@ -62,20 +62,20 @@ def load_fit(run_dir: Path):
     """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
     from cryotrans_jax.io.files import InputError, checksum
 
-    from . import run_folder
+    from . import finished
     from .masks import masks_used, read_as_used
 
-    saved = run_folder.read_config(run_dir)
+    saved = finished.read_config(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    with run_folder.checked_records(run_dir):
+    with finished.checked_records(run_dir):
         masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
         initial = read_as_used(saved, path, "initial", masks)
-        return run_folder.load_fit(run_dir, initial), path
+        return finished.load_fit(run_dir, initial), path
 
 
 def carried_model(fit):

@@ -419,12 +419,12 @@ def score_check(model: Path, out_dir: Path) -> float:
     from cryotrans_jax.io import atoms
     from cryotrans_jax.scores import metrics
 
-    from . import run_folder
+    from . import finished
 
     there = atoms.read_model(model, FLAGS.all_models)
-    if alignment := run_folder.read_config(out_dir).get("alignment"):
+    if alignment := finished.read_config(out_dir).get("alignment"):
         there = Transform.from_matrix(alignment["transform"]).move(there)
-    generated = run_folder.load_map(out_dir, "generated.mrc")
+    generated = finished.load_map(out_dir, "generated.mrc")
     at = FLAGS.initial_resolution or systems.INITIAL_RESOLUTION
     return metrics.resolution_at(*metrics.model_map_fsc(generated, there, at), 0.5)
 
@@ -433,9 +433,9 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
     """Print the table, and write reproduce.md and reproduce.json into the folder."""
     from cryotrans_jax.io.files import write_file
 
-    from . import run_folder
+    from . import finished, run_folder
 
-    scores, config = run_folder.read_scores(out_dir), run_folder.read_config(out_dir)
+    scores, config = finished.read_scores(out_dir), finished.read_config(out_dir)
     rows = score_rows(system, resolution, scores, check) + setting_rows(
         system, resolution, config, scores, seconds, out_dir
     )
@@ -487,11 +487,11 @@ def setting_rows(
     system: System, resolution: float | None, config: dict, scores: dict, seconds: float, out_dir: Path
 ) -> list[dict]:
     """Rows of the settings of the fit, here and in the paper."""
-    from . import run_folder
+    from . import finished
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
     made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
-    map_ = run_folder.load_map(out_dir, "generated.mrc")
+    map_ = finished.load_map(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = [ends["initial"], *ends["targets"]]

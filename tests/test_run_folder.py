@@ -15,7 +15,7 @@ from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.fit.train import initial_state
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
-from experiments import run_folder
+from experiments import finished, run_folder
 
 OUT_OF_ROOM = OSError(28, "No space left on device", "somewhere")
 
@@ -243,11 +243,11 @@ def test_what_is_written_again_has_its_checksum_and_what_was_damaged_keeps_the_o
         (run / "metrics.json").write_text('{"new": 1}')
         (run / "loss.csv").unlink()
         (run / "view.cxc").write_text("new")
-    assert run_folder.read_scores(run) == {"new": 1}
+    assert finished.read_scores(run) == {"new": 1}
     sums = run_folder.read_checksums(run)
     assert sums["view.cxc"] == checksum(run / "view.cxc") and "loss.csv" not in sums
     with pytest.raises(InputError, match="generated.mrc is damaged"):
-        run_folder.load_map(run, "generated.mrc")
+        finished.load_map(run, "generated.mrc")
 
 
 # Damaged

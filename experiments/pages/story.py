@@ -19,7 +19,7 @@ from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion, stretches
 from cryotrans_jax.scores import metrics
 
-from .. import exchange, run_folder, score
+from .. import exchange, finished, run_folder, score
 from ..masks import masks_used, read_as_used
 from . import film, page
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
@@ -288,18 +288,18 @@ def read_story(run_dir: Path, initial: str | None = None, target: str | None = N
     Raises:
         InputError: the folder is damaged or incomplete, or a path that is given is not of the run's map.
     """
-    config, scores = run_folder.read_config(run_dir), run_folder.read_scores(run_dir)
-    fit, generated = run_folder.load_fit(run_dir), run_folder.load_map(run_dir, "generated.mrc")
+    config, scores = finished.read_config(run_dir), finished.read_scores(run_dir)
+    fit, generated = finished.load_fit(run_dir), finished.load_map(run_dir, "generated.mrc")
     start, goal = read_first_frame(run_dir, config, fit, initial), read_target(config, scores, generated, target)
-    if run_folder.has(run_dir, "loss.csv"):
-        run_folder.verify(run_dir, "loss.csv")
-    if run_folder.has(run_dir, "fsc.csv"):
-        curves = exchange.read_fsc(run_folder.verify(run_dir, "fsc.csv"))
+    if finished.has(run_dir, "loss.csv"):
+        finished.verify(run_dir, "loss.csv")
+    if finished.has(run_dir, "fsc.csv"):
+        curves = exchange.read_fsc(finished.verify(run_dir, "fsc.csv"))
     else:
         curves = score.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
     first = config["settings"]["frames"] > 1  # a single frame is the last one
-    whole = first and run_folder.has(run_dir, "model_00.cif")
-    model = atoms.read_model(run_folder.verify(run_dir, "model_00.cif")) if whole else None
+    whole = first and finished.has(run_dir, "model_00.cif")
+    model = atoms.read_model(finished.verify(run_dir, "model_00.cif")) if whole else None
     return Story(run_dir, config, scores, fit, start, generated, goal, curves, model)
 
 
@@ -325,9 +325,9 @@ def find_unchanged(config: dict, name: str | None, path: str | None = None) -> P
 
 def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
     """The initial map as carried: the frame at time 0, or without one computed from the map itself."""
-    frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
+    frames = (finished.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
     if not given and all(frames):  # a single frame is the last one
-        return run_folder.load_map(run_dir, "frame_00.mrc")
+        return finished.load_map(run_dir, "frame_00.mrc")
     path = find_unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")

@@ -44,7 +44,7 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError, write_file
     from cryotrans_jax.scores import metrics
 
-    from .. import run_folder
+    from .. import finished, run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -58,7 +58,7 @@ def main() -> None:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
     rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
-    for name, frames in (("run", run_folder.load_fit(folder).carry(start, times)), ("straight", line)):
+    for name, frames in (("run", finished.load_fit(folder).carry(start, times)), ("straight", line)):
         match, error = metrics.match_path(frames, path)
         ways[name] = times[match], error
         for row, t, far in zip(rows, times[match], error, strict=True):
@@ -95,9 +95,9 @@ def carried_model(folder: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from .. import run_folder
+    from .. import finished
 
-    saved = run_folder.read_config(folder)
+    saved = finished.read_config(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")
