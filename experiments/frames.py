@@ -16,6 +16,7 @@ from cryotrans_jax.io.maps import Map, read_map, write_map
 
 from .case import Case, frame_number
 from .run_folder import FRAMES, result_files
+from .settings import OutputSettings
 
 
 class Place(NamedTuple):
@@ -49,6 +50,31 @@ def assembly(symmetry: Symmetry, folder: Path) -> Place:
     """Make the folder assembly, for models that are repeated; for its maps, all frames are needed first."""
     (folder / "assembly").mkdir(exist_ok=True)
     return Place(folder / "assembly", None, symmetry.copy_model)
+
+
+def write_all_frames(
+    fit: Fit, case: Case, number: int, settings: OutputSettings, folder: Path
+) -> tuple[Map, list[Place]]:
+    """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
+
+    Args:
+        fit: of the target.
+        case: the inputs.
+        number: of the target in the case.
+        settings: of the output.
+        folder: of the target.
+
+    Returns:
+        The last frame, and the places for the frames of a model.
+    """
+    places = [Place(folder)]
+    if case.boxes and settings.frame == "target":
+        places.append(target_frame(case, number, folder))
+    last = write_frames(fit, settings.frames, settings.render, places)
+    if case.repeated is not None:
+        places.append(assembly(case.repeated, folder))
+        write_assembly_maps(case.repeated, folder)
+    return last, places
 
 
 def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) -> Map:

@@ -47,8 +47,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
     files |= {name: existing_file(name, settings.data_dir) for name in settings.reference}
     boxes = [grid_of(map_) for map_ in maps[1:]]
     maps[1:], alignments = superposed(settings, names, maps, files, out_dir)
-    reading = settings.target_voxel_size, settings.all_models
-    last = 1 + count  # waypoints follow
+    reading, last = (settings.target_voxel_size, settings.all_models), 1 + count  # waypoints follow
     return Case(
         initial=maps[0],
         targets=maps[1:last],

@@ -24,7 +24,7 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, replaced_folders, target_folders
-from .frames import Place, assembly, target_frame, write_assembly_maps, write_frames
+from .frames import write_all_frames
 from .pages import story
 from .record import alignment_record
 from .run_folder import (
@@ -241,13 +241,7 @@ def write_target(
     write_losses(folder / "loss.csv", fit, name)
     if fit.partitions:
         write_map(folder / "parts.mrc", fit.parts_map())
-    places = [Place(folder)]
-    if case.boxes and settings.frame == "target":
-        places.append(target_frame(case, number, folder))
-    last = write_frames(fit, settings.frames, settings.render, places)
-    if case.repeated is not None:
-        places.append(assembly(case.repeated, folder))
-        write_assembly_maps(case.repeated, folder)
+    last, places = write_all_frames(fit, case, number, settings, folder)
     compared = compare(fit, case, number, last)
     scores = score(fit, case, number, last, compared)
     scores |= write_unexplained(compared.start, last, target, description["chosen"]["blur_variance"][number], folder)

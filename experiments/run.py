@@ -40,33 +40,7 @@ def define_flags() -> None:
     shared.define_fit()
     shared.define_symmetry()
     shared.define_schedule()
-    with shared.group("Fit"):
-        ranges.whole_number(
-            "seeds",
-            1,
-            "Number of seeds to fit from, starting at --seed. Results are those of the first; seed_spread.mrc shows "
-            "by how many Å the others carry the density elsewhere.",
-            ranges.SEEDS,
-        )
-        flags.DEFINE_multi_string(
-            "waypoint",
-            [],
-            "FILE@TIME,...: a map that the flow has to pass on its way to a single target, at a time between 0 and 1. "
-            "Several are separated by commas, or given with a flag each.",
-        )
-        flags.DEFINE_string(
-            "parts",
-            "auto",
-            "Parts of the initial map, each with a velocity field of its own: auto, the rigid bodies that are found in "
-            "the flow once it has the motion; none, one field for all; a label map (LABELS.mrc), a mask for each part "
-            "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
-        )
-        ranges.numbers(
-            "part_rigidity",
-            None,
-            "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
-            ranges.WEIGHT,
-        )
+    define_seeds_and_parts()
     with shared.group("Output"):
         paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
@@ -79,6 +53,37 @@ def define_flags() -> None:
     shared.define_machine()
     shared.define_hosts()
     shared.define_archives()
+
+
+@shared.group("Fit")
+def define_seeds_and_parts() -> None:
+    """Define the flags of several seeds, of waypoints, and of parts with velocity fields of their own."""
+    ranges.whole_number(
+        "seeds",
+        1,
+        "Number of seeds to fit from, starting at --seed. Results are those of the first; seed_spread.mrc shows "
+        "by how many Å the others carry the density elsewhere.",
+        ranges.SEEDS,
+    )
+    flags.DEFINE_multi_string(
+        "waypoint",
+        [],
+        "FILE@TIME,...: a map that the flow has to pass on its way to a single target, at a time between 0 and 1. "
+        "Several are separated by commas, or given with a flag each.",
+    )
+    flags.DEFINE_string(
+        "parts",
+        "auto",
+        "Parts of the initial map, each with a velocity field of its own: auto, the rigid bodies that are found in "
+        "the flow once it has the motion; none, one field for all; a label map (LABELS.mrc), a mask for each part "
+        "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
+    )
+    ranges.numbers(
+        "part_rigidity",
+        None,
+        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
+        ranges.WEIGHT,
+    )
 
 
 def main() -> None:
