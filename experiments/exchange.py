@@ -11,7 +11,7 @@ import numpy as np
 
 from cryotrans_jax.density.align import IDENTITY, Transform
 from cryotrans_jax.io.files import InputError, whole_file, write_file
-from cryotrans_jax.plots import PALETTE, Curve
+from cryotrans_jax.plots import PALETTE, Curve, Drawing, png, svg
 
 UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # characters that ChimeraX does not take as part of a file name
 FRAME = re.compile(r"frame_\d+\.mrc")
@@ -73,6 +73,12 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
     for against, name in (("target", "fsc.xml"), ("reference", "fsc_reference.xml")):
         if f"{against}_after" in curves:
             write_file(folder / name, fsc_xml(curves[f"{against}_after"], f"generated map against the {against}"))
+
+
+def write_drawing(folder: Path, name: str, drawing: Drawing) -> None:
+    """Write a figure as name.svg and name.png."""
+    write_file(folder / f"{name}.svg", svg(drawing))
+    write_file(folder / f"{name}.png", png(drawing))
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:

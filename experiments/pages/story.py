@@ -109,8 +109,7 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
     if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
         drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
     for name, drawing in drawings.items():
-        write_file(folder / f"{name}.svg", plots.svg(drawing))
-        write_file(folder / f"{name}.png", plots.png(drawing))
+        exchange.write_drawing(folder, name, drawing)
     # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     pictures = film.draw_pictures(frames, display_contours(config)["initial"], moved)

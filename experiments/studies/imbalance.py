@@ -179,6 +179,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     from cryotrans_jax.io.maps import write_map
     from cryotrans_jax.scores import metrics
 
+    from .. import exchange
     from ..run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
@@ -193,14 +194,8 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     write_json(out_dir / "imbalance.json", {"settings": about, "rows": rows})
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
-    drawing = plots.named_drawing(lines)
-    files = {
-        "imbalance.md": table(rows).encode(),
-        "fsc.png": plots.png(drawing),
-        "fsc.svg": plots.svg(drawing).encode(),
-    }
-    for name, content in files.items():
-        write_file(out_dir / name, content)
+    exchange.write_drawing(out_dir, "fsc", plots.named_drawing(lines))
+    write_file(out_dir / "imbalance.md", table(rows))
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
     print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")

@@ -213,9 +213,8 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     )
     text += f"{2 * FLAGS.voxel_size:.2f} Å is the limit of the voxels; targets have no noise. "
     text += "The published figures are of four other pairs together (see experiments.reproduce --list).\n"
-    contents = {"study.svg": plots.svg(drawing), "study.png": plots.png(drawing), "study.md": text}
-    for name, content in contents.items():
-        write_file(out_dir / name, content)
+    exchange.write_drawing(out_dir, "study", drawing)
+    write_file(out_dir / "study.md", text)
     run_folder.write_rows(out_dir / "study.csv", rows)
     run_folder.write_json(out_dir / "study.json", rows)
     exchange.write_fsc(out_dir, curves)
