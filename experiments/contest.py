@@ -10,6 +10,7 @@ import numpy as np
 
 from cryotrans_jax import plots
 from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.align import resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map
@@ -256,8 +257,6 @@ def on_grid(frame: Map, like: Map, name: str) -> Map:
     Raises:
         InputError: the boxes do not overlap.
     """
-    from cryotrans_jax.density.align import resampled
-
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():
         raise InputError(f"{name} lies outside of the initial map's box: write it on that map's grid, or in its frame")
