@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cryotrans_jax.density.symmetry import Symmetry
     from cryotrans_jax.density.transform import Transform, resampled
     from cryotrans_jax.fit.morph import morph
+    from cryotrans_jax.fit.options import Options, Resolutions, Running, Thresholds, Waypoint
     from cryotrans_jax.fit.result import Fit
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
     from cryotrans_jax.io.files import InputError
@@ -37,8 +38,13 @@ __all__ = [
     "Fit",
     "InputError",
     "Map",
+    "Options",
+    "Resolutions",
+    "Running",
     "Symmetry",
+    "Thresholds",
     "Transform",
+    "Waypoint",
     "ca_displacement",
     "correlation",
     "hinge_pair",
@@ -64,6 +70,7 @@ _FILES = {  # module of each public name
     "density.simulation": ("simulate",),
     "density.symmetry": ("Symmetry",),
     "fit.morph": ("morph",),
+    "fit.options": ("Options", "Resolutions", "Running", "Thresholds", "Waypoint"),
     "fit.result": ("Fit",),
     "density.transform": ("Transform", "resampled"),
     "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),

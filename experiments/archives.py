@@ -42,12 +42,6 @@ class Archives:
     replace: bool = False
 
 
-def of(settings, replace: bool = False) -> Archives:
-    """The archives that the flags name."""
-    bases = (settings.emdb_api, settings.emdb_files, settings.pdb_files)
-    return Archives(*(base.rstrip("/") for base in bases), limit=1e9 * settings.max_gb, replace=replace)
-
-
 def fetch(name: str, archives: Archives, folder: Path, parts: tuple[str, ...] = tuple(PARTS)) -> list[Path]:
     """Fetch the files of an entry that are not in the folder yet.
 

@@ -14,9 +14,9 @@ map. A map without noise is blurred, but no information is lost.
 """
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
@@ -29,7 +29,6 @@ METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
 DEFAULT_METHODS = ("ours", "blend", "barycentre", "l2", "models")
 OUTPUTS = ("compare.json", "compare.csv", "compare.txt", "along.csv")
 OUTPUTS += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
-EDGE = 1.15  # end of the filter on a simulated target, relative to the frequency of its resolution
 
 
 def define_flags() -> None:
@@ -76,7 +75,7 @@ def main() -> None:
     """Score the methods; print the table and write it with its figures."""
     from cryotrans_jax.io.files import InputError
 
-    from . import contest, record, run_folder
+    from . import contest, methods, record, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
         raise InputError(f"there is no method {unknown[0]}: choose of {', '.join(METHODS)}")
@@ -91,9 +90,10 @@ def main() -> None:
         for method in FLAGS.methods if FLAGS.keep_frames else ():
             claims.enter_context(run_folder.replacing(out_dir / method, "frames"))
         case, path = load_pair() if FLAGS.pair else load_maps(out_dir)
-        comparison = make_comparison(case, path)
+        levels = FLAGS.initial_threshold, FLAGS.target_threshold
+        comparison = methods.make_comparison(case, path, levels, FLAGS.frames)
         entries = score_methods(case, comparison, files, out_dir)
-        about = {"settings": record.settings_of(FLAGS), "inputs": describe_inputs(case, files)}
+        about = {"settings": record.settings_of(FLAGS), "inputs": methods.describe_inputs(case, files)}
         contest.write(entries, comparison, about, out_dir)
     log.info(contest.table(entries))
     log.info(f"results: {out_dir}")
@@ -102,8 +102,10 @@ def main() -> None:
 def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
     """Score the methods and the frames from files, one after the other; write frames if --keep_frames."""
     from cryotrans_jax.fit import trajectory
+    from cryotrans_jax.io.maps import read_map
 
-    from . import contest
+    from . import contest, methods
+    from .settings import FitSettings, from_flags
 
     judge, entries = contest.Judge(comparison), []
     for method in FLAGS.methods:
@@ -112,25 +114,26 @@ def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
             continue
         log.info(f"{method} ...")
         begin = time.perf_counter()
-        frames, far = method_frames(method, case, comparison)
+        frames, far = methods.method_frames(method, case, comparison, from_flags(FitSettings))
         entries.append(judge.entry(method, frames, comparison.times, time.perf_counter() - begin, far))
         if FLAGS.keep_frames:
-            write_frames(frames, out_dir / method)
+            methods.write_frames(frames, out_dir / method)
     for name, given in files.items():
-        frames = [read_frame(path, comparison) for path in given]
+        maps = ((str(path), read_map(path, FLAGS.voxel_size)) for path in given)
+        frames = [contest.on_grid(map_, comparison.initial, path) for path, map_ in maps]
         entries.append(judge.entry(name, frames, trajectory.frame_times(len(frames))))
     return entries
 
 
 def load_pair():
     """Load the case of a pair's folder, with noise on its target if --noise, and models of the path."""
-    from . import pairs
+    from . import methods, pairs
 
     folder = pairs.pair_folder(FLAGS.data_dir, FLAGS.pair)
     resolution = FLAGS.target_resolution or 7.0
     case = pairs.load_pair(folder, resolution)
     if FLAGS.noise:
-        case.targets = [with_noise(case.targets[0], resolution)]
+        case.targets = [methods.with_noise(case.targets[0], resolution)]
     return case, pairs.known_path(folder, case.model)
 
 
@@ -139,162 +142,20 @@ def load_maps(out_dir: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from . import find, inputs, prechecks
+    from . import find, load, prechecks, settings
 
     if not FLAGS.target or len(FLAGS.target) > 1:
         raise InputError("give --initial and one --target, or a --pair of models")
-    given = SimpleNamespace(**FLAGS.flag_values_dict(), waypoint=[])
-    given.reference = FLAGS.reference or ([FLAGS.target_model] if FLAGS.target_model else None)
-    case = inputs.from_flags(given, out_dir)
-    prechecks.warn(prechecks.doubts(case, given))
+    given = settings.inputs()
+    if FLAGS.target_model and not given.reference:
+        given = dataclasses.replace(given, reference=[FLAGS.target_model])
+    case = load.load_case(given, out_dir)
+    prechecks.warn(prechecks.doubts(case, given.target, given.model))
     if FLAGS.target_model:
         found = find.existing_file(FLAGS.target_model, FLAGS.data_dir)
         model = atoms.read_model(found, FLAGS.all_models)
         case.references = [*case.references, case.alignments[0].transform.move(model)]
     return case, []
-
-
-def make_comparison(case, path):
-    """Prepare the input of all methods: both maps without solvent, and the truth for scoring.
-
-    The fits get the maps as they are, and remove the solvent themselves.
-    """
-    from dataclasses import replace
-
-    import gemmi
-    import numpy as np
-
-    from cryotrans_jax.density import contour, thresholds
-    from cryotrans_jax.fit import trajectory
-
-    from . import contest
-    from .score import reference_map
-
-    seen = contour.describe(case.initial, case.initial_resolution, given=FLAGS.initial_threshold, model=case.model)
-    maps, masses = [], []
-    given = (case.initial, FLAGS.initial_threshold), (case.targets[0], FLAGS.target_threshold)
-    for name, (map_, threshold) in zip(("initial", "target"), given, strict=True):
-        shown = map_ if threshold is not None or name == "initial" else thresholds.denoise(map_)[0]
-        mass, report = thresholds.apply_threshold(shown, threshold, f"{name} map")
-        mask = trajectory.soft_support(shown.density, report["threshold"], map_.voxel_size)
-        maps.append(replace(map_, density=map_.density * mask))
-        masses.append(mass)
-    target = replace(
-        maps[1], density=maps[1].density * np.float32(masses[0].sum(dtype=np.float64) / masses[1].sum(dtype=np.float64))
-    )
-    reference = case.references[0] if case.references else None
-    known = [model for model in (case.model, *case.references[-1:]) if isinstance(model, gemmi.Structure)]
-    sharp = case.initial_resolution or 3.0
-    return contest.Comparison(
-        initial=maps[0],
-        target=target,
-        level=seen["contour"],
-        times=trajectory.frame_times(FLAGS.frames),
-        resolution=sharp,
-        inside=(masses[0] > 0) | (masses[1] > 0),
-        truth=None if reference is None else reference_map(reference, case.initial, sharp),
-        models=tuple(known) if len(known) == 2 else None,
-        path=path,
-    )
-
-
-def method_frames(method: str, case, comparison):
-    """Frames of a method, and the distance (Å) of a known path from its models, None if no path is known."""
-    import numpy as np
-
-    from cryotrans_jax.io import atoms
-    from cryotrans_jax.scores import metrics
-
-    from . import baselines, contest
-
-    if method == "blend":
-        return list(baselines.blend(comparison.initial, comparison.target, comparison.times)), None
-    if method == "barycentre":
-        return list(baselines.barycentre(comparison.initial, comparison.target, comparison.times)), None
-    if method == "models":
-        frames = list(
-            baselines.interpolate_models(
-                *comparison.models, comparison.initial, comparison.resolution, comparison.times
-            )
-        )
-        if not comparison.path:
-            return frames, None
-        start, end, *path = atoms.common_ca(*comparison.models, *comparison.path)
-        return frames, metrics.path_distance(start + comparison.times[:, None, None] * (end - start), np.stack(path))
-    fit = fit_method(method, case)
-    far = contest.path_distance(comparison, fit.move(case.model, comparison.times)) if comparison.path else None
-    return list(fit.frames(comparison.times)), far
-
-
-def fit_method(method: str, case):
-    """Fit the flow of a method."""
-    from cryotrans_jax.fit.progress import Progress
-
-    from . import baselines, results
-
-    settings = {name: FLAGS[name].value for name in ("seed", "steps", "initial_threshold", "target_threshold")}
-    if method == "l2":
-        known = case.initial_resolution, case.target_resolutions[0]
-        with Progress() as progress:
-            return baselines.squared_flow(
-                case.initial, case.targets[0], resolutions=known, progress=progress, **settings
-            )
-    recipe = "paper" if method == "paper" else "default"
-    return results.fit_case(case, SimpleNamespace(recipe=recipe, bin=1, mass_kda=FLAGS.mass_kda, **settings))
-
-
-def with_noise(map_, resolution: float):
-    """Add noise, always the same, to a map so that its FSC with the noise-free map is 0.5 at the resolution (Å).
-
-    The noise is white, with three times the map's power at that frequency. Beyond it both are filtered out, as is usual
-    in real maps.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-    import scipy.fft
-
-    from cryotrans_jax.density.spectrum import shell_power
-    from cryotrans_jax.io.maps import frequencies
-
-    s, power = shell_power(map_.density, map_.voxel_size)
-    strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
-    noise = np.random.default_rng(0).standard_normal(map_.density.shape, np.float32)
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(map_.density.shape, map_.voxel_size)))
-    passed = 0.5 + 0.5 * np.cos(np.pi * np.clip((s * resolution - 1) / (EDGE - 1), 0, 1))
-    coefficients = scipy.fft.rfftn(map_.density + np.float32(strength) * noise) * passed.astype(np.float32)
-    return replace(map_, density=scipy.fft.irfftn(coefficients, s=map_.density.shape).astype(np.float32))
-
-
-def read_frame(path: Path, comparison):
-    """Read a frame and resample it on the maps' grid."""
-    from cryotrans_jax.io.maps import read_map
-
-    from . import contest
-
-    return contest.on_grid(read_map(path, FLAGS.voxel_size), comparison.initial, str(path))
-
-
-def describe_inputs(case, files) -> dict:
-    """Paths and checksums of the input files."""
-    from cryotrans_jax.io.files import checksum
-
-    used = {name: path for name, path in case.files.items()}
-    used |= {str(path): path for given in files.values() for path in given}
-    return {name: {"file": str(path.resolve()), "sha256": checksum(path)} for name, path in used.items()}
-
-
-def write_frames(frames, folder: Path) -> None:
-    """Write the frames into the folder, replacing the frames in it."""
-    from cryotrans_jax.io.maps import write_map
-
-    from .case import frame_number
-    from .run_folder import FRAMES, result_files
-
-    for earlier in result_files(folder, FRAMES):
-        earlier.unlink()
-    for number, frame in enumerate(frames):
-        write_map(folder / f"frame_{frame_number(number, len(frames))}.mrc", frame)
 
 
 def command() -> None:

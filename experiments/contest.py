@@ -10,12 +10,13 @@ import numpy as np
 
 from cryotrans_jax import plots
 from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.density.align import resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.scores import metrics
 
-from . import paths, run_folder
+from . import exchange, paths, run_folder
 
 BLOCK = 4.0  # Å at least, side of a block; mass may move to the neighbouring blocks from frame to frame
 MOST_BLOCKS = 4000  # with more filled blocks the search for appearing mass takes minutes
@@ -137,41 +138,53 @@ class Judge:
             seconds: time that the method took.
             path: distance (Å) of the known path from its models.
         """
-        comparison, last = self.comparison, frames[-1].density
-        scale = 1.0
+        scores, curves = self.score_end(frames[-1])
+        course, along, halfway = self.score_course(frames, times)
+        scores |= course
+        if self.known is not None:
+            found = self.known @ np.stack([_standard(frame.density) for frame in frames], -1)
+            scores["path_correlation"] = float(found.max(1).mean())
+        scores |= {key: value for key, value in (("path", path), ("seconds", seconds)) if value is not None}
+        return Entry(name, scores, along, curves, halfway)
+
+    def score_end(self, last: Map) -> tuple[dict[str, float], dict[str, plots.Curve]]:
+        """Correlations of the last frame, where its FSC falls to 0.5 (Å), and the FSC."""
+        goals = {"target": self.comparison.target, "truth": self.comparison.truth}
+        known = {name: goal for name, goal in goals.items() if goal is not None}
+        scores = {f"correlation_with_{n}": similarity.correlation(last.density, g.density) for n, g in known.items()}
+        curves = {name: metrics.map_fsc(last, goal) for name, goal in known.items()}
+        return scores | {
+            f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()
+        }, curves
+
+    def score_course(
+        self, frames: Sequence[Map], times: np.ndarray
+    ) -> tuple[dict[str, float], dict, np.ndarray | None]:
+        """Scores and curves of detail, mass and correlations along the path, and the frame half way."""
+        comparison, scale = self.comparison, 1.0
         if len(frames) > 1:  # other programs may scale the density differently
             first = frames[0].density
             scale = float(np.vdot(first, comparison.initial.density) / np.vdot(first, first))
-        curves = {"target": metrics.map_fsc(frames[-1], comparison.target)}
-        scores = {"correlation_with_target": similarity.correlation(last, comparison.target.density)}
-        if comparison.truth is not None:
-            curves["truth"] = metrics.map_fsc(frames[-1], comparison.truth)
-            scores["correlation_with_truth"] = similarity.correlation(last, comparison.truth.density)
-        scores |= {f"fsc_with_{name}": metrics.resolution_at(*curve, 0.5) for name, curve in curves.items()}
         details = np.array([metrics.detail(frame.density) for frame in frames]) / self.detail
         masses = np.array([metrics.visible_mass(scale * frame.density, comparison.level) for frame in frames])
         along = {"detail": (times, details), "mass": (times, masses / max(masses[0], 1e-30))}
         for end, other in (("initial", comparison.initial), ("target", comparison.target)):
             values = [similarity.correlation(frame.density, other.density) for frame in frames]
             along[f"correlation with the {end} map"] = times, np.array(values)
-        scores["detail_end"] = float(details[-1])
+        scores = {"detail_end": float(details[-1])}
+        if len(frames) < 3:
+            return scores, along, None
         middle = int(np.argmin(np.abs(times - 0.5)))
-        if len(frames) > 2:
-            shown = [np.where(scale * f.density >= comparison.level, scale * f.density, 0) for f in frames]
-            steps = [metrics.appearing_mass(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
-            lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / metrics.visible_mass(
-                comparison.initial.density, comparison.level
-            )
-            along["fleeting mass"] = times, lost
-            scores["detail_halfway"] = float(details[middle])
-            scores["mass_halfway"] = float(masses[middle] / max((masses[0] + masses[-1]) / 2, 1e-30))
-            scores["between"] = metrics.share_between(frames[middle].density, comparison.inside)
-            scores["fleeting"] = float(lost[-1])
-        if self.known is not None:
-            found = self.known @ np.stack([_standard(frame.density) for frame in frames], -1)
-            scores["path_correlation"] = float(found.max(1).mean())
-        scores |= {key: value for key, value in (("path", path), ("seconds", seconds)) if value is not None}
-        return Entry(name, scores, along, curves, frames[middle].density if len(frames) > 2 else None)
+        shown = [np.where(scale * f.density >= comparison.level, scale * f.density, 0) for f in frames]
+        steps = [metrics.appearing_mass(*pair, self.block) for pair in zip(shown[:-1], shown[1:], strict=True)]
+        visible = metrics.visible_mass(comparison.initial.density, comparison.level)
+        lost = np.concatenate([[0.0], np.cumsum(np.mean(steps, 1))]) / visible
+        along["fleeting mass"] = times, lost
+        scores["detail_halfway"] = float(details[middle])
+        scores["mass_halfway"] = float(masses[middle] / max((masses[0] + masses[-1]) / 2, 1e-30))
+        scores["between"] = metrics.share_between(frames[middle].density, comparison.inside)
+        scores["fleeting"] = float(lost[-1])
+        return scores, along, frames[middle].density
 
 
 def path_distance(comparison: Comparison, frames: Sequence[gemmi.Structure]) -> float | None:
@@ -197,8 +210,7 @@ def write(entries: Sequence[Entry], comparison: Comparison, about: dict, folder:
     run_folder.write_rows(folder / "along.csv", curves)
     write_file(folder / "compare.txt", table(entries))
     for name, drawing in figures(entries, comparison).items():
-        write_file(folder / f"{name}.svg", plots.svg(drawing))
-        write_file(folder / f"{name}.png", plots.png(drawing))
+        exchange.write_drawing(folder, name, drawing)
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -245,8 +257,6 @@ def on_grid(frame: Map, like: Map, name: str) -> Map:
     Raises:
         InputError: the boxes do not overlap.
     """
-    from cryotrans_jax.density.transform import resampled
-
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():
         raise InputError(f"{name} lies outside of the initial map's box: write it on that map's grid, or in its frame")

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -12,11 +11,49 @@ import numpy as np
 
 from cryotrans_jax.density.transform import IDENTITY, Transform
 from cryotrans_jax.io.files import InputError, whole_file, write_file
-from cryotrans_jax.plots import PALETTE, Curve
+from cryotrans_jax.plots import PALETTE, Curve, Drawing, png, svg
 
 UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # characters that ChimeraX does not take as part of a file name
 FRAME = re.compile(r"frame_\d+\.mrc")
-TRAJECTORIES = ("trajectory.pdb", "trajectory.cif")
+TRAJECTORY = """\
+# {{n}}: the model in every frame, hidden, with a slider
+open {name} coordsets true
+cartoon #{{n}}
+hide #!{{n}} models"""
+FIRST = "# The morph of this folder in ChimeraX: open this file in a new session."
+SHOWN = {  # the frames and files of a folder in the order in which they are opened, and the commands for number n
+    "frames": """\
+# {n}: the frames as a series, with a slider
+open {frames}
+volume #{n} style surface level {initial:.6g} step 1 color #b8c4d0""",
+    "generated.mrc": """\
+# {n}: the generated map
+open generated.mrc
+volume #{n} style surface level {initial:.6g} step 1""",
+    "displacement.mrc": """\
+# {n}: displacement of the density (Å), by which the generated map is coloured
+open displacement.mrc
+color sample #{before} map #{n} palette {palette} key true
+hide #!{n} models""",
+    "unexplained.mrc": """\
+# {n}: target minus generated map, hidden: blue where the target has more density, red where less
+open unexplained.mrc
+volume #{n} style surface level {target:.6g} level -{target:.6g} step 1 color #2166ac color #b2182b
+hide #!{n} models""",
+    "displacement.cif": """\
+# {n}: the carried model, hidden, coloured by displacement (its B-factors)
+open displacement.cif
+cartoon #{n}
+color bfactor #{n} palette {palette}
+hide #!{n} models""",
+    "trajectory.pdb": TRAJECTORY.format(name="trajectory.pdb"),
+    "trajectory.cif": TRAJECTORY.format(name="trajectory.cif"),
+}
+LAST = """\
+# Shown at first are the generated map and the target. For the series: show #!1 models, and hide #!2 models.
+hide #!1 models
+lighting soft
+view"""
 
 
 def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
@@ -36,6 +73,12 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
     for against, name in (("target", "fsc.xml"), ("reference", "fsc_reference.xml")):
         if f"{against}_after" in curves:
             write_file(folder / name, fsc_xml(curves[f"{against}_after"], f"generated map against the {against}"))
+
+
+def write_drawing(folder: Path, name: str, drawing: Drawing) -> None:
+    """Write a figure as name.svg and name.png."""
+    write_file(folder / f"{name}.svg", svg(drawing))
+    write_file(folder / f"{name}.png", png(drawing))
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:
@@ -87,95 +130,24 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         top: displacement at the end of the colour key (Å).
         target: the target map; None leaves it out.
     """
-    made = {path.name for path in folder.iterdir()}
-    palette = ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE))
-    opened = [
-        partial(series, sorted(name for name in made if FRAME.fullmatch(name)), levels["initial"]),
-        partial(generated, levels["initial"]),
-    ]
-    if "displacement.mrc" in made:
-        opened.append(partial(displacement, palette))
-    if "unexplained.mrc" in made:
-        opened.append(partial(unexplained, levels["target"]))
-    if "displacement.cif" in made:
-        opened.append(partial(coloured_model, palette))
-    opened += [partial(trajectory, name) for name in TRAJECTORIES if name in made]
-    lines = ["# The morph of this folder in ChimeraX: open this file in a new session."]
-    for number, commands in enumerate(opened, 1):
-        lines += commands(number)
-    lines += [
-        "# Shown at first are the generated map and the target. For the series: show #!1 models, and hide #!2 models.",
-        "hide #!1 models",
-        "lighting soft",
-        "view",
-    ]
+    made = sorted(path.name for path in folder.iterdir())
+    frames = [name for name in made if FRAME.fullmatch(name)]
+    values = {
+        "frames": " ".join(frames) + " vseries true" * (len(frames) > 1),
+        "palette": ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE)),
+        **levels,
+    }
+    shown = [text for name, text in SHOWN.items() if name in ("frames", "generated.mrc", *made)]
+    texts = [text.format(n=n, before=n - 1, **values) for n, text in enumerate(shown, 1)]
+    lines = [FIRST, *texts, LAST]
     if target is not None:
-        lines += target_map(folder, target, levels["target"], len(opened) + 1)
+        lines += target_map(folder, target, levels["target"], len(shown) + 1)
     return "\n".join(lines) + "\n"
 
 
 def target_number(with_model: bool) -> int:
     """Number of the target in view.cxc, after four maps and, with a model, the model and its trajectory."""
     return 7 if with_model else 5
-
-
-def series(names: list[str], level: float, number: int) -> list[str]:
-    """Commands that open the frames."""
-    return [
-        f"# {number}: the frames as a series, with a slider",
-        f"open {' '.join(names)}" + " vseries true" * (len(names) > 1),
-        f"volume #{number} style surface level {level:.6g} step 1 color #b8c4d0",
-    ]
-
-
-def generated(level: float, number: int) -> list[str]:
-    """Commands that open the generated map."""
-    return [
-        f"# {number}: the generated map",
-        "open generated.mrc",
-        f"volume #{number} style surface level {level:.6g} step 1",
-    ]
-
-
-def displacement(palette: str, number: int) -> list[str]:
-    """Commands that colour the generated map, whose number precedes this one, by displacement."""
-    return [
-        f"# {number}: displacement of the density (Å), by which the generated map is coloured",
-        "open displacement.mrc",
-        f"color sample #{number - 1} map #{number} palette {palette} key true",
-        f"hide #!{number} models",
-    ]
-
-
-def unexplained(level: float, number: int) -> list[str]:
-    """Commands that open the difference of the target and the generated map."""
-    return [
-        f"# {number}: target minus generated map, hidden: blue where the target has more density, red where less",
-        "open unexplained.mrc",
-        f"volume #{number} style surface level {level:.6g} level {-level:.6g} step 1 color #2166ac color #b2182b",
-        f"hide #!{number} models",
-    ]
-
-
-def coloured_model(palette: str, number: int) -> list[str]:
-    """Commands that open the carried model with its displacement."""
-    return [
-        f"# {number}: the carried model, hidden, coloured by displacement (its B-factors)",
-        "open displacement.cif",
-        f"cartoon #{number}",
-        f"color bfactor #{number} palette {palette}",
-        f"hide #!{number} models",
-    ]
-
-
-def trajectory(name: str, number: int) -> list[str]:
-    """Commands that open the model in every frame; ChimeraX shows a slider for them."""
-    return [
-        f"# {number}: the model in every frame, hidden, with a slider",
-        f"open {name} coordsets true",
-        f"cartoon #{number}",
-        f"hide #!{number} models",
-    ]
 
 
 def target_map(folder: Path, target: Target, level: float, number: int) -> list[str]:

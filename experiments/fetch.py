@@ -36,7 +36,7 @@ def main() -> None:
     """Fetch the entries."""
     from cryotrans_jax.io.files import InputError
 
-    from . import archives
+    from . import archives, settings
 
     if not FLAGS.entries:
         raise InputError("no entries are given: name some, like 6RAH or EMD-22001")
@@ -47,7 +47,7 @@ def main() -> None:
         archives.check_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FLAGS.entries:
-        archives.fetch(name, archives.of(FLAGS, FLAGS.overwrite), folder, tuple(FLAGS.parts))
+        archives.fetch(name, settings.archives(FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
 def command() -> None:

@@ -23,6 +23,13 @@ def existing_file(name: str, data_dir: str) -> Path:
     return path
 
 
+def one_for_each(names: list[str], targets: int, kind: str) -> list[str | None]:
+    """Names of files of a kind for a number of targets: one for all or one for each; None for each if none is given."""
+    if len(names) not in (0, 1, targets):
+        raise InputError(f"{len(names)} {kind} for {targets} targets: give one, or one for each target")
+    return [*(names or [None])] * targets if len(names) < 2 else [*names]
+
+
 def unique_stems(names: list[str]) -> list[str]:
     """File names without folders and suffixes, with a number where two would be the same."""
     stems: list[str] = []
@@ -47,15 +54,6 @@ def resolution_of(name: str, data_dir: str) -> float | None:
     """Resolution (Å) of a map, from its name or from the EMDB; None if neither has it."""
     path = find(name, data_dir)
     return resolution_in_name(name) or (archives.read_metadata(path).get("resolution") if path else None)
-
-
-def fetch_missing(settings, maps: list[str]) -> None:
-    """Fetch into the data folder the entries of public archives that the flags name and that are not there."""
-    files = [settings.model, settings.mask, *(settings.reference or []), *(settings.target_mask or [])]
-    missing = [name for name in (*maps, *filter(None, files)) if find(name, settings.data_dir) is None]
-    for entry, parts in archives.wanted(missing):
-        Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
-        archives.fetch(entry, archives.of(settings), Path(settings.data_dir), parts)
 
 
 def find(name: str, data_dir: str) -> Path | None:

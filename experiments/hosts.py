@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 
 from cryotrans_jax.io.files import InputError
 
+from .settings import HostSettings
+
 ADDRESS = re.compile(r"(.+):([0-9]{1,5})")
 JOINING = 300  # s that processes wait for one another at the start
 PATIENCE = 30 * 24 * 3600  # s that finished processes wait for those that still fit; a dead one is noticed
@@ -21,13 +23,13 @@ NAMES = ("coordinator", "processes", "process")
 Result = TypeVar("Result")
 
 
-def join(settings: Any) -> None:
-    """Join this process to the others of the run, if the flags say that there are several.
+def join(settings: HostSettings) -> None:
+    """Join this process to the others of the run, if there are several.
 
     Call it before JAX is used; further calls do nothing. Lines printed from then on begin with [process/processes].
 
     Args:
-        settings: values of the flags.
+        settings: the place of this process.
 
     Raises:
         InputError: flags contradict each other, or the processes do not find each other.

@@ -1,5 +1,6 @@
 """Mask the maps of a run: by given masks, by spheres, or by separating a protein from its micelle or nanodisc."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,28 +12,32 @@ from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map
 
 from . import log, prechecks
-from .find import existing_file, unique_stems
+from .find import existing_file, one_for_each, unique_stems
 from .run_folder import write_input
+from .settings import InputSettings
 
 
-def mask_all(settings, initial: Map, targets: list[Map]) -> tuple[Map, list[Map], dict[str, Path]]:
-    """Apply the masks that the flags name, each on its own map's grid; return the maps and the masks' files by name."""
-    names = settings.target_mask or []
-    if len(names) not in (0, 1, len(targets)):
-        raise InputError(f"{len(names)} target masks for {len(targets)} targets: give one, or one for each target")
-    files = {name: existing_file(name, settings.data_dir) for name in filter(None, (settings.mask, *names))}
-    each = names * len(targets) if len(names) == 1 else names or [None] * len(targets)
+def mask_all(settings: InputSettings, maps: Sequence[Map]) -> tuple[list[Map], dict[str, Path]]:
+    """Apply the masks that the settings name, each on its own map's grid; the initial map comes first.
+
+    Returns:
+        The maps, and the files of the masks by name.
+    """
+    initial, *targets = maps
+    each = one_for_each(settings.target_mask, len(targets), "target masks")
+    names = filter(None, (settings.mask, *settings.target_mask))
+    files = {name: existing_file(name, settings.data_dir) for name in names}
     radius, size = settings.mask_radius, settings.target_voxel_size
-    initial = masked(initial, files.get(settings.mask), radius, settings.voxel_size)
-    targets = [masked(t, files.get(name), radius, size) for t, name in zip(targets, each, strict=True)]
-    return initial, targets, files
+    initial = masked(initial, files.get(settings.mask or ""), radius, settings.voxel_size)
+    targets = [masked(t, files.get(name or ""), radius, size) for t, name in zip(targets, each, strict=True)]
+    return [initial, *targets], files
 
 
 def without_micelles(
-    names: list[str],
+    names: Sequence[str],
     maps: list[Map],
-    resolutions: list[float | None],
-    has_mask: list[bool],
+    resolutions: Sequence[float | None],
+    has_mask: Sequence[bool],
     model: gemmi.Structure | None,
     out_dir: Path,
 ) -> tuple[list[Map], dict[str, Path]]:

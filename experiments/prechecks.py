@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gemmi
 import jax
+import numpy as np
 
-from cryotrans_jax.density import checks, spectrum
+from cryotrans_jax.density import checks, spectrum, thresholds
 from cryotrans_jax.density.contour import CLEAR, DUST
 from cryotrans_jax.density.outliers import Outliers, without_outliers
 from cryotrans_jax.io.files import InputError
@@ -15,7 +16,10 @@ from cryotrans_jax.io.maps import Map
 
 from . import log
 from .case import Case, Doubt
+from .inputs import finest_detail
 
+NEAR = 0.9  # of the Nyquist limit: good maps are deposited with resolutions down to this
+FEWEST = 27  # voxels of the smallest molecule: a cube with sides of 3
 THIN = 1 / 3  # of the molecular volume: a threshold that encloses less is doubtful
 
 
@@ -82,6 +86,62 @@ def as_fitted(map_: Map, kind: str, invert: str | None) -> Map:
     return checks.invert_contrast(repaired) if kind in inverted(invert) else repaired
 
 
+def check_resolutions(
+    names: Sequence[str], maps: Sequence[Map], resolutions: Sequence[float | None], given: frozenset[str]
+) -> None:
+    """Check the resolutions (Å) of maps by name; the initial map comes first.
+
+    Args:
+        names: of the maps.
+        maps: the maps.
+        resolutions: of each; None if unknown.
+        given: those of "initial_resolution" and "target_resolution" that the user gave.
+    """
+    for number, (name, map_, resolution) in enumerate(zip(names, maps, resolutions, strict=True)):
+        flag = "target_resolution" if number else "initial_resolution"
+        check_resolution(map_, resolution, name, f"--{flag}" if flag in given else "")
+
+
+def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) -> None:
+    """Check the resolution of a map against its voxels and its box.
+
+    Args:
+        map_: the map.
+        resolution: in Å; None if unknown.
+        name: of the map, for the message.
+        flag: by which the user gave the resolution; empty where it is from an archive, a publication or the file's
+            name, which a flag overrides.
+
+    Raises:
+        InputError: the user gave a resolution that no map on this grid can have; of others there is a warning.
+    """
+    if resolution is None:
+        return
+    size, edge = float(map_.voxel_size.min()), float((map_.voxel_size * map_.density.shape).max())
+    message, impossible = "", resolution < finest_detail(size) or resolution > edge
+    if resolution > edge:
+        message = f"is coarser than its box of {edge:.4g} Å"
+    elif resolution < NEAR * 2 * size:
+        message = f"is finer than {2 * size:.3g} Å, the Nyquist limit of its voxels of {size:.3g} Å"
+    if message and impossible and flag:
+        raise InputError(f"{flag}={resolution:g} of {Path(name).name} {message}: give it in Å (1 nm is 10 Å)")
+    if message and not jax.process_index():
+        which = flag or "--initial_resolution or --target_resolution"
+        log.resolution_doubtful(Path(name).name, resolution, message, which)
+
+
+def check_mass(mass_kda: float | None, initial: Map) -> None:
+    """Raise InputError where a molecule of this weight would fill fewer than FEWEST voxels, or more than the box."""
+    if mass_kda is None:
+        return
+    filled, there = 1e3 * mass_kda * thresholds.DALTON / float(np.prod(initial.voxel_size)), initial.density.size
+    if not FEWEST <= filled <= there:
+        raise InputError(
+            f"--mass_kda={mass_kda:g} would fill {filled:.3g} of the initial map's {there} voxels: give the molecular "
+            "weight in kDa, of all that the map shows"
+        )
+
+
 def check_units(one: Input, kda: float) -> None:
     """Raise InputError where the voxel size of a map, whose molecule would weigh `kda`, seems to be in nm."""
     if not checks.in_nanometres(one.map, kda):
@@ -100,17 +160,23 @@ def outlier_doubt(name: str, found: Outliers, target: int | None) -> Doubt:
     return Doubt(f"In {name} {found}.", advice, target)
 
 
-def doubts(case: Case, settings: Any) -> list[Doubt]:
-    """Find what is doubtful about a case's maps, as they will be fitted, and about its model."""
+def doubts(case: Case, target_names: Sequence[str], model_name: str | None) -> list[Doubt]:
+    """Find what is doubtful about a case's maps, as they will be fitted, and about its model.
+
+    Args:
+        case: the case.
+        target_names: names of the targets' files.
+        model_name: name of the model's file; None where no file was given, so that the model is not checked.
+    """
     initial = Path(next(iter(case.files))).name
-    targets = [Path(name).name for name in settings.target or case.target_names]
+    targets = [Path(name).name for name in target_names]
     mass = checks.survey(case.initial).kda
     found = [*case.doubts]
     for number, (name, target) in enumerate(zip(targets, case.targets, strict=True)):
         found += pair_doubts(case, number, initial, name)
         found += mass_doubts(mass, checks.survey(target).kda, initial, name, number)
-    if settings.model and case.model is not None:
-        found += model_doubts(case.initial, case.model, initial, Path(settings.model).name)
+    if model_name and case.model is not None:
+        found += model_doubts(case.initial, case.model, initial, Path(model_name).name)
     return found
 
 

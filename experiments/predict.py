@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import results, run_folder, write_models
+    from . import frames, run_folder, settings, write_models
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -44,9 +44,10 @@ def main() -> None:
         claims.enter_context(run_folder.replacing(out_dir, "frames"))
         for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
-        results.write_frames(fit, FLAGS.frames, FLAGS.render, out_dir)
+        places = [frames.Place(out_dir)]
+        frames.write_frames(fit, FLAGS.frames, FLAGS.render, places)
         if model is not None:
-            write_models.write_models(fit, model, FLAGS, out_dir)
+            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)
 
 
@@ -61,20 +62,20 @@ def load_fit(run_dir: Path):
     """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
     from cryotrans_jax.io.files import InputError, checksum
 
-    from . import run_folder
+    from . import finished
     from .masks import masks_used, read_as_used
 
-    saved = run_folder.read_config(run_dir)
+    saved = finished.read_config(run_dir)
     source = saved["inputs"][saved["initial"]]
     path = Path(FLAGS.initial or source["file"])
     if not path.is_file():
         raise InputError(f"the run's initial map {path} is gone: say where it is now with --initial")
     if checksum(path) != source["sha256"]:
         raise InputError(f"{path} is not the initial map that the run was fitted to (checksums differ): find that one")
-    with run_folder.checked_records(run_dir):
+    with finished.checked_records(run_dir):
         masks = masks_used(saved, saved["initial"], saved["settings"].get("mask"))
         initial = read_as_used(saved, path, "initial", masks)
-        return run_folder.load_fit(run_dir, initial), path
+        return finished.load_fit(run_dir, initial), path
 
 
 def carried_model(fit):

@@ -26,15 +26,16 @@ def main() -> None:
     """Write the report of each target."""
     from cryotrans_jax.io.files import InputError
 
-    from . import run_folder, story
+    from . import finished, run_folder
+    from .pages import story
 
     run_dir = Path(FLAGS.run_dir)
-    folders = run_folder.runs_in(run_dir)
+    folders = finished.runs_in(run_dir)
     if FLAGS.target and len(folders) > 1:
         raise InputError(f"{run_dir} holds several targets, --target is one map: give the folder of one as --run_dir")
     with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
         for folder in folders:
-            with run_folder.checked_records(folder), run_folder.replacing(folder, "records"):
+            with finished.checked_records(folder), run_folder.replacing(folder, "records"):
                 story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
             log.report_written(folder / "report.html")
 

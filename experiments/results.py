@@ -14,24 +14,25 @@ import numpy as np
 from cryotrans_jax.density import similarity
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
-from cryotrans_jax.density.transform import resampled
-from cryotrans_jax.fit import terms
 from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Resolutions, Running, Thresholds, Waypoint
 from cryotrans_jax.fit.progress import Progress
+from cryotrans_jax.fit.recipes import Paper, Schedule
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.io import atoms, memory
+from cryotrans_jax.fit.terms import Matched
+from cryotrans_jax.io import memory
 from cryotrans_jax.io.files import InputError, whole_file
-from cryotrans_jax.io.maps import Map, read_map, write_map
+from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
-from .case import Case, frame_number, replaced_folders, target_folders
-from .record import alignment_record, describe
+from .case import Case, replaced_folders, target_folders
+from .frames import write_all_frames
+from .pages import story
+from .record import alignment_record
 from .run_folder import (
-    FRAMES,
     check_free,
     put_back,
-    result_files,
     results_in,
     set_aside,
     sign,
@@ -39,10 +40,11 @@ from .run_folder import (
     write_json,
 )
 from .score import compare, score
-from .write_models import write_assembly, write_models, write_movie
+from .settings import FitSettings, OutputSettings
+from .write_models import write_models
 
 
-def check_disk_space(case: Case, settings: Any, out_dir: Path, targets: int) -> None:
+def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
     """Raise InputError where the disk has no room for the maps of this number of targets."""
     folders_each = 2 if case.boxes and settings.frame == "target" else 1
     needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
@@ -99,13 +101,13 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
 
 
 def fit_case(
-    case: Case, settings: Any, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
+    case: Case, settings: FitSettings, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
 ) -> Fit:
     """Fit a case, showing progress.
 
     Args:
         case: the inputs.
-        settings: values of the flags: recipe, seed, steps, thresholds, mass_kda, bin.
+        settings: what decides the fit besides its inputs.
         share: numbers of the targets to fit; None fits all.
         seed_number: added to the seed of the flags.
         keeper: saves the state of the fit from time to time, and has the state from which to resume.
@@ -116,45 +118,59 @@ def fit_case(
         if target < len(names):  # no copy that fills up the last devices
             log.target_warning(names[target], text)
 
-    seed, steps, config = settings.seed + seed_number, settings.steps, case.config
-    if config is not None:
-        config, steps = replace(config, seed=seed), 1.0
     first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
         return morph(
             case.initial,
             case.targets,
-            settings.recipe,
-            align="none",  # the targets are superposed already
-            seed=seed,
-            steps=steps,
-            initial_threshold=settings.initial_threshold,
-            target_threshold=settings.target_threshold,
-            initial_resolution=case.initial_resolution,
-            target_resolution=case.target_resolutions,
-            volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
-            waypoints=[(w.map, w.time) for w in case.waypoints],
-            waypoint_resolution=[w.resolution for w in case.waypoints],
+            options_of(case, settings, settings.seed + seed_number),
             halves=case.halves or None,
-            parts=case.parts,
-            part_rigidity=case.part_rigidity or None,
-            symmetry=case.symmetry,
-            bin=settings.bin,
-            schedule=case.schedule,
-            config=config,
-            target_indices=share,
+            waypoints=[Waypoint(w.map, w.time, w.resolution) for w in case.waypoints],
             progress=progress,
-            resume_from=keeper and keeper.load_snapshot(seed_number),
-            on_snapshot=keeper and partial(keeper.keep, seed_number),
-            on_setback=say,
-            on_prepared=partial(log_preparation, case) if first else lambda report: None,
+            running=Running(
+                targets=share or (),
+                resume_from=keeper and keeper.load_snapshot(seed_number),
+                on_snapshot=keeper and partial(keeper.keep, seed_number),
+                on_setback=say,
+                on_prepared=partial(log_preparation, case) if first else lambda report: None,
+            ),
         )
+
+
+def options_of(case: Case, settings: FitSettings, seed: int) -> Options:
+    """The options of the fit of a case from this seed.
+
+    Raises:
+        InputError: a setting is of the recipe paper, and the recipe is another one.
+    """
+    recipe: Any = settings.recipe
+    if case.config is not None:
+        recipe = replace(case.config, seed=seed)
+    elif recipe == "paper":
+        recipe = Paper(settings.bin, case.schedule or Schedule())
+    elif settings.bin != 1:
+        raise InputError(f"bin={settings.bin} is for the recipe paper: the recipe {recipe} chooses its own")
+    elif case.schedule:
+        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
+    volume = 1e3 * settings.mass_kda * DALTON if settings.mass_kda else None
+    return Options(
+        recipe=recipe,
+        seed=seed,
+        steps=settings.steps,
+        align="none",  # the targets are superposed already
+        thresholds=Thresholds(settings.initial_threshold, settings.target_threshold, volume),
+        resolutions=Resolutions(case.initial_resolution, case.target_resolutions),
+        parts=case.parts,
+        part_rigidity=tuple(case.part_rigidity),
+        symmetry=case.symmetry,
+    )
 
 
 def write(
     fit: Fit,
     case: Case,
-    settings: Any,
+    settings: OutputSettings,
+    description: dict,
     out_dir: Path,
     share: Sequence[int],
     aside: Path,
@@ -167,7 +183,8 @@ def write(
     Args:
         fit: of the targets in `share`.
         case: the inputs.
-        settings: values of the flags.
+        settings: of the output.
+        description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
         aside: folder for results of an earlier run.
@@ -176,82 +193,86 @@ def write(
     Returns:
         Why targets failed, by their names.
     """
-    description = describe(fit, case, settings)
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
     set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
     try:
-        write_targets(fit, case, settings, out_dir, share, others, description)
+        write_targets(fit, case, settings, description, out_dir, share, others)
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
     except Exception:
         put_back(aside, out_dir)
         raise
-    log.results_written(out_dir, bool(settings.report), len(case.targets) + len(case.failed))
+    log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
 
 
 def write_targets(
     fit: Fit,
     case: Case,
-    settings: Any,
+    settings: OutputSettings,
+    description: dict,
     out_dir: Path,
     share: Sequence[int],
     others: Sequence[Fit],
-    description: dict,
 ) -> None:
     """Write the folders of the targets that did not fail, and print their scores."""
-    from . import story
-
-    scores, stories = [], []
+    stories = []
     for place, number in enumerate(share):
-        one, name, folder = fit.select([place]), case.target_names[number], target_folders(case, out_dir)[number]
-        if any(one.failed):
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        alignment = alignment_record(case, number)
-        write_json(folder / "config.json", {"target": name} | alignment | description)
-        if alignment:
-            write_json(folder / "transform.json", alignment["alignment"])
-        one.save(folder / "checkpoint")
-        write_losses(folder / "loss.csv", one, name)
-        if one.partitions:
-            write_map(folder / "parts.mrc", one.parts_map())
-        last = write_frames(one, settings.frames, settings.render, folder)
-        compared = compare(one, case, number, last)
-        scores.append(score(one, case, number, last, compared))
-        variance = fit.report["blur_variance"][number]
-        scores[-1] |= write_unexplained(compared.start, last, case.targets[number], variance, folder)
-        if case.model is not None:
-            reference = case.references[number] if case.references else None
-            scores[-1] |= write_models(one, case.model, settings, folder, reference)
-        if others:
-            same = [other.select([place]) for other in others]
-            scores[-1] |= write_spread(one, [other for other in same if not any(other.failed)], folder)
-        scores[-1]["peak_mib"] = memory.peak() / 2**20
-        write_json(folder / "metrics.json", scores[-1])
-        if case.repeated is not None:
-            write_assembly(case.repeated, folder)
-        if case.boxes and settings.frame == "target":
-            write_in_target_frame(case, number, folder)
-        sign(folder)
-        log_scores(name, scores[-1], "rigid body" if case.parts == "auto" else "part")
-        stories.append(
-            story.Story(folder, one, compared.start, last, case.targets[number], compared.curves, case.model)
-        )
-    for entry, values in zip(stories, scores, strict=True):  # once all results are there
+        one, folder = fit.select([place]), target_folders(case, out_dir)[number]
+        same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
+        if not any(one.failed):
+            stories.append(write_target(one, case, settings, description, folder, number, same))
+    for entry in stories:  # once all results are there
         with updating_checksums(entry.folder):
             found = story.write_story(entry, whole=settings.report)
         for warning in found:
-            log.target_warning(values["target"], warning)
+            log.target_warning(entry.scores["target"], warning)
 
 
-def write_frames(fit: Fit, frames: int, render: str, folder: Path) -> Map:
-    """Write all frames and the generated map of a fit of one target; return the last frame."""
-    for number, frame in enumerate(fit.frames(frames, render=render)):
-        write_map(folder / f"frame_{frame_number(number, frames)}.mrc", frame)
-    copy_file(folder / f"frame_{frame_number(number, frames)}.mrc", folder / "generated.mrc")
-    return frame
+def write_target(
+    fit: Fit,
+    case: Case,
+    settings: OutputSettings,
+    description: dict,
+    folder: Path,
+    number: int,
+    others: Sequence[Fit],
+) -> story.Story:
+    """Write the results of a fit of one target, but for its story, and print its scores.
+
+    Args:
+        fit: of the target.
+        case: the inputs.
+        settings: of the output.
+        description: of the run, as from `record.describe`.
+        folder: of the target.
+        number: of the target in the case.
+        others: fits of it from other seeds that did not fail.
+    """
+    name, target = case.target_names[number], case.targets[number]
+    folder.mkdir(parents=True, exist_ok=True)
+    alignment = alignment_record(case, number)
+    config = {"target": name} | alignment | description
+    write_json(folder / "config.json", config)
+    if alignment:
+        write_json(folder / "transform.json", alignment["alignment"])
+    fit.save(folder / "checkpoint")
+    write_losses(folder / "loss.csv", fit, name)
+    if fit.partitions:
+        write_map(folder / "parts.mrc", fit.parts_map())
+    last, places = write_all_frames(fit, case, number, settings, folder)
+    compared = compare(fit, case, number, last)
+    scores = score(fit, case, number, last, compared)
+    scores |= write_unexplained(compared.start, last, target, description["chosen"]["blur_variance"][number], folder)
+    if case.model is not None:
+        scores |= write_models(fit, case.model, settings, places, case.references[number] if case.references else None)
+    if others:
+        scores |= write_spread(fit, others, folder)
+    scores["peak_mib"] = memory.peak() / 2**20
+    sign(folder)
+    log_scores(name, scores, "rigid body" if case.parts == "auto" else "part")
+    return story.Story(folder, config, scores, fit, compared.start, last, target, compared.curves, case.model)
 
 
 def write_unexplained(start: Map, generated: Map, target: Map, variance: float, folder: Path) -> dict:
@@ -273,7 +294,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = similarity.correlation(*metrics.matched(start, target, variance)), similarity.correlation(end, goal)
-    lacking = metrics.missing_mass(end, goal, target.voxel_size, terms.Matched.nearby)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, Matched.nearby)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -282,31 +303,6 @@ def write_spread(fit: Fit, others: Sequence[Fit], folder: Path) -> dict:
     spread, distances = fit.spread(others)
     write_map(folder / "seed_spread.mrc", spread)
     return {"seed_spread_median": float(np.median(distances)), "seed_spread_95": float(np.percentile(distances, 95))}
-
-
-def write_in_target_frame(case: Case, number: int, folder: Path) -> None:
-    """Write frames, generated map and models to the folder target_frame, in the frame of the target's file.
-
-    Maps are on the grid of the target's file, with its voxels or, where these are finer, the initial map's.
-    """
-    place, back = folder / "target_frame", case.alignments[number].transform.inverse
-    place.mkdir(exist_ok=True)
-    target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
-    shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
-    grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
-    for path in result_files(folder, FRAMES):
-        if path.suffix == ".mrc":
-            write_map(place / path.name, resampled(read_map(path), grid, back))
-        elif path.name.startswith(("model", "generated")):
-            atoms.write_model(place / path.name, back.move(atoms.read_model(path)))
-    if carried := sorted(path.name for path in result_files(folder, FRAMES) if path.name.startswith("model")):
-        write_movie([atoms.read_model(place / name) for name in carried], place)
-
-
-def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file atomically."""
-    with whole_file(destination) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:

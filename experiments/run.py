@@ -40,39 +40,7 @@ def define_flags() -> None:
     shared.define_fit()
     shared.define_symmetry()
     shared.define_schedule()
-    with shared.group("Fit"):
-        paths.define_path(
-            "config",
-            None,
-            "FILE: config.json of another run, which is repeated: its inputs, settings and whole schedule. Other flags "
-            "of this command replace its settings; stages can be edited in the file.",
-        )
-        ranges.whole_number(
-            "seeds",
-            1,
-            "Number of seeds to fit from, starting at --seed. Results are those of the first; seed_spread.mrc shows "
-            "by how many Å the others carry the density elsewhere.",
-            ranges.SEEDS,
-        )
-        flags.DEFINE_multi_string(
-            "waypoint",
-            [],
-            "FILE@TIME,...: a map that the flow has to pass on its way to a single target, at a time between 0 and 1. "
-            "Several are separated by commas, or given with a flag each.",
-        )
-        flags.DEFINE_string(
-            "parts",
-            "auto",
-            "Parts of the initial map, each with a velocity field of its own: auto, the rigid bodies that are found in "
-            "the flow once it has the motion; none, one field for all; a label map (LABELS.mrc), a mask for each part "
-            "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
-        )
-        ranges.numbers(
-            "part_rigidity",
-            None,
-            "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
-            ranges.WEIGHT,
-        )
+    define_seeds_and_parts()
     with shared.group("Output"):
         paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
@@ -87,23 +55,61 @@ def define_flags() -> None:
     shared.define_archives()
 
 
+@shared.group("Fit")
+def define_seeds_and_parts() -> None:
+    """Define the flags of several seeds, of waypoints, and of parts with velocity fields of their own."""
+    paths.define_path(
+        "config",
+        None,
+        "FILE: config.json of another run, which is repeated: its inputs, settings and whole schedule. Other flags of "
+        "this command replace its settings; stages can be edited in the file.",
+    )
+    ranges.whole_number(
+        "seeds",
+        1,
+        "Number of seeds to fit from, starting at --seed. Results are those of the first; seed_spread.mrc shows "
+        "by how many Å the others carry the density elsewhere.",
+        ranges.SEEDS,
+    )
+    flags.DEFINE_multi_string(
+        "waypoint",
+        [],
+        "FILE@TIME,...: a map that the flow has to pass on its way to a single target, at a time between 0 and 1. "
+        "Several are separated by commas, or given with a flag each.",
+    )
+    flags.DEFINE_string(
+        "parts",
+        "auto",
+        "Parts of the initial map, each with a velocity field of its own: auto, the rigid bodies that are found in "
+        "the flow once it has the motion; none, one field for all; a label map (LABELS.mrc), a mask for each part "
+        "(A.mrc,B.mrc), or chains or residues of --model (A:1-320;A:321-650,B).",
+    )
+    ranges.numbers(
+        "part_rigidity",
+        None,
+        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
+        ranges.WEIGHT,
+    )
+
+
 def main() -> None:
     """Fit the targets of this process, and write the run's folder."""
-    from . import hosts
+    from . import hosts, settings
 
-    hosts.join(FLAGS)
+    hosts.join(settings.from_flags(settings.HostSettings))
     catch_signals()  # a cluster's runtime may have installed handlers of its own
     from . import repeat, resume
 
     config = repeat.apply(FLAGS, Path(FLAGS.config)) if FLAGS.config else None
-    out_dir = Path(FLAGS.out_dir or default_folder())
+    given = settings.inputs()
+    out_dir = Path(FLAGS.out_dir or default_folder(given))
     keeper = resume.Keeper(out_dir, FLAGS)
     with contextlib.ExitStack() as claims:
-        case = hosts.after_first(lambda: claim_and_load(out_dir, keeper, claims))
+        case = hosts.after_first(lambda: claim_and_prepare(given, out_dir, keeper, claims))
         if case is not None:
             case.config = config
-        share = hosts.share(target_count())
-        if case is None or not share:
+        share = hosts.share(len(case.targets)) if case else ()
+        if not share:
             log.no_target()
             return
         failed = fit_and_write(case, keeper, out_dir, share)
@@ -114,86 +120,81 @@ def main() -> None:
         )
 
 
-def claim_and_load(out_dir: Path, keeper, claims: contextlib.ExitStack):
-    """Lock the folder until `claims` are closed, and load the case; None if this process has no target."""
+def claim_and_prepare(given, out_dir: Path, keeper, claims: contextlib.ExitStack):
+    """Lock the folder until `claims` are closed, and prepare the case; None if this process has no target."""
     import jax
 
     from . import find, hosts, run_folder
 
-    if not hosts.share(target_count()):
+    if not hosts.share(max(len(given.target), 1)):  # the built-in pair has one
         return None
-    names = find.unique_stems(FLAGS.target or [])
-    claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), names))
-    return load(out_dir, keeper)
+    claims.enter_context(run_folder.claimed(out_dir, jax.process_index(), find.unique_stems(given.target)))
+    return prepare(given, out_dir, keeper)
 
 
-def fit_and_write(case, keeper, out_dir: Path, share) -> dict[str, str]:
-    """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
-    from . import results
+def prepare(given, out_dir: Path, keeper):
+    """Load a case, after checking that this process may write to the folder.
 
-    with keeper.guard():
-        fits = []
-        for seed_number in range(FLAGS.seeds):
-            fits.append(results.fit_case(case, FLAGS, share, seed_number, keeper))
-            keeper.finish_seed()
-        first, *others = fits
-        failed = results.write(first, case, FLAGS, out_dir, share, keeper.aside, others)
-    keeper.finish()
-    return failed
-
-
-def target_count() -> int:
-    """Number of targets that the flags name; 1 for the built-in pair."""
-    return len(FLAGS.target or ["built in"])
-
-
-def load(out_dir: Path, keeper):
-    """Load the case that the flags name, after checking that this process may write to the folder.
-
-    Of several targets those that cannot be used are skipped.
+    Of several targets those that cannot be used are left out.
 
     Args:
+        given: settings of the inputs.
         out_dir: the run's folder.
         keeper: knows whether the folder holds an unfinished run to resume.
 
     Raises:
         InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
-    from . import find, hosts, inputs, prechecks, results, run_folder
+    from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
-    inputs.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
+    parse.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
+    used, failed = load.without_unusable_targets(given)
+    settings.record_targets(used)
     replacing = keeper.can_resume() or FLAGS.overwrite
-    if 0 in hosts.share(target_count()):  # the folder itself belongs to the first target
+    if 0 in hosts.share(1):  # the folder itself belongs to the first target
         run_folder.check_free(out_dir, replacing)
-    stems = find.unique_stems(FLAGS.target or [])
-    failed = inputs.skip_unusable_targets(FLAGS)
-    share = hosts.share(target_count())
-    given = bool(FLAGS.initial or FLAGS.target)
-    case = inputs.from_flags(FLAGS, out_dir) if given else inputs.built_in_pair(out_dir)
-    inputs.add_parts(case, FLAGS)
-    inputs.add_symmetry(case, FLAGS)
-    case.schedule = inputs.parse_schedule(FLAGS)
-    if given:
+    case = inputs.built_in_pair(out_dir) if used.built_in else load.load_case(used, out_dir)
+    parts.add_parts(case, used)
+    parts.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
+    case.schedule = parse.parse_schedule(FLAGS.schedule, FLAGS.width, FLAGS.steps)
+    share = hosts.share(len(case.targets))
+    if not used.built_in:
+        stems = find.unique_stems(given.target)
         case.failed, case.target_names = failed, [stem for stem in stems if stem not in failed]
         results.check_replaceable(case, out_dir, replacing, share)
     keeper.begin(case)
-    case.contours = inputs.contours(case, FLAGS)
-    case.doubts = prechecks.doubts(case, FLAGS)
+    case.contours = load.contours(case, used)
+    case.doubts = prechecks.doubts(case, used.target or case.target_names, used.model)
     prechecks.warn(case.doubts)
-    results.check_disk_space(case, FLAGS, out_dir, len(share))
+    results.check_disk_space(case, settings.from_flags(settings.OutputSettings), out_dir, len(share))
     results.check_memory(case, len(share))
     return case
 
 
-def default_folder() -> Path:
-    """Name of the run's folder: runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
-    from .find import INITIAL
+def fit_and_write(case, keeper, out_dir: Path, share) -> dict[str, str]:
+    """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
+    from . import record, results
+    from .settings import FitSettings, OutputSettings, from_flags
 
-    if not (FLAGS.initial or FLAGS.target):
+    with keeper.guard():
+        fits = []
+        for seed_number in range(FLAGS.seeds):
+            fits.append(results.fit_case(case, from_flags(FitSettings), share, seed_number, keeper))
+            keeper.finish_seed()
+        first, *others = fits
+        about = record.describe(first, case, FLAGS)
+        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, keeper.aside, others)
+    keeper.finish()
+    return failed
+
+
+def default_folder(given) -> Path:
+    """Name of the run's folder: runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
+    if given.built_in:
         return Path("runs/demo")
-    name = "_".join(Path(t).name.split(".")[0] for t in FLAGS.target or [])
-    return Path("runs") / f"{Path(FLAGS.initial or INITIAL).name.split('.')[0]}_to_{name}"
+    name = "_".join(Path(t).name.split(".")[0] for t in given.target)
+    return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
 def command() -> None:

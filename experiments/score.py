@@ -20,6 +20,16 @@ from cryotrans_jax.scores import metrics, qscore
 
 from .case import MAP_SUFFIXES, Case, Waypoint
 
+DISPLACEMENTS = {  # keys of `metrics.ca_displacement`, and names in metrics.json
+    "initial_rmsd": "rmsd_before",
+    "rmsd": "rmsd_after",
+    "median": "median_after",
+    "max": "max_after",
+    "moved_rmsd": "moved_rmsd_after",
+    "moved_initial_rmsd": "moved_rmsd_before",
+    "moved_n": "moved_n",
+}
+
 
 @dataclass
 class Comparison:
@@ -89,26 +99,20 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
         out["parts"] = [move._asdict() | ({"copies": copies} if copies > 1 else {}) for move in moves[::copies]]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
-    if case.model is not None and isinstance(reference, gemmi.Structure):
-        moved = fit.move(case.model)
-        found = metrics.ca_displacement(moved, reference, case.model)
-        names = {
-            "initial_rmsd": "rmsd_before",
-            "rmsd": "rmsd_after",
-            "median": "median_after",
-            "max": "max_after",
-        }
-        names |= {
-            "moved_rmsd": "moved_rmsd_after",
-            "moved_initial_rmsd": "moved_rmsd_before",
-            "moved_n": "moved_n",
-        }
-        out |= {name: found[key] for key, name in names.items() if key in found}
-        for when, carried in (("before", case.model), ("after", moved)):
-            out[f"tm_score_{when}"] = metrics.tm_score(carried, reference)
     if isinstance(reference, gemmi.Structure):
         for when, map_ in (("before", compared.start), ("after", generated)):
             out[f"q_score_{when}"] = qscore.q_score(map_, reference)
+        if case.model is not None:
+            out |= score_models(case.model, fit.move(case.model), reference)
+    return out
+
+
+def score_models(model: gemmi.Structure, moved: gemmi.Structure, reference: gemmi.Structure) -> dict:
+    """CA RMSD (Å) and TM-score of the model and of the carried model to that of the target state."""
+    found = metrics.ca_displacement(moved, reference, model)
+    out = {name: found[key] for key, name in DISPLACEMENTS.items() if key in found}
+    for when, carried in (("before", model), ("after", moved)):
+        out[f"tm_score_{when}"] = metrics.tm_score(carried, reference)
     return out
 
 
@@ -135,17 +139,20 @@ def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
     return float(left / carried)
 
 
-def load_reference(path: Path, initial: Map, transform: Transform, settings: dict) -> gemmi.Structure | Map:
+def load_reference(
+    path: Path, initial: Map, transform: Transform, voxel_size: list[float] | None, all_models: bool
+) -> gemmi.Structure | Map:
     """Read the reference: a model, or a map, which is resampled on the initial map's grid.
 
     Args:
         path: the file; a map by its suffix.
         initial: the initial map.
         transform: by which the target was superposed on the initial map, and with it the reference is.
-        settings: may have `target_voxel_size` (Å), for a map without a voxel size in its header, and `all_models`.
+        voxel_size: in Å, for a map without a voxel size in its header.
+        all_models: as in `atoms.read_model`.
     """
     if path.name.lower().endswith(MAP_SUFFIXES):
-        size = None if has_voxel_size(path) else settings.get("target_voxel_size")
+        size = None if has_voxel_size(path) else voxel_size
         return resampled(read_map(path, size), initial, transform)
-    model = atoms.read_model(path, settings.get("all_models", False))
+    model = atoms.read_model(path, all_models)
     return model if transform is IDENTITY else transform.move(model)

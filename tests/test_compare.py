@@ -11,7 +11,7 @@ from scipy import ndimage
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
-from experiments import compare, contest
+from experiments import contest, methods
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_worn_map_is_worth_its_resolution():
     density = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(48, 48, 48)), 2.0)
     map_ = Map(density.astype(np.float32), np.ones(3), np.zeros(3))
     for resolution in (4.0, 6.0):
-        found = metrics.resolution_at(*metrics.map_fsc(compare.with_noise(map_, resolution), map_), 0.5)
+        found = metrics.resolution_at(*metrics.map_fsc(methods.with_noise(map_, resolution), map_), 0.5)
         assert found == pytest.approx(resolution, rel=0.1)  # of shells that hold some hundred coefficients
 
 

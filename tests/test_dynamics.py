@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch, bent):
         def carry(self, xyz, times):
             return np.stack([atoms.positions(bent(0.6 * t)) for t in times])
 
-    monkeypatch.setattr("experiments.run_folder.Fit", Bending)
+    monkeypatch.setattr("experiments.finished.Fit", Bending)
     atoms.write_model(tmp_path / "initial.cif", bent(0.0))
     (tmp_path / "checkpoint").mkdir()
     record(tmp_path, "initial.cif", {"model": "initial.cif"})

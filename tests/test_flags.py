@@ -4,7 +4,6 @@ import importlib
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from cryotrans_jax.density import thresholds
 from cryotrans_jax.io import maps as files
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
-from experiments import inputs, ranges
+from experiments import inputs, parse, prechecks, ranges
 from experiments.studies import validate
 
 ROOT = Path(__file__).parents[1]
@@ -82,18 +81,18 @@ def test_seeds_after_the_last_one_are_refused(job, tmp_path):
 )
 def test_numbers_in_a_schedule_have_ranges(text, factor, said):
     with pytest.raises(InputError, match=re.escape(said)):
-        inputs.parse_schedule(SimpleNamespace(schedule=[text], width=None, steps=factor))
+        parse.parse_schedule([text], None, factor)
 
 
 def test_a_schedule_within_its_ranges_is_taken():
-    found = inputs.parse_schedule(SimpleNamespace(schedule=["w2:2000:1e-3", "l2:10:.5"], width=7, steps=1e-4))
+    found = parse.parse_schedule(["w2:2000:1e-3", "l2:10:.5"], 7, 1e-4)
     assert found.stages == (("w2", 2000, 1e-3), ("l2", 10, 0.5)) and found.width == 7
 
 
 @pytest.mark.parametrize("time", ["0", "1", "1.5", "0.00000000001"])
 def test_a_waypoint_lies_between_the_maps(time):
     with pytest.raises(InputError, match=f"--waypoint=a.mrc@{time}: the time {time} is not from 0.001 to 0.999"):
-        inputs.parse_waypoints([f"a.mrc@{time}"])
+        parse.parse_waypoints([f"a.mrc@{time}"])
 
 
 @pytest.mark.parametrize("recipe", ["paper/3", "paper/x", "best", "default/2", "paper@x", "paper@0.01", "paper@"])
@@ -129,15 +128,15 @@ def test_a_resolution_that_no_map_on_the_grid_has_is_refused():
         (1.01 * edge, "coarser than its box"),
     ):
         with pytest.raises(InputError, match=f"^--initial_resolution=.* of a.mrc is {said}.*: give it in Å"):
-            inputs.check_resolution(grid(), resolution, "folder/a.mrc", "--initial_resolution")
+            prechecks.check_resolution(grid(), resolution, "folder/a.mrc", "--initial_resolution")
 
 
 def test_a_resolution_beyond_nyquist_of_a_deposited_map_is_a_warning_at_most(capsys):
     for resolution in (2.0, 2.1, 3.5, 40.0, None):
-        inputs.check_resolution(grid(), resolution, "a.mrc", "--initial_resolution")
+        prechecks.check_resolution(grid(), resolution, "a.mrc", "--initial_resolution")
     assert capsys.readouterr().err == ""
-    inputs.check_resolution(grid(), 1.5, "a.mrc", "--target_resolution")
-    inputs.check_resolution(
+    prechecks.check_resolution(grid(), 1.5, "a.mrc", "--target_resolution")
+    prechecks.check_resolution(
         grid(), 0.6, "a.mrc", ""
     )  # by the archive: the user can do nothing about it but overrule it
     first, second = capsys.readouterr().err.splitlines()

@@ -22,7 +22,8 @@ from cryotrans_jax.io import atoms, maps
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from cryotrans_jax.motion import partition
-from experiments import archives, exchange, find, pairs, run_folder, story
+from experiments import archives, exchange, find, finished, pairs, run_folder
+from experiments.pages import story
 from tests.tools import fuzz, fuzz_damage, fuzz_kinds
 
 MODEL, _ = demo.hinge_pair()
@@ -359,10 +360,10 @@ def test_a_run_s_settings_are_as_a_run_writes_them(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     run_folder.sign(tmp_path)
     if "a" in change:
-        assert run_folder.read_config(tmp_path) == config | change
+        assert finished.read_config(tmp_path) == config | change
     else:
         with pytest.raises(InputError, match="config.json is not as a run writes it"):
-            run_folder.read_config(tmp_path)
+            finished.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--steps=nan", "--steps=inf", "--target_resolution=nan", "--initial_threshold=-inf"])

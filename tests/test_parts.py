@@ -17,6 +17,7 @@ from cryotrans_jax.density import simulation, thresholds
 from cryotrans_jax.fit import prepare, trajectory
 from cryotrans_jax.fit.levels import Sampling, make_levels
 from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Resolutions
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.rigid_bodies import FindRigidBodies
 from cryotrans_jax.fit.schedule import Fitting, run
@@ -243,7 +244,7 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
     stage = replace(STIFF, terms=(Matched(blur=3.0), Rigidity(0.01)))
     soft = replace(CONFIG, schedule=(stage, FindRigidBodies(transfer=stage), stage))
     monkeypatch.setattr("cryotrans_jax.fit.recipes.default", lambda problem, seed: soft)
-    found = morph(initial, target, align="none", parts="auto", initial_resolution=6.0, target_resolution=6.0)
+    found = morph(initial, target, Options(align="none", resolutions=Resolutions(6.0, 6.0)))
     assert found.partition().count == 2 and len(found.config.stages) == 2 == len(found.history)
     part = found.partition().part_at(x)
     assert (part == part[0])[x[:, 0] < 17].mean() > 0.9 and (part != part[0])[x[:, 0] > 23].mean() > 0.9
@@ -297,9 +298,10 @@ def test_parts_that_cannot_be_are_refused(maps, halves):
         (halves, [1.0, -1.0], 1, "part_rigidity contains -1"),
     ):
         with pytest.raises(InputError, match=sentence):
-            morph(maps[0], maps[1 : 1 + targets], align="none", parts=parts, part_rigidity=rigidity)
+            options = Options(align="none", parts=parts, part_rigidity=rigidity or ())
+            morph(maps[0], maps[1 : 1 + targets], options)
     with pytest.raises(InputError, match="the recipe paper has no rigidity"):
-        morph(maps[0], maps[1], "paper", align="none", parts=halves, part_rigidity=[1.0, 2.0])
+        morph(maps[0], maps[1], Options("paper", align="none", parts=halves, part_rigidity=(1.0, 2.0)))
 
 
 def GRID(maps: tuple[Map, ...]):

@@ -10,7 +10,7 @@ from absl import flags
 
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
-from experiments import contest, inputs, paths, usage
+from experiments import contest, parse, paths, usage
 
 JOBS = sorted(path.stem for path in Path(usage.__file__).parent.glob("*.py") if "def define_flags" in path.read_text())
 NAMES_FILES = re.compile(r"(?:GROUP\|)?(?:MAP|MODEL|FOLDER|FILE)\b(?!@)|Folder |A page |A Markdown file ")
@@ -73,14 +73,14 @@ def test_a_list_is_written_as_it_is_read():
 
 
 def test_waypoints_and_frames_may_have_commas_and_tildes(home):
-    assert inputs.parse_waypoints(["~/b,c.mrc@0.25,a.mrc@.5", "a,1.mrc@0.75"]) == [
+    assert parse.parse_waypoints(["~/b,c.mrc@0.25,a.mrc@.5", "a,1.mrc@0.75"]) == [
         (f"{home}/b,c.mrc", 0.25),
         ("a.mrc", 0.5),
         ("a,1.mrc", 0.75),
     ]
     for wrong in ("a.mrc", "a.mrc@", "a.mrc@0.5,b.mrc", "@0.5"):
         with pytest.raises(InputError, match="FILE@TIME"):
-            inputs.parse_waypoints([wrong])
+            parse.parse_waypoints([wrong])
     assert contest.find_frames(["x:~/b,c.mrc,a.*"]) == {"x": [home / "b,c.mrc", Path("a.mrc")]}
 
 

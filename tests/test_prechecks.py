@@ -1,7 +1,6 @@
 """Before a fit a run refuses maps that cannot be meant, and warns of what is doubtful, once and in plain words."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from experiments import cautions, inputs, masks, prechecks
+from experiments import load, masks, prechecks
+from experiments.pages import cautions
+from experiments.settings import InputSettings
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +123,9 @@ def test_voxel_sizes_in_nanometres_are_refused(run, maps, flag):
 
 
 def test_of_several_targets_the_inverted_one_is_left_out(folder, capsys):
-    settings = SimpleNamespace(target=[f"{folder}/b.mrc", f"{folder}/dark.mrc"], data_dir=str(folder), invert=None)
-    settings.target_mask = settings.target_half1 = settings.target_half2 = settings.reference = None
-    settings.mask_radius = settings.target_threshold = settings.target_voxel_size = None
-    left_out = inputs.skip_unusable_targets(settings)
-    assert list(left_out) == ["dark"] and settings.target == [f"{folder}/b.mrc"]
+    settings = InputSettings(target=[f"{folder}/b.mrc", f"{folder}/dark.mrc"], reference=["one for all"])
+    used, left_out = load.without_unusable_targets(settings)
+    assert list(left_out) == ["dark"] and used == replace(settings, target=[f"{folder}/b.mrc"])
     assert "the contrast seems inverted" in capsys.readouterr().err
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryotrans_jax.fit.train import stage_inputs
 
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
-from cryotrans_jax.fit.train import stage_inputs
 from cryotrans_jax.io.maps import Map
 
 

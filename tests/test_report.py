@@ -35,8 +35,10 @@ from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
-from experiments import cautions, exchange, film, page, results, run_folder, score, story
+from experiments import exchange, record, results, run_folder, score
 from experiments.case import Case
+from experiments.pages import cautions, film, page, story
+from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
@@ -94,7 +96,8 @@ def run(tmp_path_factory, fit, maps, models):
         idealise=False, frame="initial", recipe="default", seed=0, steps=1.0, frames=3, render="pull_back",
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
     )  # fmt: skip
-    results.write(fit, case, settings, folder / "out", [0], folder / "earlier")
+    about = record.describe(fit, case, settings)
+    results.write(fit, case, OutputSettings(frames=3), about, folder / "out", [0], folder / "earlier")
     return folder / "out"
 
 
@@ -185,7 +188,7 @@ def balls(tmp_path_factory):
         write_map(folder / name, two_balls(t))
     fit = SimpleNamespace(carry=parting, threshold=LEVEL)
     run_folder.sign(folder)
-    moved = story.motion_of(story.Story(folder, fit, two_balls(0), two_balls(1), None))
+    moved = story.motion_of(story.Story(folder, {}, {}, fit, two_balls(0), two_balls(1), None))
     return film.read_frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
 
 
@@ -273,9 +276,9 @@ def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(f
     initial = maps[0]
     blurred = ndimage.gaussian_filter(initial.density, np.sqrt(1.5) / initial.voxel_size, mode="constant")
     target = type(initial)(3 * blurred, initial.voxel_size, initial.origin)
-    told = story.Story(tmp_path, fit, initial, initial, target)
     config = {"target": "b", "targets": ["b"], "chosen": fit.report}
-    views = story.make_views(told, config, story.motion_of(told))
+    told = story.Story(tmp_path, config, {}, fit, initial, initial, target)
+    views = story.make_views(told, story.motion_of(told))
     assert np.abs(views.volumes["difference"]).max() < 0.01 * views.volumes["target"].max()  # of the cut edges
     np.testing.assert_allclose(views.matched, 1, atol=1e-4)
 

@@ -22,7 +22,7 @@ from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit.recipes import paper
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
-from experiments import inputs, reproduce, systems
+from experiments import parse, system_inputs, systems
 
 ROOT = Path(__file__).parents[1]
 SIDE, VOXEL = 24, 4.0
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
     """A folder with the built-in pair under the names of all systems' files."""
     folder = tmp_path_factory.mktemp("systems")
     pair = dict(zip(("initial", "target"), hinge_pair(), strict=True))
-    grid = reproduce.cube(list(pair.values()), SIDE, VOXEL)
+    grid = system_inputs.cube(list(pair.values()), SIDE, VOXEL)
     made = {}
     for role, model in pair.items():
         made[role, "model"] = folder / f"{role}.cif"
@@ -145,7 +145,7 @@ def test_the_published_recipe_is_what_the_flags_get(settings, problem, data, tmp
         common = f"--system={system.name}", f"--resolution={resolution:g}", f"--data_dir={data}", "--voxel_size=4"
         found = settings(*common, "--recipe=paper", "--box=24", f"--out_dir={tmp_path / f'{resolution}'}")
         assert (found.initial_threshold, found.target_threshold) == recipe.thresholds
-        config = paper(problem, schedule=inputs.parse_schedule(found))
+        config = paper(problem, schedule=parse.parse_schedule(found.schedule, found.width))
         assert tuple((s.loss, s.steps, s.learning_rate) for s in config.stages) == recipe.stages
         assert config.width == recipe.width and all(s.final_learning_rate == s.learning_rate for s in config.stages)
     given = settings(*common, "--recipe=paper", "--box=24", "--width=7", f"--out_dir={tmp_path / 'given'}")
@@ -165,7 +165,7 @@ def test_maps_are_simulated_in_the_published_box_where_the_models_fit(settings, 
     end = atoms.superpose(end, start)
     both = np.concatenate([atoms.positions(model) for model in (start, end)])
     assert np.abs(middle - (both.min(0) + both.max(0)) / 2).max() <= 1.5  # whole voxels on either side
-    shape, *_ = reproduce.cube([start, end], 60, 1.0)
+    shape, *_ = system_inputs.cube([start, end], 60, 1.0)
     assert min(shape) < 60 < max(shape)
 
 
@@ -176,7 +176,7 @@ def test_one_chain_of_each_assembly_stays_where_it_lies():
         other.name = "B"
         model[0].add_chain(other)
         both.append(model)
-    for alone, whole in zip(reproduce.one_chain(*both), both, strict=True):
+    for alone, whole in zip(system_inputs.one_chain(*both), both, strict=True):
         assert [chain.name for chain in alone[0]] == ["A"]
         xyz = atoms.positions(whole)
         np.testing.assert_array_equal(atoms.positions(alone), xyz[: len(xyz) // 2])
@@ -194,7 +194,7 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
     other.name = "L"
     del other[20:]
     whole[0].add_chain(other)
-    atoms.write_model(tmp_path / "assembly.cif", reproduce.with_operators(alone, whole))
+    atoms.write_model(tmp_path / "assembly.cif", system_inputs.with_operators(alone, whole))
     (generator,) = gemmi.read_structure(str(tmp_path / "assembly.cif")).assemblies[0].generators
     assert len(generator.operators) == 4
     for operator, chain in zip(generator.operators, whole[0], strict=False):
@@ -209,7 +209,7 @@ def test_a_model_is_laid_over_the_target_map(data, tmp_path, monkeypatch):
     model = hinge_pair()[1]
     away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).move(model)
     atoms.write_model(tmp_path / "away.cif", away)
-    path = reproduce.align_model(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
+    path = system_inputs.align_model(tmp_path / "away.cif", data / "emd_16697.map.gz", 7.0, tmp_path / "inputs")
     off = atoms.positions(atoms.read_model(path)) - atoms.positions(model)
     assert np.sqrt((off**2).sum(1).mean()) < 0.25 * VOXEL
 
@@ -241,8 +241,8 @@ def test_what_cannot_be_reproduced_is_explained(job, data, tmp_path, given, sent
 
 @pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1"])
 def test_a_schedule_that_is_none_is_explained(text):
-    with pytest.raises(inputs.InputError, match="is not LOSS:STEPS:RATE"):
-        inputs.parse_schedule(SimpleNamespace(schedule=[text], width=None))
+    with pytest.raises(parse.InputError, match="is not LOSS:STEPS:RATE"):
+        parse.parse_schedule([text], None)
 
 
 def test_the_page_of_systems_has_the_table():

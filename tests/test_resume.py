@@ -156,7 +156,7 @@ def break_at(patch, name, error):
             if Path(path).name == name:
                 raise error
 
-    for module in ("cryotrans_jax.io.files", "cryotrans_jax.io.maps", "experiments.results"):
+    for module in ("cryotrans_jax.io.files", "cryotrans_jax.io.maps", "experiments.frames", "experiments.results"):
         patch.setattr(f"{module}.whole_file", broken)
 
 
@@ -248,6 +248,16 @@ def test_only_an_unfinished_run_can_be_resumed(folder, whole, job, tmp_path):
         assert status == 2 and "no unfinished run to resume" in error
     status, _, error = job("run", *arguments(folder, whole))
     assert status == 2 and "holds another run" in error
+
+
+def test_a_run_that_leaves_out_an_unusable_target_is_resumed(folder, job, tmp_path):
+    quick = dict(recipe="paper", schedule="l2:400:1e-3", bin=4, steps=1)
+    command = arguments(folder, tmp_path, target=f"{folder}/target.mrc,{folder}/nan.mrc", **quick)
+    for resumed in (False, True):
+        with at_chunk(1, signalled(signal.SIGTERM)):
+            status, printed, error = job("run", *command)
+        assert status == 143 and "nan.mrc skipped" in error
+        assert ("Run resumed from" in printed) == resumed
 
 
 def test_what_a_run_killed_at_its_very_end_left_over_is_no_run(folder, whole, tmp_path):

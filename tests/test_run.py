@@ -8,8 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import chimerax
 import gemmi
@@ -23,8 +23,9 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.scores import metrics
-from experiments import exchange, inputs, results, run_folder
+from experiments import exchange, inputs, load, parts, results, run_folder
 from experiments.case import Case, replaced_folders
+from experiments.settings import InputSettings
 
 ROOT = Path(__file__).parents[1]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
@@ -91,21 +92,18 @@ def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, m
         with mrcfile.open(tmp_path / f"{name}.mrc", "r+") as file:
             file.header.cella = (0, 0, 0)
     path = {name: str(tmp_path / f"{name}.mrc") for name in named}
-    none = "model fetch micelle invert mass_kda initial_resolution target_resolution mask_radius initial_threshold"
-    settings = SimpleNamespace(
-        **dict.fromkeys([*none.split(), "target_threshold"]), data_dir="none", waypoint=[], align="none",
-        check_hand=False, all_models=False,
+    settings = InputSettings(
         initial=path["initial"], target=[path["target"]], mask=path["mask"], target_mask=[path["mask"]],
-        target_half1=[path["half1"]], target_half2=None, reference=[path["truth"]], parts=path["labels"],
-        part_rigidity=None, voxel_size=size, target_voxel_size=size,
+        target_half1=[path["half1"]], reference=[path["truth"]], parts=path["labels"], voxel_size=size,
+        target_voxel_size=size, align="none", micelle="keep",
     )  # fmt: skip
-    case = inputs.from_flags(settings, tmp_path)
-    inputs.add_parts(case, settings)
+    case = load.load_case(settings, tmp_path)
+    parts.add_parts(case, settings)
     for map_ in (case.initial, *case.targets, *case.halves[0], *case.references):
         assert same_grid(map_, maps[0]) is None
     for missing in ("voxel_size", "target_voxel_size"):
         with pytest.raises(InputError, match="no voxel size"):
-            inputs.from_flags(SimpleNamespace(**vars(settings) | {missing: None}), tmp_path)
+            load.load_case(replace(settings, **{missing: None}), tmp_path)
 
 
 def contents(folder):
@@ -578,7 +576,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
     for source in (folder / "data").iterdir():
         (data / source.name).write_bytes(source.read_bytes())
     write_map(data / "1ABC_8A.mrc", maps[0])
-    initial, (target,), files = inputs.load("1ABC_8A.mrc", ["2DEF_8A.mrc"], str(data), tmp_path)
+    (initial, target), files = inputs.load_maps(["1ABC_8A.mrc", "2DEF_8A.mrc"], str(data), tmp_path, [None, None])
     np.testing.assert_array_equal(initial.density, maps[0].density)
     assert same_grid(target, maps[0]) is None
     shape, size, origin = maps[0].density.shape, maps[0].voxel_size, maps[0].origin

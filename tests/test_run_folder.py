@@ -15,7 +15,7 @@ from cryotrans_jax.fit import recipes
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
-from experiments import run_folder
+from experiments import finished, run_folder
 
 OUT_OF_ROOM = OSError(28, "No space left on device", "somewhere")
 
@@ -208,10 +208,10 @@ def test_frames_that_cannot_be_written_leave_the_earlier_ones(run, job, monkeypa
         written.append(path)
         write_map(path, map_)
 
-    monkeypatch.setattr("experiments.results.write_map", full)
+    monkeypatch.setattr("experiments.frames.write_map", full)
     assert "No space left on device" in refused(job, *command, "--overwrite")
     assert written and contents(run) == before
-    monkeypatch.setattr("experiments.results.write_map", write_map)
+    monkeypatch.setattr("experiments.frames.write_map", write_map)
     assert job("predict", f"--run_dir={run}", f"--out_dir={run}/predict_2", "--frames=1", "--overwrite")[0] == 0
     assert {path.name for path in (run / "predict_2").iterdir()} == {"frame_00.mrc", "generated.mrc"}
 
@@ -228,8 +228,8 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run, job, monkey
             (told.folder / name).write_text("{}")
         raise OUT_OF_ROOM
 
-    monkeypatch.setattr("experiments.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
-    monkeypatch.setattr("experiments.story.write_story", tell)
+    monkeypatch.setattr("experiments.pages.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
+    monkeypatch.setattr("experiments.pages.story.write_story", tell)
     assert "No space left on device" in refused(job, "report", f"--run_dir={run}")
     assert contents(run) == before
 
@@ -243,11 +243,11 @@ def test_what_is_written_again_has_its_checksum_and_what_was_damaged_keeps_the_o
         (run / "metrics.json").write_text('{"new": 1}')
         (run / "loss.csv").unlink()
         (run / "view.cxc").write_text("new")
-    assert run_folder.read_scores(run) == {"new": 1}
+    assert finished.read_scores(run) == {"new": 1}
     sums = run_folder.read_checksums(run)
     assert sums["view.cxc"] == checksum(run / "view.cxc") and "loss.csv" not in sums
     with pytest.raises(InputError, match="generated.mrc is damaged"):
-        run_folder.load_map(run, "generated.mrc")
+        finished.load_map(run, "generated.mrc")
 
 
 # Damaged

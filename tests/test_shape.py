@@ -34,7 +34,9 @@ def test_files_are_short():
 
 
 def test_the_core_is_short():
-    core = {file: len((ROOT / file).read_text().splitlines()) for file in TREES if file.startswith("cryotrans_jax/core")}
+    core = {
+        file: len((ROOT / file).read_text().splitlines()) for file in TREES if file.startswith("cryotrans_jax/core")
+    }
     assert core["cryotrans_jax/core/train.py"] <= 150 and sum(core.values()) <= 1200
 
 
@@ -55,5 +57,7 @@ def test_classes_have_few_fields_that_may_be_none():
         values = [item.value for item in node.body if isinstance(item, ast.AnnAssign) and item.value is not None]
         return sum(isinstance(value, ast.Constant) and value.value is None for value in values)
 
-    classes = ((f"{file}:{n.name}", n) for file, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ClassDef))
+    classes = (
+        (f"{file}:{n.name}", n) for file, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    )
     assert {name for name, node in classes if nones(node) > MOST_NONE} == set(MANY_NONE)

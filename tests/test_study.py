@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,8 +37,7 @@ def study(job, pair, tmp_path_factory):
     def quick(case, settings):
         cases.append(case)
         assert settings.recipe == "default"
-        settings.recipe, settings.bin = "paper", 4
-        return fit(case, settings)
+        return fit(case, replace(settings, recipe="paper", bin=4))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "fit_case", quick)

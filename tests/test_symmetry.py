@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import chimerax
 import gemmi
@@ -310,8 +309,8 @@ def fits(pair):
     with pytest.MonkeyPatch.context() as patch:
         default = recipes.default
         patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.stages[1:2]))
-        how = dict(align="none", parts=None, steps=0.2, initial_resolution=8.0, target_resolution=8.0)
-        return [ct.morph(*maps, symmetry=given, **how) for given in ("C2", None)]
+        options = ct.Options(align="none", parts=None, steps=0.2, resolutions=ct.Resolutions(8.0, 8.0))
+        return [ct.morph(*maps, replace(options, symmetry=given)) for given in ("C2", None)]
 
 
 def test_with_the_symmetry_the_fit_is_at_least_as_good(pair, fits):
@@ -359,14 +358,14 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
     symmetric as with one field. A fit that stopped goes on to the same end. The first three stages do for that."""
     group, (start, end), maps = pair
-    how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
+    options = ct.Options(align="none", steps=0.1, resolutions=ct.Resolutions(8.0, 8.0), symmetry="C2")
     default = recipes.default
     items = {3: 5, 6: None}[stages]
     monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.schedule[:items]))
     kept = []
-    fit = ct.morph(*maps, symmetry="C2", on_snapshot=kept.append, **how)
+    fit = ct.morph(*maps, options, running=ct.Running(on_snapshot=kept.append))
     late = next(snapshot for snapshot in kept if snapshot.state.stage == (2 if stages == 3 else 4))
-    again = ct.morph(*maps, symmetry="C2", resume_from=late, **how)
+    again = ct.morph(*maps, options, running=ct.Running(resume_from=late))
     jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
     assert parts.count > 2 and parts.count % 2 == 0 and fit.field.evaluations == 1 and fit.report["symmetry"]
@@ -392,7 +391,7 @@ def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
 
     parts = Partition(np.ones(maps[0].density.shape, np.int16), VOXEL, maps[0].origin)
     with pytest.raises(ct.InputError, match="parts and a symmetry do not go together"):
-        ct.morph(*maps, symmetry="C2", parts=parts, align="none")
+        ct.morph(*maps, ct.Options(symmetry="C2", parts=parts, align="none"))
 
 
 # --------------------------------------------------------------------------------------------------------------- jobs
@@ -405,15 +404,14 @@ def case_for(maps, alignments=()):
 
 
 def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pair):
-    from experiments.inputs import add_symmetry
+    from experiments.parts import add_symmetry
+    from experiments.settings import InputSettings, SymmetrySettings
 
     _, _, maps = pair
 
     def found(alignments=(), **flags):
         case = case_for(maps, alignments)
-        settings = dict(symmetry=None, symmetry_axis=None, symmetry_centre=None, initial_threshold=None)
-        settings |= dict(one_unit=False, align="auto", data_dir="none") | flags
-        add_symmetry(case, SimpleNamespace(**settings))
+        add_symmetry(case, SymmetrySettings(**flags), InputSettings())
         return case
 
     assert found().symmetry is None
@@ -434,15 +432,15 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
 
 def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
-    from experiments.write_models import write_assembly
+    from experiments import frames, write_models
 
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
     for name in ("frame_00", "generated", "parts"):
         ct.write_map(tmp_path / f"{name}.mrc", one)
-    for name in ("model_00.cif", "model_01.cif", "generated.cif"):
-        ct.write_model(tmp_path / name, unit(0.0))
-    write_assembly(group, tmp_path)
+    place = frames.assembly(group, tmp_path)
+    frames.write_assembly_maps(group, tmp_path)
+    write_models.write_frames([place.model(unit(0.0))] * 2, place.folder)
     names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
     assert names == ["frame_00.mrc", "generated.cif", "generated.mrc", "model_00.cif", "model_01.cif", "trajectory.pdb"]
     whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density
@@ -454,7 +452,7 @@ def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_
 
 def show_in_chimerax(folder, target):
     """Both scripts run: the folder's own opens the target, the assembly's what is repeated alone."""
-    from experiments.story import write_scripts
+    from experiments.pages.story import write_scripts
 
     config = {"settings": {"target": ["b"]}, "targets": ["b"], "target": "b", "inputs": {"b": {"file": str(target)}}}
     write_scripts(folder, config | {"chosen": {"initial": {"threshold": 0.1}, "targets": [{"threshold": 0.2}]}}, 5.0)
@@ -482,7 +480,7 @@ def test_symmetric_hinges_are_fitted_at_least_as_well_with_their_symmetry(name):
     start, end = hinges(name)
     maps = [ct.simulate(start, 5.0, voxel_size=2.5, cover=[end]), ct.simulate(end, 7.0, voxel_size=2.5, cover=[start])]
     maps[1] = ct.simulate(end, 7.0, like=maps[0])
-    how = dict(align="none", parts=None, steps=0.1, initial_resolution=5.0, target_resolution=7.0)
-    fits = [ct.morph(*maps, symmetry=given, **how) for given in (Symmetry.named(name), None)]
+    options = ct.Options(align="none", parts=None, steps=0.1, resolutions=ct.Resolutions(5.0, 7.0))
+    fits = [ct.morph(*maps, replace(options, symmetry=given)) for given in (Symmetry.named(name), None)]
     with_, without = (metrics.ca_displacement(fit.move(start), end)["rmsd"] for fit in fits)
     assert with_ < 1.02 * without and with_ < 1.5

@@ -16,7 +16,8 @@ from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import prepare, trajectory
 from cryotrans_jax.fit.better_start import misplaced_fraction
 from cryotrans_jax.fit.morph import morph
-from cryotrans_jax.fit.recipes import Schedule, default
+from cryotrans_jax.fit.options import Options, Resolutions, Waypoint
+from cryotrans_jax.fit.recipes import Paper, Schedule, default
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
@@ -141,9 +142,9 @@ def test_the_default_recipe_takes_more_steps_through_waypoints_and_time_as_an_in
 @pytest.fixture(scope="module")
 def bent(shifted, maps):
     """A short fit whose field depends on time, and its maps' first."""
-    waypoints = [(shifted(ALONG), 0.8), (shifted(ACROSS), 0.37)]
-    known = dict(initial_resolution=8.0, target_resolution=8.0, waypoint_resolution=8.0)
-    return morph(maps[0], maps[1], "paper", align="none", bin=4, schedule=SHORT, waypoints=waypoints, **known)
+    waypoints = [Waypoint(shifted(ALONG), 0.8, 8.0), Waypoint(shifted(ACROSS), 0.37, 8.0)]
+    options = Options(Paper(4, SHORT), align="none", resolutions=Resolutions(8.0, 8.0))
+    return morph(maps[0], maps[1], options, waypoints=waypoints)
 
 
 def test_waypoints_are_taken_by_rising_time(bent):
@@ -198,4 +199,4 @@ def test_waypoints_that_cannot_be_are_refused(shifted, maps):
         (maps[1], [(away, 0.5)], "mass lies in the initial map's box"),
     ):
         with pytest.raises(InputError, match=sentence):
-            morph(maps[0], targets, align="none", waypoints=waypoints)
+            morph(maps[0], targets, Options(align="none"), waypoints=[Waypoint(*each) for each in waypoints])

@@ -156,18 +156,17 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
 def fit_rare(common: Class, rare: Class):
     """Fit the common conformation's map to the rare one's, cross-validated by its half-maps."""
     from cryotrans_jax.fit.morph import morph
+    from cryotrans_jax.fit.options import Options
     from cryotrans_jax.fit.progress import Progress
+    from cryotrans_jax.fit.recipes import Paper
 
+    recipe = Paper(FLAGS.bin) if FLAGS.recipe == "paper" else FLAGS.recipe
     with Progress() as progress:
         return morph(
             common.whole,
             rare.whole,
-            FLAGS.recipe,
-            align="none",
+            Options(recipe, seed=FLAGS.seed, steps=FLAGS.steps, align="none"),
             halves=rare.halves,
-            seed=FLAGS.seed,
-            steps=FLAGS.steps,
-            bin=FLAGS.bin,
             progress=progress,
         )
 
@@ -179,6 +178,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     from cryotrans_jax.io.maps import write_map
     from cryotrans_jax.scores import metrics
 
+    from .. import exchange
     from ..run_folder import write_json
 
     maps = {name: each.whole for name, each in classes.items()} | {"generated": fit.generated()}
@@ -193,14 +193,8 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     write_json(out_dir / "imbalance.json", {"settings": about, "rows": rows})
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
-    drawing = plots.named_drawing(lines)
-    files = {
-        "imbalance.md": table(rows).encode(),
-        "fsc.png": plots.png(drawing),
-        "fsc.svg": plots.svg(drawing).encode(),
-    }
-    for name, content in files.items():
-        write_file(out_dir / name, content)
+    exchange.write_drawing(out_dir, "fsc", plots.named_drawing(lines))
+    write_file(out_dir / "imbalance.md", table(rows))
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
     print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")

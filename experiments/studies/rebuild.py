@@ -47,12 +47,12 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError, write_file
     from cryotrans_jax.scores import metrics
 
-    from .. import run_folder
+    from .. import finished, run_folder
 
     run_dir = Path(FLAGS.run_dir)
     folder = run_dir / "rebuild"
-    saved = run_folder.read_config(run_dir)
-    run_folder.verify(run_dir, "generated.mrc")
+    saved = finished.read_config(run_dir)
+    finished.verify(run_dir, "generated.mrc")
     reference = load_reference(saved)
     if FLAGS.rebuilt:
         if (folder / "coverage.json").exists() and not FLAGS.overwrite:

@@ -126,14 +126,14 @@ def find_model(name: str | None) -> Path:
     """
     from cryotrans_jax.io.files import InputError
 
-    from .. import archives, find
+    from .. import archives, find, settings
 
     if not name:
         raise InputError("one model is given and not the other: give --initial and --target, or neither")
     path = find.find(name, FLAGS.data_dir) or find.find_model(name, FLAGS.data_dir)
     if path is None and FLAGS.fetch:
         Path(FLAGS.data_dir).mkdir(parents=True, exist_ok=True)
-        (path,) = archives.fetch(name, archives.of(FLAGS), Path(FLAGS.data_dir), ("map",))
+        (path,) = archives.fetch(name, settings.archives(), Path(FLAGS.data_dir), ("map",))
     if path is None:
         raise InputError(
             f"no model {name} here or in {FLAGS.data_dir}: give the path of a file, or for an entry --fetch"
@@ -149,9 +149,9 @@ def fits(case):
     from dataclasses import replace
 
     from .. import results
-    from . import validate
+    from ..settings import FitSettings, from_flags
 
-    settings = validate.rule_settings(FLAGS.recipe, FLAGS.seed, FLAGS.steps, FLAGS.bin)
+    settings = from_flags(FitSettings)
     numbers = range(len(case.targets))
     if FLAGS.recipe == "default":
         whole = results.fit_case(case, settings)
@@ -213,9 +213,8 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     )
     text += f"{2 * FLAGS.voxel_size:.2f} Å is the limit of the voxels; targets have no noise. "
     text += "The published figures are of four other pairs together (see experiments.reproduce --list).\n"
-    contents = {"study.svg": plots.svg(drawing), "study.png": plots.png(drawing), "study.md": text}
-    for name, content in contents.items():
-        write_file(out_dir / name, content)
+    exchange.write_drawing(out_dir, "study", drawing)
+    write_file(out_dir / "study.md", text)
     run_folder.write_rows(out_dir / "study.csv", rows)
     run_folder.write_json(out_dir / "study.json", rows)
     exchange.write_fsc(out_dir, curves)

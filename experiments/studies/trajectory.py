@@ -38,13 +38,11 @@ def main() -> None:
     """Print the distances of the known frames, and write them into the run's folder."""
     import numpy as np
 
-    from cryotrans_jax import plots
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError, write_file
-    from cryotrans_jax.scores import metrics
+    from cryotrans_jax.io.files import InputError
 
-    from .. import run_folder
+    from .. import finished, run_folder
 
     folder = Path(FLAGS.run_dir)
     if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -57,33 +55,57 @@ def main() -> None:
     if len(path) < 3:
         raise InputError(f"--dynamics has {len(path)} frames: give a trajectory of three at least")
     line = path[0] + times[:, None, None] * (path[-1] - path[0])
-    rows, ways = [{"frame": len(path) - 1 - k if turned else k} for k in range(len(path))], {}
-    for name, frames in (("run", run_folder.load_fit(folder).carry(start, times)), ("straight", line)):
-        match, error = metrics.match_path(frames, path)
-        ways[name] = times[match], error
-        for row, t, far in zip(rows, times[match], error, strict=True):
-            row |= {f"{name}_time": float(t), f"{name}_rmsd": float(far)}
-    found = {
-        f"{name}_{key}": value
-        for name, (_, error) in ways.items()
-        for key, value in (("mean", float(error.mean())), ("max", float(error.max())), ("end", float(error[-1])))
-    }
-    found |= {"atoms": len(start), "frames": len(path), "reversed": turned}
-    along = np.linspace(0, 1, len(path))
-    panels = {
-        "RMSD of CA atoms to the frame matched [Å]": {name: (along, error) for name, (_, error) in ways.items()},
-        "pseudo-time matched": {name: (along, matched) for name, (matched, _) in ways.items()},
-    }
-    drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
+    frames = {"run": finished.load_fit(folder).carry(start, times), "straight": line}
+    ways = {name: match(each, path, times) for name, each in frames.items()}
+    about = {"atoms": len(start), "frames": len(path), "reversed": turned}
     with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
-        run_folder.write_rows(folder / "dynamics.csv", rows)
-        run_folder.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found)
-        for name, content in (("svg", plots.svg(drawing)), ("png", plots.png(drawing))):
-            write_file(folder / f"dynamics.{name}", content)
+        found = write(ways, about, folder)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
     print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
     for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
         print(f"{label:28s} " + " ".join(f"{found[f'{name}_{key}']:6.2f}" for key in ("mean", "max", "end")))
+
+
+def match(frames, path, times) -> tuple:
+    """Time and distance (Å) of the frame that matches each of a known path, in order."""
+    from cryotrans_jax.scores import metrics
+
+    matched, error = metrics.match_path(frames, path)
+    return times[matched], error
+
+
+def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
+    """Write table, scores and figure of ways along the known trajectory; return the scores.
+
+    Args:
+        ways: of "run" and "straight" the times and distances (Å) for each known frame.
+        about: the trajectory: numbers of its atoms and frames, and whether it is reversed.
+        folder: of the run.
+    """
+    import numpy as np
+
+    from cryotrans_jax import plots
+
+    from .. import exchange, run_folder
+
+    count = about["frames"]
+    rows = [{"frame": count - 1 - k if about["reversed"] else k} for k in range(count)]
+    found = {}
+    for name, (matched, error) in ways.items():
+        for row, time, far in zip(rows, matched, error, strict=True):
+            row |= {f"{name}_time": float(time), f"{name}_rmsd": float(far)}
+        found |= {f"{name}_mean": float(error.mean()), f"{name}_max": float(error.max())}
+        found[f"{name}_end"] = float(error[-1])
+    along = np.linspace(0, 1, count)
+    panels = {
+        "RMSD of CA atoms to the frame matched [Å]": {name: (along, error) for name, (_, error) in ways.items()},
+        "pseudo-time matched": {name: (along, matched) for name, (matched, _) in ways.items()},
+    }
+    run_folder.write_rows(folder / "dynamics.csv", rows)
+    run_folder.write_json(folder / "dynamics.json", {"dynamics": FLAGS.dynamics} | found | about)
+    drawing = plots.panels_drawing(panels, "time along the known trajectory", floor=0.0)
+    exchange.write_drawing(folder, "dynamics", drawing)
+    return found
 
 
 def carried_model(folder: Path):
@@ -95,9 +117,9 @@ def carried_model(folder: Path):
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
-    from .. import run_folder
+    from .. import finished
 
-    saved = run_folder.read_config(folder)
+    saved = finished.read_config(folder)
     name = saved["settings"].get("model")
     if not (FLAGS.model or name):
         raise InputError(f"the run in {folder} carried no model: name the initial state's model with --model")

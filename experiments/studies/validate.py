@@ -17,7 +17,6 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
@@ -170,11 +169,12 @@ def measure(
     from cryotrans_jax.io import memory
 
     from .. import results, score
+    from ..settings import FitSettings
 
     case = load_pair(Path(folder), resolution, back)
     case.targets = [add_noise(target, noise) for target in case.targets]
     name, _, bin_ = recipe.partition("/")
-    fit = results.fit_case(case, rule_settings(name, seed, steps, int(bin_ or 1)))
+    fit = results.fit_case(case, FitSettings(name, seed, steps, int(bin_ or 1)))
     generated = fit.generated()
     scores = score.score(fit, case, 0, generated)
     if not back:
@@ -188,12 +188,6 @@ def measure(
     }
     measured = {"seconds": time.perf_counter() - begin, "peak_mib": memory.peak() / 2**20}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
-
-
-def rule_settings(recipe: str, seed: int, steps: float, bin_: int = 1) -> SimpleNamespace:
-    """Settings of a fit whose thresholds are chosen by rule."""
-    none = dict.fromkeys(("initial_threshold", "target_threshold", "mass_kda"))
-    return SimpleNamespace(recipe=recipe, seed=seed, steps=steps, bin=bin_, **none)
 
 
 def add_noise(map_, signal_to_noise: float):

@@ -80,12 +80,12 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
 
     from .. import pairs, results
     from ..case import Waypoint
-    from . import validate
+    from ..settings import FitSettings
 
     case = pairs.load_pair(folder, resolution)
     path, known = path_with_waypoint(folder, case.model)
     waypoint = Waypoint("waypoint", simulate_inside(path[known], case, resolution), TIME, resolution)
-    settings = validate.rule_settings("default", seed, FLAGS.steps)
+    settings = FitSettings(seed=seed, steps=FLAGS.steps)
     times = trajectory.frame_times(FRAMES)
     moved = []
     for number, waypoints in enumerate(([], [waypoint])):

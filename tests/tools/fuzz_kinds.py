@@ -203,7 +203,8 @@ def record_seeds(data_dir: Path | None) -> list[bytes]:
 def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.io.files import InputError
-    from experiments import exchange, page, run_folder, story
+    from experiments import exchange, finished, run_folder
+    from experiments.pages import page, story
     from experiments.studies import benchmark
 
     path = folder / "config.json"
@@ -212,8 +213,8 @@ def read_records(folder: Path, data: bytes, random) -> None:
         with contextlib.suppress(InputError):
             use(path)
     run_folder.sign(folder)
-    config = run_folder.read_config(folder)
-    with run_folder.checked_records(folder):
+    config = finished.read_config(folder)
+    with finished.checked_records(folder):
         story.display_contours(config), story.target_name(config), story.find_unchanged(config, config["initial"])
         page.facts(config), page.settings(config)
 
@@ -280,11 +281,11 @@ def prepare_run(folder: Path, words: list[str]) -> None:
     """
     import shutil
 
-    from experiments import resume
+    from experiments import resume, settings
     from experiments import run as job
 
     def load() -> None:
-        job.load(folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
+        job.prepare(settings.inputs(), folder / "out", resume.Keeper(folder / "out", flags.FLAGS))
 
     (folder / "out").mkdir()
     try:

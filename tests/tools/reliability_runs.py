@@ -29,7 +29,7 @@ VOXEL, RESOLUTIONS = 3.0, (8.0, 10.0)  # Å, of the maps
 TIMEOUT = 1800  # s, after which a run counts as hanging
 LIMIT_FILE_SIZE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
 DROP_PRIVILEGES = (
-    "import os, experiments.inputs, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
+    "import os, experiments.load, experiments.resume; os.geteuid() or os.seteuid(65534)"  # not the superuser
 )
 NAN_PATCH = """
 import jax, numpy as np

@@ -15,8 +15,8 @@ from cryotrans_jax.fit import trajectory
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
-from . import run_folder
-from .case import frame_number
+from .. import finished
+from ..case import frame_number
 
 ROOM = 4.0  # Å around the mass in a picture
 REACH = 2 * trajectory.SKIN + CELL  # Å around the mass, beyond which frames have no density
@@ -70,7 +70,7 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in pick_evenly(run_frames(folder, count, initial, generated), FRAMES):
-        box = crop(run_folder.load_map(folder, name) if map_ is None else map_, low, high)
+        box = crop(finished.load_map(folder, name) if map_ is None else map_, low, high)
         size, origin, shape = coarse_grid(box, COLOURS)
         colours = Map(np.zeros(shape, np.float32), size, origin)
         displacement = displacement_map(moved.motion, moved.points, colours, time)
@@ -82,7 +82,7 @@ def run_frames(folder: Path, count: int, initial: Map, generated: Map) -> list[t
     """Names, times and maps of the frames in the folder and of both ends; the map is None for a file in the folder."""
     times = trajectory.frame_times(count).tolist()
     names = {time: f"frame_{frame_number(number, count)}.mrc" for number, time in enumerate(times)}
-    there = {time: (name, time, None) for time, name in names.items() if run_folder.has(folder, name)}
+    there = {time: (name, time, None) for time, name in names.items() if finished.has(folder, name)}
     ends = {0.0: ("the initial map", 0.0, initial), 1.0: ("generated.mrc", 1.0, generated)}
     return [entry for _, entry in sorted((ends | there).items())]
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from cryotrans_jax.io.maps import Map
 
+from ..log import commands_as_typed, score_rows
 from .cautions import Caution, chosen, target_index
 from .film import Frame
-from .log import commands_as_typed, score_rows
 
 ASSETS = Path(__file__).parent / "assets"
 LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour: the range in which the page's contours can be chosen

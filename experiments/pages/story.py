@@ -19,10 +19,11 @@ from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion, stretches
 from cryotrans_jax.scores import metrics
 
-from . import exchange, film, page, run_folder, score
+from .. import exchange, finished, run_folder, score
+from ..masks import masks_used, read_as_used
+from . import film, page
 from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
-from .masks import masks_used, read_as_used
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
 STILLS = 5  # pictures on the page at most
@@ -37,6 +38,8 @@ class Story:
 
     Attributes:
         folder: of its results.
+        config: config.json.
+        scores: metrics.json.
         fit: of this target.
         initial: the part of the initial map that is carried, as in the frame at time 0.
         generated: the generated map.
@@ -46,6 +49,8 @@ class Story:
     """
 
     folder: Path
+    config: dict
+    scores: dict
     fit: Fit
     initial: Map
     generated: Map
@@ -76,10 +81,9 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
     """Write the files for other programs and, if `whole`, the report and its pictures.
 
     Returns:
-        The warnings, which are written to metrics.json as well.
+        The warnings, which are added to the scores in metrics.json.
     """
-    config, scores = run_folder.read_config(story.folder), run_folder.read_scores(story.folder)
-    moved = motion_of(story)
+    config, moved = story.config, motion_of(story)
     write_map(story.folder / "displacement.mrc", displacement_map(moved.motion, moved.points, story.generated))
     if story.model is not None:
         end = story.fit.move(story.model)
@@ -88,42 +92,39 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
     write_scripts(story.folder, config, moved.top)
-    views = make_views(story, config, moved) if whole else None
-    found = cautions(config, scores, measure(story, moved, views, scores))
-    scores["warnings"] = warnings(found)
-    run_folder.write_json(story.folder / "metrics.json", scores)
-    if whole:
-        write_report(story, config, scores, moved, views, found)
-    return scores["warnings"]
+    views = make_views(story, moved) if whole else None
+    found = cautions(config, story.scores, measure(story, moved, views))
+    run_folder.write_json(story.folder / "metrics.json", story.scores | {"warnings": warnings(found)})
+    if views is not None:
+        write_report(story, moved, views, found)
+    return warnings(found)
 
 
-def write_report(
-    story: Story, config: dict, scores: dict, moved: CarriedMass, views: Views, found: Sequence[Caution]
-) -> None:
+def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Caution]) -> None:
     """Write report.html, and its pictures as files."""
-    folder = story.folder
+    folder, config = story.folder, story.config
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
-    if (story.folder / "loss.csv").is_file():
-        drawings["loss"] = plots.loss_drawing(read_losses(story.folder / "loss.csv"))
+    if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
+        drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
     for name, drawing in drawings.items():
-        write_file(folder / f"{name}.svg", plots.svg(drawing))
-        write_file(folder / f"{name}.png", plots.png(drawing))
+        exchange.write_drawing(folder, name, drawing)
+    # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     pictures = film.draw_pictures(frames, display_contours(config)["initial"], moved)
     write_file(folder / "morph.gif", plots.animation(pictures))
     stills = film.pick_evenly([*zip(frames, pictures, strict=True)], STILLS)
     text = page.build(
         config=config,
-        scores=scores,
+        scores=story.scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
         data=page_data(config, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
-    write_file(story.folder / "report.html", text)
+    write_file(folder / "report.html", text)
 
 
 def motion_of(story: Story) -> CarriedMass:
@@ -135,16 +136,15 @@ def motion_of(story: Story) -> CarriedMass:
     return CarriedMass(points, rho, motion, float(np.ceil(far / unit) * unit))
 
 
-def measure(story: Story, moved: CarriedMass, views: Views | None, scores: dict) -> Measured:
+def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
     """Measure what `cautions` needs besides the scores, and write folded.mrc if the flow folds.
 
     Args:
         story: the finished run.
         moved: the motion of its mass.
-        views: whose correlations are of the molecule; without them those in `scores` are taken, of the whole box.
-        scores: metrics.json.
+        views: whose correlations are of the molecule; without them those in the scores are taken, of the whole box.
     """
-    whole_box = tuple(scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
+    whole_box = tuple(story.scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
     factors, rho = stretches(moved.motion, moved.points), moved.rho
     torn = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
     mass = np.maximum(story.generated.density, 0)
@@ -186,8 +186,9 @@ def fraction_folded(story: Story, moved: CarriedMass) -> float:
     return float(rho[wrong].sum() / rho.sum())
 
 
-def make_views(story: Story, config: dict, moved: CarriedMass) -> Views:
+def make_views(story: Story, moved: CarriedMass) -> Views:
     """Crop the maps to the mass on its whole way and to the target, and compare them."""
+    config = story.config
     places = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
     if story.target is not None:
         places.append(mass_points(story.target, config["chosen"]["targets"][target_index(config)]["threshold"])[0])
@@ -286,19 +287,19 @@ def read_story(run_dir: Path, initial: str | None = None, target: str | None = N
     Raises:
         InputError: the folder is damaged or incomplete, or a path that is given is not of the run's map.
     """
-    config, scores = run_folder.read_config(run_dir), run_folder.read_scores(run_dir)
-    fit, generated = run_folder.load_fit(run_dir), run_folder.load_map(run_dir, "generated.mrc")
+    config, scores = finished.read_config(run_dir), finished.read_scores(run_dir)
+    fit, generated = finished.load_fit(run_dir), finished.load_map(run_dir, "generated.mrc")
     start, goal = read_first_frame(run_dir, config, fit, initial), read_target(config, scores, generated, target)
-    if run_folder.has(run_dir, "loss.csv"):
-        run_folder.verify(run_dir, "loss.csv")
-    if run_folder.has(run_dir, "fsc.csv"):
-        curves = exchange.read_fsc(run_folder.verify(run_dir, "fsc.csv"))
+    if finished.has(run_dir, "loss.csv"):
+        finished.verify(run_dir, "loss.csv")
+    if finished.has(run_dir, "fsc.csv"):
+        curves = exchange.read_fsc(finished.verify(run_dir, "fsc.csv"))
     else:
         curves = score.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
     first = config["settings"]["frames"] > 1  # a single frame is the last one
-    whole = first and run_folder.has(run_dir, "model_00.cif")
-    model = atoms.read_model(run_folder.verify(run_dir, "model_00.cif")) if whole else None
-    return Story(run_dir, fit, start, generated, goal, curves, model)
+    whole = first and finished.has(run_dir, "model_00.cif")
+    model = atoms.read_model(finished.verify(run_dir, "model_00.cif")) if whole else None
+    return Story(run_dir, config, scores, fit, start, generated, goal, curves, model)
 
 
 def find_unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
@@ -323,9 +324,9 @@ def find_unchanged(config: dict, name: str | None, path: str | None = None) -> P
 
 def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
     """The initial map as carried: the frame at time 0, or without one computed from the map itself."""
-    frames = (run_folder.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
+    frames = (finished.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
     if not given and all(frames):  # a single frame is the last one
-        return run_folder.load_map(run_dir, "frame_00.mrc")
+        return finished.load_map(run_dir, "frame_00.mrc")
     path = find_unchanged(config, config["initial"], given)
     if path is None:
         raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
@@ -366,5 +367,6 @@ def read_reference(config: dict, generated: Map) -> Map | None:
     path = find_unchanged(config, names[target_index(config)] if len(names) > 1 else names[0])
     if path is None:
         return None
-    reference = score.load_reference(path, generated, target_pose(config), config["settings"])
+    size, whole = (config["settings"].get(name) for name in ("target_voxel_size", "all_models"))
+    reference = score.load_reference(path, generated, target_pose(config), size, bool(whole))
     return score.reference_map(reference, generated, config["resolutions"]["initial"])

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from cryotrans_jax.density.checks import BLURRIER
 
-from .masks import protein_in
-from .prechecks import threshold_doubts
+from ..masks import protein_in
+from ..prechecks import threshold_doubts
 
 MASS = 0.10  # fraction of the mass; larger gains or losses are reported
 STRETCH = 1.25  # torn: stretched by more, or compressed to less than the inverse
@@ -61,7 +61,8 @@ def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
         *input_cautions(config),
         *threshold_cautions(config),
         *micelle_cautions(config),
-        *fit_cautions(scores, measured),
+        *score_cautions(scores),
+        *flow_cautions(scores, measured),
         *target_cautions(config, measured),
         *settings_cautions(config, scores),
     ]
@@ -102,8 +103,8 @@ def micelle_cautions(config: dict) -> Iterator[Caution]:
         )
 
 
-def fit_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
-    """Cautions about the generated map and the flow."""
+def score_cautions(scores: dict) -> Iterator[Caution]:
+    """Warnings of the generated map, by its scores."""
     before, after = (scores[f"correlation_with_target_{when}"] for when in ("before", "after"))
     if not after > before:  # also if one is nan
         yield Caution(
@@ -128,6 +129,10 @@ def fit_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
             "Density is compressed where mass is lost, and stretched where it is gained: trust those places less. "
             "(Frames keep the height of peaks; --render=splat keeps the mass.)",
         )
+
+
+def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
+    """Cautions about the flow and the places to which it carries mass."""
     if measured.torn > TORN:
         yield Caution(
             True,

@@ -1,0 +1,116 @@
+"""Frames of a fit as maps: in the initial map's frame, in that of the target's file, and as the biological assembly."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+
+from cryotrans_jax.density.align import resampled
+from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.io.files import whole_file
+from cryotrans_jax.io.maps import Map, read_map, write_map
+
+from .case import Case, frame_number
+from .run_folder import FRAMES, result_files
+from .settings import OutputSettings
+
+
+class Place(NamedTuple):
+    """A folder for frames, and how maps and models are moved before they are written there.
+
+    Attributes:
+        folder: the folder, which exists.
+        map: moves a map; None leaves maps out.
+        model: moves a model.
+    """
+
+    folder: Path
+    map: Callable[[Map], Map] | None = lambda map_: map_
+    model: Callable[[gemmi.Structure], gemmi.Structure] = lambda model: model
+
+
+def target_frame(case: Case, number: int, folder: Path) -> Place:
+    """Make the folder target_frame, for results in the frame of the target's file.
+
+    Maps there are on the grid of the target's file, with its voxels or, where these are finer, the initial map's.
+    """
+    back = case.alignments[number].transform.inverse
+    target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
+    shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
+    grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
+    (folder / "target_frame").mkdir(exist_ok=True)
+    return Place(folder / "target_frame", lambda map_: resampled(map_, grid, back), back.move)
+
+
+def assembly(symmetry: Symmetry, folder: Path) -> Place:
+    """Make the folder assembly, for models that are repeated; for its maps, all frames are needed first."""
+    (folder / "assembly").mkdir(exist_ok=True)
+    return Place(folder / "assembly", None, symmetry.copy_model)
+
+
+def write_all_frames(
+    fit: Fit, case: Case, number: int, settings: OutputSettings, folder: Path
+) -> tuple[Map, list[Place]]:
+    """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
+
+    Args:
+        fit: of the target.
+        case: the inputs.
+        number: of the target in the case.
+        settings: of the output.
+        folder: of the target.
+
+    Returns:
+        The last frame, and the places for the frames of a model.
+    """
+    places = [Place(folder)]
+    if case.boxes and settings.frame == "target":
+        places.append(target_frame(case, number, folder))
+    last = write_frames(fit, settings.frames, settings.render, places)
+    if case.repeated is not None:
+        places.append(assembly(case.repeated, folder))
+        write_assembly_maps(case.repeated, folder)
+    return last, places
+
+
+def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) -> Map:
+    """Write all frames and the generated map of a fit of one target.
+
+    Args:
+        fit: of the target.
+        frames: their number.
+        render: how they are made, as for `Fit.frames`.
+        places: where to write them.
+
+    Returns:
+        The last frame, in the initial map's frame.
+    """
+    for number, frame in enumerate(fit.frames(frames, render=render)):
+        for folder, moved, _ in places:
+            if moved is not None:
+                write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))
+    for folder, moved, _ in places:
+        if moved is not None:
+            copy_file(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", folder / "generated.mrc")
+    return frame
+
+
+def write_assembly_maps(symmetry: Symmetry, folder: Path) -> None:
+    """Write the maps in a folder to its folder assembly, repeated, on a grid that holds the copies of all of them.
+
+    They are read from their files, twice, as memory may not hold all of them.
+    """
+    maps = [path for path in result_files(folder, FRAMES) if path.suffix == ".mrc"]
+    room = symmetry.enclosing_grid(map(read_map, maps))
+    for path in maps:
+        write_map(folder / "assembly" / path.name, symmetry.copy_map(read_map(path), room))
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a file atomically."""
+    with whole_file(destination) as temporary:
+        shutil.copyfile(source, temporary)

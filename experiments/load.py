@@ -1,0 +1,247 @@
+"""Load the case that the flags describe: its maps, superposed on the initial one, with models and references."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import jax
+
+from cryotrans_jax.density import align, contour, mask, thresholds
+from cryotrans_jax.density.transform import IDENTITY, resampled
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, read_map, same_grid
+
+from . import archives, log, prechecks
+from .case import Case, Doubt, Waypoint, grid_of
+from .find import base_model, existing_file, find, one_for_each, other_half_map, resolution_of, unique_stems
+from .inputs import check_inside, load_maps
+from .masks import mask_all, masked, protein_in, without_micelles
+from .parse import parse_waypoints
+from .score import load_reference
+from .settings import LISTED_BY_TARGET, InputSettings
+
+POOR = 0.25  # correlation at high resolution of a wrong pose, or a wrong hand; two states of a molecule fit better
+INSIDE = 0.98  # of a target's mass: with less of it in the initial map's box the user is warned
+
+
+def load_case(settings: InputSettings, out_dir: Path) -> Case:
+    """Load the case that the settings describe.
+
+    Args:
+        settings: of the inputs.
+        out_dir: the run's folder; maps that are simulated and masks go to its folder inputs.
+
+    Raises:
+        InputError: an input is missing or cannot be used.
+    """
+    if not settings.target:
+        raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
+    waypoints, count = parse_waypoints(settings.waypoint), len(settings.target)
+    names = [settings.initial_name, *settings.target, *(name for name, _ in waypoints)]
+    if settings.archives is not None:
+        fetch_missing(settings, settings.archives, names)
+    resolutions = known_resolutions(settings, names)
+    maps, model, files, doubts = read_inputs(settings, names, resolutions, out_dir)
+    references, halves = one_for_each(settings.reference, count, "references"), half_map_files(settings)
+    files |= {name: existing_file(name, settings.data_dir) for name in settings.reference}
+    boxes = [grid_of(map_) for map_ in maps[1:]]
+    maps[1:], alignments = superposed(settings, names, maps, files, out_dir)
+    reading, last = (settings.target_voxel_size, settings.all_models), 1 + count  # waypoints follow
+    return Case(
+        initial=maps[0],
+        targets=maps[1:last],
+        files=files | {str(path): path for pair in halves for path in pair},
+        target_names=unique_stems(settings.target),
+        initial_resolution=resolutions[0],
+        target_resolutions=resolutions[1:last],
+        model=model,
+        references=[
+            load_reference(files[name], maps[0], found.transform, *reading) if name else None
+            for name, found in zip(references, alignments, strict=False)
+        ],
+        waypoints=[
+            Waypoint(name, map_, time, resolution)
+            for (name, time), map_, resolution in zip(waypoints, maps[last:], resolutions[last:], strict=True)
+        ],
+        halves=[
+            tuple(load_half_map(maps[0], path, found, files.get(protein_in(name)), settings) for path in pair)
+            for pair, found, name in zip(halves, alignments, settings.target, strict=False)
+        ],
+        alignments=alignments[:count],
+        boxes=boxes[:count],
+        doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
+    )
+
+
+def fetch_missing(settings: InputSettings, source: archives.Archives, maps: Sequence[str]) -> None:
+    """Fetch into the data folder the entries of public archives that are named and that are not there."""
+    others = [settings.model, settings.mask, *settings.reference, *settings.target_mask]
+    missing = [name for name in (*maps, *filter(None, others)) if find(name, settings.data_dir) is None]
+    for entry, parts in archives.wanted(missing):
+        Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
+        archives.fetch(entry, source, Path(settings.data_dir), parts)
+
+
+def known_resolutions(settings: InputSettings, names: Sequence[str]) -> list[float | None]:
+    """Resolutions (Å) of the maps of these names, given or recorded; None where unknown. The initial map is first."""
+    initial, *others = (resolution_of(name, settings.data_dir) for name in names)
+    initial = settings.initial_resolution or initial
+    if settings.target_resolution and not initial:
+        raise InputError("--target_resolution is given without --initial_resolution: give both, or neither")
+    return [initial, *(settings.target_resolution or resolution for resolution in others)]
+
+
+def read_inputs(
+    settings: InputSettings, names: Sequence[str], resolutions: Sequence[float | None], out_dir: Path
+) -> tuple[list[Map], gemmi.Structure | None, dict[str, Path], list[Doubt]]:
+    """Read and check the maps of these names, the initial one first, and the model; apply masks and remove micelles.
+
+    Returns:
+        The maps, the model, the files with those of masks by name, and warnings.
+    """
+    targets = len(names) - 1  # with waypoints
+    sizes = [settings.voxel_size] + [settings.target_voxel_size] * targets
+    maps, files = load_maps(names, settings.data_dir, out_dir, sizes, settings.all_models)
+    prechecks.check_resolutions(names, maps, resolutions, settings.resolutions_given)
+    maps, doubts = prechecks.sound(prechecks.initial_first(names, maps), settings.invert)
+    prechecks.check_mass(settings.mass_kda, maps[0])
+    maps, masks = mask_all(settings, maps)
+    files, model = files | masks, None
+    if settings.model:
+        files[settings.model] = existing_file(settings.model, settings.data_dir)
+        model = atoms.read_model(files[settings.model], settings.all_models)
+        check_inside(model, maps[0].density.shape, maps[0].voxel_size, maps[0].origin, settings.model)
+    if settings.micelle == "auto":
+        has_mask = [bool(settings.mask)] + [bool(settings.target_mask)] * targets
+        maps, masks = without_micelles(names, maps, resolutions, has_mask, model, out_dir)
+        files |= masks
+    return maps, model, files, doubts
+
+
+def superposed(
+    settings: InputSettings, names: Sequence[str], maps: Sequence[Map], files: Mapping[str, Path], out_dir: Path
+) -> tuple[list[Map], list[align.Alignment]]:
+    """Superpose all maps but the first on that one, resampled on its grid, and say how.
+
+    Those that were simulated from models that had been superposed, and all with --align=none, keep their place.
+    """
+    modelled = base_model(names[0], settings.data_dir) is not None
+    found = []
+    for name, map_ in zip(names[1:], maps[1:], strict=True):
+        there = modelled and files[name].parent == out_dir / "inputs"
+        found.append(
+            align.onto(
+                maps[0],
+                map_,
+                "none" if there else settings.align,
+                check_hand=settings.check_hand,
+                initial_threshold=settings.initial_threshold,
+                target_threshold=settings.target_threshold,
+            )
+        )
+    for name, (_, alignment) in zip(names[1:], found, strict=True):
+        log_alignment(files[name], alignment)
+    return [map_ for map_, _ in found], [alignment for _, alignment in found]
+
+
+def log_alignment(path: Path, found: align.Alignment) -> None:
+    """Print, once for all processes, how a target was superposed, and warn of what is doubtful about it."""
+    if jax.process_index():
+        return
+    agreement = found.agreement
+    log.alignment(path.name, found.status, agreement and agreement.overlap, agreement and agreement.resolutions[0])
+    if agreement and found.transform is not IDENTITY:
+        log.alignment_motion(found.transform.angle, found.moved, agreement.overlap_before)
+    if agreement and agreement.best is not None and agreement.best < POOR:
+        log.alignment_poor(path.name, agreement.best, agreement.resolutions[1])
+    if found.inside is not None and found.inside < INSIDE:
+        log.mass_outside_box(path.name, found.inside)
+    if agreement and agreement.mirrored is not None:
+        log.hand(path.name, agreement.wrong_hand, agreement.mirrored, agreement.best)
+
+
+def half_map_files(settings: InputSettings) -> list[tuple[Path, Path]]:
+    """Files of the half-maps of each target; none if no half-maps are given.
+
+    Where only the first half-maps are given, the second ones are found by name.
+    """
+    first, second = settings.target_half1, settings.target_half2
+    if second and not first:
+        raise InputError("--target_half2 is given without --target_half1: name the first half-map as well")
+    ones = [existing_file(name, settings.data_dir) for name in first]
+    others = [existing_file(name, settings.data_dir) for name in second] or [other_half_map(path) for path in ones]
+    if len(ones) != len(others) or len(ones) not in (0, count := len(settings.target)):
+        raise InputError(f"{len(ones)} first and {len(others)} second half-maps for {count} targets: give two for each")
+    return [*zip(ones, others, strict=True)]
+
+
+def load_half_map(
+    initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings: InputSettings
+) -> Map:
+    """Read a half-map and resample it on the initial map's grid.
+
+    Args:
+        initial: the initial map.
+        path: the half-map's file; the map is negated if targets are.
+        found: how its target was superposed on the initial map.
+        protein: mask that removed the target's micelle, applied to half-maps on the target's grid; None without one.
+        settings: of the inputs.
+    """
+    half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
+    kept = protein and read_map(protein)
+    if kept is not None and same_grid(half, kept) is None:
+        half = mask.masked(half, kept, str(protein))
+    return resampled(half, initial, found.transform)
+
+
+def without_unusable_targets(settings: InputSettings) -> tuple[InputSettings, dict[str, str]]:
+    """Leave out targets that cannot be used, if others can, so that one bad map stops no run.
+
+    A name without a file is not left out: it is a mistake that the user can correct.
+
+    Returns:
+        The settings with the other targets, and why targets were left out, by the names of their folders.
+    """
+    names = settings.target
+    faults = [fault_of_target(settings, number) for number in range(len(names))] if len(names) > 1 else []
+    if all(faults) or not any(faults):
+        return settings, {}
+    failed = {stem: fault for stem, fault in zip(unique_stems(names), faults, strict=True) if fault}
+    for name, fault in zip(names, faults, strict=True):
+        if fault:
+            log.target_skipped(name, fault)
+    kept = [number for number, fault in enumerate(faults) if not fault]
+    lists = {key: getattr(settings, key) for key in LISTED_BY_TARGET}
+    fewer = {key: [each[number] for number in kept] for key, each in lists.items() if len(each) == len(names)}
+    return replace(settings, **fewer), failed
+
+
+def fault_of_target(settings: InputSettings, number: int) -> str:
+    """Why the target of this number cannot be used; "" if it can, or if there is no such file."""
+    path, size = find(settings.target[number], settings.data_dir), settings.target_voxel_size
+    if path is None:
+        return ""
+    try:
+        name = one_for_each(settings.target_mask, len(settings.target), "target masks")[number]
+        (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
+        map_ = masked(map_, name and find(name, settings.data_dir), settings.mask_radius, size)
+        thresholds.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def contours(case: Case, settings: InputSettings) -> list[dict]:
+    """Display contours of the initial map and of each target, as from `contour.describe`."""
+    levels = [settings.initial_threshold] + [settings.target_threshold] * len(case.targets)
+    resolutions = [case.initial_resolution, *case.target_resolutions]
+    names = case.files if settings.built_in else [settings.initial_name, *settings.target]
+    files = [case.files[name] for name in names]  # those of the maps come first
+    each = zip([case.initial, *case.targets], files, resolutions, levels, strict=False)
+    known = dict(mass_kda=settings.mass_kda, model=case.model)
+    return [
+        contour.describe(map_, resolution, given=level, deposited=archives.contour(path), **known)
+        for map_, path, resolution, level in each
+    ]
