@@ -8,7 +8,7 @@ x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the u
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,7 @@ def interpolate_path(
     return visited[whole] + fraction * (visited[min(whole + 1, steps)] - visited[whole])
 
 
+@runtime_checkable
 class Motion(Protocol):
     """How points move, given parameters: by the flow of one velocity field, or by a motion that wraps others."""
 

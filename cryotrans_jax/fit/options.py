@@ -90,7 +90,7 @@ class Options:
     thresholds: Thresholds = Thresholds()
     resolutions: Resolutions = Resolutions()
     parts: Partition | str | None = "auto"
-    part_rigidity: tuple[float, ...] = ()
+    part_rigidity: Sequence[float] = ()
     symmetry: Symmetry | str | None = None
 
     @property

@@ -1,7 +1,7 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -145,6 +145,7 @@ def power_of_two(wanted: float) -> int:
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """A function that makes the configuration of a fit for a prepared problem; `options` are `fit.options.Options`."""
 
