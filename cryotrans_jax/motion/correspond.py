@@ -47,7 +47,7 @@ class Cloud(NamedTuple):
 
 
 def ends(
-    problem: Problem, target: int, x: Float[Array, "points 3"]
+    problem: Problem, target: int, x: Float[Array | np.ndarray, "points 3"]
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
     """Find where points of the initial map belong in a target.
 
