@@ -487,10 +487,13 @@ def setting_rows(
     system: System, resolution: float | None, config: dict, scores: dict, seconds: float, out_dir: Path
 ) -> list[dict]:
     """Rows of the settings of the fit, here and in the paper."""
+    from cryotrans_jax.fit.record import from_plain
+
     from . import run_folder
 
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
-    made = [(s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"]]
+    used = from_plain(config["recipe"])
+    made = [(stage.label, stage.steps, stage.learning_rate) for stage in used.stages]
     map_ = run_folder.load_map(out_dir, "generated.mrc")
     known = [system.initial.resolution, resolution or system.target.resolution]
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
@@ -507,7 +510,7 @@ def setting_rows(
         ),
         row(
             "width of the network",
-            ours=config["recipe"]["width"],
+            ours=used.field.network.width,
             published=systems.format_published(recipe and recipe.width),
         ),
         row(
