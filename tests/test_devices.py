@@ -18,8 +18,8 @@ from cryotrans_jax.io.files import InputError
 PROGRAM = """
 import jax, numpy as np
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.morph import morph
-from cryotrans_jax.fit.train import DeviceLayout
 from cryotrans_jax.fit.trajectory import move
 
 x = np.stack(np.meshgrid(*map(np.arange, (24, 20, 28)), indexing="ij"), -1)
@@ -33,7 +33,7 @@ many = morph(start, ends, "paper", align="none", bin=2, steps=0.01)
 assert many.params["params"]["Dense_0"]["kernel"].shape[0] == 3
 xyz = np.argwhere(start.density > 0.3) * 2.0
 for k in range(3):
-    here, there = (move(f.config, f.target_params(k), f.frame, xyz, [1.0])[0] for f in (one, many))
+    here, there = (move(f.field, f.target_params(k), f.frame, xyz, [1.0])[0] for f in (one, many))
     moved = np.abs(here - xyz).max()
     assert moved > 0.1, moved
     assert np.abs(here - there).max() < 2e-3 * moved, (k, np.abs(here - there).max(), moved)

@@ -80,7 +80,7 @@ def test_type_checkers_know_what_comes_back(tmp_path):
 def one_stage(monkeypatch):
     """The default recipe cut down to one stage of a few steps."""
     default = recipes.default
-    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[1:2], rival=None))
+    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.stages[1:2]))
 
 
 def test_paths_are_as_good_as_maps(fit, maps, tmp_path):

@@ -1,7 +1,9 @@
 """Write a fit's settings as plain JSON values and read them back: schedule, network, supervision, and all within."""
 
+import contextlib
 import dataclasses
 import importlib
+import sys
 from typing import Any
 
 from flax import linen
@@ -33,7 +35,7 @@ def from_plain(plain: Any) -> Any:
         return tuple(from_plain(each) for each in plain)
     if not isinstance(plain, dict):
         return plain
-    kind = find_kind(plain.get(KIND, ""))
+    kind = find_kind(plain.get(KIND))
     values = {name: from_plain(value) for name, value in plain.items() if name != KIND}
     try:
         return kind(**values)
@@ -47,13 +49,22 @@ def kind_of(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}" if inside == kind.__module__ else f"{inside}.{kind.__qualname__}"
 
 
-def find_kind(name: str) -> type:
-    """The class of this name from `kind_of`; raise InputError if there is none."""
-    module, _, own = name.rpartition(":") if ":" in name else (f"cryotrans_jax.{name}").rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), own)
-    except (ImportError, AttributeError, ValueError):
-        kind = None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise InputError(f'{name!r} names no settings: expected {{"{KIND}": "fit.stage.Stage", ...}} or the like')
-    return kind
+def find_kind(name: Any) -> type:
+    """The class of this name from `kind_of`.
+
+    Modules outside the package are not imported here, because a file by a stranger may name any.
+
+    Raises:
+        InputError: there is no such class of settings.
+    """
+    module, _, own = str(name).partition(":")
+    if not own:
+        module, _, own = f"cryotrans_jax.{name}".rpartition(".")
+        with contextlib.suppress(ImportError, ValueError):
+            importlib.import_module(module)
+    kind = getattr(sys.modules.get(module), own, None)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return kind
+    raise InputError(
+        f"{name!r} names no settings: expected a class such as fit.stage.Stage, or module:Name of an imported module"
+    )
