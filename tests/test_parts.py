@@ -15,11 +15,11 @@ from cryotrans_jax.core.train import carry, objective
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation, thresholds
 from cryotrans_jax.fit import prepare, trajectory
+from cryotrans_jax.fit.bodies import FindRigidBodies
 from cryotrans_jax.fit.levels import Sampling, make_levels
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.options import Options, Resolutions
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.fit.rigid_bodies import FindRigidBodies
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import divide_state, initial_state

@@ -7,8 +7,8 @@ import pytest
 
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.better_start import KeepBetterStart
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
-from cryotrans_jax.fit.rigid_bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Action, Stage, stage_inputs
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.io.maps import Map

@@ -10,8 +10,9 @@ import pytest
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit import supervise
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.morph import morph, resumed
-from cryotrans_jax.fit.rigid_bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.options import Options, Resolutions, Running
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Config, Stage, Supervision
@@ -21,7 +22,7 @@ from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
 
-HOW = dict(steps=0.1, initial_resolution=8.0, target_resolution=8.0, seed=2)
+HOW = Options(steps=0.1, resolutions=Resolutions(8.0, 8.0), seed=2)
 
 
 def same(a, b):
@@ -51,7 +52,7 @@ def stages_before(action, config):
 def course(maps, request):
     """A fit of one target, or two, by the default recipe, all its snapshots, and the targets."""
     seen, targets = [], maps[1 : 1 + request.param]
-    return morph(maps[0], targets, **HOW, on_snapshot=seen.append), seen, targets
+    return morph(maps[0], targets, HOW, running=Running(on_snapshot=seen.append)), seen, targets
 
 
 def test_snapshots_tell_the_whole_course(course):
@@ -81,7 +82,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     assert told == {"told": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
-    assert same_fit(morph(maps[0], targets, **HOW, resume_from=found), fit)
+    assert same_fit(morph(maps[0], targets, HOW, running=Running(resume_from=found)), fit)
 
 
 @pytest.mark.slow
@@ -200,7 +201,7 @@ def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
     said = []
     poisoned(monkeypatch, 0, 10**6)
     with pytest.raises(InputError, match="fit went wrong"):
-        morph(maps[0], maps[1], **HOW, on_setback=lambda *what: said.append(what))
+        morph(maps[0], maps[1], HOW, running=Running(on_setback=lambda *what: said.append(what)))
     assert len(said) == RESTARTS + 1
     with pytest.warns(UserWarning, match="target 3: the target is given up"):
         warn_of_setback(2, "the target is given up")

@@ -14,11 +14,11 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.bodies import divide_into_parts, replicate_fields
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
 from cryotrans_jax.fit.result import Fit, read_repaired
-from cryotrans_jax.fit.rigid_bodies import divide_into_parts, replicate_fields
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Action, Config

@@ -9,7 +9,7 @@ from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.better_start import KeepBetterStart
-from cryotrans_jax.fit.rigid_bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
