@@ -136,7 +136,7 @@ class Matched(OnGrid):
     power: Leaf
     blur: Leaf
     nearby: Leaf
-    lighten: tuple[float, float] = struct.field(pytree_node=False, default=(0.0, 0.0))
+    lighten: Leaf = (0.0, 0.0)
 
     def carried_map(self, carried: Carried) -> Volume:
         """Mass of the carried points on the grid, at the target's resolution."""

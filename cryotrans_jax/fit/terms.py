@@ -116,7 +116,7 @@ class Matched(TermSettings):
             power,
             level_blur(problem, bin_, matched_widths(problem, self.blur), target),
             level_blur(problem, bin_, [self.nearby] * len(problem.masses), target) if lightens else None,
-            (self.lighten, self.final_lighten),
+            np.array([self.lighten, self.final_lighten], np.float32),
         )
 
 
