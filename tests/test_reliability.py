@@ -3,7 +3,7 @@
 import pytest
 
 from cryotrans_jax.io.files import InputError
-from tests.tools import reliability, reliability_runs
+from tests.tools import fuzz_kinds, reliability, reliability_folders, reliability_runs
 from tests.tools.reliability import BEGIN, END, Row
 
 
@@ -36,3 +36,8 @@ def test_results_are_the_same_where_all_their_files_are_there_with_the_same_byte
     assert not reliability_runs.same_results(folders[0], folders[1]) and not reliability_runs.same_results(
         folders[0], folders[2]
     )
+
+
+def test_every_command_that_is_given_damaged_input_has_a_module():
+    for name in (*fuzz_kinds.COMMANDS, *reliability_folders.READERS):
+        assert callable(fuzz_kinds.module_of(name).main)
