@@ -1,6 +1,6 @@
 """Point groups: their operators, the asymmetric unit of a map, and copies of maps and models.
 
-A flow commutes with a group if its velocity field does (`flow.symmetrize`); then the points of one asymmetric unit are
+A flow commutes with a group if its velocity field does (`motion.symmetric`); then the points of one asymmetric unit are
 enough to fit it, since all others are their copies.
 """
 
