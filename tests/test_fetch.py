@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
 from experiments import archives, download, find
@@ -515,8 +516,8 @@ def test_mirrors_may_be_named_by_the_environment(server, job, tmp_path, monkeypa
 def test_a_run_fetches_what_it_lacks_and_knows_what_the_archive_says(server, job, tmp_path, maps, monkeypatch):
     taken = {}
 
-    def stop(initial, targets, recipe, **settings):
-        taken.update(settings, maps=[initial, *targets])
+    def stop(initial, targets, options, **others):
+        taken.update(options=options, maps=[initial, *targets])
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.results.morph", stop)
@@ -538,7 +539,7 @@ def test_a_run_fetches_what_it_lacks_and_knows_what_the_archive_says(server, job
     assert (status, error) == (2, "error: enough\n")
     for found, map_ in zip(taken["maps"], maps, strict=False):
         np.testing.assert_array_equal(found.density, map_.density)
-    assert (taken["initial_resolution"], taken["target_resolution"]) == (8.5, [None])
+    assert taken["options"].resolutions == Resolutions(8.5, [None])
     assert {path.name for path in data.iterdir()} == {
         f"emd_2200{k}{end}" for k in (1, 2) for end in (".json", ".map.gz")
     }

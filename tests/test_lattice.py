@@ -92,7 +92,7 @@ def test_inactive_nodes_never_matter(lattice):
     assert len(lattice.nodes) < np.prod(shape)
     anything = np.random.default_rng(3).normal(size=(*shape, 3)) * 1e3
     everywhere = anything.reshape(-1, 3)
-    used = np.concatenate([lattice.index, lattice.rim])
+    used = np.concatenate([lattice.active, lattice.rim])
     everywhere[used] = np.asarray(to_dense(lattice, values)).reshape(-1, 3)[used]
     wx, wy, wz = lattice.weights
     full = np.einsum("xa,yb,zc,abck->xyzk", wx, wy, wz, everywhere.reshape(*shape, 3), optimize=True)

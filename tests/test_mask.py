@@ -83,11 +83,11 @@ def folder(tmp_path_factory, maps):
 
 @pytest.fixture
 def fitted(folder, job, tmp_path, monkeypatch):
-    """What a run with these flags would fit: (initial, targets, settings); or its line of error."""
+    """What a run with these flags would fit: (initial, targets, options); or its line of error."""
     taken = []
 
-    def stop(initial, targets, recipe, **settings):
-        taken.extend([initial, targets, settings])
+    def stop(initial, targets, options, **others):
+        taken.extend([initial, targets, options])
         raise InputError("enough")
 
     def of(*flags):
@@ -114,7 +114,7 @@ def test_there_are_as_many_masks_as_targets(folder, fitted):
 
 
 def test_a_molecular_weight_reaches_the_fit_as_a_volume(fitted):
-    assert fitted("--mass_kda=2.5")[2]["volume"] == pytest.approx(1.21 * 2500)
+    assert fitted("--mass_kda=2.5")[2].thresholds.volume == pytest.approx(1.21 * 2500)
     assert "give the molecular weight in kDa, of all that the map shows" in fitted("--mass_kda=2500")
 
 

@@ -19,6 +19,8 @@ import pytest
 
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.transform import Transform
+from cryotrans_jax.fit.options import Resolutions, Thresholds
+from cryotrans_jax.fit.recipes import Paper
 from cryotrans_jax.fit.record import from_plain
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
@@ -189,8 +191,47 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
         "waypoint", "parts", "part_rigidity", "idealise", "align", "check_hand", "frame", "target_half1",
         "target_half2", "symmetry", "symmetry_axis", "symmetry_centre", "one_unit", "schedule", "width",
-        "resume", "checkpoint_minutes", "micelle", "invert",
+        "resume", "checkpoint_minutes", "micelle", "invert", "config",
     }  # fmt: skip
+
+
+def test_a_run_is_repeated_from_its_record_to_the_same_bytes(folder, run, job, tmp_path, monkeypatch):
+    """In another folder; and with what is edited there."""
+    monkeypatch.chdir(tmp_path)
+    status, _, error = job("run", f"--config={run}/config.json", "--out_dir=again", "--noreport")
+    assert status == 0, error
+    for name, data in contents(run).items():
+        if Path(name).suffix in (".mrc", ".cif", ".csv", ".pdb"):
+            assert (tmp_path / "again" / name).read_bytes() == data, name
+    record = json.loads((run / "config.json").read_text())
+    record["settings"]["frames"], record["recipe"]["schedule"][0]["steps"] = 2, 7
+    (tmp_path / "edited.json").write_text(json.dumps(record))
+    status, _, error = job("run", "--config=edited.json", "--out_dir=edited", "--noreport")
+    assert status == 0, error
+    with (tmp_path / "edited/loss.csv").open() as file:
+        assert sum(row["stage"] == "0" for row in csv.DictReader(file)) == 7
+    assert (tmp_path / "edited/frame_01.mrc").exists() and not (tmp_path / "edited/frame_02.mrc").exists()
+
+
+def test_a_record_that_cannot_be_repeated_is_refused(run, job, tmp_path):
+    (tmp_path / "none.json").write_text("{}")
+    (tmp_path / "text.json").write_text("stage")
+    record = json.loads((run / "config.json").read_text())
+    record["settings"]["frames"] = -3
+    (tmp_path / "frames.json").write_text(json.dumps(record))
+    for flags, sentence in (
+        ([f"--config={tmp_path}/none.json"], "has no 'settings': give the config.json of a run"),
+        ([f"--config={tmp_path}/text.json"], "is not JSON"),
+        ([f"--config={tmp_path}/gone.json"], "No such file"),
+        ([f"--config={tmp_path}/frames.json"], "the setting 'frames'"),
+        (
+            [f"--config={run}/config.json", "--steps=0.5"],
+            "--steps is given with --config, which has the whole schedule",
+        ),
+    ):
+        status, out, error = job("run", *flags, f"--out_dir={tmp_path}/out")
+        assert status == 2 and sentence in error and error.count("\n") == 1, error
+        assert not (tmp_path / "out").exists()
 
 
 def test_what_decided_a_run_is_written_down(run):
@@ -313,8 +354,8 @@ def test_xla_is_told_only_if_asked_to(folder, job, tmp_path, monkeypatch, given,
 def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps):
     taken = {}
 
-    def stop(initial, targets, recipe, **settings):
-        taken.update(settings, recipe=recipe, maps=[initial, *targets])
+    def stop(initial, targets, options, **others):
+        taken.update(options=options, maps=[initial, *targets])
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.results.morph", stop)
@@ -323,8 +364,9 @@ def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps)
     both = f"{folder}/target.mrc,{folder}/between.mrc"
     status, _, error = job("run", *arguments(folder, tmp_path, initial=tmp_path / "1ABC_8A.mrc", target=both, **given))
     assert (status, error) == (2, "error: enough\n")
-    given |= dict(initial_resolution=8.0, target_resolution=[None, None])
-    assert {name: taken[name] for name in given} == given
+    options = taken["options"]
+    assert options.recipe == Paper(bin=4) and (options.seed, options.steps, options.align) == (3, 0.5, "none")
+    assert options.thresholds == Thresholds(0.01, 0.02) and options.resolutions == Resolutions(8.0, [None, None])
     for a, b in zip(taken["maps"], maps, strict=True):
         np.testing.assert_array_equal(a.density, b.density)
 

@@ -9,9 +9,23 @@ TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in FI
 MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
-MANY_PARAMETERS: dict[str, str] = {}
-MANY_NONE: dict[str, str] = {}
+LONG_FUNCTIONS = {
+    "cryotrans_jax/fit/prepare.py:prepare": "one step after the other, from maps to the problem",
+    "experiments/pages/cautions.py:flow_cautions": "one caution after the other",
+    "experiments/pages/cautions.py:settings_cautions": "one caution after the other",
+}
+MANY_PARAMETERS = {
+    "cryotrans_jax/fit/prepare.py:prepare": "what is known of each map; `Options` groups it for users",
+    "cryotrans_jax/motion/correspond.py:coupling": "a compiled kernel, which takes its arrays one by one",
+}
+MANY_NONE = {
+    "cryotrans_jax/density/problem.py:Problem": "what half-maps, parts and a symmetry add",
+    "experiments/case.py:Case": "what a run may have besides two maps",
+    "experiments/settings.py:HostSettings": "flags that need not be given",
+    "experiments/settings.py:InputSettings": "flags that need not be given",
+    "experiments/systems.py:State": "what the paper does not say of a system",
+    "experiments/systems.py:System": "what the paper does not say of a system",
+}
 
 
 def functions():

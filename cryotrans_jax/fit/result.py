@@ -9,14 +9,15 @@ from typing import overload
 
 import gemmi
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from cryotrans_jax.core.flow import FieldMotion
+from cryotrans_jax.core.flow import FieldMotion, Scalar
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.outliers import without_outliers
-from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit import functions, trajectory
 from cryotrans_jax.fit.record import from_plain, to_plain
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.io import atoms, checkpoints
@@ -190,6 +191,16 @@ class Fit:
         """Part, counted from 0, of each position (n, 3) in Å; None where the flow is one field."""
         parts = self.partition(target)
         return None if parts is None else parts.part_at(xyz)
+
+    def __call__(self, x: Float[Array, "*points 3"], t: Scalar = 1.0, target: int = 0) -> Float[Array, "*points 3"]:
+        """Positions (Å) to which the flow carries x (Å) by time t, as a pure function for JAX; see `carry`."""
+        flow = self.field, self.target_params(target), self.frame
+        return functions.position(*flow, jnp.asarray(x), t, self.partition(target))
+
+    def velocity(self, x: Float[Array, "*points 3"], t: Scalar = 0.0, target: int = 0) -> Float[Array, "*points 3"]:
+        """Velocity field at positions x (Å) and time t, in Å per unit time, as a pure function for JAX."""
+        flow = self.field, self.target_params(target), self.frame
+        return functions.velocity(*flow, jnp.asarray(x), t, self.partition(target))
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""

@@ -118,7 +118,7 @@ def fit_stage(
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
         chunks.append(np.asarray(loss).T[:count])
-        state = supervised(stage, state, params, adam, chunks[-1], inputs, sample, setting, sized)
+        state = supervised(stage, state, (params, adam), chunks[-1], inputs, sample, setting, sized)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
@@ -146,15 +146,18 @@ def chunk_of(
 def supervised(
     stage: Stage,
     state: State,
-    params: PyTree,
-    adam: PyTree,
+    after: tuple[PyTree, PyTree],
     losses: np.ndarray,
     inputs: Inputs,
     sample: Sample,
     setting: Setting,
     layout: DeviceLayout,
 ) -> State:
-    """State after a chunk of steps with these losses (steps, targets): best parameters restored, early stopping."""
+    """State after a chunk of steps with these losses (steps, targets): best parameters restored, early stopping.
+
+    `state` is that before the chunk, and `after` parameters and Adam's state after it.
+    """
+    params, adam = after
     messages = find_divergence(state, params, losses, inputs.steps, sample, setting)
     kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
     state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + len(losses))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
@@ -40,7 +41,7 @@ class OneField:
     field: FieldMotion
     divided: ClassVar[bool] = False
 
-    def start(self, x: Float[Array, "points 3"]) -> Float[Array, "nodes 3"]:
+    def start(self, x: Float[Array, "points 3"]) -> Float[Array | np.ndarray, "nodes 3"]:
         """Where the flow is integrated."""
         raise NotImplementedError
 
@@ -52,7 +53,7 @@ class OneField:
 
     def __call__(self, params: PyTree, x: Float[Array, "points 3"]) -> Moved:
         """Move points with the nodes around them."""
-        nodes = self.field.ends(params, self.start(x))
+        nodes = self.field.ends(params, jnp.asarray(self.start(x)))
         return Moved(self.end(x, nodes), nodes)
 
     def by_part(
@@ -95,7 +96,7 @@ class OnLattice(OneField):
     field: FieldMotion = struct.field(pytree_node=False)
     lattice: Any  # a Lattice
 
-    def start(self, x: Float[Array, "points 3"]) -> Float[Array, "nodes 3"]:
+    def start(self, x: Float[Array, "points 3"]) -> Float[Array | np.ndarray, "nodes 3"]:
         """Where the flow is integrated: the nodes."""
         return self.lattice.nodes
 
