@@ -17,12 +17,19 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
 from .main import run
+
+if TYPE_CHECKING:
+    import gemmi
+
+    from .case import Case
+    from .contest import Comparison, Entry
 
 FLAGS = flags.FLAGS
 METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
@@ -99,7 +106,7 @@ def main() -> None:
     log.info(f"results: {out_dir}")
 
 
-def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
+def score_methods(case: "Case", comparison: "Comparison", files: dict[str, list[Path]], out_dir: Path) -> "list[Entry]":
     """Score the methods and the frames from files, one after the other; write frames if --keep_frames."""
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io.maps import read_map
@@ -125,7 +132,7 @@ def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
     return entries
 
 
-def load_pair():
+def load_pair() -> "tuple[Case, list[gemmi.Structure]]":
     """Load the case of a pair's folder, with noise on its target if --noise, and models of the path."""
     from . import methods, pairs
 
@@ -137,7 +144,7 @@ def load_pair():
     return case, pairs.known_path(folder, case.model)
 
 
-def load_maps(out_dir: Path):
+def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     """Load the case that the flags name; there are no models of the path."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
