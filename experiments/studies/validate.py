@@ -22,7 +22,6 @@ from absl import flags
 
 from .. import paths, ranges, tables
 from ..main import run, show_warnings
-from ..pairs import known_path, load_pair, pair_folder
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -113,6 +112,8 @@ def main() -> None:
 
 def plan_cases() -> list[tuple]:
     """Arguments of `measure` for every case that the flags select."""
+    from ..pairs import pair_folder
+
     names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
@@ -169,6 +170,7 @@ def measure(
     from cryotrans_jax.io import memory
 
     from .. import results, score
+    from ..pairs import load_pair
     from ..settings import FitSettings
 
     case = load_pair(Path(folder), resolution, back)
@@ -211,6 +213,8 @@ def path_scores(fit, case, folder: Path) -> dict:
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
     from cryotrans_jax.scores import metrics
+
+    from ..pairs import known_path
 
     path = known_path(folder, case.model)
     if not path:
