@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
 DEFAULT_METHODS = ("ours", "blend", "barycentre", "l2", "models")
-OUTPUTS = ("compare.json", "compare.csv", "compare.txt", "along.csv")
-OUTPUTS += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
 
 
 def define_flags() -> None:
@@ -89,8 +87,7 @@ def main() -> None:
     files = contest.find_frames(FLAGS.frames_of)
     name = FLAGS.pair or Path((FLAGS.target or ["none"])[0]).name.split(".")[0]
     out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
-    if not FLAGS.overwrite and any((out_dir / made).exists() for made in OUTPUTS):
-        raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "comparison", "a comparison", FLAGS.overwrite)
     with contextlib.ExitStack() as claims:
         claims.enter_context(run_folder.claimed(out_dir, inside=FLAGS.methods, kinds=["comparison", "frames"]))
         claims.enter_context(run_folder.replacing(out_dir, "comparison"))

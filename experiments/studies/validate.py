@@ -83,13 +83,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
-    from cryotrans_jax.io.files import InputError
-
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
-        raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "validation", "a validation", FLAGS.overwrite)
     cases = plan_cases()
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds include compilation
     rows: list[dict] = []
