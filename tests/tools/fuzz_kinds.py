@@ -5,7 +5,9 @@ import importlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from absl import flags
@@ -330,7 +332,13 @@ def define_only(name: str) -> None:
     for defined in list(flags.FLAGS):
         if defined not in ("help", "helpfull", "helpshort", "helpxml"):
             delattr(flags.FLAGS, defined)
-    importlib.import_module(f"{__package__}.{name}").define_flags()
+    command_module(name).define_flags()
+
+
+def command_module(name: str) -> ModuleType:
+    """Import the module of a command or a study."""
+    home = "experiments" if find_spec(f"experiments.{name}") else "experiments.studies"
+    return importlib.import_module(f"{home}.{name}")
 
 
 def number_seeds(data_dir: Path | None) -> list[bytes]:

@@ -53,14 +53,12 @@ def run_here(name: str, words: list[str]) -> str | None:
     Returns:
         The message of its InputError, or None if it succeeded.
     """
-    import importlib
-
     from cryotrans_jax.io.files import InputError
 
-    from .fuzz_kinds import run_command
+    from .fuzz_kinds import command_module, run_command
 
     try:
-        run_command(name, words, importlib.import_module(f"{__package__}.{name}").main)
+        run_command(name, words, command_module(name).main)
     except InputError as error:
         return str(error)
     return None
