@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryotrans_jax import plots
-    from cryotrans_jax.density.align import Alignment, Transform, onto, resampled
+    from cryotrans_jax.density.align import Alignment, onto
     from cryotrans_jax.density.demo import hinge_pair
     from cryotrans_jax.density.similarity import correlation
     from cryotrans_jax.density.simulation import simulate
     from cryotrans_jax.density.symmetry import Symmetry
-    from cryotrans_jax.fit.morphing import Fit, morph
+    from cryotrans_jax.density.transform import Transform, resampled
+    from cryotrans_jax.fit.morph import morph
+    from cryotrans_jax.fit.options import Options, Resolutions, Running, Thresholds, Waypoint
+    from cryotrans_jax.fit.result import Fit
     from cryotrans_jax.io.atoms import read_model, superpose, write_model, write_trajectory
     from cryotrans_jax.io.files import InputError
     from cryotrans_jax.io.maps import Map, read_map, write_map
@@ -35,8 +38,13 @@ __all__ = [
     "Fit",
     "InputError",
     "Map",
+    "Options",
+    "Resolutions",
+    "Running",
     "Symmetry",
+    "Thresholds",
     "Transform",
+    "Waypoint",
     "ca_displacement",
     "correlation",
     "hinge_pair",
@@ -56,12 +64,15 @@ __all__ = [
     "write_trajectory",
 ]
 _FILES = {  # module of each public name
-    "density.align": ("Alignment", "Transform", "onto", "resampled"),
+    "density.align": ("Alignment", "onto"),
     "density.demo": ("hinge_pair",),
     "density.similarity": ("correlation",),
     "density.simulation": ("simulate",),
     "density.symmetry": ("Symmetry",),
-    "fit.morphing": ("Fit", "morph"),
+    "fit.morph": ("morph",),
+    "fit.options": ("Options", "Resolutions", "Running", "Thresholds", "Waypoint"),
+    "fit.result": ("Fit",),
+    "density.transform": ("Transform", "resampled"),
     "io.atoms": ("read_model", "superpose", "write_model", "write_trajectory"),
     "io.files": ("InputError",),
     "io.maps": ("Map", "read_map", "write_map"),

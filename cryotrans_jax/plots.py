@@ -161,7 +161,7 @@ class Axes:
     ylim: tuple[Real, Real]
     log: bool = False
 
-    def place(self, x, y):
+    def place(self, x, y) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates in the drawing of the values (x, y)."""
         (x0, x1), (y0, y1) = self.xlim, self.ylim
         if self.log:

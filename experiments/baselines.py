@@ -18,8 +18,10 @@ from cryotrans_jax.core import grid
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
 from cryotrans_jax.density import simulation
-from cryotrans_jax.fit import prepare, recipes, train
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit import prepare, recipes, schedule
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
 from cryotrans_jax.fit.trajectory import Times
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -120,13 +122,18 @@ def squared_flow(
         initial_resolution=resolutions[0],
         target_resolutions=[resolutions[1]],
     )
-    config = recipes.default(problem, seed)
-    stages = train.scale_steps(tuple(stage for stage in config.stages if stage.loss == "matched"), steps)
-    config = replace(config, stages=stages, rival=None, bodies=0)
-    state, history = train.fit(problem, config, progress=lambda *at: progress and progress(config, *at))
-    params = jax.tree.map(np.asarray, state.params)
+    config = squared_recipe(recipes.default(problem, seed)).scaled(steps)
+    callbacks = Callbacks(lambda *at: progress and progress(config, *at), on_setback=warn_of_setback)
+    fitting = schedule.run(schedule.Fitting.begin(problem, config, callbacks=callbacks))
+    params = jax.tree.map(np.asarray, fitting.state.params)
     threshold = problem.report["initial"]["threshold"]
-    return Fit(config, params, problem.frame, threshold, tuple(history), initial=initial)
+    return Fit(config, config.field, params, problem.frame, threshold, fitting.history, initial=initial)
+
+
+def squared_recipe(config: Config) -> Config:
+    """The stages of a recipe that start from a squared difference, without the others and the actions."""
+    stages = (item for item in config.schedule if isinstance(item, Stage) and item.terms[0].matches)
+    return replace(config, schedule=tuple(stages))
 
 
 def interpolate_models(
@@ -167,7 +174,7 @@ def common_heavy(
     Raises:
         InputError: there is none.
     """
-    one, other = (_heavy(model) for model in (a, b))
+    one, other = (heavy_by_name(model) for model in (a, b))
     if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):
         one, other = ({key[1:]: value for key, value in table.items()} for table in (one, other))
     shared = [key for key in one if key in other]
@@ -177,12 +184,9 @@ def common_heavy(
     return start, end, np.array([one[key][1] for key in shared], np.float64)
 
 
-def _heavy(model):
-    """Position and atomic number by chain, residue number and atom name, of the first alternative conformation."""
+def heavy_by_name(model: gemmi.Structure) -> dict[tuple[str, str, str], tuple[list[float], int]]:
+    """Position and atomic number of the heavy atoms by chain, residue number and atom name."""
     return {
         (chain.name, str(residue.seqid), atom.name): (atom.pos.tolist(), atom.element.atomic_number)
-        for chain in model[0]
-        for residue in chain.first_conformer()
-        for atom in residue.first_conformer()
-        if not atom.is_hydrogen()
+        for chain, residue, atom in atoms.heavy_sites(model)
     }

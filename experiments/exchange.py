@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cryotrans_jax.density.align import IDENTITY, Transform
+from cryotrans_jax.density.transform import IDENTITY, Transform
 from cryotrans_jax.io.files import InputError, whole_file, write_file
 from cryotrans_jax.plots import PALETTE, Curve, Drawing, png, svg
 

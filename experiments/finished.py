@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import InputError, check_sum, input_errors, read_checksums, read_json
 from cryotrans_jax.io.maps import Map, MapLike, read_map
 

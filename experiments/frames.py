@@ -10,7 +10,7 @@ import numpy as np
 
 from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.symmetry import Symmetry
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import whole_file
 from cryotrans_jax.io.maps import Map, read_map, write_map
 

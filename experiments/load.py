@@ -8,6 +8,7 @@ import gemmi
 import jax
 
 from cryotrans_jax.density import align, contour, mask, thresholds
+from cryotrans_jax.density.transform import IDENTITY, resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, same_grid
@@ -155,15 +156,16 @@ def log_alignment(path: Path, found: align.Alignment) -> None:
     """Print, once for all processes, how a target was superposed, and warn of what is doubtful about it."""
     if jax.process_index():
         return
-    log.alignment(path.name, found.status, found.overlap, found.resolutions and found.resolutions[0])
-    if found.transform is not align.IDENTITY:
-        log.alignment_motion(found.transform.angle, found.moved, found.overlap_before)
-    if found.best is not None and found.best < POOR:
-        log.alignment_poor(path.name, found.best, found.resolutions[1])
+    agreement = found.agreement
+    log.alignment(path.name, found.status, agreement and agreement.overlap, agreement and agreement.resolutions[0])
+    if agreement and found.transform is not IDENTITY:
+        log.alignment_motion(found.transform.angle, found.moved, agreement.overlap_before)
+    if agreement and agreement.best is not None and agreement.best < POOR:
+        log.alignment_poor(path.name, agreement.best, agreement.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
         log.mass_outside_box(path.name, found.inside)
-    if found.mirrored is not None:
-        log.hand(path.name, found.wrong_hand, found.mirrored, found.best)
+    if agreement and agreement.mirrored is not None:
+        log.hand(path.name, agreement.wrong_hand, agreement.mirrored, agreement.best)
 
 
 def half_map_files(settings: InputSettings) -> list[tuple[Path, Path]]:
@@ -196,7 +198,7 @@ def load_half_map(
     half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
     if protein is not None and same_grid(half, protein) is None:
         half = mask.masked(half, protein, "the mask of the target's protein")
-    return align.resampled(half, initial, found.transform)
+    return resampled(half, initial, found.transform)
 
 
 def without_unusable_targets(settings: InputSettings) -> tuple[InputSettings, dict[str, str]]:

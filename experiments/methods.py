@@ -11,8 +11,8 @@ import scipy.fft
 from cryotrans_jax.density import contour, thresholds
 from cryotrans_jax.density.spectrum import shell_power
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
 from cryotrans_jax.fit.progress import Progress
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, frequencies, write_map

@@ -239,7 +239,7 @@ def threshold_doubts(used: dict, volume: float | None) -> list[str]:
     """Find what is doubtful about the density that is carried.
 
     Args:
-        used: the threshold and what it encloses, as from `prepare.apply_threshold`.
+        used: the threshold and what it encloses, as from `thresholds.apply_threshold`.
         volume: molecular volume (Å³); None where noise hides it.
     """
     found = []

@@ -2,13 +2,14 @@
 
 import platform
 import sys
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 import jax
 
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.density.align import Agreement
+from cryotrans_jax.fit.record import to_plain
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import checksum
 
 from .case import Case
@@ -33,14 +34,16 @@ def alignment_record(case: Case, number: int) -> dict:
     if not case.alignments:
         return {}
     found = case.alignments[number]
+    agreement = found.agreement
     return {
-        "alignment": found._asdict()
+        "alignment": {"status": found.status, "moved": found.moved, "inside": found.inside}
+        | (agreement._asdict() if agreement else dict.fromkeys(Agreement._fields))
         | {
             "transform": found.transform.matrix.tolist(),
             "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
             "chimerax": found.transform.chimerax(target_number(case.model is not None)),
             "rotation": found.transform.angle,
-            "wrong_hand": found.wrong_hand if found.mirrored is not None else None,
+            "wrong_hand": agreement.wrong_hand if agreement and agreement.mirrored is not None else None,
         }
     }
 
@@ -51,7 +54,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
     return {
         "command": sys.argv,
         "settings": settings_of(settings),
-        "recipe": asdict(fit.config),
+        "recipe": to_plain(fit.config),
         "initial": next(iter(case.files)),
         "targets": case.target_names,
         **({"failed": case.failed} if case.failed else {}),

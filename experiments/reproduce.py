@@ -207,9 +207,12 @@ def setting_rows(
     system: System, resolution: float | None, config: dict, scores: dict, seconds: float, generated
 ) -> list[dict]:
     """Rows of the settings of the fit, here and in the paper."""
+    from cryotrans_jax.fit.record import from_plain
+
     published, schedule = systems.format_published, systems.describe_schedule
     recipe, chosen, ends = system.recipe(resolution), config["chosen"], config["resolutions"]
-    made = tuple((s["loss"], s["steps"], s["learning_rate"]) for s in config["recipe"]["stages"])
+    used = from_plain(config["recipe"])
+    made = tuple((stage.label, stage.steps, stage.learning_rate) for stage in used.stages)
     levels = chosen["initial"]["threshold"], chosen["targets"][0]["threshold"]
     sharpness = join_numbers([ends["initial"], *ends["targets"]], "estimated")
     known = join_numbers([system.initial.resolution, resolution or system.target.resolution], systems.UNKNOWN)
@@ -219,7 +222,7 @@ def setting_rows(
     return [
         row("resolutions [Å]", "", sharpness, known),
         row("steps", "", schedule(systems.Recipe(made, levels)), schedule(recipe)),
-        row("width of the network", "", config["recipe"]["width"], published(recipe and recipe.width)),
+        row("width of the network", "", used.field.network.width, published(recipe and recipe.width)),
         row("thresholds", "", "{:.4g}, {:.4g}".format(*levels), published(at)),
         row("box [voxels]", "", " × ".join(map(str, generated.density.shape)), published(system.box, "{}³")),
         row("voxel size [Å]", "", size),

@@ -14,9 +14,12 @@ import numpy as np
 from cryotrans_jax.density import similarity
 from cryotrans_jax.density.contour import BODY
 from cryotrans_jax.density.thresholds import DALTON
-from cryotrans_jax.fit import train
-from cryotrans_jax.fit.morphing import Fit, morph
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Resolutions, Running, Thresholds, Waypoint
 from cryotrans_jax.fit.progress import Progress
+from cryotrans_jax.fit.recipes import Paper, Schedule
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.io import memory
 from cryotrans_jax.io.files import InputError, whole_file
 from cryotrans_jax.io.maps import Map, write_map
@@ -37,7 +40,7 @@ from .run_folder import (
     write_json,
 )
 from .score import compare, score
-from .settings import OutputSettings
+from .settings import FitSettings, OutputSettings
 from .write_models import write_models
 
 
@@ -98,13 +101,13 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
 
 
 def fit_case(
-    case: Case, settings: Any, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
+    case: Case, settings: FitSettings, share: Sequence[int] | None = None, seed_number: int = 0, keeper: Any = None
 ) -> Fit:
     """Fit a case, showing progress.
 
     Args:
         case: the inputs.
-        settings: values of the flags: recipe, seed, steps, thresholds, mass_kda, bin.
+        settings: what decides the fit besides its inputs.
         share: numbers of the targets to fit; None fits all.
         seed_number: added to the seed of the flags.
         keeper: saves the state of the fit from time to time, and has the state from which to resume.
@@ -120,30 +123,47 @@ def fit_case(
         return morph(
             case.initial,
             case.targets,
-            settings.recipe,
-            align="none",  # the targets are superposed already
-            seed=settings.seed + seed_number,
-            steps=settings.steps,
-            initial_threshold=settings.initial_threshold,
-            target_threshold=settings.target_threshold,
-            initial_resolution=case.initial_resolution,
-            target_resolution=case.target_resolutions,
-            volume=1e3 * settings.mass_kda * DALTON if settings.mass_kda else None,
-            waypoints=[(w.map, w.time) for w in case.waypoints],
-            waypoint_resolution=[w.resolution for w in case.waypoints],
+            options_of(case, settings, settings.seed + seed_number),
             halves=case.halves or None,
-            parts=case.parts,
-            part_rigidity=case.part_rigidity or None,
-            symmetry=case.symmetry,
-            bin=settings.bin,
-            schedule=case.schedule,
-            target_indices=share,
+            waypoints=[Waypoint(w.map, w.time, w.resolution) for w in case.waypoints],
             progress=progress,
-            resume_from=keeper and keeper.load_snapshot(seed_number),
-            on_snapshot=keeper and partial(keeper.keep, seed_number),
-            on_setback=say,
-            on_prepared=partial(log_preparation, case) if first else lambda report: None,
+            running=Running(
+                targets=share or (),
+                resume_from=keeper and keeper.load_snapshot(seed_number),
+                on_snapshot=keeper and partial(keeper.keep, seed_number),
+                on_setback=say,
+                on_prepared=partial(log_preparation, case) if first else lambda report: None,
+            ),
         )
+
+
+def options_of(case: Case, settings: FitSettings, seed: int) -> Options:
+    """The options of the fit of a case from this seed.
+
+    Raises:
+        InputError: a setting is of the recipe paper, and the recipe is another one.
+    """
+    recipe: Any = settings.recipe
+    if case.config is not None:
+        recipe = replace(case.config, seed=seed)
+    elif recipe == "paper":
+        recipe = Paper(settings.bin, case.schedule or Schedule())
+    elif settings.bin != 1:
+        raise InputError(f"bin={settings.bin} is for the recipe paper: the recipe {recipe} chooses its own")
+    elif case.schedule:
+        raise InputError(f"a schedule is for the recipe paper: the recipe {recipe} chooses its own")
+    volume = 1e3 * settings.mass_kda * DALTON if settings.mass_kda else None
+    return Options(
+        recipe=recipe,
+        seed=seed,
+        steps=settings.steps,
+        align="none",  # the targets are superposed already
+        thresholds=Thresholds(settings.initial_threshold, settings.target_threshold, volume),
+        resolutions=Resolutions(case.initial_resolution, case.target_resolutions),
+        parts=case.parts,
+        part_rigidity=tuple(case.part_rigidity),
+        symmetry=case.symmetry,
+    )
 
 
 def write(
@@ -274,7 +294,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     end, goal = metrics.matched(generated, target, variance)
     write_map(folder / "unexplained.mrc", replace(target, density=goal - end))
     before, after = similarity.correlation(*metrics.matched(start, target, variance)), similarity.correlation(end, goal)
-    lacking = metrics.missing_mass(end, goal, target.voxel_size, train.NEARBY_BLUR)
+    lacking = metrics.missing_mass(end, goal, target.voxel_size, Matched.nearby)
     return {"correlation_matched_before": before, "correlation_matched_after": after, "target_lacks": lacking}
 
 
@@ -294,11 +314,11 @@ def write_losses(path: Path, fit: Fit, name: str) -> None:
         rows = csv.writer(file)
         rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.validation_history))
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            judged = fit.validation_history[number] if fit.validation_history and stage.loss == "matched" else []
-            last = [min(train.CHUNK * (k + 1), len(history)) - 1 for k in range(len(judged))]
+            judged = fit.validation_history[number] if fit.validation_history and stage.label == "matched" else []
+            last = [min(fit.config.supervision.chunk * (k + 1), len(history)) - 1 for k in range(len(judged))]
             seen = dict(zip(last, judged, strict=True))
             for step, (value,) in enumerate(history):
-                rows.writerow([number, stage.loss, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
+                rows.writerow([number, stage.label, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
 
 
 def log_preparation(case: Case, report: dict) -> None:

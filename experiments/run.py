@@ -65,6 +65,12 @@ def define_flags() -> None:
 @shared.group("Fit")
 def define_seeds_and_parts() -> None:
     """Define the flags of several seeds, of waypoints, and of parts with velocity fields of their own."""
+    paths.define_path(
+        "config",
+        None,
+        "FILE: config.json of another run, which is repeated: its inputs, settings and whole schedule. Other flags of "
+        "this command replace its settings; stages can be edited in the file.",
+    )
     ranges.whole_number(
         "seeds",
         1,
@@ -99,13 +105,16 @@ def main() -> None:
 
     hosts.join(settings.from_flags(settings.HostSettings))
     catch_signals()  # a cluster's runtime may have installed handlers of its own
-    from . import resume
+    from . import repeat, resume
 
+    config = repeat.apply(FLAGS, Path(FLAGS.config)) if FLAGS.config else None
     given = settings.inputs()
     out_dir = Path(FLAGS.out_dir or default_folder(given))
     keeper = resume.Keeper(out_dir, FLAGS)
     with contextlib.ExitStack() as claims:
         case = hosts.after_first(lambda: claim_and_prepare(given, out_dir, keeper, claims))
+        if case is not None:
+            case.config = config
         share = hosts.share(len(case.targets)) if case else ()
         if not share:
             log.no_target()

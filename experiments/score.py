@@ -8,13 +8,13 @@ import gemmi
 import numpy as np
 
 from cryotrans_jax.density import similarity, simulation
-from cryotrans_jax.density.align import IDENTITY, Transform, resampled
 from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import Map, has_voxel_size, read_map
-from cryotrans_jax.motion.partition import part_motions
+from cryotrans_jax.motion.rigid_bodies import part_motions
 from cryotrans_jax.plots import Curve
 from cryotrans_jax.scores import metrics, qscore
 

@@ -7,7 +7,7 @@ import gemmi
 import numpy as np
 
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.scores import geometry, metrics

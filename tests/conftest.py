@@ -139,13 +139,13 @@ def two(problem):
 
 @pytest.fixture(scope="module")
 def first_stages(pytestconfig):
-    """Cut the default recipe to its first stages, of one field and of bodies; slow tests use all stages."""
+    """Cut the default recipe to its first three stages, two of one field and one of bodies; slow tests use all."""
     from cryotrans_jax.fit import recipes
 
     whole = recipes.default
     with pytest.MonkeyPatch.context() as patch:
         if "not slow" in pytestconfig.getoption("markexpr"):
-            patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), stages=c.stages[:3], redrawn=3))
+            patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), schedule=c.schedule[:5]))
         yield
 
 

@@ -9,8 +9,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import align, simulation
-from cryotrans_jax.density.align import IDENTITY, Transform, onto, resampled
+from cryotrans_jax.density.align import onto
 from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.overlap import Overlap, body, left_jacobian
+from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, same_grid
@@ -116,8 +118,8 @@ def test_even_rotations_leave_no_gap():
 @pytest.mark.parametrize("sharp", [True, False])
 @pytest.mark.parametrize("resolution", [6.0, 10.0])
 def test_a_body_overlaps_with_itself_by_one_and_nowhere_by_more(maps, sharp, resolution):
-    body = align.body(maps[0])
-    overlap = align.Overlap(body, body, resolution, sharp)
+    mass = body(maps[0])
+    overlap = Overlap(mass, mass, resolution, sharp)
     assert overlap.score(Rotation.identity(), np.zeros(3))[0] == pytest.approx(1, abs=1e-5)  # sums in float32
     for seed in range(5):
         value = overlap.score(Rotation.random(rng=np.random.default_rng(seed)), np.array([2.0, -1.0, seed]))[0]
@@ -126,17 +128,17 @@ def test_a_body_overlaps_with_itself_by_one_and_nowhere_by_more(maps, sharp, res
 
 def test_the_overlap_is_the_correlation_of_the_blurred_maps(maps):
     """Against maps of the whole density simulated at the resolution, where it is not sharp; points cost 2 %."""
-    fixed, moving = (align.body(m, 0.0) for m in maps[:2])
+    fixed, moving = (body(m, 0.0) for m in maps[:2])
     resolution = 12.0
     blurred = [ndimage.gaussian_filter(m.density, 0.225 * resolution / m.voxel_size) for m in maps[:2]]
     expected = np.sum(blurred[0] * blurred[1]) / np.sqrt(np.sum(blurred[0] ** 2) * np.sum(blurred[1] ** 2))
     present = moving.centre - fixed.centre
-    found = align.Overlap(fixed, moving, resolution, False).score(Rotation.identity(), present)[0]
+    found = Overlap(fixed, moving, resolution, False).score(Rotation.identity(), present)[0]
     assert found == pytest.approx(expected, abs=0.02)
 
 
 def test_gradients_of_the_overlap_are_those_of_finite_differences(pair):
-    overlap = align.Overlap(*(align.body(m) for m in pair[2:]), 8.0, True)
+    overlap = Overlap(*(body(m) for m in pair[2:]), 8.0, True)
     pose, shift, step = Rotation.from_rotvec([0.1, 0.1, -0.2]), np.array([1.0, -2.0, 0.5]), 1e-2
     _, by_turn, by_shift = overlap.score(pose, shift)
     for axis in np.eye(3):
@@ -147,12 +149,12 @@ def test_gradients_of_the_overlap_are_those_of_finite_differences(pair):
         assert by_turn @ axis == pytest.approx((ends[1] - ends[0]) / 0.2 / step, abs=0.02 * np.abs(by_turn).max())
     turn, change = np.array([0.5, -0.8, 0.3]), 1e-5 * np.array([1.0, 2.0, -1.0])
     after = Rotation.from_rotvec(turn + change) * Rotation.from_rotvec(turn).inv()
-    np.testing.assert_allclose(align.left_jacobian(turn) @ change, after.as_rotvec(), atol=1e-9)
+    np.testing.assert_allclose(left_jacobian(turn) @ change, after.as_rotvec(), atol=1e-9)
 
 
 def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
     """Splatted on the grid of the search, a pose scores a little less than it is worth; its best shift is the best."""
-    overlap = align.Overlap(*(align.body(m) for m in pair[2:]), 12.0, False)
+    overlap = Overlap(*(body(m) for m in pair[2:]), 12.0, False)
     scores = {}
     for pose in overlap.scan_shifts(align.even_rotations(6)):
         alone = overlap.score(pose.rotation, pose.shift)[0]
@@ -177,7 +179,8 @@ def test_any_pose_of_another_state_is_found_from_other_grids(pair):
     np.testing.assert_array_equal(target.density, resampled(elsewhere, initial, found.transform).density)
     exact = simulation.simulate_map(there, *grid_of(initial), 7.0).density
     assert np.corrcoef(target.density.ravel(), exact.ravel())[0, 1] > 0.99  # splines on voxels of 2.8 Å
-    assert found.overlap > found.overlap_before + 0.1 and found.correlation > found.correlation_before + 0.1
+    fit = found.agreement
+    assert fit.overlap > fit.overlap_before + 0.1 and fit.correlation > fit.correlation_before + 0.1
     assert found.moved > 10
 
 
@@ -207,9 +210,9 @@ def test_a_pair_that_lies_well_is_left_as_it_is(pair):
     _, _, initial, target = pair
     same, found = onto(initial, target)
     assert same is target and found.transform is IDENTITY and found.status == "already aligned"
-    assert found.overlap == found.overlap_before
+    assert found.agreement.overlap == found.agreement.overlap_before
     same, found = onto(initial, initial)
-    assert same is initial and found.correlation == pytest.approx(1, abs=1e-5)
+    assert same is initial and found.agreement.correlation == pytest.approx(1, abs=1e-5)
 
 
 def test_a_small_slip_of_one_state_is_mended_the_same_way_each_time(pair):
@@ -226,10 +229,21 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
     target = simulated(posed(closed, 3)[0], 2.6, 6.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
-    found = align.align_bodies(align.body(initial), align.body(flipped), check_hand=True)
+    found = align.align_bodies(body(initial), body(flipped), check_hand=True).agreement
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
-    assert not align.Alignment().wrong_hand
+    assert not found._replace(mirrored=None).wrong_hand
+
+
+def test_the_hand_of_a_target_that_stays_where_it_is_is_checked_too(pair, monkeypatch):
+    monkeypatch.setattr(align, "ROTATIONS", 2)
+    monkeypatch.setattr(align, "KEPT", (2, 1, 1))
+    initial = pair[2]
+    moved = Map(initial.density, initial.voxel_size, initial.origin + 4)
+    found = onto(initial, moved, "none", check_hand=True)[1]
+    assert found.transform is IDENTITY and found.status == "in its given pose" and found.moved == 0
+    assert found.agreement.overlap == found.agreement.overlap_before < 0.9  # that of the pose in which it stays
+    assert found.agreement.best > 0.9 and not found.agreement.wrong_hand
 
 
 def test_a_point_cannot_be_aligned(pair):
@@ -248,7 +262,7 @@ def test_without_alignment_a_target_stays_where_its_origin_puts_it(pair):
     initial, target = simulation.simulate_map(closed, *grid, 3.0), simulation.simulate_map(opened, *grid, 7.0)
     elsewhere = simulated(opened, 0.9, 7.0)
     there, found = onto(initial, elsewhere, "none")
-    assert found.transform is IDENTITY and found.overlap is None
+    assert found.transform is IDENTITY and found.agreement is None
     np.testing.assert_allclose(there.density, target.density, atol=0.03 * target.density.max())  # voxels of 0.9 Å
     with pytest.raises(InputError, match=r"only 0 % of the target map's mass lies in the initial map's box: align"):
         onto(initial, Map(elsewhere.density, elsewhere.voxel_size, elsewhere.origin + 300), "none")

@@ -1,13 +1,16 @@
-"""The other ways between two maps do what their names say."""
+"""Baselines: other ways to get from one map to another."""
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import similarity, simulation
+from cryotrans_jax.fit import recipes, terms
+from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map
@@ -93,33 +96,35 @@ def test_atoms_in_common_are_found_whatever_the_only_chain_is_called(models):
         baselines.common_heavy(models[0], other)
 
 
-def test_a_flow_by_squared_difference_is_the_default_recipes_with_one_field(maps, monkeypatch):
-    """Its stages but the correspondences, none of which divides the map into bodies or tries another start."""
+def test_the_recipe_by_squared_difference_is_the_default_without_correspondences_and_actions(problem):
+    whole = recipes.default(problem, 3)
+    config = baselines.squared_recipe(whole)
+    assert {type(stage.terms[0]) for stage in config.schedule} == {terms.Matched}
+    assert set(whole.stages) - set(config.schedule) == {whole.stages[0]}
+    assert config == replace(whole, schedule=config.stages)
+
+
+def test_a_flow_by_squared_difference_takes_the_thresholds_and_reports_progress(maps, monkeypatch):
+    short = Config((Stage((terms.Matched(),), 4, 1e-3, 1e-3, bin=2, sampling=2),), Field(Velocity(width=4), 2))
     asked, seen = [], []
 
-    def fit(problem, config, progress):
-        asked.append((problem, config))
-        progress(0, 1, np.zeros(1))
-        return SimpleNamespace(params={"params": np.ones(3)}), [np.zeros(2)]
+    def default(problem, seed):
+        asked.append(problem)
+        return replace(short, seed=seed)
 
-    monkeypatch.setattr(baselines.train, "fit", fit)
+    monkeypatch.setattr(recipes, "default", default)
     given = dict(steps=0.5, seed=3, initial_threshold=0.02, target_threshold=0.03, resolutions=(8.0, 8.0))
-    baselines.squared_flow(maps[0], maps[2], **given)  # no one is told of its progress
     made = baselines.squared_flow(maps[0], maps[2], progress=lambda *at: seen.append(at), **given)
-    problem, config = asked[1]
-    whole = baselines.recipes.default(problem, 3)
-    assert [s.steps for s in config.stages] == [s.steps // 2 for s in whole.stages if s.loss == "matched"]
-    assert (config.rival, config.bodies, config.seed) == (None, 0, 3) and whole.bodies and whole.rival
-    assert problem.report["initial"]["threshold"] == pytest.approx(0.02) == made.threshold
-    assert problem.report["targets"][0]["threshold"] == pytest.approx(0.03) and problem.blurs[0] == 0
-    assert made.config == config and made.initial is maps[0] and len(made.history) == 1
-    assert [at[:3] for at in seen] == [(config, 0, 1)]
+    assert made.config == replace(short, seed=3).scaled(0.5) and made.field == short.field
+    assert made.threshold == pytest.approx(0.02) and made.initial is maps[0]
+    assert asked[0].report["targets"][0]["threshold"] == pytest.approx(0.03) and asked[0].blurs[0] == 0
+    assert [losses.shape for losses in made.history] == [(2, 1)]
+    assert [at[:3] for at in seen] == [(made.config, 0, 2)]
 
 
 @pytest.mark.slow
 def test_a_flow_by_squared_difference_needs_no_correspondences(maps):
     fit = baselines.squared_flow(maps[0], maps[2], steps=0.06, resolutions=(8.0, 8.0))
-    assert {stage.loss for stage in fit.config.stages} == {"matched"} and fit.config.rival is None
     end = next(iter(fit.frames([1.0]))).density
     before, after = (similarity.correlation(d, maps[2].density) for d in (maps[0].density, end))
     assert after > before + 0.3 * (1 - before)

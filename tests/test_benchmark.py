@@ -1,4 +1,4 @@
-"""The benchmark measures what it promises, compares with an earlier run, and says what is wrong with its input."""
+"""The benchmark: rows of all sections, comparison with an earlier run, and errors."""
 
 import inspect
 import json
@@ -12,9 +12,12 @@ from conftest import rounding
 from ott.geometry.grid import Grid
 
 from cryotrans_jax.core import transport
-from cryotrans_jax.fit import recipes, train
-from cryotrans_jax.fit.train import Config, Stage
-from experiments.studies import benchmark, floor
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit import devices, recipes, schedule, supervise, terms
+from cryotrans_jax.fit.better_start import KeepBetterStart
+from cryotrans_jax.fit.stage import Config, Stage
+from experiments.studies import benchmark, benchmark_kernels, floor
 
 pytestmark = pytest.mark.slow  # a minute of compilations
 TINY = (
@@ -30,30 +33,33 @@ TINY = (
 )
 
 
+SMALL = Field(Velocity(width=4, depth=1), 2)
+
+
 def default(problem, seed=0):
     """One stage of each kind, of a network that compiles in a second."""
     unit = problem.voxel_size.min() / problem.frame.edge
-    stages = (
-        Stage("points", 4, 2e-3, 2e-3, bin=2, sampling=2, rigidity=1.0),
-        Stage("matched", 4, 2e-3, 2e-3, spacing=8.0, blur=2.0, rigidity=0.01),
+    transport = terms.W2(float(4 * unit**2), iterations=1, window=2)
+    schedule = (
+        Stage((terms.Correspondences(), terms.Rigidity(1.0)), 4, 2e-3, 2e-3, bin=2, sampling=2),
+        KeepBetterStart(Stage((transport,), 4, 2e-3, 2e-3, bin=2, sampling=2)),
+        Stage((terms.Matched(blur=2.0), terms.Rigidity(0.01)), 4, 2e-3, 2e-3, spacing=8.0),
     )
-    rival = Stage("w2", 4, 2e-3, 2e-3, bin=2, sampling=2, epsilon=float(4 * unit**2), iterations=1, window=2)
-    return Config(stages=stages, rival=rival, width=4, depth=1, euler_steps=2, seed=seed)
+    return Config(schedule, SMALL, seed=seed)
 
 
 def paper(problem, seed=0, bin=1, resolutions=None):
-    return Config(stages=(Stage("w2", 4, 1e-3, 1e-3, epsilon=0.01, iterations=1),), width=4, depth=1, euler_steps=2)
+    return Config((Stage((terms.W2(0.01, iterations=1),), 4, 1e-3, 1e-3),), SMALL)
 
 
-@partial(jax.jit, static_argnames=("config", "stage", "layout"))
-def train_steps(config, stage, count, rates, powers, params, optimiser_state, level, goal, layout=train.DeviceLayout()):  # noqa: B008
+@partial(jax.jit, static_argnames="layout")
+def train_steps(count, rates, left, params, optimiser_state, batch, layout=devices.DeviceLayout()):  # noqa: B008
     """A program that leaves everything as it is, instead of a fit's, which takes seconds to compile."""
-    number = len(jax.tree.leaves(params)[0])
-    return params, optimiser_state, jnp.zeros((number, rates.shape[1])), jnp.zeros(number)
+    return params, optimiser_state, jnp.zeros(rates.shape), jnp.zeros(len(rates))
 
 
 def test_the_stand_in_takes_what_the_program_takes():
-    assert list(inspect.signature(train_steps).parameters) == list(inspect.signature(train.train_steps).parameters)
+    assert list(inspect.signature(train_steps).parameters) == list(inspect.signature(devices.train_steps).parameters)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,8 @@ def first(job, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "default", default)
         patch.setattr(recipes, "paper", paper)
-        patch.setattr(train, "train_steps", train_steps)
+        for module in (devices, schedule, supervise):
+            patch.setattr(module, "train_steps", train_steps)
         status, out, error = job(
             "benchmark", *TINY, f"--sections={','.join(benchmark.SECTIONS)}", f"--out_dir={folder}"
         )
@@ -187,7 +194,7 @@ def test_the_stock_grid_takes_the_place_of_ours_and_gives_the_same():
         return type(geometry), jax.jit(lambda f: geometry.apply_lse_kernel(f, jnp.zeros_like(f), 0.02)[0])(f)
 
     kind, ours = applied()
-    with benchmark.stock_grid():
+    with benchmark_kernels.stock_grid():
         stock_kind, stock = applied()
     assert stock_kind is Grid and kind is not Grid and applied()[0] is kind
     np.testing.assert_allclose(ours, stock, atol=rounding(0.5, 50))

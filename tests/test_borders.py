@@ -9,7 +9,7 @@ import pytest
 from cryotrans_jax.density import simulation
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.borders import least_cost_labels, redraw
+from cryotrans_jax.motion.borders import BorderRules, least_cost_labels, redraw
 from cryotrans_jax.motion.partition import Partition
 
 
@@ -38,7 +38,7 @@ def test_borders_are_drawn_where_the_flows_explain_the_target(slid, scale):
     inside = initial.density > level
     share = [(each[inside] == labels[inside]).mean() for each in (wrong.labels, found.labels)]
     assert share[0] < 0.9 and share[1] > 0.95
-    far = inside & (np.abs(np.arange(40) * 1.5 - 36) > borders.REACH + 1.5 + borders.BLOCK)[:, None, None]
+    far = inside & (np.abs(np.arange(40) * 1.5 - 36) > BorderRules.reach + 1.5 + BorderRules.block)[:, None, None]
     np.testing.assert_array_equal(found.labels[far], wrong.labels[far])
 
 
@@ -86,9 +86,11 @@ def test_empty_space_about_a_map_changes_no_neighbourhood():
     """Density up to the sides of the box, and the same in a box with eight blocks more at each side."""
     density = np.random.default_rng(1).uniform(0.5, 1, (12, 10, 14)).astype(np.float32)
     wide = np.pad(density, 16)
-    near, far = (borders.make_blocks(d, Map(d, np.ones(3), np.zeros(3))) for d in (density, wide))
+    near, far = (borders.make_blocks(d, Map(d, np.ones(3), np.zeros(3)), BorderRules.block) for d in (density, wide))
     np.testing.assert_allclose(far.x - 16, near.x, atol=1e-4)
-    np.testing.assert_allclose(far.neighbourhood_sum(far.density), near.neighbourhood_sum(near.density), rtol=1e-4)
+    np.testing.assert_allclose(
+        far.neighbourhood_sum(far.density, 3.0), near.neighbourhood_sum(near.density, 3.0), rtol=1e-4
+    )
 
 
 def rod(length, at):
@@ -98,10 +100,9 @@ def rod(length, at):
 
 
 @pytest.mark.parametrize("tie", [0.0, 1.0])
-def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(monkeypatch, tie):
+def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(tie):
     """Half of a rod moves aside, and of a stretch of the other half a little more is found beside it than in place."""
-    monkeypatch.setattr(borders, "TIE", tie)
-    monkeypatch.setattr(borders, "REACH", 30.0)
+    rules = BorderRules(tie=tie, reach=30.0)
     initial = rod(60, (40, 7, 10))
     stays, aside = rod(36, (28, 7, 10)).density, rod(36, (28, 13, 10)).density
     stretch = 0.6 * ((np.arange(80) > 19) & (np.arange(80) < 34))[:, None, None]
@@ -109,7 +110,7 @@ def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(monkeypatch, t
     carries = [lambda xyz, times, by=by: (xyz + [0, by, 0])[None] for by in (0.0, 6.0)]
     labels = 1 + (np.arange(80) > 45)[:, None, None] * np.ones(initial.density.shape, int)
     given = Partition(labels.astype(np.int16), initial.voxel_size, initial.origin)
-    found = redraw(given, carries, initial, target, 0.3 * float(initial.density.max()))
+    found = redraw(given, carries, initial, target, 0.3 * float(initial.density.max()), rules=rules)
     along = found.labels[12:68, 7, 10]
     assert np.count_nonzero(np.diff(along)) == (1 if tie else 3)
 

@@ -2,34 +2,35 @@
 
 import os
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
-from cryotrans_jax.fit.train import initial_state
+from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.motion.symmetric import Symmetric
 
 TIMES = np.array([0.5, 1.0])
 
 
 @pytest.fixture
 def fit(problem, maps):
-    config = replace(recipes.default(problem, seed=3), width=16)
-    return Fit(
-        config, initial_state(config, 2).params, Frame(np.array([-20.1, 12.0, 41.0]), 30.3), 0.004, initial=maps[0]
-    )
+    config, frame = recipes.default(problem, seed=3), Frame(np.array([-20.1, 12.0, 41.0]), 30.3)
+    field = Symmetric(Field(Velocity(width=16, centre=0.5), 5), ((*np.eye(3).ravel().tolist(), 0.0, 0.0, 0.0),))
+    return Fit(config, field, initial_state(field, 3, 2).params, frame, 0.004, initial=maps[0])
 
 
 def test_a_loaded_fit_makes_identical_frames_and_models(tmp_path, fit, maps, models):
     fit.save(tmp_path / "checkpoint")
     loaded = Fit.load(tmp_path / "checkpoint", maps[0])
-    assert loaded.config == fit.config and loaded.threshold == fit.threshold
+    assert (loaded.config, loaded.field, loaded.threshold) == (fit.config, fit.field, fit.threshold)
     for target in (0, 1):
         for a, b in zip(fit.frames(TIMES, target), loaded.frames(TIMES, target), strict=True):
             np.testing.assert_array_equal(a.density, b.density)

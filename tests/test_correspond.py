@@ -12,12 +12,14 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import levels, prepare
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import correspond
-from cryotrans_jax.motion.correspond import Cloud
+from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch
 
+SEARCH = CorrespondenceSearch()
 SHAPE = (38, 28, 32)
 VOXEL = np.array([2.0, 2.2, 2.1])
 ORIGIN = np.array([-21.3, 11.2, 40.7])  # no whole number of voxels
@@ -49,7 +51,7 @@ def scattered(seed, count, spread):
 
 def test_each_width_of_a_neighbourhood_is_wider_than_the_one_before():
     """So that descriptors see from side chains to domains, and none tells what another does."""
-    for widths in (correspond.DENSITY_WIDTHS, correspond.GRADIENT_WIDTHS, correspond.TENSOR_WIDTHS):
+    for widths in (SEARCH.density_widths, SEARCH.gradient_widths, SEARCH.tensor_widths):
         ratio = np.divide(widths[1:], widths[:-1])
         assert (ratio >= 1.2).all() and (ratio <= 2).all()
 
@@ -91,9 +93,9 @@ def test_densities_among_descriptors_are_those_of_the_blurred_map(scale):
     middle = 0.5 * voxel * grid + [0.3, -0.2, 0.4]
     density = blobs([middle], [1.3], width, grid, voxel, 0.5 * voxel)
     x = middle + np.random.default_rng(0).normal(0, 3, (30, 3))
-    found = correspond.describe(density, voxel, x)[:, : len(correspond.DENSITY_WIDTHS)]
+    found = correspond.describe(density, voxel, x)[:, : len(SEARCH.density_widths)]
     bins = 8 if scale == 0.5 else 1  # a bin holds the total of its voxels
-    for width_by, column in zip(correspond.DENSITY_WIDTHS[:4], found.T, strict=False):
+    for width_by, column in zip(SEARCH.density_widths[:4], found.T, strict=False):
         total = width**2 + width_by**2
         exact = 1.3 * bins * (width**2 / total) ** 1.5 * np.exp(-0.5 * ((x - middle) ** 2).sum(1) / total)
         np.testing.assert_allclose(column, exact, rtol=0.08)  # by 1 Å² or so that bins and interpolation add
@@ -127,9 +129,9 @@ def test_whitened_components_are_uncorrelated_and_of_unit_variance(features):
     _, raw, share, share_end = features
     both = np.concatenate(correspond.whiten(raw[:70], raw[70:], share, share_end))
     weight = np.concatenate([share, share_end]) / 2
-    assert both.shape == (160, correspond.COMPONENTS)
+    assert both.shape == (160, SEARCH.components)
     np.testing.assert_allclose(weight @ both, 0, atol=1e-9)
-    np.testing.assert_allclose((both * weight[:, None]).T @ both, np.eye(correspond.COMPONENTS), atol=1e-6)
+    np.testing.assert_allclose((both * weight[:, None]).T @ both, np.eye(SEARCH.components), atol=1e-6)
 
 
 def test_whitened_components_hold_what_is_in_the_descriptors(features):
@@ -174,16 +176,15 @@ def test_points_follow_the_strong_density_only():
     assert 0.97 * 9**3 < len(every) <= 9**3 + 1
 
 
-def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(problem, monkeypatch):
+def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(problem):
     volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
-    assert correspond.spacing_for(problem) == correspond.SPACING
+    assert correspond.spacing_for(problem) == SEARCH.spacing
     for most in (200, 30):
-        monkeypatch.setattr(correspond, "MAX_POINTS", most)
-        spacing = correspond.spacing_for(problem)
-        assert spacing == pytest.approx(max(correspond.SPACING, (volume / most) ** (1 / 3)))
+        spacing = correspond.spacing_for(problem, CorrespondenceSearch(max_points=most))
+        assert spacing == pytest.approx(max(SEARCH.spacing, (volume / most) ** (1 / 3)))
     few, _ = correspond.points(problem.initial, problem.voxel_size, spacing)
-    many, _ = correspond.points(problem.initial, problem.voxel_size, correspond.SPACING)
-    assert spacing > correspond.SPACING and len(few) < len(many) and len(few) < 2 * 30  # border blocks are partly full
+    many, _ = correspond.points(problem.initial, problem.voxel_size, SEARCH.spacing)
+    assert spacing > SEARCH.spacing and len(few) < len(many) and len(few) < 2 * 30  # border blocks are partly full
 
 
 # Coupling
@@ -230,9 +231,9 @@ def coupled(small, epsilons):
 
 def test_the_coupling_is_that_of_the_linearisation_written_out(small):
     epsilons = np.geomspace(4.0, 1.0, 12)
-    plan, expected = coupled(small, epsilons), naive(*small, epsilons, correspond.ITERATIONS)
+    plan, expected = coupled(small, epsilons), naive(*small, epsilons, SEARCH.iterations)
     np.testing.assert_allclose(plan, expected, atol=1e-3 * expected.max())  # columns are exact only in the limit
-    apart = naive(*small[:5], 0.0, epsilons, correspond.ITERATIONS)
+    apart = naive(*small[:5], 0.0, epsilons, SEARCH.iterations)
     assert np.abs(plan - apart).max() > 0.2 * expected.max()  # the quadratic part decides
 
 
@@ -278,7 +279,7 @@ def test_a_factor_gives_the_kernel_back_within_its_error_at_a_lower_rank():
     root = correspond.low_rank_factor(kernel)
     assert root.shape[0] == 400 and root.shape[1] < 300
     error = np.abs(root @ root.T - kernel)
-    assert 0.1 * correspond.KERNEL_ERROR < error.max() <= correspond.KERNEL_ERROR * (1 + 1e-9)
+    assert 0.1 * SEARCH.kernel_error < error.max() <= SEARCH.kernel_error * (1 + 1e-9)
 
 
 # Images
@@ -362,7 +363,7 @@ def test_points_go_with_the_clouds_points_about_them(found):
 
 def test_a_spread_image_counts_for_less(found):
     """A spread of DOUBT spacings halves a point's weight, and between two points the sure one leads."""
-    problem, doubt = plain(), correspond.HALF_WEIGHT_SPREAD * correspond.SPACING
+    problem, doubt = plain(), SEARCH.half_weight_spread * SEARCH.spacing
     at = ORIGIN + np.array([[0.0, 0, 0], [4, 0, 0], [100, 0, 0], [100, 4, 0]])
     shift = np.array([[0.0, 2, 0], [0, 6, 0], [0, 0, 9], [0, 0, 9]])
     middle = ORIGIN + np.array([[2.0, 0, 0], [100, 2, 0]])
@@ -437,9 +438,9 @@ def exchanged():
 def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exchanged):
     """To about the distance between the cloud's points; half of that is not the shift of a domain but its turn."""
     problem, belongs = exchanged
-    level = levels.make_level(problem, 2, 2, 0.0, False)
-    end, sure = correspond.ends(problem, 0, level.x)
-    x = problem.frame.to_angstrom(np.asarray(level.x, np.float64))
+    points = levels.make_levels(problem, Field(), levels.Sampling(2, 2))[0].points
+    end, sure = correspond.ends(problem, 0, points)
+    x = problem.frame.to_angstrom(np.asarray(points, np.float64))
     assert end.shape == x.shape and sure.shape == (len(x),) and (sure > 0).all() and (sure < 1 + 1e-9).all()
 
     def off(a, b):
@@ -447,11 +448,11 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
 
     true, found = belongs(x), problem.frame.to_angstrom(end)
     unturned = belongs(x, [np.eye(3)] * 2)
-    first, second = correspond.clouds(problem, 0, correspond.SPACING)
+    first, second = correspond.clouds(problem, 0, SEARCH.spacing)
     rows, columns = linear_sum_assignment(cdist(first.x, second.x, "sqeuclidean"))  # W2 of as many as there are
     transported = off(second.x[columns], belongs(first.x[rows]))
     assert transported > 25 and off(x, true) > 25
-    assert off(found, true) < correspond.SPACING < 0.55 * off(unturned, true)
+    assert off(found, true) < SEARCH.spacing < 0.55 * off(unturned, true)
     assert off(found, true) < 0.2 * transported
 
 
@@ -459,7 +460,7 @@ def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     """The last ε are so small that entropy draws nothing together: to a hundredth of the points' distance."""
     problem, _ = exchanged
     still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
-    level = levels.make_level(still, 2, 2, 0.0, False)
-    end, sure = correspond.ends(still, 0, level.x)
-    moved = np.linalg.norm(end - np.asarray(level.x), axis=1) * problem.frame.edge
-    assert moved.max() < 0.01 * correspond.SPACING and sure.min() > 0.98
+    points = levels.make_levels(still, Field(), levels.Sampling(2, 2))[0].points
+    end, sure = correspond.ends(still, 0, points)
+    moved = np.linalg.norm(end - points, axis=1) * problem.frame.edge
+    assert moved.max() < 0.01 * SEARCH.spacing and sure.min() > 0.98

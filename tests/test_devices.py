@@ -12,14 +12,17 @@ import pytest
 from conftest import drift
 
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Running
 from cryotrans_jax.io.files import InputError
 
 PROGRAM = """
 import jax, numpy as np
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.fit.morphing import morph
-from cryotrans_jax.fit.train import DeviceLayout
+from cryotrans_jax.fit.devices import DeviceLayout
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Running
+from cryotrans_jax.fit.recipes import Paper
 from cryotrans_jax.fit.trajectory import move
 
 x = np.stack(np.meshgrid(*map(np.arange, (24, 20, 28)), indexing="ij"), -1)
@@ -28,12 +31,13 @@ as_map = lambda density: Map(density, np.full(3, 2.0), np.zeros(3))
 start = as_map(blobs((10, 8, 9), (12, 10, 18)))
 ends = [as_map(blobs((10, 8, 9), (12 + shift, 10, 18 - shift))) for shift in (1, 2, 3)]
 assert jax.device_count() == 8
-one = morph(start, ends, "paper", align="none", bin=2, steps=0.01, layout=DeviceLayout(batch=1))
-many = morph(start, ends, "paper", align="none", bin=2, steps=0.01)
+options = Options(Paper(2), align="none", steps=0.01)
+one = morph(start, ends, options, running=Running(layout=DeviceLayout(batch=1)))
+many = morph(start, ends, options)
 assert many.params["params"]["Dense_0"]["kernel"].shape[0] == 3
 xyz = np.argwhere(start.density > 0.3) * 2.0
 for k in range(3):
-    here, there = (move(f.config, f.target_params(k), f.frame, xyz, [1.0])[0] for f in (one, many))
+    here, there = (move(f.field, f.target_params(k), f.frame, xyz, [1.0])[0] for f in (one, many))
     moved = np.abs(here - xyz).max()
     assert moved > 0.1, moved
     assert np.abs(here - there).max() < 2e-3 * moved, (k, np.abs(here - there).max(), moved)
@@ -57,15 +61,15 @@ def test_eight_devices_fit_three_targets_as_one_device_does():
 def test_a_share_of_the_targets_is_fitted_as_among_all(maps):
     """The third target reaches furthest: without it the others would have another crop. One stage is enough."""
     wide = replace(maps[1], density=np.roll(maps[1].density, -4, axis=2))
-    how = dict(recipe="paper", bin=4, schedule=recipes.Schedule((("l2", 8, 1e-3),)), align="none")
+    options = Options(recipes.Paper(4, recipes.Schedule((("l2", 8, 1e-3),))), align="none")
     targets = [*maps[1:], wide]
-    whole = morph(maps[0], targets, **how)
-    part = morph(maps[0], targets, target_indices=[1, 0], **how)
+    whole = morph(maps[0], targets, options)
+    part = morph(maps[0], targets, options, running=Running(targets=[1, 0]))
     assert part.config == whole.config and part.frame.edge == whole.frame.edge and len(part.report["targets"]) == 3
     for a, b in zip(jax.tree.leaves(part.params), jax.tree.leaves(whole.select([1, 0]).params), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(whole.config))
     for a, b in zip(part.history, whole.history, strict=True):
         np.testing.assert_allclose(a, b[:, [1, 0]], rtol=1e-3)
-    for wrong in ([], [3], [-1]):
+    for wrong in ([3], [-1]):
         with pytest.raises(InputError, match="give numbers from 0 to 2"):
-            morph(maps[0], targets, target_indices=wrong, **how)
+            morph(maps[0], targets, options, running=Running(targets=wrong))

@@ -45,6 +45,34 @@ def test_a_message_on_the_page_of_troubles_is_in_the_code(listed):
     assert any(map(says(listed), texts())), "change the page: the code says this no longer"
 
 
+@functools.cache
+def defined():
+    """Names that each file of the package defines, and each of its classes."""
+    found = {}
+    for path in (ROOT / "cryotrans_jax").rglob("*.py"):
+        for node in ast.walk(tree := ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.Module):
+                inside = {name for each in node.body for name in names_of(each)}
+                found.setdefault(path.stem if node is tree else node.name, set()).update(inside)
+    return found
+
+
+def names_of(statement):
+    """Names that a statement defines."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_code_that_a_page_names_is_in_the_package(page):
+    """`file.function` or `Class.method`, and not the name of a file of results."""
+    named = re.findall(r"`(?:[\w.]+\.)?(\w+)\.(\w+)(?:\(.*?\))?`", page.read_text())
+    ours = {(home, name) for home, name in named if home in defined()}
+    assert not [f"{h}.{n}" for h, n in ours if n not in defined()[h] | {"csv", "json", "mrc", "cif", "pdb", "md", "py"}]
+
+
 def test_no_message_is_listed_twice():
     assert LISTED and len(LISTED) == len(set(LISTED))
 

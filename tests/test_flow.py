@@ -11,7 +11,6 @@ from jax.test_util import check_grads
 from scipy.linalg import expm
 
 from cryotrans_jax.core.flow import (
-    append_time,
     euler,
     flow,
     interpolate_path,
@@ -19,11 +18,11 @@ from cryotrans_jax.core.flow import (
     inverse_euler,
     path,
     split_time,
-    symmetrize,
-    with_time,
 )
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.motion.symmetric import symmetrize
+from cryotrans_jax.motion.waypoints import append_time, with_time
 
 CENTRE = np.array([0.3, 0.5, 0.6])
 MATRIX = np.array([[0.2, -0.9, 0.1], [0.7, -0.1, 0.3], [0.0, 0.2, -0.4]])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import drift
 
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from experiments import hosts

@@ -1,16 +1,15 @@
 """Cubic convolution on a control lattice: exact for quadratics, of third order, blind to what is inactive."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import rounding
 
-from cryotrans_jax.core.flow import flow
-from cryotrans_jax.fit import levels
-from cryotrans_jax.fit.train import Config, carry
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.train import carry
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit.levels import Sampling, make_levels
 from cryotrans_jax.motion.lattice import batch_lattices, interpolate, interpolate_numpy, make_lattice, to_dense
 
 SHAPE = (11, 8, 13)
@@ -107,14 +106,13 @@ def test_inactive_nodes_never_matter(lattice):
 
 def test_carried_points_agree_with_the_plain_flow(problem):
     """Nodes 5 Å apart carry voxels of 2 Å to within a tenth of a voxel of where a bending flow takes them."""
-    config = Config(stages=(), width=100, centre=0.5)
-    params = jax.jit(config.network.init)(jax.random.key(0), jnp.zeros((1, 3)))
+    field = Field(Velocity(width=100, centre=0.5))
+    params = jax.jit(field.init)(jax.random.key(0))
     params = jax.tree.map(lambda p: 12 * p, params)
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (100,), minval=-0.3, maxval=0.3)
-    level = levels.make_level(problem, 1, 1, 5.0, False)
-    moved, _ = jax.jit(partial(carry, config))(params, level)
-    exact = jax.jit(lambda x: flow(partial(config.network.apply, params), x, 10))(level.x)
-    motion = np.linalg.norm(exact - level.x, axis=1) * problem.frame.edge
+    level = make_levels(problem, field, Sampling(spacing=5.0))[0]
+    moved, exact = jax.jit(carry)(params, level.scene).x, jax.jit(field.ends)(params, level.points)
+    motion = np.linalg.norm(exact - level.points, axis=1) * problem.frame.edge
     difference = np.linalg.norm(moved - exact, axis=1) * problem.frame.edge
     assert motion.max() - motion.min() > 2  # not just a translation
     assert difference.max() < 0.1 * problem.voxel_size.min()

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import cryotrans_jax as ct
-from cryotrans_jax.density import align
-from cryotrans_jax.density.align import Transform
+from cryotrans_jax.density import transform
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
 from cryotrans_jax.io import atoms
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
-SHORT = dict(recipe="paper", align="none", bin=4, schedule=recipes.Schedule((("l2", 10, 1e-3),)))
-HOW = dict(steps=0.03, parts=None, initial_resolution=8.0, target_resolution=8.0)
+SHORT = ct.Options(recipes.Paper(4, recipes.Schedule((("l2", 10, 1e-3),))), align="none")
+HOW = ct.Options(steps=0.03, parts=None, resolutions=ct.Resolutions(8.0, 8.0))
 TURN = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -66,7 +66,7 @@ def test_type_checkers_know_what_comes_back(tmp_path):
         'error: Module has no attribute "morf"  [attr-defined]'
     ]
     assert [line.split('"')[1].removeprefix("builtins.") for line in said if line.startswith("note: Revealed")] == [
-        "cryotrans_jax.fit.morphing.Fit",
+        "cryotrans_jax.fit.result.Fit",
         "typing.Iterator[cryotrans_jax.io.maps.Map]",
         "gemmi.Structure",
         "list[gemmi.Structure]",
@@ -80,14 +80,14 @@ def test_type_checkers_know_what_comes_back(tmp_path):
 def one_stage(monkeypatch):
     """The default recipe cut down to one stage of a few steps."""
     default = recipes.default
-    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[1:2], rival=None))
+    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.stages[1:2]))
 
 
 def test_paths_are_as_good_as_maps(fit, maps, tmp_path):
     paths = [tmp_path / "a.mrc", str(tmp_path / "b.mrc"), tmp_path / "c.mrc"]
     for path, map_ in zip(paths, maps, strict=True):
         ct.write_map(path, map_)
-    read = ct.morph(paths[0], paths[1:], **SHORT)
+    read = ct.morph(paths[0], paths[1:], SHORT)
     np.testing.assert_allclose(read.history[0], fit.history[0], rtol=1e-3)  # headers hold origins as float32
     with pytest.raises(ct.InputError, match="none.mrc does not exist"):
         ct.morph(paths[0], [paths[1], tmp_path / "none.mrc"])
@@ -101,21 +101,21 @@ def test_a_target_on_another_grid_in_another_pose_is_laid_over_the_initial_map(m
     centre = away((maps[1].origin + maps[1].voxel_size * np.array(maps[1].density.shape) / 2)[None])[0]
     grid = ct.Map(np.zeros((30, 30, 30), np.float32), size, centre - 15 * size)
     target = ct.resampled(maps[1], grid, away)
-    fit = ct.morph(maps[0], target, halves=(target, target), **HOW)
+    fit = ct.morph(maps[0], target, HOW, halves=(target, target))
     laid, found = ct.onto(maps[0], target)
     assert found.transform.angle == pytest.approx(90, abs=15)  # the states differ by more than that of one domain
     assert fit.alignments[0].summary == found.summary and "rotated by" in repr(fit)
-    same = ct.morph(maps[0], laid, halves=(laid, laid), align="none", **HOW)
+    same = ct.morph(maps[0], laid, replace(HOW, align="none"), halves=(laid, laid))
     np.testing.assert_array_equal(fit.history[0], same.history[0])
     np.testing.assert_array_equal(fit.validation_history[0], same.validation_history[0])
     with pytest.raises(ct.InputError, match="mass lies in the initial map's box"):
-        ct.morph(maps[0], target, align="none")
+        ct.morph(maps[0], target, ct.Options(align="none"))
 
 
 def test_a_map_that_is_where_it_should_be_is_given_back_as_it_is(maps):
-    assert align.resampled(maps[1], maps[0]) is maps[1]
+    assert transform.resampled(maps[1], maps[0]) is maps[1]
     moved = replace(maps[1], origin=maps[1].origin + maps[1].voxel_size)
-    back = align.resampled(moved, maps[0])  # by a whole voxel
+    back = transform.resampled(moved, maps[0])  # by a whole voxel
     inner, outer = (slice(0, -1),) * 3, (slice(1, None),) * 3
     np.testing.assert_allclose(back.density[outer], maps[1].density[inner], atol=1e-5 * maps[1].density.max())
 
@@ -126,7 +126,7 @@ def test_a_map_that_is_where_it_should_be_is_given_back_as_it_is(maps):
 @pytest.fixture(scope="module")
 def fit(maps, tmp_path_factory):
     """A short fit of two targets by the paper's recipe."""
-    return ct.morph(maps[0], maps[1:], **SHORT)
+    return ct.morph(maps[0], maps[1:], SHORT)
 
 
 def test_a_number_of_frames_means_equally_spaced_times(fit, models):
@@ -198,13 +198,13 @@ def test_fits_and_maps_are_shown_in_a_few_lines(fit, maps):
 
 
 def test_progress_is_shown_if_asked_for(fit, maps, capsys):
-    ct.morph(maps[0], maps[1:], **SHORT)
+    ct.morph(maps[0], maps[1:], SHORT)
     assert capsys.readouterr().err == ""
-    ct.morph(maps[0], maps[1:], progress=True, **SHORT)
+    ct.morph(maps[0], maps[1:], SHORT, progress=True)
     told = capsys.readouterr().err
     assert "stage 1/" in told and "\r" not in told  # lines, as for a log
     calls = []
-    found = ct.morph(maps[0], maps[1:], progress=lambda *call: calls.append(call), **SHORT)
+    found = ct.morph(maps[0], maps[1:], SHORT, progress=lambda *call: calls.append(call))
     assert calls[-1][:3] == (found.config, len(found.config.stages) - 1, found.config.stages[-1].steps)
 
 
@@ -213,16 +213,11 @@ def test_the_bar_is_full_at_the_end_of_a_fit_that_stopped_early_and_not_after_an
     config, bars = fit.config, []
     done = config.stages[0].steps - 1
     for error in (None, KeyboardInterrupt):
-
-        @progress.show_progress
-        def fitting(progress, error=error):
-            progress(config, 0, done, np.ones((1, 2)))
-            bars.append(progress.bar)
+        with contextlib.suppress(KeyboardInterrupt), progress.reporting(True) as report:
+            report(config, 0, done, np.ones((1, 2)))
+            bars.append(report.bar)
             if error:
                 raise error
-
-        with contextlib.suppress(KeyboardInterrupt):
-            fitting(progress=True)
     total = sum(stage.steps for stage in config.stages)
     assert [(bar.n, bar.total, bar.disable) for bar in bars] == [(total, total, True), (done, total, True)]
 

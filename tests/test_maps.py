@@ -321,3 +321,13 @@ def test_the_real_skewed_crystal_map_is_read(tmp_path, name):
     again = read_map(tmp_path / "a.mrc")
     assert same_grid(map, again) is None and is_valid(tmp_path / "a.mrc")
     np.testing.assert_array_equal(again.density, map.density)
+
+
+def test_a_map_is_interpolated_linearly_and_is_0_outside():
+    density = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    map_ = Map(density, np.array([1.0, 2.0, 0.5]), np.array([-3.0, 7.0, 1.0]))
+    voxels = np.argwhere(density[:-1] < np.inf)
+    x, step = map_.origin + voxels * map_.voxel_size, np.array([1.0, 0, 0])
+    here, there = density[tuple(voxels.T)], density[1:][tuple(voxels.T)]
+    np.testing.assert_allclose(map_.interpolate(x + 0.25 * step), 0.75 * here + 0.25 * there, atol=1e-6)
+    assert not map_.interpolate(x - 10 * step).any()

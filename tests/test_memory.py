@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax.fit import train
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit.devices import DeviceLayout, check_memory
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.supervise import Callbacks
+from cryotrans_jax.fit.terms import Correspondences, Matched
 from cryotrans_jax.io import memory
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import write_map
@@ -125,15 +131,15 @@ def test_coarser_voxels_take_just_the_room_there_is():
 def test_a_stage_that_the_device_cannot_hold_is_refused_before_the_first_step(problem):
     """By XLA's own count, which is of some MiB here; and the setting that would fit is told."""
     stages = (
-        train.Stage("points", 5, 1e-3, 1e-3, bin=2, sampling=2),
-        train.Stage("matched", 5, 1e-3, 1e-3, spacing=6.0),
+        Stage((Correspondences(),), 5, 1e-3, 1e-3, bin=2, sampling=2),
+        Stage((Matched(),), 5, 1e-3, 1e-3, spacing=6.0),
     )
-    config, made = train.Config(stages, width=8, centre=0.5, euler_steps=2), []
-    one = problem.select([0])
+    config, made, tiny = Config(stages, Field(Velocity(width=8, centre=0.5), 2)), [], DeviceLayout(memory=1000)
+    callbacks = Callbacks(progress=lambda *at: made.append(at))
     with pytest.raises(InputError, match=r"stage \d needs .* GiB and the device has 0.0 GiB: use voxels [\d.]+ times"):
-        train.fit(one, config, layout=train.DeviceLayout(memory=1000), progress=lambda *at: made.append(at))
+        run(Fitting.begin(problem.select([0]), config, layout=tiny, callbacks=callbacks))
     assert made == []
-    assert train.check_memory(0, float("nan"), train.DeviceLayout(memory=1000)) is None
+    assert check_memory(0, float("nan"), tiny) is None
 
 
 def test_the_peak_is_the_program_s_own():

@@ -16,6 +16,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
+from cryotrans_jax.scores.fsc import fsc
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared, data and tools")
@@ -33,27 +34,27 @@ def score(*arguments):
 
 
 def test_fsc_is_one_against_itself_and_minus_one_against_its_negative(noise):
-    frequency, curve = metrics.fsc(noise[0], noise[0], VOXEL)
+    frequency, curve = fsc(noise[0], noise[0], VOXEL)
     np.testing.assert_allclose(curve, 1, atol=1e-12)
-    np.testing.assert_allclose(metrics.fsc(noise[0], -noise[0], VOXEL)[1], -1, atol=1e-12)
+    np.testing.assert_allclose(fsc(noise[0], -noise[0], VOXEL)[1], -1, atol=1e-12)
     assert frequency[0] == 0 and frequency[-1] <= 0.5 / VOXEL.max() < frequency[-1] + frequency[1]
 
 
 def test_fsc_is_symmetric_and_blind_to_scale_offset_and_common_shift(noise):
     a, b = noise[0], noise[0] + noise[1]
-    curve = metrics.fsc(a, b, VOXEL)[1]
-    np.testing.assert_allclose(metrics.fsc(b, a, VOXEL)[1], curve, atol=1e-12)
-    np.testing.assert_allclose(metrics.fsc(3 * a, 0.2 * b, VOXEL)[1], curve, atol=1e-6)
-    np.testing.assert_allclose(metrics.fsc(a + 5, b - 2, VOXEL)[1][1:], curve[1:], atol=1e-6)
+    curve = fsc(a, b, VOXEL)[1]
+    np.testing.assert_allclose(fsc(b, a, VOXEL)[1], curve, atol=1e-12)
+    np.testing.assert_allclose(fsc(3 * a, 0.2 * b, VOXEL)[1], curve, atol=1e-6)
+    np.testing.assert_allclose(fsc(a + 5, b - 2, VOXEL)[1][1:], curve[1:], atol=1e-6)
     shifted = (np.roll(v, (3, -2, 5), (0, 1, 2)) for v in (a, b))
-    np.testing.assert_allclose(metrics.fsc(*shifted, VOXEL)[1], curve, atol=1e-12)
+    np.testing.assert_allclose(fsc(*shifted, VOXEL)[1], curve, atol=1e-12)
 
 
 def test_fsc_does_not_depend_on_which_axis_is_halved(noise):
     a, b = noise[0], noise[0] + noise[1]
-    curve = metrics.fsc(a, b, VOXEL)[1]
+    curve = fsc(a, b, VOXEL)[1]
     for axes in ((1, 2, 0), (2, 0, 1), (0, 2, 1)):
-        np.testing.assert_allclose(metrics.fsc(a.transpose(axes), b.transpose(axes), VOXEL[list(axes)])[1], curve)
+        np.testing.assert_allclose(fsc(a.transpose(axes), b.transpose(axes), VOXEL[list(axes)])[1], curve)
 
 
 def test_fsc_equals_sums_over_the_whole_transform(noise):
@@ -62,7 +63,7 @@ def test_fsc_equals_sums_over_the_whole_transform(noise):
     s = np.stack(np.meshgrid(*map(np.fft.fftfreq, a.shape, voxel), indexing="ij"))
     side = (np.array(a.shape) * voxel).min()
     shell = np.round(np.linalg.norm(s, axis=0) * side)
-    frequency, curve = metrics.fsc(a, b, voxel)
+    frequency, curve = fsc(a, b, voxel)
     for k in range(len(curve)):
         at = shell == k
         slow = (fa[at] * fb[at].conj()).sum().real / np.linalg.norm(fa[at]) / np.linalg.norm(fb[at])
@@ -93,12 +94,12 @@ def test_a_displacement_below_the_width_lacks_little():
 
 def test_signal_with_equal_noise_correlates_by_the_square_root_of_a_half(noise):
     """E FSC(f, f + n) = 1 / sqrt(1 + |n|^2 / |f|^2)."""
-    curve = metrics.fsc(noise[0], noise[0] + noise[1], 1.0)[1]
+    curve = fsc(noise[0], noise[0] + noise[1], 1.0)[1]
     np.testing.assert_allclose(curve[8:], np.sqrt(0.5), atol=0.05)  # shells of over 800 terms: 1 / sqrt(800)
 
 
 def test_a_map_without_power_correlates_by_zero(noise):
-    assert not metrics.fsc(noise[0], 0 * noise[0], 1.0)[1].any()
+    assert not fsc(noise[0], 0 * noise[0], 1.0)[1].any()
 
 
 def test_resolution_is_read_off_a_straight_line():

@@ -86,10 +86,10 @@ def test_a_fit_in_python_works_on_the_repaired_maps_and_says_so(maps, monkeypatc
     def stop(initial, targets, **settings):
         raise Prepared(initial, targets)
 
-    monkeypatch.setattr("cryotrans_jax.fit.morphing.prepare.prepare", stop)
+    monkeypatch.setattr("cryotrans_jax.fit.morph.prepare.prepare", stop)
     hot = with_voxels(maps[1], [(2, 2, 2)], [1e4])
     with pytest.raises(Prepared) as stopped, pytest.warns(UserWarning, match="10000 times as strong as all others"):
-        cryotrans_jax.morph(maps[0], hot, align="none")
+        cryotrans_jax.morph(maps[0], hot, cryotrans_jax.Options(align="none"))
     initial, (target,) = stopped.value.args
     assert initial is maps[0]
     np.testing.assert_array_equal(target.density, without_outliers(hot)[0].density)

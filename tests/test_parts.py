@@ -10,18 +10,40 @@ import pytest
 from conftest import drift, rounding
 
 from cryotrans_jax.core import grid
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.train import carry, objective
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation, thresholds
 from cryotrans_jax.fit import prepare, trajectory
-from cryotrans_jax.fit.levels import make_level
-from cryotrans_jax.fit.morphing import Fit, morph
-from cryotrans_jax.fit.train import Config, Stage, carry, divide_state, fit, initial_state, objective, stage_inputs
+from cryotrans_jax.fit.bodies import FindRigidBodies
+from cryotrans_jax.fit.levels import Sampling, make_levels
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Resolutions
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
+from cryotrans_jax.fit.state import divide_state, initial_state
+from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import Partition
 
-POINTS = Stage("points", 30, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
-MATCHED = Stage("matched", 30, 3e-3, 1e-3, bin=2, sampling=2, spacing=6.0, rigidity=1.0)
-CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
+POINTS = Stage((Correspondences(), Rigidity(1.0, slip=0.03)), 30, 3e-3, 1e-3, bin=2, sampling=2)
+MATCHED = Stage((Matched(), Rigidity(1.0)), 30, 3e-3, 1e-3, bin=2, sampling=2, spacing=6.0)
+FIELD = Field(Velocity(width=16, centre=0.5, waves=8, wave_number=2.0), 4)
+CONFIG = Config((MATCHED,), FIELD)
+CARRY = jax.jit(carry)
+
+
+def fit(problem, config):
+    """State and losses of a fit by the whole schedule."""
+    fitted = run(Fitting.begin(problem, config))
+    return fitted.state, fitted.history
+
+
+def level_of(problem, sampling, spacing, target=0):
+    """A target's points of mass, with tetrahedra."""
+    return make_levels(problem, FIELD, Sampling(sampling, sampling, spacing, True))[target]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +70,6 @@ def of(each, number):
     return jax.tree.map(lambda p: np.asarray(p)[number], each)
 
 
-@jax.jit
-def carried(params, level):
-    return carry(CONFIG, params, level)
-
-
 def masses(problem):
     return [np.where(problem.labels[0] == part + 1, problem.initial, 0) for part in range(problem.parts)]
 
@@ -61,49 +78,47 @@ def masses(problem):
 @pytest.mark.parametrize("sampling", [1, 2])
 def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling, spacing):
     """The rest is padding: points that are not kept, tetrahedra of no share."""
-    level = make_level(both, sampling, sampling, spacing, True).for_trajectory(0)
-    points, level = level.points, jax.device_get(level)
-    each = [make_level(replace(alone, initial=m), sampling, sampling, spacing, True) for m in masses(both)]
-    each = jax.device_get(each)
-    np.testing.assert_array_equal(points, np.concatenate([own.x for own in each]))
-    np.testing.assert_array_equal(level.rho, np.concatenate([own.rho for own in each]))
+    level, each = (
+        level_of(both, sampling, spacing),
+        [level_of(replace(alone, initial=mass), sampling, spacing) for mass in masses(both)],
+    )
+    scene, whole = level.scene, np.concatenate([own.scene.rho for own in each])
+    np.testing.assert_array_equal(level.points, np.concatenate([own.points for own in each]))
+    np.testing.assert_array_equal(scene.rho, whole)
+    fractions = level.tetrahedra.mass_fraction.reshape(2, -1)
     for part, own in enumerate(each):
-        n, rows = len(own.x), len(own.mass_fraction)
-        np.testing.assert_array_equal(level.x[part, :n], own.x)
-        held = float(own.rho.sum() / level.rho.sum())
-        np.testing.assert_allclose(level.mass_fraction[part, :rows], held * own.mass_fraction, rtol=1e-5)  # float32
-        assert not level.mass_fraction[part, rows:].any()
-    assert level.rho.sum() == pytest.approx(alone.initial.sum(dtype=float), rel=1e-5)
+        n, rows = len(own.points), len(own.tetrahedra.mass_fraction)
+        np.testing.assert_array_equal(scene.x[part, :n], own.points)
+        held = float(own.scene.rho.sum() / whole.sum())
+        np.testing.assert_allclose(fractions[part, :rows], held * own.tetrahedra.mass_fraction, rtol=1e-5)  # float32
+        assert not fractions[part, rows:].any()
+    assert whole.sum() == pytest.approx(alone.initial.sum(dtype=float), rel=1e-5)
 
 
 @pytest.mark.parametrize("spacing", [0.0, 6.0])
 def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both, spacing):
-    fields = [
-        jax.tree.map(lambda p: 3 * p, of(initial_state(replace(CONFIG, seed=seed), 1).params, 0)) for seed in (1, 2)
-    ]  # fmt: skip
-    level = jax.device_get(make_level(both, 1, 1, spacing, False)).for_trajectory(0)
-    moved, nodes = jax.device_get(carried(jax.tree.map(lambda *p: np.stack(p), *fields), level))
-    moved = np.split(moved, [int((masses(both)[0] > 0).sum())])
+    fields = [jax.tree.map(lambda p: 3 * p, of(initial_state(FIELD, seed, 1).params, 0)) for seed in (1, 2)]
+    level = level_of(both, 1, spacing)
+    carried = CARRY(jax.tree.map(lambda *p: np.stack(p), *fields), level.scene)
+    moved = np.split(carried.x, [int((masses(both)[0] > 0).sum())])
+    nodes = carried.nodes.reshape(2, -1, 3)
     for part, (field, mass) in enumerate(zip(fields, masses(both), strict=True)):
-        own = jax.device_get(make_level(replace(alone, initial=mass), 1, 1, spacing, False))
-        there, at_nodes = jax.device_get(carried(field, own))
-        assert np.abs(there - own.x).max() > 0.01
+        own = level_of(replace(alone, initial=mass), 1, spacing)
+        there = CARRY(field, own.scene)
+        assert np.abs(there.x - own.points).max() > 0.01
         near = rounding(1.0, 100)  # four steps of three layers, whose sums have some ten terms
-        np.testing.assert_allclose(moved[part], there, atol=near)
-        np.testing.assert_allclose(nodes[part, : len(at_nodes)], at_nodes, atol=near)
+        np.testing.assert_allclose(moved[part], there.x, atol=near)
+        np.testing.assert_allclose(nodes[part, : len(there.nodes)], there.nodes, atol=near)
 
 
 @pytest.fixture(scope="module")
 def losses():
     """Loss, and its gradient, of some parameters in a stage, for one of the targets."""
 
-    @partial(jax.jit, static_argnums=0)
-    def loss(stage, params, level, goal):
-        return jax.value_and_grad(lambda p: objective(CONFIG, stage, p, level, goal)[0])(params)
+    loss = jax.jit(jax.value_and_grad(lambda params, *model: objective(params, *model)[0]))
 
     def losses(problem, stage, params, target=0):
-        level, goals = jax.device_get(stage_inputs(problem, stage))
-        return jax.device_get(loss(stage, params, level.for_trajectory(target), of(goals, target)))
+        return jax.device_get(loss(params, *stage_inputs(problem, FIELD, stage).steps.of_target(target)))
 
     return losses
 
@@ -112,7 +127,7 @@ def losses():
 def test_one_part_is_no_parts(alone, losses, stage):
     """The same loss and gradient, in float32; so is the start."""
     one = alone.divide([np.ones(tuple(alone.start + alone.initial.shape), int)])
-    params, own = initial_state(CONFIG, 1).params, initial_state(CONFIG, 1, 1).params
+    params, own = initial_state(FIELD, 0, 1).params, initial_state(FIELD, 0, 1, 1).params
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rounding(1, 10)), of(params, 0), of(own, (0, 0)))
     whole, part = (losses(p, stage, of(q, 0)) for p, q in ((alone, params), (one, own)))
     assert part[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
@@ -122,8 +137,8 @@ def test_one_part_is_no_parts(alone, losses, stage):
 
 def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
     """The loss is that of the whole, as carried points are the same; only tetrahedra across the border are missing."""
-    stage = replace(MATCHED, bin=1, sampling=1, spacing=0.0, rigidity=0.0)  # points that the border does not divide
-    field = initial_state(CONFIG, 1)
+    stage = replace(MATCHED, terms=(Matched(),), bin=1, sampling=1, spacing=0.0)  # no point is divided
+    field = initial_state(FIELD, 0, 1)
     params = [of(state.params, 0) for state in (field, divide_state(field, 2, 0))]
     whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
     assert parts[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
@@ -132,11 +147,10 @@ def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone
 
 
 def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
-    state = initial_state(replace(CONFIG, seed=3), 1)
+    state = initial_state(FIELD, 3, 1)
     params = jax.tree.map(lambda p: 3 * p, of(divide_state(state, 2, 0).params, 0))
-    stage = replace(MATCHED, rigidity=1.0)
     plain, first, second, none = (
-        float(losses(alone.divide([halves.labels], stiffness), stage, params)[0])
+        float(losses(alone.divide([halves.labels], stiffness), MATCHED, params)[0])
         for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (0.0, 0.0))
     )
     assert first > plain and second > plain > none
@@ -160,7 +174,7 @@ def sliding():
     return initial, target, Partition(labels, size, np.zeros(3)), x, shift
 
 
-STIFF = Stage("matched", 300, 1e-2, 1e-4, bin=2, sampling=1, blur=3.0, rigidity=3.0)
+STIFF = Stage((Matched(blur=3.0), Rigidity(3.0)), 300, 1e-2, 1e-4, bin=2)
 
 
 @pytest.mark.slow  # that bodies with fields of their own go on to a better fit: test_bodies_are_found_and_go_on
@@ -168,12 +182,12 @@ def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_on
     """Under a rigidity that forbids to shear; without it the one field follows as well."""
     initial, target, partition, x, shift = sliding
     problem = prepare.prepare(initial, [target], initial_resolution=6.0, target_resolutions=[6.0])
-    config, part = replace(CONFIG, stages=(STIFF,)), partition.part_at(x)
+    config, part = replace(CONFIG, schedule=(STIFF,)), partition.part_at(x)
     off = {}
     for name, given, which in (("one", problem, None), ("two", problem.divide([partition.labels]), part)):
         state, history = fit(given, config)
         params = jax.tree.map(lambda p: p[0], state.params)
-        moved = trajectory.move(config, params, problem.frame, x, [1.0], which)[0]
+        moved = trajectory.move(FIELD, params, problem.frame, x, [1.0], which)[0]
         off[name] = np.sqrt(((moved - x - shift) ** 2).sum(-1).mean()), history[0][-1, 0]
     assert off["two"][0] < 0.2 and off["one"][0] > 1.5  # Å, of 4
     assert off["two"][1] < 0.2 * off["one"][1]
@@ -184,11 +198,12 @@ def slid(sliding):
     """A fit that carries the parts of the rods by constant velocities, which a network without weights has."""
     initial, _, partition, *_ = sliding
     frame = grid.Frame(np.zeros(3), 60.0)
-    config = Config(stages=(), width=8, euler_steps=4)
-    params = jax.tree.map(jnp.zeros_like, initial_state(config, 1, 2).params)
+    field = Field(Velocity(width=8), 4)
+    params = jax.tree.map(jnp.zeros_like, initial_state(field, 0, 1, 2).params)
     shift = jnp.array([[0, 0, 4.0], [0, 0, -4.0]]) / frame.edge
     params["params"]["Dense_2"]["bias"] = shift[None].astype(jnp.float32)
-    return Fit(config, params, frame, 0.05 * float(initial.density.max()), partitions=(partition,), initial=initial)
+    threshold = 0.05 * float(initial.density.max())
+    return Fit(Config((), field), field, params, frame, threshold, partitions=(partition,), initial=initial)
 
 
 @pytest.mark.parametrize("render", ["pull_back", "splat"])
@@ -226,9 +241,10 @@ def test_a_saved_fit_of_parts_gives_the_same_frames(sliding, slid, tmp_path):
 def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeypatch):
     """The whole's field has no parts."""
     initial, target, *_, x, shift = sliding
-    soft = replace(CONFIG, stages=(replace(STIFF, rigidity=0.01),) * 2, bodies=1)
+    stage = replace(STIFF, terms=(Matched(blur=3.0), Rigidity(0.01)))
+    soft = replace(CONFIG, schedule=(stage, FindRigidBodies(transfer=stage), stage))
     monkeypatch.setattr("cryotrans_jax.fit.recipes.default", lambda problem, seed: soft)
-    found = morph(initial, target, align="none", parts="auto", initial_resolution=6.0, target_resolution=6.0)
+    found = morph(initial, target, Options(align="none", resolutions=Resolutions(6.0, 6.0)))
     assert found.partition().count == 2 and len(found.config.stages) == 2 == len(found.history)
     part = found.partition().part_at(x)
     assert (part == part[0])[x[:, 0] < 17].mean() > 0.9 and (part != part[0])[x[:, 0] > 23].mean() > 0.9
@@ -242,7 +258,7 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
 def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(problem, halves, losses):
     """Parts of no mass fill up, and change nothing; nor do their fields."""
     given = [halves.labels, np.ones_like(halves.labels)]
-    params = of(divide_state(initial_state(replace(CONFIG, seed=2), 1), 2, 0).params, 0)
+    params = of(divide_state(initial_state(FIELD, 2, 1), 2, 0).params, 0)
     own = jax.tree.map(lambda p: p[:1], params)
     among = losses(problem.divide(given), MATCHED, params, 1)
     alone = losses(problem.select([1]).divide(given[1:]), MATCHED, own)
@@ -256,10 +272,10 @@ def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(pro
 def test_each_target_has_parts_of_its_own_as_it_would_alone(problem, halves):
     """Here two for the first and one for the second; parts of no mass fill up, and change nothing."""
     whole = np.ones_like(halves.labels)
-    config = replace(CONFIG, stages=(replace(POINTS, steps=20), MATCHED), seed=2)
+    config = replace(CONFIG, schedule=(replace(POINTS, steps=20), MATCHED), seed=2)
     given = [halves.labels, whole]
     both = fit(problem.divide(given), config)
-    assert stage_inputs(problem.divide(given), MATCHED)[0].x.shape[:2] == (2, 2)
+    assert level_of(problem.divide(given), 2, 6.0).scene.x.shape[0] == 2
     for target in range(2):
         alone, losses = fit(problem.select([target]).divide([given[target]]), config)
         count = jax.tree.leaves(alone.params)[0].shape[1]
@@ -282,9 +298,10 @@ def test_parts_that_cannot_be_are_refused(maps, halves):
         (halves, [1.0, -1.0], 1, "part_rigidity contains -1"),
     ):
         with pytest.raises(InputError, match=sentence):
-            morph(maps[0], maps[1 : 1 + targets], align="none", parts=parts, part_rigidity=rigidity)
+            options = Options(align="none", parts=parts, part_rigidity=rigidity or ())
+            morph(maps[0], maps[1 : 1 + targets], options)
     with pytest.raises(InputError, match="the recipe paper has no rigidity"):
-        morph(maps[0], maps[1], "paper", align="none", parts=halves, part_rigidity=[1.0, 2.0])
+        morph(maps[0], maps[1], Options("paper", align="none", parts=halves, part_rigidity=(1.0, 2.0)))
 
 
 def GRID(maps: tuple[Map, ...]):

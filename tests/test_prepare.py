@@ -1,16 +1,19 @@
 """Preparation keeps mass and its centre, puts all maps in one frame, and chooses sensible levels and blurs."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from cryotrans_jax.core import grid
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density import simulation, spectrum, thresholds
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.fit import levels, prepare
+from cryotrans_jax.fit import levels, prepare, targets
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.piecewise import arrange_rows
 
 
 @pytest.fixture
@@ -128,19 +131,19 @@ def test_positions_survive_the_frame():
 
 @pytest.mark.parametrize("sampling, spacing", [(1, 0.0), (2, 0.0), (1, 5.0), (2, 9.0)])
 def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spacing):
-    level = levels.make_level(problem, 2, sampling, spacing, True)
+    level = levels.make_levels(problem, Field(), levels.Sampling(2, sampling, spacing, True))[0]
     size, inside = maps[0].voxel_size, np.where(problem.initial > 0, problem.initial, 0)
     whole = problem.report["origin"] + (np.array(centre(inside)) - 0.5 + problem.start) * size
-    rho = np.asarray(level.rho, np.float64)
-    found = problem.frame.to_angstrom(rho @ np.asarray(level.x, np.float64) / rho.sum())
+    rho = np.asarray(level.scene.rho, np.float64)
+    found = problem.frame.to_angstrom(rho @ np.asarray(level.points, np.float64) / rho.sum())
     np.testing.assert_allclose(found, whole, atol=1e-4)  # Å; float32
     # the tetrahedra's edges are what they are said to be
-    nodes = np.asarray(level.x if level.lattice is None else level.lattice.nodes)
-    corner = nodes[np.asarray(level.tetrahedra)]
+    tetrahedra = level.tetrahedra
+    corner = level.scene.motion.start(jnp.asarray(level.scene.x))[tetrahedra.nodes]
     if spacing or sampling == 1:  # with larger blocks points stand at their centres of mass
-        edges = (corner[:, 1:] - corner[:, :1]) - np.diag(level.edges)
+        edges = (corner[:, 1:] - corner[:, :1]) - np.diag(tetrahedra.edges)
         assert np.abs(edges).max() < 1e-5  # float32
-    assert level.mass_fraction.sum() == pytest.approx(1, abs=1e-5)
+    assert tetrahedra.mass_fraction.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
@@ -237,10 +240,11 @@ def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
             initial_threshold=0.0, target_threshold=0.0,
         )  # fmt: skip
         assert problem.blurs[0] == pytest.approx(sign * variance)
-        targets, widths = levels.level_targets(problem, 1, "density")
+        target = targets.at_matched_resolution(problem, problem.densities[0], 1, 0)
+        widths = targets.matched_widths(problem)
         carried = ndimage.gaussian_filter(problem.initial, widths[0] / problem.voxel_size, mode="constant")
         inner = tuple(slice(4, -4) for _ in range(3))
-        difference = (carried - targets[0])[inner]
+        difference = (carried - target)[inner]
         assert np.abs(difference).max() < 0.02 * carried.max()
 
 
@@ -328,16 +332,17 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
     inside[5:15, 8:20, 10:25] = True
     signal = np.where(inside, rng.uniform(0.5, 1, inside.shape), 0)
     volume = (signal + deviation * rng.normal(size=inside.shape)).astype(np.float32)
-    power = levels.signal_power(volume, volume, inside)
+    power = targets.signal_power(volume, volume, inside)
     assert power == pytest.approx(np.sum(signal**2), rel=0.1)  # of 27000 voxels' noise
-    assert levels.signal_power(volume, volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
-    assert levels.signal_power(volume * ~inside, volume, inside) >= 0
+    assert targets.signal_power(volume, volume, inside | True) == pytest.approx(np.sum(volume**2), rel=1e-5)
+    assert targets.signal_power(volume * ~inside, volume, inside) >= 0
 
 
 def test_the_edge_of_a_blurred_molecule_is_not_taken_for_noise(problem):
     """So that no loss lies below zero."""
-    volumes, noise = (levels.level_targets(p, 2, "density", 4.0)[0][0] for p in (problem, problem.solvent))
-    power = levels.signal_power(volumes, noise, grid.binned(problem.masses[0], 2) > 0)
+    each = problem.densities[0], problem.densities[0] * (problem.masses[0] == 0)
+    volumes, noise = (targets.at_matched_resolution(problem, density, 2, 0, 4.0) for density in each)
+    power = targets.signal_power(volumes, noise, grid.binned(problem.masses[0], 2) > 0)
     assert power == pytest.approx(np.sum(volumes**2), rel=0.01)
 
 
@@ -348,7 +353,8 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
         initial, target, _ = blurring(noise)
         target = Map(scale * target.density, target.voxel_size, target.origin)
         given = {"initial_resolution": 3.0, "target_resolutions": [7.0, 3.0]}
-        return levels.rigidity_factors(prepare.prepare(initial, [target, initial], **given))
+        problem = prepare.prepare(initial, [target, initial], **given)
+        return [targets.rigidity_factor(problem, number) for number in range(2)]
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
@@ -456,7 +462,7 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     part = sharp[cut]
     mine = mine[tuple(slice(0, n) for n in part.shape)]
     np.testing.assert_allclose(mine / mine.max(), part / part.max(), atol=1e-4)
-    assert levels.level_targets(problem, 1, "density")[1] == [pytest.approx(np.sqrt(problem.residual_blurs[0]))]
+    assert targets.matched_widths(problem) == [pytest.approx(np.sqrt(problem.residual_blurs[0]))]
 
 
 @pytest.mark.parametrize(
@@ -464,10 +470,10 @@ def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurri
     [([[4000, 300]], 4700), ([[900, 900, 900]], 2750), ([[5]], 16), ([[700, 20, 0], [300, 300, 300]], 2150)],
 )
 def test_parts_of_any_sizes_lie_in_rows_of_one_part_each_with_little_padding(sizes, most):
-    rows = levels.arrange_rows(sizes)
-    assert rows.points.size <= most
+    rows = arrange_rows(sizes)
+    assert sum(own.points.size for own in rows) <= most
     longest = max(map(max, sizes))
-    for points, owner, place, own in zip(*rows, sizes, strict=True):
+    for (points, owner, place), own in zip(rows, sizes, strict=True):
         assert place.shape == (len(own), longest)
         for part, size in enumerate(own):
             where = place[part, :size]

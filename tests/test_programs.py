@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.core import programs
-from cryotrans_jax.fit import train
-from experiments.studies import benchmark
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
+from cryotrans_jax.fit.terms import L2, Matched, Rigidity
+from experiments.studies import benchmark_cases
 
 
 def test_programs_compiled_in_tests_are_kept_no_longer_than_the_tests():
@@ -54,7 +57,18 @@ def test_nothing_is_asked_of_the_devices_before_the_first_call(anew, monkeypatch
 
 def test_the_benchmark_calls_the_training_step_as_it_is(problem):
     """Its own tests, which are slow, have a stand-in for that."""
-    stage = train.Stage("l2", 1, 1e-3, 1e-3, bin=4, sampling=4)
-    config = train.Config(stages=(stage,), width=4, depth=1, euler_steps=1)
-    call, compiling, _ = benchmark.program(config, stage, train.stage_inputs(problem.select([0]), stage), count=1)
-    assert np.isfinite(call()[2]).all() and compiling > 0
+    stage = Stage((L2(),), 1, 1e-3, 1e-3, bin=4, sampling=4)
+    config = Config((stage,), Field(Velocity(width=4, depth=1), 1))
+    steps = benchmark_cases.compile_steps(problem, config, stage, targets=2, count=1)
+    assert steps.call()[2].shape == (2, 1) and np.isfinite(steps.call()[2]).all() and steps.compilation > 0
+
+
+def test_stages_that_differ_in_numbers_alone_share_a_program(problem):
+    """As those of the default recipe do, of which each would otherwise be compiled for many seconds."""
+
+    def shapes(lighten, blur, weight, balanced):
+        terms = Matched(blur, lighten, 1.0), Rigidity(weight, 0.03, balanced)
+        inputs = stage_inputs(problem, Field(), Stage(terms, 1, 1e-3, 1e-3, bin=2, sampling=2))
+        return jax.tree.map(jax.typeof, inputs.steps)
+
+    assert shapes(0.0, 2.0, 1.0, False) == shapes(1.0, 1.0, 2.0, True)

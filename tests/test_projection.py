@@ -6,6 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.scores import metrics
+from cryotrans_jax.scores.fsc import fsc
 from experiments.studies import projection
 
 N = 20
@@ -51,7 +52,7 @@ def test_noiseless_projections_give_the_density_back(density):
     views = turns(200)
     sums = projection.insert_slices(projection.project(density, views), views)
     found = projection.reconstruct(sums, np.zeros(N // 2 + 1, np.float32))
-    _, correlation = metrics.fsc(np.asarray(found), density, 1.0)
+    _, correlation = fsc(np.asarray(found), density, 1.0)
     assert correlation[: N // 3].min() > 0.99
     np.testing.assert_allclose(found, density, atol=0.05 * density.max())
 
@@ -78,7 +79,7 @@ def test_fewer_noisy_images_resolve_less(density):
         images = images + 3 * images.std() * jax.random.normal(jax.random.key(0), images.shape)
         halves = [projection.insert_slices(images[k::2], views[k::2]) for k in (0, 1)]
         plain = np.zeros(N // 2 + 1, np.float32)
-        curve = metrics.fsc(*(np.asarray(projection.reconstruct(half, plain)) for half in halves), 1.0)
+        curve = fsc(*(np.asarray(projection.reconstruct(half, plain)) for half in halves), 1.0)
         noise = projection.noise_to_signal(curve[1]) / 2
         raw, quiet = (projection.reconstruct(halves[0] + halves[1], each) for each in (plain, noise))
         off = [float(((a - density) ** 2).sum()) for a in (raw, quiet)]

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.better_start import KeepBetterStart
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
-from cryotrans_jax.fit.train import stage_inputs
+from cryotrans_jax.fit.stage import Action, Stage, stage_inputs
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.io.maps import Map
 
 
@@ -32,13 +35,13 @@ def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
     problem = replace(problem, blurs=np.array([0.225**2 * (target**2 - initial**2)]))
     config = paper(problem, seed=7, resolutions=resolutions)
     assert tuple(s.steps for s in config.stages) == steps
-    assert [s.loss for s in config.stages] == ["w2", "l2"][: len(steps)]
+    assert [s.terms for s in config.stages] == [(W2(1e-4, 5, None),), (L2(),)][: len(steps)]
     assert [(s.learning_rate, s.final_learning_rate) for s in config.stages] == [(1e-3,) * 2, (1e-4,) * 2][: len(steps)]
-    first = config.stages[0]
-    assert (first.epsilon, first.iterations, first.window) == (1e-4, 5, None)
-    assert (config.width, config.depth, config.euler_steps, config.centre, config.seed) == (100, 2, 10, 0.0, 7)
-    # neither a lattice nor a rigidity nor blur, at every voxel
-    assert all((s.bin, s.sampling, s.spacing, s.rigidity, s.blur) == (1, 1, 0, 0, 0) for s in config.stages)
+    network = config.field.network
+    assert (network.width, network.depth, config.field.steps, network.centre, config.seed) == (100, 2, 10, 0.0, 7)
+    # no lattice, at every voxel, all steps, and nothing between the stages
+    assert all((s.bin, s.sampling, s.spacing, s.patience) == (1, 1, 0, 0) for s in config.stages)
+    assert config.schedule == config.stages
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -61,24 +64,29 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     problem = prepare.prepare(*stretched[:1], stretched[1:])
     config = default(problem, seed=4)
     first, *matched = config.stages
-    assert config.seed == 4 and first.loss == "points" and {s.loss for s in matched} == {"matched"}
-    assert config.wave_number * 20.0 == pytest.approx(problem.frame.edge)  # a radian in 20 Å, whatever the box
+    assert config.seed == 4 and first.label == "points" and {s.label for s in matched} == {"matched"}
+    assert config.field.network.wave_number * 20.0 == pytest.approx(
+        problem.frame.edge
+    )  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
-    assert config.rival.loss == "w2" and (config.rival.bin, config.rival.sampling) == (first.bin, first.sampling)
+    (other,) = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
+    assert (other.bin, other.sampling) == (first.bin, first.sampling)
     # the entropy blurs by a little less than a voxel
-    assert config.rival.epsilon * problem.frame.edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
+    assert other.terms[0].epsilon * problem.frame.edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
     if 0.5 <= size <= 4:  # as near to 4 Å as powers of two allow
         assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:
         assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
-        level, goal = stage_inputs(problem, replace(stage, rigidity=0.1))
-        shape = tuple(n // stage.bin for n in problem.initial.shape)
-        if stage.loss == "points":
-            assert goal.volume is None and goal.ends.shape == (1, *level.x.shape)
+        scene, (term, _) = stage_inputs(problem, config.field, stage).steps.of_target(0)
+        assert scene.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
+        shape, voxel = np.array(problem.initial.shape) // stage.bin, stage.bin * problem.voxel_size / problem.frame.edge
+        if stage is first:
+            assert term.ends.shape == scene.x.shape
         else:
-            assert goal.ends is None and goal.volume.shape == (1, *shape)
-        assert level.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
-        inside = (np.asarray(level.x) - np.asarray(level.corner)) / np.asarray(level.voxel)
+            assert term.target.shape == tuple(shape)
+            np.testing.assert_allclose(term.voxel, voxel, rtol=1e-5)
+            np.testing.assert_allclose(term.corner, problem.corner, rtol=1e-5)
+        inside = (np.asarray(scene.x) - problem.corner) / voxel
         assert (inside > 0).all() and (inside < shape).all()
 
 
@@ -86,23 +94,34 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     """On 1 Å voxels: correspondences, then L2 on voxels of 2 and 1 Å, each of which ends where the next one begins."""
     one = replace(problem, voxel_size=np.ones(3))
     config = default(one, seed=3)
-    table = [(s.loss, s.steps, s.learning_rate, s.final_learning_rate, s.bin, s.blur) for s in config.stages]
+    table = [(s.label, s.steps, s.learning_rate, s.final_learning_rate, s.bin) for s in config.stages]
     assert table == [
-        ("points", 250, 3e-3, 1e-5, 4, 0.0),
-        ("matched", 250, 2e-3, 5e-4, 2, 2.0),
-        ("matched", 100, 2e-3, 5e-4, 2, 4.0),
-        ("matched", 250, 2e-3, 5e-4, 2, 2.0),
-        ("matched", 150, 1e-3, 5e-4, 1, 1.0),
-        ("matched", 300, 1e-3, 2e-5, 1, 0.0),
+        ("points", 250, 3e-3, 1e-5, 4),
+        ("matched", 250, 2e-3, 5e-4, 2),
+        ("matched", 100, 2e-3, 5e-4, 2),
+        ("matched", 250, 2e-3, 5e-4, 2),
+        ("matched", 150, 1e-3, 5e-4, 1),
+        ("matched", 300, 1e-3, 2e-5, 1),
     ]
-    points, *matched = config.stages
-    assert (points.rigidity, points.slip, points.spacing) == (10.0, 0.03, 0.0)
-    assert all((s.rigidity, s.slip, s.patience, s.final_lighten) == (1.0, 0.03, 2, 1.0) for s in matched)
-    assert [s.lighten for s in matched] == [0.0, 1.0, 1.0, 1.0, 1.0]  # what the target lacks is let go by and by
-    assert [s.balanced for s in config.stages] == [False] * 4 + [True] * 2
-    rival = config.rival
-    assert (rival.steps, rival.learning_rate, rival.final_learning_rate, rival.window) == (500, 1e-3, 2e-4, 7)
-    assert (config.bodies, config.redrawn, config.waves, config.centre, config.euler_steps) == (2, 4, 32, 0.5, 5)
+    first, *matched = config.stages
+    assert first.terms == (Correspondences(reach=2.0), Rigidity(10.0, slip=0.03)) and first.spacing == 0.0
+    # what the target lacks is downweighted gradually in the first stage
+    assert [s.terms for s in matched] == [
+        (Matched(2.0, 0.0, 1.0), Rigidity(1.0, 0.03)),
+        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.03)),
+        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.03)),
+        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
+        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
+    ]
+    assert {s.patience for s in matched} == {2}
+    places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
+    (_, start), (_, bodies), _ = places
+    assert [(k, type(item)) for k, item in places] == [(1, KeepBetterStart), (3, FindRigidBodies), (6, RedrawBorders)]
+    other = start.other
+    assert (other.steps, other.learning_rate, other.final_learning_rate) == (500, 1e-3, 2e-4)
+    assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
+    assert bodies.transfer == replace(first, terms=(Correspondences(reach=2.0), Rigidity(1.0, slip=0.03)))
+    assert (config.field.network.waves, config.field.network.centre, config.field.steps) == (32, 0.5, 5)
 
 
 @pytest.mark.parametrize("size, wide, narrow", [(1.0, 5.0, 4.0), (0.5, 5.0, 2.5), (2.0, 5.0, 4.0), (4.0, 6.0, 6.0)])
@@ -124,25 +143,24 @@ def test_large_molecules_on_wide_voxels_have_no_more_nodes_than_can_be_paid_for(
 
 def test_the_papers_recipe_compares_maps_of_one_resolution_only(problem):
     """Of two targets one is blurrier than the initial map: no squared difference, for either of them."""
-    for blurs, losses in (([0.0, 0.0], ["w2", "l2"]), ([0.0, 2.0], ["w2"]), ([0.0, -2.0], ["w2"])):
+    for blurs, labels in (([0.0, 0.0], ["w2", "l2"]), ([0.0, 2.0], ["w2"]), ([0.0, -2.0], ["w2"])):
         config = paper(replace(problem, blurs=np.array(blurs)))
-        assert [stage.loss for stage in config.stages] == losses and config.seed == 0
+        assert [stage.label for stage in config.stages] == labels and config.seed == 0
 
 
 def test_a_schedule_replaces_the_papers_steps(problem):
     config = paper(problem, bin=2, schedule=Schedule((("w2", 70, 3e-3), ("l2", 80, 2e-4)), width=30))
-    assert [(s.loss, s.steps, s.learning_rate, s.final_learning_rate) for s in config.stages] == [
-        ("w2", 70, 3e-3, 3e-3),
-        ("l2", 80, 2e-4, 2e-4),
-    ]
-    assert [(s.epsilon, s.bin, s.sampling) for s in config.stages] == [(1e-4, 2, 2), (0.0, 2, 2)]
-    assert config.width == 30 and paper(problem, schedule=Schedule(width=7)).width == 7
+    assert config.schedule == (
+        Stage((W2(1e-4),), 70, 3e-3, 3e-3, bin=2, sampling=2),
+        Stage((L2(),), 80, 2e-4, 2e-4, bin=2, sampling=2),
+    )
+    assert config.field.network.width == 30
+    assert paper(problem, schedule=Schedule(width=7)).field.network.width == 7
 
 
 @pytest.mark.parametrize("passed, steps", [((), 5), ((0.5,), 10), ((0.2, 0.4, 0.6, 0.8, 0.9), 12)])
 def test_a_path_by_waypoints_has_two_steps_or_more_between_them(problem, passed, steps):
-    config = default(replace(problem, waypoints=passed))
-    assert config.euler_steps == steps and config.waypoints == passed
+    assert default(replace(problem, waypoints=passed)).field.steps == steps
     assert not passed or steps >= 2 * (len(passed) + 1)
 
 

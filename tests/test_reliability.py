@@ -3,7 +3,7 @@
 import pytest
 
 from cryotrans_jax.io.files import InputError
-from tests.tools import reliability
+from tests.tools import fuzz_kinds, reliability, reliability_folders, reliability_runs
 from tests.tools.reliability import BEGIN, END, Row
 
 
@@ -28,9 +28,16 @@ def test_results_are_the_same_where_all_their_files_are_there_with_the_same_byte
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
-        for name in (*reliability.COMPARED_FILES, "metrics.json"):
+        for name in (*reliability_runs.COMPARED_FILES, "metrics.json"):
             (folder / name).write_text(f"{name} of {folder.name if name == 'metrics.json' else 'all'}")
-    assert reliability.same_results(*folders[:2])  # which tells of its run
+    assert reliability_runs.same_results(*folders[:2])  # which tells of its run
     (folders[1] / "loss.csv").write_text("other")
     (folders[2] / ".half.mrc").touch()
-    assert not reliability.same_results(folders[0], folders[1]) and not reliability.same_results(folders[0], folders[2])
+    assert not reliability_runs.same_results(folders[0], folders[1]) and not reliability_runs.same_results(
+        folders[0], folders[2]
+    )
+
+
+def test_every_command_that_is_given_damaged_input_has_a_module():
+    for name in (*fuzz_kinds.COMMANDS, *reliability_folders.READERS):
+        assert callable(fuzz_kinds.module_of(name).main)

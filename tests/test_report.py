@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 import chimerax
 import gemmi
 import jax
-import jax.numpy as jnp
 import mrcfile
 import numpy as np
 import pytest
@@ -27,11 +26,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax import plots
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
-from cryotrans_jax.density.align import IDENTITY, Transform
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.density.transform import IDENTITY, Transform
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
-from cryotrans_jax.fit.train import Config, Stage
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
@@ -44,8 +46,8 @@ EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a strang
 TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif"}
-STAGES = tuple(Stage("matched", steps, 1e-3, 1e-4) for steps in (4, 3))
-CONFIG = Config(stages=STAGES, width=32, centre=0.5, euler_steps=5)
+STAGES = tuple(Stage((Matched(),), steps, 1e-3, 1e-4) for steps in (4, 3))
+CONFIG = Config(STAGES, Field(Velocity(width=32, centre=0.5), 5))
 
 
 class Settings(SimpleNamespace):
@@ -59,7 +61,7 @@ class Settings(SimpleNamespace):
 @pytest.fixture(scope="module")
 def fit(maps):
     """A flow that turns and shifts by some 6 Å, as if it had been fitted."""
-    params = jax.jit(CONFIG.network.init)(jax.random.key(4), jnp.zeros((1, 3)))
+    params = jax.jit(CONFIG.field.init)(jax.random.key(4))
     params = jax.tree.map(lambda p: 20 * p, params)
     params["params"]["Dense_0"]["bias"] = jax.random.uniform(jax.random.key(1), (32,), minval=-0.3, maxval=0.3)
     level, volume = float(0.15 * maps[0].density.max()), 5000.0
@@ -68,6 +70,7 @@ def fit(maps):
     report = {"initial": used, "targets": [used], "blur_variance": [1.5], "quieting_variance": [0.0]}
     return Fit(
         config=CONFIG,
+        field=CONFIG.field,
         params=jax.tree.map(lambda p: np.asarray(p)[None], params),
         frame=Frame(np.array([-14.0, 20.0, 50.0]), 33.0),
         threshold=level,

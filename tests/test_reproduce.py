@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from test_fetch import Server, mirrors, serving
 
 from cryotrans_jax.density import simulation
-from cryotrans_jax.density.align import Transform
 from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit.recipes import paper
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
@@ -146,8 +146,9 @@ def test_the_published_recipe_is_what_the_flags_get(settings, problem, data, tmp
         found = settings(*common, "--recipe=paper", "--box=24", f"--out_dir={tmp_path / f'{resolution}'}")
         assert (found.initial_threshold, found.target_threshold) == recipe.thresholds
         config = paper(problem, schedule=parse.parse_schedule(found.schedule, found.width))
-        assert tuple((s.loss, s.steps, s.learning_rate) for s in config.stages) == recipe.stages
-        assert config.width == recipe.width and all(s.final_learning_rate == s.learning_rate for s in config.stages)
+        assert tuple((s.label, s.steps, s.learning_rate) for s in config.stages) == recipe.stages
+        assert config.field.network.width == recipe.width
+        assert all(s.final_learning_rate == s.learning_rate for s in config.stages)
     given = settings(*common, "--recipe=paper", "--box=24", "--width=7", f"--out_dir={tmp_path / 'given'}")
     assert given.width == 7
     ours = settings(*common, "--box=24", f"--out_dir={tmp_path / 'ours'}")

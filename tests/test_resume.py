@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.io import files
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import read_map, write_map
-from experiments import main, results, resume, run_folder, signals
+from experiments import main, resume, run_folder, signals
 
 ROOT = Path(__file__).parents[1]
 # Two chunks of steps in each of the first two stages, and one in the third, from which on bodies have their own fields
@@ -314,7 +315,7 @@ def test_a_state_that_cannot_be_kept_is_told_once_and_the_fit_goes_on(folder, wh
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("cryotrans_jax.io.checkpoints.write", full)
-    monkeypatch.setattr("cryotrans_jax.fit.morphing.Fit.save", lambda *_: None)
+    monkeypatch.setattr("cryotrans_jax.fit.result.Fit.save", lambda *_: None)
     status, _, error = job("run", *arguments(folder, tmp_path, checkpoint_minutes=0))
     assert status == 0 and error.count("could not be saved (No space left on device: somewhere)") == 1
     assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
@@ -395,15 +396,13 @@ def test_a_target_that_is_given_up_spoils_no_other(folder, job, tmp_path, monkey
     """One whose numbers go wrong again and again; the other's results are those of a run in which nothing does."""
     names = ",".join(str(folder / f"{name}.mrc") for name in ("target", "other"))
     assert job("run", *arguments(folder, tmp_path / "clean", target=names))[0] == 0
-    real = results.train.fit_stage
+    real = Matched.make
 
-    def fit_stage(config, stage, inputs, *rest):
-        level, goal = inputs
-        if goal.volume is not None:
-            goal = goal._replace(volume=goal.volume.at[1].set(np.nan))
-        return real(config, stage, (level, goal), *rest)
+    def make(self, problem, level, bin_, target):
+        term = real(self, problem, level, bin_, target)
+        return term.replace(target=np.nan * term.target) if target == 1 else term
 
-    monkeypatch.setattr(results.train, "fit_stage", fit_stage)
+    monkeypatch.setattr(Matched, "make", make)
     status, printed, error = job("run", *arguments(folder, tmp_path / "bad", target=names))
     assert status == main.PARTLY and "error: 1 of 2 targets failed" in error.splitlines()[-1]
     assert error.count("warning: other: the loss or the parameters are not finite numbers by step") == 4

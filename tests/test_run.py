@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.density import similarity, simulation
-from cryotrans_jax.density.align import Transform
+from cryotrans_jax.density.transform import Transform
+from cryotrans_jax.fit.record import from_plain
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
@@ -203,8 +204,8 @@ def test_what_decided_a_run_is_written_down(run):
 def test_the_losses_of_every_step_are_written_down_and_fall(run):
     head, *rows = losses(run)
     assert head == ["stage", "loss", "step", "target"]
-    stages = json.loads((run / "config.json").read_text())["recipe"]["stages"]
-    places = [[str(k), s["loss"], str(step)] for k, s in enumerate(stages) for step in range(s["steps"])]
+    stages = from_plain(json.loads((run / "config.json").read_text())["recipe"]).stages
+    places = [[str(k), s.label, str(step)] for k, s in enumerate(stages) for step in range(s.steps)]
     assert [row[:3] for row in rows] == places
     for stage in range(len(stages)):
         values = [float(value) for number, *_, value in rows if number == str(stage)]
@@ -253,7 +254,7 @@ def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
     assert re.search(rf"correlation with the waypoint at 0.25 +{passed['correlation_before']:.3f}", printed)
     assert "waypoint map (time 0.25):\n  threshold: " in printed
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["recipe"]["waypoints"] == [0.25] and f"{folder}/between.mrc" in saved["inputs"]
+    assert [each["time"] for each in saved["waypoints"]] == [0.25] and f"{folder}/between.mrc" in saved["inputs"]
     assert job("predict", f"--run_dir={tmp_path}", "--frames=5")[0] == 0
     assert (tmp_path / "predict_5/frame_01.mrc").read_bytes() == (tmp_path / "frame_01.mrc").read_bytes()
 

@@ -3,16 +3,17 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import record
 
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit import recipes
-from cryotrans_jax.fit.morphing import Fit
-from cryotrans_jax.fit.train import initial_state
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import write_map
 from experiments import finished, run_folder
@@ -30,9 +31,9 @@ def contents(folder):
 def made(tmp_path_factory, problem, maps):
     """The folder of a run of one target as predict and report read it, of a flow that nothing was fitted to."""
     folder = tmp_path_factory.mktemp("made")
-    config = replace(recipes.default(problem.select([0])), width=8)
-    frame = Frame(np.array([-20.1, 12.0, 41.0]), 60.0)
-    Fit(config, initial_state(config, 1).params, frame, 0.004, initial=maps[0]).save(folder / "checkpoint")
+    config, frame = recipes.default(problem.select([0])), Frame(np.array([-20.1, 12.0, 41.0]), 60.0)
+    field = Field(Velocity(width=8, centre=0.5))
+    Fit(config, field, initial_state(field, 0, 1).params, frame, 0.004, initial=maps[0]).save(folder / "checkpoint")
     for name in ("initial", "generated", "frame_00", "frame_01"):
         write_map(folder / f"{name}.mrc", maps[0])
     (folder / "metrics.json").write_text(json.dumps({"correlation_with_target_after": 0.5}))

@@ -6,16 +6,23 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import test_train
 
-from cryotrans_jax.fit import train
-from cryotrans_jax.fit.morphing import morph
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit import supervise
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.morph import morph, resumed
+from cryotrans_jax.fit.options import Options, Resolutions, Running
+from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.fit.stage import Config, Stage, Supervision
+from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
+from cryotrans_jax.fit.terms import W2, Matched, Rigidity
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
 
-HOW = dict(steps=0.1, initial_resolution=8.0, target_resolution=8.0, seed=2)
+HOW = Options(steps=0.1, resolutions=Resolutions(8.0, 8.0), seed=2)
 
 
 def same(a, b):
@@ -31,14 +38,21 @@ def same_fit(a, b):
     """Whether two fits are the same in all that is written of them."""
     parts = [[p.labels for p in fit.partitions] for fit in (a, b)]
     arrays = [(fit.params, fit.history, fit.validation_history, own) for fit, own in zip((a, b), parts, strict=True)]
-    return a.config == b.config and a.report == b.report and a.failed == b.failed and same(*arrays)
+    settings = [(fit.config, fit.field, fit.report, fit.failed) for fit in (a, b)]
+    return settings[0] == settings[1] and same(*arrays)
+
+
+def stages_before(action, config):
+    """Number of the schedule's stages before its first action of this kind."""
+    place = next(k for k, item in enumerate(config.schedule) if isinstance(item, action))
+    return sum(isinstance(item, Stage) for item in config.schedule[:place])
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one", "two"])
 def course(maps, request):
     """A fit of one target, or two, by the default recipe, all its snapshots, and the targets."""
     seen, targets = [], maps[1 : 1 + request.param]
-    return morph(maps[0], targets, **HOW, on_snapshot=seen.append), seen, targets
+    return morph(maps[0], targets, HOW, running=Running(on_snapshot=seen.append)), seen, targets
 
 
 def test_snapshots_tell_the_whole_course(course):
@@ -60,26 +74,27 @@ def test_snapshots_tell_the_whole_course(course):
 def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, tmp_path, which):
     """Before the first stage's end, at the end, and on either side of where the map is cut into bodies."""
     fit, seen, targets = course
-    bodies = fit.config.bodies
-    stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": bodies + 1, "last": 5}[which]
+    bodies, redrawn = (stages_before(action, fit.config) for action in (FindRigidBodies, RedrawBorders))
+    stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": redrawn, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
     snapshot.save(tmp_path / "s", {"told": [1, "Å"]})
     found, told = Snapshot.load(tmp_path / "s")
     assert told == {"told": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
-    assert same_fit(morph(maps[0], targets, **HOW, resume_from=found), fit)
+    assert same_fit(morph(maps[0], targets, HOW, running=Running(resume_from=found)), fit)
 
 
 @pytest.mark.slow
 def test_a_widened_window_is_not_forgotten(problem):
     """The stage goes on with the window that it was found to need, and not with the one that it began with."""
-    stage = train.Stage("w2", 30, 3e-3, 3e-3, bin=2, sampling=2, epsilon=2e-3, window=1)
-    config, seen = train.Config((stage,), width=8, centre=0.5, euler_steps=2), []
-    one = problem.select([0])
-    whole, _ = train.fit(one, config, chunk=10, on_state=lambda state, losses: seen.append(state))
-    assert seen[0].window != 0
-    assert same(jax.device_get(train.fit(one, config, chunk=10, state=seen[0])[0]), jax.device_get(whole))
+    stage = Stage((W2(2e-3, window=1),), 30, 3e-3, 3e-3, bin=2, sampling=2)
+    config, seen = Config((stage,), Field(Velocity(width=8, centre=0.5), 2), Supervision(chunk=10)), []
+    start = Fitting.begin(problem.select([0]), config)
+    whole = run(start, seen.append)
+    assert seen[0].state.refined > 0
+    again = run(resumed(start, seen[0]))
+    assert same(*(jax.device_get((fitting.state, fitting.history)) for fitting in (again, whole)))
 
 
 def test_what_stands_on_disk_is_replaced_only_by_what_is_whole(tmp_path, monkeypatch):
@@ -114,13 +129,29 @@ def test_a_disk_without_room_says_so_before_anything_is_written(tmp_path, capfd)
 # Numbers that go wrong
 
 
-# As in test_train.py, and so by the same programs
-CONFIG = replace(test_train.CONFIG, stages=tuple(replace(stage, steps=32) for stage in test_train.STAGES))
+STAGES = (  # with the field and the terms of test_train.py, and so by the same programs
+    Stage((W2(2e-3, window=4),), 32, 6e-3, 6e-3, bin=2, sampling=2),
+    Stage((Matched(), Rigidity(0.03)), 32, 6e-3, 1e-4, bin=2, sampling=2, spacing=6.0),
+)
+FIELD = Field(Velocity(width=24, centre=0.5, waves=8, wave_number=2.0), 4)
+CONFIG = Config(STAGES, FIELD, Supervision(chunk=8), seed=5)
+RESTARTS = CONFIG.supervision.max_restarts
+
+
+def fitted(problem, said=None):
+    """A fit, whose setbacks are appended to `said`."""
+    on_setback = warn_of_setback if said is None else lambda *what: said.append(what)
+    return run(Fitting.begin(problem, CONFIG, callbacks=Callbacks(on_setback=on_setback)))
+
+
+def same_target(target, a, b):
+    """Whether a target's parameters are the same in two fits."""
+    return same(*(jax.tree.map(lambda p: p[target], fitting.state.params) for fitting in (a, b)))
 
 
 def poisoned(monkeypatch, target, times, value=np.nan):
     """Makes the trainer's parameters of a target bad after its second chunk of steps, and so many times."""
-    real, calls = train.train_steps, []
+    real, calls = supervise.train_steps, []
 
     def steps(*call):
         calls.append(1)
@@ -129,14 +160,13 @@ def poisoned(monkeypatch, target, times, value=np.nan):
             params = jax.tree.map(lambda p: p.at[target].multiply(value), params)
         return params, adam, loss, error
 
-    steps.lower = real.lower
-    monkeypatch.setattr(train, "train_steps", steps)
+    monkeypatch.setattr(supervise, "train_steps", steps)
 
 
 @pytest.fixture(scope="module")
 def clean(two):
     """A fit of two targets with which nothing goes wrong."""
-    return train.fit(two, CONFIG, chunk=8)
+    return fitted(two)
 
 
 @pytest.mark.parametrize(
@@ -147,25 +177,23 @@ def test_a_target_that_goes_wrong_once_goes_back_and_recovers(two, clean, monkey
     """It comes nearly as far as without; the other one is the same bit for bit; and it is told."""
     said = []
     poisoned(monkeypatch, 1, 1, value)
-    state, history = train.fit(two, CONFIG, chunk=8, on_setback=lambda *what: said.append(what))
-    assert not state.failed and len(said) == 1 and said[0][0] == 1
+    found = fitted(two, said)
+    assert not found.state.failed and len(said) == 1 and said[0][0] == 1
     assert why in said[0][1] and "step 16 of stage 1" in said[0][1] and "divided by 4" in said[0][1]
-    pick = lambda p: p[0]  # noqa: E731
-    assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
-    assert np.isfinite(jax.tree.leaves(jax.device_get(state.params))[0]).all()
-    assert history[1][-1, 1] < 1.5 * clean[1][1][-1, 1]
+    assert same_target(0, found, clean)
+    assert np.isfinite(jax.tree.leaves(jax.device_get(found.state.params))[0]).all()
+    assert found.history[1][-1, 1] < 1.5 * clean.history[1][-1, 1]
 
 
 def test_a_target_that_goes_on_going_wrong_is_given_up_alone(two, clean, monkeypatch):
     said = []
     poisoned(monkeypatch, 1, 10**6)
-    state, _ = train.fit(two, CONFIG, chunk=8, on_setback=lambda *what: said.append(what))
-    assert [target for target, _ in said] == [1] * (train.MAX_RESTARTS + 1)
-    assert ["given up" in what for _, what in said] == [False] * train.MAX_RESTARTS + [True]
-    assert state.failed[0] == "" and "not finite" in state.failed[1]
-    pick = lambda p: p[0]  # noqa: E731
-    assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+    found = fitted(two, said)
+    assert [target for target, _ in said] == [1] * (RESTARTS + 1)
+    assert ["given up" in what for _, what in said] == [False] * RESTARTS + [True]
+    assert found.state.failed[0] == "" and "not finite" in found.state.failed[1]
+    assert same_target(0, found, clean)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(found.state.params)))
 
 
 @pytest.mark.slow
@@ -173,19 +201,18 @@ def test_a_fit_of_which_nothing_is_left_says_so(problem, monkeypatch, maps):
     said = []
     poisoned(monkeypatch, 0, 10**6)
     with pytest.raises(InputError, match="fit went wrong"):
-        morph(maps[0], maps[1], **HOW, on_setback=lambda *what: said.append(what))
-    assert len(said) == train.MAX_RESTARTS + 1
+        morph(maps[0], maps[1], HOW, running=Running(on_setback=lambda *what: said.append(what)))
+    assert len(said) == RESTARTS + 1
     with pytest.warns(UserWarning, match="target 3: the target is given up"):
-        train.warn_of_setback(2, "the target is given up")
+        warn_of_setback(2, "the target is given up")
 
 
 def test_a_goal_without_numbers_spoils_no_other_target(two, clean):
     """As a map would that slipped through all checks."""
     bad = replace(two, densities=np.stack([two.densities[0], np.full_like(two.densities[1], np.nan)]))
-    state, _ = train.fit(bad, CONFIG, chunk=8, on_setback=lambda *_: None)
-    assert state.failed[0] == "" and "stage 2" in state.failed[1]
-    pick = lambda p: p[0]  # noqa: E731
-    assert same(jax.tree.map(pick, state.params), jax.tree.map(pick, clean[0].params))
+    found = fitted(bad, [])
+    assert found.state.failed[0] == "" and "stage 2" in found.state.failed[1]
+    assert same_target(0, found, clean)
 
 
 def test_labels_take_as_few_bytes_as_hold_them(course, maps, tmp_path):

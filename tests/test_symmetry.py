@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from conftest import bent_chain, rounding
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 import cryotrans_jax as ct
+from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
-from cryotrans_jax.density.align import Transform, resampled
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.fit import levels, prepare, recipes
 from cryotrans_jax.io import atoms, structures
 from cryotrans_jax.scores import metrics
@@ -48,7 +50,21 @@ def test_named_groups_are_groups_of_rotations_about_the_centre(name):
         np.testing.assert_allclose(operator(CENTRE[None])[0], CENTRE, atol=1e-12)
         np.testing.assert_allclose(operator(group.centre[None])[0], group.centre, atol=1e-12)
     regained = symmetry.closure([one.rotation for one in group.generators])
-    assert len(regained) == ORDERS[name]
+    assert len(regained) == ORDERS[name] and len(group.generators) <= 2  # enough for any rotations about a point
+
+
+GOLDEN = (1 + 5**0.5) / 2
+
+
+@pytest.mark.parametrize(
+    "name, axis, fold",
+    [("C5", AXIS, 5), ("d7", AXIS, 7), ("T", (0, 0, 1), 2), ("O", (1, 0, 0), 4), ("I", (0, 1, 0), 2)]
+    + [("T", (1, 1, 1), 3), ("O", (1, 1, 1), 3), ("I", (1, 1, 1), 3), ("I", (0, 1, GOLDEN), 5)],
+)
+def test_the_groups_have_the_axes_that_are_documented(name, axis, fold):
+    turn = Rotation.from_rotvec(2 * np.pi / fold * np.array(axis) / np.linalg.norm(axis)).as_matrix()
+    found = Symmetry.named(name, CENTRE, AXIS).operators
+    assert min(np.abs(operator.rotation - turn).max() for operator in found) < 1e-12
 
 
 def test_the_axis_is_left_alone_and_across_it_are_the_twofold_ones():
@@ -292,9 +308,9 @@ def fits(pair):
     _, _, maps = pair
     with pytest.MonkeyPatch.context() as patch:
         default = recipes.default
-        patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[1:2], rival=None))
-        how = dict(align="none", parts=None, steps=0.2, initial_resolution=8.0, target_resolution=8.0)
-        return [ct.morph(*maps, symmetry=given, **how) for given in ("C2", None)]
+        patch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.stages[1:2]))
+        options = ct.Options(align="none", parts=None, steps=0.2, resolutions=ct.Resolutions(8.0, 8.0))
+        return [ct.morph(*maps, replace(options, symmetry=given)) for given in ("C2", None)]
 
 
 def test_with_the_symmetry_the_fit_is_at_least_as_good(pair, fits):
@@ -307,14 +323,15 @@ def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
     problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
-    from cryotrans_jax.fit.morphing import impose_symmetry
+    from cryotrans_jax.fit.morph import impose_symmetry
 
     half, _ = impose_symmetry(problem, group, maps[0])
-    whole, level = (levels.make_level(p, 1, 1, 0.0, False) for p in (problem, half))
-    assert len(level.x) < 0.6 * len(whole.x) and len(level.rho) == len(level.points) == 2 * len(level.x)
-    assert float(level.rho.sum()) == pytest.approx(float(whole.rho.sum()), rel=0.01)
+    whole, level = (levels.make_levels(p, Field(), levels.Sampling())[0] for p in (problem, half))
+    assert len(level.scene.x) < 0.6 * len(whole.scene.x)
+    assert len(level.scene.rho) == len(level.points) == 2 * len(level.scene.x)
+    assert float(level.scene.rho.sum()) == pytest.approx(float(whole.scene.rho.sum()), rel=0.01)
     np.testing.assert_allclose(
-        np.average(level.points, 0, level.rho)[:2], half.frame.to_unit(np.zeros(3))[:2], atol=1e-4
+        np.average(level.points, 0, level.scene.rho)[:2], half.frame.to_unit(np.zeros(3))[:2], atol=1e-4
     )
 
 
@@ -341,23 +358,21 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     """A part for each copy of a body, labels that the symmetry takes to its next copy, and frames and models as
     symmetric as with one field. A fit that stopped goes on to the same end. The first three stages do for that."""
     group, (start, end), maps = pair
-    how = dict(align="none", steps=0.1, initial_resolution=8.0, target_resolution=8.0)
+    options = ct.Options(align="none", steps=0.1, resolutions=ct.Resolutions(8.0, 8.0), symmetry="C2")
     default = recipes.default
-    redrawn = min(stages, 4)
-    monkeypatch.setattr(
-        recipes, "default", lambda *a: replace(c := default(*a), stages=c.stages[:stages], redrawn=redrawn)
-    )
+    items = {3: 5, 6: None}[stages]
+    monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.schedule[:items]))
     kept = []
-    fit = ct.morph(*maps, symmetry="C2", keep=kept.append, **how)
+    fit = ct.morph(*maps, options, running=ct.Running(on_snapshot=kept.append))
     late = next(snapshot for snapshot in kept if snapshot.state.stage == (2 if stages == 3 else 4))
-    again = ct.morph(*maps, symmetry="C2", begun=late, **how)
+    again = ct.morph(*maps, options, running=ct.Running(resume_from=late))
     jax.tree.map(np.testing.assert_array_equal, again.params, fit.params)
     parts = fit.partition()
-    assert parts.count > 2 and parts.count % 2 == 0 and not fit.config.symmetry and fit.report["symmetry"]
+    assert parts.count > 2 and parts.count % 2 == 0 and fit.field.evaluations == 1 and fit.report["symmetry"]
     x = atoms.positions(start)
     assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
-    one, other = (jax.tree.map(lambda p, k=k: p[k], fit.of(0)) for k in (0, 1))
-    velocity = fit.config.network.apply
+    one, other = (jax.tree.map(lambda p, k=k: p[k], fit.target_params(0)) for k in (0, 1))
+    velocity = fit.field.network.apply
     turn = group.operators[1].rotation
     at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
     np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=rounding(1.0, 400))
@@ -376,7 +391,7 @@ def test_parts_that_are_given_and_a_symmetry_do_not_go_together(pair):
 
     parts = Partition(np.ones(maps[0].density.shape, np.int16), VOXEL, maps[0].origin)
     with pytest.raises(ct.InputError, match="parts and a symmetry do not go together"):
-        ct.morph(*maps, symmetry="C2", parts=parts, align="none")
+        ct.morph(*maps, ct.Options(symmetry="C2", parts=parts, align="none"))
 
 
 # --------------------------------------------------------------------------------------------------------------- jobs
@@ -465,7 +480,7 @@ def test_symmetric_hinges_are_fitted_at_least_as_well_with_their_symmetry(name):
     start, end = hinges(name)
     maps = [ct.simulate(start, 5.0, voxel_size=2.5, cover=[end]), ct.simulate(end, 7.0, voxel_size=2.5, cover=[start])]
     maps[1] = ct.simulate(end, 7.0, like=maps[0])
-    how = dict(align="none", parts=None, steps=0.1, initial_resolution=5.0, target_resolution=7.0)
-    fits = [ct.morph(*maps, symmetry=given, **how) for given in (Symmetry.named(name), None)]
+    options = ct.Options(align="none", parts=None, steps=0.1, resolutions=ct.Resolutions(5.0, 7.0))
+    fits = [ct.morph(*maps, replace(options, symmetry=given)) for given in (Symmetry.named(name), None)]
     with_, without = (metrics.ca_displacement(fit.move(start), end)["rmsd"] for fit in fits)
     assert with_ < 1.02 * without and with_ < 1.5

@@ -8,50 +8,58 @@ import numpy as np
 import pytest
 from conftest import drift, rounding
 
-from cryotrans_jax.core.losses import huber, rigidity
-from cryotrans_jax.fit.levels import rigidity_factors
-from cryotrans_jax.fit.train import (
-    NEARBY_BLUR,
-    Config,
+from cryotrans_jax.core.batch import Batch
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.losses import Term, huber, rigidity
+from cryotrans_jax.core.train import carry, objective
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.fit.better_start import KeepBetterStart, misplaced_fraction
+from cryotrans_jax.fit.devices import (
     DeviceLayout,
-    Stage,
-    carry,
-    choose_start,
-    downweight_missing,
-    fit,
     fit_to_memory,
-    initial_state,
-    is_torn,
+    losses_of,
     memory_needed,
-    objective,
-    scale_steps,
-    stage_inputs,
     targets_at_once,
     train_steps,
-    validation_loss,
-    widen_window,
 )
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.stage import Config, Stage, Supervision, stage_inputs
+from cryotrans_jax.fit.state import initial_state
+from cryotrans_jax.fit.supervise import Callbacks
+from cryotrans_jax.fit.targets import rigidity_factor
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.motion import correspond
 
+CHUNK = 8  # does not divide the first stage's steps
 STAGES = (
-    Stage("w2", 20, 6e-3, 6e-3, bin=2, sampling=2, epsilon=2e-3, window=4),
-    Stage("matched", 30, 6e-3, 1e-4, bin=2, sampling=2, spacing=6.0, rigidity=0.03),
+    Stage((W2(2e-3, window=4),), 20, 6e-3, 6e-3, bin=2, sampling=2),
+    Stage((Matched(), Rigidity(0.03)), 30, 6e-3, 1e-4, bin=2, sampling=2, spacing=6.0),
 )
 # One velocity field for all fits, which then share their programs
-CONFIG = Config(stages=STAGES, width=24, centre=0.5, waves=8, wave_number=2.0, euler_steps=4, seed=5)
-POINTS = Stage("points", 60, 3e-3, 1e-3, bin=2, sampling=2, rigidity=1.0, slip=0.03)
-WAVING = replace(CONFIG, stages=(POINTS,))
-CHUNK = 8  # does not divide the first stage's steps
-OBJECTIVE = jax.jit(objective, static_argnums=(0, 1))
-CARRY = jax.jit(carry, static_argnums=0)
-LIGHTENED = jax.jit(downweight_missing, static_argnums=0)
+FIELD = Field(Velocity(width=24, centre=0.5, waves=8, wave_number=2.0), 4)
+CONFIG = Config(STAGES, FIELD, Supervision(chunk=CHUNK), seed=5)
+POINTS = Stage((Correspondences(), Rigidity(1.0, slip=0.03)), 60, 3e-3, 1e-3, bin=2, sampling=2)
+WAVING = replace(CONFIG, schedule=(POINTS,))
+OBJECTIVE, CARRY = jax.jit(objective), jax.jit(carry)
+
+
+def fit(problem, config, state=None, progress=lambda *_: None, layout=DeviceLayout()):  # noqa: B008
+    """State and losses of a fit by the whole schedule."""
+    begun = Fitting.begin(problem, config, layout=layout, callbacks=Callbacks(progress))
+    fitted = run(begun if state is None else replace(begun, state=state))
+    return fitted.state, [*fitted.history]
+
+
+def inputs(problem, stage):
+    """Points of mass and terms of a stage."""
+    return stage_inputs(problem, FIELD, stage).steps
 
 
 @pytest.fixture(scope="module")
 def whole(two):
     """The fit, its losses, and what progress was told."""
     told = []
-    state, history = fit(two, CONFIG, progress=lambda *at: told.append(at), chunk=CHUNK)
+    state, history = fit(two, CONFIG, progress=lambda *at: told.append(at))
     return state, history, told
 
 
@@ -68,18 +76,17 @@ def equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def carried(problem, params, target, config=CONFIG):
+def carried(problem, params, target):
     """Where the points of the last stage end, in Å."""
-    level = stage_inputs(problem, STAGES[-1])[0]
-    params = field(params, target)
-    return np.asarray(CARRY(config.flow, params, level)[0]) * problem.frame.edge
+    scene, _ = inputs(problem, STAGES[-1]).of_target(0)
+    return np.asarray(CARRY(field(params, target), scene).x) * problem.frame.edge
 
 
 def test_the_loss_falls_for_every_target_and_stage(whole):
     _, history, _ = whole
     for stage, losses in zip(STAGES, history, strict=True):
         assert losses.shape == (stage.steps, 2)
-        floor = 0.85 if stage.loss == "w2" else 0.7  # the entropy's share of W2 stays
+        floor = 0.85 if stage.label == "w2" else 0.7  # the entropy's share of W2 stays
         assert (losses[-1] < floor * losses[0]).all()
 
 
@@ -94,11 +101,11 @@ def test_progress_is_told_every_loss_once(whole):
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     state, history, _ = whole
-    alone, losses = fit(one(two, target), CONFIG, chunk=CHUNK)
+    alone, losses = fit(one(two, target), CONFIG)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(CONFIG))
     together, single = carried(two, state.params, target), carried(two, alone.params, 0)
-    begin = np.asarray(stage_inputs(two, STAGES[-1])[0].x) * two.frame.edge
+    begin = np.asarray(inputs(two, STAGES[-1]).of_target(0)[0].x) * two.frame.edge
     assert np.abs(together - begin).max() > 1.0
     np.testing.assert_allclose(together, single, atol=0.02)  # Å, of more than 1
     for a, b in zip(history, losses, strict=True):
@@ -108,18 +115,17 @@ def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
 @pytest.fixture(scope="module")
 def followed(two):
     """A fit to correspondences, and what it was fitted to."""
-    return fit(two, WAVING, chunk=CHUNK), *stage_inputs(two, POINTS)
+    return fit(two, WAVING), inputs(two, POINTS)
 
 
 def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed):
     """To half of where they were; the rigidity keeps the rest, and targets near and far alike."""
-    (state, history), level, goal = followed
+    (state, history), batch = followed
     assert history[0].shape == (60, 2) and (history[0][-1] < 0.5 * history[0][0]).all()
     for target in range(2):
-        params = field(state.params, target)
-        moved = np.asarray(CARRY(WAVING.flow, params, level)[0])
-        weight = np.asarray(goal.weight[target])
-        left, before = (weight @ np.linalg.norm(x - goal.ends[target], axis=1) for x in (moved, np.asarray(level.x)))
+        scene, (term, _) = batch.of_target(target)
+        moved, weight = np.asarray(CARRY(field(state.params, target), scene).x), np.asarray(term.weight)
+        left, before = (weight @ np.linalg.norm(x - term.ends, axis=1) for x in (moved, np.asarray(scene.x)))
         assert before / weight.sum() * two.frame.edge > 0.5  # Å: there is a way to go
         assert left < 0.5 * before
 
@@ -127,67 +133,90 @@ def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_follows_its_correspondences_as_it_would_alone(two, followed, target):
     (state, history), *_ = followed
-    alone, losses = fit(one(two, target), WAVING, chunk=CHUNK)
+    alone, losses = fit(one(two, target), WAVING)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(WAVING))
     np.testing.assert_allclose(history[0][:, target], losses[0][:, 0], rtol=1e-3)
 
 
-def test_the_goal_of_correspondences_is_theirs_for_each_target(two, followed):
+def test_the_term_of_correspondences_is_for_its_target(two, followed):
     """Points weigh as much as they hold, and as sure as they are; the reach is in unit boxes."""
-    _, level, goal = followed
-    assert goal.volume is None and goal.blur is None
+    _, batch = followed
     for target in range(2):
-        end, sure = correspond.ends(two, target, level.x)
-        np.testing.assert_allclose(goal.ends[target], end, atol=rounding(1.0, 10))
-        np.testing.assert_allclose(goal.weight[target], sure * np.asarray(level.rho), rtol=1e-5)
-        assert goal.reach[target] * two.frame.edge == pytest.approx(POINTS.reach, rel=1e-6)
-    assert not np.allclose(goal.ends[0], goal.ends[1], atol=0.5 / two.frame.edge)
+        scene, (term, _) = batch.of_target(target)
+        end, sure = correspond.ends(two, target, scene.x)
+        np.testing.assert_allclose(term.ends, end, atol=rounding(1.0, 10))
+        np.testing.assert_allclose(term.weight, sure * np.asarray(scene.rho), rtol=1e-5)
+        assert term.reach * two.frame.edge == pytest.approx(POINTS.terms[0].reach, rel=1e-6)
+    first, second = (batch.of_target(target)[1][0].ends for target in range(2))
+    assert not np.allclose(first, second, atol=0.5 / two.frame.edge)
 
 
 def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, followed):
-    (state, _), level, goals = followed
-    params, goal = field(state.params, 0), field(goals, 0)
+    (state, _), batch = followed
+    params, (scene, (points, rigid)) = field(state.params, 0), batch.of_target(0)
 
     @jax.jit
-    def both(params, level, goal):
-        moved, nodes = carry(WAVING, params, level)
-        strain = rigidity(nodes, level.tetrahedra, level.edges, level.mass_fraction, 0.03)
-        return huber(moved, goal.ends, goal.weight, goal.reach), strain
+    def both(params, scene, points, rigid):
+        moved = carry(params, scene)
+        strain = rigidity(moved.nodes, rigid.tetrahedra, rigid.edges, rigid.mass_fraction, 0.03)
+        return huber(moved.x, points.ends, points.weight, points.reach), strain
 
-    apart, strain = both(params, level, goal)
+    apart, strain = both(params, scene, points, rigid)
     for weight in (1.0, 7.0):
-        total, error = OBJECTIVE(WAVING, replace(POINTS, rigidity=weight), params, level, goal)
+        heavier = points, rigid.replace(weight=jnp.float32(weight))
+        total, error = OBJECTIVE(params, scene, heavier)
         assert total == pytest.approx(float(apart + weight * strain), rel=1e-4) and error == 0
-    held, _ = OBJECTIVE(WAVING, POINTS, params, level, goal._replace(rigidity_factor=jnp.float32(3.0)))
-    assert held == pytest.approx(float(apart + 3 * POINTS.rigidity * strain), rel=1e-4)
-    assert strain > 0.01 * apart and POINTS.rigidity > 0
+    assert strain > 0.01 * apart
 
 
-def test_only_a_balanced_stage_holds_by_what_the_targets_tell(two):
-    stage = replace(STAGES[1], loss="matched", rigidity=1.0)
-    assert stage_inputs(two, stage)[1].rigidity_factor is None
-    np.testing.assert_allclose(
-        stage_inputs(two, replace(stage, balanced=True))[1].rigidity_factor, rigidity_factors(two), rtol=1e-6
+def test_terms_add_up(two, followed):
+    """A term that is there twice counts twice; one defined here counts like the package's own."""
+
+    class Inward(Term):
+        def __call__(self, carried):
+            return jnp.mean((carried.x - 0.5) ** 2)
+
+    jax.tree_util.register_static(Inward)
+    (state, _), batch = followed
+    params, (scene, (points, _)) = field(state.params, 0), batch.of_target(0)
+    one, twice, own, with_own = (
+        float(OBJECTIVE(params, scene, terms)[0])
+        for terms in ((points,), (points, points), (Inward(),), (points, Inward()))
     )
+    assert twice == pytest.approx(2 * one, rel=1e-5) and with_own == pytest.approx(one + own, rel=1e-5) and own > 0
 
 
-CONTEST = replace(CONFIG, stages=(replace(POINTS, steps=30), replace(STAGES[1], steps=30)), rival=STAGES[0])
+def test_only_a_balanced_rigidity_weighs_by_what_the_targets_tell(two):
+    def weights(balanced):
+        stage = replace(STAGES[1], terms=(Matched(), Rigidity(2.0, balanced=balanced)))
+        return [float(inputs(two, stage).of_target(target)[1][1].weight) for target in range(2)]
+
+    assert weights(False) == [2.0, 2.0]
+    np.testing.assert_allclose(weights(True), [2 * rigidity_factor(two, target) for target in range(2)], rtol=1e-6)
 
 
-def test_a_target_is_torn_where_its_points_are_left_far_from_their_ends(two, followed):
-    """By three times the reach, of two per cent of the mass; for each target by itself."""
-    (state, _), level, goal = followed
-    moved = np.stack([CARRY(WAVING.flow, field(state.params, k), level)[0] for k in range(2)])
-    weight = np.ones(moved.shape[:2], np.float32)
-    many = int(0.04 * len(level.x))
-    away = np.zeros_like(moved)
-    away[0, :many, 1], away[1, :many, 1] = 3.1 * goal.reach[0], 2.9 * goal.reach[0]
-    ends = goal._replace(ends=jnp.asarray(moved + away), weight=jnp.asarray(weight))
-    np.testing.assert_array_equal(is_torn(WAVING, (level, ends), state), [True, False])
-    weight[0, many:] = 1e3  # those that are far weigh next to nothing
-    light = ends._replace(weight=jnp.asarray(weight))
-    np.testing.assert_array_equal(is_torn(WAVING, (level, light), state), [False, False])
+START, REFINE = replace(POINTS, steps=30), replace(STAGES[1], steps=30)
+CONTEST = replace(CONFIG, schedule=(START, KeepBetterStart(STAGES[0]), REFINE))
+
+
+def test_mass_is_misplaced_where_it_ends_far_from_its_match(two, followed):
+    """By three times the reach; each point by its weight, and each target by itself."""
+    (state, _), batch = followed
+    scenes, terms = zip(*(batch.of_target(target) for target in range(2)), strict=True)
+    moved = [np.asarray(CARRY(field(state.params, k), scene).x) for k, scene in enumerate(scenes)]
+    weight, many = np.ones((2, len(moved[0])), np.float32), len(moved[0]) // 20
+    away = np.zeros((2, *moved[0].shape), np.float32)
+    away[0, :many, 1], away[1, :many, 1] = 3.1 * terms[0][0].reach, 2.9 * terms[1][0].reach
+
+    def misplaced(weight):
+        each = [(term[0].replace(ends=moved[k] + away[k], weight=weight[k]),) for k, term in enumerate(terms)]
+        return misplaced_fraction(state.params, Batch.of([*zip(scenes, each, strict=True)]), 3.0)
+
+    np.testing.assert_allclose(misplaced(weight), [many / len(moved[0]), 0.0], rtol=1e-5)
+    light = weight.copy()
+    light[0, many:] = 1e3  # those that are far weigh next to nothing
+    np.testing.assert_allclose(misplaced(light), [many / (many + 1e3 * (len(moved[0]) - many)), 0.0], rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -195,24 +224,24 @@ def contest(two):
     """Targets, and the fit with a rival, where the first one's correspondences are nonsense."""
     ends = correspond.ends
 
-    def some(problem, target, level):
-        end, sure = ends(problem, target, level)
+    def some(problem, target, points, search):
+        end, sure = ends(problem, target, points, search)
         if problem.blurs[target] != two.blurs[0]:
             return end, sure
         return np.random.default_rng(0).permutation(end), sure
 
-    def run(problem, config, **how):
+    def fit_with_nonsense(problem, config, **how):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(correspond, "ends", some)
-            return fit(problem, config, chunk=CHUNK, **how)
+            return fit(problem, config, **how)
 
-    return run(two, CONTEST), run
+    return fit_with_nonsense(two, CONTEST), fit_with_nonsense
 
 
 def test_a_start_that_does_not_hold_together_gives_way_to_a_better_one(two, contest):
-    (state, history), run = contest
+    (state, history), refit = contest
     assert state.rivals == (True, False) and [len(losses) for losses in history] == [30, 30]
-    led_astray, told = run(two, replace(CONTEST, rival=None))
+    led_astray, told = refit(two, replace(CONTEST, schedule=(START, REFINE)))
     assert led_astray.rivals == ()
     assert history[1][-1, 0] < 0.9 * told[1][-1, 0]
     np.testing.assert_array_equal(history[0], told[0])
@@ -221,8 +250,8 @@ def test_a_start_that_does_not_hold_together_gives_way_to_a_better_one(two, cont
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
     """Another target's rival is none of its own: it is not even asked."""
-    (state, history), run = contest
-    alone, losses = run(one(two, target), CONTEST)
+    (state, history), refit = contest
+    alone, losses = refit(one(two, target), CONTEST)
     assert alone.rivals == ((True,) if target == 0 else ())
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(CONTEST))
@@ -230,13 +259,13 @@ def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
 
 
 def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, contest):
-    (state, _), run = contest
-    middle, _ = run(two, CONTEST, progress=lambda stage, step, _: step == 30)
+    (state, _), refit = contest
+    middle, _ = refit(two, CONTEST, progress=lambda stage, step, _: step == 30)
     assert (middle.stage, middle.step, middle.rivals) == (0, 30, ())
-    resumed, _ = run(two, CONTEST, state=middle)
+    resumed, _ = refit(two, CONTEST, state=middle)
     assert equal(resumed, state)
-    following = CONTEST.stages[1], stage_inputs(two, CONTEST.stages[1])
-    kept = choose_start(two, CONTEST, middle, np.zeros(2, bool), following, CHUNK, DeviceLayout())  # none is in doubt
+    begun = replace(Fitting.begin(two, CONTEST), state=middle)
+    kept = CONTEST.schedule[1].choose(begun, np.zeros(2, bool)).state  # none is in doubt
     assert kept.rivals == (False, False) and equal(kept.params, middle.params)
 
 
@@ -244,9 +273,9 @@ def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, c
 def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
     """Bit for bit, stopped in the middle of a stage or between two; losses go on where they stopped."""
     state, history, _ = whole
-    middle, before = fit(two, CONFIG, progress=lambda stage, step, _: (stage, step) == stop, chunk=CHUNK)
+    middle, before = fit(two, CONFIG, progress=lambda stage, step, _: (stage, step) == stop)
     assert (middle.stage, middle.step) == stop
-    resumed, after = fit(two, CONFIG, state=middle, chunk=CHUNK)
+    resumed, after = fit(two, CONFIG, state=middle)
     assert equal(resumed, state)
     before = before + [np.zeros((0, 2))] * (2 - len(before))
     after = [np.zeros((0, 2))] * (2 - len(after)) + after
@@ -255,20 +284,20 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
 
 
 def test_a_fit_leaves_the_state_it_goes_on_from(two):
-    state = initial_state(CONFIG, 2)
-    first, second = (fit(two, CONFIG, state=state, progress=lambda *_: True, chunk=CHUNK)[0] for _ in range(2))
+    state = initial_state(FIELD, 5, 2)
+    first, second = (fit(two, CONFIG, state=state, progress=lambda *_: True)[0] for _ in range(2))
     assert equal(first, second)
 
 
 def test_another_seed_makes_another_fit(two, whole):
     """The same seed makes the same one: see above, where each fit starts anew."""
-    state = initial_state(replace(CONFIG, seed=6), 2)
-    assert not equal(state.params, initial_state(CONFIG, 2).params)
-    assert not equal(fit(two, CONFIG, state=state, chunk=CHUNK)[0].params, whole[0].params)
+    state = initial_state(FIELD, 6, 2)
+    assert not equal(state.params, initial_state(FIELD, 5, 2).params)
+    assert not equal(fit(two, CONFIG, state=state)[0].params, whole[0].params)
 
 
 def test_every_target_starts_from_the_same_parameters():
-    params = initial_state(CONFIG, 2).params
+    params = initial_state(FIELD, 5, 2).params
     assert equal(field(params, 0), field(params, 1))
 
 
@@ -280,24 +309,18 @@ def test_the_learning_rate_falls_along_half_a_cosine(step, share):
 
 def test_the_first_step_is_as_long_as_its_learning_rate(two):
     """Adam's first step moves every parameter by the rate, whatever its gradient."""
-    begin, stage = initial_state(CONFIG, 2), STAGES[1]
+    begin, stage = initial_state(FIELD, 5, 2), STAGES[1]
     rates = jnp.asarray([[2e-3] + [5e-3] * (CHUNK - 1)] * 2)  # of the shape for which there is a program
-    inputs = jnp.zeros(2), begin.params, begin.optimiser, *stage_inputs(two, stage)
-    params, *_ = train_steps(CONFIG.flow, stage.program, jnp.int32(1), rates, *inputs, DeviceLayout())
+    state = jnp.zeros(2), begin.params, begin.optimiser
+    params, *_ = train_steps(jnp.int32(1), rates, *state, inputs(two, stage), DeviceLayout())
     both = zip(*map(jax.tree.leaves, jax.device_get((params, begin.params))), strict=True)
     moved = [np.abs(a - b).max() for a, b in both]
     np.testing.assert_allclose(moved, 2e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("start, end, expected", [(0.0, 1.0, (0.0, 0.5, 0.9973)), (1.0, 1.0, (1.0, 1.0, 1.0))])
-def test_the_power_that_lightens_goes_along_half_a_cosine(start, end, expected):
-    powers = replace(STAGES[1], lighten=start, final_lighten=end).lighten_powers
-    assert powers[[0, 15, 29]] == pytest.approx(expected, abs=1e-3)
-
-
 @pytest.fixture(scope="module")
 def lacking(problem):
-    """A level and the goal of a target that is the initial map without its end, and the depth (Å) of points in that."""
+    """A scene, the term of a target that is the initial map without its end, and the depth (Å) of points in that."""
     gone = np.zeros(problem.initial.shape, bool)
     gone[..., gone.shape[2] // 2 :] = True
     depth = problem.voxel_size[2] * (np.arange(gone.shape[2]) - gone.shape[2] // 2 + 0.5)
@@ -305,44 +328,56 @@ def lacking(problem):
     without = replace(
         problem.select([0]), masses=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
     )
-    stage = replace(STAGES[1], bin=1, sampling=1, final_lighten=1.0)
-    level, goal = stage_inputs(without, stage)
-    return level, field(goal, 0), np.broadcast_to(depth, gone.shape)[problem.initial > 0]
+    scene, (term,) = inputs(without, Stage((Matched(final_lighten=1.0),), 1, 1.0, 1.0)).of_target(0)
+    return scene, term, np.broadcast_to(depth, gone.shape)[problem.initial > 0]
 
 
-def still(power, level, goal):
+WEIGH = jax.jit(lambda term, carried, left: term.weigh(carried, left))
+
+
+def still(powers, left, scene, term):
     """The shares of their mass that the points keep in a flow that moves nothing."""
-    params = jax.tree.map(np.zeros_like, field(initial_state(CONFIG, 1).params, 0))
-    return np.asarray(LIGHTENED(CONFIG.flow, params, level, goal, np.float32(power))) / np.asarray(level.rho)
+    params = jax.tree.map(np.zeros_like, field(initial_state(FIELD, 5, 1).params, 0))
+    mass = WEIGH(term.replace(lighten=powers), CARRY(params, scene), np.float32(left))
+    return np.asarray(mass) / np.asarray(scene.rho)
 
 
-def test_what_the_target_has_not_is_let_go_and_the_rest_is_not(lacking):
-    level, goal, depth = lacking
-    kept = still(1.0, level, goal)
+def test_mass_that_the_target_lacks_is_taken_away_and_no_other(lacking):
+    *model, depth = lacking
+    kept = still((1.0, 1.0), 0.0, *model)
     assert (kept <= 1 + rounding(1, 10)).all() and (kept >= 0).all()
-    deep = 2 * NEARBY_BLUR  # from where on a blur by NEARBY_BLUR shows 2 % of the other side
+    deep = 2 * Matched.nearby  # from where on a blur by `nearby` shows 2 % of the other side
     assert (depth > deep).sum() > 20 and kept[depth > deep].max() < 0.1
     assert (depth < -deep).sum() > 50 and kept[depth < -deep].min() > 0.9
 
 
-def test_the_square_lets_go_twice_and_the_power_zero_nothing(lacking):
-    once, twice, never = (still(power, *lacking[:2]) for power in (1.0, 2.0, 0.0))
+def test_mass_is_weighed_by_a_power_that_goes_from_the_first_to_the_last(lacking):
+    once, twice, never = (still((power, power), 0.3, *lacking[:2]) for power in (1.0, 2.0, 0.0))
     np.testing.assert_allclose(twice, once**2, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(never, 1)
+    for left, power in ((1.0, 2.0), (0.0, 1.0), (0.25, 1.25)):
+        np.testing.assert_allclose(still((2.0, 1.0), left, *lacking[:2]), once**power, rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_stage_that_weighs_changes_the_masses(lacking):
+    scene, term, _ = lacking
+    params = jax.tree.map(np.zeros_like, field(initial_state(FIELD, 5, 1).params, 0))
+    carried = CARRY(params, scene)
+    np.testing.assert_array_equal(term.replace(nearby=None).weigh(carried, jnp.float32(0)), scene.rho)
 
 
 def test_neither_rates_nor_steps_compile_anew(two):
     """A schedule with other steps and learning rates runs the programs that are there."""
-    fit(two, CONFIG, chunk=CHUNK)
+    fit(two, CONFIG)
     compiled = train_steps.jitted._cache_size()
-    stages = tuple(replace(s, steps=2, learning_rate=1e-3, final_learning_rate=1e-3) for s in STAGES)
-    fit(two, replace(CONFIG, stages=stages, seed=8), chunk=CHUNK)
+    schedule = tuple(replace(s, steps=2, learning_rate=1e-3, final_learning_rate=1e-3) for s in STAGES)
+    fit(two, replace(CONFIG, schedule=schedule, seed=8))
     assert train_steps.jitted._cache_size() == compiled
 
 
 @pytest.mark.parametrize("factor, steps", [(1.0, (20, 30)), (0.5, (10, 15)), (2.55, (51, 76)), (1e-4, (1, 1))])
 def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
-    stages = scale_steps(STAGES, factor)
+    stages = CONFIG.scaled(factor).stages
     assert tuple(s.steps for s in stages) == steps
     assert tuple(replace(s, steps=o.steps) for s, o in zip(stages, STAGES, strict=True)) == STAGES
 
@@ -350,40 +385,42 @@ def test_scaled_multiplies_the_steps_and_nothing_else(factor, steps):
 @pytest.mark.slow
 def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     """The fit from a window of one voxel is that of the whole grid: the steps done with the narrow one do not count."""
-    stage = replace(STAGES[0], steps=20)
-    narrow, whole = (fit(two, replace(CONFIG, stages=(replace(stage, window=w),)))[0].params for w in (1, None))
-    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
+    begin, stage = initial_state(FIELD, 5, 2), replace(STAGES[0], steps=20)
+    each = [replace(stage, terms=(W2(2e-3, window=window),)) for window in (1, None)]
+    narrow, whole = (fit(two, replace(CONFIG, schedule=(own,)))[0] for own in each)
+    assert narrow.refined > 1 and whole.refined == 0
+    for a, b in zip(jax.tree.leaves(narrow.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
-    begin, inputs = initial_state(CONFIG, 2), stage_inputs(two, stage)
-    few = (
-        jnp.int32(5),
-        jnp.full((2, 25), 3e-3),
-        jnp.zeros(2),
-        begin.params,
-        begin.optimiser,
-    )  # of the shapes that `fit` has compiled
-    *_, error = train_steps(CONFIG.flow, replace(stage, window=1).program, *few, *inputs, DeviceLayout())
+    state = jnp.full((2, CHUNK), 3e-3), jnp.zeros(2), begin.params, begin.optimiser
+    *_, error = train_steps(jnp.int32(5), *state, inputs(two, each[0]), DeviceLayout())
     assert (np.asarray(error) > 1).all()  # the narrow window is seen for what it is
 
 
-def test_widening_ends_at_the_whole_grid():
-    assert widen_window(replace(STAGES[0], window=3), (12, 10, 14)).window == 6
-    assert widen_window(replace(STAGES[0], window=7), (12, 10, 14)).window is None
+def test_refining_widens_the_window_up_to_the_whole_grid(two):
+    narrow = W2(2e-3, window=3)
+    assert narrow.refined() == W2(2e-3, window=6) and W2(2e-3).refined() == W2(2e-3)
+    assert Matched().refined() == Matched()
+
+    def window_of(term):
+        return inputs(two, replace(STAGES[0], terms=(term,))).of_target(0)[1][0].window
+
+    shape = inputs(two, STAGES[0]).of_target(0)[1][0].target.shape
+    assert window_of(narrow) == 3 and window_of(W2(2e-3, window=max(shape) - 1)) is None
 
 
 # When a stage ends
 
 
-LATE = replace(CONFIG, stages=(replace(STAGES[1], steps=80, learning_rate=2e-3, patience=2),))
-PATIENT = replace(LATE, stages=(replace(LATE.stages[0], patience=0),))
+LATE = replace(CONFIG, schedule=(replace(STAGES[1], steps=80, learning_rate=2e-3, patience=2),))
+PATIENT = replace(LATE, schedule=(replace(LATE.stages[0], patience=0),))
 
 
 def test_a_stage_that_gains_nothing_goes_to_its_end(two):
     """Two chunks after the first without a gain, and the last fifth of the steps; none is left out without patience."""
     still = replace(LATE.stages[0], learning_rate=0.0, final_learning_rate=0.0)
     for patience, made in ((2, 3 * CHUNK + 16), (0, 80)):
-        config = replace(LATE, stages=(replace(still, patience=patience),))
-        _, (losses,) = fit(two, config, chunk=CHUNK)
+        config = replace(LATE, schedule=(replace(still, patience=patience),))
+        _, (losses,) = fit(two, config)
         assert len(losses) == made
 
 
@@ -391,17 +428,23 @@ def test_a_stage_that_gains_nothing_goes_to_its_end(two):
 def test_every_target_ends_as_it_would_alone(two):
     """One that stays the initial map has nothing to gain; the other goes on meanwhile."""
     late = replace(STAGES[1], bin=1, sampling=1, steps=120, learning_rate=3e-3, patience=2)  # on the maps' own voxels
-    config, blurs = replace(CONFIG, stages=(late,), waves=0), np.zeros(2)
+    smooth = Field(Velocity(width=24, centre=0.5), 4)
+    config, blurs = replace(CONFIG, schedule=(late,), field=smooth, supervision=Supervision(chunk=15)), np.zeros(2)
     own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, residual_blurs=blurs)
-    state, _ = fit(own, config, chunk=15)
+
+    def ends(problem, params, target):
+        scene, _ = stage_inputs(problem, smooth, late).steps.of_target(0)
+        return np.asarray(CARRY(field(params, target), scene).x) * problem.frame.edge
+
+    state, _ = fit(own, config)
     skipped = state.watch.skipped
     assert skipped[0] > 0 and skipped[0] > skipped[1]
     for target in range(2):
-        alone, (losses,) = fit(one(own, target), config, chunk=15)
+        alone, (losses,) = fit(one(own, target), config)
         assert alone.watch.skipped == skipped[target] and len(losses) == 120 - skipped[target]
         # float32's rounding, which Adam makes steps of where gradients are next to nothing
         np.testing.assert_allclose(
-            *(carried(own, *each, config) for each in ((state.params, target), (alone.params, 0))), atol=0.02
+            *(ends(own, *each) for each in ((state.params, target), (alone.params, 0))), atol=0.02
         )
 
 
@@ -417,13 +460,13 @@ def judged_by(two):
 @pytest.fixture(scope="module")
 def by_judge(judged_by):
     """The fit that they judge, and its losses."""
-    return fit(judged_by, LATE, chunk=CHUNK)
+    return fit(judged_by, LATE)
 
 
 @pytest.fixture(scope="module")
 def unjudged(judged_by):
     """The fit without half-maps, by all steps, and its losses."""
-    return fit(replace(judged_by, validation_densities=None), PATIENT, chunk=CHUNK)
+    return fit(replace(judged_by, validation_densities=None), PATIENT)
 
 
 def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, unjudged):
@@ -432,8 +475,8 @@ def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, un
     assert state.watch.skipped[0] > 0 and len(losses) > LATE.stages[0].steps - state.watch.skipped[0]
     for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
         np.testing.assert_allclose(a[1], kept[1], atol=drift(LATE))
-    level, goal = stage_inputs(own, LATE.stages[0])
-    seen, at_end = (validation_loss(CONFIG.flow, LATE.stages[0].program, s.params, level, goal) for s in (state, plain))
+    validation = stage_inputs(own, FIELD, LATE.stages[0]).validation
+    seen, at_end = (losses_of(s.params, validation) for s in (state, plain))
     np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
     # not by more, as on coarse voxels a still flow has a loss of nearly 0.2
     assert at_end[0] > 1.25 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
@@ -441,21 +484,21 @@ def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, un
 
 def test_a_half_map_changes_no_step(judged_by, unjudged):
     """It is looked at, not fitted to."""
-    _, with_judge = fit(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT, chunk=CHUNK)
+    _, with_judge = fit(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT)
     np.testing.assert_array_equal(with_judge[0], unjudged[1][0])
 
 
 @pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
 def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(judged_by, by_judge, stop):
-    middle, _ = fit(judged_by, LATE, chunk=CHUNK, progress=lambda stage, step, _: step == stop)
-    assert middle.step == stop and equal(fit(judged_by, LATE, state=middle, chunk=CHUNK)[0], by_judge[0])
+    middle, _ = fit(judged_by, LATE, progress=lambda stage, step, _: step == stop)
+    assert middle.step == stop and equal(fit(judged_by, LATE, state=middle)[0], by_judge[0])
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_targets_in_turn_are_fitted_as_at_once(two, batch):
-    config = replace(CONFIG, stages=STAGES[1:])
+    config = replace(CONFIG, schedule=STAGES[1:])
     (state, (losses,)), (whole, (together,)) = (
-        fit(two, config, chunk=CHUNK, layout=layout) for layout in (DeviceLayout(batch=batch), DeviceLayout())
+        fit(two, config, layout=layout) for layout in (DeviceLayout(batch=batch), DeviceLayout())
     )
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(config))
@@ -483,11 +526,11 @@ def test_as_many_targets_at_once_as_memory_holds(limit, fixed, each, targets, ba
 @pytest.mark.slow
 def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_result(two):
     """The memory is made up: a fifth left free, it lies between what two and five at once need by the count of XLA."""
-    stage = Stage("l2", 10, 3e-3, 3e-3, bin=2, sampling=2)
-    five, config = two.select([0, 1, 0, 1, 0]), replace(CONFIG, stages=(stage,))
-    state, inputs = initial_state(config, 5), stage_inputs(five, stage)
-    none = np.int32(0), np.zeros((5, 10), np.float32), np.zeros(5, np.float32)
-    call = config.flow, stage.program, *none, state.params, state.optimiser, *inputs
+    stage = Stage((L2(),), 10, 3e-3, 3e-3, bin=2, sampling=2)
+    five = two.select([0, 1, 0, 1, 0])
+    config = replace(CONFIG, schedule=(stage,), supervision=Supervision(chunk=10))
+    state, none = initial_state(FIELD, 5, 5), (np.int32(0), np.zeros((5, 10), np.float32), np.zeros(5, np.float32))
+    call = *none, state.params, state.optimiser, inputs(five, stage)
     few, every = (sum(memory_needed(DeviceLayout(batch=batch), *call)) for batch in (2, None))
     assert few < every
     memory = round((few + every) / 2 / 0.8)
@@ -496,7 +539,7 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     assert sum(memory_needed(chosen, *call)) < 0.8 * memory
     assert fit_to_memory(DeviceLayout(memory=round(every / 0.79)), *call) == DeviceLayout()
     assert fit_to_memory(DeviceLayout(memory=round(few / 100)), *call) == DeviceLayout(batch=1)
-    some, all_ = (fit(five, config, chunk=10, layout=DeviceLayout(memory=m))[0].params for m in (memory, None))
+    some, all_ = (fit(five, config, layout=DeviceLayout(memory=m))[0].params for m in (memory, None))
     for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(config))
 

@@ -10,7 +10,8 @@ from conftest import rounding
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.flow import flow
-from cryotrans_jax.core.velocity import Velocity, rotate_parameters
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.motion.symmetric import rotate_parameters
 
 
 @pytest.fixture(scope="module")

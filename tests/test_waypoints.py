@@ -9,17 +9,27 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cryotrans_jax.core.batch import Batch
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import prepare, trajectory
-from cryotrans_jax.fit.morphing import Fit, morph
-from cryotrans_jax.fit.recipes import Schedule, default
-from cryotrans_jax.fit.train import Config, Stage, fit, initial_state, is_torn, stage_inputs
+from cryotrans_jax.fit.better_start import misplaced_fraction
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Resolutions, Waypoint
+from cryotrans_jax.fit.recipes import Paper, Schedule, default
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
+from cryotrans_jax.fit.state import initial_state
+from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.motion.waypoints import AtEachTime, Timed
 
-MATCHED = Stage("matched", 400, 1e-2, 1e-4, bin=2, sampling=2, blur=4.0, rigidity=0.1)
-POINTS = Stage("points", 10, 1e-3, 1e-3, bin=2, sampling=2)
-CONFIG = Config(stages=(MATCHED,), width=16, centre=0.5, waves=8, wave_number=2.0, euler_steps=4)
+MATCHED = Stage((Matched(blur=4.0), Rigidity(0.1)), 400, 1e-2, 1e-4, bin=2, sampling=2)
+POINTS = Stage((Correspondences(),), 10, 1e-3, 1e-3, bin=2, sampling=2)
+FIELD = Field(Velocity(width=16, centre=0.5, waves=8, wave_number=2.0), 4)
 SHORT = Schedule((("l2", 20, 1e-3),))
 ALONG, ACROSS = np.array([7.0, 0.0, 0.0]), np.array([0.0, 0.0, 5.0])  # Å
 
@@ -47,8 +57,9 @@ def followed(shifted, maps, models):
         problem = prepare.prepare(
             maps[0], ends, initial_resolution=8.0, target_resolutions=[8.0] * len(ends), waypoints=[*waypoints]
         )
-        config = replace(CONFIG, waypoints=problem.waypoints)
-        return config, jax.tree.map(lambda p: p[0], fit(problem, config)[0].params), problem.frame
+        field = Timed(FIELD, problem.waypoints) if waypoints else FIELD
+        fitted = run(Fitting.begin(problem, Config((MATCHED,), FIELD), field))
+        return field, jax.tree.map(lambda p: p[0], fitted.state.params), problem.frame
 
     def followed(end, waypoints, times):
         xyz = atoms.positions(models[0])
@@ -86,45 +97,58 @@ def problem(shifted, maps):
     return prepare.prepare(maps[0], ends, initial_resolution=8.0, target_resolutions=[9.0, 10.0], waypoints=[0.25])
 
 
-def test_goals_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(problem):
+def test_terms_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(problem):
     alone = replace(problem, waypoints=())
     assert (problem.trajectories, alone.trajectories) == (1, 2)
-    for stage in (replace(MATCHED, blur=0.0), POINTS):
-        together, apart = (stage_inputs(p, stage)[1] for p in (problem, alone))
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
-            np.testing.assert_array_equal(a, b[None])
+    for stage in (replace(MATCHED, terms=(Matched(), Rigidity(0.1))), POINTS):
+        _, (together,) = stage_inputs(problem, Timed(FIELD, (0.25,)), stage).steps.of_target(0)
+        apart = stage_inputs(alone, FIELD, stage).steps
+        for target in range(2):
+            each = together.terms.of_target(target), apart.of_target(target)[1]
+            for a, b in zip(*map(jax.tree.leaves, each), strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
-def test_a_start_is_torn_where_it_misses_a_waypoint(problem):
-    """At the end every point is where it belongs, and at the waypoint a part is not."""
-    config = replace(CONFIG, waypoints=problem.waypoints)
-    level, goal = stage_inputs(problem, POINTS)
-    state = initial_state(config, 1)
-    still = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
-    there = goal._replace(ends=jnp.broadcast_to(level.x, goal.ends.shape), weight=jnp.ones_like(goal.weight))
-    assert not is_torn(config, (level, there), still).any()
-    away = there._replace(ends=there.ends.at[0, 0, : len(level.x) // 2, 1].add(4 * goal.reach[0, 0]))
-    assert is_torn(config, (level, away), still).all()
+def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
+    """At the end every point is where it belongs, and at the waypoint half of them are not."""
+    field = Timed(FIELD, problem.waypoints)
+    scene, (term,) = stage_inputs(problem, field, POINTS).steps.of_target(0)
+    still = jax.tree.map(jnp.zeros_like, initial_state(field, 0, 1).params)
+
+    def misplaced(away):
+        own = [term.terms.of_target(time)[0] for time in range(2)]
+        ends = [
+            one.replace(ends=scene.x + shift, weight=jnp.ones(len(scene.x)))
+            for one, shift in zip(own, away, strict=True)
+        ]
+        return misplaced_fraction(still, Batch.of([(scene, (AtEachTime(Batch.of([(one,) for one in ends])),))]), 3.0)
+
+    none, half = np.zeros((2, len(scene.x), 3), np.float32), len(scene.x) // 2
+    np.testing.assert_array_equal(misplaced(none), [0.0])
+    none[0, :half, 1] = 4 * float(term.terms.of_target(0)[0].reach)
+    np.testing.assert_allclose(misplaced(none), [half / len(scene.x)], rtol=1e-5)
 
 
 def test_the_default_recipe_takes_more_steps_through_waypoints_and_time_as_an_input(problem):
     alone, config = default(replace(problem, waypoints=())), default(problem)
-    assert config.waypoints == (0.25,) and config.euler_steps > alone.euler_steps
-    inputs = {c.waypoints: initial_state(c, 1).params["params"] for c in (alone, config)}
-    assert not inputs[(0.25,)].pop("time_in")["kernel"].any()  # from the default's start, blind to time
-    jax.tree.map(np.testing.assert_array_equal, *inputs.values())
+    assert config.field.steps > alone.field.steps
+    timed, plain = (
+        initial_state(field, 0, 1).params["params"] for field in (Timed(config.field, (0.25,)), alone.field)
+    )
+    assert not timed.pop("time_in")["kernel"].any()  # from the default's start, blind to time
+    jax.tree.map(np.testing.assert_array_equal, timed, plain)
 
 
 @pytest.fixture(scope="module")
 def bent(shifted, maps):
     """A short fit whose field depends on time, and its maps' first."""
-    waypoints = [(shifted(ALONG), 0.8), (shifted(ACROSS), 0.37)]
-    known = dict(initial_resolution=8.0, target_resolution=8.0, waypoint_resolution=8.0)
-    return morph(maps[0], maps[1], "paper", align="none", bin=4, schedule=SHORT, waypoints=waypoints, **known)
+    waypoints = [Waypoint(shifted(ALONG), 0.8, 8.0), Waypoint(shifted(ACROSS), 0.37, 8.0)]
+    options = Options(Paper(4, SHORT), align="none", resolutions=Resolutions(8.0, 8.0))
+    return morph(maps[0], maps[1], options, waypoints=waypoints)
 
 
 def test_waypoints_are_taken_by_rising_time(bent):
-    assert bent.config.waypoints == (0.37, 0.8) and [used["time"] for used in bent.report["waypoints"]] == [0.37, 0.8]
+    assert bent.field.times == (0.37, 0.8) and [used["time"] for used in bent.report["waypoints"]] == [0.37, 0.8]
     for name in ("targets", "blur_variance", "start"):  # of the target alone
         assert len(bent.report[name]) == 1
     assert all(used["volume"] > 0 and "blur_variance" in used for used in bent.report["waypoints"])
@@ -133,7 +157,7 @@ def test_waypoints_are_taken_by_rising_time(bent):
 def test_a_saved_fit_gives_the_same_frames(bent, maps, tmp_path):
     bent.save(tmp_path / "fit")
     again = Fit.load(tmp_path / "fit", maps[0])
-    assert again.config == bent.config
+    assert again.config == bent.config and again.field == bent.field
     for a, b in zip(*(each.frames([0.3, 1.0]) for each in (bent, again)), strict=True):
         np.testing.assert_array_equal(a.density, b.density)
 
@@ -141,10 +165,10 @@ def test_a_saved_fit_gives_the_same_frames(bent, maps, tmp_path):
 @pytest.mark.parametrize("t", [0.2, 0.37, 0.99, 1.0])
 def test_the_inverse_undoes_the_motion_at_any_time(bent, models, t):
     xyz = atoms.positions(models[0])
-    moved = trajectory.move(bent.config, bent.target_params(0), bent.frame, xyz, [t])[0]
+    moved = trajectory.move(bent.field, bent.target_params(0), bent.frame, xyz, [t])[0]
     y = trajectory.pad_points(bent.frame.to_unit(moved))
     # also after other times, and before: paths are not shared among them
-    origins = [*trajectory.preimages(bent.config, bent.target_params(0), y, [0.5 * t, t, 1.0])]
+    origins = [*trajectory.preimages(bent.field, bent.target_params(0), y, [0.5 * t, t, 1.0])]
     back = [bent.frame.to_angstrom(np.asarray(x)[: len(xyz)]) for x in origins]
     np.testing.assert_allclose(back[1], xyz, atol=1e-3)  # Å: float32, and the inverse's tolerance
     assert np.abs(back[0] - xyz).max() > 0.1
@@ -156,7 +180,7 @@ def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps
     strong = np.argwhere(smooth.density > 0.3 * smooth.density.max())
     times = [0.37, 0.6, 1.0]
     xyz = trajectory.move(
-        bent.config, bent.target_params(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times
+        bent.field, bent.target_params(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times
     )
     density = smooth.density[tuple(strong.T)]
     for to, frame in zip(xyz, replace(bent, initial=smooth).frames(times), strict=True):
@@ -175,4 +199,4 @@ def test_waypoints_that_cannot_be_are_refused(shifted, maps):
         (maps[1], [(away, 0.5)], "mass lies in the initial map's box"),
     ):
         with pytest.raises(InputError, match=sentence):
-            morph(maps[0], targets, align="none", waypoints=waypoints)
+            morph(maps[0], targets, Options(align="none"), waypoints=[Waypoint(*each) for each in waypoints])

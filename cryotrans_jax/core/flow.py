@@ -1,17 +1,21 @@
 """The flow of a velocity field: dΦ/dt = V(Φ), Φ(x, 0) = x, by forward Euler (paper, eq. 1 and 5).
 
 A velocity field is any callable `x -> v` on points of shape (n, 3). It does not depend on time, so one Euler map E(x) =
-x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the unit box. A field that depends on time
-takes points (x, t) of shape (n, 4): see `with_time`.
+x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the unit box.
+
+`Motion` is what all ways to move points have in common; `Field` is the paper's.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from cryotrans_jax.core.velocity import Velocity
 
 Points = Float[Array, "points axes"]
 Scalar = float | Float[Array, ""]
@@ -99,45 +103,6 @@ def inverse_euler(
     return jax.lax.scan(undo, y, length=steps)
 
 
-def with_time(velocity: VelocityField) -> VelocityField:
-    """Make a time-dependent field autonomous: (v(x, t), 1) on points (x, t).
-
-    Time becomes a fourth coordinate that grows at speed one. The flow of the result is that of v(x, t), and so is the
-    inverse of its flow.
-    """
-    return lambda xt: jnp.concatenate([velocity(xt), jnp.ones_like(xt[:, 3:])], axis=-1)
-
-
-def symmetrize(
-    velocity: VelocityField, rotations: Float[Array | np.ndarray, "n 3 3"], shifts: Float[Array | np.ndarray, "n 3"]
-) -> VelocityField:
-    """Average a field over a group: the mean of Rᵀ v(R x + s) over its operators R x + s.
-
-    The result commutes with all operators, and so do each Euler step of its flow and the inverse of that. It is
-    continuous wherever v is. It evaluates v once per operator. Time, where points have one, is left unchanged.
-
-    Args:
-        velocity: the field v.
-        rotations: the operators' R.
-        shifts: the operators' s, in unit boxes.
-    """
-
-    exact = partial(jnp.einsum, precision="highest")  # accelerators would keep three digits of positions
-
-    def mean(x: Points) -> Float[Array, "points 3"]:
-        images = exact("gij,nj->gni", rotations, x[:, :3]) + shifts[:, None]
-        time = jnp.broadcast_to(x[:, 3:], (len(rotations), len(x), x.shape[1] - 3))
-        v = velocity(jnp.concatenate([images, time], -1).reshape(-1, x.shape[1])).reshape(images.shape)
-        return exact("gij,gni->nj", rotations, v) / len(rotations)
-
-    return mean
-
-
-def append_time(x: Float[Array, "points 3"], t: Scalar) -> Float[Array, "points 4"]:
-    """Points (x, t), for a field from `with_time`."""
-    return jnp.concatenate([x, jnp.full_like(x[:, :1], t)], axis=-1)
-
-
 def split_time(t: float, steps: int) -> tuple[int, float]:
     """Whole Euler steps before time t, and the fraction of the next one, in [0, 1), to six decimals."""
     whole, fraction = divmod(round(t * steps, 6), 1)
@@ -151,3 +116,104 @@ def interpolate_path(
     steps = len(visited) - 1
     whole, fraction = split_time(t, steps)
     return visited[whole] + fraction * (visited[min(whole + 1, steps)] - visited[whole])
+
+
+@runtime_checkable
+class Motion(Protocol):
+    """How points move, given parameters: by the flow of one velocity field, or by a motion that wraps others."""
+
+    def __call__(self, params: PyTree, x: Float[Array, "*parts points 3"]) -> "Moved":
+        """Move points from time 0 to the end, or to several times along a leading axis; all in the unit box."""
+
+
+class Moved(NamedTuple):
+    """Result of a motion, in the unit box.
+
+    Attributes:
+        x: all points after the motion.
+        nodes: the points at which the flow was integrated, on which the rigidity depends.
+    """
+
+    x: Float[Array, "*times points 3"]
+    nodes: Float[Array, "*times nodes 3"]
+
+
+class FieldMotion:
+    """Motion by the flow of one velocity field: `Field`, and what wraps one.
+
+    Subclasses are frozen dataclasses without arrays, so that compiled programs are found again by them. They have a
+    network, a number of Euler steps, and the field that the two make with parameters.
+
+    Attributes:
+        autonomous: whether the field does not depend on time.
+    """
+
+    autonomous: ClassVar[bool] = True
+
+    @property
+    def net(self) -> Velocity:
+        """The network of the velocity field."""
+        raise NotImplementedError
+
+    @property
+    def euler_steps(self) -> int:
+        """Number of Euler steps, M of eq. 5."""
+        raise NotImplementedError
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for each point and step."""
+        return 1
+
+    def velocity(self, params: PyTree) -> VelocityField:
+        """Velocity field with these parameters, on points from `inputs`."""
+        raise NotImplementedError
+
+    def inputs(self, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
+        """Points (n, 3) at time t as the velocity field takes them."""
+        return x
+
+    def init(self, key: Array) -> PyTree:
+        """Initial parameters."""
+        return self.net.init(key, self.inputs(jnp.zeros((1, 3)), 0.0))
+
+    def ends(self, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "*times points 3"]:
+        """Points after the flow (paper, eq. 5)."""
+        return flow(self.velocity(params), x, self.euler_steps)
+
+    def __call__(self, params: PyTree, x: Float[Array, "points 3"]) -> Moved:
+        """Move points by the flow, which is integrated at each of them."""
+        ends = self.ends(params, x)
+        return Moved(ends, ends)
+
+    def path(self, params: PyTree, x: Float[Array, "points 3"]) -> Float[Array, "visits points 3"]:
+        """Points after each Euler step of the flow, x first."""
+        return path(self.velocity(params), self.inputs(x, 0.0), self.euler_steps)[..., :3]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Field(FieldMotion):
+    """Motion by the flow of one velocity field (paper, eq. 1, 2 and 5).
+
+    Attributes:
+        network: the network of the velocity field.
+        steps: number of Euler steps, M of eq. 5.
+    """
+
+    network: Velocity = Velocity()
+    steps: int = 10
+
+    @property
+    def net(self) -> Velocity:
+        """The network of the velocity field."""
+        return self.network
+
+    @property
+    def euler_steps(self) -> int:
+        """Number of Euler steps."""
+        return self.steps
+
+    def velocity(self, params: PyTree) -> VelocityField:
+        """Velocity field with these parameters."""
+        return lambda x: jnp.asarray(self.network.apply(params, x))

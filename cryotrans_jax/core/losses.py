@@ -1,16 +1,215 @@
-"""Terms of the loss: squared differences, correspondences and rigidity. W2 is in `transport`."""
+"""Terms of the loss. Each is an object that is called with the carried points; the objective is their sum.
+
+The functions that they call are pure functions of volumes and points.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jaxtyping import Array, Float, Int
 from scipy import special
+
+from cryotrans_jax.core.splat import gather, splat
+from cryotrans_jax.core.transport import w2_and_error
 
 Points = Float[Array, "points 3"]
 Scalar = float | Float[Array, ""]
 Volume = Float[Array, "x y z"]
 Blur = tuple[Float[Array, "nx nx"], Float[Array, "ny ny"], Float[Array, "nz nz"]]
-Blurs = tuple[Float[Array, "targets nx nx"], Float[Array, "targets ny ny"], Float[Array, "targets nz nz"]]
+Leaf = Any  # an array; while JAX takes a tree apart, whatever it puts in an array's place
+
+
+class Carried(NamedTuple):
+    """What a motion has made of the points of mass, in the unit box.
+
+    Attributes:
+        x: the points.
+        rho: their mass.
+        nodes: the points at which the flow was integrated.
+    """
+
+    x: Float[Array, "*times points 3"]
+    rho: Float[Array, "*times points"]
+    nodes: Float[Array, "*times nodes 3"]
+
+
+class Term:
+    """A term of the loss. Subclasses are pytrees (`flax.struct.dataclass`) and define `__call__`, or `with_error`."""
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Value of the term for the carried points."""
+        return self.with_error(carried)[0]
+
+    def with_error(self, carried: Carried) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Value of the term, and a bound on what an approximation in it may change, in the term's own unit."""
+        return self(carried), jnp.zeros(())
+
+    def weigh(self, carried: Carried, left: Float[Array, ""]) -> Float[Array, "*times points"]:
+        """Mass with which points count in the next steps.
+
+        Args:
+            carried: the carried points with all their mass.
+            left: fraction of the stage's annealing that is left, from 1 to 0.
+        """
+        return carried.rho
+
+
+def total(terms: Sequence[Term], carried: Carried) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the terms, and the largest of their errors."""
+    values, errors = zip(*(term.with_error(carried) for term in terms), strict=True)
+    return reduce(add, values), reduce(jnp.maximum, errors)
+
+
+def weighed(terms: Sequence[Term], carried: Carried, left: Float[Array, ""]) -> Carried:
+    """The carried points with the mass that the terms give them; see `Term.weigh`."""
+    for term in terms:
+        carried = carried._replace(rho=term.weigh(carried, left))
+    return carried
+
+
+@struct.dataclass
+class OnGrid(Term):
+    """A term that compares the carried mass with a target on a grid.
+
+    Attributes:
+        target: the target (x, y, z).
+        corner: outer corner of the grid's first voxel (3,), unit box.
+        voxel: sides of a voxel (3,), in unit boxes.
+    """
+
+    target: Leaf
+    corner: Leaf
+    voxel: Leaf
+
+    def carried_map(self, carried: Carried) -> Volume:
+        """Mass of the carried points on the grid (paper, eq. 6)."""
+        return splat(carried.x, carried.rho, self.target.shape, self.corner, self.voxel)
+
+
+@struct.dataclass
+class W2(OnGrid):
+    """Squared entropic Wasserstein distance to the target (paper, eq. 3).
+
+    Attributes:
+        epsilon: entropic regularisation, in unit boxes squared.
+        iterations: Sinkhorn iterations.
+        window: of the kernel, in voxels; None: the whole grid.
+    """
+
+    epsilon: float = struct.field(pytree_node=False)
+    iterations: int = struct.field(pytree_node=False, default=5)
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+    def with_error(self, carried: Carried) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The distance in unit boxes squared, and what the window may change, in epsilon."""
+        here = self.carried_map(carried)
+        return w2_and_error(here, self.target, self.voxel, self.epsilon, self.iterations, self.window)
+
+
+@struct.dataclass
+class L2(OnGrid):
+    """Squared differences from the target (the paper's L2 stage)."""
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Sum of squared differences, relative to that of the target's squares."""
+        return l2(self.carried_map(carried), self.target)
+
+
+@struct.dataclass
+class Matched(OnGrid):
+    """Squared differences from the target at matched resolution, whatever the scale of the two maps.
+
+    Attributes:
+        power: sum of squares of the target, without that of its noise.
+        blur: matrices that blur the carried map to the target's resolution; None: no blur.
+        nearby: matrices of the blur within which the target is searched for mass that it may not have; None: all mass
+            counts.
+        lighten: power of the target's fraction by which points are weighed at the start of a stage, and at its end.
+    """
+
+    power: Leaf
+    blur: Leaf
+    nearby: Leaf
+    lighten: Leaf = (0.0, 0.0)
+
+    def carried_map(self, carried: Carried) -> Volume:
+        """Mass of the carried points on the grid, at the target's resolution."""
+        here = super().carried_map(carried)
+        return here if self.blur is None else blur(here, self.blur)
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Least squared differences over all scales of the carried map, relative to the signal's power."""
+        return scale_invariant_l2(self.carried_map(carried), self.target, self.power)
+
+    def weigh(self, carried: Carried, left: Float[Array, ""]) -> Float[Array, "points"]:
+        """Reduce the mass of points for which the target has no density.
+
+        Each point's mass is multiplied by (target / carried map)^power at its carried position, both blurred by
+        `nearby` and the ratio at most 1. A domain that the target does not have is so removed and attracts nothing;
+        mass that is not yet in place comes back as it arrives. A power that rises during the stage leaves all mass in
+        the first steps, which find the motion.
+        """
+        if self.nearby is None:
+            return carried.rho
+        first, last = self.lighten
+        power = last + left * (first - last)
+        both = self.carried_map(carried), self.target
+        fraction = fraction_in_target(*(blur(volume, self.nearby) for volume in both))
+        return carried.rho * gather(fraction, carried.x, self.corner, self.voxel) ** power
+
+
+@struct.dataclass
+class Correspondences(Term):
+    """Distance of the carried points from where they belong.
+
+    Attributes:
+        ends: where each point belongs (points, 3), unit box.
+        weight: of each point.
+        reach: distance from which the loss is linear, in unit boxes.
+    """
+
+    ends: Leaf
+    weight: Leaf
+    reach: Leaf
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Weighted mean of the Huber loss of the distances, in units of the reach."""
+        return huber(carried.x, self.ends, self.weight, self.reach)
+
+    def misplaced(self, carried: Carried, distance: float) -> Float[Array, ""]:
+        """Fraction of the weight further from its ends than `distance` times the reach."""
+        far = jnp.linalg.norm(carried.x - self.ends, axis=-1) > distance * self.reach
+        return jnp.vdot(self.weight, far) / jnp.sum(self.weight)
+
+
+@struct.dataclass
+class Rigidity(Term):
+    """Rigidity of the motion (paper, eq. 13); see `rigidity`.
+
+    Attributes:
+        weight: factor of the term.
+        tetrahedra: numbers of the four nodes of each (tetrahedra, 4).
+        edges: distances between neighbouring nodes before the motion (3,), in unit boxes.
+        mass_fraction: weight of each tetrahedron.
+        slip: strain beyond which the term hardly grows; 0: the published term.
+    """
+
+    weight: Leaf
+    tetrahedra: Leaf
+    edges: Leaf
+    mass_fraction: Leaf
+    slip: float = struct.field(pytree_node=False, default=0.0)
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Weighted mean over the tetrahedra."""
+        strain = rigidity(carried.nodes, self.tetrahedra, self.edges, self.mass_fraction, self.slip)
+        return self.weight * strain
 
 
 def l2(a: Volume, b: Volume) -> Float[Array, ""]:
@@ -73,9 +272,9 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
         voxel_size: Å.
         sigma: standard deviation of the Gaussian, Å.
     """
-    return tuple(
-        jnp.asarray(gaussian_matrix(n, sigma / float(v)), jnp.float32) for n, v in zip(shape, voxel_size, strict=True)
-    )
+    each = (gaussian_matrix(n, sigma / float(v)) for n, v in zip(shape, voxel_size, strict=True))
+    kx, ky, kz = (jnp.asarray(matrix, jnp.float32) for matrix in each)
+    return kx, ky, kz
 
 
 def gaussian_matrix(n: int, sigma: float) -> np.ndarray:

@@ -4,8 +4,10 @@ Voxel (i, j, k) of a volume is centred at corner + (i + 1/2, j + 1/2, k + 1/2) *
 voxel i at i/N; centres at (i + 1/2)/N make the grid symmetric about the middle of the box.
 """
 
+import functools
 import itertools
 import math
+import operator
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,8 @@ def splat(
         The mass in each voxel.
     """
     index, weight = corners(x, shape, corner, voxel)
-    padded = tuple(n + 2 for n in shape)
+    nx, ny, nz = shape
+    padded = nx + 2, ny + 2, nz + 2
     volume = jnp.zeros(math.prod(padded), rho.dtype)
     for i, w in zip(index, weight, strict=True):
         volume = volume.at[i].add(w * rho, mode="promise_in_bounds")
@@ -46,9 +49,11 @@ def gather(volume: Float[Array, "x y z"], x: Points, corner: Vector, voxel: Vect
 
     The adjoint of `splat`: <splat(x, rho), v> = <rho, gather(v, x)>. Arguments are as for `splat`.
     """
-    index, weight = corners(x, volume.shape, corner, voxel)
+    nx, ny, nz = volume.shape
+    index, weight = corners(x, (nx, ny, nz), corner, voxel)
     flat = jnp.pad(volume, 1).ravel()
-    return sum(w * flat.at[i].get(mode="promise_in_bounds") for i, w in zip(index, weight, strict=True))
+    values = (w * flat.at[i].get(mode="promise_in_bounds") for i, w in zip(index, weight, strict=True))
+    return functools.reduce(operator.add, values)
 
 
 def corners(

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 # factor on the time before the first layer, so that the field can learn to change along the trajectory
 TIME_SCALE = 4.0
@@ -55,11 +55,9 @@ class Velocity(nn.Module):
         hidden = nn.initializers.he_normal() if self.waves else small
         h = x[..., :3] - self.centre
         if self.waves:
-            start = {
-                "kernel_init": nn.initializers.normal(self.wave_number),
-                "bias_init": nn.initializers.uniform(2 * np.pi),
-            }
-            h = jnp.concatenate([h, jnp.sin(nn.Dense(self.waves, name="waves_in", **start)(h))], axis=-1)
+            frequencies, phases = nn.initializers.normal(self.wave_number), nn.initializers.uniform(2 * np.pi)
+            waves = nn.Dense(self.waves, kernel_init=frequencies, bias_init=phases, name="waves_in")
+            h = jnp.concatenate([h, jnp.sin(waves(h))], axis=-1)
         for layer in range(self.depth):
             h = nn.Dense(self.width, kernel_init=hidden)(h)
             if layer == 0 and x.shape[-1] > 3:
@@ -67,34 +65,3 @@ class Velocity(nn.Module):
                 h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(time)
             h = nn.leaky_relu(h, self.slope)
         return nn.Dense(3, kernel_init=small)(h)
-
-
-def rotate_parameters(
-    params: PyTree, rotation: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
-) -> PyTree:
-    """Rotate a velocity field: parameters of R V(Rᵀ(x − s)).
-
-    The flow of the new field does at R x + s what the flow of V does at x. The first layers and the last layer take up
-    the rotation exactly.
-
-    Args:
-        params: parameters of V.
-        rotation: R.
-        shift: s, in unit boxes.
-        centre: the `centre` of the network.
-    """
-    layers = dict(params["params"])
-    last = max((name for name in layers if name.startswith("Dense_")), key=lambda name: int(name[len("Dense_") :]))
-    offset = (centre - shift) @ rotation - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
-
-    def rotate_input(layer: PyTree) -> PyTree:
-        kernel = np.asarray(layer["kernel"], np.float64)
-        rotated = np.concatenate([rotation @ kernel[:3], kernel[3:]])
-        return {"kernel": rotated.astype(np.float32), "bias": (layer["bias"] + offset @ kernel[:3]).astype(np.float32)}
-
-    for name in {"waves_in", "Dense_0"} & set(layers):
-        layers[name] = rotate_input(layers[name])
-    layers[last] = {
-        name: (np.asarray(a, np.float64) @ rotation.T).astype(np.float32) for name, a in layers[last].items()
-    }
-    return {"params": layers}

@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.contour import half_height
+from cryotrans_jax.density.similarity import correlation
 from cryotrans_jax.density.thresholds import DALTON, carried_mass, common_value
 from cryotrans_jax.io.atoms import heavy_atoms
 from cryotrans_jax.io.maps import Map
@@ -88,9 +89,7 @@ def in_nanometres(map_: Map, kda: float) -> bool:
 
 def same_density(a: Map, b: Map) -> bool:
     """Whether two maps on one grid are identical up to scale and offset."""
-    x, y = (map_.density - map_.density.mean(dtype=np.float64) for map_ in (a, b))
-    norm = np.sqrt(np.sum(x * x, dtype=np.float64) * np.sum(y * y, dtype=np.float64))
-    return bool(np.sum(x * y, dtype=np.float64) > (1 - SAME) * norm)
+    return correlation(a.density, b.density) > 1 - SAME
 
 
 def fit_of_model(map_: Map, model: gemmi.Structure, seed: int = 0) -> float:
@@ -110,12 +109,12 @@ def fit_of_model(map_: Map, model: gemmi.Structure, seed: int = 0) -> float:
     """
     xyz = heavy_atoms(model)[0]
     fine, coarse = (ndimage.gaussian_filter(map_.density, width / map_.voxel_size) for width in BAND)
+    band = replace(map_, density=fine - coarse)
     middle, rng = xyz.mean(0), np.random.default_rng(seed)
     turns, shifts = Rotation.random(POSES, rng=rng).as_matrix(), SHIFT * rng.normal(size=(POSES, 3))
 
     def fit(at: Float[np.ndarray, "n 3"]) -> float:
-        places = ((at - map_.origin) / map_.voxel_size).T
-        return float(ndimage.map_coordinates(fine - coarse, places, order=1, mode="constant").mean())
+        return float(band.interpolate(at).mean())
 
     fits = [fit((xyz - middle) @ turn.T + middle + shift) for turn, shift in zip(turns, shifts, strict=True)]
     return (fit(xyz) - max(fits)) / max(float(np.std(fits)), 1e-30)

@@ -152,25 +152,49 @@ def describe(
     positive = map_.density[map_.density > 0]
     if not positive.size:
         raise InputError("a map has no positive density: give one that shows a molecule, or --invert to negate it")
-    body, clear = solid_body(map_, resolution)
-    if given is not None:
-        level, chosen = given, "given"
-    elif mass_kda:
-        level, chosen = enclosing_threshold(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
-    elif deposited is not None:
-        level, chosen = deposited, "deposited"
-    elif model is not None:
-        volume = min(molecular_weight(model) * DALTON, len(positive) * float(np.prod(map_.voxel_size)))
-        level, chosen = enclosing_threshold(map_, volume), "by the model's weight"
-    elif clear >= CLEAR:
-        level, chosen = display_contour(map_, body), "by histogram"
-    else:
-        level, chosen = min(noise_limit(map_.density), float(map_.density.max())), "above the noise"
+    volume, clear = solid_body(map_, resolution)
+    body = volume if clear >= CLEAR else None
+    level, chosen = choose_contour(map_, body, given, mass_kda, deposited, model)
     shown = carried_mass(map_.density, level)
     return {
         "contour": float(level),
         "contour_chosen": chosen,
         "contour_volume": float(np.count_nonzero(shown) * np.prod(map_.voxel_size)),
         "contour_share_of_mass": float(shown.sum(dtype=np.float64) / max(positive.sum(dtype=np.float64), 1e-30)),
-        "body_volume": body if clear >= CLEAR else None,
+        "body_volume": body,
     }
+
+
+def choose_contour(
+    map_: Map,
+    body: float | None,
+    given: float | None,
+    mass_kda: float | None,
+    deposited: float | None,
+    model: gemmi.Structure | None,
+) -> tuple[float, str]:
+    """Choose a display contour; see `describe`.
+
+    Args:
+        map_: the map.
+        body: volume of its `solid_body`, Å³; None where that is not clear of the noise.
+        given: the contour.
+        mass_kda: molecular weight, kDa.
+        deposited: contour recommended by the depositors.
+        model: model whose molecular weight is used.
+
+    Returns:
+        The contour, and how it was chosen.
+    """
+    if given is not None:
+        return given, "given"
+    if mass_kda:
+        return enclosing_threshold(map_, 1e3 * mass_kda * DALTON), "by molecular weight"
+    if deposited is not None:
+        return deposited, "deposited"
+    if model is not None:
+        most = np.count_nonzero(map_.density > 0) * float(np.prod(map_.voxel_size))
+        return enclosing_threshold(map_, min(molecular_weight(model) * DALTON, most)), "by the model's weight"
+    if body is not None:
+        return display_contour(map_, body), "by histogram"
+    return min(noise_limit(map_.density), float(map_.density.max())), "above the noise"

@@ -2,6 +2,7 @@
 
 import gemmi
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 RISE, TWIST = 1.5, np.deg2rad(100)  # of an alpha helix, Å and radians per residue
 BACKBONE = {  # radius [Å], phase [degrees], height [Å]: ideal bonds, angles and planar peptides
@@ -48,18 +49,11 @@ def hinge_pair() -> tuple[gemmi.Structure, gemmi.Structure]:
         for residue in _helix(*helix):
             chain.add_residue(residue)
     initial.setup_entities()
-    target = initial.clone()
+    target, turn = initial.clone(), Rotation.from_rotvec(HINGE_ANGLE * HINGE_AXIS).as_matrix()
     for site in target[0].all():
         if (site.residue.seqid.num or 0) >= MOVING:
-            site.atom.pos = gemmi.Position(*(HINGE + rotation() @ (np.array(site.atom.pos.tolist()) - HINGE)))
+            site.atom.pos = gemmi.Position(*(HINGE + turn @ (np.array(site.atom.pos.tolist()) - HINGE)))
     return initial, target
-
-
-def rotation() -> np.ndarray:
-    """Rotation (3, 3) of the moving domain, by Rodrigues' formula."""
-    x, y, z = HINGE_AXIS
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(HINGE_ANGLE) * cross + (1 - np.cos(HINGE_ANGLE)) * cross @ cross
 
 
 def _helix(first, length, centre, direction, turn):

@@ -1,6 +1,7 @@
 """Masks: what of a map takes part, as values from 0 to 1 that multiply the density."""
 
 import numpy as np
+from jaxtyping import Float
 
 from cryotrans_jax.density.thresholds import carried_mass, choose_threshold
 from cryotrans_jax.io.files import InputError
@@ -9,10 +10,21 @@ from cryotrans_jax.io.maps import Map, same_grid
 EDGE = 5.0  # Å over which a sphere fades out, so that it cuts no sharp edge into the density
 
 
-def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
-    """The map times the mask.
+def soft_edge(distance: Float[np.ndarray, "x y z"], width: float) -> Float[np.ndarray, "x y z"]:
+    """Values that are 1 at distances of 0 and less, and fall to 0 at `width` along half a wave of a cosine."""
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1))).astype(np.float32)
 
-    Raises InputError where they lie on different grids, values are not from 0 to 1, or all that is left is 0.
+
+def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
+    """Multiply a map by a mask.
+
+    Args:
+        map_: the map.
+        mask: values from 0 to 1 on its grid.
+        name: of the mask, for messages.
+
+    Raises:
+        InputError: the grids differ, values are not from 0 to 1, or the product is 0 everywhere.
     """
     if difference := same_grid(map_, mask):
         raise InputError(f"{name} lies on another grid than its map ({difference}): resample it on the map's grid")
@@ -26,11 +38,12 @@ def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
 
 
 def sphere(map_: Map, radius: float) -> Map:
-    """The mask that is 1 within `radius` Å about the centre of the map's mass, and fades to 0 over EDGE Å beyond.
+    """Make a mask that is 1 within `radius` Å of the map's centre of mass, and fades to 0 over EDGE Å beyond.
 
     The mass is that above the threshold of `choose_threshold`, without dust.
 
-    Raises InputError where the map has none.
+    Raises:
+        InputError: the map has no mass.
     """
     mass = carried_mass(map_.density, choose_threshold(map_.density)).astype(np.float64)
     squares = []
@@ -38,5 +51,4 @@ def sphere(map_: Map, radius: float) -> Map:
         along = mass.sum(tuple(k for k in range(3) if k != axis))
         offset = (np.arange(n) - along @ np.arange(n) / along.sum()) * size
         squares.append(np.reshape(offset**2, [-1 if k == axis else 1 for k in range(3)]))
-    beyond = np.clip((np.sqrt(sum(squares)) - radius) / EDGE, 0, 1)
-    return Map((0.5 + 0.5 * np.cos(np.pi * beyond)).astype(np.float32), map_.voxel_size, map_.origin)
+    return Map(soft_edge(np.sqrt(sum(squares)) - radius, EDGE), map_.voxel_size, map_.origin)

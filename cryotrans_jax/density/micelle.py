@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from cryotrans_jax.core.grid import box_slices
 from cryotrans_jax.density.contour import SHARP, half_height
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.thresholds import carried_mass, solvent_noise
 from cryotrans_jax.io.atoms import positions
 from cryotrans_jax.io.maps import Map
@@ -85,7 +86,7 @@ class Detail(NamedTuple):
         filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
         distance = ndimage.distance_transform_edt(~filled, sampling=self.voxel_size)
         mask = np.zeros(self.shape, np.float32)
-        mask[self.box] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0, 1))
+        mask[self.box] = soft_edge(distance, FADE)
         return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 
     def detailed_part(self) -> Protein | None:

@@ -63,6 +63,11 @@ class Problem:
         return self.initial if self.unit is None else self.initial * self.unit
 
     @property
+    def operators(self) -> list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]:
+        """Rotation and shift (unit boxes) of each of the symmetry's operators; empty without a symmetry."""
+        return [] if self.rotations is None or self.shifts is None else [*zip(self.rotations, self.shifts, strict=True)]
+
+    @property
     def trajectories(self) -> int:
         """Number of trajectories to fit: one for each target, or one through all of them."""
         return 1 if self.waypoints else len(self.masses)

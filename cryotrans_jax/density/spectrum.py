@@ -7,6 +7,7 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage, stats
 
+from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.maps import Map, frequencies
 
 NOISE_DISTANCE = 8.0  # Å from a target's mass, beyond which its noise is measured
@@ -17,11 +18,11 @@ MAX_NOISE_POWER = 0.02  # fraction of a target's power: limit on its noise after
 def blur_between(initial: Map, target: Map, initial_resolution: float | None, resolution: float | None) -> float:
     """Variance (Å²) of the blur that takes the initial map to the target's resolution.
 
-    With both resolutions (Å) it is that of molmap's Gaussians (σ = 0.225 × resolution), else that of `relative_blur`.
+    With both resolutions (Å) it is that of the Gaussians of simulated maps, else that of `relative_blur`.
     Negative where the target is sharper.
     """
     if resolution and initial_resolution:
-        return 0.225**2 * (resolution**2 - initial_resolution**2)
+        return SIGMA**2 * (resolution**2 - initial_resolution**2)
     return relative_blur(initial, target)
 
 

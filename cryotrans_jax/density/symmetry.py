@@ -1,6 +1,6 @@
 """Point groups: their operators, the asymmetric unit of a map, and copies of maps and models.
 
-A flow commutes with a group if its velocity field does (`flow.symmetrize`); then the points of one asymmetric unit are
+A flow commutes with a group if its velocity field does (`motion.symmetric`); then the points of one asymmetric unit are
 enough to fit it, since all others are their copies.
 """
 
@@ -19,19 +19,18 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.grid import binned, bounding_box
 from cryotrans_jax.density import similarity
-from cryotrans_jax.density.align import Transform, resampled
+from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.io import structures
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 
-NAME = re.compile(r"(?P<kind>[CD])(?P<fold>[1-9]\d{0,2})|(?P<solid>[TOI])", re.IGNORECASE)
-GOLDEN = (1 + np.sqrt(5)) / 2
-DIAGONAL, FIVEFOLD = (1.0, 1.0, 1.0), (0.0, 1.0, GOLDEN)  # axes of order 3, and of order 5 of an icosahedron
+NAME = re.compile(r"[CD][1-9]\d{0,2}|[TOI]")
 LIKE = 0.9  # least correlation of a symmetric map with itself rotated by an operator
 SAME_TURN, SAME_SHIFT = 1e-2, 0.1  # largest difference (matrix, Å) of equal operators: files round them
 WORKING = 4.0  # Å: voxels of the first search for axes
 LARGE = 128  # voxels: larger boxes are binned for the search for axes
 GOOD, CLEARER = 0.97, 0.01  # self-correlation at which the usual axes are kept, and least gain of other axes
+EMPTY = 0.01  # of the largest density: weaker density needs no room on the grid of all copies
 SLIGHT = 0.01  # of the largest weight of a voxel in any unit: smaller weights are set to 0
 
 Vector = Sequence[int | float] | Float[np.ndarray, "3"]
@@ -63,9 +62,9 @@ class Symmetry:
 
     @property
     def generators(self) -> tuple[Transform, ...]:
-        """A small set of operators whose products are the whole group."""
+        """A small set of operators whose products are the whole group, smaller rotations first."""
         found, made = [], [np.eye(3)]
-        for operator in self.operators:
+        for operator in sorted(self.operators, key=lambda operator: round(operator.angle, 3)):
             if not contains(operator.rotation, made):
                 found.append(operator)
                 made = closure([one.rotation for one in found])
@@ -86,17 +85,18 @@ class Symmetry:
         Raises:
             InputError: there is no such group, or the axis has no direction.
         """
-        match = NAME.fullmatch(name.strip())
-        if not match:
+        group = name.strip().upper()
+        if not NAME.fullmatch(group):
             raise InputError(
                 f"there is no symmetry {name!r}: give C2, C3, ..., D2, D3, ..., T, O, I, or a file with an assembly"
             )
-        turns = closure(group_generators(match))
-        if match["kind"]:
+        turns = Rotation.create_group(group).as_matrix()
+        turns = turns[np.argsort(~contains_each(turns, np.eye(3)[None]), kind="stable")]  # the identity first
+        if group not in "TOI":
             onto = rotation_onto(np.asarray(axis, float)) @ Rotation.from_euler("z", across, degrees=True).as_matrix()
-            turns = [onto @ turn @ onto.T for turn in turns]
+            turns = onto @ turns @ onto.T
         centre = np.asarray(centre, float)
-        return cls(name.strip().upper(), tuple(Transform(turn, centre - turn @ centre) for turn in turns))
+        return cls(group, tuple(Transform(turn, centre - turn @ centre) for turn in turns))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "Symmetry":
@@ -157,8 +157,7 @@ class Symmetry:
         heavy = mass.origin + np.array(ndimage.center_of_mass(mass.density)) * mass.voxel_size
         centres = voxel, middle, heavy
         usual = max((cls.named(given, one, axis) for one in centres), key=lambda one: one.self_correlation(mass))
-        match = NAME.fullmatch(given.strip())
-        if not (match and (match["kind"] or "").upper() == "D") or (like := usual.self_correlation(mass)) > GOOD:
+        if not usual.name.startswith("D") or (like := usual.self_correlation(mass)) > GOOD:
             return usual
         other = cls.search_twofold_axes(given, centres, axis, mass)
         return other if other.self_correlation(mass) > like + CLEARER else usual
@@ -253,7 +252,7 @@ class Symmetry:
         """Extend the grid that maps share to hold all copies of their density; an empty map."""
         ends = []
         for map_ in maps:
-            low, high = bounding_box(np.abs(map_.density) > SLIGHT * np.abs(map_.density).max())
+            low, high = bounding_box(np.abs(map_.density) > EMPTY * np.abs(map_.density).max())
             corners = map_.origin + map_.voxel_size * np.stack(np.meshgrid(*zip(low, high - 1, strict=True)), -1)
             for operator in self.operators:
                 indices = (operator(corners.reshape(-1, 3)) - map_.origin) / map_.voxel_size
@@ -294,22 +293,6 @@ def bin_map(map_: Map, factor: int) -> Map:
     """Bin a map to voxels `factor` times as wide."""
     origin = map_.origin + (factor - 1) / 2 * map_.voxel_size
     return Map(binned(map_.density, factor), map_.voxel_size * factor, origin)
-
-
-def group_generators(match: re.Match) -> list[Float[np.ndarray, "3 3"]]:
-    """Rotations that generate the group that NAME matched."""
-    if match["kind"]:
-        first = axis_rotation((0, 0, 1), int(match["fold"]))
-        return [first, axis_rotation((1, 0, 0), 2)] if match["kind"].upper() == "D" else [first]
-    solid = match["solid"].upper()
-    some = [axis_rotation((0, 0, 1), 4 if solid == "O" else 2), axis_rotation(DIAGONAL, 3)]
-    return [*some, axis_rotation(FIVEFOLD, 5)] if solid == "I" else some
-
-
-def axis_rotation(axis: Vector, fold: int) -> Float[np.ndarray, "3 3"]:
-    """The rotation about an axis by a full turn divided by `fold`."""
-    along = np.asarray(axis, float)
-    return Rotation.from_rotvec(2 * np.pi / fold * along / np.linalg.norm(along)).as_matrix()
 
 
 def rotation_onto(axis: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

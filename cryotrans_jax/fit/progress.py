@@ -1,16 +1,14 @@
 """Show the progress of a fit: a bar in a terminal or a notebook, lines in a log."""
 
-import functools
+import contextlib
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 EVERY = 10.0  # seconds between lines in a log
-P = ParamSpec("P")
-Fitted = TypeVar("Fitted")
 ProgressCallback = Callable[[Any, int, int, np.ndarray], object]  # config, stage, steps of it done, last losses
 
 
@@ -42,7 +40,7 @@ class Progress:
         """
         now, total = time.perf_counter(), sum(s.steps for s in config.stages)
         done = sum(s.steps for s in config.stages[:stage]) + step
-        name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].loss}"
+        name = f"stage {stage + 1}/{len(config.stages)} {config.stages[stage].label}"
         finite = losses[-1][np.isfinite(losses[-1])]  # `train` reports targets that diverged
         loss = f"loss {finite.mean() if finite.size else np.nan:.4g}"
         self.first = done - len(losses) if self.first is None else self.first  # not 0 in a resumed fit
@@ -66,14 +64,11 @@ def in_notebook() -> bool:
     return kernels is not None and kernels.IPKernelApp.initialized()
 
 
-def show_progress(fitting: Callable[P, Fitted]) -> Callable[P, Fitted]:
-    """Decorate a function so that `progress=True` gives it a `Progress`, which is closed at the end."""
-
-    @functools.wraps(fitting)
-    def with_bar(*args: P.args, **kwargs: P.kwargs) -> Fitted:
-        if kwargs.get("progress") is not True:
-            return fitting(*args, **kwargs)
-        with Progress() as kwargs["progress"]:
-            return fitting(*args, **kwargs)
-
-    return with_bar
+@contextlib.contextmanager
+def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback]:
+    """The function to call after every chunk of steps: the given one, or for True a bar that is closed at the end."""
+    if progress is True:
+        with Progress() as bar:
+            yield bar
+    else:
+        yield progress if callable(progress) else lambda config, stage, step, losses: None

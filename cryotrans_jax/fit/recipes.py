@@ -1,13 +1,18 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.problem import Problem
-from cryotrans_jax.fit.train import Config, Stage
+from cryotrans_jax.fit.better_start import KeepBetterStart
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.io.files import InputError
 
 PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # W2 steps published for TmrAB, by the target's resolution in Å
 PAPER_L2_STEPS = 15000  # L2 steps published for TmrAB, where both maps have the same resolution
@@ -59,21 +64,19 @@ def paper(
         schedule: stages and width; None: the steps published for TmrAB at the nearest resolution of the target.
     """
     schedule = schedule or Schedule()
-    own = tuple(
-        Stage(loss, steps, rate, rate, bin=bin, sampling=bin, epsilon=1e-4 if loss == "w2" else 0.0)
-        for loss, steps, rate in schedule.stages
-    )
-    if own:
-        return Config(stages=own, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    terms = {"w2": W2(epsilon=1e-4), "l2": L2()}
+
+    def stage(loss: str, steps: int, rate: float) -> Stage:
+        return Stage((terms[loss],), steps, rate, rate, bin=bin, sampling=bin)
+
+    field = Field(Velocity(width=schedule.width))
+    if schedule.stages:
+        return Config(tuple(stage(*each) for each in schedule.stages), field, seed=seed)
     target = resolutions[1] if resolutions else 7.0
     transport = PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - target))]
     squared = PAPER_L2_STEPS if np.abs(problem.blurs).max() < SAME_RESOLUTION else 0
-    stages = [
-        Stage("w2", transport, 1e-3, 1e-3, bin=bin, sampling=bin, epsilon=1e-4),
-        Stage("l2", squared, 1e-4, 1e-4, bin=bin, sampling=bin),
-    ]
-    nonempty = tuple(s for s in stages if s.steps)
-    return Config(stages=nonempty, width=schedule.width, waypoints=problem.waypoints, seed=seed)
+    stages = stage("w2", transport, 1e-3), stage("l2", squared, 1e-4)
+    return Config(tuple(each for each in stages if each.steps), field, seed=seed)
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
@@ -85,9 +88,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
     - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
       follow both: besides the positions it sees sines of them, which change over WAVE.
     - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own field
-      (`Config.bodies`), so that they may slide along each other. With nearly everything in place, both maps are then
+      (`FindRigidBodies`), so that they may slide along each other. With nearly everything in place, both maps are then
       blurred by WIDE_BLUR for one stage: this attracts a helix that was left behind from further away than before.
-    - In the last two stages the rigidity is weighted by the target's information (`prepare.rigidity_factors`).
+    - In the last two stages the rigidity is weighted by the target's information (`targets.rigidity_factor`).
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
 
@@ -108,25 +111,33 @@ def default(problem: Problem, seed: int = 0) -> Config:
     )  # between nodes, for their cost
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
-    refine = partial(Stage, "matched", rigidity=1.0, slip=SLIP, patience=PATIENCE, lighten=1.0, final_lighten=1.0)
-    first = refine(250, 2e-3, 5e-4, bin=middle, sampling=middle, spacing=wide, blur=BLURS[0])
-    stages = (
-        Stage("points", 250, 3e-3, 1e-5, bin=coarse, sampling=coarse, rigidity=10.0, slip=SLIP),
-        replace(first, lighten=0.0),
-        replace(first, steps=100, blur=WIDE_BLUR),
-        first,
-        refine(150, 1e-3, 5e-4, bin=fine, sampling=fine, spacing=narrow, blur=BLURS[1], balanced=True),
-        refine(300, 1e-3, 2e-5, bin=fine, sampling=fine, spacing=narrow, balanced=True),
-    )
+    rigid = Rigidity(1.0, SLIP)
+    balanced = replace(rigid, balanced=True)
+
+    def refine(steps: int, rate: float, final: float, blur: float = 0.0, early: float = 1.0, finely: bool = False):
+        on = (
+            dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
+        )
+        terms = Matched(blur, early, 1.0), balanced if finely else rigid
+        return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
+
     voxel = coarse * size / problem.frame.edge
-    transport = Stage(
-        "w2", 500, 1e-3, 2e-4, bin=coarse, sampling=coarse, epsilon=0.45 * voxel**2, window=WINDOW
-    )  # fmt: skip
-    waves = {"waves": 32, "wave_number": problem.frame.edge / WAVE}
-    passed = problem.waypoints
-    steps = max(2 * EULER_STEPS, 2 * (len(passed) + 1)) if passed else EULER_STEPS  # the path may bend at each waypoint
-    settings = {"waypoints": passed, "euler_steps": steps, "seed": seed}
-    return Config(stages=stages, rival=transport, centre=0.5, bodies=2, redrawn=4, **waves, **settings)
+    transport = Stage((W2(0.45 * voxel**2, window=WINDOW),), 500, 1e-3, 2e-4, bin=coarse, sampling=coarse)
+    first = Stage((Correspondences(), Rigidity(10.0, SLIP)), 250, 3e-3, 1e-5, bin=coarse, sampling=coarse)
+    schedule = (
+        first,
+        KeepBetterStart(transport),
+        refine(250, 2e-3, 5e-4, BLURS[0], early=0.0),
+        FindRigidBodies(transfer=replace(first, terms=(Correspondences(), rigid))),
+        refine(100, 2e-3, 5e-4, WIDE_BLUR),
+        refine(250, 2e-3, 5e-4, BLURS[0]),
+        RedrawBorders(),
+        refine(150, 1e-3, 5e-4, BLURS[1], finely=True),
+        refine(300, 1e-3, 2e-5, finely=True),
+    )
+    network = Velocity(centre=0.5, waves=32, wave_number=problem.frame.edge / WAVE)
+    bends = len(problem.waypoints) + 1  # the path may bend at each waypoint
+    return Config(schedule, Field(network, max(2 * EULER_STEPS, 2 * bends) if bends > 1 else EULER_STEPS), seed=seed)
 
 
 def power_of_two(wanted: float) -> int:
@@ -134,4 +145,51 @@ def power_of_two(wanted: float) -> int:
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 
 
-RECIPES: dict[str, Callable[..., Config]] = {"default": default, "paper": paper}
+@runtime_checkable
+class Recipe(Protocol):
+    """A function that makes the configuration of a fit for a prepared problem; `options` are `fit.options.Options`."""
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """The default recipe, see `default`."""
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+        return default(problem, options.seed)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The published recipe, see `paper`.
+
+    Attributes:
+        bin: factor by which maps are binned (the paper's multi-scale option).
+        schedule: stages and width; without stages: the steps published for TmrAB at the nearest resolution.
+        whole_box: the unit box is that of the maps.
+        validates: the second half-map of a target has no effect.
+    """
+
+    bin: int = 1
+    schedule: Schedule = Schedule()
+    whole_box: ClassVar[bool] = True
+    validates: ClassVar[bool] = False
+
+    def __call__(self, problem: Problem, options: Any) -> Config:
+        """Make the configuration."""
+        initial, target = options.resolutions.initial, options.resolutions.of_targets(1)[0]
+        known = (initial, target) if initial and target else None
+        return paper(problem, options.seed, self.bin, known, self.schedule)
+
+
+RECIPES: dict[str, Recipe] = {"default": Default(), "paper": Paper()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name; raise InputError if there is none."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,7 +1,7 @@
 """Snapshots: everything needed to resume a fit, as one value and as one orbax checkpoint."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from cryotrans_jax.fit import train
+from cryotrans_jax.core.train import ADAM as OPTIMISER
+from cryotrans_jax.fit.state import State, Watch
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.motion.partition import Partition
 
@@ -30,7 +31,7 @@ class Snapshot:
         finished: whether the fit has ended.
     """
 
-    state: train.State
+    state: State
     history: tuple[Float[np.ndarray, "_ _"], ...] = ()
     partitions: tuple[Partition, ...] = ()
     bodies_rms: tuple[tuple[float, ...], ...] = ()
@@ -51,7 +52,7 @@ class Snapshot:
             "stage": state.stage,
             "step": state.step,
             "rivals": [*state.rivals],
-            "window": state.window,
+            "refined": state.refined,
             "setbacks": [*state.setbacks],
             "failed": [*state.failed],
             "kept": watch.kept is not None,
@@ -80,15 +81,15 @@ class Snapshot:
         """The snapshot with these arrays and this description."""
         plain, found = described["fit"], join_empty(full, described["empty"])
         watch = found["watch"]
-        state = train.State(
+        state = State(
             params=found["params"],
-            optimiser=type(train.ADAM.init({}))(**found["optimiser"]),
+            optimiser=type(OPTIMISER.init({}))(**found["optimiser"]),
             stage=plain["stage"],
             step=plain["step"],
-            watch=train.Watch(**{name: watch[name] for name in WATCH}, kept=watch["kept"] if plain["kept"] else None),
+            watch=Watch(**{name: watch[name] for name in WATCH}, kept=watch["kept"] if plain["kept"] else None),
             rivals=tuple(plain["rivals"]),
             scores=from_numbered(found.get("scores", {})),
-            window=plain["window"],
+            refined=plain["refined"],
             setbacks=tuple(plain["setbacks"]),
             failed=tuple(plain["failed"]),
         )
@@ -97,33 +98,6 @@ class Snapshot:
         rms = tuple(map(tuple, plain["bodies_rms"]))
         history = from_numbered(found.get("history", {}))
         return cls(state, history, partitions, rms, plain["finished"])
-
-
-class Recorder:
-    """Collect the losses of a fit, and pass on a snapshot after every chunk of steps."""
-
-    def __init__(self, resume_from: Snapshot | None = None, on_snapshot: Callable[[Snapshot], None] | None = None):
-        """Start from the losses of `resume_from`; call `on_snapshot` with each snapshot."""
-        self.chunks: dict[int, list[np.ndarray]] = (
-            {n: [a] for n, a in enumerate(resume_from.history)} if resume_from else {}
-        )
-        self.partitions, self.bodies_rms = (resume_from.partitions, resume_from.bodies_rms) if resume_from else ((), ())
-        self.keep = on_snapshot
-
-    def __call__(self, state: train.State, losses: np.ndarray) -> None:
-        """Record the losses (steps, targets) of a chunk of the state's stage."""
-        self.chunks.setdefault(state.stage, []).append(losses)
-        if self.keep:
-            self.keep(self.snapshot(state))
-
-    def snapshot(self, state: train.State) -> Snapshot:
-        """Snapshot of the fit with this state."""
-        return Snapshot(state, self.history, self.partitions, self.bodies_rms)
-
-    @property
-    def history(self) -> tuple[np.ndarray, ...]:
-        """The losses (steps, targets) of each stage."""
-        return tuple(np.concatenate(self.chunks[stage]) for stage in sorted(self.chunks))
 
 
 def to_numbered(arrays: Iterator | tuple) -> dict[str, Any]:

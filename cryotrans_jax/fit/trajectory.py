@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from scipy import ndimage
 
-from cryotrans_jax.core.flow import Scalar, interpolate_path, inverse_euler, path, split_time
+from cryotrans_jax.core.flow import FieldMotion, Scalar, interpolate_path, inverse_euler, split_time
 from cryotrans_jax.core.grid import Frame, box_slices
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import splat
 from cryotrans_jax.density.thresholds import carried_mass
-from cryotrans_jax.fit.train import Config, field, network_inputs
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import lattice as lattices
@@ -55,20 +54,20 @@ def as_times(given: int | np.integer | Times) -> np.ndarray:
     return times
 
 
-@program(static_argnames="config")
-def forward(config: Config, params: PyTree, x: Float[Array, "n 3"]):
+@program(static_argnames="field")
+def forward(field: FieldMotion, params: PyTree, x: Float[Array, "n 3"]):
     """Points after each Euler step of the flow, x first; unit box."""
-    return path(field(config, params), network_inputs(config, x, 0.0), config.euler_steps)[..., :3]
+    return field.path(params, x)
 
 
-@program(static_argnames=("config", "steps"))
-def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
+@program(static_argnames=("field", "steps"))
+def backward(field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
     """Invert Euler steps of the flow.
 
     The points are processed PAD_MULTIPLE at once, so that a few that need many iterations do not delay all.
 
     Args:
-        config: `Config.flow`.
+        field: the motion by one velocity field.
         params: parameters of one field.
         y: points after the steps, unit box.
         tau: length of a step.
@@ -80,7 +79,7 @@ def backward(config: Config, params: PyTree, y: Float[Array, "n 3"], tau: Scalar
     """
 
     def invert(y):
-        undone = inverse_euler(field(config, params), network_inputs(config, y, t), tau, steps, INVERSE_TOLERANCE)[1]
+        undone = inverse_euler(field.velocity(params), field.inputs(y, t), tau, steps, INVERSE_TOLERANCE)[1]
         return jnp.concatenate([y[None], undone[..., :3]])
 
     filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % PAD_MULTIPLE, axis=0)])
@@ -95,14 +94,14 @@ def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
 
 
 def move(
-    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
+    field: FieldMotion, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
 ) -> np.ndarray:
     """Carry positions by the flow.
 
     Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
 
     Args:
-        config: the fit's configuration.
+        field: the motion by one velocity field.
         params: parameters of the field, with a leading axis of parts if `part` is given.
         frame: the unit box.
         xyz: positions (n, 3), Å.
@@ -114,21 +113,21 @@ def move(
     """
     if part is not None:
         moved = np.empty((len(times), *xyz.shape))
-        for own, field_ in fields_by_part(params, part):
-            moved[:, own] = move(config, field_, frame, xyz[own], times)
+        for own, own_params in fields_by_part(params, part):
+            moved[:, own] = move(field, own_params, frame, xyz[own], times)
         return moved
-    chunk = max(CHUNK // max(len(config.symmetry), 1), PAD_MULTIPLE)  # the field is evaluated at every copy of a point
+    chunk = max(CHUNK // field.evaluations, PAD_MULTIPLE)  # the field is evaluated at every copy of a point
     parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
-        [np.asarray(forward(config.flow, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+        [np.asarray(forward(field, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
-    moved = [interpolate_path(visited, t) for t in times]
+    each = np.stack([np.asarray(interpolate_path(visited, t)) for t in times])
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
-    return xyz + (np.stack(moved) - visited[0]).astype(np.float64) * frame.edge
+    return xyz + (each - visited[0]).astype(np.float64) * frame.edge
 
 
 def volume_change(
-    config: Config, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
+    field: FieldMotion, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
 ) -> Float[np.ndarray, "n"]:
     """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
 
@@ -137,7 +136,7 @@ def volume_change(
     """
     at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
     part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
-    end = move(config, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
+    end = move(field, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
     return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
@@ -167,7 +166,7 @@ def carried_density(initial: Map, threshold: float) -> Map:
 
 
 def pull_back(
-    config: Config,
+    field: FieldMotion,
     params: PyTree,
     frame: Frame,
     initial: Map,
@@ -182,7 +181,7 @@ def pull_back(
     keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
 
     Args:
-        config: the fit's configuration.
+        field: the motion by one velocity field.
         params: parameters of the field, with a leading axis of parts if there is a partition.
         frame: the unit box.
         initial: the initial map.
@@ -198,9 +197,9 @@ def pull_back(
     shares = [LocalMask(near, mask[near])]
     if partition is not None:
         shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
-        fields = [field_ for _, field_ in fields_by_part(params, np.arange(len(shares)))]
+        fields = [own_params for _, own_params in fields_by_part(params, np.arange(len(shares)))]
     pairs = zip(fields, shares, strict=True)
-    each = [pull_back_part(config, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
+    each = [pull_back_part(field, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
@@ -211,7 +210,7 @@ def pull_back(
 
 
 def pull_back_part(
-    config: Config, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
+    field: FieldMotion, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
     """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
@@ -220,18 +219,18 @@ def pull_back_part(
     """
     shape, size = initial.density.shape, initial.voxel_size
     share = part.on_grid(shape)
-    wanted = visited_voxels(config, params, frame, initial, share > 0)
+    wanted = visited_voxels(field, params, frame, initial, share > 0)
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(SPACING, size.min())
     lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
     near = box_slices(share > 0, SPLINE_MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    nodes, count = pad_points(lattice.nodes), len(lattice.nodes)
+    nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
     voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
     del share, part, wanted, at
-    for origin in preimages(config, params, nodes, times):
+    for origin in preimages(field, params, nodes, times):
         shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
         yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
 
@@ -245,29 +244,31 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
     """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count(), axis=1))))
+        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count() or 1, axis=1))))
 
 
-def preimages(config: Config, params: PyTree, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+def preimages(
+    field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], times: Times
+) -> Iterator[Float[Array, "n 3"]]:
     """For each time, the points that the flow has carried to y by then; all in the unit box."""
-    tau, kept = 1.0 / config.euler_steps, {}
+    tau, kept = 1.0 / field.euler_steps, {}
 
     def invert(part: float, steps: int, t: float):
-        at = backward(config.flow, params, y, part * tau, 1, t)[1] if part else y
-        return backward(config.flow, params, at, tau, steps, t - part * tau)
+        at = backward(field, params, y, part * tau, 1, t)[1] if part else y
+        return backward(field, params, at, tau, steps, t - part * tau)
 
     for t in times:
-        whole, part = split_time(t, config.euler_steps)
-        if config.waypoints:
+        whole, part = split_time(t, field.euler_steps)
+        if not field.autonomous:
             yield invert(part, whole, t)[whole]
             continue
         if part not in kept:  # V does not depend on time: one inverse path serves many frames
-            kept[part] = invert(part, config.euler_steps, t)
+            kept[part] = invert(part, field.euler_steps, t)
         yield kept[part][whole]
 
 
 def consistency(
-    config: Config,
+    field: FieldMotion,
     params: PyTree,
     frame: Frame,
     initial: Map,
@@ -283,21 +284,23 @@ def consistency(
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, field_ in fields_by_part(params, partition and partition.part_at(xyz)):
-        end = frame.to_unit(move(config, field_, frame, xyz[own], [1.0])[0])
-        back[own] = frame.to_angstrom(np.asarray(next(preimages(config, field_, pad_points(end), [1.0])))[: len(end)])
+    for own, own_params in fields_by_part(params, None if partition is None else partition.part_at(xyz)):
+        end = frame.to_unit(move(field, own_params, frame, xyz[own], [1.0])[0])
+        back[own] = frame.to_angstrom(
+            np.asarray(next(preimages(field, own_params, pad_points(end), [1.0])))[: len(end)]
+        )
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
 compiled_splat = program(splat, static_argnums=2)
 
 
-def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
+def visited_voxels(field: FieldMotion, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
     """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
     cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
     start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
-    times = np.arange(config.euler_steps + 1) / config.euler_steps
-    xyz = move(config, params, frame, initial.origin + start * initial.voxel_size, times)
+    times = np.arange(field.euler_steps + 1) / field.euler_steps
+    xyz = move(field, params, frame, initial.origin + start * initial.voxel_size, times)
     cells = (xyz - initial.origin) / (initial.voxel_size * cell)
     coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
     hit = np.floor(cells.reshape(-1, 3)).astype(int)
@@ -310,7 +313,7 @@ def visited_voxels(config: Config, params: PyTree, frame: Frame, initial: Map, s
 
 
 def push_forward(
-    config: Config,
+    field: FieldMotion,
     params: PyTree,
     frame: Frame,
     initial: Map,
@@ -326,7 +329,7 @@ def push_forward(
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(config, params, frame, xyz, times, partition and partition.part_at(xyz)):
+    for moved in move(field, params, frame, xyz, times, None if partition is None else partition.part_at(xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
         density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gemmi
@@ -120,7 +120,7 @@ def pdb_obstacle(structure: gemmi.Structure) -> str | None:
 
 def positions(structure: gemmi.Structure) -> Float[np.ndarray, "atoms 3"]:
     """Positions [Å] of all atoms of the first model, chain by chain in the file's order."""
-    return np.array([site.atom.pos.tolist() for site in structure[0].all()], np.float64).reshape(-1, 3)
+    return structures.positions(structure[0])
 
 
 def with_positions(structure: gemmi.Structure, xyz: Float[np.ndarray, "atoms 3"]) -> gemmi.Structure:
@@ -148,16 +148,17 @@ def with_b_factors(structure: gemmi.Structure, values: Float[np.ndarray, "atoms"
     return copy
 
 
+def heavy_sites(structure: gemmi.Structure) -> Iterator[tuple[gemmi.Chain, gemmi.Residue, gemmi.Atom]]:
+    """Yield all atoms but hydrogens, of the first alternative conformation, with their chains and residues."""
+    for chain in structure[0]:
+        for residue in chain.first_conformer():
+            yield from ((chain, residue, atom) for atom in residue.first_conformer() if not atom.is_hydrogen())
+
+
 def heavy_atoms(structure: gemmi.Structure) -> Atoms:
-    """Positions [Å] and atomic numbers of all atoms but hydrogens, of the first alternative conformation."""
-    atoms = [
-        (*atom.pos.tolist(), atom.element.atomic_number)
-        for chain in structure[0]
-        for residue in chain.first_conformer()
-        for atom in residue.first_conformer()
-        if not atom.is_hydrogen()
-    ]
-    table = np.array(atoms, np.float64).reshape(-1, 4)
+    """Positions [Å] and atomic numbers of the atoms of `heavy_sites`."""
+    sites = [(*atom.pos.tolist(), atom.element.atomic_number) for _, _, atom in heavy_sites(structure)]
+    table = np.array(sites, np.float64).reshape(-1, 4)
     return table[:, :3], table[:, 3]
 
 

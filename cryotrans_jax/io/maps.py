@@ -3,6 +3,7 @@
 Format: Cheng et al., MRC2014, Journal of Structural Biology 192 (2015).
 """
 
+import importlib
 import io
 import os
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from scipy import ndimage
 from cryotrans_jax.io.files import InputError, foreign_format, open_unpacked, read_bytes, whole_file
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-SUFFIXES = (".mrc", ".map", ".ccp4")
+# Further formats: by suffix the module whose function read(path, voxel_size) returns the Map.
+READERS: dict[str, str] = {}
+SUFFIXES = (".mrc", ".map", ".ccp4", *READERS)
 IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's stamp in a header, and the flag bit for signed bytes
 IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
@@ -48,6 +51,10 @@ class Map:
         """Describe the grid, without the densities."""
         return f"Map({describe(self)})"
 
+    def interpolate(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        """Density at positions in Å, interpolated linearly between voxels; 0 outside the box."""
+        return ndimage.map_coordinates(self.density, ((xyz - self.origin) / self.voxel_size).T, order=1)
+
 
 VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
 MapLike = Map | str | os.PathLike  # a map, or the path of a map file
@@ -60,6 +67,8 @@ def as_map(given: MapLike) -> Map:
 
 def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
     """Read a map from an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
+
+    A file whose suffix is in READERS is read by the module that is named there.
 
     The voxel size is the cell divided by its sampling. The origin is ORIGIN where that is set, otherwise the start in
     voxels. Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes
@@ -84,6 +93,8 @@ def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Ma
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
+    if (module := READERS.get(path.suffix.lower())) is not None:
+        return importlib.import_module(module).read(path, voxel_size)
     with open_unpacked(path) as (stream, most):
         header = _header(path, stream.read(HEADER_DTYPE.itemsize))
         _check_volume(path, header)
@@ -95,7 +106,9 @@ def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Ma
 
 
 def has_voxel_size(path: str | os.PathLike) -> bool:
-    """Whether the header of a map file gives a voxel size."""
+    """Whether the header of a map file gives a voxel size; further formats are asked by their reader."""
+    if Path(path).suffix.lower() in READERS:
+        return False
     with open_unpacked(path) as (stream, _):
         header = _header(path, stream.read(HEADER_DTYPE.itemsize))
     return _is_size(_voxel_size(header))

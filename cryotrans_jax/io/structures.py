@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
+from jaxtyping import Float
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.io import pdb
@@ -82,7 +83,7 @@ def one_model(path: str | os.PathLike, structure: gemmi.Structure, all_models: b
 
 def are_disjoint(structure: gemmi.Structure) -> bool:
     """Whether no further model overlaps the first: true of copies in an assembly, false of models of an ensemble."""
-    first, *others = (np.array([site.atom.pos.tolist() for site in model.all()]).reshape(-1, 3) for model in structure)
+    first, *others = map(positions, structure)
     if not np.isfinite(first).all():
         return False
     tree = cKDTree(first)
@@ -91,6 +92,11 @@ def are_disjoint(structure: gemmi.Structure) -> bool:
         for xyz in others
         if len(xyz)
     )
+
+
+def positions(model: gemmi.Model) -> Float[np.ndarray, "atoms 3"]:
+    """Positions [Å] of all atoms of a model, chain by chain in the file's order."""
+    return np.array([site.atom.pos.tolist() for site in model.all()], np.float64).reshape(-1, 3)
 
 
 def merge_models(structure: gemmi.Structure) -> gemmi.Structure:

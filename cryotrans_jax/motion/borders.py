@@ -1,30 +1,46 @@
 """Borders between parts, redrawn by what the parts' own flows do to the density."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
+from cryotrans_jax.core.grid import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
     Partition,
     Points,
     complete_labels,
-    mass_points,
     remove_fragments,
     smallest_mass,
 )
 
-BLOCK = 2.0  # Å: side of the blocks of density that are assigned to parts
-REACH = 8.0  # Å on either side of a border within which density may change its part
-WINDOW = 3.0  # Å: width of the neighbourhood over which densities are compared
-TIE = 1.0  # Å: thickness of a layer of density, quite unlike the target's, that costs as much as a cut
-TORN = 4.0  # Å: a cut whose sides are carried apart by this or more costs the full amount
-ROUNDS = 30  # of messages among neighbours
-CHOICES = 6  # parts at most among which a block chooses: those with the least cost
+
+@dataclass(frozen=True)
+class BorderRules:
+    """How the borders of parts are redrawn.
+
+    Attributes:
+        block: side of the blocks of density that are assigned to parts, Å.
+        reach: Å on either side of a border within which density may change its part.
+        window: width of the neighbourhood over which densities are compared, Å.
+        tie: thickness of a layer of density, quite unlike the target's, that costs as much as a cut, Å.
+        torn: Å; a cut whose sides are carried apart by this or more costs the full amount.
+        rounds: of messages among neighbours.
+        choices: parts at most among which a block chooses: those with the least cost.
+    """
+
+    block: float = 2.0
+    reach: float = 8.0
+    window: float = 3.0
+    tie: float = 1.0
+    torn: float = 4.0
+    rounds: int = 30
+    choices: int = 6
 
 
 class Blocks(NamedTuple):
@@ -50,9 +66,9 @@ class Blocks(NamedTuple):
         whole[self.filled] = values
         return whole
 
-    def neighbourhood_sum(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
-        """Weighted sums over the neighbourhood of each block."""
-        spread = ndimage.gaussian_filter(self.on_grid(values), WINDOW / self.size, mode="constant")
+    def neighbourhood_sum(self, values: Float[np.ndarray, "points"], width: float) -> Float[np.ndarray, "points"]:
+        """Weighted sums over the neighbourhood of each block, of a width in Å."""
+        spread = ndimage.gaussian_filter(self.on_grid(values), width / self.size, mode="constant")
         return spread[self.filled]
 
     def pairs(self) -> list[Int[np.ndarray, "pairs 2"]]:
@@ -71,13 +87,14 @@ def redraw(
     target: Map,
     threshold: float,
     copies: int = 1,
+    rules: BorderRules = BorderRules(),
 ) -> Partition:
     """Redraw the borders of a partition where the parts' own flows explain the target best and tear the density least.
 
-    Each block of density chooses a part within REACH. Its cost is the difference between the initial density around it
-    and the target's where the part takes it. Where neighbours choose parts that carry them apart, the cost is TIE times
-    the face that they share, more for denser blocks. So a border runs through the gap between two domains, or where
-    their flows agree, and cuts no chain.
+    Each block of density chooses a part within `rules.reach`. Its cost is the difference between the initial density
+    around it and the target's where the part takes it. Where neighbours choose parts that carry them apart, the cost is
+    `rules.tie` times the face that they share, more for denser blocks. So a border runs through the gap between two
+    domains, or where their flows agree, and cuts no chain.
 
     Args:
         partition: the parts as they are.
@@ -86,6 +103,7 @@ def redraw(
         target: the target map, at matched resolution.
         threshold: density of the initial map at or above this is carried.
         copies: number of copies of each part.
+        rules: how borders are redrawn.
 
     Returns:
         The new partition; the given one if a part would almost vanish or no voxel is above the threshold.
@@ -93,17 +111,11 @@ def redraw(
     mass = carried_mass(initial.density, threshold)
     if not mass.any():  # the map blurred to the target's resolution may be below the threshold everywhere
         return partition
-    blocks = make_blocks(mass, initial)
+    blocks = make_blocks(mass, initial, rules.block)
     own = partition.part_at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
-    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target)
-    choices = np.argsort(costs, axis=1, kind="stable")[:, :CHOICES]
-    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
-    faces = np.prod(blocks.size) / blocks.size
-    pairs = blocks.pairs()
-    cuts = [np.float32(TIE * face) * tear_costs(blocks, y, each) for face, each in zip(faces, pairs, strict=True)]
-    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts))
-    owner = choices[np.arange(len(choices)), chosen]
+    costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target, rules)
+    owner = choose_parts(blocks, y, costs, rules)
     labels = np.zeros(blocks.filled.shape, int)
     labels[blocks.filled] = owner + 1
     for axis, factor in enumerate(blocks.factor):
@@ -116,45 +128,71 @@ def redraw(
     return complete_labels(better, initial) if held.min() > least * held.sum() else partition
 
 
-def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map) -> Blocks:
-    """Divide the carried mass of the initial map into blocks of about BLOCK."""
-    x, held, filled, factor = mass_points(mass, initial, BLOCK)
+def make_blocks(mass: Float[np.ndarray, "x y z"], initial: Map, side: float) -> Blocks:
+    """Divide the carried mass of the initial map into blocks of about this side (Å)."""
+    x, held, filled, factor = points_of_blocks(mass, initial.origin, initial.voxel_size, side)
     return Blocks(x, held / np.prod(factor), filled, factor * initial.voxel_size, factor)
 
 
 def differences(
-    blocks: Blocks, own: Int[np.ndarray, "points"], y: Float[np.ndarray, "points parts 3"], initial: Map, target: Map
+    blocks: Blocks,
+    own: Int[np.ndarray, "points"],
+    y: Float[np.ndarray, "points parts 3"],
+    initial: Map,
+    target: Map,
+    rules: BorderRules,
 ) -> Float[np.ndarray, "points parts"]:
     """Difference between the initial density around each block and the target's where each part takes it.
 
     Mean squares over the neighbourhood, relative to those of the density itself, up to the maps' scale. Infinite beyond
-    REACH of the part. `own` is each block's part so far.
+    `rules.reach` of the part. `own` is each block's part so far.
     """
-    here = density_at(initial, blocks.x)
-    there = np.stack([density_at(target, y[:, part]) for part in range(y.shape[1])], axis=1)
+    here = initial.interpolate(blocks.x)
+    there = np.stack([target.interpolate(y[:, part]) for part in range(y.shape[1])], axis=1)
     current = there[np.arange(len(own)), own]
     scale = np.vdot(here, current) / max(np.vdot(current, current), 1e-30)
     found = np.full(there.shape, np.inf)
     for part in range(y.shape[1]):
         away = ndimage.distance_transform_edt(blocks.on_grid(own == part) == 0, sampling=blocks.size)
-        near = away[blocks.filled] < REACH
-        off = blocks.neighbourhood_sum(near * (here - scale * there[:, part]) ** 2)
-        found[near, part] = (off / np.maximum(blocks.neighbourhood_sum(near * here**2), 1e-30))[near]
+        near = away[blocks.filled] < rules.reach
+        off = blocks.neighbourhood_sum(near * (here - scale * there[:, part]) ** 2, rules.window)
+        found[near, part] = (off / np.maximum(blocks.neighbourhood_sum(near * here**2, rules.window), 1e-30))[near]
     return found
 
 
-def density_at(map_: Map, xyz: Points) -> Float[np.ndarray, "points"]:
-    """Density of the map at positions in Å."""
-    return ndimage.map_coordinates(map_.density, ((xyz - map_.origin) / map_.voxel_size).T, order=1)
+def choose_parts(
+    blocks: Blocks,
+    y: Float[np.ndarray, "points parts 3"],
+    costs: Float[np.ndarray, "points parts"],
+    rules: BorderRules,
+) -> Int[np.ndarray, "points"]:
+    """Choose a part for each block, with the least sum of the blocks' `costs` and of the tears between them.
+
+    Args:
+        blocks: the blocks.
+        y: where each part takes each block, Å.
+        costs: of each part for each block; only the cheapest are compared.
+        rules: how borders are redrawn.
+    """
+    choices = np.argsort(costs, axis=1, kind="stable")[:, : rules.choices]
+    costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
+    faces = np.prod(blocks.size) / blocks.size
+    pairs = blocks.pairs()
+    cuts = [
+        np.float32(rules.tie * face) * tear_costs(blocks, y, each, rules.torn)
+        for face, each in zip(faces, pairs, strict=True)
+    ]
+    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts), rules.rounds)
+    return choices[np.arange(len(choices)), chosen]
 
 
 def tear_costs(
-    blocks: Blocks, y: Float[np.ndarray, "points choices 3"], pairs: Int[np.ndarray, "pairs 2"]
+    blocks: Blocks, y: Float[np.ndarray, "points choices 3"], pairs: Int[np.ndarray, "pairs 2"], torn: float
 ) -> Float[np.ndarray, "pairs choices choices"]:
     """How badly each pair of neighbours is torn, for each choice of the first and of the second.
 
-    From 0 to 1 by the distance that they gain, relative to TORN; times the lesser density of the two, relative to the
-    mean of all.
+    From 0 to 1 by the distance that they gain, relative to `torn` (Å); times the lesser density of the two, relative to
+    the mean of all.
     """
     first, second = pairs.T
     before = np.linalg.norm(blocks.x[first] - blocks.x[second], axis=-1)
@@ -162,7 +200,7 @@ def tear_costs(
     found = np.empty((len(pairs), y.shape[1], y.shape[1]), np.float32)
     for one, other in np.ndindex(found.shape[1:]):  # one at a time: all at once would take some GiB with large maps
         after = np.linalg.norm(y[first, one] - y[second, other], axis=-1)
-        found[:, one, other] = held * np.clip((after - before) / TORN, 0, 1)
+        found[:, one, other] = held * np.clip((after - before) / torn, 0, 1)
     return found
 
 
@@ -170,6 +208,7 @@ def least_cost_labels(
     costs: Float[np.ndarray, "points labels"],
     pairs: Int[np.ndarray, "pairs 2"],
     cuts: Float[np.ndarray, "pairs labels labels"],
+    rounds: int = BorderRules.rounds,
 ) -> Int[np.ndarray, "points"]:
     """A label for each point, such that the sum of the labels' costs and of the pairs' costs is nearly the least.
 
@@ -179,6 +218,7 @@ def least_cost_labels(
         costs: of each label for each point.
         pairs: neighbours.
         cuts: costs of the labels of each pair.
+        rounds: of messages.
     """
     costs = np.minimum(costs - costs.min(1, keepdims=True), 1e6).astype(np.float32)
     first, second = pairs.T
@@ -193,7 +233,7 @@ def least_cost_labels(
             axis=1,
         ).astype(np.float32)
 
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         belief = beliefs()
         for_second = ((belief[first] - to_first)[:, :, None] + cuts).min(1)
         for_first = ((belief[second] - to_second)[:, None, :] + cuts).min(2)

@@ -6,6 +6,7 @@ neighbours to neighbours. Its linear problems are solved by ott-jax's Sinkhorn. 
 because ε falls from round to round, and ott-jax's quadratic solver has a constant ε.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -23,19 +24,57 @@ from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.thresholds import mass_fraction_threshold
 
-SPACING = 5.0  # Å between a cloud's points, wider if the initial map would have more than MAX_POINTS
-MAX_POINTS = 2000
-RADIUS = 2.0  # spacings: width of the neighbourhood that is kept together
-DENSITY_WIDTHS = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)  # Å: blurs of the density
-GRADIENT_WIDTHS, TENSOR_WIDTHS = (1.5, 3.0), (4.0, 7.0, 10.0)  # Å: blurs of its gradient, of the structure tensor
-WORKING_VOXEL = 2.0  # Å: voxel size for descriptors
-COMPONENTS = 10  # of the whitened descriptors
-DESCRIPTOR_COST = 300.0  # Å² per unit of squared distance between descriptors
-NEIGHBOUR_COST = 6e4  # Å² for a neighbourhood whose every pair is torn apart
-EPSILONS = np.concatenate([np.geomspace(8.0, 0.8, 20), np.full(10, 0.8)])  # Å², one a round
-KERNEL_ERROR = 1e-2  # largest error of an entry of a neighbourhood's kernel (at most 1)
-ITERATIONS = 10  # of Sinkhorn in a round
-HALF_WEIGHT_SPREAD = 0.6  # spacings: spread of a point's images that halves its weight
+
+@dataclass(frozen=True)
+class CorrespondenceSearch:
+    """How correspondences are searched for.
+
+    Attributes:
+        spacing: Å between a cloud's points, wider if the initial map would have more than `max_points`.
+        max_points: about as many points at most.
+        radius: width of the neighbourhood that is kept together, in spacings.
+        density_widths: blurs of the density among the descriptors, Å.
+        gradient_widths: blurs of its gradient, Å.
+        tensor_widths: blurs of the structure tensor, Å.
+        working_voxel: voxel size for descriptors, Å.
+        components: of the whitened descriptors.
+        descriptor_cost: Å² per unit of squared distance between descriptors.
+        neighbour_cost: Å² for a neighbourhood whose every pair is torn apart.
+        first_epsilon: entropy of the first round, Å².
+        last_epsilon: entropy of the last rounds, Å².
+        falling_rounds: rounds over which the entropy falls.
+        last_rounds: rounds after that.
+        kernel_error: largest error of an entry of a neighbourhood's kernel (at most 1).
+        iterations: of Sinkhorn in a round.
+        half_weight_spread: spread of a point's images that halves its weight, in spacings.
+    """
+
+    spacing: float = 5.0
+    max_points: int = 2000
+    radius: float = 2.0
+    density_widths: tuple[float, ...] = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)
+    gradient_widths: tuple[float, ...] = (1.5, 3.0)
+    tensor_widths: tuple[float, ...] = (4.0, 7.0, 10.0)
+    working_voxel: float = 2.0
+    components: int = 10
+    descriptor_cost: float = 300.0
+    neighbour_cost: float = 6e4
+    first_epsilon: float = 8.0
+    last_epsilon: float = 0.8
+    falling_rounds: int = 20
+    last_rounds: int = 10
+    kernel_error: float = 1e-2
+    iterations: int = 10
+    half_weight_spread: float = 0.6
+
+    @property
+    def epsilons(self) -> np.ndarray:
+        """Entropy of each round, Å²."""
+        falling = np.geomspace(self.first_epsilon, self.last_epsilon, self.falling_rounds)
+        return np.concatenate([falling, np.full(self.last_rounds, self.last_epsilon)])
+
+
+DEFAULT = CorrespondenceSearch()
 
 
 class Cloud(NamedTuple):
@@ -47,7 +86,7 @@ class Cloud(NamedTuple):
 
 
 def ends(
-    problem: Problem, target: int, x: Float[Array, "points 3"]
+    problem: Problem, target: int, x: Float[Array | np.ndarray, "points 3"], search: CorrespondenceSearch = DEFAULT
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
     """Find where points of the initial map belong in a target.
 
@@ -58,14 +97,15 @@ def ends(
         problem: the prepared maps.
         target: number of the target.
         x: points of the initial map, unit box.
+        search: how correspondences are searched for.
 
     Returns:
         The ends (unit box), and the weight (0 to 1) of each.
     """
-    spacing = spacing_for(problem)
-    start, end = clouds(problem, target, spacing)
-    image, spread = images(start, end, spacing)
-    cloud_confidence = 1 / (1 + (spread / (HALF_WEIGHT_SPREAD * spacing)) ** 2)
+    spacing = spacing_for(problem, search)
+    start, end = clouds(problem, target, spacing, search)
+    image, spread = images(start, end, spacing, search)
+    cloud_confidence = 1 / (1 + (spread / (search.half_weight_spread * spacing)) ** 2)
     x = problem.frame.to_angstrom(np.asarray(x, np.float64))
     distance, near = spatial.cKDTree(start.x).query(x, k=min(4, len(start.x)))
     distance, near = distance.reshape(len(x), -1), near.reshape(len(x), -1)
@@ -76,21 +116,23 @@ def ends(
     return problem.frame.to_unit(x + shift / np.maximum(confidence, 1e-6)[:, None]), confidence
 
 
-def spacing_for(problem: Problem) -> float:
-    """Distance (Å) between a cloud's points: SPACING, or wider so that there are at most about MAX_POINTS."""
+def spacing_for(problem: Problem, search: CorrespondenceSearch = DEFAULT) -> float:
+    """Distance (Å) between a cloud's points, so that there are at most about `search.max_points`."""
     volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
-    return max(SPACING, float((volume / MAX_POINTS) ** (1 / 3)))
+    return max(search.spacing, float((volume / search.max_points) ** (1 / 3)))
 
 
-def clouds(problem: Problem, target: int, spacing: float) -> tuple[Cloud, Cloud]:
+def clouds(
+    problem: Problem, target: int, spacing: float, search: CorrespondenceSearch = DEFAULT
+) -> tuple[Cloud, Cloud]:
     """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
     variance = problem.blurs[target] + problem.denoising_blurs[target]
     maps = [problem.initial, problem.masses[target]]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
     (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)
-    raw = [describe(m, problem.voxel_size, at) for m, at in zip(maps, (x, y), strict=True)]
-    first, second = whiten(*raw, share, share_end)
+    raw, raw_end = (describe(m, problem.voxel_size, at, search) for m, at in zip(maps, (x, y), strict=True))
+    first, second = whiten(raw, raw_end, share, share_end, search.components)
     origin = problem.frame.to_angstrom(problem.corner)
     return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second)
 
@@ -108,24 +150,26 @@ def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple
     return place[kept] * voxel_size, mass[kept] / mass[kept].sum()
 
 
-def describe(density: np.ndarray, voxel_size: np.ndarray, x: np.ndarray) -> np.ndarray:
+def describe(
+    density: np.ndarray, voxel_size: np.ndarray, x: np.ndarray, search: CorrespondenceSearch = DEFAULT
+) -> np.ndarray:
     """Rotation-invariant descriptors (n, 25) of a map at the points x (n, 3; Å from the corner).
 
     The density blurred by several widths, and the square roots of the eigenvalues of the structure tensor (the mean
     outer product of the gradient with itself) for several widths of both.
     """
-    factor = int(np.clip(2 ** np.round(np.log2(WORKING_VOXEL / voxel_size.min())), 1, 8))
+    factor = int(np.clip(2 ** np.round(np.log2(search.working_voxel / voxel_size.min())), 1, 8))
     density, size = binned(density, factor), voxel_size * factor
     index = (x / size - 0.5).T
     at = lambda volume: ndimage.map_coordinates(volume, index, order=1, mode="nearest")  # noqa: E731
-    found = [at(blurred(density, width, size)) for width in DENSITY_WIDTHS]
-    for width in GRADIENT_WIDTHS:
+    found = [at(blurred(density, width, size)) for width in search.density_widths]
+    for width in search.gradient_widths:
         slope = [blurred(density, width, size, axis) / size[axis] for axis in range(3)]
-        tensors = np.zeros((len(TENSOR_WIDTHS), len(x), 3, 3))
+        tensors = np.zeros((len(search.tensor_widths), len(x), 3, 3))
         for i in range(3):
             for j in range(i, 3):
                 product = slope[i] * slope[j]
-                for tensor, wide in zip(tensors, TENSOR_WIDTHS, strict=True):
+                for tensor, wide in zip(tensors, search.tensor_widths, strict=True):
                     tensor[:, i, j] = tensor[:, j, i] = at(blurred(product, wide, size))
         found += [value for tensor in tensors for value in np.sqrt(np.maximum(np.linalg.eigvalsh(tensor), 0)).T]
     return np.stack(found, -1)
@@ -138,39 +182,48 @@ def blurred(density: np.ndarray, width: float, voxel_size: np.ndarray, axis: int
 
 
 def whiten(
-    first: np.ndarray, second: np.ndarray, share: np.ndarray, share_end: np.ndarray
+    first: np.ndarray,
+    second: np.ndarray,
+    share: np.ndarray,
+    share_end: np.ndarray,
+    components: int = DEFAULT.components,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both clouds' descriptors in their COMPONENTS largest principal components, of unit variance over both clouds."""
+    """Both clouds' descriptors in their largest principal components, of unit variance over both clouds."""
     every, weight = np.concatenate([first, second]), 0.5 * np.concatenate([share, share_end])
     every = every - weight @ every
     every = every / np.sqrt(np.maximum(weight @ every**2, 1e-30))
     value, vector = np.linalg.eigh((every * weight[:, None]).T @ every)
-    largest = np.argsort(value)[::-1][:COMPONENTS]
+    largest = np.argsort(value)[::-1][:components]
     component = every @ vector[:, largest] / np.sqrt(np.maximum(value[largest], 1e-9))
     return component[: len(first)], component[len(first) :]
 
 
-def images(start: Cloud, end: Cloud, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+def images(
+    start: Cloud, end: Cloud, spacing: float, search: CorrespondenceSearch = DEFAULT
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean position (n, 3) of the end's points that each point is coupled to, and their spread about it, both in Å."""
-    first = DESCRIPTOR_COST * squared_distances(start.descriptors, end.descriptors) + squared_distances(start.x, end.x)
-    near, near_end = (np.exp(-0.5 * squared_distances(c.x, c.x) / (RADIUS * spacing) ** 2) for c in (start, end))
+    unlike = search.descriptor_cost * squared_distances(start.descriptors, end.descriptors)
+    first = unlike + squared_distances(start.x, end.x)
+    near, near_end = (np.exp(-0.5 * squared_distances(c.x, c.x) / (search.radius * spacing) ** 2) for c in (start, end))
     own, own_end = near**2 @ start.share, near_end**2 @ end.share
-    weight = NEIGHBOUR_COST / 2 / (start.share @ own)
+    weight = search.neighbour_cost / 2 / (start.share @ own)
     linear = first + weight * (own[:, None] + own_end)
-    given = (first, linear, low_rank_factor(near), low_rank_factor(near_end), start.share, end.share, weight, EPSILONS)
-    plan = np.asarray(coupling(*(jnp.asarray(a, jnp.float32) for a in given)), np.float64)
+    factors = (low_rank_factor(kernel, search.kernel_error) for kernel in (near, near_end))
+    given = (first, linear, *factors, start.share, end.share, weight, search.epsilons)
+    arrays = (jnp.asarray(a, jnp.float32) for a in given)
+    plan = np.asarray(coupling(*arrays, iterations=search.iterations), np.float64)
     plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
     mean = plan @ end.x
     return mean, np.sqrt(np.maximum(plan @ (end.x**2).sum(1) - (mean**2).sum(1), 0))
 
 
-def low_rank_factor(kernel: np.ndarray) -> np.ndarray:
-    """Matrix L (n, r) with |kernel − L Lᵀ| ≤ KERNEL_ERROR everywhere; r is a fifth of n for a cloud's neighbourhoods.
+def low_rank_factor(kernel: np.ndarray, error: float = DEFAULT.kernel_error) -> np.ndarray:
+    """Matrix L (n, r) with |kernel − L Lᵀ| ≤ `error` everywhere; r is a fifth of n for a cloud's neighbourhoods.
 
     Cholesky decomposition with pivoting, ended early: the remainder of a positive definite matrix is positive definite,
     and its largest entry is on its diagonal.
     """
-    lower, order, rank, _ = lapack.dpstrf(kernel, tol=KERNEL_ERROR, lower=1)
+    lower, order, rank, _ = lapack.dpstrf(kernel, tol=error, lower=1)
     unordered = np.empty((len(kernel), rank))
     unordered[order - 1] = np.tril(lower)[:, :rank]
     return unordered
@@ -181,7 +234,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return spatial.distance.cdist(a, b, "sqeuclidean")
 
 
-@program
+@program(static_argnames="iterations")
 def coupling(
     first: Float[Array, "n m"],
     linear: Float[Array, "n m"],
@@ -191,6 +244,7 @@ def coupling(
     share_end: Float[Array, "m"],
     weight: Float[Array, ""],
     epsilons: Float[Array, "rounds"],
+    iterations: int = DEFAULT.iterations,
 ) -> Float[Array, "n m"]:
     """Coupling P that makes <linear, P> − weight Σ K_ik K'_jl P_ij P_kl small, with entropy ε.
 
@@ -207,8 +261,9 @@ def coupling(
         share_end: the target cloud's.
         weight: of the quadratic term, Å².
         epsilons: ε of each round, Å².
+        iterations: of Sinkhorn in a round.
     """
-    solver = sinkhorn.Sinkhorn(min_iterations=ITERATIONS, max_iterations=ITERATIONS, inner_iterations=ITERATIONS)
+    solver = sinkhorn.Sinkhorn(min_iterations=iterations, max_iterations=iterations, inner_iterations=iterations)
 
     def solve(cost, epsilon, f, g):
         problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), share, share_end)

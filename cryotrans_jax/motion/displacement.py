@@ -67,7 +67,7 @@ def sample_motion(carry: Carry, low: Float[np.ndarray, "3"], high: Float[np.ndar
     counts = np.ceil((high - low) / spacing).astype(int) + 1
     grid = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1)
     nodes = low + spacing * grid.reshape(-1, 3)
-    shift = (carry(nodes, TIMES) - nodes).astype(np.float32)
+    shift = (carry(nodes, TIMES.tolist()) - nodes).astype(np.float32)
     kept = bend_times(shift)
     return Motion(TIMES[kept], shift[kept].reshape(-1, *counts, 3), np.asarray(low, np.float64), float(spacing))
 

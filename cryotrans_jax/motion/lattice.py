@@ -21,7 +21,7 @@ class Lattice(NamedTuple):
 
     Attributes:
         nodes: positions (unit box) of the active nodes: the corners of the cells that contain wanted voxels.
-        index: flat indices of the active nodes in the dense lattice.
+        active: flat indices of the active nodes in the dense lattice.
         rim: flat indices of the nodes one further out, which cubic interpolation also uses.
         rim_sources: the active nodes from which each rim node is extrapolated, as numbers into `nodes`.
         rim_weights: their weights.
@@ -29,13 +29,13 @@ class Lattice(NamedTuple):
         voxels: flat indices, in the box, of the wanted voxels.
     """
 
-    nodes: Float[Array, "nodes 3"]
-    index: Int[Array, "nodes"]
-    rim: Int[Array, "rim"]
-    rim_sources: Int[Array, "rim nearest"]
-    rim_weights: Float[Array, "rim nearest"]
-    weights: tuple[Float[Array, "nx lx"], Float[Array, "ny ly"], Float[Array, "nz lz"]]
-    voxels: Int[Array, "points"]
+    nodes: Float[Array | np.ndarray, "nodes 3"]
+    active: Int[Array | np.ndarray, "nodes"]
+    rim: Int[Array | np.ndarray, "rim"]
+    rim_sources: Int[Array | np.ndarray, "rim nearest"]
+    rim_weights: Float[Array | np.ndarray, "rim nearest"]
+    weights: tuple[Float[Array | np.ndarray, "_ _"], ...]
+    voxels: Int[Array | np.ndarray, "points"]
 
 
 def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spacing: float) -> Lattice:
@@ -57,8 +57,8 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
     sources, shares = extrapolation_weights(outside, where)
     return Lattice(
         nodes=(corner + voxel * ((where - 1) * pitch + 0.5)).astype(np.float32),
-        index=np.ravel_multi_index(where.T, active.shape),
-        rim=np.ravel_multi_index(outside.T, active.shape),
+        active=np.asarray(np.ravel_multi_index(tuple(where.T), active.shape)),
+        rim=np.asarray(np.ravel_multi_index(tuple(outside.T), active.shape)),
         rim_sources=sources,
         rim_weights=shares.astype(np.float32),
         weights=tuple(w.astype(np.float32) for w in weights),
@@ -101,7 +101,7 @@ def batch_lattices(lattices: Sequence[Lattice]) -> Lattice:
     written.
     """
     outside = int(np.prod([w.shape[1] for w in lattices[0].weights]))
-    fills = dict(index=outside, rim=outside)
+    fills = dict(active=outside, rim=outside)
     each = {
         name: pad_and_stack([getattr(lattice, name) for lattice in lattices], fills.get(name, 0))
         for name in Lattice._fields
@@ -121,7 +121,7 @@ def pad_and_stack(arrays: Sequence[np.ndarray], fill: int = 0) -> np.ndarray:
 def node_indices(lattice: Lattice) -> np.ndarray:
     """Indices (nodes, 3) of the active nodes in the dense lattice."""
     shape = tuple(w.shape[1] for w in lattice.weights)
-    return np.stack(np.unravel_index(lattice.index, shape), -1)
+    return np.stack(np.unravel_index(lattice.active, shape), -1)
 
 
 def cell_indices(voxels: np.ndarray, pitch: np.ndarray) -> np.ndarray:
@@ -138,29 +138,30 @@ def keys_weights(n: int, pitch: float) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def to_dense(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "lx ly lz 3"]:
+def to_dense(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Float[Array, "*times lx ly lz 3"]:
     """Values at the active nodes and the rim on the dense lattice, zero at the other nodes."""
     shape = tuple(w.shape[1] for w in lattice.weights)
-    rim = jnp.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
-    flat = jnp.zeros((int(np.prod(shape)), 3), values.dtype)
-    return flat.at[lattice.index].set(values).at[lattice.rim].set(rim).reshape(*shape, 3)
+    rim = jnp.einsum("rk,...rkc->...rc", lattice.rim_weights, values[..., lattice.rim_sources, :])
+    flat = jnp.zeros((*values.shape[:-2], int(np.prod(shape)), 3), values.dtype)
+    flat = flat.at[..., lattice.active, :].set(values).at[..., lattice.rim, :].set(rim)
+    return flat.reshape(*values.shape[:-2], *shape, 3)
 
 
-def interpolate(lattice: Lattice, values: Float[Array, "nodes 3"]) -> Float[Array, "points 3"]:
+def interpolate(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Float[Array, "*times points 3"]:
     """Interpolate values from the nodes to the wanted voxels."""
     wx, wy, wz = lattice.weights
     u = to_dense(lattice, values)
-    u = jnp.einsum("zc,xyck->xyzk", wz, u)
-    u = jnp.einsum("yb,xbzk->xyzk", wy, u)
-    u = jnp.einsum("xa,ayzk->xyzk", wx, u)
-    return u.reshape(-1, 3)[lattice.voxels]
+    u = jnp.einsum("zc,...xyck->...xyzk", wz, u)
+    u = jnp.einsum("yb,...xbzk->...xyzk", wy, u)
+    u = jnp.einsum("xa,...ayzk->...xyzk", wx, u)
+    return u.reshape(*values.shape[:-2], -1, 3)[..., lattice.voxels, :]
 
 
 def interpolate_numpy(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
     """`interpolate` by NumPy, for what is done once for each shape and would take longer to compile."""
     shape = tuple(w.shape[1] for w in lattice.weights)
     flat = np.zeros((int(np.prod(shape)), 3), np.float32)
-    flat[lattice.index] = values
+    flat[lattice.active] = values
     flat[lattice.rim] = np.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
     u = flat.reshape(*shape, 3)
     for axis in (2, 1, 0):

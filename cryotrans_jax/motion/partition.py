@@ -1,41 +1,27 @@
 """Partitions: the initial map cut into parts, each moved by its own velocity field (paper, eq. 8-15).
 
-Parts come from a label map, from masks, from an atomic model's chains and residues, or from a flow: then they are the
-rigid bodies that it moves.
+Parts come from a label map, from masks, or from an atomic model's chains and residues; `rigid_bodies` finds them in a
+flow.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import gemmi
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage, sparse, spatial
+from scipy import ndimage, spatial
 
-from cryotrans_jax.core.grid import box_slices, points_of_blocks
-from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
 
 SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
 NEAR = 8.0  # Å around a model within which a voxel's nearest atom is searched; beyond, it joins the nearest such voxel
-SPACING = 5.0  # Å between the points that are sorted into rigid bodies, wider if there would be more than MAX_POINTS
-MAX_POINTS = 4000
-VOTE_WIDTH = 1.0  # spacings: width of the neighbourhood that votes on the body of a point
-SEED_RADIUS = 12.0  # Å: radius of the neighbourhood whose motion starts a further body
-SEEDS = 12  # places at which a further body is tried
-MAX_BODIES = 24
-# A further body is accepted if it reduces the rms distance from rigid-body motion to GAIN of what it was; or if its own
-# points have more than INDEPENDENT_RMS (Å) without it and less than INDEPENDENT_RATIO of that with it; or if the rms
-# distance is above FAR_RMS (Å), as more bodies will follow.
-GAIN = 0.75
-INDEPENDENT_RMS, INDEPENDENT_RATIO = 2.0, 0.6
-FAR_RMS = 3.0
-MAX_COST = 6.0  # number of bodies times the mass fraction of the largest: about the cost of their fields
-STILL_RMS = 0.5  # Å: an rms distance that is no motion
 GAP = 1.2  # Å around density within which it is connected to other density
 BORDER_FADE = 0.7  # voxels: width of the borders of an asymmetric unit made of bodies
 MIN_FRACTION = 0.01  # fractions of a voxel below this are set to 0
@@ -43,8 +29,7 @@ MIN_MASS, MIN_VOLUME = 0.02, 12e3  # a body has more of the mass than this, or i
 SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
-Motion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
-Motions = list[Motion]
+RigidMotion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Partition:
         for own in (labels == label for label in range(1, self.count + 1)):
             box = box_slices(own, reach) if own.any() else (slice(0, 0),) * 3
             distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
-            ramp = (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SEAM, 0, 1))).astype(np.float32) * inside[box]
+            ramp = soft_edge(distance, SEAM) * inside[box]
             total[box] += ramp
             found.append((box, ramp))
         first = [along.start for along in near]
@@ -249,42 +234,6 @@ def in_range(residue: gemmi.Residue, first: int, last: int) -> bool:
     return residue.seqid.num is not None and first <= residue.seqid.num <= last
 
 
-class PartMotion(NamedTuple):
-    """Motion of a part, as the nearest rigid-body motion; all 0 for a part without mass.
-
-    Attributes:
-        share_of_mass: fraction of the mass.
-        turn: angle of the rotation, degrees.
-        shift: displacement of the part's centre of mass, Å.
-        from_rigid: RMS deviation from rigid-body motion, Å.
-    """
-
-    share_of_mass: float
-    turn: float
-    shift: float
-    from_rigid: float
-
-
-def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
-    """Motion of each part to the end of a flow; `carry` is as for `from_flow`."""
-    x, mass, *_ = mass_points(carried_mass(initial.density, threshold), initial)
-    y, owner = carry(x, [1.0])[0], partition.part_at(x)
-    found = []
-    for part in range(partition.count):
-        a, b, m = (v[owner == part] for v in (x, y, mass))
-        if not len(a):  # smaller than the distance between the points
-            found.append(PartMotion(0.0, 0.0, 0.0, 0.0))
-            continue
-        motion = fit_rigid_motion(a, b, m)
-        turn = np.degrees(np.arccos(np.clip((np.trace(motion[0]) - 1) / 2, -1, 1)))
-        shift, off = (
-            np.linalg.norm(m @ (b - a)) / m.sum(),
-            np.sqrt(m @ squared_residuals(a, b, [motion])[:, 0] / m.sum()),
-        )
-        found.append(PartMotion(*map(float, (m.sum() / mass.sum(), turn, shift, off))))
-    return found
-
-
 class AsymmetricUnit(NamedTuple):
     """The asymmetric unit of a symmetric map, and the operators of the point group.
 
@@ -312,7 +261,7 @@ class AsymmetricUnit(NamedTuple):
         both = self.rotations[:, None] @ self.rotations
         return np.abs(both[:, :, None] - self.rotations).sum((-1, -2)).argmin(-1)
 
-    def commutes(self, motion: "Motion", x: Points, within: float) -> bool:
+    def commutes(self, motion: RigidMotion, x: Points, within: float) -> bool:
         """Whether a rigid-body motion of `x` is also that of all copies of `x`, to an rms distance `within` (Å)."""
         (turn, shift), x = motion, x - self.centre
         ends = [((x @ one) @ turn + shift) @ one.T for one in self.rotations]
@@ -331,13 +280,13 @@ class AsymmetricUnit(NamedTuple):
         whole[tuple(places.T)] = body * len(self.rotations) + self.products[by, copy] + 1
         return whole
 
-    def bodies(self, partition: "Partition") -> Int[np.ndarray, "x y z"]:
+    def bodies(self, partition: Partition) -> Int[np.ndarray, "x y z"]:
         """Number (1, 2, ...) of the nearest body of the asymmetric unit for each voxel of a partition into copies."""
         body, copy = np.divmod(partition.labels - 1, len(self.rotations))
         own = np.where(copy == 0, body + 1, 0)
         return complete_labels(own, partition).labels
 
-    def soft_mask(self, partition: "Partition", inside: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:
+    def soft_mask(self, partition: Partition, inside: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:
         """Fraction (0 to 1) of each voxel inside that belongs to the asymmetric unit, one in sum over all copies.
 
         The borders fade out over about a voxel, like those of `Symmetry.unit_weights`.
@@ -352,61 +301,6 @@ class AsymmetricUnit(NamedTuple):
         held = ndimage.map_coordinates(own, at, order=1, mode="nearest").reshape(len(every), -1)
         found[near] = own[near] / np.where(held > MIN_FRACTION, held, 0).sum(0)
         return found
-
-
-class Bodies(NamedTuple):
-    """Points sorted into rigid bodies.
-
-    Attributes:
-        owner: body of each point.
-        copy: copy of the body, where there is a symmetry.
-        squared_deviation: squared distance (Å²) of each point from the body's motion.
-        motions: of each body's first copy.
-        rms: RMS deviation from rigid-body motion, Å.
-    """
-
-    owner: Int[np.ndarray, "points"]
-    copy: Int[np.ndarray, "points"]
-    squared_deviation: Float[np.ndarray, "points"]
-    motions: Motions
-    rms: float
-
-
-def from_flow(
-    carry: Callable, initial: Map, threshold: float, unit: AsymmetricUnit | None = None
-) -> tuple[Partition, list[float]]:
-    """Find the rigid bodies that a flow moves.
-
-    Args:
-        carry: function that carries positions (n, 3) in Å to some times.
-        initial: the initial map.
-        threshold: the initial map's.
-        unit: the asymmetric unit, of a symmetric flow: each copy of a body is then a part. Everything is one part if it
-            moves as one body.
-
-    Returns:
-        The partition, and the RMS deviations (Å) from rigid-body motion with one body, two and so on; the last one was
-        not accepted.
-    """
-    everywhere = carried_mass(initial.density, threshold)
-    if not everywhere.any():
-        raise InputError(f"no density of the initial map is above {threshold:g}: give a lower threshold")
-    carried = everywhere if unit is None else unit.mass
-    inside = np.argwhere(carried > 0)
-    volume = len(inside) * np.prod(initial.voxel_size)
-    spacing = max(SPACING, float((volume / MAX_POINTS) ** (1 / 3)))
-    x, mass, *_ = mass_points(carried, initial, spacing)
-    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, smallest_mass(volume), unit)
-    _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
-    labels = np.zeros(initial.density.shape, int)
-    copies = 1 if unit is None else len(unit.rotations)
-    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
-    if unit is None:
-        return complete_labels(remove_fragments(labels, initial.voxel_size), initial), tried
-    within = max(STILL_RMS, found.rms)
-    if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
-        return complete_labels(np.ones_like(labels), initial), tried
-    return replicate_bodies(labels, everywhere > 0, initial, unit), tried
 
 
 def replicate_bodies(
@@ -446,150 +340,3 @@ def remove_fragments(
         whole = (held >= least) | (held == held.max())
         kept[whole[pieces] & (pieces > 0) & labelled] = part
     return kept
-
-
-def mass_points(
-    mass: Float[np.ndarray, "x y z"], initial: Map, spacing: float = SPACING
-) -> tuple[Points, Float[np.ndarray, "points"], Bool[np.ndarray, "bx by bz"], Int[np.ndarray, "3"]]:
-    """Represent the mass that the flow carries as points at the centres of mass of blocks of voxels.
-
-    Args:
-        mass: on the grid of `initial`.
-        initial: the initial map.
-        spacing: about the side of a block, Å.
-
-    Returns:
-        Positions (Å); masses; which blocks have mass, in the order of the points; and the voxels along a block's sides.
-    """
-    return points_of_blocks(mass, initial.origin, initial.voxel_size, spacing)
-
-
-def find_bodies(
-    x: Points,
-    y: Points,
-    mass: np.ndarray,
-    spacing: float = SPACING,
-    least: float = MIN_MASS,
-    unit: AsymmetricUnit | None = None,
-) -> tuple[Bodies, list[float]]:
-    """Find as few rigid bodies as explain a motion.
-
-    Bodies are added one by one, as long as each is accepted (see GAIN). In an assembly with many bodies, each is too
-    small to reduce the rms distance of the whole by much, hence the criterion for a body's own points. The search ends
-    when no motion is left, when a body would have less than the `least` mass, or when the fields would cost too much
-    (MAX_COST).
-
-    Args:
-        x: positions before the motion, Å.
-        y: positions after it, Å.
-        mass: of the points.
-        spacing: about the distance between the points, Å.
-        least: fraction of the mass that a body has at least.
-        unit: the asymmetric unit; its points may belong to any copy of a body.
-
-    Returns:
-        The bodies, and the RMS deviations (Å) from rigid-body motion with 1, 2, ... of them.
-    """
-    before, after = (a[None] if unit is None else (a - unit.centre) @ unit.rotations for a in (x, y))
-    tree = spatial.cKDTree(before[0])
-    points = PointSet(before, after, mass, tree, neighbourhood(tree, mass, VOTE_WIDTH * spacing))
-    found = assign_points(points, [fit_rigid_motion(points.x[0], points.y[0], mass)], least)
-    assert found is not None  # one body has all the mass
-    tried = [found.rms]
-    while found.rms > STILL_RMS and len(found.motions) < MAX_BODIES:
-        further = add_body(points, found, least)
-        if further is None:
-            break
-        tried.append(further.rms)
-        largest = np.bincount(further.owner, mass).max() / mass.sum()
-        if len(further.motions) * largest > MAX_COST:
-            break
-        worth = found.rms > FAR_RMS or further.rms <= GAIN * found.rms
-        if not (worth or moves_independently(mass, found, further)):
-            break
-        found = further
-    return found, tried
-
-
-class PointSet(NamedTuple):
-    """Points to be sorted into rigid bodies.
-
-    Attributes:
-        x: positions before the motion as each copy of a body sees them, rotated back by the operator that makes the
-            copy.
-        y: positions after it, likewise.
-        mass: of the points.
-        tree: of the positions before the motion.
-        vote: weights of the mean over each point's neighbourhood.
-    """
-
-    x: Float[np.ndarray, "copies points 3"]
-    y: Float[np.ndarray, "copies points 3"]
-    mass: Float[np.ndarray, "points"]
-    tree: spatial.cKDTree
-    vote: sparse.csr_matrix
-
-
-def moves_independently(mass: np.ndarray, found: Bodies, further: Bodies) -> bool:
-    """Whether the last body's points are off by more than INDEPENDENT_RMS without it, and by far less with it."""
-    own = further.owner == len(further.motions) - 1
-    before, after = (np.sqrt(mass[own] @ by.squared_deviation[own] / mass[own].sum()) for by in (found, further))
-    return bool(before > INDEPENDENT_RMS and after < INDEPENDENT_RATIO * before)
-
-
-def add_body(points: PointSet, found: Bodies, least: float) -> Bodies | None:
-    """The best fit with one body more, started from the motion around each of the points that fit worst."""
-    x, y, off, best = points.x[0], points.y[0], points.vote @ found.squared_deviation, None
-    for _ in range(SEEDS):
-        near = points.tree.query_ball_point(x[off.argmax()], SEED_RADIUS)
-        off[near] = 0
-        further = assign_points(points, [*found.motions, fit_rigid_motion(x[near], y[near], points.mass[near])], least)
-        if further is not None and (best is None or further.rms < best.rms):
-            best = further
-    return best
-
-
-def assign_points(points: PointSet, motions: Motions, least: float, rounds: int = 100) -> Bodies | None:
-    """Assign points to bodies and fit the bodies' motions in turn, until no point changes.
-
-    Each point joins the body that suits its neighbourhood. None if a body gets less than the `least` fraction of the
-    mass.
-    """
-    copies, count, _ = points.x.shape
-    every, choice = np.arange(count), np.full(count, -1)
-    for _ in range(rounds):
-        off = np.concatenate(
-            [squared_residuals(*seen, motions) for seen in zip(points.x, points.y, strict=True)], axis=1
-        )
-        before, choice = choice, (points.vote @ off).argmin(1)
-        copy, owner = np.divmod(choice, len(motions))
-        if np.bincount(owner, points.mass, len(motions)).min() < least * points.mass.sum():
-            return None
-        if (choice == before).all():
-            break
-        x, y = points.x[copy, every], points.y[copy, every]
-        motions = [fit_rigid_motion(*(a[owner == body] for a in (x, y, points.mass))) for body in range(len(motions))]
-    off = squared_residuals(points.x[copy, every], points.y[copy, every], motions)[every, owner]
-    return Bodies(owner, copy, off, motions, float(np.sqrt(points.mass @ off / points.mass.sum())))
-
-
-def neighbourhood(tree: spatial.cKDTree, mass: np.ndarray, width: float) -> sparse.csr_matrix:
-    """Weights (points, points) of the mean over each point's neighbourhood of this width (Å), itself included."""
-    pairs = tree.sparse_distance_matrix(tree, 2.5 * width, output_type="coo_matrix")
-    weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / width) ** 2) * mass[pairs.col], (pairs.row, pairs.col)))
-    weights = weights + sparse.diags(mass - weights.diagonal())
-    return sparse.csr_matrix(sparse.diags(1 / np.asarray(weights.sum(1)).ravel()) @ weights)
-
-
-def squared_residuals(x: Points, y: Points, motions: Motions) -> Float[np.ndarray, "points bodies"]:
-    """Squared distances (Å²) between the end of each point and where each motion takes it."""
-    return np.stack([((x @ turn + shift - y) ** 2).sum(1) for turn, shift in motions], axis=1)
-
-
-def fit_rigid_motion(x: Points, y: Points, mass: np.ndarray) -> Motion:
-    """Rigid-body motion that takes x nearest to y (Kabsch 1976)."""
-    share = mass / mass.sum()
-    a, b = share @ x, share @ y
-    u, _, vt = np.linalg.svd((x - a).T @ ((y - b) * share[:, None]))
-    rotation = (u * [1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
-    return rotation, b - a @ rotation

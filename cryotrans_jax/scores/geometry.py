@@ -24,7 +24,8 @@ CLASH = 2.2  # Å: nearer heavy atoms clash, unless their residues are bonded
 CONTACT = 3.0  # Å: such atoms are kept this far apart, or as far as in the initial model
 REACH = 6.0  # Å: longest distance kept within a residue, across its whole side chain
 MARGIN = 1.0  # Å beyond CONTACT from which atoms may come into contact in one round
-BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, PLACE_SIGMA = 0.05, 0.1, 0.2, 1.0  # Å: standard deviations of the restraints
+BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, CONTACT_SIGMA = 0.05, 0.1, 0.2, 0.2  # Å: standard deviations of the restraints
+PLACE_SIGMA = 1.0  # Å: of the restraint to the place to which the flow carries an atom
 HAND = 1.0  # Å³: least volume at a chiral centre
 VOLUME_SIGMA = 0.2  # Å³; a carbon's three neighbours span 2.5
 ROUNDS, STEPS = 4, 60  # of the minimisation
@@ -137,7 +138,7 @@ def idealise(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarr
         pairs = np.concatenate([fixed, meeting])
         ideal = distances(top.xyz, pairs)
         ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], CONTACT)
-        each = np.concatenate([weight, np.full(len(meeting), RESIDUE_SIGMA**-2)])
+        each = np.concatenate([weight, np.full(len(meeting), CONTACT_SIGMA**-2)])
         parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz))
         with threadpool_limits(1, "blas"):  # threads cost more than they save on vectors this short
             found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})

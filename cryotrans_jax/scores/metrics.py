@@ -1,6 +1,7 @@
 """Scores of a generated map, model or path against a reference, and of how well a path of maps conserves mass."""
 
 import os
+from functools import partial
 
 import gemmi
 import numpy as np
@@ -14,46 +15,17 @@ from cryotrans_jax.core import losses
 from cryotrans_jax.core.grid import pad_to_blocks
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.simulation import simulate
+from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies, same_grid
+from cryotrans_jax.scores.fsc import fsc, multiplicity
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
 ROUNDS = 20  # of the search for the TM-score
 MOST_FRAGMENTS = 32  # of the shortest length from which the search starts, about half of all
 
 found_near = program(losses.fraction_in_target)
-
-
-def fsc(
-    a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], voxel_size: float | Float[np.ndarray, "3"]
-) -> tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]:
-    """Fourier shell correlation of two maps on one grid (Harauz and van Heel, Optik 73, 1986).
-
-    FSC(s) = Re Σ F_a F_b* / √(Σ |F_a|² Σ |F_b|²), sums over the shell about s.
-
-    Args:
-        a: density.
-        b: density on the same grid.
-        voxel_size: Å, of all axes or of each.
-
-    Returns:
-        Frequency [1/Å] and correlation of each shell up to Nyquist. A shell is as wide as the shortest side of the box
-        allows; a shell without power has correlation 0.
-    """
-    voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
-    side = np.array(a.shape) * voxel_size
-    last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
-    shell, weight = _shells(a.shape, voxel_size)
-    keep = shell <= last
-    shell, weight = shell[keep], np.broadcast_to(weight, keep.shape)[keep]
-    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count())[keep] for v in (a, b))
-
-    def power(f, g):
-        return np.bincount(shell, weight * (f.real * g.real + f.imag * g.imag), last + 1)
-
-    norm = np.sqrt(power(fa, fa)) * np.sqrt(power(fb, fb))
-    return np.arange(last + 1) / side.min(), power(fa, fb) / np.where(norm > 0, norm, np.inf)
 
 
 def resolution_at(
@@ -121,8 +93,7 @@ def matched(map: Map, target: Map, variance: float) -> tuple[Float[np.ndarray, "
     Returns:
         The two densities.
     """
-    width = np.sqrt(abs(variance)) / map.voxel_size
-    blur = lambda density: ndimage.gaussian_filter(density, width, mode="constant")  # noqa: E731
+    blur = partial(ndimage.gaussian_filter, sigma=np.sqrt(abs(variance)) / map.voxel_size, mode="constant")
     a, b = (blur(map.density), target.density) if variance > 0 else (map.density, blur(target.density))
     return np.vdot(a, b) / max(np.vdot(a, a), 1e-30) * a, b
 
@@ -245,7 +216,7 @@ def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.3
     """
     power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
     s = np.sqrt(sum(np.square(axis) for axis in frequencies(density.shape, 1.0)))
-    power *= _multiplicity(density.shape[2])
+    power *= multiplicity(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())
 
 
@@ -289,9 +260,15 @@ def appearing_mass(
     unit = float(max(sums[0].sum(), sums[1].sum())) / 2**30  # capacities are integers of 32 bits
     if unit == 0:
         return 0.0, 0.0
-    whole = [np.rint(v / unit).astype(np.int32) for v in sums]
-    (sources, sinks), shape = [np.flatnonzero(v) for v in whole], whole[0].shape
-    row, place = np.full(whole[0].size, -1), np.stack(np.unravel_index(sources, shape), -1)
+    before, after = (np.rint(v / unit).astype(np.int32) for v in sums)
+    moved = _mass_that_can_move(before, after, reach)
+    return float(after.sum(dtype=np.int64) - moved) * unit, float(before.sum(dtype=np.int64) - moved) * unit
+
+
+def _mass_that_can_move(before, after, reach):
+    """Largest mass that can move from the blocks `before` to those `after`, by `reach` blocks along every axis."""
+    (sources, sinks), shape = [np.flatnonzero(v) for v in (before, after)], before.shape
+    row, place = np.full(before.size, -1), np.stack(np.unravel_index(sources, shape), -1)
     row[sinks] = np.arange(len(sinks))
     edges = []
     for step in np.ndindex(*(2 * reach + 1,) * 3):
@@ -303,11 +280,10 @@ def appearing_mass(
     source, sink = len(sources) + len(sinks), len(sources) + len(sinks) + 1
     tail = np.concatenate([np.full(len(sources), source), left, len(sources) + np.arange(len(sinks))])
     head = np.concatenate([np.arange(len(sources)), len(sources) + right, np.full(len(sinks), sink)])
-    supply, demand = whole[0].ravel()[sources], whole[1].ravel()[sinks]
-    room = np.concatenate([supply, supply[left], demand])
+    supply = before.ravel()[sources]
+    room = np.concatenate([supply, supply[left], after.ravel()[sinks]])
     graph = sparse.csr_array((room, (tail, head)), shape=(sink + 1, sink + 1))
-    moved = csgraph.maximum_flow(graph, source, sink).flow_value
-    return float(demand.sum(dtype=np.int64) - moved) * unit, float(supply.sum(dtype=np.int64) - moved) * unit
+    return csgraph.maximum_flow(graph, source, sink).flow_value
 
 
 def path_distance(frames: Float[np.ndarray, "frames n 3"], path: Float[np.ndarray, "path n 3"]) -> float:
@@ -359,21 +335,6 @@ def match_path(
     return match, np.array([_rms(_distance(path[k], frames[match[k]])) for k in range(len(path))])
 
 
-def _shells(shape, voxel_size):
-    """Shell of each coefficient of a real transform, and its multiplicity in the complex transform."""
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(shape, voxel_size)))
-    return np.rint(s * (np.array(shape) * voxel_size).min()).astype(np.int32), _multiplicity(shape[2])
-
-
-def _multiplicity(length):
-    """Multiplicity, in the complex transform, of each coefficient along the halved axis of a real transform."""
-    times = np.full(length // 2 + 1, 2.0)
-    times[0] = 1
-    if length % 2 == 0:
-        times[-1] = 1
-    return times
-
-
 def _distance(a, b):
     """Distances between paired points."""
     return np.linalg.norm(a - b, axis=-1)
@@ -400,11 +361,7 @@ def _superpose(x, y, used):
     share = used / used.sum(1, keepdims=True)
     cx, cy = share @ x, share @ y
     covariance = np.einsum("sn,ni,nj->sij", share, x, y) - cx[:, :, None] * cy[:, None]
-    u, _, vt = np.linalg.svd(covariance)
-    hand = np.ones((len(used), 3))
-    hand[:, 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))
-    turn = (u * hand[:, None]) @ vt
-    return np.matmul(x - cx[:, None], turn) + cy[:, None]
+    return np.matmul(x - cx[:, None], superposing_rotations(covariance)) + cy[:, None]
 
 
 def _blocks(density, block):

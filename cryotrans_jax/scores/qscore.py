@@ -6,7 +6,6 @@ Pintilie, Zhang, Su, Li, Schmid and Chiu, Nature Methods 17 (2020) 328-334.
 import gemmi
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.io import atoms
@@ -41,8 +40,7 @@ def q_scores(map: Map, model: gemmi.Structure | atoms.Atoms) -> Float[np.ndarray
     values, used = np.zeros((2, len(RADII), len(x), POINTS))
     for shell, radius in enumerate(RADII):
         u, own = choose_points(2 * radius * crowded < 1, sets, np.concatenate(towards))
-        at = (x[:, None] + radius * u - map.origin) / map.voxel_size
-        values[shell] = ndimage.map_coordinates(map.density, at.reshape(-1, 3).T, order=1).reshape(own.shape)
+        values[shell] = map.interpolate((x[:, None] + radius * u).reshape(-1, 3)).reshape(own.shape)
         used[shell] = own
     reference = np.exp(-0.5 * (RADII / SIGMA) ** 2)[:, None, None]
     count = used.sum((0, 2))
@@ -55,11 +53,6 @@ def q_scores(map: Map, model: gemmi.Structure | atoms.Atoms) -> Float[np.ndarray
 def q_score(map: Map, model: gemmi.Structure) -> float:
     """Q-score of a map: the mean over a model's heavy atoms."""
     return float(q_scores(map, model).mean())
-
-
-def expected_q_score(resolution: float) -> float:
-    """Expected mean Q-score of proteins at a resolution r [Å], the paper's fit to deposited maps: 1.1244 − 0.1775 r."""
-    return 1.1244 - 0.1775 * resolution
 
 
 def sphere(count: int) -> Float[np.ndarray, "count 3"]:

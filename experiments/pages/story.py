@@ -12,7 +12,7 @@ from scipy import ndimage
 from cryotrans_jax import plots
 from cryotrans_jax.density import align, similarity
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum, write_file
 from cryotrans_jax.io.maps import Map, write_map

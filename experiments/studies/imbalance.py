@@ -154,19 +154,18 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
 
 def fit_rare(common: Class, rare: Class):
     """Fit the common conformation's map to the rare one's, cross-validated by its half-maps."""
-    from cryotrans_jax.fit.morphing import morph
+    from cryotrans_jax.fit.morph import morph
+    from cryotrans_jax.fit.options import Options
     from cryotrans_jax.fit.progress import Progress
+    from cryotrans_jax.fit.recipes import Paper
 
+    recipe = Paper(FLAGS.bin) if FLAGS.recipe == "paper" else FLAGS.recipe
     with Progress() as progress:
         return morph(
             common.whole,
             rare.whole,
-            FLAGS.recipe,
-            align="none",
+            Options(recipe, seed=FLAGS.seed, steps=FLAGS.steps, align="none"),
             halves=rare.halves,
-            seed=FLAGS.seed,
-            steps=FLAGS.steps,
-            bin=FLAGS.bin,
             progress=progress,
         )
 

@@ -83,7 +83,7 @@ def load_reference(saved: dict):
     Raises:
         InputError: the run had no reference or several, and --reference is not given.
     """
-    from cryotrans_jax.density.align import Transform
+    from cryotrans_jax.density.transform import Transform
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 

@@ -199,7 +199,7 @@ def superpose_path(path: list, model) -> list:
     import numpy as np
 
     from cryotrans_jax.io import atoms
-    from cryotrans_jax.motion import partition
+    from cryotrans_jax.motion import rigid_bodies
     from cryotrans_jax.scores import metrics
 
     def moved(end):
@@ -208,7 +208,7 @@ def superpose_path(path: list, model) -> list:
     near = min((path[0], path[-1]), key=moved)
     over = atoms.superpose(near, model)
     here, there = atoms.positions(near), atoms.positions(over)
-    turn, shift = partition.fit_rigid_motion(here, there, np.ones(len(here)))
+    turn, shift = rigid_bodies.fit_rigid_motion(here, there, np.ones(len(here)))
     return [atoms.with_positions(one, atoms.positions(one) @ turn + shift) for one in path]
 
 

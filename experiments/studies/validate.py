@@ -178,13 +178,8 @@ def measure(
     scores = score.score(fit, case, 0, generated)
     if not back:
         scores |= path_scores(fit, case, Path(folder))
-    row = {
-        "pair": f"{pair}, back" if back else pair,
-        "resolution": resolution,
-        "signal_to_noise": noise,
-        "seed": seed,
-        "recipe": recipe,
-    }
+    row = {"pair": f"{pair}, back" if back else pair, "resolution": resolution, "signal_to_noise": noise}
+    row |= {"seed": seed, "recipe": recipe}
     measured = {"seconds": time.perf_counter() - begin, "peak_mib": memory.peak() / 2**20}
     return row | {key: scores[key] for key in COLUMNS if key in scores} | measured
 

@@ -6,21 +6,24 @@ To be run, and its changes read, where a change of the fit is meant; never to ma
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from cryotrans_jax.core.flow import Field
+from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.fit import prepare, train
-from cryotrans_jax.fit.morphing import Fit
+from cryotrans_jax.fit import prepare, schedule
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.io import atoms
 
 PATH = Path(__file__).with_name("fit.json")
 RESOLUTION, VOXEL = 12.0, np.array([5.0, 5.5, 6.0])  # Å
-STAGES = (train.Stage("matched", 24, 3e-3, 3e-4),)
-CONFIG = train.Config(stages=STAGES, width=16, centre=0.5, euler_steps=4, seed=3)
+CONFIG = Config((Stage((Matched(),), 24, 3e-3, 3e-4),), Field(Velocity(width=16, centre=0.5), 4), seed=3)
 
 
 def measured() -> dict:
@@ -29,17 +32,17 @@ def measured() -> dict:
     grid = simulation.common_grid([start, end], VOXEL, RESOLUTION, padding=6.0)
     initial, target = (simulation.simulate_map(model, *grid, RESOLUTION) for model in (start, end))
     problem = prepare.prepare(initial, [target], initial_resolution=RESOLUTION, target_resolutions=[RESOLUTION])
-    state, (losses,) = train.fit(problem, CONFIG)
+    fitting = schedule.run(schedule.Fitting.begin(problem, CONFIG))
     threshold = problem.report["initial"]["threshold"]
-    params = {"params": {k: {n: np.asarray(v) for n, v in leaf.items()} for k, leaf in state.params["params"].items()}}
-    fit = Fit(replace(CONFIG), params, problem.frame, threshold, initial=initial)
+    params = jax.tree.map(np.asarray, fitting.state.params)
+    fit = Fit(CONFIG, CONFIG.field, params, problem.frame, threshold, initial=initial)
     displacement = np.linalg.norm(atoms.positions(fit.move(start)) - atoms.positions(start), axis=-1)
     return {
         "shape": list(initial.density.shape),
         "mass": float(initial.density.sum(dtype=np.float64)),
         "threshold": float(threshold),
         "correlation_before": float(similarity.correlation(initial.density, target.density)),
-        "losses": np.asarray(losses)[:, 0].tolist(),
+        "losses": fitting.history[0][:, 0].tolist(),
         "displacement_rms": float(np.sqrt(np.mean(displacement**2))),
     }
 

@@ -11,6 +11,10 @@ traceback, in the folder found. The same seed makes the same files.
 
 import contextlib
 import os
+import signal
+import tempfile
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,16 +135,21 @@ def try_kind(kind: str, count: int, seed: int, data_dir: str | None, out_dir: Pa
     return row
 
 
+def limit_memory() -> None:
+    """Limit what this process may take from now on to MEMORY bytes, where the system says what it has."""
+    import resource
+
+    if (statm := Path("/proc/self/statm")).exists():
+        held = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+
+
 def read_files(pipe, kind: str, first: int, count: int, seed: int, data_dir: str | None, out_dir: str) -> None:
     """Read the files from `first` on, and send the outcome, the seconds and the peak MiB of each.
 
     A file is kept until it has been read without a fault, so that a file that crashes the process remains.
     """
     import resource
-    import signal
-    import tempfile
-    import time
-    import warnings
     from binascii import crc32
 
     import numpy as np
@@ -156,12 +165,8 @@ def read_files(pipe, kind: str, first: int, count: int, seed: int, data_dir: str
         folder.mkdir(parents=True)
         os.chdir(folder)
         seeds = make(Path(data_dir) if data_dir else None)
-        read(
-            folder, seeds[0], np.random.default_rng(0)
-        )  # loads the libraries, and shows that an undamaged file can be read
-        pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
-        if pages:
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
+        read(folder, seeds[0], np.random.default_rng(0))  # load the libraries, and see that a sound file can be read
+        limit_memory()
         signal.signal(signal.SIGPROF, raise_hung)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         pipe.send("ready")

@@ -55,10 +55,10 @@ def run_here(name: str, words: list[str]) -> str | None:
     """
     from cryotrans_jax.io.files import InputError
 
-    from .fuzz_kinds import command_module, run_command
+    from .fuzz_kinds import module_of, run_command
 
     try:
-        run_command(name, words, command_module(name).main)
+        run_command(name, words, module_of(name).main)
     except InputError as error:
         return str(error)
     return None

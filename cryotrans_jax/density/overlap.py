@@ -1,0 +1,273 @@
+"""The correlation of two maps' mass in any pose, its gradient and its maxima."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Float, Int
+from scipy import ndimage, optimize
+from scipy.spatial.transform import Rotation
+
+from cryotrans_jax.core import grid
+from cryotrans_jax.density import thresholds
+from cryotrans_jax.density.simulation import SIGMA
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, frequencies
+
+BATCH = 1 << 20  # voxels transformed at once
+POINT = 0.8  # voxels: one voxel spread over its neighbours by binning has a radius of gyration of 0.75 at most
+
+
+class Body(NamedTuple):
+    """The mass of a map on voxels of about 2 Å: without noise, dust, and density below its threshold.
+
+    Attributes:
+        mass: mass of each voxel.
+        size: voxel size, Å.
+        origin: position of the first voxel's centre, Å.
+        centre: centre of mass, Å.
+        radius: radius of gyration, Å.
+        width: standard deviation of the blur that removed noise, Å.
+    """
+
+    mass: Float[np.ndarray, "x y z"]
+    size: Float[np.ndarray, "3"]
+    origin: Float[np.ndarray, "3"]
+    centre: Float[np.ndarray, "3"]
+    radius: float
+    width: float
+
+    def points(self, spacing: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
+        """Sum the mass over blocks: their positions from the centre of mass [Å], and masses.
+
+        Args:
+            spacing: about the side of a block, Å.
+        """
+        x, mass, *_ = grid.points_of_blocks(self.mass, self.origin, self.size, spacing)
+        return x - self.centre, mass
+
+    def blocks(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
+        """Sum the mass over blocks of `factor` voxels along each axis."""
+        padded = grid.pad_to_blocks(self.mass, factor)
+        shape = [m for n, f in zip(padded.shape, factor, strict=True) for m in (n // f, f)]
+        return padded.reshape(shape).sum((1, 3, 5))
+
+    @property
+    def mirrored(self) -> "Body":
+        """The mirror image in the plane x = 0 of the same frame."""
+        flip = np.array([-1.0, 1, 1])
+        first = self.origin + [(self.mass.shape[0] - 1) * self.size[0], 0, 0]
+        return self._replace(mass=self.mass[::-1], origin=flip * first, centre=flip * self.centre)
+
+
+def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
+    """Extract the mass of a map above its threshold.
+
+    Without a threshold, the map without its noise decides where mass is, and the map itself how much: noise does not
+    contribute to a correlation, but the blur that removes it removes detail too.
+
+    Args:
+        map_: the map.
+        threshold: threshold; None for the rule of `prepare`.
+        name: name of the map in messages.
+
+    Raises:
+        InputError: there is no mass, or only a point, which has no orientation.
+    """
+    factor = min(max(int(2.0 / map_.voxel_size.max()), 1), *map_.density.shape)
+    density = map_.density if threshold is None else thresholds.apply_threshold(map_, threshold, name)[0]
+    coarse = grid.binned(density, factor).astype(np.float32) / factor**3
+    size, origin = factor * map_.voxel_size, map_.origin + 0.5 * (factor - 1) * map_.voxel_size
+    width = 0.0
+    if threshold is None:
+        quiet, width = thresholds.denoise(Map(coarse, size, origin))
+        coarse = np.where(thresholds.apply_threshold(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
+    x, mass, _ = grid.block_points(coarse, 1)
+    x = origin + (x - 0.5) * size
+    centre = mass @ x / mass.sum()
+    radius = float(np.sqrt(mass @ ((x - centre) ** 2).sum(1) / mass.sum()))
+    if not radius > POINT * np.linalg.norm(size) / np.sqrt(3):
+        raise InputError(
+            f"the density of the {name} above its threshold is hardly larger than a voxel and cannot be aligned: give "
+            "a lower threshold, or check the map's contrast"
+        )
+    return Body(coarse, size, origin, centre, radius, float(width))
+
+
+class Pose(NamedTuple):
+    """A body rotated about its centre of mass, and how well it fits.
+
+    Attributes:
+        rotation: about the centre of mass.
+        shift: of its centre of mass from that of the fixed body, Å.
+        score: correlation with the fixed body.
+    """
+
+    rotation: Rotation
+    shift: Float[np.ndarray, "3"]
+    score: float
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Correlation of a fixed and a moving body in any pose, at one resolution.
+
+    ⟨a, K b⟩ / √(⟨a, K a⟩⟨b, K b⟩), where K blurs both bodies to the resolution. If `sharp`, K also subtracts from each
+    its blur of twice the width, so that surfaces and domains count for more than the bulk, which overlaps in any pose.
+    K a is stored as splines, which are evaluated at the points of b.
+
+    Attributes:
+        fixed: the fixed body, a.
+        moving: the moving body, b.
+        resolution: Å.
+        sharp: whether K is a band-pass filter instead of a low-pass filter.
+    """
+
+    fixed: Body
+    moving: Body
+    resolution: float
+    sharp: bool
+
+    @cached_property
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the moving body, and their masses over the norm of the correlation.
+
+        Points lose some of a body's extent, so that they fit it better than by 1; the norm corrects that.
+        """
+        x, mass = self.moving.points(self.resolution / 3)
+        spectrum, size, shape, first = self.spectrum(self.moving)
+        blurred = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
+        own = mass @ ndimage.map_coordinates(blurred, ((x - first) / size).T, mode="constant")
+        return x, mass * np.sqrt(self.energy(self.moving) / self.energy(self.fixed)) / own
+
+    def energy(self, body: Body) -> float:
+        """⟨b, K b⟩."""
+        spectrum, size, shape, _ = self.spectrum(body)
+        power = np.abs(spectrum) ** 2 * self.kernel(shape, size)
+        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the coefficients
+        return float((twice - power[..., -1].sum() if shape[2] % 2 == 0 else twice) / np.prod(shape))
+
+    def spectrum(self, body: Body) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+        """Fourier transform of a body's mass, padded.
+
+        Voxels are a quarter of the resolution or less, each the sum of several; the effect of the sum on the transform
+        is divided out.
+
+        Returns:
+            The transform, the voxel size [Å], the shape, and the position of the first voxel from the centre of mass
+            [Å].
+        """
+        factor = np.maximum(self.resolution / 4 / body.size, 1).astype(int)
+        room = np.ceil(2 * self.resolution / (factor * body.size)).astype(int)
+        size, volume = factor * body.size, body.blocks(factor)
+        shape = [scipy.fft.next_fast_len(n + 2 * int(r), real=True) for n, r in zip(volume.shape, room, strict=True)]
+        volume = np.pad(volume, [(r, n - r - m) for r, n, m in zip(room, shape, volume.shape, strict=True)])
+        first = body.origin - body.centre + 0.5 * (factor - 1) * body.size - room * size
+        spectrum = scipy.fft.rfftn(volume, workers=os.cpu_count())
+        for f, step, count in zip(frequencies(shape, size), size, factor, strict=True):
+            spectrum *= np.sinc(f * step / count) / np.sinc(f * step)
+        return spectrum, size, shape, first
+
+    def kernel(self, shape, size) -> np.ndarray:
+        """Fourier transform of K on a grid, normalised so that K between points is in 1/Å³ on every grid."""
+        s2 = sum(f**2 for f in frequencies(shape, size))
+        variance = (SIGMA * self.resolution) ** 2
+        band = (1 - np.exp(-2 * np.pi**2 * 4 * variance * s2)) ** 2 if self.sharp else 1.0
+        return np.exp(-2 * np.pi**2 * 2 * variance * s2) * band / np.prod(np.broadcast_to(size, 3))
+
+    @cached_property
+    def splines(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Cubic spline coefficients of K a and its derivatives [1/Å]; voxel size and first position [Å]."""
+        spectrum, size, shape, first = self.spectrum(self.fixed)
+        spectrum = spectrum * self.kernel(shape, size)
+        factors = (1.0, *(2j * np.pi * f for f in frequencies(shape, size)))
+        volumes = (scipy.fft.irfftn(spectrum * f, shape, workers=os.cpu_count()) for f in factors)
+        return [ndimage.spline_filter(v, output=np.float32, mode="mirror") for v in volumes], size, first
+
+    def scan_shifts(self, rotations: Rotation) -> list[Pose]:
+        """Find the best shift for each rotation; poses, best first.
+
+        One Fourier transform scores all shifts, on a periodic grid with room for the moving body on every side.
+        """
+        step = self.resolution / 2.5
+        x, mass = self.points
+        y, fixed = self.fixed.points(step / 2)
+        room = np.linalg.norm(x, axis=1).max()
+        low = y.min(0) - room
+        shape = [scipy.fft.next_fast_len(int(n) + 2, real=True) for n in (y.max(0) + room - low) / step]
+        spectrum = scipy.fft.rfftn(splat_periodic((y - low)[None] / step, fixed, shape)[0]) * self.kernel(shape, step)
+        spectrum = spectrum.astype(np.complex64)
+        batch = max(BATCH // int(np.prod(shape)), 1)
+
+        def shifted(start: int) -> list[Pose]:
+            part = rotations[start : start + batch]
+            at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) - low) / step
+            found = scipy.fft.rfftn(splat_periodic(at, mass, shape), axes=(1, 2, 3))
+            found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3)).reshape(len(part), -1)
+            shifts = np.stack(np.unravel_index(found.argmax(1), shape), -1)
+            shifts = step * np.where(shifts > np.array(shape) // 2, shifts - np.array(shape), shifts)
+            return [Pose(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            poses = [pose for each in pool.map(shifted, range(0, len(rotations), batch)) for pose in each]
+        return sorted(poses, key=lambda pose: -pose.score)
+
+    def score(self, rotation: Rotation, shift) -> tuple[float, np.ndarray, np.ndarray]:
+        """Correlation in a pose, and its gradients by a further rotation (a rotation vector) and by the shift."""
+        x, mass = self.points
+        splines, size, first = self.splines
+        y = rotation.apply(x)
+        at = ((y + shift - first) / size).T
+        value, *slopes = (ndimage.map_coordinates(c, at, prefilter=False, mode="constant") for c in splines)
+        pull = np.stack(slopes, -1) * mass[:, None]
+        return float(value @ mass), np.cross(y, pull).sum(0), pull.sum(0)
+
+    def maximise(self, pose: Pose, close: float) -> Pose:
+        """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`."""
+        scale = self.moving.radius
+
+        def down(q):
+            turn = Rotation.from_rotvec(q[:3] / scale)
+            value, by_turn, by_shift = self.score(turn * pose.rotation, q[3:])
+            return -value, -np.concatenate([left_jacobian(q[:3] / scale).T @ by_turn / scale, by_shift])
+
+        start = np.concatenate([np.zeros(3), pose.shift])
+        end = optimize.minimize(down, start, jac=True, method="L-BFGS-B", options={"maxiter": 50, "ftol": close})
+        return Pose(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
+
+
+def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """Derivative of the rotation that follows exp(turn), by `turn`: Σ [turn]^k / (k + 1)!."""
+    cross = np.cross(np.eye(3), turn)  # cross @ v = turn x v
+    result = term = np.eye(3)
+    for k in range(2, 12):  # converged for the small turns of a refinement
+        term = term @ cross / k
+        result = result + term
+    return result
+
+
+def splat_periodic(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"], shape) -> np.ndarray:
+    """Splat points of mass trilinearly on a periodic grid.
+
+    Args:
+        x: positions of the points in each volume, voxels.
+        mass: mass of each point.
+        shape: number of voxels along each axis.
+
+    Returns:
+        Volumes of shape (many, x, y, z), float32.
+    """
+    low = np.floor(x).astype(np.int64)
+    part = x - low
+    size = int(np.prod(shape))
+    base = size * np.arange(len(x))[:, None]
+    total = np.zeros(len(x) * size)
+    for corner in np.ndindex(2, 2, 2):
+        i, j, k = np.moveaxis((low + corner) % np.array(shape), -1, 0)
+        weight = mass * np.prod(np.where(corner, part, 1 - part), -1)
+        total += np.bincount((base + (i * shape[1] + j) * shape[2] + k).ravel(), weight.ravel(), len(total))
+    return total.reshape(len(x), *shape).astype(np.float32)

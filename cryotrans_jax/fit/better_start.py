@@ -1,0 +1,75 @@
+"""Keep the better of two starts: an action after the first stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from cryotrans_jax.core.batch import Batch
+from cryotrans_jax.core.losses import Term
+from cryotrans_jax.core.programs import program
+from cryotrans_jax.core.train import carry
+from cryotrans_jax.fit.schedule import Fitting
+from cryotrans_jax.fit.stage import Action, Stage
+from cryotrans_jax.fit.state import begin_stage, failed_targets, initial_state, where_target
+
+
+@dataclass(frozen=True)
+class KeepBetterStart(Action):
+    """Try another first stage for targets whose flow is torn, and keep what the next stage makes more of.
+
+    A flow is torn if it cannot follow the correspondences (parts that look alike, too much noise). The next stage's
+    loss after some steps decides.
+
+    Attributes:
+        other: the other first stage.
+        distance: mass that ends further from its match than this many times the reach is misplaced.
+        mass: fraction of misplaced mass above which a flow is torn.
+        trial_steps: steps of the next stage that decide.
+    """
+
+    other: Stage
+    distance: float = 3.0
+    mass: float = 0.02
+    trial_steps: int = 100
+
+    def scaled(self, factor: float) -> "KeepBetterStart":
+        """The action with `factor` times the steps of the other stage."""
+        return replace(self, other=self.other.scaled(factor))
+
+    def __call__(self, fitting: Fitting) -> Fitting:
+        """Choose a start for each target; the others keep theirs, as they would alone."""
+        assert fitting.inputs is not None
+        doubted = np.asarray(misplaced_fraction(fitting.state.params, fitting.inputs.steps, self.distance)) > self.mass
+        return self.choose(fitting, doubted) if doubted.any() else fitting
+
+    def choose(self, fitting: Fitting, doubted: np.ndarray) -> Fitting:
+        """Choose a start for the targets that are doubted (bool)."""
+        state, following = fitting.state, fitting.next_stage
+        trial = replace(following, steps=min(self.trial_steps, following.steps), patience=0)
+        problem = fitting.problem
+        other = initial_state(fitting.field, fitting.config.seed, problem.trajectories, problem.parts)
+        ((other, _),) = fitting.try_stage(self.other, [other])
+        starts = [begin_stage(s._replace(failed=(), setbacks=()), state.stage + 1) for s in (state, other)]
+        first, second = (losses[-1] for _, losses in fitting.try_stage(trial, starts))
+        better = doubted & (second < np.where(np.isfinite(first), first, np.inf)) & ~failed_targets(other)
+        params = where_target(better, other.params, state.params)
+        return replace(fitting, state=state._replace(params=params, rivals=tuple(map(bool, better))))
+
+
+@program(static_argnames="distance")
+def misplaced_fraction(params: PyTree, batch: Batch, distance: float) -> Float[Array, "targets"]:
+    """For each target, the fraction of the mass that the flow leaves far from its ends, at the worst of the times."""
+
+    def of_terms(params: PyTree, own: list) -> Float[Array, ""]:
+        scene, terms = batch.join(batch.shared, own)
+        return correspondences(terms).misplaced(carry(params, scene), distance)
+
+    return jax.vmap(of_terms)(params, batch.own)
+
+
+def correspondences(terms: Sequence[Term]):
+    """The term among these that knows where points belong."""
+    return next(term for term in terms if hasattr(term, "misplaced"))

@@ -1,0 +1,318 @@
+"""The whole method as one function: two maps in, a fit out, which makes frames and carries models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cryotrans_jax.core.flow import FieldMotion
+from cryotrans_jax.density.align import Alignment, onto
+from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.transform import resampled
+from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.bodies import divide_into_parts, replicate_fields
+from cryotrans_jax.fit.devices import DeviceLayout
+from cryotrans_jax.fit.options import Options, Running, Waypoint
+from cryotrans_jax.fit.progress import ProgressCallback, reporting
+from cryotrans_jax.fit.result import Fit, read_repaired
+from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.snapshots import Snapshot
+from cryotrans_jax.fit.stage import Action, Config
+from cryotrans_jax.fit.state import all_failed
+from cryotrans_jax.fit.supervise import SILENT, Callbacks
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, MapLike, as_map
+from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.symmetric import Symmetric, without_symmetry
+from cryotrans_jax.motion.waypoints import Timed
+
+Halves = tuple[MapLike, MapLike]  # the two half-maps of a target
+Operators = tuple[tuple[float, ...], ...]  # for `Symmetric`
+
+
+def morph(
+    initial: MapLike,
+    targets: MapLike | Sequence[MapLike],
+    options: Options = Options(),
+    *,
+    halves: Halves | Sequence[Halves] | None = None,
+    waypoints: Sequence[Waypoint] = (),
+    progress: bool | ProgressCallback = False,
+    running: Running = Running(),
+) -> Fit:
+    """Fit the flow that carries `initial` onto each of the targets.
+
+    Args:
+        initial: the initial map, or the path of an MRC file.
+        targets: one or several target maps, or paths.
+        options: recipe, thresholds, resolutions, parts, symmetry and more.
+        halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
+            the best parameters and stops stages early. Threshold, blur and motion are still the target's.
+        waypoints: maps that the flow passes on its way to the only target.
+        progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
+            step, losses) after every chunk of steps.
+        running: which targets, on which devices, from where to resume, and what is called on the way.
+
+    Returns:
+        The fit. Its `failed` names targets that were given up.
+
+    Raises:
+        InputError: a file cannot be read, a target has next to nothing in the initial map's box, no density is above a
+            threshold, an option is invalid or does not fit the others, a map does not have the symmetry, or every
+            target was given up.
+    """
+    start, ends = read_repaired(initial), [targets] if isinstance(targets, MapLike) else [*targets]
+    options.check(start, halves is not None)
+    inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
+    chosen = running.chosen(len(ends))
+    problem, operators = prepare_problem(inputs, options)
+    report = report_of_problem(problem)
+    running.on_prepared(report)
+    config = configure(problem, options)
+    with reporting(progress) as callback:
+        setting = Callbacks(partial(callback, config), SILENT.on_state, running.on_setback)
+        fitting, given = begin(problem, config, operators, options, chosen, running.layout, setting, start)
+        fitting = resumed(fitting, running.resume_from) if running.resume_from else fitting
+        fitting = run(fitting, running.on_snapshot)
+    if all_failed(fitting.state):
+        why = fitting.state.failed[0]
+        raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
+    if running.on_snapshot:
+        running.on_snapshot(fitting.snapshot(finished=True))
+    alignments = tuple(inputs.alignments[number] for number in chosen)
+    return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
+
+
+class Inputs(NamedTuple):
+    """The maps of a fit on the initial map's grid.
+
+    Attributes:
+        initial: the initial map.
+        targets: the target maps.
+        halves: the half-maps of each target; None where there are none.
+        waypoints: the waypoints, sorted by time.
+        alignments: how each target was aligned.
+    """
+
+    initial: Map
+    targets: list[Map]
+    halves: list[tuple[Map, Map]] | None
+    waypoints: list[Waypoint]
+    alignments: list[Alignment]
+
+
+def prepare_problem(inputs: Inputs, options: Options) -> tuple[Problem, Operators]:
+    """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
+    thresholds, resolutions = options.thresholds, options.resolutions
+    problem = prepare.prepare(
+        inputs.initial,
+        [as_map(waypoint.map) for waypoint in inputs.waypoints] + inputs.targets,
+        initial_threshold=thresholds.initial,
+        target_threshold=thresholds.targets,
+        initial_resolution=resolutions.initial,
+        target_resolutions=[w.resolution for w in inputs.waypoints] + resolutions.of_targets(len(inputs.targets)),
+        halves=inputs.halves,
+        volume=thresholds.volume,
+        whole_box=options.whole_box,
+        waypoints=[waypoint.time for waypoint in inputs.waypoints],
+    )
+    return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
+
+
+def configure(problem: Problem, options: Options) -> Config:
+    """The configuration that the recipe makes for the problem."""
+    recipe = options.chosen_recipe
+    config = recipe if isinstance(recipe, Config) else recipe(problem, options).scaled(options.steps)
+    if options.part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
+        raise InputError(f"the recipe {options.recipe} has no rigidity: part_rigidity is for another one")
+    return config if options.parts == "auto" else config.without_division()
+
+
+def begin(
+    problem: Problem,
+    config: Config,
+    operators: Operators,
+    options: Options,
+    chosen: list[int],
+    layout: DeviceLayout | None,
+    callbacks: Callbacks,
+    initial: Map,
+) -> tuple[Fitting, list[Partition]]:
+    """The fit of the chosen targets before its first step, and the given parts of each."""
+    field: FieldMotion = Symmetric(config.field, operators) if operators else config.field
+    field = Timed(field, problem.waypoints) if problem.waypoints else field
+    layout = layout or DeviceLayout.automatic(len(chosen))
+    last_devices = chosen[-1:] * (-len(chosen) % layout.devices)  # copies that fill up the last devices
+    problem = problem if problem.waypoints else problem.select(chosen + last_devices)
+    given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
+    divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
+    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
+    return fitting, given
+
+
+def fit_of(fitting: Fitting, initial: Map, report: dict, partitions: Sequence[Partition], count: int) -> Fit:
+    """The fit of the first `count` targets, whose parts were given as `partitions` or were found."""
+    state, found = fitting.state, fitting.partitions
+    params = state.params
+    if found:  # with a symmetry, the copies of a body become parts like any others
+        params = replicate_fields(params, fitting.whole, fitting.field.net.centre)
+    validated = fitting.problem.validation_densities is not None
+    return Fit(
+        config=fitting.config,
+        field=fitting.field,
+        params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
+        frame=fitting.problem.frame,
+        threshold=fitting.problem.report["initial"]["threshold"],
+        history=tuple(losses[:, :count] for losses in fitting.history),
+        validation_history=tuple(scores[:, :count] for scores in state.scores) if validated else (),
+        report=report | report_of_fit(fitting, count),
+        partitions=(found or tuple(partitions))[:count],
+        initial=initial,
+        failed=state.failed[:count],
+    )
+
+
+def report_of_problem(problem: Problem) -> dict:
+    """The problem's report, with the variances of its blurs (Å²)."""
+    sharpening = np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)
+    variances = {
+        "blur_variance": problem.blurs.tolist(),
+        "quieting_variance": problem.denoising_blurs.tolist(),
+        "sharpening_variance": sharpening.tolist(),
+    }
+    return report_waypoints(problem.report | variances, problem.waypoints)
+
+
+def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
+    """The fit as it stood when the snapshot was taken."""
+    fitting = replace(
+        fitting,
+        state=snapshot.state,
+        history=snapshot.history,
+        partitions=snapshot.partitions,
+        bodies_rms=snapshot.bodies_rms,
+    )
+    if not snapshot.partitions:
+        return fitting
+    problem = divide_into_parts(fitting.whole, snapshot.partitions, fitting.initial_map)
+    return replace(fitting, problem=problem, field=without_symmetry(fitting.field))
+
+
+def report_of_fit(fitting: Fitting, count: int) -> dict:
+    """What the fit of the first `count` targets has decided: start, setbacks, bodies."""
+    names, state = ("correspondences", "transport"), fitting.state
+    rivals = state.rivals[:count] or (fitting.config.stages[0].label == "w2",) * count
+    found: dict = {"start": [names[rival] for rival in rivals]}
+    if state.setbacks:
+        found["setbacks"] = [*state.setbacks[:count]]
+    if any(isinstance(item, Action) and item.divides for item in fitting.config.schedule):
+        found["bodies_rms"] = [[*off] for off in fitting.bodies_rms[:count]]
+    return found
+
+
+def align_all(
+    initial: Map,
+    targets: Sequence[MapLike],
+    halves: Sequence[Halves] | None,
+    waypoints: Sequence[Waypoint],
+    options: Options,
+) -> Inputs:
+    """Align waypoints, targets and half-maps to the initial map, and resample them on its grid.
+
+    Each map is aligned separately, but half-maps follow their target.
+
+    Raises:
+        InputError: half-maps or waypoints do not fit the number of targets.
+    """
+    check_targets(len(targets), halves, waypoints)
+    levels = options.thresholds
+
+    def aligned(given: MapLike) -> tuple[Map, Alignment]:
+        found = read_repaired(given)
+        return onto(initial, found, options.align, initial_threshold=levels.initial, target_threshold=levels.targets)
+
+    def on_grid(half: MapLike, found: Alignment) -> Map:
+        return resampled(read_repaired(half), initial, found.transform)
+
+    passed = [waypoint._replace(map=aligned(waypoint.map)[0]) for waypoint in waypoints]
+    each = [aligned(given) for given in targets]
+    alignments, pairs = [found for _, found in each], None
+    if halves is not None:
+        pairs = [(on_grid(a, found), on_grid(b, found)) for (a, b), found in zip(halves, alignments, strict=True)]
+    return Inputs(initial, [map_ for map_, _ in each], pairs, passed, alignments)
+
+
+def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tuple[Problem, Operators]:
+    """Restrict the problem to the asymmetric unit.
+
+    Returns:
+        The problem restricted to one asymmetric unit, and the operators for `Symmetric`.
+
+    Raises:
+        InputError: a map does not have the symmetry.
+    """
+    origin = initial.origin + problem.start * problem.voxel_size
+    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
+    symmetry = Symmetry.of(given, initial, start)
+    symmetry.check(start, "initial map")
+    for number, end in enumerate(ends):
+        passed = number - len(problem.waypoints)
+        symmetry.check(end, f"target map {passed + 1}" if passed >= 0 else f"waypoint map {number + 1}")
+    turns = np.stack([operator.rotation for operator in symmetry.operators])
+    middle = problem.frame.to_unit(symmetry.centre)
+    shifts = middle - turns @ middle
+    rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
+    facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
+    report = problem.report | {"symmetry": facts}
+    problem = replace(problem, unit=symmetry.unit_mask(start), rotations=turns, shifts=shifts, report=report)
+    return problem, tuple(map(tuple, rows.tolist()))
+
+
+def pairs_of(halves: Halves | Sequence[Halves] | None) -> list[Halves] | None:
+    """The half-maps of each target, given as one pair or as several; None without half-maps."""
+    if halves is None:
+        return None
+    pairs: list[Any] = [halves] if isinstance(halves[0], MapLike) else [*halves]
+    return [(first, second) for first, second in pairs]
+
+
+def sort_waypoints(waypoints: Sequence[Waypoint]) -> list[Waypoint]:
+    """Sort the waypoints by time.
+
+    Raises:
+        InputError: a time is not between 0 and 1, or two are the same.
+    """
+    rows = sorted((Waypoint(*each) for each in waypoints), key=lambda row: row.time)
+    times = [float(row.time) for row in rows]
+    if wrong := [t for t in times if not 0 < t < 1]:
+        raise InputError(
+            f"a waypoint is at the time {wrong[0]:g}: give one between 0 (the initial map) and 1 (the end)"
+        )
+    if len(set(times)) < len(times):
+        raise InputError(f"two waypoints have the same time ({', '.join(f'{t:g}' for t in times)}): give each its own")
+    return rows
+
+
+def report_waypoints(report: dict, times: Sequence[float]) -> dict:
+    """The report with the entries of the first targets, which are waypoints at these times, under "waypoints"."""
+    rows = {name: value for name, value in report.items() if isinstance(value, list)}
+    apart = {name: value[len(times) :] for name, value in rows.items()}
+    used = [
+        {"time": t, **rows["targets"][k]} | {name: value[k] for name, value in rows.items() if name != "targets"}
+        for k, t in enumerate(times)
+    ]
+    return report | apart | ({"waypoints": used} if used else {})
+
+
+def check_targets(count: int, halves: Sequence[Halves] | None, waypoints: Sequence[Waypoint]) -> None:
+    """Raise InputError if half-maps or waypoints do not fit this number of targets."""
+    if halves is not None and len(halves) != count:
+        raise InputError(f"{len(halves)} pairs of half-maps for {count} targets: give one for each target")
+    if halves is not None and waypoints:
+        raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
+    if waypoints and count > 1:
+        raise InputError(f"waypoints are for one target, and there are {count}: fit each with its own")

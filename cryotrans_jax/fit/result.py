@@ -1,0 +1,270 @@
+"""The result of a fit: it makes frames and carries models."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import overload
+
+import gemmi
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from cryotrans_jax.core.flow import FieldMotion
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density.align import Alignment
+from cryotrans_jax.density.outliers import without_outliers
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.record import from_plain, to_plain
+from cryotrans_jax.fit.stage import Config
+from cryotrans_jax.io import atoms, checkpoints
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
+from cryotrans_jax.motion.partition import Partition
+
+RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """Result of a fit: the velocity fields that carry the initial map onto each target.
+
+    In all methods `target` is the number of the target, from 0. Methods that need the initial map raise InputError if
+    the fit was loaded without it.
+
+    Attributes:
+        config: schedule and network.
+        field: the motion by one velocity field, with waypoints and symmetry.
+        params: parameters of the fields, with a leading axis of targets, and a second one of parts where there are
+            parts.
+        frame: the unit box.
+        threshold: the initial map's.
+        history: for each stage the losses (steps, targets).
+        validation_history: in a fit with half-maps, for each stage the losses against the second one after each chunk
+            of steps (the training loss where the stage has none).
+        report: thresholds, blurs and other values that were chosen by rule.
+        partitions: for each target its parts; empty: one field for the whole.
+        initial: the initial map; None in a fit that was loaded without it.
+        alignments: how `morph` aligned each target to the initial map.
+        failed: for each target why it was given up ("" for the others), in which case its parameters are of no use;
+            empty: none was.
+    """
+
+    config: Config
+    field: FieldMotion
+    params: PyTree
+    frame: Frame
+    threshold: float
+    history: tuple[np.ndarray, ...] = ()
+    validation_history: tuple[np.ndarray, ...] = ()
+    report: dict | None = None
+    partitions: tuple[Partition, ...] = ()
+    initial: Map | None = None
+    alignments: tuple[Alignment, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Summary of the fit in a few lines."""
+        count, stages = len(jax.tree.leaves(self.params)[0]), self.config.stages
+        plural = "s" * (count > 1)
+        lines = [f"Fit of {count} target{plural}: {len(stages)} stages of {sum(s.steps for s in stages)} steps at most"]
+        grid = "not there" if self.initial is None else describe(self.initial)
+        lines.append(f"initial map: {grid}; moved where above {self.threshold:.4g}")
+        for target in range(count):
+            parts = self.partition(target)
+            facts = [self.alignments[target].summary] if self.alignments else []
+            facts += [f"{parts.count} parts" if parts else "one flow for all"]
+            facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
+            lines.append(f"target {target}: {'; '.join(facts)}")
+        return "\n  ".join(lines)
+
+    def target_params(self, target: int) -> PyTree:
+        """Parameters for one target."""
+        return jax.tree.map(lambda p: p[target], self.params)
+
+    def partition(self, target: int = 0) -> Partition | None:
+        """Parts of a target's flow; None where it is one field."""
+        return self.partitions[target] if self.partitions else None
+
+    def select(self, targets: Sequence[int]) -> "Fit":
+        """The same fit with the targets of these numbers, in this order; `report` still describes all."""
+        chosen = list(targets)
+        params = jax.tree.map(lambda p: p[chosen], self.params)
+        history, validation_history = (
+            tuple(a[:, chosen] for a in kind) for kind in (self.history, self.validation_history)
+        )
+        partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
+        alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
+        failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
+        return replace(
+            self,
+            params=params,
+            history=history,
+            validation_history=validation_history,
+            partitions=partitions,
+            alignments=alignments,
+            failed=failed,
+        )
+
+    def require_initial(self) -> Map:
+        """The initial map; raises InputError if the fit was loaded without it."""
+        if self.initial is None:
+            raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
+        return self.initial
+
+    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str = "pull_back") -> Iterator[Map]:
+        """Maps of the pseudo-trajectory, one after the other, on the initial map's grid (paper, eq. 7).
+
+        Args:
+            times: from 0 to 1; or a number of equally spaced frames, from the initial map to the end.
+            target: number of the target.
+            render: "pull_back", which keeps the detail, or "splat", which keeps the mass.
+
+        Raises:
+            InputError: times or `render` are invalid.
+        """
+        if render not in RENDERERS:
+            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
+        flow = self.field, self.target_params(target), self.frame
+        times = trajectory.as_times(times)
+        return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
+
+    def generated(self, target: int = 0) -> Map:
+        """The generated map: the initial map carried to the target's conformation, which is the last frame."""
+        return next(self.frames([1.0], target))
+
+    def consistency(self, target: int = 0) -> float:
+        """RMS distance (Å) of density from its start after it was carried to the end and back."""
+        flow = self.field, self.target_params(target), self.frame
+        return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
+
+    def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
+        """How far apart (Å) this fit and others from other seeds carry the same density; see `trajectory.spread`."""
+        carries = [partial(fit.carry, target=target) for fit in (self, *others)]
+        return trajectory.spread(carries, self.frame, self.require_initial(), self.threshold)
+
+    @overload
+    def move(self, model: gemmi.Structure, times: None = None, target: int = 0) -> gemmi.Structure: ...
+
+    @overload
+    def move(self, model: gemmi.Structure, times: int | trajectory.Times, target: int = 0) -> list[gemmi.Structure]: ...
+
+    def move(
+        self, model: gemmi.Structure, times: int | trajectory.Times | None = None, target: int = 0
+    ) -> gemmi.Structure | list[gemmi.Structure]:
+        """Carry the initial state's model, atom by atom.
+
+        Args:
+            model: in the initial map's frame.
+            times: as for `frames`; None: the end.
+            target: number of the target. With parts, each atom moves by the field of its residue's part.
+
+        Returns:
+            The carried model, or with `times` a list of models.
+        """
+        if times is None:
+            return self.move(model, [1.0], target)[0]
+        parts, flow = self.partition(target), (self.field, self.target_params(target), self.frame)
+        owner = None if parts is None else parts.of_atoms(model)
+        each = trajectory.move(*flow, atoms.positions(model), trajectory.as_times(times), owner)
+        return [atoms.with_positions(model, at) for at in each]
+
+    def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
+        """Carry positions by the flow.
+
+        Args:
+            xyz: positions (n, 3), Å.
+            times: as for `frames`.
+            target: number of the target.
+
+        Returns:
+            Positions (times, n, 3), Å.
+        """
+        flow = self.field, self.target_params(target), self.frame
+        return trajectory.move(*flow, xyz, trajectory.as_times(times), self.owner_at(xyz, target))
+
+    def owner_at(self, xyz: np.ndarray, target: int = 0) -> np.ndarray | None:
+        """Part, counted from 0, of each position (n, 3) in Å; None where the flow is one field."""
+        parts = self.partition(target)
+        return None if parts is None else parts.part_at(xyz)
+
+    def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
+        """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
+        flow = self.field, self.target_params(target), self.frame
+        return trajectory.volume_change(*flow, xyz, self.owner_at(xyz, target))
+
+    def parts_map(self, target: int = 0) -> Map:
+        """Label map: the part (1, 2, ...) of each voxel that is carried, 0 elsewhere; 1 where there are no parts."""
+        initial, parts = self.require_initial(), self.partition(target)
+        carried = trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
+        if parts is None:
+            parts = Partition(np.ones(carried.shape, np.int16), initial.voxel_size, initial.origin)
+        return parts.to_map(carried)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the fit, without its history and the initial map, for `Fit.load(path, initial)`."""
+        described = {
+            "config": to_plain(self.config),
+            "field": to_plain(self.field),
+            "corner": self.frame.corner.tolist(),
+            "edge": self.frame.edge,
+            "threshold": self.threshold,
+        }
+        if self.initial is not None:
+            shape, size, origin = self.initial.density.shape, self.initial.voxel_size, self.initial.origin
+            described["grid"] = {"shape": shape, "voxel_size": size.tolist(), "origin": origin.tolist()}
+        arrays = self.params
+        if self.partitions:
+            first = self.partitions[0]
+            described["partition"] = {"voxel_size": first.voxel_size.tolist(), "origin": first.origin.tolist()}
+            arrays = arrays | {"labels": np.stack([each.labels for each in self.partitions])}
+        checkpoints.save(path, arrays, described)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, initial: MapLike | None = None) -> "Fit":
+        """Load the fit saved under `path`.
+
+        Args:
+            path: the checkpoint's folder.
+            initial: the initial map; without it only atoms can be moved.
+
+        Raises:
+            FileNotFoundError: there is no fit.
+            InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
+        """
+        params, saved = checkpoints.restore(path)
+        with checkpoints.version_errors(path, "a fit"):
+            return cls._of(params, saved, None if initial is None else read_repaired(initial), path)
+
+    @classmethod
+    def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
+        """The fit with these arrays and this description, read from `path`."""
+        grid = saved.get("partition")
+        labels = params.pop("labels") if grid else ()
+        grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
+        if initial and (known := saved.get("grid")):
+            original = Map(
+                np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
+            )
+            if difference := same_grid(initial, original):
+                raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
+        return cls(
+            config=from_plain(saved["config"]),
+            field=from_plain(saved["field"]),
+            params=params,
+            frame=Frame(np.array(saved["corner"]), saved["edge"]),
+            threshold=saved["threshold"],
+            partitions=tuple(Partition(each, *grid) for each in labels),
+            initial=initial,
+        )
+
+
+def read_repaired(given: MapLike) -> Map:
+    """The given map, or that of the file, without outliers; warns of those found."""
+    map_, outliers = without_outliers(as_map(given))
+    if outliers is not None:
+        warnings.warn(f"{outliers}: each is set to the median of the voxels around it", stacklevel=3)
+    return map_

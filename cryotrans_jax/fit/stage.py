@@ -1,0 +1,195 @@
+"""The schedule of a fit as data: stages, and the actions between them."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from cryotrans_jax.core.batch import Batch
+from cryotrans_jax.core.flow import Field, FieldMotion
+from cryotrans_jax.core.losses import Term
+from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.levels import Level, Sampling, make_levels
+from cryotrans_jax.fit.terms import TermSettings
+from cryotrans_jax.motion.waypoints import AtEachTime
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the schedule: terms, and the Adam steps that minimise their sum.
+
+    Attributes:
+        terms: settings of the terms.
+        steps: Adam steps.
+        learning_rate: at the start.
+        final_learning_rate: at the end, reached along half a cosine; equal to `learning_rate` for a constant one.
+        bin: voxel size of the comparison grid, in voxels of the map.
+        sampling: distance between the points of mass, in voxels of the map.
+        spacing: of the control lattice, Å; 0 integrates the flow at every point.
+        patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
+    """
+
+    terms: tuple[TermSettings, ...]
+    steps: int
+    learning_rate: float
+    final_learning_rate: float
+    bin: int = 1
+    sampling: int = 1
+    spacing: float = 0.0
+    patience: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name of the stage's first term, for people."""
+        return self.terms[0].label
+
+    @property
+    def annealing(self) -> np.ndarray:
+        """Fraction of the way to the final values left at each step (steps,): from 1 to 0 along half a cosine."""
+        return 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Learning rate of each step (steps,)."""
+        return self.final_learning_rate + self.annealing * (self.learning_rate - self.final_learning_rate)
+
+    def refined(self) -> "Stage":
+        """The stage with more exact terms, for when their error is too large."""
+        return replace(self, terms=tuple(term.refined() for term in self.terms))
+
+    def scaled(self, factor: float) -> "Stage":
+        """The stage with `factor` times the steps, and at least one."""
+        return replace(self, steps=max(1, round(self.steps * factor)))
+
+
+class Action:
+    """Something done between two stages, such as the search for rigid bodies.
+
+    Subclasses are frozen dataclasses of plain values with a method `__call__`.
+
+    Attributes:
+        divides: whether it may divide the initial map into parts, so that the later stages' programs are other ones.
+    """
+
+    divides: ClassVar[bool] = False
+
+    def __call__(self, fitting: Any) -> Any:
+        """Take the fit so far (`schedule.Fitting`), and return it with what the action has changed."""
+        raise NotImplementedError
+
+    def scaled(self, factor: float) -> "Action":
+        """The action with `factor` times the steps, where it makes some."""
+        return self
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """When to stop a stage early, and what to do about a fit that diverges.
+
+    A target diverges if its loss or parameters are not finite, its loss grows, or its mass leaves the crop. Then its
+    best parameters in the stage are restored and its learning rate is divided. After some restarts it is given up.
+
+    Attributes:
+        chunk: steps in one call of the compiled program, after which the losses are looked at.
+        min_gain: a chunk gains if it lowers the loss by more than this fraction of it.
+        loss_floor: or of this, where the loss is smaller.
+        final_phase: fraction of a stage's steps, with falling learning rates, that early stopping does not skip.
+        term_error: largest error of a term; where it is larger the term is refined. In the unit of the term's error.
+        divergence_ratio: a loss above this many times that of the stage's first chunk has diverged.
+        divergence_floor: or of this, where that is smaller.
+        max_mass_outside: largest fraction of the mass outside the crop.
+        rate_divisor: divides the learning rate whenever a target's best parameters are restored.
+        max_restarts: how often in a fit they are, before the target is given up.
+    """
+
+    chunk: int = 25
+    min_gain: float = 0.005
+    loss_floor: float = 0.01
+    final_phase: float = 0.2
+    term_error: float = 1e-2
+    divergence_ratio: float = 10.0
+    divergence_floor: float = 0.1
+    max_mass_outside: float = 0.25
+    rate_divisor: float = 4.0
+    max_restarts: int = 3
+
+    def final_phase_of(self, stage: Stage) -> int:
+        """First step of a stage's final phase, to which early stopping may skip."""
+        return stage.steps - round(self.final_phase * stage.steps)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a fit, besides the maps.
+
+    Attributes:
+        schedule: the stages, and the actions between them.
+        field: the motion by one velocity field: its network, and the number of Euler steps.
+        supervision: early stopping, and what is done about divergence.
+        seed: of the network's initial weights.
+    """
+
+    schedule: tuple[Stage | Action, ...]
+    field: Field = Field()
+    supervision: Supervision = Supervision()
+    seed: int = 0
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages without the actions."""
+        return tuple(item for item in self.schedule if isinstance(item, Stage))
+
+    def scaled(self, factor: float) -> "Config":
+        """The same with `factor` times the steps of every stage, and at least one."""
+        return replace(self, schedule=tuple(item.scaled(factor) for item in self.schedule))
+
+    def without_division(self) -> "Config":
+        """The same without the actions that divide the initial map into parts."""
+        return replace(self, schedule=tuple(i for i in self.schedule if isinstance(i, Stage) or not i.divides))
+
+
+class Inputs(NamedTuple):
+    """What a stage's steps need besides parameters, for each trajectory.
+
+    Attributes:
+        steps: points of mass and terms, as (scene, terms).
+        validation: points of mass and the terms that compare with the second half-maps, which no gradient sees; None
+            where there are none.
+    """
+
+    steps: Batch
+    validation: Batch | None
+
+
+def stage_inputs(problem: Problem, field: FieldMotion, stage: Stage) -> Inputs:
+    """Make the points of mass and the terms of a stage.
+
+    Args:
+        problem: the prepared maps.
+        field: the motion by one velocity field.
+        stage: the stage.
+    """
+    rigid = any(term.rigid for term in stage.terms)
+    levels = make_levels(problem, field, Sampling(stage.bin, stage.sampling, stage.spacing, rigid))
+
+    def batch(problem: Problem, terms: tuple[TermSettings, ...]) -> Batch:
+        each = enumerate(levels)
+        return Batch.of([(level.scene, make_terms(problem, terms, level, stage.bin, k)) for k, level in each])
+
+    matching, validation = tuple(term for term in stage.terms if term.matches), None
+    if matching and problem.validation_densities is not None:
+        validation = batch(replace(problem, densities=problem.validation_densities), matching)
+    return Inputs(batch(problem, stage.terms), validation)
+
+
+def make_terms(
+    problem: Problem, settings: tuple[TermSettings, ...], level: Level, bin_: int, trajectory: int
+) -> tuple[Term, ...]:
+    """Make the terms of a trajectory: those of its target, or with waypoints those of all targets at their times."""
+
+    def of_target(target: int) -> tuple[Term, ...]:
+        return tuple(term.make(problem, level, bin_, target) for term in settings)
+
+    if not problem.waypoints:
+        return of_target(trajectory)
+    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.masses))])),)

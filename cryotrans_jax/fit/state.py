@@ -1,0 +1,120 @@
+"""State of a fit, as one pytree: parameters, optimiser, and where the schedule stands."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from cryotrans_jax.core.flow import FieldMotion
+from cryotrans_jax.core.programs import program
+from cryotrans_jax.core.train import ADAM
+
+
+class Watch(NamedTuple):
+    """State of early stopping in a stage, for each target separately.
+
+    Attributes:
+        best: least loss of a chunk so far; the validation loss where there are half-maps.
+        stale: number of chunks since one gained.
+        skipped: number of steps left out.
+        scores: losses of all chunks so far (chunks, targets), nan for chunks that diverged.
+        slowed: how often in the stage the best parameters were restored, each time with a lower learning rate.
+        kept: the parameters with the least loss.
+    """
+
+    best: np.ndarray
+    stale: np.ndarray
+    skipped: np.ndarray
+    scores: np.ndarray
+    slowed: np.ndarray
+    kept: PyTree = None
+
+
+class State(NamedTuple):
+    """State of a fit; leaves have a leading axis of targets.
+
+    Attributes:
+        params: parameters of the velocity fields.
+        optimiser: Adam's state.
+        stage: number of the current stage, from 0.
+        step: steps done in it.
+        watch: state of early stopping.
+        rivals: for each target, whether it started from another first stage; empty where none was tried.
+        scores: for each finished stage, the scores of its `watch`.
+        refined: how often the stage's terms were refined.
+        setbacks: how often each target's best parameters were restored; empty where none were.
+        failed: for each target why it was given up, or ""; empty where none was.
+    """
+
+    params: PyTree
+    optimiser: PyTree
+    stage: int
+    step: int
+    watch: Watch
+    rivals: tuple[bool, ...] = ()
+    scores: tuple[np.ndarray, ...] = ()
+    refined: int = 0
+    setbacks: tuple[int, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+def initial_state(field: FieldMotion, seed: int, targets: int, parts: int = 0) -> State:
+    """State before the first step. Every target starts from the same seed, so that it fits as it would alone.
+
+    Args:
+        field: the motion by one velocity field.
+        seed: of the network's initial weights.
+        targets: number of targets, or of trajectories where there are waypoints.
+        parts: number of parts, each with its own velocity field along a second axis of the parameters; 0: one field.
+    """
+    axes = (targets, parts) if parts else (targets,)
+    params, optimiser = initial_parameters(field, axes, seed)
+    return State(params, optimiser, 0, 0, initial_watch(targets))
+
+
+@program(static_argnames=("field", "axes"))
+def initial_parameters(field: FieldMotion, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+    """Initial parameters and Adam's state, with these leading axes."""
+    params = field.init(jax.random.key(seed))
+    params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
+    return params, jax.vmap(ADAM.init)(params)
+
+
+initial_adam = program(jax.vmap(ADAM.init))  # Adam's initial state, for every target
+
+
+def initial_watch(targets: int) -> Watch:
+    """State of early stopping before a stage's first step."""
+    none = np.zeros(targets, int)
+    return Watch(np.full(targets, np.inf), none, none, np.zeros((0, targets)), none)
+
+
+def divide_state(state: State, parts: int, stage: int) -> State:
+    """State at the first step of a stage in which each part has its own field, initially a copy of the whole's."""
+    params = jax.tree.map(lambda p: jnp.asarray(np.repeat(np.asarray(p)[:, None], parts, axis=1)), state.params)
+    return begin_stage(state._replace(params=params), stage)
+
+
+def begin_stage(state: State, stage: int) -> State:
+    """State at the first step of a stage."""
+    adam, watch = initial_adam(state.params), initial_watch(len(state.watch.best))
+    return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, refined=0)
+
+
+def where_target(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:
+    """The leaves of `a` for the targets where `first` is true, and of `b` for the others."""
+    if first.all() or not first.any():  # always with one target; nothing to compile
+        return a if first.any() else b
+    return jax.tree.map(lambda p, q: jnp.where(first.reshape(-1, *[1] * (p.ndim - 1)), p, q), a, b)
+
+
+def failed_targets(state: State) -> np.ndarray:
+    """For each target, whether it was given up."""
+    return np.array([bool(why) for why in state.failed]) if state.failed else np.zeros(len(state.watch.best), bool)
+
+
+def all_failed(state: State) -> bool:
+    """Whether every target was given up."""
+    return bool(state.failed) and all(state.failed)

@@ -1,0 +1,163 @@
+"""Settings of the terms of a stage, as a schedule holds them; each makes its term for one target of a prepared problem.
+
+A further term is a class like these: a frozen dataclass of plain values with a method `make`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from cryotrans_jax.core import losses
+from cryotrans_jax.core.grid import binned
+from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.levels import Level
+from cryotrans_jax.fit.targets import at_matched_resolution, level_blur, matched_widths, rigidity_factor, signal_power
+from cryotrans_jax.motion import correspond
+
+
+class TermSettings:
+    """Settings of a term.
+
+    Attributes:
+        label: name of the term, for people.
+        matches: whether it compares with the target's density, so that a second half-map can validate it.
+        rigid: whether it needs the tetrahedra of the nodes.
+    """
+
+    label: ClassVar[str]
+    matches: ClassVar[bool] = False
+    rigid: ClassVar[bool] = False
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Term:
+        """Make the term.
+
+        Args:
+            problem: the prepared maps.
+            level: the points of mass that it will be called with.
+            bin_: voxel size of the comparison grid, in voxels of the map.
+            target: number of the target.
+        """
+        raise NotImplementedError
+
+    def refined(self) -> "TermSettings":
+        """More exact settings, for when the term's error is too large."""
+        return self
+
+
+@dataclass(frozen=True)
+class W2(TermSettings):
+    """Squared entropic Wasserstein distance to the thresholded target (paper, eq. 3).
+
+    Attributes:
+        epsilon: entropic regularisation, in unit boxes squared.
+        iterations: Sinkhorn iterations.
+        window: of the transport's kernel, in voxels of the comparison grid; None: the whole grid.
+    """
+
+    epsilon: float
+    iterations: int = 5
+    window: int | None = None
+    label = "w2"
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.W2:
+        """Make the term."""
+        volume = binned(problem.masses[target], bin_)
+        whole = self.window is None or self.window >= max(volume.shape) - 1
+        window = None if whole else self.window
+        return losses.W2(volume, level.corner, level.voxel, self.epsilon, self.iterations, window)
+
+    def refined(self) -> "W2":
+        """The same with twice the window."""
+        return self if self.window is None else replace(self, window=2 * self.window)
+
+
+@dataclass(frozen=True)
+class L2(TermSettings):
+    """Squared differences from the thresholded target (the paper's L2 stage)."""
+
+    label = "l2"
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.L2:
+        """Make the term."""
+        return losses.L2(binned(problem.masses[target], bin_), level.corner, level.voxel)
+
+
+@dataclass(frozen=True)
+class Matched(TermSettings):
+    """Squared differences from the target at matched resolution, independent of the maps' scale.
+
+    Attributes:
+        blur: Å; blurs carried map and target alike, so that they attract each other from further away.
+        lighten: power by which mass that the target does not have is downweighted at the start; see
+            `losses.Matched.weigh`.
+        final_lighten: the power at the end, reached along half a cosine; where both are 0 all mass counts.
+        nearby: Å: blur within which the target is searched for carried mass.
+    """
+
+    blur: float = 0.0
+    lighten: float = 0.0
+    final_lighten: float = 0.0
+    nearby: float = 3.0
+    label = "matched"
+    matches = True
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Matched:
+        """Make the term."""
+        density, solvent = problem.densities[target], problem.densities[target] * (problem.masses[target] == 0)
+        volume, noise = (at_matched_resolution(problem, d, bin_, target, self.blur) for d in (density, solvent))
+        power = signal_power(volume, noise, binned(problem.masses[target], bin_) > 0)
+        lightens = max(self.lighten, self.final_lighten) > 0
+        return losses.Matched(
+            volume,
+            level.corner,
+            level.voxel,
+            power,
+            level_blur(problem, bin_, matched_widths(problem, self.blur), target),
+            level_blur(problem, bin_, [self.nearby] * len(problem.masses), target) if lightens else None,
+            np.array([self.lighten, self.final_lighten], np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Correspondences(TermSettings):
+    """Huber loss of the distances of points from where they belong by their neighbourhoods' shapes.
+
+    Attributes:
+        reach: Å; distances above this count linearly.
+        search: how correspondences are searched for.
+    """
+
+    reach: float = 2.0
+    search: correspond.CorrespondenceSearch = correspond.DEFAULT
+    label = "points"
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Correspondences:
+        """Find the correspondences of the level's points, and make the term."""
+        ends, confidence = correspond.ends(problem, target, level.points, self.search)
+        weight = jnp.asarray(confidence, jnp.float32) * level.scene.rho
+        reach = np.float32(self.reach / problem.frame.edge)
+        return losses.Correspondences(ends.astype(np.float32), weight, reach)
+
+
+@dataclass(frozen=True)
+class Rigidity(TermSettings):
+    """Rigidity of the motion (paper, eq. 13).
+
+    Attributes:
+        weight: factor of the term.
+        slip: strain beyond which it hardly grows; 0: the published term.
+        balanced: whether the weight is multiplied by `targets.rigidity_factor`.
+    """
+
+    weight: float
+    slip: float = 0.0
+    balanced: bool = False
+    label = "rigidity"
+    rigid = True
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
+        """Make the term."""
+        weight = np.float32(self.weight * (rigidity_factor(problem, target) if self.balanced else 1.0))
+        return losses.Rigidity(weight, *level.tetrahedra, self.slip)

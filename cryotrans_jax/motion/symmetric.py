@@ -1,0 +1,160 @@
+"""Motion that commutes with a point group: one velocity field, averaged over the group's operators."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, PyTree
+
+from cryotrans_jax.core.flow import FieldMotion, Moved, Points, Scalar, VelocityField
+from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.motion.waypoints import Timed
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Symmetric(FieldMotion):
+    """Motion by a velocity field that commutes with the operators of a point group.
+
+    Attributes:
+        field: the motion whose field is averaged over the group.
+        operators: 12 numbers each: the three rows of the rotation, and the shift in unit boxes.
+    """
+
+    field: FieldMotion
+    operators: tuple[tuple[float, ...], ...]
+
+    @property
+    def net(self) -> Velocity:
+        """The network of the field that is averaged."""
+        return self.field.net
+
+    @property
+    def euler_steps(self) -> int:
+        """Number of Euler steps."""
+        return self.field.euler_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Number of operators, for each of which the network is evaluated."""
+        return len(self.operators) * self.field.evaluations
+
+    def inputs(self, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
+        """Points as the field that is averaged takes them."""
+        return self.field.inputs(x, t)
+
+    def velocity(self, params: PyTree) -> VelocityField:
+        """Velocity field averaged over the group."""
+        rows = np.array(self.operators, np.float32)
+        return symmetrize(self.field.velocity(params), rows[:, :9].reshape(-1, 3, 3), rows[:, 9:])
+
+
+def without_symmetry(field: FieldMotion) -> FieldMotion:
+    """The motion without the average over a group, if it has one."""
+    if isinstance(field, Symmetric):
+        return field.field
+    return replace(field, field=without_symmetry(field.field)) if isinstance(field, Timed) else field
+
+
+@struct.dataclass
+class Copies:
+    """Motion of an asymmetric unit, and the copies that the operators of a point group make of it.
+
+    Attributes:
+        unit: motion of the asymmetric unit.
+        rotations: of the operators (copies, 3, 3).
+        shifts: of the operators (copies, 3), in unit boxes.
+    """
+
+    unit: Any
+    rotations: Any
+    shifts: Any
+
+    @property
+    def field(self) -> FieldMotion:
+        """The motion of a point."""
+        return self.unit.field
+
+    @property
+    def divided(self) -> bool:
+        """Whether parameters have a leading axis of parts."""
+        return self.unit.divided
+
+    def by_part(self, x: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the unit and the masses of its first copy, with a leading axis of parts."""
+        return self.unit.by_part(x, rho[: len(rho) // len(self.rotations)])
+
+    def __call__(self, params: PyTree, x: Float[Array, "*parts points 3"]) -> Moved:
+        """Move the points of the unit; return those of all copies, copy after copy, and the nodes of the unit."""
+        moved = self.unit(params, x)
+        return moved._replace(x=all_copies(moved.x, self.rotations, self.shifts))
+
+
+def all_copies(
+    x: Float[Array | np.ndarray, "*times points 3"],
+    rotations: Float[Array | np.ndarray, "copies 3 3"],
+    shifts: Float[Array | np.ndarray, "copies 3"],
+) -> Float[Array, "*times all 3"]:
+    """Points of the asymmetric unit and of all its copies, copy after copy."""
+    every = jnp.einsum("gij,...nj->...gni", rotations, x, precision="highest") + shifts[:, None]
+    return every.reshape(*x.shape[:-2], -1, 3)
+
+
+def symmetrize(
+    velocity: VelocityField, rotations: Float[Array | np.ndarray, "n 3 3"], shifts: Float[Array | np.ndarray, "n 3"]
+) -> VelocityField:
+    """Average a field over a group: the mean of Rᵀ v(R x + s) over its operators R x + s.
+
+    The result commutes with all operators, and so do each Euler step of its flow and the inverse of that. It is
+    continuous wherever v is. It evaluates v once per operator. Time, where points have one, is left unchanged.
+
+    Args:
+        velocity: the field v.
+        rotations: the operators' R.
+        shifts: the operators' s, in unit boxes.
+    """
+
+    exact = partial(jnp.einsum, precision="highest")  # accelerators would keep three digits of positions
+
+    def mean(x: Points) -> Float[Array, "points 3"]:
+        images = exact("gij,nj->gni", rotations, x[:, :3]) + shifts[:, None]
+        time = jnp.broadcast_to(x[:, 3:], (len(rotations), len(x), x.shape[1] - 3))
+        v = velocity(jnp.concatenate([images, time], -1).reshape(-1, x.shape[1])).reshape(images.shape)
+        return exact("gij,gni->nj", rotations, v) / len(rotations)
+
+    return mean
+
+
+def rotate_parameters(
+    params: PyTree, rotation: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
+) -> PyTree:
+    """Rotate a velocity field: parameters of R V(Rᵀ(x − s)).
+
+    The flow of the new field does at R x + s what the flow of V does at x. The first layers and the last layer take up
+    the rotation exactly.
+
+    Args:
+        params: parameters of V.
+        rotation: R.
+        shift: s, in unit boxes.
+        centre: the `centre` of the network.
+    """
+    layers = dict(params["params"])
+    last = max((name for name in layers if name.startswith("Dense_")), key=lambda name: int(name[len("Dense_") :]))
+    offset = (centre - shift) @ rotation - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
+
+    def rotate_input(layer: PyTree) -> PyTree:
+        kernel = np.asarray(layer["kernel"], np.float64)
+        rotated = np.concatenate([rotation @ kernel[:3], kernel[3:]])
+        return {"kernel": rotated.astype(np.float32), "bias": (layer["bias"] + offset @ kernel[:3]).astype(np.float32)}
+
+    for name in {"waves_in", "Dense_0"} & set(layers):
+        layers[name] = rotate_input(layers[name])
+    layers[last] = {
+        name: (np.asarray(a, np.float64) @ rotation.T).astype(np.float32) for name, a in layers[last].items()
+    }
+    return {"params": layers}

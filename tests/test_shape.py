@@ -1,0 +1,63 @@
+"""Files, functions and classes stay small enough to be read; exceptions are named with their reason."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for name in ("cryotrans_jax", "experiments") for path in (ROOT / name).rglob("*.py"))
+TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in FILES}
+MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
+
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+MANY_PARAMETERS: dict[str, str] = {}
+MANY_NONE: dict[str, str] = {}
+
+
+def functions():
+    """Every function of the package and of the experiments, by file and name."""
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{file}:{node.name}", node
+
+
+def lines_of_code(node):
+    """Lines of a function without its docstring."""
+    first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+    return node.end_lineno - first.lineno + 1
+
+
+def test_files_are_short():
+    long = {file for file in TREES if len((ROOT / file).read_text().splitlines()) > MOST_LINES}
+    assert long == set(LONG_FILES)
+
+
+def test_the_core_is_short():
+    core = {
+        file: len((ROOT / file).read_text().splitlines()) for file in TREES if file.startswith("cryotrans_jax/core")
+    }
+    assert core["cryotrans_jax/core/train.py"] <= 150 and sum(core.values()) <= 1200
+
+
+def test_functions_are_short():
+    assert {name for name, node in functions() if lines_of_code(node) > MOST_IN_FUNCTION} == set(LONG_FUNCTIONS)
+
+
+def test_functions_have_few_parameters():
+    def count(node):
+        named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        return len([a for a in named if a.arg not in ("self", "cls")])
+
+    assert {name for name, node in functions() if count(node) > MOST_PARAMETERS} == set(MANY_PARAMETERS)
+
+
+def test_classes_have_few_fields_that_may_be_none():
+    def nones(node):
+        values = [item.value for item in node.body if isinstance(item, ast.AnnAssign) and item.value is not None]
+        return sum(isinstance(value, ast.Constant) and value.value is None for value in values)
+
+    classes = (
+        (f"{file}:{n.name}", n) for file, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    )
+    assert {name for name, node in classes if nones(node) > MOST_NONE} == set(MANY_NONE)
