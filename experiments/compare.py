@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -24,11 +25,15 @@ from . import flags as shared
 from . import log, paths, ranges
 from .main import run
 
+if TYPE_CHECKING:
+    import gemmi
+
+    from .case import Case
+    from .contest import Comparison, Entry
+
 FLAGS = flags.FLAGS
 METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
 DEFAULT_METHODS = ("ours", "blend", "barycentre", "l2", "models")
-OUTPUTS = ("compare.json", "compare.csv", "compare.txt", "along.csv")
-OUTPUTS += tuple(f"{name}.{kind}" for name in ("along", "ends", "halfway") for kind in ("svg", "png"))
 
 
 def define_flags() -> None:
@@ -82,8 +87,7 @@ def main() -> None:
     files = contest.find_frames(FLAGS.frames_of)
     name = FLAGS.pair or Path((FLAGS.target or ["none"])[0]).name.split(".")[0]
     out_dir = Path(FLAGS.out_dir or Path("runs") / f"compare_{name}")
-    if not FLAGS.overwrite and any((out_dir / made).exists() for made in OUTPUTS):
-        raise InputError(f"{out_dir} holds a comparison: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "comparison", "a comparison", FLAGS.overwrite)
     with contextlib.ExitStack() as claims:
         claims.enter_context(run_folder.claimed(out_dir, inside=FLAGS.methods, kinds=["comparison", "frames"]))
         claims.enter_context(run_folder.replacing(out_dir, "comparison"))
@@ -99,7 +103,7 @@ def main() -> None:
     log.info(f"results: {out_dir}")
 
 
-def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
+def score_methods(case: "Case", comparison: "Comparison", files: dict[str, list[Path]], out_dir: Path) -> "list[Entry]":
     """Score the methods and the frames from files, one after the other; write frames if --keep_frames."""
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io.maps import read_map
@@ -125,7 +129,7 @@ def score_methods(case, comparison, files: dict, out_dir: Path) -> list:
     return entries
 
 
-def load_pair():
+def load_pair() -> "tuple[Case, list[gemmi.Structure]]":
     """Load the case of a pair's folder, with noise on its target if --noise, and models of the path."""
     from . import methods, pairs
 
@@ -137,7 +141,7 @@ def load_pair():
     return case, pairs.known_path(folder, case.model)
 
 
-def load_maps(out_dir: Path):
+def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     """Load the case that the flags name; there are no models of the path."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError

@@ -17,7 +17,7 @@ from . import archives, log, prechecks
 from .case import Case, Doubt, Waypoint, grid_of
 from .find import base_model, existing_file, find, one_for_each, other_half_map, resolution_of, unique_stems
 from .inputs import check_inside, load_maps
-from .masks import mask_all, masked, protein_in, without_micelles
+from .masks import mask_all, masked, without_micelles
 from .parse import parse_waypoints
 from .score import load_reference
 from .settings import LISTED_BY_TARGET, InputSettings
@@ -43,7 +43,13 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
     if settings.archives is not None:
         fetch_missing(settings, settings.archives, names)
     resolutions = known_resolutions(settings, names)
-    maps, model, files, doubts = read_inputs(settings, names, resolutions, out_dir)
+    maps, files, doubts = read_maps(settings, names, resolutions, out_dir)
+    model = read_model(settings, maps[0], files)
+    proteins: dict[str, Map] = {}
+    if settings.micelle == "auto":
+        has_mask = [bool(settings.mask)] + [bool(settings.target_mask)] * (len(names) - 1)
+        maps, proteins, masks = without_micelles(names, maps, resolutions, has_mask, model, out_dir)
+        files |= masks
     references, halves = one_for_each(settings.reference, count, "references"), half_map_files(settings)
     files |= {name: existing_file(name, settings.data_dir) for name in settings.reference}
     boxes = [grid_of(map_) for map_ in maps[1:]]
@@ -66,7 +72,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
             for (name, time), map_, resolution in zip(waypoints, maps[last:], resolutions[last:], strict=True)
         ],
         halves=[
-            tuple(load_half_map(maps[0], path, found, files.get(protein_in(name)), settings) for path in pair)
+            tuple(load_half_map(maps[0], path, found, proteins.get(name), settings) for path in pair)
             for pair, found, name in zip(halves, alignments, settings.target, strict=False)
         ],
         alignments=alignments[:count],
@@ -93,31 +99,31 @@ def known_resolutions(settings: InputSettings, names: Sequence[str]) -> list[flo
     return [initial, *(settings.target_resolution or resolution for resolution in others)]
 
 
-def read_inputs(
+def read_maps(
     settings: InputSettings, names: Sequence[str], resolutions: Sequence[float | None], out_dir: Path
-) -> tuple[list[Map], gemmi.Structure | None, dict[str, Path], list[Doubt]]:
-    """Read and check the maps of these names, the initial one first, and the model; apply masks and remove micelles.
+) -> tuple[list[Map], dict[str, Path], list[Doubt]]:
+    """Read, check and mask the maps of these names, the initial one first.
 
     Returns:
-        The maps, the model, the files with those of masks by name, and warnings.
+        The maps, the files with those of masks by name, and warnings.
     """
-    targets = len(names) - 1  # with waypoints
-    sizes = [settings.voxel_size] + [settings.target_voxel_size] * targets
+    sizes = [settings.voxel_size] + [settings.target_voxel_size] * (len(names) - 1)
     maps, files = load_maps(names, settings.data_dir, out_dir, sizes, settings.all_models)
     prechecks.check_resolutions(names, maps, resolutions, settings.resolutions_given)
     maps, doubts = prechecks.sound(prechecks.initial_first(names, maps), settings.invert)
     prechecks.check_mass(settings.mass_kda, maps[0])
     maps, masks = mask_all(settings, maps)
-    files, model = files | masks, None
-    if settings.model:
-        files[settings.model] = existing_file(settings.model, settings.data_dir)
-        model = atoms.read_model(files[settings.model], settings.all_models)
-        check_inside(model, maps[0].density.shape, maps[0].voxel_size, maps[0].origin, settings.model)
-    if settings.micelle == "auto":
-        has_mask = [bool(settings.mask)] + [bool(settings.target_mask)] * targets
-        maps, masks = without_micelles(names, maps, resolutions, has_mask, model, out_dir)
-        files |= masks
-    return maps, model, files, doubts
+    return maps, files | masks, doubts
+
+
+def read_model(settings: InputSettings, initial: Map, files: dict[str, Path]) -> gemmi.Structure | None:
+    """Read the model of the initial state, if there is one, and add its file to `files`."""
+    if not settings.model:
+        return None
+    files[settings.model] = existing_file(settings.model, settings.data_dir)
+    model = atoms.read_model(files[settings.model], settings.all_models)
+    check_inside(model, initial.density.shape, initial.voxel_size, initial.origin, settings.model)
+    return model
 
 
 def superposed(
@@ -178,7 +184,7 @@ def half_map_files(settings: InputSettings) -> list[tuple[Path, Path]]:
 
 
 def load_half_map(
-    initial: Map, path: Path, found: align.Alignment, protein: Path | None, settings: InputSettings
+    initial: Map, path: Path, found: align.Alignment, protein: Map | None, settings: InputSettings
 ) -> Map:
     """Read a half-map and resample it on the initial map's grid.
 
@@ -190,9 +196,8 @@ def load_half_map(
         settings: of the inputs.
     """
     half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
-    kept = protein and read_map(protein)
-    if kept is not None and same_grid(half, kept) is None:
-        half = mask.masked(half, kept, str(protein))
+    if protein is not None and same_grid(half, protein) is None:
+        half = mask.masked(half, protein, "the mask of the target's protein")
     return resampled(half, initial, found.transform)
 
 

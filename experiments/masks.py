@@ -40,7 +40,7 @@ def without_micelles(
     has_mask: Sequence[bool],
     model: gemmi.Structure | None,
     out_dir: Path,
-) -> tuple[list[Map], dict[str, Path]]:
+) -> tuple[list[Map], dict[str, Map], dict[str, Path]]:
     """Remove micelles and nanodiscs from maps that show one.
 
     Args:
@@ -52,19 +52,21 @@ def without_micelles(
         out_dir: the run's folder; masks of what is kept are written to its folder inputs.
 
     Returns:
-        The maps, and the files of these masks under the names from `protein_in`.
+        The maps, the masks of those from which something was removed, and the files of these masks under the names from
+        `protein_in`.
     """
-    found, files = micelle.proteins(maps, resolutions, has_mask, model), {}
-    for number, (name, map_, one) in enumerate(zip(names, maps, found, strict=True)):
+    found, kept, files = micelle.proteins(maps, resolutions, has_mask, model), {}, {}
+    for number, (name, one) in enumerate(zip(names, found, strict=True)):
         if one is None:
             continue
         path = out_dir / "inputs" / f"protein_in_{unique_stems(names)[number]}.mrc"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_input(path, replace(map_, density=one.mask))
-        maps[number], files[protein_in(name)] = masked(map_, path, None), path
+        kept[name], files[protein_in(name)] = replace(maps[number], density=one.mask), path
+        write_input(path, kept[name])
+        maps[number] = mask.masked(maps[number], kept[name], str(path))
         if not jax.process_index():
             log.micelle_removed(Path(name).name, one.left_out, path)
-    return maps, files
+    return maps, kept, files
 
 
 def protein_in(name: str) -> str:

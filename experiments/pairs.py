@@ -1,8 +1,22 @@
 """Pairs of models whose answer is known: folders with two models and a pair.json, and the known paths between them."""
 
+import math
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+
+import gemmi
+import numpy as np
+
+from cryotrans_jax.density import simulation
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError, read_bytes, read_json
+from cryotrans_jax.io.maps import FARTHEST
+
+from .case import Case
+from .inputs import check_detail
 
 INITIAL_RESOLUTION, VOXEL_SIZE = 3.0, 1.0  # Å
 MAX_BYTES = 1 << 30  # largest size of the frames of a known path
@@ -14,15 +28,13 @@ def pair_folder(data_dir: str, name: str) -> Path:
     Raises:
         InputError: the folder has no pair.json.
     """
-    from cryotrans_jax.io.files import InputError
-
     folder = Path(data_dir) / name
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
     return folder
 
 
-def load_models(folder: Path, back: bool = False) -> tuple:
+def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemmi.Structure]:
     """Read the models of a pair's folder, superposed if its pair.json says so.
 
     Args:
@@ -32,9 +44,6 @@ def load_models(folder: Path, back: bool = False) -> tuple:
     Raises:
         InputError: the folder has no pair.json, or a file that it names cannot be read.
     """
-    from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
-
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = read_description(folder)
@@ -44,13 +53,8 @@ def load_models(folder: Path, back: bool = False) -> tuple:
     return start, atoms.superpose(end, start) if named.get("superpose") else end
 
 
-def load_pair(folder: Path, resolution: float, back: bool = False):
+def load_pair(folder: Path, resolution: float, back: bool = False) -> Case:
     """Load the case of a pair's folder, or in reverse (`back`): both models' maps on a common grid."""
-
-    from cryotrans_jax.density import simulation
-
-    from .case import Case
-    from .inputs import check_detail
 
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
@@ -59,10 +63,8 @@ def load_pair(folder: Path, resolution: float, back: bool = False):
     return Case(maps[0], [maps[1]], {}, [folder.name], INITIAL_RESOLUTION, [resolution], start, [end])
 
 
-def known_path(folder: Path, initial) -> list:
+def known_path(folder: Path, initial: gemmi.Structure) -> list[gemmi.Structure]:
     """Models of the path between a pair's states, in the initial state's frame; empty if the pair names none."""
-    from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
 
     named = read_description(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
@@ -86,8 +88,6 @@ def read_description(folder: Path) -> dict:
     Raises:
         InputError: it is not a JSON object.
     """
-    from cryotrans_jax.io.files import read_json
-
     return read_json(folder / "pair.json")
 
 
@@ -97,8 +97,6 @@ def file_of_pair(folder: Path, name: Any) -> Path:
     Raises:
         InputError: `name` is not the name of a file in this folder.
     """
-    from cryotrans_jax.io.files import InputError
-
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
     if not os.path.isfile(folder / name):  # also False if the name is too long for a file
@@ -106,7 +104,7 @@ def file_of_pair(folder: Path, name: Any) -> Path:
     return folder / name
 
 
-def read_frames(path: Path):
+def read_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the frames of a known path from an .npz with `atom_index` and `xyz`.
 
     Returns:
@@ -115,12 +113,6 @@ def read_frames(path: Path):
     Raises:
         InputError: the file is not such an .npz, or its arrays have more than MAX_BYTES.
     """
-    import zipfile
-    import zlib
-
-    from cryotrans_jax.io.files import InputError
-    from cryotrans_jax.io.maps import FARTHEST
-
     try:
         with zipfile.ZipFile(path) as packed:
             index, frames = (read_array(packed, name) for name in ("atom_index", "xyz"))
@@ -133,19 +125,13 @@ def read_frames(path: Path):
     return index, frames
 
 
-def read_array(packed, name: str):
+def read_array(packed: zipfile.ZipFile, name: str) -> np.ndarray:
     """Read an array of an opened .npz; its memory is not allocated before the data are read, and nothing is unpickled.
 
     Raises:
         ValueError: the array is damaged, or has more than MAX_BYTES.
         KeyError: there is no array of this name.
     """
-    import math
-
-    import numpy as np
-
-    from cryotrans_jax.io.files import read_bytes
-
     with packed.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -8,7 +8,9 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,6 +18,11 @@ from . import flags as shared
 from . import log, paths, ranges
 from .main import SomeFailed, run
 from .signals import catch_signals
+
+if TYPE_CHECKING:
+    from .case import Case
+    from .resume import Keeper
+    from .settings import InputSettings
 
 FLAGS = flags.FLAGS
 COMMON = (  # flags that nearly everyone needs, in the order in which --help begins with them
@@ -120,7 +127,9 @@ def main() -> None:
         )
 
 
-def claim_and_prepare(given, out_dir: Path, keeper, claims: contextlib.ExitStack):
+def claim_and_prepare(
+    given: "InputSettings", out_dir: Path, keeper: "Keeper", claims: contextlib.ExitStack
+) -> "Case | None":
     """Lock the folder until `claims` are closed, and prepare the case; None if this process has no target."""
     import jax
 
@@ -132,7 +141,7 @@ def claim_and_prepare(given, out_dir: Path, keeper, claims: contextlib.ExitStack
     return prepare(given, out_dir, keeper)
 
 
-def prepare(given, out_dir: Path, keeper):
+def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     """Load a case, after checking that this process may write to the folder.
 
     Of several targets those that cannot be used are left out.
@@ -172,7 +181,7 @@ def prepare(given, out_dir: Path, keeper):
     return case
 
 
-def fit_and_write(case, keeper, out_dir: Path, share) -> dict[str, str]:
+def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence[int]) -> dict[str, str]:
     """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
     from . import record, results
     from .settings import FitSettings, OutputSettings, from_flags
@@ -189,7 +198,7 @@ def fit_and_write(case, keeper, out_dir: Path, share) -> dict[str, str]:
     return failed
 
 
-def default_folder(given) -> Path:
+def default_folder(given: "InputSettings") -> Path:
     """Name of the run's folder: runs/<initial>_to_<target>, or runs/demo for the built-in pair."""
     if given.built_in:
         return Path("runs/demo")

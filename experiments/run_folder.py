@@ -239,6 +239,12 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} holds another run: give another --out_dir, or --overwrite to replace its results")
 
 
+def check_unused(folder: Path, kind: str, what: str, overwrite: bool) -> None:
+    """Raise InputError where the folder holds results of a kind, in words `what`, unless they may be replaced."""
+    if not overwrite and result_files(folder, KINDS[kind]):
+        raise InputError(f"{folder} holds {what}: give another --out_dir, or --overwrite to replace it")
+
+
 def results_in(folders: Iterable[Path]) -> list[Path]:
     """Results of a run in the folders of its targets, with those in the target's frame and of the assembly."""
     folders = [*folders]

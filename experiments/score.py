@@ -100,10 +100,10 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
     if isinstance(reference, gemmi.Structure):
-        for when, map_ in (("before", compared.start), ("after", generated)):
-            out[f"q_score_{when}"] = qscore.q_score(map_, reference)
         if case.model is not None:
             out |= score_models(case.model, fit.move(case.model), reference)
+        for when, map_ in (("before", compared.start), ("after", generated)):
+            out[f"q_score_{when}"] = qscore.q_score(map_, reference)
     return out
 
 

@@ -1,5 +1,6 @@
 """Every number that a command takes has a range, and what lies outside of it is refused in one sentence."""
 
+import dataclasses
 import importlib
 import math
 import re
@@ -13,7 +14,7 @@ from cryotrans_jax.density import thresholds
 from cryotrans_jax.io import maps as files
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
-from experiments import inputs, parse, prechecks, ranges
+from experiments import inputs, parse, prechecks, ranges, settings
 from experiments.studies import validate
 
 ROOT = Path(__file__).parents[1]
@@ -166,3 +167,23 @@ def test_a_map_is_not_simulated_on_voxels_that_cannot_hold_it(job, tmp_path):
         inputs.check_detail(0.5, 1.0)
     status, _, error = job("study", "--resolutions=3", "--voxel_size=4", f"--out_dir={tmp_path / 'out'}")
     assert status == 2 and "--resolutions=3 is finer than the 4.62 Å that voxels of 4 Å can hold" in error
+
+
+def test_settings_are_named_as_the_flags_of_a_run(job):
+    _, out, _ = job("run", "--help")
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", out, re.MULTILINE))
+    kinds = [kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind)]
+    kinds = [kind for kind in kinds if kind.__module__ == settings.__name__]
+    assert len(kinds) > 3
+    for kind in kinds:
+        assert {each.name for each in dataclasses.fields(kind)} - {"resolutions_given", "archives"} <= shown
+
+
+def test_settings_without_values_keep_their_defaults():
+    own = flags.FlagValues()
+    flags.DEFINE_float("steps", None, "", flag_values=own)
+    flags.DEFINE_integer("seed", 3, "", flag_values=own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "FLAGS", own)
+        own(["program"])
+        assert settings.from_flags(settings.FitSettings) == settings.FitSettings(seed=3)

@@ -104,3 +104,21 @@ def test_commands_do_not_need_studies_and_nothing_is_imported_in_a_circle():
     while free := [name for name, needs in left.items() if not needs & set(left)]:
         left = {name: needs for name, needs in left.items() if name not in free}
     assert not left, f"a circle among {sorted(left)}"
+
+
+def test_no_file_needs_a_command_but_those_that_run_it():
+    commands = {name for name, path in COMMANDS.items() if "\ndef define_flags" in path.read_text()} - {"flags"}
+    for name in set(COMMANDS) - commands:
+        assert not relative_imports(name) & commands, name
+
+
+def test_settings_are_typed_and_flags_are_handed_only_to_the_record_of_a_run():
+    record = {("record", "describe"), ("record", "settings_of"), ("resume", "__init__"), ("resume", "terms")}
+    untyped = set()
+    for name, path in COMMANDS.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = [each for each in (*node.args.args, *node.args.kwonlyargs) if each.arg == "settings"]
+                types = {each.annotation and ast.unparse(each.annotation) for each in given}
+                untyped |= {(name, node.name) for kind in types if not str(kind).endswith("Settings")}
+    assert untyped - {("results", "fit_case")} <= record

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil  # noqa: F401  # it asks once on which system it is
 import pytest
 
 ROOT = Path(__file__).parents[1]

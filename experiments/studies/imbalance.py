@@ -73,8 +73,7 @@ def main() -> None:
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if (out_dir / "imbalance.json").exists() and not FLAGS.overwrite:
-        raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "imbalance", "a study", FLAGS.overwrite)
     rare = round(FLAGS.rare * FLAGS.particles)
     if rare < 4:
         raise InputError(f"{rare} particles of the rare conformation make no two half-maps: give more --particles")

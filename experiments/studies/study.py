@@ -28,7 +28,6 @@ COLUMNS = {  # key: style, head
     "rmsd_after": ("{:.2f}", "after [Å]"),
     "published": ("{}", "published FSC = 0.5 [Å]"),
 }
-OUTPUTS = ("study.md", "study.csv", "study.json", "study.svg", "study.png", "fsc.csv")
 
 
 @group("Study")
@@ -56,13 +55,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the study and write it into the folder."""
-    from cryotrans_jax.io.files import InputError
-
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
-        raise InputError(f"{out_dir} holds a study: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "study", "a study", FLAGS.overwrite)
     case = load(resolutions())
     rows, curves, maps = [], {}, out_dir / "maps"
     with (

@@ -17,7 +17,6 @@ from .. import paths, ranges
 from ..main import run
 
 FLAGS = flags.FLAGS
-OUTPUTS = ("dynamics.csv", "dynamics.json", "dynamics.svg", "dynamics.png")
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     from .. import finished, run_folder
 
     folder = Path(FLAGS.run_dir)
-    if not FLAGS.overwrite and any((folder / name).exists() for name in OUTPUTS):
+    if not FLAGS.overwrite and run_folder.result_files(folder, run_folder.KINDS["dynamics"]):
         raise InputError(f"{folder} holds such a comparison already: add --overwrite to replace it")
     model = carried_model(folder)
     path = load_path(model)

@@ -22,7 +22,6 @@ from absl import flags
 
 from .. import paths, ranges, tables
 from ..main import run, show_warnings
-from ..pairs import known_path, load_pair, pair_folder
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -84,13 +83,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
-    from cryotrans_jax.io.files import InputError
-
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if (out_dir / "validate.json").exists() and not FLAGS.overwrite:
-        raise InputError(f"{out_dir} holds a validation: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "validation", "a validation", FLAGS.overwrite)
     cases = plan_cases()
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds include compilation
     rows: list[dict] = []
@@ -113,6 +109,8 @@ def main() -> None:
 
 def plan_cases() -> list[tuple]:
     """Arguments of `measure` for every case that the flags select."""
+    from ..pairs import pair_folder
+
     names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
     cases = []
@@ -169,6 +167,7 @@ def measure(
     from cryotrans_jax.io import memory
 
     from .. import results, score
+    from ..pairs import load_pair
     from ..settings import FitSettings
 
     case = load_pair(Path(folder), resolution, back)
@@ -206,6 +205,8 @@ def path_scores(fit, case, folder: Path) -> dict:
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
     from cryotrans_jax.scores import metrics
+
+    from ..pairs import known_path
 
     path = known_path(folder, case.model)
     if not path:

@@ -19,7 +19,6 @@ from ..main import run
 FLAGS = flags.FLAGS
 TIME = 0.5  # of the waypoint
 FRAMES = 21  # number of frames that the known path is compared with
-OUTPUTS = ("waypoints.json", "waypoints.md")
 WAYS = ("two maps", "with the waypoint", "straight line", "straight lines through the waypoint")
 COLUMNS = {
     "pair": "{}",
@@ -51,13 +50,12 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
-    from cryotrans_jax.io.files import InputError, write_file
+    from cryotrans_jax.io.files import write_file
 
     from .. import pairs, record, run_folder
 
     out_dir = Path(FLAGS.out_dir)
-    if not FLAGS.overwrite and any((out_dir / name).exists() for name in OUTPUTS):
-        raise InputError(f"{out_dir} holds a study of waypoints: give another --out_dir, or --overwrite to replace it")
+    run_folder.check_unused(out_dir, "waypoints", "a study of waypoints", FLAGS.overwrite)
     folders = {name: pairs.pair_folder(FLAGS.data_dir, name) for name in FLAGS.pairs}
     rows = []
     with run_folder.growing(out_dir, "waypoints") as growing:
@@ -65,8 +63,8 @@ def main() -> None:
         for (name, folder), resolution, (number, seed) in each:
             about = {"pair": name, "resolution": resolution, "seed": seed}
             rows += [about | row for row in study_pair(folder, resolution, seed, straight=number == 0)]
-            run_folder.write_json(growing / OUTPUTS[0], {"settings": record.settings_of(FLAGS), "rows": rows})
-            write_file(growing / OUTPUTS[1], table(rows))
+            run_folder.write_json(growing / "waypoints.json", {"settings": record.settings_of(FLAGS), "rows": rows})
+            write_file(growing / "waypoints.md", table(rows))
     print(table(rows))
     print(f"The table is in {out_dir}")
 
