@@ -77,6 +77,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     bodies, redrawn = (stages_before(action, fit.config) for action in (FindRigidBodies, RedrawBorders))
     stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": redrawn, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
+    assert bool(snapshot.partitions) == (stage >= bodies)
     snapshot.save(tmp_path / "s", {"told": [1, "Å"]})
     found, told = Snapshot.load(tmp_path / "s")
     assert told == {"told": [1, "Å"]}
