@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,20 @@ def test_code_that_a_page_names_is_in_the_package(page):
     """`file.function` or `Class.method`, and not the name of a file of results."""
     named = re.findall(r"`(?:[\w.]+\.)?(\w+)\.(\w+)(?:\(.*?\))?`", page.read_text())
     ours = {(home, name) for home, name in named if home in defined()}
-    assert not [f"{h}.{n}" for h, n in ours if n not in defined()[h] | {"csv", "json", "mrc", "cif", "pdb", "md", "py"}]
+    files = {"csv", "json", "mrc", "cif", "pdb", "md", "py", "png", "svg", "gif", "xml", "html", "cxc"}
+    assert not [f"{h}.{n}" for h, n in ours if n not in defined()[h] | files]
+
+
+def test_examples_of_how_to_extend_the_method_run():
+    """One after the other, as a reader would enter them; what they make is what the page says of it."""
+    text, names = (ROOT / "docs/extend.md").read_text(), {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert [label for label, _ in names["seen"]] == ["loss"] and names["fit"].history[0][-1] < names["fit"].history[0][
+        0
+    ]
+    assert np.abs(names["moved"][:, 2]).max() < 1e-4 < np.abs(names["moved"][:, :2] - [[0, 0], [10, 5]]).max()
+    assert names["strain"].shape == (3, 3) and names["speeds"].shape == (5, 3)
 
 
 def test_no_message_is_listed_twice():

@@ -192,12 +192,16 @@ class Fit:
         parts = self.partition(target)
         return None if parts is None else parts.part_at(xyz)
 
-    def __call__(self, x: Float[Array, "*points 3"], t: Scalar = 1.0, target: int = 0) -> Float[Array, "*points 3"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 1.0, target: int = 0
+    ) -> Float[Array, "*points 3"]:
         """Positions (Å) to which the flow carries x (Å) by time t, as a pure function for JAX; see `carry`."""
         flow = self.field, self.target_params(target), self.frame
         return functions.position(*flow, jnp.asarray(x), t, self.partition(target))
 
-    def velocity(self, x: Float[Array, "*points 3"], t: Scalar = 0.0, target: int = 0) -> Float[Array, "*points 3"]:
+    def velocity(
+        self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 0.0, target: int = 0
+    ) -> Float[Array, "*points 3"]:
         """Velocity field at positions x (Å) and time t, in Å per unit time, as a pure function for JAX."""
         flow = self.field, self.target_params(target), self.frame
         return functions.velocity(*flow, jnp.asarray(x), t, self.partition(target))
