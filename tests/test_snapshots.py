@@ -21,7 +21,7 @@ from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
 
-HOW = dict(steps=0.1, initial_resolution=8.0, target_resolution=8.0, seed=2)
+HOW = dict(steps=0.1, initial_resolution=8.0, target_resolution=8.0, seed=4)  # which finds two bodies clearly
 
 
 def same(a, b):
@@ -76,6 +76,7 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     bodies, redrawn = (stages_before(action, fit.config) for action in (FindRigidBodies, RedrawBorders))
     stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": redrawn, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
+    assert bool(snapshot.partitions) == (stage >= bodies)
     snapshot.save(tmp_path / "s", {"told": [1, "Å"]})
     found, told = Snapshot.load(tmp_path / "s")
     assert told == {"told": [1, "Å"]}
