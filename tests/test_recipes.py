@@ -65,21 +65,20 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     config = default(problem, seed=4)
     first, *matched = config.stages
     assert config.seed == 4 and first.label == "points" and {s.label for s in matched} == {"matched"}
-    assert config.field.network.wave_number * 20.0 == pytest.approx(
-        problem.frame.edge
-    )  # a radian in 20 Å, whatever the box
+    edge, network = problem.frame.edge, config.field.network
+    assert network.wave_number * 20.0 == pytest.approx(edge)  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
     (other,) = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
     assert (other.bin, other.sampling) == (first.bin, first.sampling)
     # the entropy blurs by a little less than a voxel
-    assert other.terms[0].epsilon * problem.frame.edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
+    assert other.terms[0].epsilon * edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
     if 0.5 <= size <= 4:  # as near to 4 Å as powers of two allow
         assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:
         assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
         scene, (term, _) = stage_inputs(problem, config.field, stage).steps.of_target(0)
         assert scene.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
-        shape, voxel = np.array(problem.initial.shape) // stage.bin, stage.bin * problem.voxel_size / problem.frame.edge
+        shape, voxel = np.array(problem.initial.shape) // stage.bin, stage.bin * problem.voxel_size / edge
         if stage is first:
             assert term.ends.shape == scene.x.shape
         else:
