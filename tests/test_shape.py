@@ -11,6 +11,7 @@ MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "cryotrans_jax/fit/prepare.py:prepare": "one step after the other, from maps to the problem",
+    "experiments/load.py:load_case": "one constructor of many fields",
     "experiments/pages/cautions.py:flow_cautions": "one caution after the other",
     "experiments/pages/cautions.py:settings_cautions": "one caution after the other",
 }

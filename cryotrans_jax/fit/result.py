@@ -28,7 +28,7 @@ from cryotrans_jax.motion.partition import Partition
 RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # hashed by identity, so that JAX can compile its functions
 class Fit:
     """Result of a fit: the velocity fields that carry the initial map onto each target.
 

@@ -130,7 +130,7 @@ class Config:
     """
 
     schedule: tuple[Stage | Action, ...]
-    field: Field = Field()
+    field: FieldMotion = Field()
     supervision: Supervision = Supervision()
     seed: int = 0
 
