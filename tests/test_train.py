@@ -28,6 +28,7 @@ from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.supervise import Callbacks
 from cryotrans_jax.fit.targets import rigidity_factor
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion import correspond
 
 CHUNK = 8  # does not divide the first stage's steps
@@ -267,6 +268,14 @@ def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, c
     begun = replace(Fitting.begin(two, CONTEST), state=middle)
     kept = CONTEST.schedule[1].choose(begun, np.zeros(2, bool)).state  # none is in doubt
     assert kept.rivals == (False, False) and equal(kept.params, middle.params)
+
+
+def test_schedules_that_cannot_be_run_are_refused(two):
+    with pytest.raises(InputError, match="the schedule begins with KeepBetterStart"):
+        Config((KeepBetterStart(STAGES[0]), *STAGES), FIELD)
+    blind = replace(CONFIG, schedule=(replace(STAGES[1], steps=1), KeepBetterStart(STAGES[0]), STAGES[1]))
+    with pytest.raises(InputError, match="follows a stage without correspondences"):
+        fit(two, blind)
 
 
 @pytest.mark.parametrize("stop", [(0, 16), (0, 20), (1, 8)])

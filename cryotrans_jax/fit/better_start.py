@@ -14,6 +14,7 @@ from cryotrans_jax.core.train import carry
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
 from cryotrans_jax.fit.state import begin_stage, failed_targets, initial_state, where_target
+from cryotrans_jax.io.files import InputError
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,10 @@ def misplaced_fraction(params: PyTree, batch: Batch, distance: float) -> Float[A
 
 
 def correspondences(terms: Sequence[Term]):
-    """The term among these that knows where points belong."""
-    return next(term for term in terms if hasattr(term, "misplaced"))
+    """The term among these that knows where points belong; raise InputError if there is none."""
+    for term in terms:
+        if hasattr(term, "misplaced"):
+            return term
+    raise InputError(
+        "KeepBetterStart follows a stage without correspondences: put it after a stage with the term Correspondences"
+    )

@@ -11,6 +11,7 @@ from cryotrans_jax.core.losses import Term
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.terms import TermSettings
+from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.waypoints import AtEachTime
 
 
@@ -133,6 +134,12 @@ class Config:
     field: FieldMotion = Field()
     supervision: Supervision = Supervision()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the schedule can be run; raise InputError if it begins with an action."""
+        if self.schedule and isinstance(self.schedule[0], Action):
+            name = type(self.schedule[0]).__name__
+            raise InputError(f"the schedule begins with {name}: begin it with a stage, after which actions may follow")
 
     @property
     def stages(self) -> tuple[Stage, ...]:
