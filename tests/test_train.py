@@ -1,6 +1,6 @@
 """A fit makes its loss small, goes on where it stopped, and fits each target as it would alone."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from cryotrans_jax.core.losses import Term, huber, rigidity
 from cryotrans_jax.core.train import carry, objective
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit.better_start import KeepBetterStart, misplaced_fraction
+from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.devices import (
     DeviceLayout,
     fit_to_memory,
@@ -22,14 +23,17 @@ from cryotrans_jax.fit.devices import (
     targets_at_once,
     train_steps,
 )
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Running
 from cryotrans_jax.fit.schedule import Fitting, run
-from cryotrans_jax.fit.stage import Config, Stage, Supervision, stage_inputs
+from cryotrans_jax.fit.stage import Action, Config, Stage, Supervision, stage_inputs
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.supervise import Callbacks
 from cryotrans_jax.fit.targets import rigidity_factor
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion import correspond
+from cryotrans_jax.motion.partition import Partition
 
 CHUNK = 8  # does not divide the first stage's steps
 STAGES = (
@@ -268,6 +272,43 @@ def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, c
     begun = replace(Fitting.begin(two, CONTEST), state=middle)
     kept = CONTEST.schedule[1].choose(begun, np.zeros(2, bool)).state  # none is in doubt
     assert kept.rivals == (False, False) and equal(kept.params, middle.params)
+
+
+def test_every_action_of_a_schedule_is_done_once_in_its_place(maps, monkeypatch):
+    """Also after one that divides the map; a fit that is resumed within a stage does not repeat those before it."""
+    done = []
+
+    @dataclass(frozen=True)
+    class Note(Action):
+        name: str
+
+        def __call__(self, fitting):
+            done.append((self.name, fitting.state.stage, len(fitting.history), bool(fitting.partitions)))
+            return fitting
+
+    labels = 1 + (np.arange(maps[0].density.shape[2]) > 15) * np.ones(maps[0].density.shape, int)
+    halves = Partition(labels, maps[0].voxel_size, maps[0].origin)
+    monkeypatch.setattr("cryotrans_jax.fit.bodies.find_bodies", lambda *_: ([halves], [[2.0, 1.0]]))
+    stage = replace(STAGES[1], steps=2)
+    schedule = (
+        stage,
+        Note("a"),
+        FindRigidBodies(transfer=stage),
+        Note("b"),
+        stage,
+        RedrawBorders(),
+        Note("c"),
+        stage,
+        Note("d"),
+    )
+    kept, options = [], Options(replace(CONFIG, schedule=schedule), align="none")
+    fit = morph(maps[0], maps[1], options, running=Running(on_snapshot=kept.append))
+    expected = [("a", 0, 1, False), ("b", 0, 1, True), ("c", 1, 2, True), ("d", 2, 3, True)]
+    assert done == expected and fit.partition().count == 2
+    done.clear()
+    middle = next(snapshot for snapshot in kept if snapshot.state.stage == 1)
+    again = morph(maps[0], maps[1], options, running=Running(resume_from=middle))
+    assert done == expected[2:] and equal(again.params, fit.params)
 
 
 def test_schedules_that_cannot_be_run_are_refused(two):

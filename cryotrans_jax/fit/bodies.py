@@ -63,7 +63,7 @@ class FindRigidBodies(Action):
             partitions=tuple(partitions),
             problem=problem,
             field=without_symmetry(fitting.field),
-            state=divide_state(fitting.state, problem.parts, fitting.state.stage + 1),
+            state=divide_state(fitting.state, problem.parts, fitting.state.stage),
         )
         return self.released(divided, fitting) if fitting.whole.operators else divided
 
@@ -132,8 +132,7 @@ class RedrawBorders(Action):
         drawn = tuple(
             redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
         )
-        state = begin_stage(fitting.state, fitting.state.stage + 1)
-        return replace(fitting, partitions=drawn, problem=divide_into_parts(whole, drawn, initial), state=state)
+        return replace(fitting, partitions=drawn, problem=divide_into_parts(whole, drawn, initial))
 
 
 def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: Map) -> Problem:
