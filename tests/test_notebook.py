@@ -13,7 +13,10 @@ import cryotrans_jax as ct
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "morph.ipynb"
-QUICK = {"steps = 1.0": "steps = 0.005", "steps=steps,": 'steps=steps, recipe="paper", bin=4,'}  # one short stage
+QUICK = {  # one short stage
+    "steps = 1.0": "steps = 0.005",
+    "options = ct.Options(": "from cryotrans_jax.fit.recipes import Paper\n\noptions = ct.Options(Paper(4), ",
+}
 
 
 def executed(changes, monkeypatch):
