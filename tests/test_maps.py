@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import itertools
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from mrcfile.dtypes import HEADER_DTYPE
 
+from cryotrans_jax.io import maps
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, describe, has_voxel_size, read_map, same_grid, write_map
 
@@ -331,3 +334,23 @@ def test_a_map_is_interpolated_linearly_and_is_0_outside():
     here, there = density[tuple(voxels.T)], density[1:][tuple(voxels.T)]
     np.testing.assert_allclose(map_.interpolate(x + 0.25 * step), 0.75 * here + 0.25 * there, atol=1e-6)
     assert not map_.interpolate(x - 10 * step).any()
+
+
+def test_a_further_format_is_read_by_the_module_that_is_named_for_its_suffix(tmp_path, monkeypatch):
+    """With the given voxel size; what it returns is checked as any map is, and nothing is written in that format."""
+    shape, module = (4, 5, 6), types.ModuleType("arrays")
+    module.read = lambda path, voxel_size: Map(np.load(path).astype(np.float32), voxel_size, np.zeros(3))
+    monkeypatch.setitem(sys.modules, "arrays", module)
+    monkeypatch.setitem(maps.READERS, ".npy", "arrays")
+    values = np.random.default_rng(0).normal(size=shape)
+    np.save(tmp_path / "a.npy", values)
+    found = read_map(tmp_path / "a.npy", 2.0)
+    np.testing.assert_array_equal(found.density, values.astype(np.float32))
+    assert found.voxel_size.tolist() == [2.0] * 3
+    with pytest.raises(InputError, match="has voxels of 100000, 100000, 100000 Å"):
+        read_map(tmp_path / "a.npy", 1e5)
+    np.save(tmp_path / "b.npy", np.ones(shape))
+    with pytest.raises(InputError, match="has the value 1 throughout"):
+        read_map(tmp_path / "b.npy", 2.0)
+    with pytest.raises(InputError, match="is not a map's name"):
+        write_map(tmp_path / "c.npy", found)

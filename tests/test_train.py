@@ -30,7 +30,7 @@ from cryotrans_jax.fit.stage import Action, Config, Stage, Supervision, stage_in
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.supervise import Callbacks
 from cryotrans_jax.fit.targets import rigidity_factor
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity, TermSettings
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion import correspond
 from cryotrans_jax.motion.partition import Partition
@@ -605,3 +605,28 @@ def test_memory_is_asked_of_devices_that_know_it(monkeypatch):
 
     assert found(None) == found({}) == found({"bytes_limit": 5}, None) == DeviceLayout(batch=1)
     assert found({"bytes_limit": 5}, {"bytes_limit": 4}) == DeviceLayout(memory=4)
+
+
+def test_terms_and_actions_that_are_none_are_refused_by_name(two):
+    @dataclass(frozen=True)
+    class Nothing(Action):
+        def __call__(self, fitting):
+            pass
+
+    class Plain(Term):
+        def __call__(self, carried):
+            return jnp.mean(carried.x)
+
+    @dataclass(frozen=True)
+    class Settings(TermSettings):
+        label = "plain"
+
+        def make(self, problem, level, bin_, target):
+            return Plain()
+
+    with pytest.raises(TypeError):
+        Stage(Matched(), 1, 1e-3, 1e-3)
+    with pytest.raises(TypeError, match="Plain is no pytree"):
+        inputs(two, Stage((Settings(),), 1, 1e-3, 1e-3))
+    with pytest.raises(TypeError, match="Nothing returned None: return the fit"):
+        fit(two, replace(CONFIG, schedule=(replace(STAGES[1], steps=1), Nothing())))

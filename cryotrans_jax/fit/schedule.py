@@ -128,7 +128,7 @@ def run(fitting: Fitting, on_snapshot: Callable[[Snapshot], None] | None = None)
             if number < fitting.state.stage or fitting.over:
                 continue  # done before the state was kept
             if isinstance(item, Action):
-                fitting = item(fitting) if number == fitting.state.stage else fitting
+                fitting = act(item, fitting)
                 if item.divides:
                     compiler.forget()
                 continue
@@ -137,6 +137,14 @@ def run(fitting: Fitting, on_snapshot: Callable[[Snapshot], None] | None = None)
             inputs = compiler.inputs(fitting, fitting.config.schedule[place:], number)
             fitting = run_stage(replace(fitting, inputs=inputs), item, on_snapshot)
     return fitting
+
+
+def act(action: Action, fitting: Fitting) -> Fitting:
+    """Do an action between two stages; raise TypeError if it does not return the fit."""
+    found = action(fitting)
+    if not isinstance(found, Fitting):
+        raise TypeError(f"{type(action).__name__} returned {found!r}: return the fit, changed or not")
+    return found
 
 
 def run_stage(fitting: Fitting, stage: Stage, on_snapshot: Callable[[Snapshot], None] | None) -> Fitting:

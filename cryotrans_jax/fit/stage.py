@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from cryotrans_jax.core.batch import Batch
@@ -39,6 +40,11 @@ class Stage:
     spacing: float = 0.0
     patience: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the terms; raise TypeError if they are not a tuple of settings of terms."""
+        if not (isinstance(self.terms, tuple) and all(isinstance(term, TermSettings) for term in self.terms)):
+            raise TypeError(f"the terms of a stage are {self.terms!r}: give a tuple of `TermSettings`")
+
     @property
     def label(self) -> str:
         """Name of the stage's first term, for people."""
@@ -66,7 +72,8 @@ class Stage:
 class Action:
     """Something done between two stages, such as the search for rigid bodies.
 
-    Subclasses are frozen dataclasses of plain values with a method `__call__`.
+    Subclasses are frozen dataclasses of plain values (text, numbers, tuples, dataclasses of these), which the record of
+    a run can hold, with a method `__call__`. An action follows a stage.
 
     Attributes:
         divides: whether it may divide the initial map into parts, so that the later stages' programs are other ones.
@@ -195,7 +202,11 @@ def make_terms(
     """Make the terms of a trajectory: those of its target, or with waypoints those of all targets at their times."""
 
     def of_target(target: int) -> tuple[Term, ...]:
-        return tuple(term.make(problem, level, bin_, target) for term in settings)
+        made = tuple(term.make(problem, level, bin_, target) for term in settings)
+        for term in made:
+            if jax.tree_util.all_leaves([term]):
+                raise TypeError(f"{type(term).__name__} is no pytree: decorate the class with flax.struct.dataclass")
+        return made
 
     if not problem.waypoints:
         return of_target(trajectory)

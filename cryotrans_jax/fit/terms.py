@@ -1,6 +1,6 @@
 """Settings of the terms of a stage, as a schedule holds them; each makes its term for one target of a prepared problem.
 
-A further term is a class like these: a frozen dataclass of plain values with a method `make`.
+A further term is a class like these: a frozen dataclass of plain values (text, numbers, tuples) with a method `make`.
 """
 
 from dataclasses import dataclass, replace
@@ -31,11 +31,13 @@ class TermSettings:
     rigid: ClassVar[bool] = False
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Term:
-        """Make the term.
+        """Make the term; called for each stage and target.
+
+        Arrays that are the same object for all targets are kept once, others are stacked.
 
         Args:
             problem: the prepared maps.
-            level: the points of mass that it will be called with.
+            level: the points of mass that it will be called with; `corner` and `voxel` are those of the binned grid.
             bin_: voxel size of the comparison grid, in voxels of the map.
             target: number of the target.
         """

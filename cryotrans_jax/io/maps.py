@@ -20,9 +20,10 @@ from scipy import ndimage
 from cryotrans_jax.io.files import InputError, foreign_format, open_unpacked, read_bytes, whole_file
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-# Further formats: by suffix the module whose function read(path, voxel_size) returns the Map.
+WRITTEN = (".mrc", ".map", ".ccp4")
+# Further formats, by suffix: the module whose read(path, voxel_size: three numbers in Å, or None) returns the Map.
 READERS: dict[str, str] = {}
-SUFFIXES = (".mrc", ".map", ".ccp4", *READERS)
+SUFFIXES = (*WRITTEN, *READERS)
 IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's stamp in a header, and the flag bit for signed bytes
 IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
@@ -68,13 +69,11 @@ def as_map(given: MapLike) -> Map:
 def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
     """Read a map from an MRC or CCP4 file, plain or compressed (gzip, bzip2), in any axis order and real mode.
 
-    A file whose suffix is in READERS is read by the module that is named there.
-
     The voxel size is the cell divided by its sampling. The origin is ORIGIN where that is set, otherwise the start in
     voxels. Old headers (no MAP stamp, wrong machine stamp, unset axis order or cell angles) are accepted. Bytes
-    (mode 0) are signed, unless IMOD's flags or the header's minimum and maximum show that they are unsigned. Memory use
-    is bounded by the data in the file, whatever the header claims. A map on a skewed cell (of a crystal) is resampled
-    on an orthogonal grid, see `orthogonal`; all other maps keep their values.
+    (mode 0) are signed, unless IMOD's flags or the header's extremes show that they are unsigned. Memory use is bounded
+    by the data in the file. A map on a skewed cell (of a crystal) is resampled on an orthogonal grid, see `orthogonal`.
+    A file whose suffix is in READERS is read by the module that is named there.
 
     Args:
         path: path of the file.
@@ -94,7 +93,10 @@ def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Ma
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
     if (module := READERS.get(path.suffix.lower())) is not None:
-        return importlib.import_module(module).read(path, voxel_size)
+        found = importlib.import_module(module).read(path, given)
+        _check_values(path, found.density)
+        _check_placement(path, found.voxel_size, found.origin)
+        return found
     with open_unpacked(path) as (stream, most):
         header = _header(path, stream.read(HEADER_DTYPE.itemsize))
         _check_volume(path, header)
@@ -187,7 +189,7 @@ def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
         InputError: the name does not have the suffix of a map, or the file exists.
     """
     path = Path(path)
-    if Path(path.name.removesuffix(".gz").removesuffix(".bz2")).suffix.lower() not in SUFFIXES:
+    if Path(path.name.removesuffix(".gz").removesuffix(".bz2")).suffix.lower() not in WRITTEN:
         raise InputError(f"{path} is not a map's name: end it in .mrc, .map, .ccp4 or .mrc.gz")
     if path.exists() and not overwrite:
         raise InputError(f"{path} is already there: choose another output, or add --overwrite")
@@ -353,13 +355,20 @@ def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[n
             f"{path} has no voxel size (its cell is {cell} Å): give it with --voxel_size, or --target_voxel_size for "
             "a target, or set it in the header"
         )
+    return voxel_size
+
+
+def _check_placement(path, voxel_size: Float[np.ndarray, "3"], origin: Float[np.ndarray, "3"]) -> None:
+    """Raise InputError unless voxel size and origin are of a map of a molecule, both in Å."""
     if voxel_size.min() < VOXELS[0] or voxel_size.max() > VOXELS[1]:
         found = ", ".join(f"{size:g}" for size in voxel_size)
         raise InputError(
             f"{path} has voxels of {found} Å, outside {VOXELS[0]:g} to {VOXELS[1]:g}: give their size in Å with "
             "--voxel_size, or --target_voxel_size for a target"
         )
-    return voxel_size
+    if np.abs(origin).max() > FARTHEST:
+        found = ", ".join(f"{x:g}" for x in origin)
+        raise InputError(f"{path} lies at ({found}) Å by its header: set its origin, to 0 if in doubt")
 
 
 def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -> Map:
@@ -370,9 +379,7 @@ def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -
     right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)
     steps = np.diag(voxel_size) if right else _skewed_steps(path, voxel_size, angles)
     origin = origin if np.isfinite(origin).all() and origin.any() else steps @ start
-    if np.abs(origin).max() > FARTHEST:
-        found = ", ".join(f"{x:g}" for x in origin)
-        raise InputError(f"{path} lies at ({found}) Å by its header: set its origin, to 0 if in doubt")
+    _check_placement(path, voxel_size, origin)
     if right:
         return Map(density, voxel_size, origin)
     sides = np.ceil(np.abs(steps / np.diag(steps)[:, None]) @ density.shape)
