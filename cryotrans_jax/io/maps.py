@@ -90,8 +90,7 @@ def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Ma
     """
     path, given = Path(path), None if voxel_size is None else _given_size(path, voxel_size)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {found}: give the path of an MRC or CCP4 map")
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give the path of a map")
     if (module := READERS.get(path.suffix.lower())) is not None:
         found = importlib.import_module(module).read(path, given)
         _check_values(path, found.density)
