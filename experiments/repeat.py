@@ -62,11 +62,9 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}): give the config.json of a run") from None
-    lacking = (
-        [key for key in ("settings", "inputs", "recipe") if key not in record] if isinstance(record, dict) else ["{"]
-    )
-    if lacking:
-        raise InputError(f"{path} has no {lacking[0]!r}: give the config.json of a run")
+    for key in ("settings", "inputs", "recipe"):
+        if not isinstance(record, dict) or key not in record:
+            raise InputError(f"{path} has no {key!r}: give the config.json of a run")
     return record
 
 

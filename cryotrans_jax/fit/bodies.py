@@ -18,7 +18,7 @@ from cryotrans_jax.fit import terms, trajectory
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Inputs, Stage
-from cryotrans_jax.fit.state import State, begin_stage, divide_state
+from cryotrans_jax.fit.state import State, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
@@ -78,10 +78,9 @@ class FindRigidBodies(Action):
             own = level.points[: len(level.points) // len(operators)]
             ends = np.asarray(copied_ends(symmetric.field, params, own, *map(np.stack, zip(*operators, strict=True))))
             each.append((level.scene, self.transfer_terms(problem, level, ends)))
-        state = begin_stage(divided.state, 0)
-        setting = divided.setting(SILENT)
-        fitted, *_ = fit_stage(stage, divided.make_inputs, Inputs(Batch.of(each), None), state, setting)
-        return replace(divided, state=begin_stage(divided.state._replace(params=fitted.params), divided.state.stage))
+        inputs, setting = Inputs(Batch.of(each), None), divided.setting(SILENT)
+        fitted, *_ = fit_stage(stage, divided.make_inputs, inputs, divided.state, setting)
+        return replace(divided, state=divided.state._replace(params=fitted.params))
 
     def transfer_terms(
         self, problem: Problem, level: Level, ends: Float[np.ndarray, "*times points 3"]

@@ -55,7 +55,7 @@ def morph(
         waypoints: maps that the flow passes on its way to the only target.
         progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
             step, losses) after every chunk of steps.
-        running: which targets, on which devices, from where to resume, and what is called on the way.
+        running: targets to fit, devices, a snapshot to resume from, and callbacks.
 
     Returns:
         The fit. Its `failed` names targets that were given up.
@@ -87,7 +87,7 @@ def morph(
     return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
 
 
-class Inputs(NamedTuple):
+class AlignedMaps(NamedTuple):
     """The maps of a fit on the initial map's grid.
 
     Attributes:
@@ -105,7 +105,7 @@ class Inputs(NamedTuple):
     alignments: list[Alignment]
 
 
-def prepare_problem(inputs: Inputs, options: Options) -> tuple[Problem, Operators]:
+def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Operators]:
     """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
     thresholds, resolutions = options.thresholds, options.resolutions
     problem = prepare.prepare(
@@ -220,7 +220,7 @@ def align_all(
     halves: Sequence[Halves] | None,
     waypoints: Sequence[Waypoint],
     options: Options,
-) -> Inputs:
+) -> AlignedMaps:
     """Align waypoints, targets and half-maps to the initial map, and resample them on its grid.
 
     Each map is aligned separately, but half-maps follow their target.
@@ -243,7 +243,7 @@ def align_all(
     alignments, pairs = [found for _, found in each], None
     if halves is not None:
         pairs = [(on_grid(a, found), on_grid(b, found)) for (a, b), found in zip(halves, alignments, strict=True)]
-    return Inputs(initial, [map_ for map_, _ in each], pairs, passed, alignments)
+    return AlignedMaps(initial, [map_ for map_, _ in each], pairs, passed, alignments)
 
 
 def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tuple[Problem, Operators]:

@@ -86,6 +86,10 @@ class Fit:
         """Parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
+    def flow_of(self, target: int) -> tuple[FieldMotion, PyTree, Frame]:
+        """Motion, parameters and unit box of a target's flow."""
+        return self.field, self.target_params(target), self.frame
+
     def partition(self, target: int = 0) -> Partition | None:
         """Parts of a target's flow; None where it is one field."""
         return self.partitions[target] if self.partitions else None
@@ -129,7 +133,7 @@ class Fit:
         """
         if render not in RENDERERS:
             raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         times = trajectory.as_times(times)
         return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
 
@@ -139,7 +143,7 @@ class Fit:
 
     def consistency(self, target: int = 0) -> float:
         """RMS distance (Å) of density from its start after it was carried to the end and back."""
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
@@ -168,7 +172,7 @@ class Fit:
         """
         if times is None:
             return self.move(model, [1.0], target)[0]
-        parts, flow = self.partition(target), (self.field, self.target_params(target), self.frame)
+        parts, flow = self.partition(target), self.flow_of(target)
         owner = None if parts is None else parts.of_atoms(model)
         each = trajectory.move(*flow, atoms.positions(model), trajectory.as_times(times), owner)
         return [atoms.with_positions(model, at) for at in each]
@@ -184,31 +188,30 @@ class Fit:
         Returns:
             Positions (times, n, 3), Å.
         """
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         return trajectory.move(*flow, xyz, trajectory.as_times(times), self.owner_at(xyz, target))
 
     def owner_at(self, xyz: np.ndarray, target: int = 0) -> np.ndarray | None:
         """Part, counted from 0, of each position (n, 3) in Å; None where the flow is one field."""
-        parts = self.partition(target)
-        return None if parts is None else parts.part_at(xyz)
+        return trajectory.owner_at(self.partition(target), xyz)
 
     def __call__(
         self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 1.0, target: int = 0
     ) -> Float[Array, "*points 3"]:
         """Positions (Å) to which the flow carries x (Å) by time t, as a pure function for JAX; see `carry`."""
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         return functions.position(*flow, jnp.asarray(x), t, self.partition(target))
 
     def velocity(
         self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 0.0, target: int = 0
     ) -> Float[Array, "*points 3"]:
         """Velocity field at positions x (Å) and time t, in Å per unit time, as a pure function for JAX."""
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         return functions.velocity(*flow, jnp.asarray(x), t, self.partition(target))
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
-        flow = self.field, self.target_params(target), self.frame
+        flow = self.flow_of(target)
         return trajectory.volume_change(*flow, xyz, self.owner_at(xyz, target))
 
     def parts_map(self, target: int = 0) -> Map:

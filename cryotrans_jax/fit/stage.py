@@ -100,14 +100,14 @@ class Supervision:
     Attributes:
         chunk: steps in one call of the compiled program, after which the losses are looked at.
         min_gain: a chunk gains if it lowers the loss by more than this fraction of it.
-        loss_floor: or of this, where the loss is smaller.
+        loss_floor: floor for the loss in that comparison.
         final_phase: fraction of a stage's steps, with falling learning rates, that early stopping does not skip.
         term_error: largest error of a term; where it is larger the term is refined. In the unit of the term's error.
         divergence_ratio: a loss above this many times that of the stage's first chunk has diverged.
-        divergence_floor: or of this, where that is smaller.
+        divergence_floor: floor for the loss of the first chunk in that comparison.
         max_mass_outside: largest fraction of the mass outside the crop.
         rate_divisor: divides the learning rate whenever a target's best parameters are restored.
-        max_restarts: how often in a fit they are, before the target is given up.
+        max_restarts: number of such restarts in a fit before the target is given up.
     """
 
     chunk: int = 25
@@ -133,7 +133,7 @@ class Config:
     Attributes:
         schedule: the stages, and the actions between them.
         field: the motion by one velocity field: its network, and the number of Euler steps.
-        supervision: early stopping, and what is done about divergence.
+        supervision: early stopping, and recovery from divergence.
         seed: of the network's initial weights.
     """
 

@@ -1,4 +1,4 @@
-"""Run a stage: chunks of compiled steps, early stopping, and what is done about fits that diverge."""
+"""Run a stage: chunks of compiled steps, early stopping, and recovery from divergence."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.batch import Batch
@@ -58,25 +59,30 @@ def warn_of_setback(target: int, what: str) -> None:
     warnings.warn(f"target {target + 1}: {what}", stacklevel=2)
 
 
-class Sample(NamedTuple):
+@struct.dataclass
+class Sample:
     """Sampled points of mass of each part of each target, or of the whole where there are no parts.
 
     Their number is fixed, so that one compiled program serves all levels.
 
     Attributes:
-        x: positions, unit box.
-        rho: masses.
+        x: positions (targets, parts, some, 3), unit box.
+        rho: masses (targets, parts, some).
+        field: the motion of a point.
+        divided: whether parameters have an axis of parts.
     """
 
-    x: Float[np.ndarray, "targets parts some 3"]
-    rho: Float[np.ndarray, "targets parts some"]
+    x: Any
+    rho: Any
+    field: FieldMotion = struct.field(pytree_node=False)
+    divided: bool = struct.field(pytree_node=False)
 
 
 class Setting(NamedTuple):
     """What stays the same during a fit.
 
     Attributes:
-        supervision: early stopping, and what is done about divergence.
+        supervision: early stopping, and recovery from divergence.
         callbacks: functions that are called after every chunk of steps.
         layout: how targets are laid out over devices.
         box: the crop; mass outside of it is lost.
@@ -158,7 +164,7 @@ def supervised(
     `state` is that before the chunk, and `after` parameters and Adam's state after it.
     """
     params, adam = after
-    messages = find_divergence(state, params, losses, inputs.steps, sample, setting)
+    messages = find_divergence(state, params, losses, sample, setting)
     kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
     state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + len(losses))
     if any(messages) or any(state.failed):
@@ -187,7 +193,7 @@ def update_watch(state: State, stage: Stage, score: np.ndarray, rules: Supervisi
 
 
 def find_divergence(
-    state: State, params: PyTree, losses: np.ndarray, batch: Batch, sample: Sample, setting: Setting
+    state: State, params: PyTree, losses: np.ndarray, sample: Sample, setting: Setting
 ) -> tuple[str, ...]:
     """Describe how the fit of each target diverged in a chunk of steps; "" where it did not.
 
@@ -195,13 +201,11 @@ def find_divergence(
         state: before the chunk.
         params: after the chunk.
         losses: of the chunk's steps (steps, targets).
-        batch: (scene, terms) of each target.
-        sample: of its points.
+        sample: points of mass.
         setting: what stays the same during a fit.
     """
     rules = setting.supervision
-    motion = batch.of_target(0)[0].motion
-    finite = np.asarray(finite_and_outside(params, sample, setting.box, motion.field, motion.divided))
+    finite = np.asarray(finite_and_outside(params, sample, setting.box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
     limit = rules.divergence_ratio * np.maximum(first, rules.divergence_floor)  # nan in a stage's first chunk: no limit
     messages, failed = [], failed_targets(state)
@@ -257,26 +261,25 @@ def sample_points(batch: Batch, targets: int) -> Sample:
     each = [batch.of_target(target)[0] for target in range(targets)]
     held = [scene.motion.by_part(np.asarray(scene.x), np.asarray(scene.rho)) for scene in each]
     chosen = np.linspace(0, held[0][0].shape[1] - 1, SAMPLE_POINTS).astype(int)
-    return Sample(*(np.stack([a[:, chosen] for a in kind]) for kind in zip(*held, strict=True)))
+    x, rho = (np.stack([a[:, chosen] for a in kind]) for kind in zip(*held, strict=True))
+    return Sample(x, rho, each[0].motion.field, each[0].motion.divided)
 
 
-@program(static_argnames=("motion", "divided"))
-def finite_and_outside(
-    params: PyTree, sample: Sample, box: Box, motion: FieldMotion, divided: bool
-) -> Float[Array, "2 targets"]:
+@program
+def finite_and_outside(params: PyTree, sample: Sample, box: Box) -> Float[Array, "2 targets"]:
     """For each target, whether all parameters are finite (1 or 0) and the fraction of its mass outside the box.
 
-    With waypoints, at the worst of the times. Only `divided` problems have parameters with an axis of parts.
+    With waypoints, at the worst of the times.
     """
 
     def mass_outside(params, x, rho):
-        end = motion.ends(params, x)
+        end = sample.field.ends(params, x)
         out = jnp.any((end < box.low) | (end > box.high), axis=-1)
         return jnp.max(jnp.sum(jnp.where(out, rho, 0), axis=-1))
 
     def one(params, sample):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
-        outside = jnp.sum(jax.vmap(mass_outside, (0 if divided else None, 0, 0))(params, *sample))
+        outside = jnp.sum(jax.vmap(mass_outside, (0 if sample.divided else None, 0, 0))(params, sample.x, sample.rho))
         return jnp.stack([finite.astype(outside.dtype), outside / jnp.sum(sample.rho)])
 
     return jax.vmap(one)(params, sample).T

@@ -140,6 +140,11 @@ def volume_change(
     return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
+def owner_at(partition: Partition | None, xyz: np.ndarray) -> np.ndarray | None:
+    """Part, counted from 0, of each position (n, 3) in Å; None without a partition."""
+    return None if partition is None else partition.part_at(xyz)
+
+
 def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
     """For each part its positions and its field's parameters; without parts, all positions and `params`."""
     if part is None:
@@ -284,7 +289,7 @@ def consistency(
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, own_params in fields_by_part(params, None if partition is None else partition.part_at(xyz)):
+    for own, own_params in fields_by_part(params, owner_at(partition, xyz)):
         end = frame.to_unit(move(field, own_params, frame, xyz[own], [1.0])[0])
         back[own] = frame.to_angstrom(
             np.asarray(next(preimages(field, own_params, pad_points(end), [1.0])))[: len(end)]
@@ -329,7 +334,7 @@ def push_forward(
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
     voxel = initial.voxel_size / frame.edge
     corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(field, params, frame, xyz, times, None if partition is None else partition.part_at(xyz)):
+    for moved in move(field, params, frame, xyz, times, owner_at(partition, xyz)):
         x = jnp.asarray(frame.to_unit(moved), jnp.float32)
         density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)

@@ -10,14 +10,13 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from cryotrans_jax.core.flow import FieldMotion, Moved, Points, Scalar, VelocityField
-from cryotrans_jax.core.velocity import Velocity
-from cryotrans_jax.motion.waypoints import Timed
+from cryotrans_jax.core.flow import FieldMotion, Moved, Points, VelocityField
+from cryotrans_jax.motion.wrapped import Wrapped
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Symmetric(FieldMotion):
+class Symmetric(Wrapped):
     """Motion by a velocity field that commutes with the operators of a point group.
 
     Attributes:
@@ -25,27 +24,12 @@ class Symmetric(FieldMotion):
         operators: 12 numbers each: the three rows of the rotation, and the shift in unit boxes.
     """
 
-    field: FieldMotion
     operators: tuple[tuple[float, ...], ...]
-
-    @property
-    def net(self) -> Velocity:
-        """The network of the field that is averaged."""
-        return self.field.net
-
-    @property
-    def euler_steps(self) -> int:
-        """Number of Euler steps."""
-        return self.field.euler_steps
 
     @property
     def evaluations(self) -> int:
         """Number of operators, for each of which the network is evaluated."""
-        return len(self.operators) * self.field.evaluations
-
-    def inputs(self, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
-        """Points as the field that is averaged takes them."""
-        return self.field.inputs(x, t)
+        return len(self.operators) * super().evaluations
 
     def velocity(self, params: PyTree) -> VelocityField:
         """Velocity field averaged over the group."""
@@ -57,7 +41,7 @@ def without_symmetry(field: FieldMotion) -> FieldMotion:
     """The motion without the average over a group, if it has one."""
     if isinstance(field, Symmetric):
         return field.field
-    return replace(field, field=without_symmetry(field.field)) if isinstance(field, Timed) else field
+    return replace(field, field=without_symmetry(field.field)) if isinstance(field, Wrapped) else field
 
 
 @struct.dataclass

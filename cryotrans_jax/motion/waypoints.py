@@ -10,14 +10,14 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.batch import Batch
-from cryotrans_jax.core.flow import FieldMotion, Points, Scalar, VelocityField, interpolate_path
+from cryotrans_jax.core.flow import Points, Scalar, VelocityField, interpolate_path
 from cryotrans_jax.core.losses import Carried, Term, total, weighed
-from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.motion.wrapped import Wrapped
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Timed(FieldMotion):
+class Timed(Wrapped):
     """Motion by a velocity field v(x, t), to the time of each waypoint and to the end.
 
     Attributes:
@@ -25,24 +25,8 @@ class Timed(FieldMotion):
         times: of the waypoints, rising, between 0 and 1.
     """
 
-    field: FieldMotion
     times: tuple[float, ...]
     autonomous: ClassVar[bool] = False
-
-    @property
-    def net(self) -> Velocity:
-        """The network of the velocity field."""
-        return self.field.net
-
-    @property
-    def euler_steps(self) -> int:
-        """Number of Euler steps."""
-        return self.field.euler_steps
-
-    @property
-    def evaluations(self) -> int:
-        """How often the network is evaluated for each point and step."""
-        return self.field.evaluations
 
     def inputs(self, x: Points, t: Scalar) -> Float[Array, "points 4"]:
         """Points (x, t)."""
