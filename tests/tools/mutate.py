@@ -130,7 +130,7 @@ def in_child(module: str, source: str, seconds: Path) -> int:
     serve(path_of(module), source)
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
     timed = Timed(known)
-    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    files = [str(path) for name in TESTS[module] for path in ROOT.glob(f"tests/**/test_{name}.py")]
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     status = pytest.main([*options, *files], plugins=[timed])
     if not known and not status:

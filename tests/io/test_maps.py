@@ -18,7 +18,7 @@ from cryotrans_jax.io import maps
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, describe, has_voxel_size, read_map, same_grid, write_map
 
-FORMATS = Path(__file__).parents[2] / "shared/data/maps/formats"
+FORMATS = Path(__file__).parents[3] / "shared/data/maps/formats"
 VOXEL, ORIGIN = np.array([1.5, 2.0, 0.75]), np.array([-7.5, 11.3, 40.1])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import run, usage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOBS = {path.stem: path for path in (ROOT / "experiments").rglob("*.py") if "def define_flags" in path.read_text()}
 DEFINED = re.compile(r"(?:flags\.DEFINE_\w+|ranges\.\w+|define_(?:paths?|size))\(\s*\"(\w+)\"")
 FORM = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)

@@ -17,7 +17,7 @@ from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import metrics
 from experiments import baselines
 
-MMCPN = Path(__file__).parents[2] / "shared" / "data" / "maps" / "mmcpn"
+MMCPN = Path(__file__).parents[3] / "shared" / "data" / "maps" / "mmcpn"
 SHAPE, VOXEL, ORIGIN = (14, 12, 13), np.array([2.0, 2.2, 1.9]), np.array([4.0, -3.0, 9.0])
 
 

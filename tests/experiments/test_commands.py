@@ -9,7 +9,7 @@ import pytest
 import cryotrans_jax
 from experiments import __main__ as program
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

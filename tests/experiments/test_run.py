@@ -30,7 +30,7 @@ from experiments import exchange, inputs, load, parts, results, run_folder
 from experiments.case import Case, replaced_folders
 from experiments.settings import InputSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
 QUICK = dict(recipe="paper", schedule="l2:10:1e-3", bin=4, steps=1.0)  # ten steps, for what no fit's quality matters to

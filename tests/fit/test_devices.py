@@ -51,7 +51,7 @@ def test_eight_devices_fit_three_targets_as_one_device_does():
     """float32's 1e-7 grows over twenty steps of Adam; three targets on eight devices are also no equal share."""
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True, timeout=600
     )

@@ -21,7 +21,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import read_map, write_map
 from experiments import main, resume, run_folder, signals
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Two chunks of steps in each of the first two stages, and one in the third, from which on bodies have their own fields
 HOW = dict(steps=0.104, frames=2, align="none", report="false", recipe="default")
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "unexplained.mrc", "displacement.mrc", "fsc.csv", "parts.mrc")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # minutes in compiled code, which no signal interrupts
 PROGRAM = """
 import gc, hashlib, signal, sys, threading, time

@@ -15,7 +15,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map
 
-REAL = Path(__file__).parents[2] / "shared" / "data"  # public depositions, where they are at hand
+REAL = Path(__file__).parents[3] / "shared" / "data"  # public depositions, where they are at hand
 ROOM = 20.0  # Å of solvent about a model: noise needs room to be seen
 
 

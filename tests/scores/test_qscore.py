@@ -12,7 +12,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import qscore
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 SHAPE, VOXEL, ORIGIN = (40, 36, 44), np.array([0.25, 0.3, 0.2]), np.array([-3.1, 4.0, 1.3])
 MIDDLE = ORIGIN + VOXEL * (20.3, 17.6, 22.1)
 

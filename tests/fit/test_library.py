@@ -17,7 +17,7 @@ from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
 from cryotrans_jax.io import atoms
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
 SHORT = ct.Options(recipes.Paper(4, recipes.Schedule((("l2", 10, 1e-3),))), align="none")
 HOW = ct.Options(steps=0.03, parts=None, resolutions=ct.Resolutions(8.0, 8.0))

@@ -15,7 +15,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, InputWarning
 from cryotrans_jax.io.maps import write_map
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 PDB = """\
 ATOM      1  N   HSD A   5      10.000  11.000  12.000  1.00 20.00

@@ -62,7 +62,7 @@ def test_the_process_own_limit_counts(monkeypatch):
 
 def measured():
     """Voxels of the box and peak memory (GiB) of whole fits of one target, as the page on performance tells them."""
-    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
     head, rows = "| case | box | seconds | peak memory |\n", []
     for line in page[page.index(head) + len(head) :].splitlines()[1:]:
         if not line.startswith("|"):
@@ -100,7 +100,7 @@ def test_a_run_takes_as_much_memory_as_is_foreseen(maps, tmp_path, targets):
         write_map(names[-1], maps[1 if number else 0])
     command = [sys.executable, "-m", "experiments.run", f"--initial={names[0]}", f"--target={','.join(names[1:])}"]
     more = ["--align=none", "--steps=0.02", "--frames=2", "--report=false", f"--out_dir={tmp_path / 'out'}"]
-    done = subprocess.run([*command, *more], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([*command, *more], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     scores = sorted((tmp_path / "out").rglob("metrics.json"))
     peak = max(json.loads(path.read_text())["peak_mib"] for path in scores) * 2**20
@@ -147,5 +147,5 @@ def test_the_peak_is_the_program_s_own():
     room = np.ones(75_000_000)
     assert memory.peak() > room.nbytes
     command = [sys.executable, "-c", "from cryotrans_jax.io import memory; print(memory.peak())"]
-    there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert 10e6 < float(there.stdout) < 300e6

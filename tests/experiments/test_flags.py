@@ -17,7 +17,7 @@ from cryotrans_jax.io.maps import Map, write_map
 from experiments import inputs, parse, prechecks, ranges, settings
 from experiments.studies import validate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
 NUMERIC = (flags.IntegerParser, flags.FloatParser, ranges.Numbers)
 UNBOUNDED = {("validate", "signal_to_noise")}  # inf stands for a map without noise

@@ -24,7 +24,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
 from experiments import parse, system_inputs, systems
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIDE, VOXEL = 24, 4.0
 TINY = ("--recipe=paper", "--steps=0.0001", "--frames=2", "--noreport", f"--box={SIDE}", f"--voxel_size={VOXEL}")
 TINY += ("--initial_threshold=0.24", "--width=100", "--align=none", "--bin=4")

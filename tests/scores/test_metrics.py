@@ -18,7 +18,7 @@ from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
 from cryotrans_jax.scores.fsc import fsc
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared, data and tools")
 VOXEL = np.array([1.1, 1.0, 1.2])
 
