@@ -19,6 +19,7 @@ from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import prepare, recipes, schedule
+from cryotrans_jax.fit.options import Resolutions, Thresholds
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
@@ -114,14 +115,8 @@ def squared_flow(
     Raises:
         InputError: a map has nothing above its threshold.
     """
-    problem = prepare.prepare(
-        initial,
-        [target],
-        initial_threshold=initial_threshold,
-        target_threshold=target_threshold,
-        initial_resolution=resolutions[0],
-        target_resolutions=[resolutions[1]],
-    )
+    thresholds = Thresholds(initial_threshold, target_threshold)
+    problem = prepare.prepare(initial, [target], Resolutions(*resolutions), thresholds)
     config = squared_recipe(recipes.default(problem, seed)).scaled(steps)
     callbacks = Callbacks(lambda *at: progress and progress(config, *at), on_setback=warn_of_setback)
     fitting = schedule.run(schedule.Fitting.begin(problem, config, callbacks=callbacks))

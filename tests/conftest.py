@@ -126,8 +126,9 @@ def maps(models):
 def problem(maps):
     """Problem from the initial state to the two others."""
     from cryotrans_jax.fit import prepare
+    from cryotrans_jax.fit.options import Resolutions
 
-    return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
+    return prepare.prepare(maps[0], maps[1:], Resolutions(8.0, [8.0, 8.0]))
 
 
 @pytest.fixture(scope="session")
@@ -204,3 +205,12 @@ def run_job(name, *arguments):
             for flag in list(defined) if owner.startswith(("experiments", "tests.tools")) else ():
                 delattr(flags.FLAGS, flag.name)
     return status, out.getvalue(), error.getvalue()
+
+
+@pytest.fixture
+def few_rotations(monkeypatch):
+    """Fewer rotations tried by alignments, which are faster so; enough for maps of one state."""
+    from cryotrans_jax.density import align
+
+    spread = align.even_rotations
+    monkeypatch.setattr(align, "even_rotations", lambda count: spread(min(count, 300)))

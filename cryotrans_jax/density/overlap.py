@@ -64,7 +64,12 @@ class Body(NamedTuple):
         return self._replace(mass=self.mass[::-1], origin=flip * first, centre=flip * self.centre)
 
 
-def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
+def body(
+    map_: Map,
+    threshold: float | None = None,
+    name: str = "map",
+    rules: thresholds.ThresholdRules = thresholds.DEFAULT,
+) -> Body:
     """Extract the mass of a map above its threshold.
 
     Without a threshold, the map without its noise decides where mass is, and the map itself how much: noise does not
@@ -74,6 +79,7 @@ def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
         map_: the map.
         threshold: threshold; None for the rule of `prepare`.
         name: name of the map in messages.
+        rules: of that choice.
 
     Raises:
         InputError: there is no mass, or only a point, which has no orientation.
@@ -84,8 +90,8 @@ def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
     size, origin = factor * map_.voxel_size, map_.origin + 0.5 * (factor - 1) * map_.voxel_size
     width = 0.0
     if threshold is None:
-        quiet, width = thresholds.denoise(Map(coarse, size, origin))
-        coarse = np.where(thresholds.apply_threshold(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
+        quiet, width = thresholds.denoise(Map(coarse, size, origin), rules)
+        coarse = np.where(thresholds.apply_threshold(quiet, None, name, rules=rules)[0] > 0, np.maximum(coarse, 0), 0)
     x, mass, _ = grid.block_points(coarse, 1)
     x = origin + (x - 0.5) * size
     centre = mass @ x / mass.sum()

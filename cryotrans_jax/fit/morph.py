@@ -107,18 +107,17 @@ class AlignedMaps(NamedTuple):
 
 def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Operators]:
     """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
-    thresholds, resolutions = options.thresholds, options.resolutions
+    resolutions = [waypoint.resolution for waypoint in inputs.waypoints]
+    resolutions += options.resolutions.of_targets(len(inputs.targets))
     problem = prepare.prepare(
         inputs.initial,
         [as_map(waypoint.map) for waypoint in inputs.waypoints] + inputs.targets,
-        initial_threshold=thresholds.initial,
-        target_threshold=thresholds.targets,
-        initial_resolution=resolutions.initial,
-        target_resolutions=[w.resolution for w in inputs.waypoints] + resolutions.of_targets(len(inputs.targets)),
+        replace(options.resolutions, targets=resolutions),
+        options.thresholds,
         halves=inputs.halves,
-        volume=thresholds.volume,
-        whole_box=options.whole_box,
         waypoints=[waypoint.time for waypoint in inputs.waypoints],
+        whole_box=options.whole_box,
+        rules=options.preparation,
     )
     return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
 
@@ -229,11 +228,18 @@ def align_all(
         InputError: half-maps or waypoints do not fit the number of targets.
     """
     check_targets(len(targets), halves, waypoints)
-    levels = options.thresholds
+    rules, known = options.preparation, options.thresholds
 
     def aligned(given: MapLike) -> tuple[Map, Alignment]:
-        found = read_repaired(given)
-        return onto(initial, found, options.align, initial_threshold=levels.initial, target_threshold=levels.targets)
+        return onto(
+            initial,
+            read_repaired(given),
+            options.align,
+            initial_threshold=known.initial,
+            target_threshold=known.targets,
+            rules=rules.alignment,
+            mass_rules=rules.thresholds,
+        )
 
     def on_grid(half: MapLike, found: Alignment) -> Map:
         return resampled(read_repaired(half), initial, found.transform)

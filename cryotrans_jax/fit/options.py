@@ -4,7 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cryotrans_jax.density.align import AlignmentSearch
+from cryotrans_jax.density.micelle import MicelleRules
+from cryotrans_jax.density.spectrum import SharpeningRules
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.recipes import Recipe, find_recipe
 from cryotrans_jax.fit.snapshots import Snapshot
@@ -47,6 +51,25 @@ class Resolutions:
         return [*self.targets] if isinstance(self.targets, Sequence) else [self.targets] * count
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """The rules by which maps are prepared for a fit. The defaults serve; a study may change them.
+
+    Attributes:
+        alignment: how a target's pose is searched for and chosen.
+        thresholds: how thresholds are chosen.
+        sharpening: how far targets are sharpened.
+        micelle: how the commands recognise a micelle or nanodisc; `morph` does not remove any.
+        margin: Å around the mass of all maps that belongs to the fit.
+    """
+
+    alignment: AlignmentSearch = AlignmentSearch()
+    thresholds: ThresholdRules = ThresholdRules()
+    sharpening: SharpeningRules = SharpeningRules()
+    micelle: MicelleRules = MicelleRules()
+    margin: float = 8.0
+
+
 class Waypoint(NamedTuple):
     """A map that the flow passes on its way to the only target.
 
@@ -81,6 +104,7 @@ class Options:
             mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
             commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
             a part, with the body's field rotated accordingly.
+        preparation: the rules of the preparation.
     """
 
     recipe: str | Recipe | Config = "default"
@@ -92,6 +116,7 @@ class Options:
     parts: Partition | str | None = "auto"
     part_rigidity: Sequence[float] = ()
     symmetry: Symmetry | str | None = None
+    preparation: Preparation = Preparation()
 
     @property
     def whole_box(self) -> bool:

@@ -181,7 +181,7 @@ STIFF = Stage((Matched(blur=3.0), Rigidity(3.0)), 300, 1e-2, 1e-4, bin=2)
 def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_one_field(sliding):
     """Under a rigidity that forbids to shear; without it the one field follows as well."""
     initial, target, partition, x, shift = sliding
-    problem = prepare.prepare(initial, [target], initial_resolution=6.0, target_resolutions=[6.0])
+    problem = prepare.prepare(initial, [target], Resolutions(6.0, [6.0]))
     config, part = replace(CONFIG, schedule=(STIFF,)), partition.part_at(x)
     off = {}
     for name, given, which in (("one", problem, None), ("two", problem.divide([partition.labels]), part)):

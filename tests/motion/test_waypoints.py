@@ -54,9 +54,7 @@ def followed(shifted, maps, models):
     def fitted(end, *waypoints):
         waypoints, end = {t: np.array(by) for t, *by in waypoints}, np.array(end)
         ends = [shifted(by) for by in (*waypoints.values(), end)]
-        problem = prepare.prepare(
-            maps[0], ends, initial_resolution=8.0, target_resolutions=[8.0] * len(ends), waypoints=[*waypoints]
-        )
+        problem = prepare.prepare(maps[0], ends, Resolutions(8.0, [8.0] * len(ends)), waypoints=[*waypoints])
         field = Timed(FIELD, problem.waypoints) if waypoints else FIELD
         fitted = run(Fitting.begin(problem, Config((MATCHED,), FIELD), field))
         return field, jax.tree.map(lambda p: p[0], fitted.state.params), problem.frame
@@ -94,7 +92,7 @@ def test_a_way_out_and_back_takes_a_field_that_depends_on_time(followed):
 @pytest.fixture(scope="module")
 def problem(shifted, maps):
     ends = [shifted(by) for by in (ACROSS, ALONG)]
-    return prepare.prepare(maps[0], ends, initial_resolution=8.0, target_resolutions=[9.0, 10.0], waypoints=[0.25])
+    return prepare.prepare(maps[0], ends, Resolutions(8.0, [9.0, 10.0]), waypoints=[0.25])
 
 
 def test_terms_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(problem):
