@@ -190,9 +190,10 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
     from .settings import FitSettings, OutputSettings, from_flags
 
     with keeper.guard():
-        fits = []
+        fits, fit_settings = [], from_flags(FitSettings)
+        case.preparation = results.options_of(case, fit_settings, FLAGS.seed).rules
         for seed_number in range(FLAGS.seeds):
-            fits.append(results.fit_case(case, from_flags(FitSettings), share, seed_number, keeper))
+            fits.append(results.fit_case(case, fit_settings, share, seed_number, keeper))
             keeper.finish_seed()
         first, *others = fits
         about = record.describe(first, case, FLAGS)

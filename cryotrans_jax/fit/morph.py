@@ -116,8 +116,7 @@ def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Ope
         options.thresholds,
         halves=inputs.halves,
         waypoints=[waypoint.time for waypoint in inputs.waypoints],
-        whole_box=options.whole_box,
-        rules=options.preparation,
+        rules=options.rules,
     )
     return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
 

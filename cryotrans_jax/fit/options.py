@@ -1,7 +1,7 @@
 """What may be chosen for a fit, in groups; and how it runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cryotrans_jax.density.align import AlignmentSearch
@@ -60,13 +60,16 @@ class Preparation:
         thresholds: how thresholds are chosen.
         sharpening: how far targets are sharpened.
         micelle: how the commands recognise a micelle or nanodisc; `morph` does not remove any.
-        margin: Å around the mass of all maps that belongs to the fit.
+        whole_box: whether the unit box is the maps' whole box without a crop (the paper). Otherwise it is the cube
+            around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
+        margin: Å around the mass.
     """
 
     alignment: AlignmentSearch = AlignmentSearch()
     thresholds: ThresholdRules = ThresholdRules()
     sharpening: SharpeningRules = SharpeningRules()
     micelle: MicelleRules = MicelleRules()
+    whole_box: bool = False
     margin: float = 8.0
 
 
@@ -104,7 +107,7 @@ class Options:
             mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
             commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
             a part, with the body's field rotated accordingly.
-        preparation: the rules of the preparation.
+        preparation: the rules by which maps are prepared.
     """
 
     recipe: str | Recipe | Config = "default"
@@ -119,9 +122,10 @@ class Options:
     preparation: Preparation = Preparation()
 
     @property
-    def whole_box(self) -> bool:
-        """Whether the recipe takes the maps' whole box as unit box, as the paper does."""
-        return bool(getattr(self.chosen_recipe, "whole_box", False))
+    def rules(self) -> Preparation:
+        """The rules of the preparation, with those that the recipe needs."""
+        whole_box = self.preparation.whole_box or bool(getattr(self.chosen_recipe, "whole_box", False))
+        return replace(self.preparation, whole_box=whole_box)
 
     @property
     def chosen_recipe(self) -> Recipe | Config:

@@ -24,7 +24,6 @@ def prepare(
     *,
     halves: Sequence[tuple[Map, Map]] | None = None,
     waypoints: Sequence[float] = (),
-    whole_box: bool = False,
     rules: Preparation = Preparation(),
 ) -> Problem:
     """Prepare the fit of `initial` to each of `targets`, all on one grid.
@@ -37,8 +36,6 @@ def prepare(
         thresholds: of the maps. Where a target's is chosen by rule, this is done after `denoise` removed the noise.
         halves: the two half-maps of each target.
         waypoints: rising times of the targets but the last.
-        whole_box: use the maps' whole box as unit box without a crop (the paper). Otherwise the unit box is the cube
-            around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
         rules: of the preparation.
 
     Raises:
@@ -58,7 +55,7 @@ def prepare(
     )
     whole = np.zeros(3, int), np.array(start.mass.shape)
     every = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
-    low, high = whole if whole_box else padded_box(every, rules.margin / initial.voxel_size)
+    low, high = whole if rules.whole_box else padded_box(every, rules.margin / initial.voxel_size)
     high = low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
     scale = start.mass.max()
 
@@ -74,7 +71,7 @@ def prepare(
         densities=densities(compared),
         start=low,
         voxel_size=initial.voxel_size,
-        frame=cube_about(*(whole if whole_box else bounding_box(start.mass > 0)), initial, whole_box),
+        frame=cube_about(*(whole if rules.whole_box else bounding_box(start.mass > 0)), initial, rules.whole_box),
         blurs=blurs,
         residual_blurs=blurs - sharpenings,
         denoising_blurs=np.array([end.denoised**2 for end in ends]),

@@ -120,7 +120,7 @@ def test_the_frame_does_not_depend_on_the_targets(maps):
 
 
 def test_the_whole_box_is_the_unit_box_where_asked(maps):
-    problem = prepare.prepare(maps[0], maps[1:2], whole_box=True)
+    problem = prepare.prepare(maps[0], maps[1:2], rules=Preparation(whole_box=True))
     outer = maps[0].origin - 0.5 * maps[0].voxel_size
     np.testing.assert_allclose(problem.frame.to_unit(outer), 0, atol=1e-12)
     np.testing.assert_allclose(problem.corner, 0, atol=1e-12)
