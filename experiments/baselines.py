@@ -14,10 +14,9 @@ from jaxtyping import Array, Float
 from ott.problems.linear.barycenter_problem import FixedBarycenterProblem
 from ott.solvers.linear.discrete_barycenter import FixedBarycenter
 
-from cryotrans_jax.core import grid
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
-from cryotrans_jax.density import simulation
+from cryotrans_jax.density import boxes, simulation
 from cryotrans_jax.fit import prepare, recipes, schedule
 from cryotrans_jax.fit.options import Resolutions, Thresholds
 from cryotrans_jax.fit.result import Fit
@@ -59,7 +58,7 @@ def barycentre(
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
     total = masses[0].sum(dtype=np.float64)
     shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
-    box = grid.box_slices(shown)
+    box = boxes.box_slices(shown)
     pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
     voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
     start = jnp.zeros((2, pair[0].size))

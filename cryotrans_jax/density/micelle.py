@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.contour import SHARP, half_height
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.thresholds import carried_mass, solvent_noise

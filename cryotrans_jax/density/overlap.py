@@ -13,7 +13,7 @@ from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
-from cryotrans_jax.density import thresholds
+from cryotrans_jax.density import boxes, thresholds
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
@@ -47,12 +47,12 @@ class Body(NamedTuple):
         Args:
             spacing: about the side of a block, Å.
         """
-        x, mass, *_ = grid.points_of_blocks(self.mass, self.origin, self.size, spacing)
+        x, mass, *_ = boxes.points_of_blocks(self.mass, self.origin, self.size, spacing)
         return x - self.centre, mass
 
     def blocks(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
         """Sum the mass over blocks of `factor` voxels along each axis."""
-        padded = grid.pad_to_blocks(self.mass, factor)
+        padded = boxes.pad_to_blocks(self.mass, factor)
         shape = [m for n, f in zip(padded.shape, factor, strict=True) for m in (n // f, f)]
         return padded.reshape(shape).sum((1, 3, 5))
 

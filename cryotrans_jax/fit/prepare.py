@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from cryotrans_jax.core.grid import Frame, bounding_box, crop
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import blur_between, sharpen, sharpening_variance
 from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise

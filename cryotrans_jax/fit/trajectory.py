@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from scipy import ndimage
 
 from cryotrans_jax.core.flow import FieldMotion, Scalar, interpolate_path, inverse_euler, split_time
-from cryotrans_jax.core.grid import Frame, box_slices
+from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import splat
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map

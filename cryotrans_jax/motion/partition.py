@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage, spatial
 
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError

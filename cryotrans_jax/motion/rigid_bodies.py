@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy import sparse, spatial
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.core.grid import points_of_blocks
+from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.files import InputError

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from cryotrans_jax.core import grid
 from cryotrans_jax.core.flow import Field
-from cryotrans_jax.density import simulation, spectrum, thresholds
+from cryotrans_jax.density import boxes, simulation, spectrum, thresholds
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import levels, prepare, targets
 from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
@@ -319,7 +319,7 @@ def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
     assert problem.denoising_blurs[0] == thresholds.denoise(loud)[1] ** 2 > 0
     truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.denoising_blurs[0]) / clean.voxel_size)
     low, high = problem.start, problem.start + problem.initial.shape
-    truth = grid.crop(truth, low, high) > 0.1 * truth.max()
+    truth = boxes.crop(truth, low, high) > 0.1 * truth.max()
     mass = problem.masses[0]
     assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
     given = prepare.prepare(start, [loud], thresholds=Thresholds(targets=0.8 * float(clean.density.max())))
