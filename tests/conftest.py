@@ -17,12 +17,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import gemmi
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
-from jaxtyping import install_import_hook
 
-install_import_hook("cryotrans_jax", "beartype.beartype")
+jaxtyping.install_import_hook("cryotrans_jax", "beartype.beartype")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs started by tests, inherit it
     # One folder a session, removed at its end, so that programs compiled for one processor never run on another.
@@ -72,6 +72,14 @@ def compiled_quickly(pytestconfig):
         programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the checks of argument types off, as they are for users; for tests of what the package says itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 SHAPE = (24, 20, 28)

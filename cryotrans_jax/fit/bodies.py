@@ -20,6 +20,7 @@ from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Inputs, Stage
 from cryotrans_jax.fit.state import State, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
@@ -168,7 +169,7 @@ def find_bodies(
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(
-            from_flow(partial(trajectory.move, field, params, problem.frame), initial, threshold, unit, search)
+            from_flow(partial(trajectory.move, Flow(field, params, problem.frame)), initial, threshold, unit, search)
         )
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
@@ -206,7 +207,7 @@ def redraw_borders(
 ) -> Partition:
     """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
-    carries = [partial(trajectory.move, field, params, problem.frame) for params in fields]
+    carries = [partial(trajectory.move, Flow(field, params, problem.frame)) for params in fields]
     number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
     variance, size = problem.residual_blurs[number], initial.voxel_size
     start, end = initial.density, problem.densities[number]

@@ -25,7 +25,7 @@ from cryotrans_jax.fit.stage import Action, Config
 from cryotrans_jax.fit.state import all_failed
 from cryotrans_jax.fit.supervise import SILENT, Callbacks
 from cryotrans_jax.io.files import InputError
-from cryotrans_jax.io.maps import Map, MapLike, as_map
+from cryotrans_jax.io.maps import Map, MapLike, as_map, is_one_map
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.symmetric import Symmetric, without_symmetry
 from cryotrans_jax.motion.waypoints import Timed
@@ -65,7 +65,7 @@ def morph(
             threshold, an option is invalid or does not fit the others, a map does not have the symmetry, or every
             target was given up.
     """
-    start, ends = read_repaired(initial), [targets] if isinstance(targets, MapLike) else [*targets]
+    start, ends = read_repaired(initial), as_list(targets)
     options.check(start, halves is not None)
     inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
     chosen = running.chosen(len(ends))
@@ -281,8 +281,13 @@ def pairs_of(halves: Halves | Sequence[Halves] | None) -> list[Halves] | None:
     """The half-maps of each target, given as one pair or as several; None without half-maps."""
     if halves is None:
         return None
-    pairs: list[Any] = [halves] if isinstance(halves[0], MapLike) else [*halves]
+    pairs: Any = [halves] if is_one_map(halves[0]) else halves
     return [(first, second) for first, second in pairs]
+
+
+def as_list(maps: Any) -> list[MapLike]:
+    """One map, or several, as a list."""
+    return [maps] if is_one_map(maps) else [*maps]
 
 
 def sort_waypoints(waypoints: Sequence[Waypoint]) -> list[Waypoint]:

@@ -65,8 +65,7 @@ class Fitting:
             **others: further attributes.
         """
         field = config.field if field is None else field
-        state = initial_state(field, config.seed, problem.trajectories, problem.parts)
-        return cls(problem, problem, config, field, state, **others)
+        return cls(problem, problem, config, field, first_state(problem, config, field), **others)
 
     @property
     def initial_map(self) -> Map:
@@ -106,6 +105,11 @@ class Fitting:
         """Snapshot from which the fit can be resumed."""
         state = self.state._replace(stage=len(self.config.stages)) if finished else self.state
         return Snapshot(state, self.history, self.partitions, self.bodies_rms, finished)
+
+
+def first_state(problem: Problem, config: Config, field: FieldMotion) -> State:
+    """State of a fit before its first step."""
+    return initial_state(field, config.seed, problem.trajectories, problem.parts, config.optimiser)
 
 
 def run(fitting: Fitting, on_snapshot: Callable[[Snapshot], None] | None = None) -> Fitting:

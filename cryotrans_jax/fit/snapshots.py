@@ -1,20 +1,21 @@
 """Snapshots: everything needed to resume a fit, as one value and as one orbax checkpoint."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from cryotrans_jax.core.train import ADAM as OPTIMISER
-from cryotrans_jax.fit.state import State, Watch
+from cryotrans_jax.fit.optimisers import Optimiser
+from cryotrans_jax.fit.record import from_plain, to_plain
+from cryotrans_jax.fit.state import State, Watch, begin_optimiser
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.motion.partition import Partition
 
-ADAM = ("count", "mu", "nu")  # the fields of its state
 WATCH = ("best", "stale", "skipped", "scores", "slowed")
 
 
@@ -42,13 +43,14 @@ class Snapshot:
         state, watch = self.state, self.state.watch
         arrays = {
             "params": state.params,
-            "optimiser": {name: getattr(state.optimiser, name) for name in ADAM},
+            "optimiser": to_numbered(jax.tree.leaves(state.optimiser)),
             "watch": {name: getattr(watch, name) for name in WATCH} | ({"kept": watch.kept} if watch.kept else {}),
             "scores": to_numbered(state.scores),
             "history": to_numbered(self.history),
             "labels": to_numbered(smallest_type(each.labels) for each in self.partitions),
         }
         plain = {
+            "optimiser": to_plain(state.optimiser.settings),
             "stage": state.stage,
             "step": state.step,
             "rivals": [*state.rivals],
@@ -83,7 +85,7 @@ class Snapshot:
         watch = found["watch"]
         state = State(
             params=found["params"],
-            optimiser=type(OPTIMISER.init({}))(**found["optimiser"]),
+            optimiser=optimiser_state(plain["optimiser"], found["params"], from_numbered(found.get("optimiser", {}))),
             stage=plain["stage"],
             step=plain["step"],
             watch=Watch(**{name: watch[name] for name in WATCH}, kept=watch["kept"] if plain["kept"] else None),
@@ -100,7 +102,13 @@ class Snapshot:
         return cls(state, history, partitions, rms, plain["finished"])
 
 
-def to_numbered(arrays: Iterator | tuple) -> dict[str, Any]:
+def optimiser_state(settings: Any, params: PyTree, leaves: tuple[np.ndarray, ...]) -> Optimiser:
+    """State of an optimiser, whose settings are JSON values, with these arrays."""
+    structure = jax.tree.structure(jax.eval_shape(partial(begin_optimiser.function, from_plain(settings)), params))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def to_numbered(arrays: Iterable) -> dict[str, Any]:
     """A dict of the arrays whose keys sort in their order."""
     return {f"{number:03d}": array for number, array in enumerate(arrays)}
 

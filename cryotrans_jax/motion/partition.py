@@ -7,11 +7,13 @@ flow.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage, spatial
 
 from cryotrans_jax.density.boxes import box_slices
@@ -51,10 +53,11 @@ class Partition:
         """Number of parts."""
         return int(self.labels.max())
 
-    def part_at(self, xyz: Points) -> Int[np.ndarray, "points"]:
-        """Part, counted from 0, of each position (Å): that of the nearest voxel."""
-        voxel = np.rint((xyz - self.origin) / self.voxel_size).astype(int)
-        return self.labels[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
+    def part_at(self, xyz: Float[Array | np.ndarray, "points 3"]) -> Any:
+        """Part, counted from 0, of each position (Å): that of the nearest voxel; an array of JAX for one of JAX."""
+        numpy = jnp if isinstance(xyz, jax.Array) else np
+        voxel = numpy.rint((xyz - self.origin) / self.voxel_size).astype(int)
+        return numpy.asarray(self.labels)[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
 
     def of_atoms(self, model: gemmi.Structure) -> Int[np.ndarray, "atoms"]:
         """Part of each atom: the one that contains most atoms of its residue, so that no residue is torn."""

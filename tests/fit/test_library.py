@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gemmi
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from cryotrans_jax.density import transform
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
 from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import as_map
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
@@ -91,6 +93,31 @@ def test_paths_are_as_good_as_maps(fit, maps, tmp_path):
     np.testing.assert_allclose(read.history[0], fit.history[0], rtol=1e-3)  # headers hold origins as float32
     with pytest.raises(ct.InputError, match="none.mrc does not exist"):
         ct.morph(paths[0], [paths[1], tmp_path / "none.mrc"])
+
+
+def test_arrays_with_a_voxel_size_are_as_good_as_maps(fit, maps):
+    given = [ct.Map(jnp.asarray(map_.density), map_.voxel_size, map_.origin) for map_ in maps]
+    found = ct.morph(given[0], given[1:], SHORT)
+    np.testing.assert_array_equal(found.history[0], fit.history[0])
+    twice = ct.Map(maps[1].density.astype(np.float64), maps[1].voxel_size, maps[1].origin)
+    assert as_map(twice).density.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda map_: map_.density, r"an array of shape \(24, 20, 28\) is given as a map: .*Map\(array, voxel_size\)"),
+        (lambda map_: replace(map_, density=np.full_like(map_.density, np.nan)), "holds 13440 values that are NaN"),
+        (lambda map_: replace(map_, voxel_size=np.full(3, 1e-10)), "the map has voxels of 1e-10"),
+    ],
+)
+def test_arrays_that_are_no_maps_are_refused_in_one_sentence(maps, unchecked, change, sentence):
+    for arguments in ((change(maps[0]), maps[1]), (maps[0], change(maps[1]))):
+        with pytest.raises(ct.InputError, match=sentence) as refused:
+            ct.morph(*arguments)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ct.InputError, match=sentence):
+        ct.morph(maps[0], maps[1], halves=(change(maps[1]), maps[1]))
 
 
 @pytest.mark.slow
