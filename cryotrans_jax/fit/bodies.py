@@ -174,7 +174,7 @@ def find_bodies(
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         inside = to_whole_grid(problem.initial, problem, initial) > 0
-        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
+        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit, search.smallest)
         parts = [each if each.count > 1 else one for each in parts]
     return parts, rms
 
@@ -221,5 +221,5 @@ def redraw_borders(
         return drawn
     inside = to_whole_grid(problem.initial, problem, initial) > 0
     own = np.where(inside & ((drawn.labels - 1) % len(unit.rotations) == 0), drawn.labels, 0)
-    whole = replicate_bodies(own, inside, initial, unit)
+    whole = replicate_bodies(own, inside, initial, unit, rules.smallest)
     return whole if len(np.unique(whole.labels)) == parts.count else parts  # keep the old ones if a copy lacks a part
