@@ -6,6 +6,7 @@ them.
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import importlib
 import io
@@ -156,6 +157,22 @@ def first_stages(pytestconfig):
         if "not slow" in pytestconfig.getoption("markexpr"):
             patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), schedule=c.schedule[:5]))
         yield
+
+
+def identical(a, b):
+    """Whether two values are the same in all that they hold: structure, values, and every bit of their arrays."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, dict | list | tuple) or dataclasses.is_dataclass(a):
+        if type(a) is not type(b):
+            return False
+    if dataclasses.is_dataclass(a):
+        return all(identical(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b or (a != a and b != b)
 
 
 def rounding(size, depth):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -105,6 +105,18 @@ class Alignment(NamedTuple):
     moved: float = 0.0
     agreement: Agreement | None = None
     inside: float | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """The alignment as JSON values."""
+        agreement = None if self.agreement is None else self.agreement._asdict()
+        return self._asdict() | {"transform": self.transform.matrix.tolist(), "agreement": agreement}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Alignment":
+        """The alignment of `to_plain`."""
+        found = plain["agreement"]
+        agreement = found and Agreement(**found | {"resolutions": tuple(found["resolutions"])})
+        return cls(**plain | {"transform": Transform.from_matrix(plain["transform"]), "agreement": agreement})
 
     @property
     def summary(self) -> str:

@@ -26,7 +26,7 @@ from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
 from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
 from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow
-from cryotrans_jax.motion.symmetric import all_copies, rotate_parameters, without_symmetry
+from cryotrans_jax.motion.symmetric import all_copies, replicate_fields, without_symmetry
 from cryotrans_jax.motion.waypoints import AtEachTime
 
 
@@ -127,7 +127,7 @@ class RedrawBorders(Action):
         if not fitting.partitions:
             return fitting
         whole, initial = fitting.whole, fitting.initial_map
-        every = replicate_fields(fitting.state.params, whole, fitting.field.net.centre)
+        every = replicate_fields(fitting.state.params, whole.operators, fitting.field.net.centre)
         each = enumerate(fitting.partitions)
         drawn = tuple(
             redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
@@ -143,22 +143,6 @@ def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: 
     inside = to_whole_grid(whole.initial, whole, initial) > 0
     units = [unit.soft_mask(each, inside) for each in partitions]
     return whole.divide([unit.bodies(each) for each in partitions], units=units)
-
-
-def replicate_fields(params: PyTree, problem: Problem, centre: float) -> PyTree:
-    """Parameters of the fields (targets, parts) of bodies and, with a symmetry, of all their copies."""
-    operators = problem.operators
-    if not operators:
-        return params
-    targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    one = jax.device_get(params)
-    each = [
-        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, centre)
-        for target in range(targets)
-        for body in range(bodies)
-        for operator in operators
-    ]
-    return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
 
 
 def find_bodies(

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from cryotrans_jax.core.flow import FieldMotion
@@ -14,14 +13,15 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare
-from cryotrans_jax.fit.bodies import divide_into_parts, replicate_fields
+from cryotrans_jax.fit.bodies import divide_into_parts
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
+from cryotrans_jax.fit.record import plain_values
 from cryotrans_jax.fit.result import Fit, read_repaired
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
-from cryotrans_jax.fit.stage import Action, Config
+from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.state import all_failed
 from cryotrans_jax.fit.supervise import SILENT, Callbacks
 from cryotrans_jax.io.files import InputError
@@ -75,7 +75,9 @@ def morph(
     config = configure(problem, options)
     with reporting(progress) as callback:
         setting = Callbacks(partial(callback, config), SILENT.on_state, running.on_setback)
-        fitting, given = begin(problem, config, operators, options, chosen, running.layout, setting, start)
+        aligned = tuple(inputs.alignments[number] for number in chosen)
+        fitting = begin(problem, config, operators, options, chosen, running.layout)
+        fitting = replace(fitting, callbacks=setting, initial=start, report=report, alignments=aligned)
         fitting = resumed(fitting, running.resume_from) if running.resume_from else fitting
         fitting = run(fitting, running.on_snapshot)
     if all_failed(fitting.state):
@@ -83,8 +85,7 @@ def morph(
         raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
-    alignments = tuple(inputs.alignments[number] for number in chosen)
-    return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
+    return fitting.fit()
 
 
 class AlignedMaps(NamedTuple):
@@ -137,10 +138,8 @@ def begin(
     options: Options,
     chosen: list[int],
     layout: DeviceLayout | None,
-    callbacks: Callbacks,
-    initial: Map,
-) -> tuple[Fitting, list[Partition]]:
-    """The fit of the chosen targets before its first step, and the given parts of each."""
+) -> Fitting:
+    """The fit of the chosen targets before its first step."""
     field: FieldMotion = Symmetric(config.field, operators) if operators else config.field
     field = Timed(field, problem.waypoints) if problem.waypoints else field
     layout = layout or DeviceLayout.automatic(len(chosen))
@@ -148,41 +147,18 @@ def begin(
     problem = problem if problem.waypoints else problem.select(chosen + last_devices)
     given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
     divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
-    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
-    return fitting, given
-
-
-def fit_of(fitting: Fitting, initial: Map, report: dict, partitions: Sequence[Partition], count: int) -> Fit:
-    """The fit of the first `count` targets, whose parts were given as `partitions` or were found."""
-    state, found = fitting.state, fitting.partitions
-    params = state.params
-    if found:  # with a symmetry, the copies of a body become parts like any others
-        params = replicate_fields(params, fitting.whole, fitting.field.net.centre)
-    validated = fitting.problem.validation_densities is not None
-    return Fit(
-        config=fitting.config,
-        field=fitting.field,
-        params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
-        frame=fitting.problem.frame,
-        threshold=fitting.problem.report["initial"]["threshold"],
-        history=tuple(losses[:, :count] for losses in fitting.history),
-        validation_history=tuple(scores[:, :count] for scores in state.scores) if validated else (),
-        report=report | report_of_fit(fitting, count),
-        partitions=(found or tuple(partitions))[:count],
-        initial=initial,
-        failed=state.failed[:count],
-    )
+    return Fitting.begin(divided, config, field, targets=len(chosen), layout=layout, given_parts=tuple(given))
 
 
 def report_of_problem(problem: Problem) -> dict:
-    """The problem's report, with the variances of its blurs (Å²)."""
+    """The problem's report with the variances of its blurs (Å²), as JSON values."""
     sharpening = np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)
     variances = {
         "blur_variance": problem.blurs.tolist(),
         "quieting_variance": problem.denoising_blurs.tolist(),
         "sharpening_variance": sharpening.tolist(),
     }
-    return report_waypoints(problem.report | variances, problem.waypoints)
+    return plain_values(report_waypoints(problem.report | variances, problem.waypoints))
 
 
 def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
@@ -198,18 +174,6 @@ def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
         return fitting
     problem = divide_into_parts(fitting.whole, snapshot.partitions, fitting.initial_map)
     return replace(fitting, problem=problem, field=without_symmetry(fitting.field))
-
-
-def report_of_fit(fitting: Fitting, count: int) -> dict:
-    """What the fit of the first `count` targets has decided: start, setbacks, bodies."""
-    names, state = ("correspondences", "transport"), fitting.state
-    rivals = state.rivals[:count] or (fitting.config.stages[0].label == "w2",) * count
-    found: dict = {"start": [names[rival] for rival in rivals]}
-    if state.setbacks:
-        found["setbacks"] = [*state.setbacks[:count]]
-    if any(isinstance(item, Action) and item.divides for item in fitting.config.schedule):
-        found["bodies_rms"] = [[*off] for off in fitting.bodies_rms[:count]]
-    return found
 
 
 def align_all(

@@ -18,10 +18,11 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.outliers import without_outliers
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.record import from_plain, to_plain
+from cryotrans_jax.fit.record import from_plain, plain_values, to_plain
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io import atoms, checkpoints
+from cryotrans_jax.io.checkpoints import from_numbered, to_numbered
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion.partition import Partition
@@ -214,22 +215,27 @@ class Fit:
         return parts.to_map(carried)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Save the fit, without its history and the initial map, for `Fit.load(path, initial)`."""
+        """Save the fit, without the initial map, for `Fit.load(path, initial)`."""
         described = {
             "config": to_plain(self.config),
             "field": to_plain(self.field),
             "corner": self.frame.corner.tolist(),
             "edge": self.frame.edge,
-            "threshold": self.threshold,
+            "threshold": float(self.threshold),
+            "report": plain_values(self.report),
+            "grids": plain_values([(each.voxel_size, each.origin) for each in self.partitions]),
+            "alignments": plain_values([each.to_plain() for each in self.alignments]),
+            "failed": self.failed,
         }
         if self.initial is not None:
             shape, size, origin = self.initial.density.shape, self.initial.voxel_size, self.initial.origin
-            described["grid"] = {"shape": shape, "voxel_size": size.tolist(), "origin": origin.tolist()}
-        arrays = self.params
-        if self.partitions:
-            first = self.partitions[0]
-            described["partition"] = {"voxel_size": first.voxel_size.tolist(), "origin": first.origin.tolist()}
-            arrays = arrays | {"labels": np.stack([each.labels for each in self.partitions])}
+            described["grid"] = plain_values({"shape": shape, "voxel_size": size, "origin": origin})
+        arrays = {
+            "params": self.params,
+            "labels": to_numbered(each.labels for each in self.partitions),
+            "history": to_numbered(self.history),
+            "validation_history": to_numbered(self.validation_history),
+        }
         checkpoints.save(path, arrays, described)
 
     @classmethod
@@ -244,30 +250,31 @@ class Fit:
             FileNotFoundError: there is no fit.
             InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
-        params, saved = checkpoints.restore(path)
+        arrays, saved = checkpoints.restore(path)
         with checkpoints.version_errors(path, "a fit"):
-            return cls._of(params, saved, None if initial is None else read_repaired(initial), path)
+            return cls._of(arrays, saved, None if initial is None else read_repaired(initial), path)
 
     @classmethod
-    def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
+    def _of(cls, arrays: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
         """The fit with these arrays and this description, read from `path`."""
-        grid = saved.get("partition")
-        labels = params.pop("labels") if grid else ()
-        grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
-        if initial and (known := saved.get("grid")):
-            original = Map(
-                np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
-            )
+        if initial and (grid := saved.get("grid")):
+            original = Map(np.broadcast_to(0.0, grid["shape"]), grid["voxel_size"], grid["origin"])
             if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
+        labels = zip(from_numbered(arrays["labels"]), saved["grids"], strict=True)
         return cls(
             config=from_plain(saved["config"]),
             field=from_plain(saved["field"]),
-            params=params,
+            params=arrays["params"],
             frame=Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
-            partitions=tuple(Partition(each, *grid) for each in labels),
+            history=from_numbered(arrays["history"]),
+            validation_history=from_numbered(arrays["validation_history"]),
+            report=saved["report"],
+            partitions=tuple(Partition(each, *map(np.array, grid)) for each, grid in labels),
             initial=initial,
+            alignments=tuple(Alignment.from_plain(each) for each in saved["alignments"]),
+            failed=tuple(saved["failed"]),
         )
 
 

@@ -11,6 +11,7 @@ import gemmi
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import identical
 
 import cryotrans_jax as ct
 from cryotrans_jax.density import transform
@@ -191,6 +192,7 @@ def test_frames_that_cannot_be_are_refused_at_once(fit, asked, sentence):
 
 def test_a_loaded_fit_asks_for_its_initial_map_and_takes_no_other(fit, maps, models, tmp_path):
     fit.save(tmp_path / "fit")
+    assert identical(ct.Fit.load(tmp_path / "fit", maps[0]), fit)
     ct.write_map(tmp_path / "a.mrc", maps[0])
     alone, whole = ct.Fit.load(tmp_path / "fit"), ct.Fit.load(str(tmp_path / "fit"), tmp_path / "a.mrc")
     after = fit.generated(1).density  # the file's header holds the origin as float32

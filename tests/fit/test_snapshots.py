@@ -80,9 +80,9 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": redrawn, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
     assert bool(snapshot.partitions) == (stage >= bodies)
-    snapshot.save(tmp_path / "s", {"told": [1, "Å"]})
-    found, told = Snapshot.load(tmp_path / "s")
-    assert told == {"told": [1, "Å"]}
+    snapshot.save(tmp_path / "s", {"described": [1, "Å"]})
+    found, described = Snapshot.load(tmp_path / "s")
+    assert described == {"described": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
     assert same_fit(morph(maps[0], targets, HOW, running=Running(resume_from=found)), fit)
