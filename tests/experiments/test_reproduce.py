@@ -246,4 +246,4 @@ def test_a_schedule_that_is_none_is_explained(text):
 
 
 def test_the_page_of_systems_has_the_table():
-    assert systems.table() in (ROOT / "docs" / "systems.md").read_text()
+    assert systems.table() in (ROOT / "docs" / "results" / "systems.md").read_text()
