@@ -225,7 +225,7 @@ def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tu
         InputError: a map does not have the symmetry.
     """
     origin = initial.origin + problem.start * problem.voxel_size
-    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
+    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.targets))
     symmetry = Symmetry.of(given, initial, start)
     symmetry.check(start, "initial map")
     for number, end in enumerate(ends):

@@ -220,4 +220,4 @@ def make_terms(
 
     if not problem.waypoints:
         return of_target(trajectory)
-    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.masses))])),)
+    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.targets))])),)

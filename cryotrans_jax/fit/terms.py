@@ -65,7 +65,7 @@ class W2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.W2:
         """Make the term."""
-        volume = binned(problem.masses[target], bin_)
+        volume = binned(problem.targets[target], bin_)
         whole = self.window is None or self.window >= max(volume.shape) - 1
         window = None if whole else self.window
         return losses.W2(volume, level.corner, level.voxel, self.epsilon, self.iterations, window)
@@ -83,7 +83,7 @@ class L2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.L2:
         """Make the term."""
-        return losses.L2(binned(problem.masses[target], bin_), level.corner, level.voxel)
+        return losses.L2(binned(problem.targets[target], bin_), level.corner, level.voxel)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Matched(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Matched:
         """Make the term."""
-        density, solvent = problem.densities[target], problem.densities[target] * (problem.masses[target] == 0)
+        density, solvent = problem.densities[target], problem.densities[target] * (problem.targets[target] == 0)
         volume, noise = (at_matched_resolution(problem, d, bin_, target, self.blur) for d in (density, solvent))
-        power = signal_power(volume, noise, binned(problem.masses[target], bin_) > 0)
+        power = signal_power(volume, noise, binned(problem.targets[target], bin_) > 0)
         lightens = max(self.lighten, self.final_lighten) > 0
         return losses.Matched(
             volume,
@@ -117,7 +117,7 @@ class Matched(TermSettings):
             level.voxel,
             power,
             level_blur(problem, bin_, matched_widths(problem, self.blur), target),
-            level_blur(problem, bin_, [self.nearby] * len(problem.masses), target) if lightens else None,
+            level_blur(problem, bin_, [self.nearby] * len(problem.targets), target) if lightens else None,
             np.array([self.lighten, self.final_lighten], np.float32),
         )
 

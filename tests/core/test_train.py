@@ -395,7 +395,7 @@ def lacking(problem):
     depth = problem.voxel_size[2] * (np.arange(gone.shape[2]) - gone.shape[2] // 2 + 0.5)
     left, none = np.where(gone, 0, problem.initial)[None], np.zeros(1)
     without = replace(
-        problem.select([0]), masses=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
+        problem.select([0]), targets=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
     )
     scene, (term,) = inputs(without, Stage((Matched(final_lighten=1.0),), 1, 1.0, 1.0)).of_target(0)
     return scene, term, np.broadcast_to(depth, gone.shape)[problem.initial > 0]

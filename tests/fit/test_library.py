@@ -17,6 +17,7 @@ import cryotrans_jax as ct
 from cryotrans_jax.density import transform
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
+from cryotrans_jax.fit.options import Preparation
 from cryotrans_jax.fit.stage import Action
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import as_map
@@ -177,7 +178,7 @@ def test_an_action_sees_the_fit_of_the_moment(fit, maps):
         config = SHORT.recipe(problem, options)
         return replace(config, schedule=(*config.schedule, Keep(), *config.schedule))
 
-    how = replace(SHORT, recipe=recipe)
+    how = replace(SHORT, recipe=recipe, preparation=Preparation(whole_box=True))  # as the recipe paper has it
     found = ct.morph(maps[0], maps[1:], how, running=ct.Running(targets=[1, 0]))
     (first,) = kept
     assert identical(replace(first, config=fit.config), fit.select([1, 0]))

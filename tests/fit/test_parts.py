@@ -217,7 +217,7 @@ def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render
     shares = [partition.labels == 1, partition.labels == 2]
     if render == "pull_back":  # with soft masks and a soft edge
         mask = trajectory.soft_support(initial.density, slid.threshold, initial.voxel_size)
-        shares = [share.on_grid(mask.shape) for share in partition.soft_masks(mask > 0)]
+        shares = [share.on_grid(mask.shape) for share in partition.soft_masks(mask > 0, trajectory.PullBack.seam)]
         carried = initial.density * mask
     np.testing.assert_allclose(first.density, carried, atol=1e-4 * carried.max())  # no seam; splines in float32
     moved = np.roll(carried * shares[0], 2, axis=2) + np.roll(carried * shares[1], -2, axis=2)
