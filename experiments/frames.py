@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,26 +71,30 @@ def write_all_frames(
     places = [Place(folder)]
     if case.boxes and settings.frame == "target":
         places.append(target_frame(case, number, folder))
-    last = write_frames(fit, settings.frames, settings.render, places)
+    last = write_frames(fit, settings.frames, places)
     if case.repeated is not None:
         places.append(assembly(case.repeated, folder))
         write_assembly_maps(case.repeated, folder)
     return last, places
 
 
-def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) -> Map:
+def with_render(fit: Fit, render: str | None) -> Fit:
+    """The fit whose frames are made and recorded in this way; None: as its recipe has it."""
+    return replace(fit, config=replace(fit.config, render=render)) if render else fit
+
+
+def write_frames(fit: Fit, frames: int, places: Sequence[Place]) -> Map:
     """Write all frames and the generated map of a fit of one target.
 
     Args:
         fit: of the target.
         frames: their number.
-        render: how they are made, as for `Fit.frames`.
         places: where to write them.
 
     Returns:
         The last frame, in the initial map's frame.
     """
-    for number, frame in enumerate(fit.frames(frames, render=render)):
+    for number, frame in enumerate(fit.frames(frames)):
         for folder, moved, _ in places:
             if moved is not None:
                 write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))

@@ -8,7 +8,7 @@ from cryotrans_jax.io.files import InputError
 
 from . import paths, ranges
 
-STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)")
+STAGE = re.compile(r"(?P<loss>w2|l2):(?P<steps>[1-9][0-9]*):(?P<rate>[0-9]*\.?[0-9]+(e-?[0-9]+)?)(:(?P<bin>[1248]))?")
 WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 
 
@@ -49,19 +49,22 @@ def parse_schedule(given: list[str] | None, width: int | None, factor: float = 1
         The schedule; None if neither stages nor a width are given.
 
     Raises:
-        InputError: a stage is not of the form LOSS:STEPS:RATE, or a number is out of range.
+        InputError: a stage is not of the form LOSS:STEPS:RATE[:BIN], or a number is out of range.
     """
     if not given and not width:
         return None
     stages = []
     for text in given or []:
         if not (match := STAGE.fullmatch(text)):
-            raise InputError(f"--schedule={text} is not LOSS:STEPS:RATE: give stages such as w2:2000:1e-3,l2:500:1e-4")
+            raise InputError(
+                f"--schedule={text} is not LOSS:STEPS:RATE or LOSS:STEPS:RATE:BIN: give stages such as w2:2000:1e-3, "
+                "or with a bin of 1, 2, 4 or 8 w2:2000:1e-3:4"
+            )
         steps = in_range(match["steps"], ranges.STAGE_STEPS, f"--schedule={text}: the number of steps", int)
         made = max(1, round(steps * factor))
         in_range(made, ranges.STAGE_STEPS, f"--schedule={text}: the number of steps times --steps,", int)
         rate = in_range(match["rate"], ranges.LEARNING_RATE, f"--schedule={text}: the learning rate")
-        stages.append((match["loss"], steps, rate))
+        stages.append((match["loss"], steps, rate, *([int(match["bin"])] if match["bin"] else [])))
     return Schedule(tuple(stages), width or Schedule.width)
 
 

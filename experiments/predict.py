@@ -45,7 +45,7 @@ def main() -> None:
         for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
         places = [frames.Place(out_dir)]
-        frames.write_frames(fit, FLAGS.frames, FLAGS.render, places)
+        frames.write_frames(frames.with_render(fit, FLAGS.render), FLAGS.frames, places)
         if model is not None:
             write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)

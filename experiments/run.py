@@ -94,7 +94,9 @@ def define_seeds_and_parts() -> None:
     ranges.numbers(
         "part_rigidity",
         None,
-        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
+        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3. With the recipe paper they are "
+        "the weights λ themselves (eq. 13 and 15 of the paper), one for each part, or a single one without --parts; if "
+        "not given there is no rigidity.",
         ranges.WEIGHT,
     )
 
@@ -184,6 +186,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence[int]) -> dict[str, str]:
     """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
     from . import record, results
+    from .frames import with_render
     from .settings import FitSettings, OutputSettings, from_flags
 
     with keeper.guard():
@@ -191,7 +194,7 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
         for seed_number in range(FLAGS.seeds):
             fits.append(results.fit_case(case, from_flags(FitSettings), share, seed_number, keeper))
             keeper.finish_seed()
-        first, *others = fits
+        first, *others = [with_render(fit, FLAGS.render) for fit in fits]
         about = record.describe(first, case, FLAGS)
         failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, keeper.aside, others)
     keeper.finish()

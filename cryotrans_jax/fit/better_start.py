@@ -49,7 +49,7 @@ class KeepBetterStart(Action):
     def choose(self, fitting: Fitting, doubted: np.ndarray) -> Fitting:
         """Choose a start for the targets that are doubted (bool)."""
         state, following = fitting.state, fitting.next_stage
-        trial = replace(following, steps=min(self.trial_steps, following.steps), patience=0)
+        trial = replace(following.shortened(self.trial_steps), patience=0)
         problem = fitting.problem
         other = initial_state(fitting.field, fitting.config.seed, problem.trajectories, problem.parts)
         ((other, _),) = fitting.try_stage(self.other, [other])

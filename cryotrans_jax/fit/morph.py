@@ -84,7 +84,7 @@ def morph(
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
     alignments = tuple(inputs.alignments[number] for number in chosen)
-    return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
+    return replace(fit_of(fitting, start, report, given, len(chosen)), config=config, alignments=alignments)
 
 
 class AlignedMaps(NamedTuple):
@@ -126,9 +126,18 @@ def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Ope
 def configure(problem: Problem, options: Options) -> Config:
     """The configuration that the recipe makes for the problem."""
     recipe = options.chosen_recipe
-    config = recipe if isinstance(recipe, Config) else recipe(problem, options).scaled(options.steps)
+    if isinstance(recipe, Config):
+        config = recipe
+    else:
+        config = replace(recipe(problem, options).scaled(options.steps), whole_box=options.whole_box)
     if options.part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
         raise InputError(f"the recipe {options.recipe} has no rigidity: part_rigidity is for another one")
+    for stage in config.stages:
+        if stage.target_steps and len(stage.target_steps) != problem.trajectories:
+            raise InputError(
+                f"a stage has steps for {len(stage.target_steps)} targets, and there are {problem.trajectories}: give "
+                "one number for each in target_steps, or none"
+            )
     return config if options.parts == "auto" else config.without_division()
 
 
@@ -150,6 +159,7 @@ def begin(
     problem = problem if problem.waypoints else problem.select(chosen + last_devices)
     given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
     divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
+    config = config.select(chosen + last_devices)
     fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
     return fitting, given
 

@@ -19,13 +19,13 @@ from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.outliers import without_outliers
 from cryotrans_jax.fit import functions, trajectory
 from cryotrans_jax.fit.record import from_plain, to_plain
-from cryotrans_jax.fit.stage import Config
+from cryotrans_jax.fit.stage import RENDERS, Config
 from cryotrans_jax.io import atoms, checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion.partition import Partition
 
-RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
+RENDERERS = dict(zip(RENDERS, (trajectory.pull_back, trajectory.push_forward), strict=True))
 
 
 @dataclass(frozen=True, repr=False, eq=False)  # hashed by identity, so that JAX can compile its functions
@@ -36,13 +36,13 @@ class Fit:
     the fit was loaded without it.
 
     Attributes:
-        config: schedule and network.
+        config: schedule and network; `target_steps` of a stage are those of all targets of the call to `morph`.
         field: the motion by one velocity field, with waypoints and symmetry.
         params: parameters of the fields, with a leading axis of targets, and a second one of parts where there are
             parts.
         frame: the unit box.
         threshold: the initial map's.
-        history: for each stage the losses (steps, targets).
+        history: for each stage the losses (steps, targets), nan where a target has fewer steps than others.
         validation_history: in a fit with half-maps, for each stage the losses against the second one after each chunk
             of steps (the training loss where the stage has none).
         report: thresholds, blurs and other values that were chosen by rule.
@@ -77,7 +77,9 @@ class Fit:
             parts = self.partition(target)
             facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
-            facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            losses = np.concatenate([each[:, target] for each in self.history]) if self.history else np.zeros(0)
+            losses = losses[np.isfinite(losses)]
+            facts += [f"last loss {losses[-1]:.4g}"] if losses.size else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
@@ -120,26 +122,28 @@ class Fit:
             raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
         return self.initial
 
-    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str = "pull_back") -> Iterator[Map]:
+    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str | None = None) -> Iterator[Map]:
         """Maps of the pseudo-trajectory, one after the other, on the initial map's grid (paper, eq. 7).
 
         Args:
             times: from 0 to 1; or a number of equally spaced frames, from the initial map to the end.
             target: number of the target.
-            render: "pull_back", which keeps the detail, or "splat", which keeps the mass.
+            render: "pull_back", which keeps the detail, or "splat", which keeps the mass (paper, eq. 6); None: as the
+                recipe has it.
 
         Raises:
             InputError: times or `render` are invalid.
         """
+        render = render or self.config.render
         if render not in RENDERERS:
             raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
         flow = self.flow_of(target)
         times = trajectory.as_times(times)
         return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
 
-    def generated(self, target: int = 0) -> Map:
+    def generated(self, target: int = 0, render: str | None = None) -> Map:
         """The generated map: the initial map carried to the target's conformation, which is the last frame."""
-        return next(self.frames([1.0], target))
+        return next(self.frames([1.0], target, render))
 
     def consistency(self, target: int = 0) -> float:
         """RMS distance (Å) of density from its start after it was carried to the end and back."""

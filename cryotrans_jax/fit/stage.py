@@ -1,5 +1,6 @@
 """The schedule of a fit as data: stages, and the actions between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,8 @@ from cryotrans_jax.fit.terms import TermSettings
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.waypoints import AtEachTime
 
+RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the mass (paper, eq. 6 and 7)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -22,13 +25,15 @@ class Stage:
 
     Attributes:
         terms: settings of the terms.
-        steps: Adam steps.
+        steps: Adam steps; the largest number of `target_steps` where targets differ.
         learning_rate: at the start.
         final_learning_rate: at the end, reached along half a cosine; equal to `learning_rate` for a constant one.
         bin: voxel size of the comparison grid, in voxels of the map.
         sampling: distance between the points of mass, in voxels of the map.
         spacing: of the control lattice, Å; 0 integrates the flow at every point.
         patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
+        target_steps: Adam steps of each target, 0 where it leaves the stage out; a target that has made its steps
+            stays as it is. Empty: `steps` for all.
     """
 
     terms: tuple[TermSettings, ...]
@@ -39,11 +44,22 @@ class Stage:
     sampling: int = 1
     spacing: float = 0.0
     patience: int = 0
+    target_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the terms; raise TypeError if they are not a tuple of settings of terms."""
+        """Check the stage.
+
+        Raises:
+            TypeError: the terms are not a tuple of settings of terms.
+            InputError: `steps` is not the largest number of `target_steps`.
+        """
         if not (isinstance(self.terms, tuple) and all(isinstance(term, TermSettings) for term in self.terms)):
             raise TypeError(f"the terms of a stage are {self.terms!r}: give a tuple of `TermSettings`")
+        if self.target_steps and max(self.target_steps) != self.steps:
+            raise InputError(
+                f"a stage has {self.steps} steps, and its targets have {[*self.target_steps]}: give their largest "
+                "number as steps"
+            )
 
     @property
     def label(self) -> str:
@@ -65,8 +81,24 @@ class Stage:
         return replace(self, terms=tuple(term.refined() for term in self.terms))
 
     def scaled(self, factor: float) -> "Stage":
-        """The stage with `factor` times the steps, and at least one."""
-        return replace(self, steps=max(1, round(self.steps * factor)))
+        """The stage with `factor` times the steps, and at least one, except for targets that leave the stage out."""
+        return self.with_steps([max(1, round(n * factor)) if n else 0 for n in self.target_steps or (self.steps,)])
+
+    def shortened(self, most: int) -> "Stage":
+        """The stage with at most this number of steps."""
+        return self.with_steps([min(n, most) for n in self.target_steps or (self.steps,)])
+
+    def with_steps(self, steps: Sequence[int]) -> "Stage":
+        """The stage with these numbers of steps: one for all targets, or one for each where they differ."""
+        return replace(self, steps=max(steps), target_steps=tuple(steps) if len(set(steps)) > 1 else ())
+
+    def select(self, targets: Sequence[int]) -> "Stage":
+        """The stage for the targets of these numbers, in this order."""
+        return self.with_steps([self.target_steps[target] for target in targets]) if self.target_steps else self
+
+    def of_each(self, count: int) -> list["Stage"]:
+        """The stage as each of `count` targets makes it."""
+        return [replace(self, steps=n, target_steps=()) for n in self.target_steps or (self.steps,) * count]
 
 
 class Action:
@@ -88,6 +120,11 @@ class Action:
     def scaled(self, factor: float) -> "Action":
         """The action with `factor` times the steps, where it makes some."""
         return self
+
+    def select(self, targets: Sequence[int]) -> "Action":
+        """The action for the targets of these numbers, where a stage of it has steps for each target."""
+        stages = {name: value.select(targets) for name, value in vars(self).items() if isinstance(value, Stage)}
+        return replace(self, **stages) if stages else self  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -128,22 +165,28 @@ class Supervision:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a fit, besides the maps.
+    """Everything that decides a fit, besides the maps and how they are prepared.
 
     Attributes:
         schedule: the stages, and the actions between them.
         field: the motion by one velocity field: its network, and the number of Euler steps.
         supervision: early stopping, and recovery from divergence.
         seed: of the network's initial weights.
+        render: how the fit's frames are made, unless another way is asked for: one of RENDERS.
+        whole_box: whether the unit box is that of the maps, as in the paper; else it encloses the molecule.
     """
 
     schedule: tuple[Stage | Action, ...]
     field: FieldMotion = Field()
     supervision: Supervision = Supervision()
     seed: int = 0
+    render: str = "pull_back"
+    whole_box: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the schedule can be run; raise InputError if it begins with an action."""
+        """Check the configuration; raise InputError if the schedule begins with an action or `render` is unknown."""
+        if self.render not in RENDERS:
+            raise InputError(f"frames cannot be made by {self.render!r}: choose one of {', '.join(RENDERS)}")
         if self.schedule and isinstance(self.schedule[0], Action):
             name = type(self.schedule[0]).__name__
             raise InputError(f"the schedule begins with {name}: begin it with a stage, after which actions may follow")
@@ -156,6 +199,10 @@ class Config:
     def scaled(self, factor: float) -> "Config":
         """The same with `factor` times the steps of every stage, and at least one."""
         return replace(self, schedule=tuple(item.scaled(factor) for item in self.schedule))
+
+    def select(self, targets: Sequence[int]) -> "Config":
+        """The same for the targets of these numbers, in this order."""
+        return replace(self, schedule=tuple(item.select(targets) for item in self.schedule))
 
     def without_division(self) -> "Config":
         """The same without the actions that divide the initial map into parts."""

@@ -107,7 +107,8 @@ def fit_stage(
         setting: what stays the same during a fit.
 
     Returns:
-        The state after the stage, its losses (steps, targets) since `state`, and whether `progress` asked to stop.
+        The state after the stage, its losses (steps, targets) since `state`, nan beyond a target's own number of
+        steps, and whether `progress` asked to stop.
     """
     rules, callbacks, layout, _ = setting
     for _ in range(state.refined):
@@ -123,8 +124,9 @@ def fit_stage(
             stage, sized, state = stage.refined(), None, state._replace(refined=state.refined + 1)
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
-        chunks.append(np.asarray(loss).T[:count])
-        state = supervised(stage, state, (params, adam), chunks[-1], inputs, sample, setting, sized)
+        made, losses = steps_made(stage, state, count), np.asarray(loss).T[:count]
+        chunks.append(np.where(made, losses, np.nan) if stage.target_steps else losses)
+        state = supervised(stage, state, (params, adam), losses, inputs, sample, setting, sized)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
@@ -135,7 +137,14 @@ def fit_stage(
 
 def steps_left(stage: Stage, state: State, chunk: int) -> int:
     """Number of steps in the next chunk: those that the slowest target has left, at most a chunk."""
-    return min(chunk, stage.steps - state.step - int(state.watch.skipped.min()))
+    ends = np.array([own.steps for own in stage.of_each(len(state.watch.best))])
+    return min(chunk, int((ends - state.step - state.watch.skipped).max()))
+
+
+def steps_made(stage: Stage, state: State, count: int) -> np.ndarray:
+    """Which of the next steps each target makes (steps, targets), bool; it has made the others already."""
+    ends = np.array([own.steps for own in stage.of_each(len(state.watch.best))])
+    return state.step + state.watch.skipped + np.arange(count)[:, None] < ends
 
 
 def chunk_of(
@@ -143,10 +152,13 @@ def chunk_of(
 ) -> tuple[Array, Float[Array, "targets chunk"], Float[Array, "targets"]]:
     """Number of steps in a chunk, their learning rates, and the fraction of the annealing that is left."""
     position = state.step + state.watch.skipped
-    rates, left = (np.pad(a, (0, stage.steps + rules.chunk)) for a in (stage.rates, stage.annealing))
+    each, last = stage.of_each(len(position)), 2 * stage.steps + rules.chunk  # beyond its steps a target's rate is 0
+    rates = np.stack([np.pad(own.rates, (0, last - own.steps)) for own in each])
+    left = np.stack([np.pad(own.annealing, (0, last - own.steps)) for own in each])
     factor = rules.rate_divisor**-state.watch.slowed * ~failed_targets(state)
-    own = rates[position[:, None] + np.arange(rules.chunk)] * factor[:, None]
-    return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left[position], jnp.float32)
+    own = np.take_along_axis(rates, position[:, None] + np.arange(rules.chunk), axis=1) * factor[:, None]
+    left = np.take_along_axis(left, position[:, None], axis=1)[:, 0]
+    return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left, jnp.float32)
 
 
 def supervised(
@@ -164,7 +176,8 @@ def supervised(
     `state` is that before the chunk, and `after` parameters and Adam's state after it.
     """
     params, adam = after
-    messages = find_divergence(state, params, losses, sample, setting)
+    idle = np.logical_not(steps_made(stage, state, len(losses)).any(axis=0))
+    messages = find_divergence(state, params, losses, sample, setting, idle)
     kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
     state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + len(losses))
     if any(messages) or any(state.failed):
@@ -186,14 +199,15 @@ def update_watch(state: State, stage: Stage, score: np.ndarray, rules: Supervisi
     better = score < best
     kept = where_target(better, state.params, kept)
     stale = np.where(score < best - rules.min_gain * np.maximum(np.minimum(best, 1e30), rules.loss_floor), 0, stale + 1)
-    ahead = rules.final_phase_of(stage) - (state.step + skipped)
+    final = np.array([rules.final_phase_of(own) for own in stage.of_each(len(best))])
+    ahead = final - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
     scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
     return Watch(np.fmin(best, score), np.where(skip, 0, stale), skipped, scores, slowed, kept)
 
 
 def find_divergence(
-    state: State, params: PyTree, losses: np.ndarray, sample: Sample, setting: Setting
+    state: State, params: PyTree, losses: np.ndarray, sample: Sample, setting: Setting, idle: np.ndarray
 ) -> tuple[str, ...]:
     """Describe how the fit of each target diverged in a chunk of steps; "" where it did not.
 
@@ -203,15 +217,16 @@ def find_divergence(
         losses: of the chunk's steps (steps, targets).
         sample: points of mass.
         setting: what stays the same during a fit.
+        idle: for each target, whether it had made its own steps of the stage before the chunk.
     """
     rules = setting.supervision
     finite = np.asarray(finite_and_outside(params, sample, setting.box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
     limit = rules.divergence_ratio * np.maximum(first, rules.divergence_floor)  # nan in a stage's first chunk: no limit
-    messages, failed = [], failed_targets(state)
+    messages, at_rest = [], failed_targets(state) | idle
     for target, (ok, outside) in enumerate(finite.T):
         own_losses = losses[:, target]
-        if failed[target]:
+        if at_rest[target]:
             messages.append("")
         elif not (np.isfinite(own_losses).all() and ok):
             messages.append("the loss or the parameters are not finite numbers")

@@ -127,7 +127,7 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
             True,
             f"{share} is missing in the generated map." if kept < 1 else f"The generated map gained {share}.",
             "Density is compressed where mass is lost, and stretched where it is gained: trust those places less. "
-            "(Frames keep the height of peaks; --render=splat keeps the mass.)",
+            "(--render=pull_back keeps the height of peaks, --render=splat the mass.)",
         )
 
 

@@ -113,7 +113,7 @@ def facts(config: dict) -> str:
     parts = [
         f"recipe {settings_['recipe']}",
         f"seed {settings_['seed']}",
-        f"{settings_['frames']} frames ({settings_['render']})",
+        f"{settings_['frames']} frames ({settings_['render'] or config['recipe']['render']})",
         f"{given['initial']['volume']:.0f} Å³ carried",
         f"start from {start}" if start else "",
         f"cryotrans-jax {config['versions'].get('cryotrans-jax')} on {config.get('device', 'an unknown device')}",

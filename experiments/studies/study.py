@@ -138,9 +138,10 @@ def find_model(name: str | None) -> Path:
 
 
 def fits(case):
-    """Fit all targets, in one program if the recipe allows it, and yield the case, the fit and the number of each.
+    """Fit all targets, in one program if they take the same steps, and yield the case, the fit and number of each.
 
-    The recipe paper has different steps for each resolution, so each target has its own fit.
+    The recipe paper has different steps for each resolution. Each target then has its own fit, so that none waits,
+    computed in vain, for those with more steps.
     """
     from dataclasses import replace
 
