@@ -48,7 +48,7 @@ KINDS = {  # kinds of results; each kind is replaced as a whole
     "study_maps": re.compile(r"(target|generated)_.*\.mrc"),
     "imbalance": re.compile(r"imbalance\.(json|md)|fsc\.(png|svg)|(common|rare|generated|truth)\.mrc"),
     "dynamics": re.compile(r"dynamics\.(csv|json|svg|png)"),
-    "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|coverage\.json"),
+    "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|refine\.sh|coverage\.json|refined\.json"),
     "benchmark": re.compile(r"benchmark\.(json|md)"),
     "validation": re.compile(r"validate\.(json|md)"),
     "waypoints": re.compile(r"waypoints\.(json|md)"),
