@@ -91,7 +91,8 @@ def paper(
             raise InputError(f"maps cannot be binned by {factor}: give 1, 2, 4 or 8")
         terms = (term,) if rigidity is None else (term, PublishedRigidity(rigidity, term))
         each = [steps] if isinstance(steps, int) else steps
-        return Stage(terms, max(each), rate, rate, bin=factor, sampling=factor).with_steps(each)
+        own_steps = tuple(each) if len(set(each)) > 1 else ()
+        return Stage(terms, max(each), rate, rate, bin=factor, sampling=factor, target_steps=own_steps)
 
     stages: Sequence[tuple[Any, ...]] = schedule.stages or tuple(
         (loss, n, PAPER_RATES[loss]) for loss, n in paper_steps(problem, resolutions)

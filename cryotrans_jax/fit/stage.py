@@ -12,28 +12,27 @@ from cryotrans_jax.core.flow import Field, FieldMotion
 from cryotrans_jax.core.losses import Term
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
+from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
 from cryotrans_jax.fit.terms import TermSettings
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.waypoints import AtEachTime
 
-RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the mass (paper, eq. 6 and 7)
-
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the schedule: terms, and the Adam steps that minimise their sum.
+    """One stage of the schedule: terms, and the steps that minimise their sum.
 
     Attributes:
         terms: settings of the terms.
-        steps: Adam steps; the largest number of `target_steps` where targets differ.
+        steps: number of steps.
         learning_rate: at the start.
         final_learning_rate: at the end, reached along half a cosine; equal to `learning_rate` for a constant one.
         bin: voxel size of the comparison grid, in voxels of the map.
         sampling: distance between the points of mass, in voxels of the map.
         spacing: of the control lattice, Å; 0 integrates the flow at every point.
         patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
-        target_steps: Adam steps of each target, 0 where it leaves the stage out; a target that has made its steps
-            stays as it is. Empty: `steps` for all.
+        target_steps: number of steps after which each target's learning rate is 0, so that it stays as it would end
+            alone; empty: all targets make `steps`.
     """
 
     terms: tuple[TermSettings, ...]
@@ -47,19 +46,9 @@ class Stage:
     target_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the stage.
-
-        Raises:
-            TypeError: the terms are not a tuple of settings of terms.
-            InputError: `steps` is not the largest number of `target_steps`.
-        """
+        """Check the terms; raise TypeError if they are not a tuple of settings of terms."""
         if not (isinstance(self.terms, tuple) and all(isinstance(term, TermSettings) for term in self.terms)):
             raise TypeError(f"the terms of a stage are {self.terms!r}: give a tuple of `TermSettings`")
-        if self.target_steps and max(self.target_steps) != self.steps:
-            raise InputError(
-                f"a stage has {self.steps} steps, and its targets have {[*self.target_steps]}: give their largest "
-                "number as steps"
-            )
 
     @property
     def label(self) -> str:
@@ -81,24 +70,13 @@ class Stage:
         return replace(self, terms=tuple(term.refined() for term in self.terms))
 
     def scaled(self, factor: float) -> "Stage":
-        """The stage with `factor` times the steps, and at least one, except for targets that leave the stage out."""
-        return self.with_steps([max(1, round(n * factor)) if n else 0 for n in self.target_steps or (self.steps,)])
-
-    def shortened(self, most: int) -> "Stage":
-        """The stage with at most this number of steps."""
-        return self.with_steps([min(n, most) for n in self.target_steps or (self.steps,)])
-
-    def with_steps(self, steps: Sequence[int]) -> "Stage":
-        """The stage with these numbers of steps: one for all targets, or one for each where they differ."""
-        return replace(self, steps=max(steps), target_steps=tuple(steps) if len(set(steps)) > 1 else ())
+        """The stage with `factor` times the steps, and at least one."""
+        steps, *each = (max(1, round(n * factor)) if n else 0 for n in (self.steps, *self.target_steps))
+        return replace(self, steps=steps, target_steps=tuple(each))
 
     def select(self, targets: Sequence[int]) -> "Stage":
         """The stage for the targets of these numbers, in this order."""
-        return self.with_steps([self.target_steps[target] for target in targets]) if self.target_steps else self
-
-    def of_each(self, count: int) -> list["Stage"]:
-        """The stage as each of `count` targets makes it."""
-        return [replace(self, steps=n, target_steps=()) for n in self.target_steps or (self.steps,) * count]
+        return replace(self, target_steps=tuple(self.target_steps[k] for k in targets)) if self.target_steps else self
 
 
 class Action:
@@ -120,11 +98,6 @@ class Action:
     def scaled(self, factor: float) -> "Action":
         """The action with `factor` times the steps, where it makes some."""
         return self
-
-    def select(self, targets: Sequence[int]) -> "Action":
-        """The action for the targets of these numbers, where a stage of it has steps for each target."""
-        stages = {name: value.select(targets) for name, value in vars(self).items() if isinstance(value, Stage)}
-        return replace(self, **stages) if stages else self  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -172,7 +145,8 @@ class Config:
         field: the motion by one velocity field: its network, and the number of Euler steps.
         supervision: early stopping, and recovery from divergence.
         seed: of the network's initial weights.
-        render: how the fit's frames are made, unless another way is asked for: one of RENDERS.
+        optimiser: makes the steps of all stages, with their learning rates.
+        render: how frames are made, unless another way is asked for: "pull_back" or "splat"; see `Fit.frames`.
         whole_box: whether the unit box is that of the maps, as in the paper; else it encloses the molecule.
     """
 
@@ -180,13 +154,19 @@ class Config:
     field: FieldMotion = Field()
     supervision: Supervision = Supervision()
     seed: int = 0
+    optimiser: OptimiserSettings = Adam()
     render: str = "pull_back"
     whole_box: bool = False
 
     def __post_init__(self) -> None:
-        """Check the configuration; raise InputError if the schedule begins with an action or `render` is unknown."""
-        if self.render not in RENDERS:
-            raise InputError(f"frames cannot be made by {self.render!r}: choose one of {', '.join(RENDERS)}")
+        """Check that the schedule can be run.
+
+        Raises:
+            InputError: it begins with an action.
+            TypeError: the optimiser is no `OptimiserSettings`.
+        """
+        if not isinstance(self.optimiser, OptimiserSettings):
+            raise TypeError(f"the optimiser is {self.optimiser!r}: give settings such as `fit.optimisers.Adam()`")
         if self.schedule and isinstance(self.schedule[0], Action):
             name = type(self.schedule[0]).__name__
             raise InputError(f"the schedule begins with {name}: begin it with a stage, after which actions may follow")
@@ -202,7 +182,8 @@ class Config:
 
     def select(self, targets: Sequence[int]) -> "Config":
         """The same for the targets of these numbers, in this order."""
-        return replace(self, schedule=tuple(item.select(targets) for item in self.schedule))
+        stages = (item.select(targets) if isinstance(item, Stage) else item for item in self.schedule)
+        return replace(self, schedule=tuple(stages))
 
     def without_division(self) -> "Config":
         """The same without the actions that divide the initial map into parts."""
@@ -257,4 +238,4 @@ def make_terms(
 
     if not problem.waypoints:
         return of_target(trajectory)
-    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.masses))])),)
+    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.targets))])),)

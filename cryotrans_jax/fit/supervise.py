@@ -15,8 +15,9 @@ from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.devices import DeviceLayout, fit_to_memory, losses_of, train_steps
+from cryotrans_jax.fit.optimisers import Optimiser
 from cryotrans_jax.fit.stage import Inputs, Stage, Supervision
-from cryotrans_jax.fit.state import State, Watch, all_failed, failed_targets, initial_adam, where_target
+from cryotrans_jax.fit.state import State, Watch, all_failed, begin_optimiser, failed_targets, where_target
 
 Progress = Callable[[int, int, np.ndarray], Any]
 SAMPLE_POINTS = 512  # points of the mass that are looked at, to see whether it has left the crop
@@ -107,8 +108,7 @@ def fit_stage(
         setting: what stays the same during a fit.
 
     Returns:
-        The state after the stage, its losses (steps, targets) since `state`, nan beyond a target's own number of
-        steps, and whether `progress` asked to stop.
+        The state after the stage, its losses (steps, targets) since `state`, and whether `progress` asked to stop.
     """
     rules, callbacks, layout, _ = setting
     for _ in range(state.refined):
@@ -119,14 +119,13 @@ def fit_stage(
     while not (stopped or all_failed(state)) and (count := steps_left(stage, state, rules.chunk)) > 0:
         call = *chunk_of(stage, state, rules, count), state.params, state.optimiser, inputs.steps
         sized = sized or fit_to_memory(layout, *call)
-        params, adam, loss, error = train_steps(*call, sized)
+        params, optimiser, loss, error = train_steps(*call, sized)
         if float(jnp.max(error)) > rules.term_error and stage.refined() != stage:
             stage, sized, state = stage.refined(), None, state._replace(refined=state.refined + 1)
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
-        made, losses = steps_made(stage, state, count), np.asarray(loss).T[:count]
-        chunks.append(np.where(made, losses, np.nan) if stage.target_steps else losses)
-        state = supervised(stage, state, (params, adam), losses, inputs, sample, setting, sized)
+        chunks.append(np.asarray(loss).T[:count])
+        state = supervised(stage, state, (params, optimiser), chunks[-1], inputs, sample, setting, sized)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
@@ -137,14 +136,7 @@ def fit_stage(
 
 def steps_left(stage: Stage, state: State, chunk: int) -> int:
     """Number of steps in the next chunk: those that the slowest target has left, at most a chunk."""
-    ends = np.array([own.steps for own in stage.of_each(len(state.watch.best))])
-    return min(chunk, int((ends - state.step - state.watch.skipped).max()))
-
-
-def steps_made(stage: Stage, state: State, count: int) -> np.ndarray:
-    """Which of the next steps each target makes (steps, targets), bool; it has made the others already."""
-    ends = np.array([own.steps for own in stage.of_each(len(state.watch.best))])
-    return state.step + state.watch.skipped + np.arange(count)[:, None] < ends
+    return min(chunk, stage.steps - state.step - int(state.watch.skipped.min()))
 
 
 def chunk_of(
@@ -152,19 +144,19 @@ def chunk_of(
 ) -> tuple[Array, Float[Array, "targets chunk"], Float[Array, "targets"]]:
     """Number of steps in a chunk, their learning rates, and the fraction of the annealing that is left."""
     position = state.step + state.watch.skipped
-    each, last = stage.of_each(len(position)), 2 * stage.steps + rules.chunk  # beyond its steps a target's rate is 0
-    rates = np.stack([np.pad(own.rates, (0, last - own.steps)) for own in each])
-    left = np.stack([np.pad(own.annealing, (0, last - own.steps)) for own in each])
+    rates, left = (np.pad(a, (0, stage.steps + rules.chunk)) for a in (stage.rates, stage.annealing))
     factor = rules.rate_divisor**-state.watch.slowed * ~failed_targets(state)
-    own = np.take_along_axis(rates, position[:, None] + np.arange(rules.chunk), axis=1) * factor[:, None]
-    left = np.take_along_axis(left, position[:, None], axis=1)[:, 0]
-    return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left, jnp.float32)
+    steps = position[:, None] + np.arange(rules.chunk)
+    own = rates[steps] * factor[:, None]
+    if stage.target_steps:
+        own *= steps < np.array(stage.target_steps)[:, None]
+    return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left[position], jnp.float32)
 
 
 def supervised(
     stage: Stage,
     state: State,
-    after: tuple[PyTree, PyTree],
+    after: tuple[PyTree, Optimiser],
     losses: np.ndarray,
     inputs: Inputs,
     sample: Sample,
@@ -173,19 +165,18 @@ def supervised(
 ) -> State:
     """State after a chunk of steps with these losses (steps, targets): best parameters restored, early stopping.
 
-    `state` is that before the chunk, and `after` parameters and Adam's state after it.
+    `state` is that before the chunk, and `after` the parameters and the optimiser's state after it.
     """
-    params, adam = after
-    idle = np.logical_not(steps_made(stage, state, len(losses)).any(axis=0))
-    messages = find_divergence(state, params, losses, sample, setting, idle)
+    params, optimiser = after
+    messages = find_divergence(state, params, losses, sample, setting)
     kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
     state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + len(losses))
     if any(messages) or any(state.failed):
-        params, adam, state = restore_best(state, params, adam, messages, setting)
+        params, optimiser, state = restore_best(state, params, optimiser, messages, setting)
     score = losses.mean(0)
     if inputs.validation is not None:
         score = np.asarray(losses_of(params, inputs.validation, layout))
-    state = state._replace(params=params, optimiser=adam)
+    state = state._replace(params=params, optimiser=optimiser)
     score = np.where([bool(what) for what in messages], np.nan, score)
     return state._replace(watch=update_watch(state, stage, score, setting.supervision))
 
@@ -199,15 +190,14 @@ def update_watch(state: State, stage: Stage, score: np.ndarray, rules: Supervisi
     better = score < best
     kept = where_target(better, state.params, kept)
     stale = np.where(score < best - rules.min_gain * np.maximum(np.minimum(best, 1e30), rules.loss_floor), 0, stale + 1)
-    final = np.array([rules.final_phase_of(own) for own in stage.of_each(len(best))])
-    ahead = final - (state.step + skipped)
+    ahead = rules.final_phase_of(stage) - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
     scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
     return Watch(np.fmin(best, score), np.where(skip, 0, stale), skipped, scores, slowed, kept)
 
 
 def find_divergence(
-    state: State, params: PyTree, losses: np.ndarray, sample: Sample, setting: Setting, idle: np.ndarray
+    state: State, params: PyTree, losses: np.ndarray, sample: Sample, setting: Setting
 ) -> tuple[str, ...]:
     """Describe how the fit of each target diverged in a chunk of steps; "" where it did not.
 
@@ -217,16 +207,15 @@ def find_divergence(
         losses: of the chunk's steps (steps, targets).
         sample: points of mass.
         setting: what stays the same during a fit.
-        idle: for each target, whether it had made its own steps of the stage before the chunk.
     """
     rules = setting.supervision
     finite = np.asarray(finite_and_outside(params, sample, setting.box))
     first = state.watch.scores[0] if len(state.watch.scores) else np.full(losses.shape[1], np.nan)
     limit = rules.divergence_ratio * np.maximum(first, rules.divergence_floor)  # nan in a stage's first chunk: no limit
-    messages, at_rest = [], failed_targets(state) | idle
+    messages, failed = [], failed_targets(state)
     for target, (ok, outside) in enumerate(finite.T):
         own_losses = losses[:, target]
-        if at_rest[target]:
+        if failed[target]:
             messages.append("")
         elif not (np.isfinite(own_losses).all() and ok):
             messages.append("the loss or the parameters are not finite numbers")
@@ -240,14 +229,14 @@ def find_divergence(
 
 
 def restore_best(
-    state: State, params: PyTree, adam: PyTree, messages: tuple[str, ...], setting: Setting
-) -> tuple[PyTree, PyTree, State]:
-    """Restore the best parameters of targets that diverged, with Adam's initial state.
+    state: State, params: PyTree, optimiser: Optimiser, messages: tuple[str, ...], setting: Setting
+) -> tuple[PyTree, Optimiser, State]:
+    """Restore the best parameters of targets that diverged, with the optimiser's initial state.
 
     A target that was restored as often as allowed before is given up, and keeps its best parameters.
 
     Returns:
-        Parameters, Adam's state, and the state with the number of restarts and the failures.
+        Parameters, the optimiser's state, and the state with the number of restarts and the failures.
     """
     rules, on_setback = setting.supervision, setting.callbacks.on_setback
     restored = np.array([bool(what) for what in messages])
@@ -267,8 +256,8 @@ def restore_best(
         failed=tuple(failed) if any(failed) else (),
     )
     restored = restored | failed_targets(state)
-    fresh_adam = initial_adam(state.watch.kept)
-    return where_target(restored, state.watch.kept, params), where_target(restored, fresh_adam, adam), state
+    kept, begun = state.watch.kept, begin_optimiser(optimiser.settings, state.watch.kept)
+    return where_target(restored, kept, params), where_target(restored, begun, optimiser), state
 
 
 def sample_points(batch: Batch, targets: int) -> Sample:

@@ -65,14 +65,14 @@ class W2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.W2:
         """Make the term."""
-        volume = binned(problem.masses[target], bin_)
+        volume = binned(problem.targets[target], bin_)
         whole = self.window is None or self.window >= max(volume.shape) - 1
         window = None if whole else self.window
         return losses.W2(volume, level.corner, level.voxel, self.epsilon, self.iterations, window)
 
     def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
         """The published distance, of maps that are not divided by their mass, relative to this term."""
-        return float(problem.masses[target].sum()) / bin_**3  # binning averages in the paper, and adds here
+        return float(problem.targets[target].sum()) / bin_**3  # binning averages in the paper, and adds here
 
     def refined(self) -> "W2":
         """The same with twice the window."""
@@ -87,11 +87,11 @@ class L2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.L2:
         """Make the term."""
-        return losses.L2(binned(problem.masses[target], bin_), level.corner, level.voxel)
+        return losses.L2(binned(problem.targets[target], bin_), level.corner, level.voxel)
 
     def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
         """The published sum of squared differences relative to this term, which is divided by the target's squares."""
-        return float((binned(problem.masses[target], bin_) ** 2).sum()) / bin_**6
+        return float((binned(problem.targets[target], bin_) ** 2).sum()) / bin_**6
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Matched(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Matched:
         """Make the term."""
-        density, solvent = problem.densities[target], problem.densities[target] * (problem.masses[target] == 0)
+        density, solvent = problem.densities[target], problem.densities[target] * (problem.targets[target] == 0)
         volume, noise = (at_matched_resolution(problem, d, bin_, target, self.blur) for d in (density, solvent))
-        power = signal_power(volume, noise, binned(problem.masses[target], bin_) > 0)
+        power = signal_power(volume, noise, binned(problem.targets[target], bin_) > 0)
         lightens = max(self.lighten, self.final_lighten) > 0
         return losses.Matched(
             volume,
@@ -125,7 +125,7 @@ class Matched(TermSettings):
             level.voxel,
             power,
             level_blur(problem, bin_, matched_widths(problem, self.blur), target),
-            level_blur(problem, bin_, [self.nearby] * len(problem.masses), target) if lightens else None,
+            level_blur(problem, bin_, [self.nearby] * len(problem.targets), target) if lightens else None,
             np.array([self.lighten, self.final_lighten], np.float32),
         )
 
@@ -158,18 +158,23 @@ class Rigidity(TermSettings):
     Attributes:
         weight: factor of the term.
         slip: strain beyond which it hardly grows; 0: the published term.
-        balanced: whether the weight is multiplied by `targets.rigidity_factor`.
+        balanced: whether the weight is multiplied by `targets.rigidity_factor`, which the others are for.
+        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
+        noise_weight: weight of the target's noise, 1/Å³.
     """
 
     weight: float
     slip: float = 0.0
     balanced: bool = False
+    detail_at_3a: float = 0.045
+    noise_weight: float = 0.5
     label = "rigidity"
     rigid = True
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
-        weight = np.float32(self.weight * (rigidity_factor(problem, target) if self.balanced else 1.0))
+        factor = rigidity_factor(problem, target, self.detail_at_3a, self.noise_weight) if self.balanced else 1.0
+        weight = np.float32(self.weight * factor)
         return losses.Rigidity(weight, *level.tetrahedra, self.slip)
 
 

@@ -19,7 +19,7 @@ from .. import finished
 from ..case import frame_number
 
 ROOM = 4.0  # Å around the mass in a picture
-REACH = 2 * trajectory.SKIN + CELL  # Å around the mass, beyond which frames have no density
+REACH = 2 * trajectory.PullBack.skin + CELL  # Å around the mass, beyond which frames have no density
 VOXELS = 450_000  # at most of a frame's density, from which its surface is drawn
 COLOURS = 50_000  # voxels at most of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most in the animation and on the page

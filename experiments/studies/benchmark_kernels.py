@@ -14,7 +14,7 @@ from ott.solvers.linear import sinkhorn as solvers
 from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax.core import transport
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.fit.prepare import CROP_MULTIPLE
 from cryotrans_jax.fit.stage import Supervision
 from cryotrans_jax.io.files import InputError
@@ -117,7 +117,7 @@ def masses_in_cube() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     if side < least:
         raise InputError(f"--cube={side} does not hold the maps, which have {least} voxels along one side")
     problem = cases.prepare_case(cases.in_box(case, [side] * 3), whole_box=True)
-    return (problem.initial, problem.masses[0]), problem.voxel_size / problem.frame.edge
+    return (problem.initial, problem.targets[0]), problem.voxel_size / problem.frame.edge
 
 
 def stock_potentials(voxel: np.ndarray) -> Callable:

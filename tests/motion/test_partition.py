@@ -11,8 +11,8 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import partition
 from cryotrans_jax.motion.partition import (
-    SEAM,
     Partition,
+    SmallestPart,
     from_labels,
     from_masks,
     from_model,
@@ -20,6 +20,7 @@ from cryotrans_jax.motion.partition import (
 )
 
 GRID = np.array([1.5, 2.0, 1.0]), np.array([-7.0, 3.0, 20.0])  # voxel size, origin
+SEAM = 2.0  # Å
 SHAPE = (9, 7, 11)
 
 
@@ -145,7 +146,7 @@ def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_border
     found = from_labels(Map(labels, *GRID), initial)
     support = np.zeros(SHAPE, bool)
     support[1:8, 1:6, 2:10] = True
-    shares = np.stack([share.on_grid(support.shape) for share in found.soft_masks(support)])
+    shares = np.stack([share.on_grid(support.shape) for share in found.soft_masks(support, SEAM)])
     np.testing.assert_allclose(shares.sum(0), support, atol=1e-5)  # float32
     inside = support.ravel()
     for part in range(2):
@@ -159,10 +160,10 @@ def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_border
 
 
 def test_a_body_of_a_large_molecule_is_a_domain_or_more():
-    assert partition.smallest_mass(1e5) == partition.MIN_MASS
-    assert partition.smallest_mass(3e6) * 3e6 == pytest.approx(partition.MIN_VOLUME)
+    assert SmallestPart().fraction(1e5) == SmallestPart.mass
+    assert SmallestPart().fraction(3e6) * 3e6 == pytest.approx(SmallestPart.volume)
     assert (
-        partition.smallest_mass(3e5, 3) == partition.MIN_MASS / 3
+        SmallestPart().fraction(3e5, 3) == SmallestPart.mass / 3
     )  # of three units, each with bodies as large as alone
 
 
@@ -181,7 +182,7 @@ def test_chips_of_a_part_are_no_pieces_of_it():
 def test_nothing_is_not_divided_into_parts(initial):
     with pytest.raises(InputError, match="no voxel of the map belongs to any part"):
         partition.complete_labels(np.zeros(SHAPE, int), initial)
-    assert partition.smallest_mass(0.0) == partition.MIN_MASS
+    assert SmallestPart().fraction(0.0) == SmallestPart.mass
     assert not remove_fragments(np.zeros(SHAPE, int), GRID[0]).any()
 
 
