@@ -89,6 +89,8 @@ def test_a_system_goes_from_its_files_to_a_scored_table(job, data, tmp_path, nam
             assert told["metrics"]["rmsd_before"] > 3  # a domain of the built-in pair turns by 30°
     else:
         assert rows[label]["ours"] == "no --reference" and "fsc_after" not in told["metrics"]
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["recipe"]["render"] == "splat" and generated.density.min() >= 0  # frames as published
     recipe = system.recipe(resolution)
     if recipe:
         assert rows["thresholds"]["ours"] == f"0.24, {recipe.thresholds[1]:g}"
@@ -249,10 +251,15 @@ def test_what_cannot_be_reproduced_is_explained(job, data, tmp_path, given, sent
     assert status == 2 and sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1"])
+@pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1", "w2:10:1e-3:3"])
 def test_a_schedule_that_is_none_is_explained(text):
     with pytest.raises(parse.InputError, match="is not LOSS:STEPS:RATE"):
         parse.parse_schedule([text], None)
+
+
+def test_stages_of_a_schedule_may_have_bins():
+    found = parse.parse_schedule(["w2:10:1e-3:4", "w2:10:1e-3:1", "l2:5:1e-4"], None)
+    assert found.stages == (("w2", 10, 1e-3, 4), ("w2", 10, 1e-3, 1), ("l2", 5, 1e-4))
 
 
 def test_the_page_of_systems_has_the_table():
