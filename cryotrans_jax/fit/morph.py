@@ -17,7 +17,7 @@ from cryotrans_jax.fit.bodies import divide_into_parts
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
-from cryotrans_jax.fit.record import plain_values
+from cryotrans_jax.fit.record import plain_values, to_plain
 from cryotrans_jax.fit.result import Fit, read_repaired
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
@@ -134,6 +134,7 @@ def configure(problem: Problem, options: Options) -> Config:
                 f"a stage has steps for {len(stage.target_steps)} targets, and there are {problem.trajectories}: give "
                 "one number for each in target_steps, or none"
             )
+    to_plain(config)  # what the record could not hold is refused before the first step, and not when the fit is saved
     return config if options.parts == "auto" else config.without_division()
 
 
