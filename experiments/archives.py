@@ -117,10 +117,6 @@ def fetch_description(number: str, archives: Archives, folder: Path) -> dict:
 def metadata(number: str, content: dict) -> dict:
     """Select from an entry's description what this program uses: `resolution` (Å), `contour`, names of files.
 
-    Args:
-        number: of the entry.
-        content: its description.
-
     Returns:
         The metadata; numbers that the EMDB does not give are None.
 
@@ -195,7 +191,6 @@ def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
     """Whether a file need not be fetched.
 
     Args:
-        path: the file.
         record: of the file when it was fetched; None for a file from elsewhere, which is left unchecked.
         replace: whether a file may be replaced that is from elsewhere, or has changed.
 

@@ -131,11 +131,8 @@ class Judge:
         """Score the frames of a method.
 
         Args:
-            name: name of the method.
             frames: its frames; the last is its prediction of the target state. With fewer than three, scores of the
                 frame half way are left out.
-            times: times of the frames.
-            seconds: time that the method took.
             path: distance (Å) of the known path from its models.
         """
         scores, curves = self.score_end(frames[-1])

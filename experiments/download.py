@@ -64,8 +64,6 @@ def download(
     that the server announces, its digest if it sends one, the checksums in a .gz file, and how the file begins.
 
     Args:
-        url: the address.
-        path: the file to write.
         what: name of the file in messages.
         limit: size limit in bytes.
         mirror: flag that names another server, for messages.
@@ -97,11 +95,7 @@ def transfer(url: str, part: Path, what: str, limit: float, mirror: str) -> dict
     """Download to `part` until it is complete, in several attempts; return the digests that the server sent.
 
     Args:
-        url: the address.
         part: the file to write, which may hold the beginning already.
-        what: as in `download`.
-        limit: as in `download`.
-        mirror: as in `download`.
     """
     vain, begin = 0, time.monotonic()
     other = f", or name another server with {mirror}" if mirror else ""
@@ -208,8 +202,6 @@ def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> s
     """Check a file, and return its SHA-256 in hexadecimal.
 
     Args:
-        part: the file.
-        announced: digests by algorithm.
         format: required format; None for any.
 
     Raises:

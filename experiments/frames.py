@@ -58,11 +58,7 @@ def write_all_frames(
     """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
 
     Args:
-        fit: of the target.
-        case: the inputs.
         number: of the target in the case.
-        settings: of the output.
-        folder: of the target.
 
     Returns:
         The last frame, and the places for the frames of a model.
@@ -81,8 +77,6 @@ def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) ->
     """Write all frames and the generated map of a fit of one target.
 
     Args:
-        fit: of the target.
-        frames: their number.
         render: how they are made, as for `Fit.frames`.
         places: where to write them.
 

@@ -44,8 +44,6 @@ def without_micelles(
     """Remove micelles and nanodiscs from maps that show one.
 
     Args:
-        names: of the maps.
-        maps: the maps.
         resolutions: in Å; None if unknown.
         has_mask: whether the user gave a mask for a map, which is then taken as it is.
         model: of the initial state, if there is one.
@@ -78,7 +76,6 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     """Files of the masks that a run applied to a map.
 
     Args:
-        config: the run's config.json.
         name: of the map among the run's inputs.
         given: name of the mask that the flags gave, if they did.
 
@@ -106,10 +103,7 @@ def read_as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, 
     """Read a map of a run as the run did.
 
     Args:
-        config: the run's config.json.
-        path: the map's file.
         kind: "initial" or "target".
-        masks: as from `masks_used`.
     """
     given, protein = masks
     settings = config["settings"]
@@ -122,7 +116,6 @@ def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[
     """Apply a mask, and a spherical mask, to a map.
 
     Args:
-        map_: the map.
         path: file of the mask; None for no mask.
         radius: of a sphere about the map's centre of mass (Å); None for no sphere.
         voxel_size: of the mask (Å), instead of that in its header.

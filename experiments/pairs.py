@@ -38,7 +38,6 @@ def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemm
     """Read the models of a pair's folder, superposed if its pair.json says so.
 
     Args:
-        folder: folder of the pair.
         back: whether the target's model comes first.
 
     Raises:

@@ -42,7 +42,6 @@ def parse_schedule(given: list[str] | None, width: int | None, factor: float = 1
 
     Args:
         given: the stages, as the values of --schedule.
-        width: of the network.
         factor: by which the numbers of steps will be multiplied.
 
     Returns:
@@ -69,8 +68,6 @@ def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type =
     """Read a number that is only a part of a flag's value.
 
     Args:
-        given: the number, or its text.
-        allowed: its range.
         label: how the message names the number.
         kind: `float`, or `int` for whole numbers.
 

@@ -18,7 +18,6 @@ class Range(NamedTuple):
         """Read a number in this range.
 
         Args:
-            given: the number, or its text.
             kind: `float`, or `int` for whole numbers.
 
         Raises:

@@ -84,10 +84,7 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
     """Check that fits of these targets may write to their folders.
 
     Args:
-        case: the inputs.
-        out_dir: the run's folder.
         overwrite: whether another run's results may be replaced.
-        share: numbers of the targets.
 
     Raises:
         InputError: an input would be replaced, or another run without `overwrite`.
@@ -106,7 +103,6 @@ def fit_case(
     """Fit a case, showing progress.
 
     Args:
-        case: the inputs.
         settings: what decides the fit besides its inputs.
         share: numbers of the targets to fit; None fits all.
         seed_number: added to the seed of the flags.
@@ -181,9 +177,6 @@ def write(
     Files of an earlier run are moved `aside` first, and moved back if the new ones cannot be written.
 
     Args:
-        fit: of the targets in `share`.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
@@ -242,11 +235,7 @@ def write_target(
     """Write the results of a fit of one target, but for its story, and print its scores.
 
     Args:
-        fit: of the target.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
-        folder: of the target.
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
@@ -281,9 +270,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     It is above zero where the target has more density.
 
     Args:
-        start: the initial map, as carried.
         generated: the generated map; blurred and scaled to the target before the difference is taken.
-        target: the target map.
         variance: of the blur between the maps (Å²).
         folder: where to write.
 

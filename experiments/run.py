@@ -147,8 +147,6 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     Of several targets those that cannot be used are left out.
 
     Args:
-        given: settings of the inputs.
-        out_dir: the run's folder.
         keeper: knows whether the folder holds an unfinished run to resume.
 
     Raises:

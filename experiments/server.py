@@ -25,10 +25,6 @@ class Refused(Exception):
 def open_url(url: str, headers: dict[str, str]) -> Any:
     """Request a file from a server.
 
-    Args:
-        url: address of the file.
-        headers: of the request.
-
     Returns:
         The server's reply, which the caller closes.
 

@@ -63,13 +63,7 @@ def build(
     """Build the page.
 
     Args:
-        config: config.json.
-        scores: metrics.json.
-        found: cautions, the serious ones first.
-        drawings: SVG texts by name.
         stills: times and PNG files of pictures of the morph.
-        data: of the page's script.
-        made: names of the run's files.
     """
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
@@ -228,7 +222,6 @@ def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
     """Pack the frames' densities and displacements for the page's script, a byte per voxel.
 
     Args:
-        frames: of the morph.
         level: the run's display contour; densities are kept up to twice the page's highest contour.
         top: displacement at the end of the colour key (Å), above which displacements are cut off.
     """

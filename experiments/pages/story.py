@@ -140,8 +140,6 @@ def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
     """Measure what `cautions` needs besides the scores, and write folded.mrc if the flow folds.
 
     Args:
-        story: the finished run.
-        moved: the motion of its mass.
         views: whose correlations are of the molecule; without them those in the scores are taken, of the whole box.
     """
     whole_box = tuple(story.scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
@@ -233,8 +231,6 @@ def write_scripts(folder: Path, config: dict, top: float) -> None:
     The script of the assembly leaves out the target map, which shows one asymmetric unit.
 
     Args:
-        folder: of the target.
-        config: config.json.
         top: displacement at the end of the colour key (Å).
     """
     name, settings, target = target_name(config), config["settings"], None
@@ -306,8 +302,6 @@ def find_unchanged(config: dict, name: str | None, path: str | None = None) -> P
     """File of an input of the run; None if it is gone or changed.
 
     Args:
-        config: config.json.
-        name: of the input.
         path: where the file is now, if not where the run read it.
 
     Raises:

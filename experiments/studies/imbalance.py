@@ -121,10 +121,7 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
     """Reconstruct a class from noisy projections of a map, uniform over all directions, with known poses.
 
     Args:
-        map_: the noise-free map.
-        count: number of particles.
         signal_to_noise: variance of the noise-free pixels divided by that of the noise.
-        seed: of poses and noise.
     """
     from dataclasses import replace
 

@@ -79,7 +79,6 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
     Args:
         ways: of "run" and "straight" the times and distances (Å) for each known frame.
         about: the trajectory: numbers of its atoms and frames, and whether it is reversed.
-        folder: of the run.
     """
     import numpy as np
 

@@ -149,11 +149,8 @@ def measure(
     """Run one case.
 
     Args:
-        folder: folder of the pair.
-        pair: its name.
         resolution: resolution of the target map, Å.
         noise: signal to noise of the target; inf for no noise.
-        seed: seed of the fit.
         recipe: recipe with its bin, such as paper/2.
         steps: factor on the number of steps of every stage.
         back: whether to morph the pair's target to its initial state.
