@@ -68,6 +68,16 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"stopped by {signal.Signals(number).name}", error, 128 + number)
 
 
+def command_of(main: Callable[[], None], define_flags: Callable[[], None]) -> Callable[[], None]:
+    """The command with these flags, as it is started by its name."""
+
+    def command() -> None:
+        define_flags()
+        run(main)
+
+    return command
+
+
 def show_warnings() -> None:
     """From now on, print each InputWarning once, as one line on stderr."""
     from cryotrans_jax.io.files import InputWarning

@@ -16,7 +16,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import SomeFailed, run
+from .main import SomeFailed, command_of
 from .signals import catch_signals
 
 if TYPE_CHECKING:
@@ -204,11 +204,7 @@ def default_folder(given: "InputSettings") -> Path:
     return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from .. import paths, ranges
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 SECTIONS = {  # with the last word of the name of each one's file
@@ -143,11 +143,7 @@ def machine() -> dict:
     }
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -16,7 +16,7 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 COLUMNS = {
@@ -223,11 +223,7 @@ def table(rows: list[dict]) -> str:
     return tables.styled(rows, COLUMNS)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -15,7 +15,7 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges, systems, tables
-from ..main import run
+from ..main import command_of
 from ..usage import group
 
 FLAGS = flags.FLAGS
@@ -224,11 +224,7 @@ def table(rows: list[dict]) -> str:
     return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -14,7 +14,7 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
@@ -219,11 +219,7 @@ def orient(path, start):
     return (path[::-1], True) if far[1] < far[0] else (path, False)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

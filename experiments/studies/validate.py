@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from .. import paths, ranges, tables
-from ..main import run, show_warnings
+from ..main import command_of, show_warnings
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -257,11 +257,7 @@ def summary(rows: list[dict]) -> str:
     return "\n" + tables.markdown(heads, lines)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 TIME = 0.5  # of the waypoint
@@ -166,11 +166,7 @@ def table(rows: list[dict]) -> str:
     return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()
