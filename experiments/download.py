@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 import urllib.error
 import zlib
@@ -31,7 +30,6 @@ PATIENCE = 24 * 3600.0  # s for one file; the next command resumes the transfer
 TRIES = 5  # attempts in a row that bring next to nothing
 PAUSE = 1.0  # s before the second such attempt, doubled before each further one
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
-EVERY = 10.0  # s between lines of progress in a log
 DIGESTS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 
 
@@ -159,13 +157,14 @@ def receive(reply, url: str, part: Path, what: str, limit: float) -> dict[str, b
     if total and total > limit:
         raise TooLarge(f"{what} has {total / 1e9:.2g} GB, more than {limit / 1e9:.2g}: raise --max_gb to take it")
     pace = Pace()
-    with part.open("ab") as file, Meter(what, start, total) as meter:
+    shown = dict(unit="B", unit_scale=True, desc=what, leave=False, dynamic_ncols=True, disable=None)  # in a terminal
+    with part.open("ab") as file, tqdm(total=total, initial=start, **shown) as bar:
         while chunk := reply.read1(CHUNK if total is None else min(CHUNK, total - file.tell())):
             file.write(chunk)
             if file.tell() > limit:
                 raise TooLarge(f"{what} has more than {limit / 1e9:.2g} GB: raise --max_gb to take it")
             pace(len(chunk))
-            meter(len(chunk))
+            bar.update(len(chunk))
     if total is not None and size(part) < total:
         raise HTTPException(f"{size(part)} of {total} bytes came")
     return digests(reply.headers, start == 0)
@@ -283,31 +282,3 @@ class Pace:
             if self.count < LEAST_RATE * spent:
                 raise TimeoutError(f"less than {LEAST_RATE / 1e3:.0f} kB a second")
             self.since, self.count = now, 0
-
-
-class Meter:
-    """Progress of a transfer: a bar in a terminal, else a line every few seconds."""
-
-    def __init__(self, what: str, start: int, total: int | None):
-        """Start with `start` bytes of `total`; None if that is unknown."""
-        self.what, self.done, self.total, self.printed = what, start, total, time.perf_counter()
-        show = dict(unit="B", unit_scale=True, desc=what, leave=False, dynamic_ncols=True)
-        self.bar = tqdm(total=total, initial=start, **show) if sys.stderr.isatty() else None
-
-    def __enter__(self):
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_):
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, count: int) -> None:
-        """Add bytes that came."""
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif time.perf_counter() - self.printed > EVERY:
-            self.printed = time.perf_counter()
-            log.transfer(self.what, self.done, self.total)

@@ -110,7 +110,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_links(folder: Path, inside: Iterable[str] = (), kinds: Iterable[str] = ("frames", "records")) -> None:
-    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in a folder of its."""
+    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its folders."""
     inside, kinds = [*inside], [*kinds]
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         result = any(KINDS[kind].fullmatch(path.name) for kind in kinds)
