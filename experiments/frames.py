@@ -89,7 +89,8 @@ def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) ->
                 write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))
     for folder, moved, _ in places:
         if moved is not None:
-            copy_file(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", folder / "generated.mrc")
+            with whole_file(folder / "generated.mrc") as temporary:
+                shutil.copyfile(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", temporary)
     return frame
 
 
@@ -102,9 +103,3 @@ def write_assembly_maps(symmetry: Symmetry, folder: Path) -> None:
     room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
         write_map(folder / "assembly" / path.name, symmetry.copy_map(read_map(path), room))
-
-
-def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file atomically."""
-    with whole_file(destination) as temporary:
-        shutil.copyfile(source, temporary)

@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
     if "--version" in sys.argv:
         log.version()
         sys.exit(0)
-    if usage.help_requested(sys.argv):
+    if not usage.ASKING.isdisjoint(sys.argv):
         log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
     parse_flags()

@@ -81,8 +81,8 @@ def build(
         "lowest": f"{np.log2(LOWEST):g}",
         "highest": f"{np.log2(HIGHEST):g}",
         "morph_text": MORPH_TEXT,
-        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="{alt_text(time)}">'
-                          for time, png in stills),
+        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="the surface of the map at '
+                          f't = {time:.2f} of the morph">' for time, png in stills),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
         "fsc": drawings.get("fsc", "<p>No curves, as the target map is missing.</p>"),
@@ -93,11 +93,6 @@ def build(
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
-
-
-def alt_text(time: float) -> str:
-    """Alternative text of a picture of the morph."""
-    return f"the surface of the map at t = {time:.2f} of the morph"
 
 
 def facts(config: dict) -> str:

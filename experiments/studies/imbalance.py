@@ -19,7 +19,7 @@ from .. import paths, ranges, tables
 from ..main import command_of
 
 FLAGS = flags.FLAGS
-COLUMNS = {
+COLUMNS = {  # resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD: all in Å
     "map": "{}",
     "particles": "{:.0f}",
     "resolution": "{:.1f}",
@@ -190,10 +190,11 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
     exchange.write_drawing(out_dir, "fsc", plots.named_drawing(lines))
-    write_file(out_dir / "imbalance.md", table(rows))
+    table = tables.styled(rows, COLUMNS)
+    write_file(out_dir / "imbalance.md", table)
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
-    print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")
+    print(table + f"Table, figure (fsc.png) and maps are in {out_dir}")
 
 
 def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
@@ -216,11 +217,6 @@ def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
             "correlation": similarity.correlation(masked.density, inside.density),
         }
     return scores, curves
-
-
-def table(rows: list[dict]) -> str:
-    """Format the rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD, all in Å."""
-    return tables.styled(rows, COLUMNS)
 
 
 command = command_of(main, define_flags)
