@@ -73,11 +73,11 @@ def fetch_model(entry: str, archives: Archives, folder: Path) -> Path:
     """Fetch the mmCIF file of a PDB entry, and return its path."""
     path = folder / f"{entry}.cif"
     if path.is_file() and not archives.replace:
-        log.file_present(path)
+        log.info(f"{path}: already there")
         return path
     url = f"{archives.pdb_files}/{entry}.cif"
     record = download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
-    log.file_fetched(path, record["bytes"])
+    log.info(f"{path}: fetched, {record['bytes'] / 1e6:.1f} MB")
     return path
 
 
@@ -89,13 +89,13 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
     paths = []
     for part in parts:
         if not entry[part]:
-            log.part_missing(f"EMD-{number}", part.replace("_", " "))
+            log.info(f"EMD-{number}: no {part.replace('_', ' ')} in the archive")
         for file in entry[part]:
             path = folder / file
             if not is_fetched(path, records.get(file), archives.replace):
                 url = f"{archives.emdb_files}/EMD-{number}/{PARTS[part]}/{file}"
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
-                log.file_fetched(path, records[file]["bytes"])
+                log.info(f"{path}: fetched, {records[file]['bytes'] / 1e6:.1f} MB")
             paths.append(path)
             write_metadata(record_path, entry | {"files": records})
     return paths
@@ -201,10 +201,10 @@ def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
         return False
     if record is None:
         if not replace:
-            log.file_present(path, checked=False)
+            log.info(f"{path}: already there, not fetched by this program and not checked")
         return not replace
     if path.stat().st_size == record["bytes"] and checksum(path) == record["sha256"]:
-        log.file_present(path)
+        log.info(f"{path}: already there")
         return True
     if not replace:
         raise InputError(f"{path} is no longer what was fetched: move it away, or add --overwrite to fetch it anew")

@@ -63,7 +63,10 @@ def without_micelles(
         write_input(path, kept[name])
         maps[number] = mask.masked(maps[number], kept[name], str(path))
         if not jax.process_index():
-            log.micelle_removed(Path(name).name, one.left_out, path)
+            log.info(
+                f"{Path(name).name}: micelle removed, {100 * one.left_out:.0f} % of the density (mask: {path}; "
+                "--micelle=keep to keep it)"
+            )
     return maps, kept, files
 
 

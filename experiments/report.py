@@ -37,7 +37,7 @@ def main() -> None:
         for folder in folders:
             with finished.checked_records(folder), run_folder.replacing(folder, "records"):
                 story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
-            log.report_written(folder / "report.html")
+            log.info(f"report: {folder / 'report.html'}, open it in a browser")
 
 
 command = command_of(main, define_flags)

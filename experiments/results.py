@@ -112,7 +112,7 @@ def fit_case(
 
     def say(target: int, text: str) -> None:
         if target < len(names):  # no copy that fills up the last devices
-            log.target_warning(names[target], text)
+            log.warning(f"{names[target]}: {text}")
 
     first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
@@ -220,7 +220,7 @@ def write_targets(
         with updating_checksums(entry.folder):
             found = story.write_story(entry, whole=settings.report)
         for warning in found:
-            log.target_warning(entry.scores["target"], warning)
+            log.warning(f"{entry.scores['target']}: {warning}")
 
 
 def write_target(
@@ -330,10 +330,15 @@ def log_preparation(case: Case, report: dict) -> None:
     )
     for name, quieting, blur, sharpening in variances:
         if quieting:
-            log.target_noisy(name, quieting**0.5)
+            log.info(
+                f"{name}: noisy, low-pass filtered by a Gaussian of {quieting**0.5:.1f} Å before its mass is taken"
+            )
         log.blur(name, blur)
         if sharpening:
-            log.target_sharpened(name, sharpening**0.5)
+            log.info(
+                f"sharpening of the {name}: Gaussian of {sharpening**0.5:.2f} Å deconvolved for the fit, as its noise "
+                "is low"
+            )
 
 
 def log_map(name: str, used: dict, contour: dict | None = None) -> None:
@@ -348,7 +353,7 @@ def log_map(name: str, used: dict, contour: dict | None = None) -> None:
     if volume:
         log.molecular_volume(volume, BODY, volume / DALTON / 1e3)
     for doubt in prechecks.threshold_doubts(used, volume):
-        log.map_doubtful(name, doubt)
+        log.warning(f"{name}: {doubt}: give --mask, --mass_kda or another threshold")
 
 
 def log_scores(target: str, scores: dict, kind: str) -> None:
@@ -366,4 +371,5 @@ def log_scores(target: str, scores: dict, kind: str) -> None:
             kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
     if "seed_spread_median" in scores:
-        log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])
+        middle, far = scores["seed_spread_median"], scores["seed_spread_95"]
+        log.info(f"spread between seeds: median {middle:.2f} Å, 95th percentile {far:.2f} Å")

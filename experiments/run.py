@@ -117,7 +117,7 @@ def main() -> None:
             case.config = config
         share = hosts.share(len(case.targets)) if case else ()
         if not share:
-            log.no_target()
+            log.info("targets of this process: 0, as there are more processes than targets")
             return
         failed = fit_and_write(case, keeper, out_dir, share)
     if failed:
