@@ -53,9 +53,6 @@ def fetch(name: str, archives: Archives, folder: Path, parts: tuple[str, ...] = 
 
     Returns:
         The paths of all files of the entry.
-
-    Raises:
-        InputError: the name is not an entry's, or a file cannot be fetched.
     """
     check_name(name)
     if found := EMDB.fullmatch(name):
@@ -119,9 +116,6 @@ def metadata(number: str, content: dict) -> dict:
 
     Returns:
         The metadata; numbers that the EMDB does not give are None.
-
-    Raises:
-        InputError: a file's name is not a plain name of a map of this entry, or occurs twice.
     """
     image = content, "structure_determination_list", "structure_determination", "image_processing"
     contours = [c for c in at(content, "map", "contour_list", "contour") if isinstance(c, dict)]
@@ -193,9 +187,6 @@ def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
     Args:
         record: of the file when it was fetched; None for a file from elsewhere, which is left unchecked.
         replace: whether a file may be replaced that is from elsewhere, or has changed.
-
-    Raises:
-        InputError: the file has changed since it was fetched, and may not be replaced.
     """
     if not path.is_file():
         return False

@@ -103,9 +103,6 @@ def squared_flow(
         steps: factor for the steps of all stages, as in `morph`.
         resolutions: of the initial map and the target, Å; None where unknown.
         progress: called with (config, stage, step, losses) every few steps.
-
-    Raises:
-        InputError: a map has nothing above its threshold.
     """
     problem = prepare.prepare(
         initial,
@@ -140,9 +137,6 @@ def interpolate_models(
     Args:
         resolution: Å.
         times: from 0 to 1.
-
-    Raises:
-        InputError: the models have no atom in common.
     """
     start, end, weights = common_heavy(initial, target)
     for t in times:
@@ -160,9 +154,6 @@ def common_heavy(
 
     Returns:
         Positions in the first and in the second model [Å], and atomic numbers.
-
-    Raises:
-        InputError: there is none.
     """
     one, other = (heavy_by_name(model) for model in (a, b))
     if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):

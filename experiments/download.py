@@ -69,9 +69,6 @@ def download(
 
     Returns:
         The record of the file: `url`, `bytes`, `sha256`.
-
-    Raises:
-        InputError: there is no such file or server, or the file is too large, damaged, or of another format.
     """
     part = path.with_name(f".{path.name}.part")
     try:

@@ -31,9 +31,6 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
 
     Args:
         out_dir: the run's folder; maps that are simulated and masks go to its folder inputs.
-
-    Raises:
-        InputError: an input is missing or cannot be used.
     """
     if not settings.target:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")

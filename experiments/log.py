@@ -237,9 +237,6 @@ def frames_written(count: int, folder: Path) -> None:
     info(f"in ChimeraX: open {folder / 'frame_*.mrc'}" + " vseries true" * (count > 1))
 
 
-# Folders and files
-
-
 def _level(level: Level) -> str:
     """A level with what it encloses."""
     return f"{level.value:.4g} ({level.chosen}), {100 * level.mass:.1f} % of the mass in {_volume(level.volume)}"

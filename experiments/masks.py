@@ -84,9 +84,6 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
 
     Returns:
         The mask that the flags gave, and the one that removed a micelle; None for a mask that was not applied.
-
-    Raises:
-        InputError: a mask is gone or changed.
     """
 
     def file(known: str | None) -> Path | None:
@@ -122,9 +119,6 @@ def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[
         path: file of the mask; None for no mask.
         radius: of a sphere about the map's centre of mass (Å); None for no sphere.
         voxel_size: of the mask (Å), instead of that in its header.
-
-    Raises:
-        InputError: nothing is left, or the radius is less than a voxel.
     """
     if radius is not None and radius < (size := float(map_.voxel_size.min())):
         raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")

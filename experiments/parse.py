@@ -20,9 +20,6 @@ def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:
 
     Returns:
         Name and time of each waypoint.
-
-    Raises:
-        InputError: a value is not of that form, or a time is not between 0 and 1.
     """
     found = []
     for texts in given:
@@ -46,9 +43,6 @@ def parse_schedule(given: list[str] | None, width: int | None, factor: float = 1
 
     Returns:
         The schedule; None if neither stages nor a width are given.
-
-    Raises:
-        InputError: a stage is not of the form LOSS:STEPS:RATE, or a number is out of range.
     """
     if not given and not width:
         return None
@@ -70,9 +64,6 @@ def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type =
     Args:
         label: how the message names the number.
         kind: `float`, or `int` for whole numbers.
-
-    Raises:
-        InputError: it is not a number, or out of range.
     """
     try:
         return allowed.number(given, kind)

@@ -148,9 +148,6 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 
     Args:
         keeper: knows whether the folder holds an unfinished run to resume.
-
-    Raises:
-        InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
     from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
 

@@ -40,9 +40,6 @@ def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
 
     Returns:
         The text up to and with `begin`, the text between, and the text from `end` on.
-
-    Raises:
-        InputError: the page lacks one of the lines.
     """
     from cryotrans_jax.io.files import InputError
 

@@ -106,11 +106,7 @@ def rows_of(section: str) -> Iterator[tuple[str, float]]:
 
 
 def read_rows(path: str) -> dict[str, float]:
-    """Read the rows of an earlier run.
-
-    Raises:
-        InputError: the file is not a benchmark.json.
-    """
+    """Read the rows of an earlier run."""
     from cryotrans_jax.io.files import InputError, read_json
 
     try:

@@ -80,11 +80,7 @@ def main() -> None:
 
 
 def resolutions() -> list[float]:
-    """Resolutions of the targets, Å.
-
-    Raises:
-        InputError: there are none, or one is given twice.
-    """
+    """Resolutions of the targets, Å."""
     from cryotrans_jax.io.files import InputError
 
     found = FLAGS.resolutions
@@ -119,11 +115,7 @@ def load(wanted: list[float]):
 
 
 def find_model(name: str | None) -> Path:
-    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch.
-
-    Raises:
-        InputError: there is no such model, or no name is given.
-    """
+    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch."""
     from cryotrans_jax.io.files import InputError
 
     from .. import archives, find, settings

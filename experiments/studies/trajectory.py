@@ -107,11 +107,7 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
 
 
 def carried_model(folder: Path):
-    """Read the model that the run carried.
-
-    Raises:
-        InputError: the run carried none, and --model is not given.
-    """
+    """Read the model that the run carried."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
@@ -126,11 +122,7 @@ def carried_model(folder: Path):
 
 
 def load_path(model) -> list:
-    """Read the models of the known trajectory; with --superpose, superpose them on the initial model.
-
-    Raises:
-        InputError: --dynamics names no trajectory.
-    """
+    """Read the models of the known trajectory; with --superpose, superpose them on the initial model."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
@@ -154,11 +146,7 @@ def load_path(model) -> list:
 
 
 def with_mdanalysis(files: list[str]) -> list:
-    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis.
-
-    Raises:
-        InputError: MDAnalysis is not installed, or the topology has no CA atoms.
-    """
+    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis."""
     import gemmi
 
     from cryotrans_jax.io.files import InputError

@@ -129,9 +129,6 @@ def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
 
     Returns:
         The recipe with its bin (paper/2), the resolution (Å) and the pair that it applies to; None stands for all.
-
-    Raises:
-        InputError: the text does not have this form, or the resolution is out of range.
     """
     from cryotrans_jax.io.files import InputError
 

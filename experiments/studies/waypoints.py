@@ -102,11 +102,7 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
 
 
 def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
-    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint.
-
-    Raises:
-        InputError: the path has fewer than two models.
-    """
+    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint."""
     from cryotrans_jax.io.files import InputError
 
     from .. import pairs
@@ -120,11 +116,7 @@ def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
 
 
 def simulate_inside(model, case, resolution: float):
-    """Simulate the map of a model on the case's grid.
-
-    Raises:
-        InputError: the model is not inside the map.
-    """
+    """Simulate the map of a model on the case's grid."""
 
     from cryotrans_jax.density import simulation
 
