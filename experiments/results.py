@@ -189,7 +189,17 @@ def write(
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
     set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
     try:
-        write_targets(fit, case, settings, description, out_dir, share, others)
+        stories = []
+        for place, number in enumerate(share):
+            one, folder = fit.select([place]), target_folders(case, out_dir)[number]
+            same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
+            if not any(one.failed):
+                stories.append(write_target(one, case, settings, description, folder, number, same))
+        for entry in stories:  # once all results are there
+            with updating_checksums(entry.folder):
+                found = story.write_story(entry, whole=settings.report)
+            for warning in found:
+                log.warning(f"{entry.scores['target']}: {warning}")
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
@@ -198,29 +208,6 @@ def write(
         raise
     log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
-
-
-def write_targets(
-    fit: Fit,
-    case: Case,
-    settings: OutputSettings,
-    description: dict,
-    out_dir: Path,
-    share: Sequence[int],
-    others: Sequence[Fit],
-) -> None:
-    """Write the folders of the targets that did not fail, and print their scores."""
-    stories = []
-    for place, number in enumerate(share):
-        one, folder = fit.select([place]), target_folders(case, out_dir)[number]
-        same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
-        if not any(one.failed):
-            stories.append(write_target(one, case, settings, description, folder, number, same))
-    for entry in stories:  # once all results are there
-        with updating_checksums(entry.folder):
-            found = story.write_story(entry, whole=settings.report)
-        for warning in found:
-            log.warning(f"{entry.scores['target']}: {warning}")
 
 
 def write_target(
