@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryotrans_jax.io.files import InputError, checksum, read_json, whole_file
+from cryotrans_jax.io.files import InputError, checksum, read_json, write_file
 
 from . import log
 from .download import MMCIF, MRC, TooLarge, download
@@ -94,7 +94,8 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
                 log.info(f"{path}: fetched, {records[file]['bytes'] / 1e6:.1f} MB")
             paths.append(path)
-            write_metadata(record_path, entry | {"files": records})
+            content = json.dumps(entry | {"files": records}, indent=2, ensure_ascii=False)
+            write_file(record_path, content + "\n")
     return paths
 
 
@@ -233,12 +234,6 @@ def contour(path: Path) -> float | None:
     """Contour level with which a map of the EMDB was deposited; None if it is not known."""
     entry = read_metadata(path)
     return entry.get("contour") if path.name in at(entry, "map") else None
-
-
-def write_metadata(path: Path, entry: dict) -> None:
-    """Write the metadata of an entry."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
 
 
 def wanted(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

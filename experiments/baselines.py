@@ -151,9 +151,6 @@ def common_heavy(
     """Positions of the heavy atoms that two models have in common, and their atomic numbers.
 
     Chain names may differ where each model has one chain.
-
-    Returns:
-        Positions in the first and in the second model [Å], and atomic numbers.
     """
     one, other = (heavy_by_name(model) for model in (a, b))
     if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):

@@ -197,9 +197,6 @@ def digest(name: str, text: str) -> bytes | None:
 def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> str:
     """Check a file, and return its SHA-256 in hexadecimal.
 
-    Args:
-        format: required format; None for any.
-
     Raises:
         Damaged: a digest differs, a .gz file is damaged, or the file is of another format.
     """

@@ -57,9 +57,6 @@ def write_all_frames(
 ) -> tuple[Map, list[Place]]:
     """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
 
-    Args:
-        number: of the target in the case.
-
     Returns:
         The last frame, and the places for the frames of a model.
     """

@@ -107,9 +107,6 @@ def share(targets: int) -> range:
 def after_first(work: Callable[[], Result]) -> Result:
     """Call `work` in process 0, and in the others after that, such as to check a folder before others write to it.
 
-    Returns:
-        What `work` returns.
-
     Raises:
         InputError: in the other processes, if process 0 failed.
     """

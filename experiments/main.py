@@ -30,9 +30,6 @@ def run(main: Callable[[], None]) -> None:
     InputError, OSError and MemoryError become one line on stderr, with the notes that were added to them; other errors
     are faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
     --help is quick: let `main` import what it needs.
-
-    Args:
-        main: the command's work, called without arguments.
     """
     if "--version" in sys.argv:
         log.version()

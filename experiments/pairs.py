@@ -31,11 +31,7 @@ def pair_folder(data_dir: str, name: str) -> Path:
 
 
 def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemmi.Structure]:
-    """Read the models of a pair's folder, superposed if its pair.json says so.
-
-    Args:
-        back: whether the target's model comes first.
-    """
+    """Read the models of a pair's folder, the target's first if `back`, superposed if its pair.json says so."""
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = read_description(folder)

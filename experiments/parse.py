@@ -13,14 +13,7 @@ WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 
 
 def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:
-    """Parse the values of --waypoint, such as a.mrc@0.3,b.mrc@0.6.
-
-    Args:
-        given: the values, each with one or several waypoints.
-
-    Returns:
-        Name and time of each waypoint.
-    """
+    """Parse the values of --waypoint, such as a.mrc@0.3,b.mrc@0.6."""
     found = []
     for texts in given:
         while texts:

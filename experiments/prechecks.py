@@ -44,9 +44,6 @@ def sound(given: Sequence[Input], invert: str | None) -> tuple[list[Map], list[D
         given: the maps as they were read; the initial map comes first, if it is among them.
         invert: value of --invert; the contrast is checked only if it is None.
 
-    Returns:
-        The maps, and warnings.
-
     Raises:
         InputError: the contrast of a map is inverted, or its voxel size is in nm.
     """

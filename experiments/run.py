@@ -145,9 +145,6 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     """Load a case, after checking that this process may write to the folder.
 
     Of several targets those that cannot be used are left out.
-
-    Args:
-        keeper: knows whether the folder holds an unfinished run to resume.
     """
     from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
 

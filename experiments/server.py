@@ -20,9 +20,6 @@ class Refused(Exception):
 def open_url(url: str, headers: dict[str, str]) -> Any:
     """Request a file from a server.
 
-    Returns:
-        The server's reply, which the caller closes.
-
     Raises:
         InputError: the address is not one of a server.
         Refused: the server redirects to a place that is not allowed.

@@ -60,11 +60,7 @@ def build(
     data: dict,
     made: list[str],
 ) -> str:
-    """Build the page.
-
-    Args:
-        stills: times and PNG files of pictures of the morph.
-    """
+    """Build the page."""
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     filled = {
