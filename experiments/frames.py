@@ -58,13 +58,6 @@ def write_all_frames(
 ) -> tuple[Map, list[Place]]:
     """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
 
-    Args:
-        fit: of the target.
-        case: the inputs.
-        number: of the target in the case.
-        settings: of the output.
-        folder: of the target.
-
     Returns:
         The last frame, and the places for the frames of a model.
     """
@@ -87,8 +80,6 @@ def write_frames(fit: Fit, frames: int, places: Sequence[Place]) -> Map:
     """Write all frames and the generated map of a fit of one target.
 
     Args:
-        fit: of the target.
-        frames: their number.
         places: where to write them.
 
     Returns:
@@ -100,7 +91,8 @@ def write_frames(fit: Fit, frames: int, places: Sequence[Place]) -> Map:
                 write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))
     for folder, moved, _ in places:
         if moved is not None:
-            copy_file(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", folder / "generated.mrc")
+            with whole_file(folder / "generated.mrc") as temporary:
+                shutil.copyfile(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", temporary)
     return frame
 
 
@@ -113,9 +105,3 @@ def write_assembly_maps(symmetry: Symmetry, folder: Path) -> None:
     room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
         write_map(folder / "assembly" / path.name, symmetry.copy_map(read_map(path), room))
-
-
-def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file atomically."""
-    with whole_file(destination) as temporary:
-        shutil.copyfile(source, temporary)

@@ -30,7 +30,7 @@ def built_in_pair(out_dir: Path) -> Case:
         key = f"{name}_{resolution:g}A.mrc"
         files[key], maps[key] = folder / key, simulation.simulate_map(model, *grid, resolution)
         write_input(files[key], maps[key])
-    log.built_in_pair(folder)
+    log.info(f"input: no maps given, built-in pair written to {folder}")
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
 
@@ -51,7 +51,6 @@ def load_maps(
     Args:
         names: of the maps; the initial map comes first.
         data_dir: where names that are not files are looked up.
-        out_dir: the run's folder.
         voxel_sizes: of each map, where its header has none or a wrong one (Å).
         all_models: take all models of a file that do not overlap, instead of the first.
 

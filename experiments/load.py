@@ -30,11 +30,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
     """Load the case that the settings describe.
 
     Args:
-        settings: of the inputs.
         out_dir: the run's folder; maps that are simulated and masks go to its folder inputs.
-
-    Raises:
-        InputError: an input is missing or cannot be used.
     """
     if not settings.target:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
@@ -163,11 +159,17 @@ def log_alignment(path: Path, found: align.Alignment) -> None:
     agreement = found.agreement
     log.alignment(path.name, found.status, agreement and agreement.overlap, agreement and agreement.resolutions[0])
     if agreement and found.transform is not IDENTITY:
-        log.alignment_motion(found.transform.angle, found.moved, agreement.overlap_before)
+        log.info(
+            f"  rotation {found.transform.angle:.1f}°, translation {found.moved:.1f} Å, overlap before: "
+            f"{agreement.overlap_before:.3f}"
+        )
     if agreement and agreement.best is not None and agreement.best < POOR:
         log.alignment_poor(path.name, agreement.best, agreement.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
-        log.mass_outside_box(path.name, found.inside)
+        log.warning(
+            f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad "
+            "the initial map"
+        )
     if agreement and agreement.mirrored is not None:
         log.hand(path.name, agreement.wrong_hand, agreement.mirrored, agreement.best)
 
@@ -193,11 +195,9 @@ def load_half_map(
     """Read a half-map and resample it on the initial map's grid.
 
     Args:
-        initial: the initial map.
         path: the half-map's file; the map is negated if targets are.
         found: how its target was superposed on the initial map.
         protein: mask that removed the target's micelle, applied to half-maps on the target's grid; None without one.
-        settings: of the inputs.
     """
     half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
     if protein is not None and same_grid(half, protein) is None:
@@ -220,7 +220,7 @@ def without_unusable_targets(settings: InputSettings) -> tuple[InputSettings, di
     failed = {stem: fault for stem, fault in zip(unique_stems(names), faults, strict=True) if fault}
     for name, fault in zip(names, faults, strict=True):
         if fault:
-            log.target_skipped(name, fault)
+            log.warning(f"target {name} skipped: {fault}")
     kept = [number for number, fault in enumerate(faults) if not fault]
     lists = {key: getattr(settings, key) for key in LISTED_BY_TARGET}
     fewer = {key: [each[number] for number in kept] for key, each in lists.items() if len(each) == len(names)}

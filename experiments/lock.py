@@ -73,7 +73,7 @@ def acquire(path: Path) -> str:
         try:
             if owner_ended(path):
                 write_file(path, content)
-                log.lock_taken_over(path)
+                log.info(f"lock taken over from a program that has ended: {path}")
                 return content
         finally:
             guard.unlink(missing_ok=True)
@@ -142,7 +142,6 @@ def has_ended(owner: dict[str, Any] | None, silent: float) -> bool:
     """Whether an owner has ended; None is an owner that has not written its name yet.
 
     Args:
-        owner: as from `parse_owner`.
         silent: seconds since it renewed its lock.
     """
     here = this_process()

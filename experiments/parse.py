@@ -13,17 +13,7 @@ WAYPOINT = re.compile(r"(?P<name>.+?)@(?P<time>[0-9]*\.?[0-9]+)(,|$)")
 
 
 def parse_waypoints(given: list[str]) -> list[tuple[str, float]]:
-    """Parse the values of --waypoint, such as a.mrc@0.3,b.mrc@0.6.
-
-    Args:
-        given: the values, each with one or several waypoints.
-
-    Returns:
-        Name and time of each waypoint.
-
-    Raises:
-        InputError: a value is not of that form, or a time is not between 0 and 1.
-    """
+    """Parse the values of --waypoint, such as a.mrc@0.3,b.mrc@0.6."""
     found = []
     for texts in given:
         while texts:
@@ -42,7 +32,6 @@ def parse_schedule(given: list[str] | None, width: int | None, factor: float = 1
 
     Args:
         given: the stages, as the values of --schedule.
-        width: of the network.
         factor: by which the numbers of steps will be multiplied.
 
     Returns:
@@ -72,13 +61,8 @@ def in_range(given: str | float, allowed: ranges.Range, label: str, kind: type =
     """Read a number that is only a part of a flag's value.
 
     Args:
-        given: the number, or its text.
-        allowed: its range.
         label: how the message names the number.
         kind: `float`, or `int` for whole numbers.
-
-    Raises:
-        InputError: it is not a number, or out of range.
     """
     try:
         return allowed.number(given, kind)

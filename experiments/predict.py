@@ -9,7 +9,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -105,11 +105,7 @@ def check_free(out_dir: Path, initial: Path) -> None:
             raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

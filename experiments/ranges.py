@@ -17,10 +17,6 @@ class Range(NamedTuple):
     def number(self, given: Any, kind: type = float) -> Any:
         """Read a number in this range.
 
-        Args:
-            given: the number, or its text.
-            kind: `float`, or `int` for whole numbers.
-
         Raises:
             ValueError: it is not a number, or out of range; the message is to follow the value.
         """

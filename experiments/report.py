@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -37,14 +37,10 @@ def main() -> None:
         for folder in folders:
             with finished.checked_records(folder), run_folder.replacing(folder, "records"):
                 story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
-            log.report_written(folder / "report.html")
+            log.info(f"report: {folder / 'report.html'}, open it in a browser")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -111,11 +111,7 @@ class Keeper:
     # Saving
 
     def load_snapshot(self, seed_number: int) -> Snapshot | None:
-        """Load the snapshot from which to resume the fit of a seed; None where that starts from the beginning.
-
-        Args:
-            seed_number: number of the seed among those of the run, from 0.
-        """
+        """Load the snapshot from which to resume the fit of a seed; None where that starts from the beginning."""
         self.at, self.stage = time.monotonic(), 0
         for path in sorted((self.folder / f"seed_{seed_number}").glob("[0-9]*"), reverse=True):
             if path.name.isdecimal():
@@ -128,7 +124,8 @@ class Keeper:
                     ) from error
                 self.latest = self.kept = (seed_number, found)
                 self.stage = found.state.stage
-                log.run_resumed(position(found), self.settings.seed + seed_number, self.out_dir)
+                seed = self.settings.seed + seed_number
+                log.info(f"Run resumed from {position(found)} (seed {seed}, {self.out_dir}).")
                 return found
         return None
 
@@ -185,7 +182,7 @@ class Keeper:
         except OSError as error:
             if not self.complained:
                 why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-                log.checkpoint_failed(why)
+                log.warning(f"the state of the fit could not be saved ({why}): free disk space, the fit continues")
             self.complained = True
 
     # Stopping

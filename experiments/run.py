@@ -17,7 +17,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import SomeFailed, run
+from .main import SomeFailed, command_of
 from .signals import catch_signals
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def main() -> None:
             case.config = repeated.config
         share = hosts.share(len(case.targets)) if case else ()
         if not share:
-            log.no_target()
+            log.info("targets of this process: 0, as there are more processes than targets")
             return
         failed = fit_and_write(case, keeper, out_dir, share)
     if failed:
@@ -150,14 +150,6 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     """Load a case, after checking that this process may write to the folder.
 
     Of several targets those that cannot be used are left out.
-
-    Args:
-        given: settings of the inputs.
-        out_dir: the run's folder.
-        keeper: knows whether the folder holds an unfinished run to resume.
-
-    Raises:
-        InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
     from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
 
@@ -212,11 +204,7 @@ def default_folder(given: "InputSettings") -> Path:
     return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -110,13 +110,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_links(folder: Path, inside: Iterable[str] = (), kinds: Iterable[str] = ("frames", "records")) -> None:
-    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its own folders.
-
-    Args:
-        folder: as for `claimed`.
-        inside: as for `claimed`.
-        kinds: as for `claimed`.
-    """
+    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its folders."""
     inside, kinds = [*inside], [*kinds]
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         result = any(KINDS[kind].fullmatch(path.name) for kind in kinds)
@@ -220,7 +214,7 @@ def recover(folder: Path) -> None:
             if kept.exists() or restoring.exists():
                 check_no_links(kept if kept.exists() else restoring)
                 restore(place, kind)
-                log.results_restored(place)
+                log.info(f"results restored in {place}, as the command that was replacing them was killed")
             remove(begun)
             remove(done)
 

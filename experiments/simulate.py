@@ -7,7 +7,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -55,14 +55,10 @@ def main() -> None:
         check_detail(FLAGS.resolution, min(size))
     map = simulation.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
-    log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
+    log.info(f"{FLAGS.output}: {maps.describe(map)}, resolution {FLAGS.resolution:g} Å")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -29,8 +29,6 @@ def write_models(
     """Write the carried models, their trajectory and geometry.csv.
 
     Args:
-        fit: of one target.
-        model: of the initial state.
         settings: of the output. With `idealise` bonds, angles and side chains of the written models are restored,
             and geometry.csv has columns carried_... for the models before that.
         places: where to write the models; geometry.csv is written to the first one.
@@ -75,7 +73,7 @@ def write_movie(frames: Sequence[gemmi.Structure], folder: Path) -> None:
     """Write the models to one file: trajectory.pdb or, where the PDB format cannot hold them, trajectory.cif."""
     obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
     if obstacle:
-        log.trajectory_in_mmcif(obstacle)
+        log.info("trajectory format: mmCIF (trajectory.cif), as the PDB format cannot hold the model: " + obstacle)
     atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
 
 

@@ -50,13 +50,7 @@ class Measured(NamedTuple):
 
 
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
-    """All cautions about a run, serious ones first.
-
-    Args:
-        config: config.json.
-        scores: metrics.json.
-        measured: further measurements.
-    """
+    """All cautions about a run, serious ones first."""
     found = [
         *input_cautions(config),
         *threshold_cautions(config),
