@@ -70,11 +70,11 @@ def fetch_model(entry: str, archives: Archives, folder: Path) -> Path:
     """Fetch the mmCIF file of a PDB entry, and return its path."""
     path = folder / f"{entry}.cif"
     if path.is_file() and not archives.replace:
-        log.info(f"{path}: already there")
+        log.file_present(path)
         return path
     url = f"{archives.pdb_files}/{entry}.cif"
     record = download(url, path, f"PDB entry {entry}", archives.limit, "--pdb_files", MMCIF)
-    log.info(f"{path}: fetched, {record['bytes'] / 1e6:.1f} MB")
+    log.file_fetched(path, record["bytes"])
     return path
 
 
@@ -86,13 +86,13 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
     paths = []
     for part in parts:
         if not entry[part]:
-            log.info(f"EMD-{number}: no {part.replace('_', ' ')} in the archive")
+            log.part_missing(f"EMD-{number}", part.replace("_", " "))
         for file in entry[part]:
             path = folder / file
             if not is_fetched(path, records.get(file), archives.replace):
                 url = f"{archives.emdb_files}/EMD-{number}/{PARTS[part]}/{file}"
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
-                log.info(f"{path}: fetched, {records[file]['bytes'] / 1e6:.1f} MB")
+                log.file_fetched(path, records[file]["bytes"])
             paths.append(path)
             content = json.dumps(entry | {"files": records}, indent=2, ensure_ascii=False)
             write_file(record_path, content + "\n")
@@ -193,10 +193,10 @@ def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
         return False
     if record is None:
         if not replace:
-            log.info(f"{path}: already there, not fetched by this program and not checked")
+            log.file_present(path, checked=False)
         return not replace
     if path.stat().st_size == record["bytes"] and checksum(path) == record["sha256"]:
-        log.info(f"{path}: already there")
+        log.file_present(path)
         return True
     if not replace:
         raise InputError(f"{path} is no longer what was fetched: move it away, or add --overwrite to fetch it anew")

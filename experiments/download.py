@@ -181,7 +181,7 @@ def digests(headers, whole: bool) -> dict[str, bytes]:
         found.append(("md5", headers["Content-MD5"].strip()))
     known = {name.lower(): digest(name.lower(), value) for name, value in found}
     for name in (name for name, value in known.items() if value is None):
-        log.warning(f"the server's {name} is not a digest: only the length and the format of the file are checked")
+        log.digest_invalid(name)
     return {name: value for name, value in known.items() if value is not None}
 
 

@@ -30,7 +30,7 @@ def built_in_pair(out_dir: Path) -> Case:
         key = f"{name}_{resolution:g}A.mrc"
         files[key], maps[key] = folder / key, simulation.simulate_map(model, *grid, resolution)
         write_input(files[key], maps[key])
-    log.info(f"input: no maps given, built-in pair written to {folder}")
+    log.built_in_pair(folder)
     (initial, target), (start, end) = maps.values(), models.values()
     return Case(initial, [target], files, ["open_7A"], 3.0, [7.0], start, [end])
 

@@ -159,17 +159,11 @@ def log_alignment(path: Path, found: align.Alignment) -> None:
     agreement = found.agreement
     log.alignment(path.name, found.status, agreement and agreement.overlap, agreement and agreement.resolutions[0])
     if agreement and found.transform is not IDENTITY:
-        log.info(
-            f"  rotation {found.transform.angle:.1f}°, translation {found.moved:.1f} Å, overlap before: "
-            f"{agreement.overlap_before:.3f}"
-        )
+        log.alignment_motion(found.transform.angle, found.moved, agreement.overlap_before)
     if agreement and agreement.best is not None and agreement.best < POOR:
         log.alignment_poor(path.name, agreement.best, agreement.resolutions[1])
     if found.inside is not None and found.inside < INSIDE:
-        log.warning(
-            f"only {100 * found.inside:.0f} % of the mass of {path.name} lies in the initial map's box: pad "
-            "the initial map"
-        )
+        log.mass_outside_box(path.name, found.inside)
     if agreement and agreement.mirrored is not None:
         log.hand(path.name, agreement.wrong_hand, agreement.mirrored, agreement.best)
 
@@ -220,7 +214,7 @@ def without_unusable_targets(settings: InputSettings) -> tuple[InputSettings, di
     failed = {stem: fault for stem, fault in zip(unique_stems(names), faults, strict=True) if fault}
     for name, fault in zip(names, faults, strict=True):
         if fault:
-            log.warning(f"target {name} skipped: {fault}")
+            log.target_skipped(name, fault)
     kept = [number for number, fault in enumerate(faults) if not fault]
     lists = {key: getattr(settings, key) for key in LISTED_BY_TARGET}
     fewer = {key: [each[number] for number in kept] for key, each in lists.items() if len(each) == len(names)}

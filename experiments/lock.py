@@ -73,7 +73,7 @@ def acquire(path: Path) -> str:
         try:
             if owner_ended(path):
                 write_file(path, content)
-                log.info(f"lock taken over from a program that has ended: {path}")
+                log.lock_taken_over(path)
                 return content
         finally:
             guard.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Print for the product commands: results on stdout, warnings and errors on stderr.
+"""Every line that the product commands print: results on stdout, warnings and errors on stderr.
 
 A line is `label: value unit`, several scores are one aligned table, and a warning says what was found, then what to do.
 Commands are named as the user types them.
@@ -116,9 +116,24 @@ def error(text: str) -> None:
 # Inputs
 
 
+def built_in_pair(folder: Path) -> None:
+    """Say that the run works on the built-in pair, and where its files are."""
+    info(f"input: no maps given, built-in pair written to {folder}")
+
+
+def target_skipped(target: str, reason: str) -> None:
+    """Warn that one of several targets is not fitted."""
+    warning(f"target {target} skipped: {reason}")
+
+
 def resolution_doubtful(file: str, resolution: float, fault: str, flag: str) -> None:
     """Warn that a map can hardly have the resolution (Å) that is recorded for it, which a flag may correct."""
     warning(f"resolution of {file}, {resolution:g} Å, {fault}: if it is another, give it as {flag}")
+
+
+def micelle_removed(file: str, fraction: float, mask: Path) -> None:
+    """Say what fraction of a map's density was taken for a micelle, and which mask leaves it out."""
+    info(f"{file}: micelle removed, {100 * fraction:.0f} % of the density (mask: {mask}; --micelle=keep to keep it)")
 
 
 def alignment(file: str, status: str, overlap: float | None, resolution: float | None) -> None:
@@ -127,12 +142,22 @@ def alignment(file: str, status: str, overlap: float | None, resolution: float |
     info(f"alignment of {file}: {status}{measured}")
 
 
+def alignment_motion(rotation: float, translation: float, overlap_before: float) -> None:
+    """Say by how much (degrees, Å) a target was moved, and what its overlap with the initial map had been."""
+    info(f"  rotation {rotation:.1f}°, translation {translation:.1f} Å, overlap before: {overlap_before:.3f}")
+
+
 def alignment_poor(file: str, correlation: float, resolution: float) -> None:
     """Warn that no pose of a target fits the initial map at this resolution (Å)."""
     warning(
         f"{file} fits the initial map poorly in any pose (correlation {correlation:.2f} at {resolution:.0f} Å): check "
         "its voxel size and its hand (--check_hand)"
     )
+
+
+def mass_outside_box(file: str, inside: float) -> None:
+    """Warn that only this fraction of a target's mass lies in the initial map's box."""
+    warning(f"only {100 * inside:.0f} % of the mass of {file} lies in the initial map's box: pad the initial map")
 
 
 def hand(file: str, wrong: bool, mirrored: float, correlation: float) -> None:
@@ -173,16 +198,54 @@ def molecular_volume(volume: float, resolution: float, kda: float) -> None:
     info(f"  molecular volume: {_volume(volume)} at {resolution:g} Å resolution, {kda:.3g} kDa of protein")
 
 
+def map_doubtful(name: str, fault: str) -> None:
+    """Warn of the density that is fitted."""
+    warning(f"{name}: {fault}: give --mask, --mass_kda or another threshold")
+
+
 def symmetry(name: str, centre: Iterable[float]) -> None:
     """Print the symmetry that the flow keeps, and the point (Å) about which."""
     about = ", ".join(f"{round(c, 1) + 0.0:.1f}" for c in centre)
     info(f"symmetry: {name} about ({about}) Å, kept by the flow")
 
 
+def target_noisy(target: str, sigma: float) -> None:
+    """Say that a target's mass is taken after a low-pass filter, a Gaussian of standard deviation sigma (Å)."""
+    info(f"{target}: noisy, low-pass filtered by a Gaussian of {sigma:.1f} Å before its mass is taken")
+
+
 def blur(target: str, variance: float) -> None:
     """Print the blur (variance in Å²) of a target relative to the initial map; negative where the target is sharper."""
     blurred, sharp = (target, "initial map") if variance >= 0 else ("initial map", target)
     info(f"blur of the {blurred}: Gaussian of {abs(variance) ** 0.5:.2f} Å relative to the {sharp}")
+
+
+def target_sharpened(target: str, sigma: float) -> None:
+    """Say that a target with little noise is sharpened, by the inverse of a Gaussian of deviation sigma (Å)."""
+    info(f"sharpening of the {target}: Gaussian of {sigma:.2f} Å deconvolved for the fit, as its noise is low")
+
+
+def no_target() -> None:
+    """Say that this process has no target to fit."""
+    info("targets of this process: 0, as there are more processes than targets")
+
+
+# The fit
+
+
+def run_resumed(place: str, seed: int, folder: Path) -> None:
+    """Say from where a run continues."""
+    info(f"Run resumed from {place} (seed {seed}, {folder}).")
+
+
+def checkpoint_failed(reason: str) -> None:
+    """Warn that the state of the fit is not on disk."""
+    warning(f"the state of the fit could not be saved ({reason}): free disk space, the fit continues")
+
+
+def target_warning(target: str, text: str) -> None:
+    """Warn of one target's fit or result."""
+    warning(f"{target}: {text}")
 
 
 # Results
@@ -223,6 +286,16 @@ def rigid_bodies(kind: str, bodies: Sequence[RigidBody]) -> None:
         info("  ".join(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True)))
 
 
+def seed_spread(median: float, far: float) -> None:
+    """Print how far apart (Å) fits from several seeds carry the same density: the median and 95th percentile."""
+    info(f"spread between seeds: median {median:.2f} Å, 95th percentile {far:.2f} Å")
+
+
+def trajectory_in_mmcif(reason: str) -> None:
+    """Say that the trajectory is no PDB file."""
+    info(f"trajectory format: mmCIF (trajectory.cif), as the PDB format cannot hold the model: {reason}")
+
+
 def results_written(folder: Path, report: bool, targets: int) -> None:
     """Say where the results are, and what to open."""
     info(f"results: {folder}")
@@ -235,6 +308,49 @@ def frames_written(count: int, folder: Path) -> None:
     """Say where frames are, and how to look at them."""
     info(f"frames: {count} in {folder}")
     info(f"in ChimeraX: open {folder / 'frame_*.mrc'}" + " vseries true" * (count > 1))
+
+
+def report_written(path: Path) -> None:
+    """Say where a report is."""
+    info(f"report: {path}, open it in a browser")
+
+
+def map_written(path: str, description: str, resolution: float) -> None:
+    """Say what a simulated map is, with its resolution in Å."""
+    info(f"{path}: {description}, resolution {resolution:g} Å")
+
+
+# Folders and files
+
+
+def lock_taken_over(path: Path) -> None:
+    """Say that the lock of a program that has ended was taken over."""
+    info(f"lock taken over from a program that has ended: {path}")
+
+
+def results_restored(folder: Path) -> None:
+    """Say that results which a killed command was replacing are in their place again."""
+    info(f"results restored in {folder}, as the command that was replacing them was killed")
+
+
+def file_fetched(path: Path, size: int) -> None:
+    """Say that a file of this size in bytes was fetched."""
+    info(f"{path}: fetched, {size / 1e6:.1f} MB")
+
+
+def file_present(path: Path, checked: bool = True) -> None:
+    """Say that a file is not fetched because it is there; only what this program fetched can be checked."""
+    info(f"{path}: already there" + ", not fetched by this program and not checked" * (not checked))
+
+
+def part_missing(entry: str, part: str) -> None:
+    """Say that an entry of an archive has no files of a kind."""
+    info(f"{entry}: no {part} in the archive")
+
+
+def digest_invalid(algorithm: str) -> None:
+    """Warn that a server announces something that is no digest."""
+    warning(f"the server's {algorithm} is not a digest: only the length and the format of the file are checked")
 
 
 def _level(level: Level) -> str:

@@ -65,10 +65,7 @@ def without_micelles(
         write_input(path, kept[name])
         maps[number] = mask.masked(maps[number], kept[name], str(path))
         if not jax.process_index():
-            log.info(
-                f"{Path(name).name}: micelle removed, {100 * one.left_out:.0f} % of the density (mask: {path}; "
-                "--micelle=keep to keep it)"
-            )
+            log.micelle_removed(Path(name).name, one.left_out, path)
     return maps, kept, files
 
 

@@ -37,7 +37,7 @@ def main() -> None:
         for folder in folders:
             with finished.checked_records(folder), run_folder.replacing(folder, "records"):
                 story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
-            log.info(f"report: {folder / 'report.html'}, open it in a browser")
+            log.report_written(folder / "report.html")
 
 
 command = command_of(main, define_flags)

@@ -112,7 +112,7 @@ def fit_case(
 
     def say(target: int, text: str) -> None:
         if target < len(names):  # no copy that fills up the last devices
-            log.warning(f"{names[target]}: {text}")
+            log.target_warning(names[target], text)
 
     first = jax.process_index() == seed_number == 0  # prints what is prepared, which is of all targets and seeds
     with Progress() as progress:
@@ -318,15 +318,10 @@ def log_preparation(case: Case, report: dict) -> None:
     )
     for name, quieting, blur, sharpening in variances:
         if quieting:
-            log.info(
-                f"{name}: noisy, low-pass filtered by a Gaussian of {quieting**0.5:.1f} Å before its mass is taken"
-            )
+            log.target_noisy(name, quieting**0.5)
         log.blur(name, blur)
         if sharpening:
-            log.info(
-                f"sharpening of the {name}: Gaussian of {sharpening**0.5:.2f} Å deconvolved for the fit, as its noise "
-                "is low"
-            )
+            log.target_sharpened(name, sharpening**0.5)
 
 
 def log_map(name: str, used: dict, contour: dict | None = None) -> None:
@@ -341,7 +336,7 @@ def log_map(name: str, used: dict, contour: dict | None = None) -> None:
     if volume:
         log.molecular_volume(volume, BODY, volume / DALTON / 1e3)
     for doubt in prechecks.threshold_doubts(used, volume):
-        log.warning(f"{name}: {doubt}: give --mask, --mass_kda or another threshold")
+        log.map_doubtful(name, doubt)
 
 
 def log_scores(target: str, scores: dict, kind: str) -> None:
@@ -359,5 +354,4 @@ def log_scores(target: str, scores: dict, kind: str) -> None:
             kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
     if "seed_spread_median" in scores:
-        middle, far = scores["seed_spread_median"], scores["seed_spread_95"]
-        log.info(f"spread between seeds: median {middle:.2f} Å, 95th percentile {far:.2f} Å")
+        log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])

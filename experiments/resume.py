@@ -124,8 +124,7 @@ class Keeper:
                     ) from error
                 self.latest = self.kept = (seed_number, found)
                 self.stage = found.state.stage
-                seed = self.settings.seed + seed_number
-                log.info(f"Run resumed from {position(found)} (seed {seed}, {self.out_dir}).")
+                log.run_resumed(position(found), self.settings.seed + seed_number, self.out_dir)
                 return found
         return None
 
@@ -182,7 +181,7 @@ class Keeper:
         except OSError as error:
             if not self.complained:
                 why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-                log.warning(f"the state of the fit could not be saved ({why}): free disk space, the fit continues")
+                log.checkpoint_failed(why)
             self.complained = True
 
     # Stopping

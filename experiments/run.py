@@ -122,7 +122,7 @@ def main() -> None:
             case.config = repeated.config
         share = hosts.share(len(case.targets)) if case else ()
         if not share:
-            log.info("targets of this process: 0, as there are more processes than targets")
+            log.no_target()
             return
         failed = fit_and_write(case, keeper, out_dir, share)
     if failed:

@@ -214,7 +214,7 @@ def recover(folder: Path) -> None:
             if kept.exists() or restoring.exists():
                 check_no_links(kept if kept.exists() else restoring)
                 restore(place, kind)
-                log.info(f"results restored in {place}, as the command that was replacing them was killed")
+                log.results_restored(place)
             remove(begun)
             remove(done)
 

@@ -55,7 +55,7 @@ def main() -> None:
         check_detail(FLAGS.resolution, min(size))
     map = simulation.simulate(model, FLAGS.resolution, like=like, voxel_size=size and np.array(size), cover=cover)
     maps.write_map(FLAGS.output, map)
-    log.info(f"{FLAGS.output}: {maps.describe(map)}, resolution {FLAGS.resolution:g} Å")
+    log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
 command = command_of(main, define_flags)

@@ -73,7 +73,7 @@ def write_movie(frames: Sequence[gemmi.Structure], folder: Path) -> None:
     """Write the models to one file: trajectory.pdb or, where the PDB format cannot hold them, trajectory.cif."""
     obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
     if obstacle:
-        log.info("trajectory format: mmCIF (trajectory.cif), as the PDB format cannot hold the model: " + obstacle)
+        log.trajectory_in_mmcif(obstacle)
     atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
 
 

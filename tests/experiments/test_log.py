@@ -1,4 +1,4 @@
-"""The lines that the product commands print: by one file, each as a user reads it."""
+"""The lines that the product commands print: all in one file, each as a user reads it."""
 
 import ast
 from pathlib import Path
@@ -12,12 +12,20 @@ EXPERIMENTS = Path(log.__file__).parent
 PRODUCT = sorted({path.stem for path in EXPERIMENTS.glob("*.py")} - {"log", "usage"})  # which prints for the manual
 FOLDER, GIB = Path("runs/demo"), 2**30
 LINES = [  # function, arguments, what goes to stdout, what to stderr
+    ("built_in_pair", (FOLDER,), "input: no maps given, built-in pair written to runs/demo\n", ""),
+    ("target_skipped", ("b.mrc", "it is empty"), "", "warning: target b.mrc skipped: it is empty\n"),
     (
         "resolution_doubtful",
         ("a.mrc", 1.5, "is finer than 2 Å, the Nyquist limit of its voxels of 1 Å", "--initial_resolution"),
         "",
         "warning: resolution of a.mrc, 1.5 Å, is finer than 2 Å, the Nyquist limit of its voxels of 1 Å: if it is "
         "another, give it as --initial_resolution\n",
+    ),
+    (
+        "micelle_removed",
+        ("a.mrc", 0.314, Path("mask.mrc")),
+        "a.mrc: micelle removed, 31 % of the density (mask: mask.mrc; --micelle=keep to keep it)\n",
+        "",
     ),
     ("alignment", ("b.mrc", "taken as it lies", None, None), "alignment of b.mrc: taken as it lies\n", ""),
     (
@@ -27,11 +35,23 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "",
     ),
     (
+        "alignment_motion",
+        (30.04, 11.36, 0.4),
+        "  rotation 30.0°, translation 11.4 Å, overlap before: 0.400\n",
+        "",
+    ),
+    (
         "alignment_poor",
         ("b.mrc", 0.123, 7.6),
         "",
         "warning: b.mrc fits the initial map poorly in any pose (correlation 0.12 at 8 Å): check its voxel size and "
         "its hand (--check_hand)\n",
+    ),
+    (
+        "mass_outside_box",
+        ("b.mrc", 0.755),
+        "",
+        "warning: only 76 % of the mass of b.mrc lies in the initial map's box: pad the initial map\n",
     ),
     (
         "hand",
@@ -73,9 +93,49 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "  molecular volume: 16000 Å³ at 8 Å resolution, 13.2 kDa of protein\n",
         "",
     ),
+    (
+        "map_doubtful",
+        ("target map", "solvent is moved"),
+        "",
+        "warning: target map: solvent is moved: give --mask, --mass_kda or another threshold\n",
+    ),
     ("symmetry", ("C3", (-0.01, 2.0, 3.06)), "symmetry: C3 about (0.0, 2.0, 3.1) Å, kept by the flow\n", ""),
+    (
+        "target_noisy",
+        ("target map", 2.0),
+        "target map: noisy, low-pass filtered by a Gaussian of 2.0 Å before its mass is taken\n",
+        "",
+    ),
     ("blur", ("target map", 2.0), "blur of the target map: Gaussian of 1.41 Å relative to the initial map\n", ""),
     ("blur", ("target map", -2.0), "blur of the initial map: Gaussian of 1.41 Å relative to the target map\n", ""),
+    (
+        "target_sharpened",
+        ("target map", 1.42),
+        "sharpening of the target map: Gaussian of 1.42 Å deconvolved for the fit, as its noise is low\n",
+        "",
+    ),
+    ("no_target", (), "targets of this process: 0, as there are more processes than targets\n", ""),
+    (
+        "run_resumed",
+        ("step 325 of stage 4", 0, FOLDER),
+        "Run resumed from step 325 of stage 4 (seed 0, runs/demo).\n",
+        "",
+    ),
+    (
+        "checkpoint_failed",
+        ("No space left on device: somewhere",),
+        "",
+        "warning: the state of the fit could not be saved (No space left on device: somewhere): free disk space, the "
+        "fit continues\n",
+    ),
+    ("target_warning", ("b", "it diverged"), "", "warning: b: it diverged\n"),
+    ("seed_spread", (0.999, 4.82), "spread between seeds: median 1.00 Å, 95th percentile 4.82 Å\n", ""),
+    (
+        "trajectory_in_mmcif",
+        ("its chain AB is long",),
+        "trajectory format: mmCIF (trajectory.cif), as the PDB format cannot hold the model: its chain AB is long\n",
+        "",
+    ),
     (
         "results_written",
         (FOLDER, True, 1),
@@ -93,6 +153,35 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         (51, FOLDER),
         "frames: 51 in runs/demo\nin ChimeraX: open runs/demo/frame_*.mrc vseries true\n",
         "",
+    ),
+    ("report_written", (Path("report.html"),), "report: report.html, open it in a browser\n", ""),
+    ("map_written", ("b.mrc", "8 x 8 x 8 voxels", 5.0), "b.mrc: 8 x 8 x 8 voxels, resolution 5 Å\n", ""),
+    (
+        "lock_taken_over",
+        (Path("running.lock"),),
+        "lock taken over from a program that has ended: running.lock\n",
+        "",
+    ),
+    (
+        "results_restored",
+        (FOLDER,),
+        "results restored in runs/demo, as the command that was replacing them was killed\n",
+        "",
+    ),
+    ("file_fetched", (Path("6RAH.cif"), 1234567), "6RAH.cif: fetched, 1.2 MB\n", ""),
+    ("file_present", (Path("6RAH.cif"),), "6RAH.cif: already there\n", ""),
+    (
+        "file_present",
+        (Path("6RAH.cif"), False),
+        "6RAH.cif: already there, not fetched by this program and not checked\n",
+        "",
+    ),
+    ("part_missing", ("EMD-22001", "half maps"), "EMD-22001: no half maps in the archive\n", ""),
+    (
+        "digest_invalid",
+        ("md5",),
+        "",
+        "warning: the server's md5 is not a digest: only the length and the format of the file are checked\n",
     ),
     ("info", ("see experiments.run",), "see experiments.run\n", ""),
     ("version", (), f"cryotrans-jax {ct.__version__}\n", ""),
