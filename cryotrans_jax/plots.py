@@ -212,7 +212,7 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
     drawing.set_layout_engine("none")
     for column, (name, volume) in enumerate(volumes.items()):
         black = max(float(np.percentile(volumes["target"] if name == "difference" else volume, 99.9)), 1e-9)
-        looks = {"cmap": DIFFERENCE, "vmin": -black} if name == "difference" else {"cmap": "binary", "vmin": 0.0}
+        colours, white = (DIFFERENCE, -black) if name == "difference" else ("binary", 0.0)
         drawing.text((145 + 180 * column) / width, 1 - 18 / height, name, ha="center")
         for (axis, across, up), top in zip(rows, tops, strict=False):
             if column == 0:
@@ -220,8 +220,8 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
             left, shape = 60 + 180 * column + (170 - sides[across] * scale) / 2, sides[[across, up]] * scale
             axes = drawing.add_axes((left / width, 1 - (top + shape[1]) / height, shape[0] / width, shape[1] / height))
             axes.imshow(  # the second axis points up the page
-                volume.take(middle[axis], axis).T, **looks, vmax=black, origin="lower", aspect="auto",
-                interpolation="bilinear",
+                volume.take(middle[axis], axis).T, colours, aspect="auto", interpolation="bilinear", vmin=white,
+                vmax=black, origin="lower",
             )  # fmt: skip
             axes.set_axis_off()
     return drawing
