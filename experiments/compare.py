@@ -23,7 +23,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import run
+from .main import command_of
 
 if TYPE_CHECKING:
     import gemmi
@@ -162,11 +162,7 @@ def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     return case, []
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

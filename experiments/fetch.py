@@ -12,7 +12,7 @@ from absl import flags
 
 from . import flags as shared
 from . import paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -50,11 +50,7 @@ def main() -> None:
         archives.fetch(name, settings.archives(FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

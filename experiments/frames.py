@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,45 +58,41 @@ def write_all_frames(
 ) -> tuple[Map, list[Place]]:
     """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
 
-    Args:
-        fit: of the target.
-        case: the inputs.
-        number: of the target in the case.
-        settings: of the output.
-        folder: of the target.
-
     Returns:
         The last frame, and the places for the frames of a model.
     """
     places = [Place(folder)]
     if case.boxes and settings.frame == "target":
         places.append(target_frame(case, number, folder))
-    last = write_frames(fit, settings.frames, settings.render, places)
+    last = write_frames(fit, settings.frames, places)
     if case.repeated is not None:
         places.append(assembly(case.repeated, folder))
         write_assembly_maps(case.repeated, folder)
     return last, places
 
 
-def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) -> Map:
+def with_render(fit: Fit, render: str | None) -> Fit:
+    """The fit whose frames are made and recorded in this way; None: as its recipe has it."""
+    return replace(fit, config=replace(fit.config, render=render)) if render else fit
+
+
+def write_frames(fit: Fit, frames: int, places: Sequence[Place]) -> Map:
     """Write all frames and the generated map of a fit of one target.
 
     Args:
-        fit: of the target.
-        frames: their number.
-        render: how they are made, as for `Fit.frames`.
         places: where to write them.
 
     Returns:
         The last frame, in the initial map's frame.
     """
-    for number, frame in enumerate(fit.frames(frames, render=render)):
+    for number, frame in enumerate(fit.frames(frames)):
         for folder, moved, _ in places:
             if moved is not None:
                 write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))
     for folder, moved, _ in places:
         if moved is not None:
-            copy_file(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", folder / "generated.mrc")
+            with whole_file(folder / "generated.mrc") as temporary:
+                shutil.copyfile(folder / f"frame_{frame_number(frames - 1, frames)}.mrc", temporary)
     return frame
 
 
@@ -108,9 +105,3 @@ def write_assembly_maps(symmetry: Symmetry, folder: Path) -> None:
     room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
         write_map(folder / "assembly" / path.name, symmetry.copy_map(read_map(path), room))
-
-
-def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file atomically."""
-    with whole_file(destination) as temporary:
-        shutil.copyfile(source, temporary)

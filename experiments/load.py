@@ -30,11 +30,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
     """Load the case that the settings describe.
 
     Args:
-        settings: of the inputs.
         out_dir: the run's folder; maps that are simulated and masks go to its folder inputs.
-
-    Raises:
-        InputError: an input is missing or cannot be used.
     """
     if not settings.target:
         raise InputError("--initial is given but no --target: name the map of the rare conformation as well")
@@ -193,11 +189,9 @@ def load_half_map(
     """Read a half-map and resample it on the initial map's grid.
 
     Args:
-        initial: the initial map.
         path: the half-map's file; the map is negated if targets are.
         found: how its target was superposed on the initial map.
         protein: mask that removed the target's micelle, applied to half-maps on the target's grid; None without one.
-        settings: of the inputs.
     """
     half = prechecks.as_fitted(read_map(path, settings.target_voxel_size), "target", settings.invert)
     if protein is not None and same_grid(half, protein) is None:

@@ -30,14 +30,11 @@ def run(main: Callable[[], None]) -> None:
     InputError, OSError and MemoryError become one line on stderr, with the notes that were added to them; other errors
     are faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
     --help is quick: let `main` import what it needs.
-
-    Args:
-        main: the command's work, called without arguments.
     """
     if "--version" in sys.argv:
         log.version()
         sys.exit(0)
-    if usage.help_requested(sys.argv):
+    if not usage.ASKING.isdisjoint(sys.argv):
         log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
     parse_flags()
@@ -66,6 +63,16 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         number = signals.caught[-1] if signals.caught else signal.SIGINT
         _exit(f"stopped by {signal.Signals(number).name}", error, 128 + number)
+
+
+def command_of(main: Callable[[], None], define_flags: Callable[[], None]) -> Callable[[], None]:
+    """The command with these flags, as it is started by its name."""
+
+    def command() -> None:
+        define_flags()
+        run(main)
+
+    return command
 
 
 def show_warnings() -> None:

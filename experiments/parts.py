@@ -34,11 +34,7 @@ def add_parts(case: Case, settings: InputSettings) -> None:
 
 
 def add_symmetry(case: Case, symmetry: SymmetrySettings, settings: InputSettings) -> None:
-    """Add the symmetry that is described to the case: of its maps, or of the assembly if they show one unit.
-
-    Raises:
-        InputError: flags contradict each other, or there is no such symmetry.
-    """
+    """Add the symmetry that is described to the case: of its maps, or of the assembly if they show one unit."""
     given = symmetry.symmetry
     if not given:
         if symmetry.one_unit or symmetry.symmetry_axis or symmetry.symmetry_centre:

@@ -9,7 +9,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -45,7 +45,7 @@ def main() -> None:
         for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
         places = [frames.Place(out_dir)]
-        frames.write_frames(fit, FLAGS.frames, FLAGS.render, places)
+        frames.write_frames(frames.with_render(fit, FLAGS.render), FLAGS.frames, places)
         if model is not None:
             write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)
@@ -105,11 +105,7 @@ def check_free(out_dir: Path, initial: Path) -> None:
             raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -17,10 +17,6 @@ class Range(NamedTuple):
     def number(self, given: Any, kind: type = float) -> Any:
         """Read a number in this range.
 
-        Args:
-            given: the number, or its text.
-            kind: `float`, or `int` for whole numbers.
-
         Raises:
             ValueError: it is not a number, or out of range; the message is to follow the value.
         """
@@ -50,7 +46,7 @@ STAGE_STEPS = Range(1, 10_000_000, "the published stages have 2000 to 15000 step
 LEARNING_RATE = Range(1e-8, 1, "the published learning rates are 1e-3 and 1e-4")
 WIDTH = Range(1, 4096, "the published networks have 100 units in a layer, and memory grows with the square")
 BIN = Range(1, 8, "it is 1, 2, 4 or 8")
-WEIGHT = Range(0, 1000, "it multiplies the weight of the rigidity, and is not negative")
+WEIGHT = Range(0, 1e9, "it multiplies the weight of the rigidity, and is not negative")
 TIME = Range(0.001, 0.999, "the initial map is at time 0, the target at 1, and a waypoint between them")
 FRAMES = Range(1, 1000, "each frame is a map of its own on the disk")
 PROCESSES = Range(1, 1_000_000, "it counts the processes of this run")

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -40,11 +40,7 @@ def main() -> None:
             log.report_written(folder / "report.html")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

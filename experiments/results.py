@@ -84,10 +84,7 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
     """Check that fits of these targets may write to their folders.
 
     Args:
-        case: the inputs.
-        out_dir: the run's folder.
         overwrite: whether another run's results may be replaced.
-        share: numbers of the targets.
 
     Raises:
         InputError: an input would be replaced, or another run without `overwrite`.
@@ -106,7 +103,6 @@ def fit_case(
     """Fit a case, showing progress.
 
     Args:
-        case: the inputs.
         settings: what decides the fit besides its inputs.
         share: numbers of the targets to fit; None fits all.
         seed_number: added to the seed of the flags.
@@ -182,9 +178,6 @@ def write(
     Files of an earlier run are moved `aside` first, and moved back if the new ones cannot be written.
 
     Args:
-        fit: of the targets in `share`.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
@@ -197,7 +190,17 @@ def write(
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
     set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
     try:
-        write_targets(fit, case, settings, description, out_dir, share, others)
+        stories = []
+        for place, number in enumerate(share):
+            one, folder = fit.select([place]), target_folders(case, out_dir)[number]
+            same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
+            if not any(one.failed):
+                stories.append(write_target(one, case, settings, description, folder, number, same))
+        for entry in stories:  # once all results are there
+            with updating_checksums(entry.folder):
+                found = story.write_story(entry, whole=settings.report)
+            for warning in found:
+                log.warning(f"{entry.scores['target']}: {warning}")
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
@@ -206,29 +209,6 @@ def write(
         raise
     log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
-
-
-def write_targets(
-    fit: Fit,
-    case: Case,
-    settings: OutputSettings,
-    description: dict,
-    out_dir: Path,
-    share: Sequence[int],
-    others: Sequence[Fit],
-) -> None:
-    """Write the folders of the targets that did not fail, and print their scores."""
-    stories = []
-    for place, number in enumerate(share):
-        one, folder = fit.select([place]), target_folders(case, out_dir)[number]
-        same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
-        if not any(one.failed):
-            stories.append(write_target(one, case, settings, description, folder, number, same))
-    for entry in stories:  # once all results are there
-        with updating_checksums(entry.folder):
-            found = story.write_story(entry, whole=settings.report)
-        for warning in found:
-            log.target_warning(entry.scores["target"], warning)
 
 
 def write_target(
@@ -243,11 +223,7 @@ def write_target(
     """Write the results of a fit of one target, but for its story, and print its scores.
 
     Args:
-        fit: of the target.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
-        folder: of the target.
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
@@ -282,9 +258,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     It is above zero where the target has more density.
 
     Args:
-        start: the initial map, as carried.
         generated: the generated map; blurred and scaled to the target before the difference is taken.
-        target: the target map.
         variance: of the blur between the maps (Å²).
         folder: where to write.
 

@@ -111,11 +111,7 @@ class Keeper:
     # Saving
 
     def load_snapshot(self, seed_number: int) -> Snapshot | None:
-        """Load the snapshot from which to resume the fit of a seed; None where that starts from the beginning.
-
-        Args:
-            seed_number: number of the seed among those of the run, from 0.
-        """
+        """Load the snapshot from which to resume the fit of a seed; None where that starts from the beginning."""
         self.at, self.stage = time.monotonic(), 0
         for path in sorted((self.folder / f"seed_{seed_number}").glob("[0-9]*"), reverse=True):
             if path.name.isdecimal():

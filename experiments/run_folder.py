@@ -48,7 +48,7 @@ KINDS = {  # kinds of results; each kind is replaced as a whole
     "study_maps": re.compile(r"(target|generated)_.*\.mrc"),
     "imbalance": re.compile(r"imbalance\.(json|md)|fsc\.(png|svg)|(common|rare|generated|truth)\.mrc"),
     "dynamics": re.compile(r"dynamics\.(csv|json|svg|png)"),
-    "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|coverage\.json"),
+    "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|refine\.sh|coverage\.json|refined\.json"),
     "benchmark": re.compile(r"benchmark\.(json|md)"),
     "validation": re.compile(r"validate\.(json|md)"),
     "waypoints": re.compile(r"waypoints\.(json|md)"),
@@ -110,13 +110,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_links(folder: Path, inside: Iterable[str] = (), kinds: Iterable[str] = ("frames", "records")) -> None:
-    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its own folders.
-
-    Args:
-        folder: as for `claimed`.
-        inside: as for `claimed`.
-        kinds: as for `claimed`.
-    """
+    """Raise InputError where the folder has a link or a folder in the place of a result, or a link in its folders."""
     inside, kinds = [*inside], [*kinds]
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         result = any(KINDS[kind].fullmatch(path.name) for kind in kinds)

@@ -7,7 +7,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -58,11 +58,7 @@ def main() -> None:
     log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -29,8 +29,6 @@ def write_models(
     """Write the carried models, their trajectory and geometry.csv.
 
     Args:
-        fit: of one target.
-        model: of the initial state.
         settings: of the output. With `idealise` bonds, angles and side chains of the written models are restored,
             and geometry.csv has columns carried_... for the models before that.
         places: where to write the models; geometry.csv is written to the first one.

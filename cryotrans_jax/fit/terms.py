@@ -70,6 +70,10 @@ class W2(TermSettings):
         window = None if whole else self.window
         return losses.W2(volume, level.corner, level.voxel, self.epsilon, self.iterations, window)
 
+    def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
+        """The published distance, of maps that are not divided by their mass, relative to this term."""
+        return float(problem.targets[target].sum()) / bin_**3  # binning averages in the paper, and adds here
+
     def refined(self) -> "W2":
         """The same with twice the window."""
         return self if self.window is None else replace(self, window=2 * self.window)
@@ -84,6 +88,10 @@ class L2(TermSettings):
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.L2:
         """Make the term."""
         return losses.L2(binned(problem.targets[target], bin_), level.corner, level.voxel)
+
+    def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
+        """The published sum of squared differences relative to this term, which is divided by the target's squares."""
+        return float((binned(problem.targets[target], bin_) ** 2).sum()) / bin_**6
 
 
 @dataclass(frozen=True)
@@ -168,3 +176,31 @@ class Rigidity(TermSettings):
         factor = rigidity_factor(problem, target, self.detail_at_3a, self.noise_weight) if self.balanced else 1.0
         weight = np.float32(self.weight * factor)
         return losses.Rigidity(weight, *level.tetrahedra, self.slip)
+
+
+@dataclass(frozen=True)
+class PublishedRigidity(TermSettings):
+    """Rigidity as published (paper, eq. 13): λ times the mean over the tetrahedra of the whole, or of each part.
+
+    All tetrahedra count alike, and no strain is let off. The published losses are not divided by the maps' mass or
+    squares, as our W2 and L2 are. Therefore this term is divided by the same number as the one that it stands beside,
+    so that `weight` is the λ of the published loss.
+
+    Attributes:
+        weight: λ of the whole; 1 where `Problem.stiffness` has the λ of each part (paper, eq. 15).
+        beside: the stage's term that compares with the target.
+    """
+
+    weight: float
+    beside: W2 | L2
+    label = "rigidity"
+    rigid = True
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
+        """Make the term."""
+        weight = np.float32(self.weight / self.beside.published_scale(problem, bin_, target))
+        rows, edges, fraction = level.tetrahedra
+        counted = fraction.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
+        even = counted / np.maximum(counted.sum(1, keepdims=True), 1)
+        even *= np.array(problem.stiffness or [1.0])[:, None]
+        return losses.Rigidity(weight, rows, edges, even.ravel().astype(np.float32))

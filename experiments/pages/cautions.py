@@ -50,13 +50,7 @@ class Measured(NamedTuple):
 
 
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
-    """All cautions about a run, serious ones first.
-
-    Args:
-        config: config.json.
-        scores: metrics.json.
-        measured: further measurements.
-    """
+    """All cautions about a run, serious ones first."""
     found = [
         *input_cautions(config),
         *threshold_cautions(config),
@@ -127,7 +121,7 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
             True,
             f"{share} is missing in the generated map." if kept < 1 else f"The generated map gained {share}.",
             "Density is compressed where mass is lost, and stretched where it is gained: trust those places less. "
-            "(Frames keep the height of peaks; --render=splat keeps the mass.)",
+            "(--render=pull_back keeps the height of peaks, --render=splat the mass.)",
         )
 
 

@@ -61,7 +61,6 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
         count: number of frames that the run made.
         initial: the initial map as carried, in place of a missing first frame.
         generated: the generated map, in place of a missing last frame.
-        moved: the mass and its motion.
 
     Returns:
         The frames by time, the first at 0 and the last at 1.

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from absl import flags
 
-from .. import paths, ranges
-from ..main import run
+from .. import paths, ranges, tables
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 SECTIONS = {  # with the last word of the name of each one's file
@@ -87,14 +87,10 @@ def main() -> None:
         for section in FLAGS.sections:
             for label, value in rows_of(section):
                 rows[label] = value
-                print(line(label, value, earlier), flush=True)
+                print(tables.row(cells(label, value, earlier)), flush=True)
             run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
-            table = [
-                "| what | value | earlier | ratio |",
-                "|---|---|---|---|",
-                *(line(k, v, earlier) for k, v in rows.items()),
-            ]
-            write_file(growing / "benchmark.md", "\n".join(table) + "\n")
+            lines = (cells(label, value, earlier) for label, value in rows.items())
+            write_file(growing / "benchmark.md", tables.markdown(("what", "value", "earlier", "ratio"), lines))
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:
@@ -110,11 +106,7 @@ def rows_of(section: str) -> Iterator[tuple[str, float]]:
 
 
 def read_rows(path: str) -> dict[str, float]:
-    """Read the rows of an earlier run.
-
-    Raises:
-        InputError: the file is not a benchmark.json.
-    """
+    """Read the rows of an earlier run."""
     from cryotrans_jax.io.files import InputError, read_json
 
     try:
@@ -124,11 +116,10 @@ def read_rows(path: str) -> dict[str, float]:
         raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
 
 
-def line(label: str, value: float, earlier: dict[str, float]) -> str:
-    """Format a row of the table in Markdown; the ratio is new / earlier."""
+def cells(label: str, value: float, earlier: dict[str, float]) -> list[str]:
+    """A row of the table; the ratio is new / earlier."""
     before = earlier.get(label)
-    compared = f"{before:.4g} | {value / before:.2f}" if before else " | "
-    return f"| {label} | {value:.4g} | {compared} |"
+    return [label, f"{value:.4g}", *((f"{before:.4g}", f"{value / before:.2f}") if before else ("", ""))]
 
 
 def machine() -> dict:
@@ -143,11 +134,7 @@ def machine() -> dict:
     }
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -106,11 +106,7 @@ def sinkhorn() -> Rows:
 
 
 def masses_in_cube() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Masses of the initial map and the target in a cube, and the sides of a voxel in unit boxes.
-
-    Raises:
-        InputError: the cube of --cube does not hold the maps.
-    """
+    """Masses of the initial map and the target in a cube, and the sides of a voxel in unit boxes."""
     case = cases.load()
     least = max(case.initial.density.shape)
     side = -(-(FLAGS.cube or least) // CROP_MULTIPLE) * CROP_MULTIPLE

@@ -16,10 +16,10 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
-COLUMNS = {
+COLUMNS = {  # resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD: all in Å
     "map": "{}",
     "particles": "{:.0f}",
     "resolution": "{:.1f}",
@@ -121,10 +121,7 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
     """Reconstruct a class from noisy projections of a map, uniform over all directions, with known poses.
 
     Args:
-        map_: the noise-free map.
-        count: number of particles.
         signal_to_noise: variance of the noise-free pixels divided by that of the noise.
-        seed: of poses and noise.
     """
     from dataclasses import replace
 
@@ -193,10 +190,11 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
     exchange.write_drawing(out_dir, "fsc", plots.named_drawing(lines))
-    write_file(out_dir / "imbalance.md", table(rows))
+    table = tables.styled(rows, COLUMNS)
+    write_file(out_dir / "imbalance.md", table)
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
-    print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")
+    print(table + f"Table, figure (fsc.png) and maps are in {out_dir}")
 
 
 def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
@@ -221,16 +219,7 @@ def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
     return scores, curves
 
 
-def table(rows: list[dict]) -> str:
-    """Format the rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD, all in Å."""
-    return tables.styled(rows, COLUMNS)
-
-
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

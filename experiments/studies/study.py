@@ -15,19 +15,23 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges, systems, tables
-from ..main import run
+from ..main import command_of
 from ..usage import group
 
 FLAGS = flags.FLAGS
-COLUMNS = {  # key: style, head
-    "resolution": ("{:g}", "target [Å]"),
-    "fsc_before": ("{:.2f}", "initial map: FSC = 0.5 [Å]"),
-    "fsc_after": ("{:.2f}", "generated map: FSC = 0.5 [Å]"),
-    "fsc_0.143_after": ("{:.2f}", "FSC = 0.143 [Å]"),
-    "rmsd_before": ("{:.2f}", "CA RMSD before [Å]"),
-    "rmsd_after": ("{:.2f}", "after [Å]"),
-    "published": ("{}", "published FSC = 0.5 [Å]"),
+STYLES = {
+    "resolution": "{:g}",
+    "fsc_before": "{:.2f}",
+    "fsc_after": "{:.2f}",
+    "fsc_0.143_after": "{:.2f}",
+    "rmsd_before": "{:.2f}",
+    "rmsd_after": "{:.2f}",
+    "published": "{}",
 }
+HEADS = (
+    "target [Å]", "initial map: FSC = 0.5 [Å]", "generated map: FSC = 0.5 [Å]", "FSC = 0.143 [Å]",
+    "CA RMSD before [Å]", "after [Å]", "published FSC = 0.5 [Å]",
+)  # fmt: skip
 
 
 @group("Study")
@@ -76,11 +80,7 @@ def main() -> None:
 
 
 def resolutions() -> list[float]:
-    """Resolutions of the targets, Å.
-
-    Raises:
-        InputError: there are none, or one is given twice.
-    """
+    """Resolutions of the targets, Å."""
     from cryotrans_jax.io.files import InputError
 
     found = FLAGS.resolutions
@@ -115,11 +115,7 @@ def load(wanted: list[float]):
 
 
 def find_model(name: str | None) -> Path:
-    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch.
-
-    Raises:
-        InputError: there is no such model, or no name is given.
-    """
+    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch."""
     from cryotrans_jax.io.files import InputError
 
     from .. import archives, find, settings
@@ -138,9 +134,10 @@ def find_model(name: str | None) -> Path:
 
 
 def fits(case):
-    """Fit all targets, in one program if the recipe allows it, and yield the case, the fit and the number of each.
+    """Fit all targets, in one program if they take the same steps, and yield the case, the fit and number of each.
 
-    The recipe paper has different steps for each resolution, so each target has its own fit.
+    The recipe paper has different steps for each resolution. Each target then has its own fit, so that none waits,
+    computed in vain, for those with more steps.
     """
     from dataclasses import replace
 
@@ -183,7 +180,7 @@ def measure(fit, case, number: int, folder: Path):
     same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as for the published initial maps
     published = systems.format_published(dict(systems.SIMULATED).get(at) if same else None)
     return (
-        {"resolution": at} | {key: scores[key] for key in COLUMNS if key in scores} | {"published": published},
+        {"resolution": at} | {key: scores[key] for key in STYLES if key in scores} | {"published": published},
         start,
         end,
     )
@@ -202,7 +199,8 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
         crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # end of the scale
         ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
-    text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
+    text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n"
+    text += tables.styled(rows, STYLES, HEADS)
     pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
     text += (
         f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "
@@ -218,17 +216,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     print(f"Results are in {out_dir}")
 
 
-def table(rows: list[dict]) -> str:
-    """Format the table in Markdown."""
-    styles, heads = zip(*COLUMNS.values(), strict=True)
-    return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
-
-
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

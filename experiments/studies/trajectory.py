@@ -14,7 +14,7 @@ from absl import flags
 
 from .. import flags as shared
 from .. import paths, ranges
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
@@ -79,7 +79,6 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
     Args:
         ways: of "run" and "straight" the times and distances (Å) for each known frame.
         about: the trajectory: numbers of its atoms and frames, and whether it is reversed.
-        folder: of the run.
     """
     import numpy as np
 
@@ -108,11 +107,7 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
 
 
 def carried_model(folder: Path):
-    """Read the model that the run carried.
-
-    Raises:
-        InputError: the run carried none, and --model is not given.
-    """
+    """Read the model that the run carried."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
@@ -127,11 +122,7 @@ def carried_model(folder: Path):
 
 
 def load_path(model) -> list:
-    """Read the models of the known trajectory; with --superpose, superpose them on the initial model.
-
-    Raises:
-        InputError: --dynamics names no trajectory.
-    """
+    """Read the models of the known trajectory; with --superpose, superpose them on the initial model."""
     from cryotrans_jax.io import atoms
     from cryotrans_jax.io.files import InputError
 
@@ -155,11 +146,7 @@ def load_path(model) -> list:
 
 
 def with_mdanalysis(files: list[str]) -> list:
-    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis.
-
-    Raises:
-        InputError: MDAnalysis is not installed, or the topology has no CA atoms.
-    """
+    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis."""
     import gemmi
 
     from cryotrans_jax.io.files import InputError
@@ -220,11 +207,7 @@ def orient(path, start):
     return (path[::-1], True) if far[1] < far[0] else (path, False)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from .. import paths, ranges, tables
-from ..main import run, show_warnings
+from ..main import command_of, show_warnings
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -129,9 +129,6 @@ def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
 
     Returns:
         The recipe with its bin (paper/2), the resolution (Å) and the pair that it applies to; None stands for all.
-
-    Raises:
-        InputError: the text does not have this form, or the resolution is out of range.
     """
     from cryotrans_jax.io.files import InputError
 
@@ -149,11 +146,8 @@ def measure(
     """Run one case.
 
     Args:
-        folder: folder of the pair.
-        pair: its name.
         resolution: resolution of the target map, Å.
         noise: signal to noise of the target; inf for no noise.
-        seed: seed of the fit.
         recipe: recipe with its bin, such as paper/2.
         steps: factor on the number of steps of every stage.
         back: whether to morph the pair's target to its initial state.
@@ -260,11 +254,7 @@ def summary(rows: list[dict]) -> str:
     return "\n" + tables.markdown(heads, lines)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 TIME = 0.5  # of the waypoint
@@ -102,11 +102,7 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
 
 
 def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
-    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint.
-
-    Raises:
-        InputError: the path has fewer than two models.
-    """
+    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint."""
     from cryotrans_jax.io.files import InputError
 
     from .. import pairs
@@ -120,11 +116,7 @@ def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
 
 
 def simulate_inside(model, case, resolution: float):
-    """Simulate the map of a model on the case's grid.
-
-    Raises:
-        InputError: the model is not inside the map.
-    """
+    """Simulate the map of a model on the case's grid."""
 
     from cryotrans_jax.density import simulation
 
@@ -166,11 +158,7 @@ def table(rows: list[dict]) -> str:
     return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()
