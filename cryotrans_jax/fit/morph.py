@@ -127,7 +127,7 @@ def configure(problem: Problem, options: Options) -> Config:
     recipe = options.chosen_recipe
     config = recipe if isinstance(recipe, Config) else recipe(problem, options).scaled(options.steps)
     if options.part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
-        raise InputError(f"the recipe {options.recipe} has no rigidity: part_rigidity is for another one")
+        raise InputError("the recipe has no rigidity: leave part_rigidity out, or give a recipe with the term Rigidity")
     for stage in config.stages:
         if stage.target_steps and len(stage.target_steps) != problem.trajectories:
             raise InputError(

@@ -294,8 +294,9 @@ def test_parts_that_cannot_be_are_refused(maps, halves):
         with pytest.raises(InputError, match=sentence):
             options = Options(align="none", parts=parts, part_rigidity=rigidity or ())
             morph(maps[0], maps[1 : 1 + targets], options)
-    with pytest.raises(InputError, match="the recipe paper has no rigidity"):
-        morph(maps[0], maps[1], Options("paper", align="none", parts=halves, part_rigidity=(1.0, 2.0)))
+    bare = Config((Stage((Matched(),), 1, 1e-3, 1e-3, bin=4, sampling=4),))
+    with pytest.raises(InputError, match="the recipe has no rigidity"):
+        morph(maps[0], maps[1], Options(bare, align="none", parts=halves, part_rigidity=(1.0, 2.0)))
 
 
 def GRID(maps: tuple[Map, ...]):
