@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from cryotrans_jax import plots
@@ -40,37 +41,40 @@ def test_a_figure_is_the_same_in_both_formats_each_time(figure):
     assert (plots.svg(figure), plots.png(figure)) == (text, picture)
     root = ElementTree.fromstring(text)
     assert root.tag == f"{SVG}svg" and "http" not in text.replace("http://www.w3.org", "")
+    size = [float(root.get(side)) for side in ("width", "height")]
     image = Image.open(io.BytesIO(picture))
-    assert image.size == (round(2 * figure.width), round(2 * figure.height))
+    np.testing.assert_allclose(image.size, plots.PIXELS * np.array(size), atol=1)
     assert len(image.convert("L").getcolors()) > 10  # it is not empty
-    for line in root.iter(f"{SVG}polyline"):
-        x, y = np.array([point.split(",") for point in line.get("points").split()], float).T
-        assert x.min() >= 0 and x.max() <= figure.width and y.min() >= 0 and y.max() <= figure.height
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES)
+def test_no_text_of_a_figure_is_cut_off_or_over_another(figure):
+    plots.svg(figure)
+    boxes = [
+        text.get_window_extent()
+        for text in figure.findobj(Text)
+        if text.get_text() and text.get_visible() and text.axes not in (None, text)
+    ]
+    for number, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 + 1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 + 1
+        assert not any(box.overlaps(other) for other in boxes[:number])
 
 
 def test_curves_go_through_their_numbers():
-    """Read back from the SVG by its axes: the rules at 0 and 1, the ticks at 0 and the last frequency."""
-    root = ElementTree.fromstring(plots.svg(FIGURES["fsc"]))
-    lines = [
-        np.array([p.split(",") for p in line.get("points").split()], float) for line in root.iter(f"{SVG}polyline")
-    ]
-    zero, one = lines[0], lines[3]
-    assert zero[0, 1] == zero[1, 1] and one[0, 1] == one[1, 1]
-    curves = [line for line in lines if len(line) == len(FREQUENCY) - 1]
-    for line, (_, correlation) in zip(curves, CURVES.values(), strict=True):
-        x = (line[:, 0] - zero[0, 0]) / (zero[1, 0] - zero[0, 0]) * FREQUENCY[-1]
-        y = (line[:, 1] - zero[0, 1]) / (one[0, 1] - zero[0, 1])
-        np.testing.assert_allclose(x, FREQUENCY[1:], atol=1e-4)  # tenths of a unit of some 500
-        np.testing.assert_allclose(y, correlation[1:], atol=1e-3)
+    """All but the first shell, which holds the mean density alone."""
+    (axes,) = FIGURES["fsc"].axes
+    for line, (frequency, correlation) in zip(axes.lines, CURVES.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([frequency, correlation], -1)[1:])
+        assert axes.viewLim.x0 <= line.get_xdata().min() and line.get_xdata().max() <= axes.viewLim.x1
+        assert axes.viewLim.y0 <= line.get_ydata().min() and line.get_ydata().max() <= axes.viewLim.y1
 
 
 def test_a_text_stays_a_text():
-    drawing = plots.Drawing(100, 40)
-    drawing.text(5, 20, "</text><script>a&b $x$ 3 Å", "start")
-    root = ElementTree.fromstring(plots.svg(drawing))
-    assert [node.text for node in root.iter(f"{SVG}text")] == ["</text><script>a&b $x$ 3 Å"]
+    name = "</text><script>a&b $x$ 3 Å"
+    root = ElementTree.fromstring(plots.svg(plots.named_drawing({name: CURVES["target_after"]})))
+    assert name in [node.text for node in root.iter(f"{SVG}text")]
     assert not list(root.iter(f"{SVG}script"))
-    assert Image.open(io.BytesIO(plots.png(drawing))).size == (200, 80)
 
 
 def test_colours_run_along_the_palette():
@@ -82,9 +86,9 @@ def test_colours_run_along_the_palette():
 
 
 def test_the_difference_is_blue_below_and_red_above():
-    red, green, blue = plots.diverging(np.array([[-1.0, 0.0, 1.0]]))[0].T.astype(int)
-    assert blue[0] > red[0] and red[2] > blue[2] and red[1] == green[1] == blue[1] == 255
-    assert plots.greys(np.array([[-1.0, 0.0, 1.0, 2.0]]))[0, :, 0].tolist() == [255, 255, 0, 0]
+    red, green, blue = plots.DIFFERENCE([0.0, 0.5, 1.0])[:, :3].T
+    assert blue[0] > red[0] and red[2] > blue[2]
+    np.testing.assert_allclose([red[1], green[1], blue[1]], 1, atol=1 / 128)
 
 
 def test_an_animation_goes_there_and_back_and_never_ends():

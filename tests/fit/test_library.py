@@ -191,7 +191,7 @@ def test_fits_and_maps_are_shown_in_a_few_lines(fit, maps):
     for number, line in enumerate(targets):
         loss = f"last loss {fit.history[-1][-1, number]:.4g}"
         assert line == f"  target {number}: in its given pose; one flow for all; {loss}"
-    assert len(targets) == 2 and repr(ct.plots.Drawing(10, 20)) == "Drawing(10 x 20)"
+    assert len(targets) == 2 and repr(ct.plots.Drawing(10, 20)) == "<Drawing size 10x20 with 0 Axes>"
 
 
 # --------------------------------------------------------------------------------------------------------- progress
