@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from ott.problems.linear.barycenter_problem import FixedBarycenterProblem
 from ott.solvers.linear.discrete_barycenter import FixedBarycenter
 
-from cryotrans_jax.core import grid
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
-from cryotrans_jax.density import simulation
+from cryotrans_jax.density import boxes, simulation
 from cryotrans_jax.fit import prepare, recipes, schedule
+from cryotrans_jax.fit.options import Resolutions, Thresholds
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
@@ -58,7 +58,7 @@ def barycentre(
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
     total = masses[0].sum(dtype=np.float64)
     shown = np.maximum(*(m / m.max() for m in masses)) > FAINT
-    box = grid.box_slices(shown)
+    box = boxes.box_slices(shown)
     pair = jnp.stack([jnp.asarray(m[box] / m[box].sum(dtype=np.float64), jnp.float32) for m in masses])
     voxel = jnp.asarray(initial.voxel_size / initial.voxel_size.min(), jnp.float32)
     start = jnp.zeros((2, pair[0].size))
@@ -114,14 +114,8 @@ def squared_flow(
     Raises:
         InputError: a map has nothing above its threshold.
     """
-    problem = prepare.prepare(
-        initial,
-        [target],
-        initial_threshold=initial_threshold,
-        target_threshold=target_threshold,
-        initial_resolution=resolutions[0],
-        target_resolutions=[resolutions[1]],
-    )
+    thresholds = Thresholds(initial_threshold, target_threshold)
+    problem = prepare.prepare(initial, [target], Resolutions(*resolutions), thresholds)
     config = squared_recipe(recipes.default(problem, seed)).scaled(steps)
     callbacks = Callbacks(lambda *at: progress and progress(config, *at), on_setback=warn_of_setback)
     fitting = schedule.run(schedule.Fitting.begin(problem, config, callbacks=callbacks))

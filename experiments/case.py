@@ -10,6 +10,7 @@ import numpy as np
 
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.fit.options import Preparation
 from cryotrans_jax.fit.recipes import Schedule
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.io.maps import COMPRESSION, SUFFIXES, Map
@@ -59,6 +60,7 @@ class Case:
         repeated: symmetry of the biological assembly, where the maps show one asymmetric unit of it.
         schedule: stages of the recipe paper; None for the published ones.
         config: the configuration of another run that is repeated.
+        preparation: the rules by which the maps are prepared.
         sums: SHA-256 of the files when they were read.
         failed: why targets could not be used, by their names; these are not among `targets`.
         doubts: about the inputs, of which the user is warned.
@@ -83,6 +85,7 @@ class Case:
     repeated: Symmetry | None = None
     schedule: Schedule | None = None
     config: Config | None = None
+    preparation: Preparation = Preparation()
     sums: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     doubts: list[Doubt] = field(default_factory=list)

@@ -47,8 +47,9 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
     model = read_model(settings, maps[0], files)
     proteins: dict[str, Map] = {}
     if settings.micelle == "auto":
+        rules = settings.preparation.micelle
         has_mask = [bool(settings.mask)] + [bool(settings.target_mask)] * (len(names) - 1)
-        maps, proteins, masks = without_micelles(names, maps, resolutions, has_mask, model, out_dir)
+        maps, proteins, masks = without_micelles(names, maps, resolutions, has_mask, model, out_dir, rules)
         files |= masks
     references, halves = one_for_each(settings.reference, count, "references"), half_map_files(settings)
     files |= {name: existing_file(name, settings.data_dir) for name in settings.reference}
@@ -77,6 +78,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
         ],
         alignments=alignments[:count],
         boxes=boxes[:count],
+        preparation=settings.preparation,
         doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
     )
 
@@ -145,6 +147,8 @@ def superposed(
                 check_hand=settings.check_hand,
                 initial_threshold=settings.initial_threshold,
                 target_threshold=settings.target_threshold,
+                rules=settings.preparation.alignment,
+                mass_rules=settings.preparation.thresholds,
             )
         )
     for name, (_, alignment) in zip(names[1:], found, strict=True):
@@ -232,7 +236,9 @@ def fault_of_target(settings: InputSettings, number: int) -> str:
         name = one_for_each(settings.target_mask, len(settings.target), "target masks")[number]
         (map_,), _ = prechecks.sound([prechecks.Input("target", path.name, read_map(path, size))], settings.invert)
         map_ = masked(map_, name and find(name, settings.data_dir), settings.mask_radius, size)
-        thresholds.apply_threshold(map_, settings.target_threshold, f"map {path.name}")
+        thresholds.apply_threshold(
+            map_, settings.target_threshold, f"map {path.name}", rules=settings.preparation.thresholds
+        )
     except InputError as error:
         return str(error)
     return ""

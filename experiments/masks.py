@@ -40,6 +40,7 @@ def without_micelles(
     has_mask: Sequence[bool],
     model: gemmi.Structure | None,
     out_dir: Path,
+    rules: micelle.MicelleRules,
 ) -> tuple[list[Map], dict[str, Map], dict[str, Path]]:
     """Remove micelles and nanodiscs from maps that show one.
 
@@ -50,12 +51,13 @@ def without_micelles(
         has_mask: whether the user gave a mask for a map, which is then taken as it is.
         model: of the initial state, if there is one.
         out_dir: the run's folder; masks of what is kept are written to its folder inputs.
+        rules: what is taken for a micelle.
 
     Returns:
         The maps, the masks of those from which something was removed, and the files of these masks under the names from
         `protein_in`.
     """
-    found, kept, files = micelle.proteins(maps, resolutions, has_mask, model), {}, {}
+    found, kept, files = micelle.proteins(maps, resolutions, has_mask, model, rules), {}, {}
     for number, (name, one) in enumerate(zip(names, found, strict=True)):
         if one is None:
             continue

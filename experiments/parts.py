@@ -57,7 +57,7 @@ def add_symmetry(case: Case, symmetry: SymmetrySettings, settings: InputSettings
     elif centre is not None:
         found = Symmetry.named(given, centre, axis)
     else:  # the axis cannot be found from one unit
-        solvent_free = None if symmetry.one_unit else without_solvent(case.initial, settings.initial_threshold)
+        solvent_free = None if symmetry.one_unit else without_solvent(case.initial, settings)
         found = Symmetry.of(given, case.initial, solvent_free, axis)
     if symmetry.one_unit:
         case.repeated = found
@@ -65,9 +65,11 @@ def add_symmetry(case: Case, symmetry: SymmetrySettings, settings: InputSettings
         case.symmetry = found
 
 
-def without_solvent(initial: Map, threshold: float | None) -> Map:
-    """The initial map, zero below its threshold, which is chosen by rule if it is None."""
-    level = thresholds.choose_threshold(initial.density) if threshold is None else threshold
+def without_solvent(initial: Map, settings: InputSettings) -> Map:
+    """The initial map, zero below its threshold."""
+    level = settings.initial_threshold
+    if level is None:
+        level = thresholds.choose_threshold(initial.density, settings.preparation.thresholds)
     return Map(thresholds.carried_mass(initial.density, level), initial.voxel_size, initial.origin)
 
 

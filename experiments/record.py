@@ -54,6 +54,7 @@ def describe(fit: Fit, case: Case, settings: Any) -> dict:
     return {
         "command": sys.argv,
         "settings": settings_of(settings),
+        "preparation": to_plain(case.preparation),
         "recipe": to_plain(fit.config),
         "initial": next(iter(case.files)),
         "targets": case.target_names,

@@ -163,6 +163,7 @@ def options_of(case: Case, settings: FitSettings, seed: int) -> Options:
         parts=case.parts,
         part_rigidity=tuple(case.part_rigidity),
         symmetry=case.symmetry,
+        preparation=case.preparation,
     )
 
 

@@ -9,6 +9,7 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,14 +108,16 @@ def main() -> None:
     catch_signals()  # a cluster's runtime may have installed handlers of its own
     from . import repeat, resume
 
-    config = repeat.apply(FLAGS, Path(FLAGS.config)) if FLAGS.config else None
+    repeated = repeat.apply(FLAGS, Path(FLAGS.config)) if FLAGS.config else None
     given = settings.inputs()
+    if repeated:
+        given = replace(given, preparation=repeated.preparation)
     out_dir = Path(FLAGS.out_dir or default_folder(given))
     keeper = resume.Keeper(out_dir, FLAGS)
     with contextlib.ExitStack() as claims:
         case = hosts.after_first(lambda: claim_and_prepare(given, out_dir, keeper, claims))
-        if case is not None:
-            case.config = config
+        if case is not None and repeated:
+            case.config = repeated.config
         share = hosts.share(len(case.targets)) if case else ()
         if not share:
             log.no_target()
@@ -187,9 +190,10 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
     from .settings import FitSettings, OutputSettings, from_flags
 
     with keeper.guard():
-        fits = []
+        fits, fit_settings = [], from_flags(FitSettings)
+        case.preparation = results.options_of(case, fit_settings, FLAGS.seed).rules
         for seed_number in range(FLAGS.seeds):
-            fits.append(results.fit_case(case, from_flags(FitSettings), share, seed_number, keeper))
+            fits.append(results.fit_case(case, fit_settings, share, seed_number, keeper))
             keeper.finish_seed()
         first, *others = fits
         about = record.describe(first, case, FLAGS)

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from absl import flags
 
+from cryotrans_jax.fit.options import Preparation
+
 from .archives import Archives
 from .find import INITIAL
 
@@ -21,6 +23,7 @@ class InputSettings:
         resolutions_given: those of "initial_resolution" and "target_resolution" that the user gave;
             experiments.reproduce sets them to published values as well.
         archives: where to fetch missing files from; None without --fetch.
+        preparation: the rules of the preparation, which only a config.json changes.
     """
 
     initial: str | None = None
@@ -50,6 +53,7 @@ class InputSettings:
     parts: str = "auto"
     part_rigidity: list[float] = field(default_factory=list)
     archives: Archives | None = None
+    preparation: Preparation = Preparation()
 
     @property
     def initial_name(self) -> str:

@@ -6,6 +6,7 @@ them.
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import importlib
 import io
@@ -17,12 +18,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import gemmi
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
-from jaxtyping import install_import_hook
 
-install_import_hook("cryotrans_jax", "beartype.beartype")
+jaxtyping.install_import_hook("cryotrans_jax", "beartype.beartype")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and programs started by tests, inherit it
     # One folder a session, removed at its end, so that programs compiled for one processor never run on another.
@@ -72,6 +73,14 @@ def compiled_quickly(pytestconfig):
         programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the checks of argument types off, as they are for users; for tests of what the package says itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 SHAPE = (24, 20, 28)
@@ -126,8 +135,9 @@ def maps(models):
 def problem(maps):
     """Problem from the initial state to the two others."""
     from cryotrans_jax.fit import prepare
+    from cryotrans_jax.fit.options import Resolutions
 
-    return prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0, 8.0])
+    return prepare.prepare(maps[0], maps[1:], Resolutions(8.0, [8.0, 8.0]))
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +157,22 @@ def first_stages(pytestconfig):
         if "not slow" in pytestconfig.getoption("markexpr"):
             patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), schedule=c.schedule[:5]))
         yield
+
+
+def identical(a, b):
+    """Whether two values are the same in all that they hold: structure, values, and every bit of their arrays."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, dict | list | tuple) or dataclasses.is_dataclass(a):
+        if type(a) is not type(b):
+            return False
+    if dataclasses.is_dataclass(a):
+        return all(identical(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b or (a != a and b != b)
 
 
 def rounding(size, depth):
@@ -204,3 +230,12 @@ def run_job(name, *arguments):
             for flag in list(defined) if owner.startswith(("experiments", "tests.tools")) else ():
                 delattr(flags.FLAGS, flag.name)
     return status, out.getvalue(), error.getvalue()
+
+
+@pytest.fixture
+def few_rotations(monkeypatch):
+    """Fewer rotations tried by alignments, which are faster so; enough for maps of one state."""
+    from cryotrans_jax.density import align
+
+    spread = align.even_rotations
+    monkeypatch.setattr(align, "even_rotations", lambda count: spread(min(count, 300)))

@@ -10,13 +10,11 @@ MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
-    "cryotrans_jax/fit/prepare.py:prepare": "one step after the other, from maps to the problem",
     "experiments/load.py:load_case": "one constructor of many fields",
     "experiments/pages/cautions.py:flow_cautions": "one caution after the other",
     "experiments/pages/cautions.py:settings_cautions": "one caution after the other",
 }
 MANY_PARAMETERS = {
-    "cryotrans_jax/fit/prepare.py:prepare": "what is known of each map; `Options` groups it for users",
     "cryotrans_jax/motion/correspond.py:coupling": "a compiled kernel, which takes its arrays one by one",
 }
 MANY_NONE = {
@@ -52,7 +50,7 @@ def test_the_core_is_short():
     core = {
         file: len((ROOT / file).read_text().splitlines()) for file in TREES if file.startswith("cryotrans_jax/core")
     }
-    assert core["cryotrans_jax/core/train.py"] <= 150 and sum(core.values()) <= 1200
+    assert core["cryotrans_jax/core/train.py"] <= 150 and sum(core.values()) <= 1150
 
 
 def test_functions_are_short():

@@ -56,13 +56,6 @@ def euler(
     return jax.lax.scan(step, x, length=steps)
 
 
-def inverse(
-    velocity: VelocityField, y: Points, steps: int, tolerance: float = 1e-6, max_iterations: int = 30
-) -> Points:
-    """Φ⁻¹(y, 1), the points that the `steps` Euler steps of `flow` carry to y; see `inverse_euler`."""
-    return inverse_euler(velocity, y, 1.0 / steps, steps, tolerance, max_iterations)[0]
-
-
 def inverse_euler(
     velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, max_iterations: int = 30
 ) -> tuple[Points, Float[Array, "steps points axes"]]:

@@ -1,22 +1,27 @@
-"""The training step: Adam on the sum of the terms, many steps in one compiled loop, for one target.
+"""The training step: an optimiser on the sum of the terms, many steps in one compiled loop, for one target.
 
-Every function is for one target and one motion. To fit many targets, map it: `jax.vmap(adam_steps, ...)`.
+Every function is for one target and one motion. To fit many targets, map it: `jax.vmap(optimise, ...)`.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from cryotrans_jax.core.flow import Motion
 from cryotrans_jax.core.losses import Carried, Term, total, weighed
 
-ADAM = optax.scale_by_adam()
+
+@runtime_checkable
+class Optimiser(Protocol):
+    """An optimiser with its state, as a pytree."""
+
+    def step(self, params: PyTree, gradient: PyTree, rate: Float[Array, ""]) -> tuple[PyTree, "Optimiser"]:
+        """Parameters and optimiser after a step at this learning rate."""
 
 
 class Scene(NamedTuple):
@@ -53,39 +58,38 @@ def objective(params: PyTree, scene: Scene, terms: Sequence[Term]) -> tuple[Floa
     return total(terms, carry(params, scene))
 
 
-def adam_steps(
+def optimise(
     count: Int[Array, ""],
     rates: Float[Array, "most"],
     left: Float[Array, ""],
     params: PyTree,
-    optimiser_state: PyTree,
+    optimiser: Optimiser,
     scene: Scene,
     terms: Sequence[Term],
-) -> tuple[PyTree, PyTree, Float[Array, "most"], Float[Array, ""]]:
-    """Run Adam steps for one target.
+) -> tuple[PyTree, Optimiser, Float[Array, "most"], Float[Array, ""]]:
+    """Run steps of the optimiser for one target.
 
     Args:
         count: number of steps, at most that of `rates`.
         rates: learning rate of each step.
         left: fraction of the stage's annealing that is left, for `Term.weigh`, which is called before the first step.
         params: parameters of the motion.
-        optimiser_state: Adam's state.
+        optimiser: the optimiser with its state.
         scene: points of mass and how they move.
         terms: the terms of the loss.
 
     Returns:
-        Parameters, Adam's state, the loss of each step, and the largest error of `objective`.
+        Parameters, the optimiser, the loss of each step, and the largest error of `objective`.
     """
     scene = scene._replace(rho=weighed(terms, carry(params, scene), left).rho)
     differentiated = jax.value_and_grad(partial(objective, scene=scene, terms=terms), has_aux=True)
 
     def step(i, at):
-        params, state, history, worst = at
+        params, optimiser, history, worst = at
         (loss, error), gradient = differentiated(params)
-        updates, state = ADAM.update(gradient, state)
-        params = jax.tree.map(lambda p, u: p - rates[i] * u, params, updates)
-        return params, state, history.at[i].set(loss), jnp.maximum(worst, error)
+        params, optimiser = optimiser.step(params, gradient, rates[i])
+        return params, optimiser, history.at[i].set(loss), jnp.maximum(worst, error)
 
     dtype = scene.x.dtype
-    start = params, optimiser_state, jnp.zeros(rates.shape, dtype), jnp.zeros((), dtype)
+    start = params, optimiser, jnp.zeros(rates.shape, dtype), jnp.zeros((), dtype)
     return jax.lax.fori_loop(0, count, step, start)

@@ -5,9 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# factor on the time before the first layer, so that the field can learn to change along the trajectory
-TIME_SCALE = 4.0
-
 
 class Velocity(nn.Module):
     """Velocity field V(x), or V(x, t), as a multilayer perceptron (paper, eq. 2).
@@ -31,6 +28,8 @@ class Velocity(nn.Module):
         waves: number of sines of x among the inputs; 0 is the paper's network.
         wave_number: standard deviation of the sines' initial wave vectors, in radians per unit box. The field can
             change over 1 / `wave_number` from the start of the fit.
+        time_scale: factor on the time before the first layer, so that the field can learn to change along the
+            trajectory.
     """
 
     width: int = 100
@@ -40,6 +39,7 @@ class Velocity(nn.Module):
     centre: float = 0.0
     waves: int = 0
     wave_number: float = 0.0
+    time_scale: float = 4.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*points axes"]) -> Float[Array, "*points 3"]:
@@ -61,7 +61,7 @@ class Velocity(nn.Module):
         for layer in range(self.depth):
             h = nn.Dense(self.width, kernel_init=hidden)(h)
             if layer == 0 and x.shape[-1] > 3:
-                time = TIME_SCALE * (x[..., 3:] - 0.5)
+                time = self.time_scale * (x[..., 3:] - 0.5)
                 h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros, name="time_in")(time)
             h = nn.leaky_relu(h, self.slope)
         return nn.Dense(3, kernel_init=small)(h)

@@ -3,29 +3,57 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from cryotrans_jax.density import thresholds
 from cryotrans_jax.density.overlap import Body, Overlap, Pose, body
+from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
 
-COARSE, FINE = 0.6, 0.25  # resolutions of the search and of its last refinement, in radii of gyration
-FINEST = 6.0  # Å: resolved by most targets, and fine enough for a tenth of a degree
-ROTATIONS = 2000  # 20° apart, within the reach of the refinement at the coarse resolution
-KEPT = (24, 8, 2)  # candidates refined at each of three resolutions
-CLOSE = (1e-4, 1e-5, 1e-8)  # gains in correlation below which each refinement ends
-EQUAL = 0.9  # of the best correlation: a pose near the present one that fits so well is preferred to the best
-NEAR = 0.5  # radii of gyration: rms distance of two poses that domain motions may leave ambiguous
-GAIN, SHARE = 0.02, 1 / 3  # gain in overlap that justifies a small move, absolute or of what lacks to 1
-LEAST = 0.002  # least gain in any case: less is rounding, and tenths of an angstrom
-FALL = 0.05  # largest loss in overlap of a large move
-MIRRORED = 1.2  # ratio of correlations at which the mirror image fits clearly better
-NOWHERE = 0.1  # of the target's mass: with less of it in the initial map's box, the maps do not overlap
+
+@dataclass(frozen=True)
+class AlignmentSearch:
+    """How a target's pose is searched for and chosen; see `align_bodies`.
+
+    Attributes:
+        coarse: resolution of the search, in radii of gyration.
+        fine: resolution of its last refinement, in radii of gyration.
+        finest: Å; no refinement is finer. Most targets resolve this, and it is fine enough for a tenth of a degree.
+        rotations: number of rotations that are tried: 2000 are 20° apart, within the reach of the coarse refinement.
+        kept: candidates that are refined at each of three resolutions.
+        close: gains in correlation below which each refinement ends.
+        equal: ratio to the best correlation at which a pose near the present one is preferred to the best.
+        near: rms distance of two poses that domain motions may leave ambiguous, in radii of gyration.
+        gain: gain in overlap that justifies a small move;
+        share: or, if that is less, this share of what the overlap lacks to 1.
+        least_gain: of overlap, in any case: less is rounding, and tenths of an angstrom.
+        fall: largest loss in overlap of a large move.
+        least_inside: least share of the target's mass in the initial map's box; with less the maps do not overlap.
+    """
+
+    coarse: float = 0.6
+    fine: float = 0.25
+    finest: float = 6.0
+    rotations: int = 2000
+    kept: tuple[int, ...] = (24, 8, 2)
+    close: tuple[float, ...] = (1e-4, 1e-5, 1e-8)
+    equal: float = 0.9
+    near: float = 0.5
+    gain: float = 0.02
+    share: float = 1 / 3
+    least_gain: float = 0.002
+    fall: float = 0.05
+    least_inside: float = 0.1
+
+
+DEFAULT = AlignmentSearch()
 
 
 class Agreement(NamedTuple):
@@ -52,8 +80,8 @@ class Agreement(NamedTuple):
 
     @property
     def wrong_hand(self) -> bool:
-        """Whether the target's mirror image fits clearly better than the target."""
-        return self.mirrored is not None and self.best is not None and self.mirrored > MIRRORED * self.best
+        """Whether the target's mirror image fits clearly better than the target: 1.2 times its correlation."""
+        return self.mirrored is not None and self.best is not None and self.mirrored > 1.2 * self.best
 
     @property
     def as_given(self) -> "Agreement":
@@ -78,6 +106,18 @@ class Alignment(NamedTuple):
     agreement: Agreement | None = None
     inside: float | None = None
 
+    def to_plain(self) -> dict[str, Any]:
+        """The alignment as JSON values."""
+        agreement = None if self.agreement is None else self.agreement._asdict()
+        return self._asdict() | {"transform": self.transform.matrix.tolist(), "agreement": agreement}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Alignment":
+        """The alignment of `to_plain`."""
+        found = plain["agreement"]
+        agreement = found and Agreement(**found | {"resolutions": tuple(found["resolutions"])})
+        return cls(**plain | {"transform": Transform.from_matrix(plain["transform"]), "agreement": agreement})
+
     @property
     def summary(self) -> str:
         """The status, and how far the target was moved."""
@@ -94,6 +134,8 @@ def onto(
     check_hand: bool = False,
     initial_threshold: float | None = None,
     target_threshold: float | None = None,
+    rules: AlignmentSearch = DEFAULT,
+    mass_rules: ThresholdRules = thresholds.DEFAULT,
 ) -> tuple[Map, Alignment]:
     """Align the target with the initial map and resample it on the initial map's grid, ready for `morph`.
 
@@ -106,6 +148,8 @@ def onto(
         check_hand: whether to fit the target's mirror image too.
         initial_threshold: threshold of the initial map; None for the rule of `prepare`.
         target_threshold: threshold of the target; None for the rule of `prepare`.
+        rules: how the pose is searched for.
+        mass_rules: how a threshold is chosen.
 
     Returns:
         The target on the initial map's grid, and the alignment.
@@ -119,26 +163,27 @@ def onto(
     on_grid = same_grid(initial, target) is None
     if on_grid and align == "none" and not check_hand:
         return target, Alignment()
-    moving, found = body(target, target_threshold, "target map"), Alignment()
+    moving, found = body(target, target_threshold, "target map", mass_rules), Alignment()
     if align == "auto" or check_hand:
-        found = align_bodies(body(initial, initial_threshold, "initial map"), moving, check_hand)
+        fixed = body(initial, initial_threshold, "initial map", mass_rules)
+        found = align_bodies(fixed, moving, check_hand, rules)
     if align == "none" and found.agreement:
         found = Alignment(agreement=found.agreement.as_given)
-    found = found._replace(inside=mass_inside(moving, initial, found.transform))
+    found = found._replace(inside=mass_inside(moving, initial, found.transform, rules.least_inside))
     return resampled(target, initial, found.transform), found
 
 
-def mass_inside(moving: Body, initial: Map, transform: Transform) -> float:
+def mass_inside(moving: Body, initial: Map, transform: Transform, least: float) -> float:
     """Share of a body's mass that the transform moves into the initial map's box.
 
     Raises:
-        InputError: it is less than NOWHERE.
+        InputError: it is less than `least`.
     """
     x, mass = moving.points(0.0)
     at = (transform(x + moving.centre) - initial.origin) / initial.voxel_size
     within = ((at > -0.5) & (at < np.array(initial.density.shape) - 0.5)).all(1)
     share = float(mass[within].sum() / mass.sum())
-    if share < NOWHERE:
+    if share < least:
         raise InputError(
             f"only {100 * share:.0f} % of the target map's mass lies in the initial map's box: align the maps "
             "(--align=auto), or correct the origin and voxel size of both"
@@ -146,64 +191,66 @@ def mass_inside(moving: Body, initial: Map, transform: Transform) -> float:
     return share
 
 
-def align_bodies(fixed: Body, moving: Body, check_hand: bool = False) -> Alignment:
+def align_bodies(fixed: Body, moving: Body, check_hand: bool = False, rules: AlignmentSearch = DEFAULT) -> Alignment:
     """Align the moving body with the fixed one, or find that it is aligned already.
 
     Of the best pose anywhere and the best pose near the present one, the latter is chosen if its sharp correlation is
-    at least EQUAL of the best. If the chosen pose is far from the present one (more than NEAR radii of gyration, rms),
-    the body is moved unless the overlap at the coarse resolution falls by FALL. If it is near, the body is moved only
-    if the overlap rises by GAIN, or by SHARE of what it lacks to 1: two states of one molecule have no unique
-    alignment, so the given one is preferred.
+    at least `equal` of the best. If the chosen pose is far from the present one (more than `near` radii of gyration,
+    rms), the body is moved unless the overlap at the coarse resolution falls by `fall`. If it is near, the body is
+    moved only if the overlap rises by `gain`, or by `share` of what it lacks to 1: two states of one molecule have no
+    unique alignment, so the given one is preferred.
 
     Args:
         fixed: body of the initial map.
         moving: body of the target.
         check_hand: whether to fit the target's mirror image too.
+        rules: the numbers above, and how the best pose is searched for.
     """
-    levels = resolutions(fixed, moving)
+    levels = resolutions(fixed, moving, rules)
     overlaps = [Overlap(fixed, moving, level, sharp=True) for level in levels]
     present = Pose(Rotation.identity(), moving.centre - fixed.centre, 0.0)
     before = overlaps[-1].score(*present[:2])[0]
-    chosen = near = refine(overlaps, [present])[0]
+    chosen = near = refine(overlaps, [present], rules)[0]
     best = mirrored = None
-    if near.score < EQUAL or check_hand:  # otherwise no pose can be that much better
-        found = search(overlaps)
-        chosen = near if near.score >= EQUAL * found.score else found
+    if near.score < rules.equal or check_hand:  # otherwise no pose can be that much better
+        found = search(overlaps, rules)
+        chosen = near if near.score >= rules.equal * found.score else found
         best = max(found.score, near.score)
         image = [Overlap(fixed, moving.mirrored, level, sharp=True) for level in levels]
-        mirrored = search(image).score if check_hand else None
+        mirrored = search(image, rules).score if check_hand else None
     coarse = Overlap(fixed, moving, levels[0], sharp=False)
     old, new = (coarse.score(*pose[:2])[0] for pose in (present, chosen))
-    far = pose_distances(moving, chosen, present)[0] > NEAR * min(fixed.radius, moving.radius)
+    far = pose_distances(moving, chosen, present)[0] > rules.near * min(fixed.radius, moving.radius)
     agreement = Agreement(old, new, before, chosen.score, (levels[0], levels[-1]), best, mirrored)
-    if not new - old > (-FALL if far else max(min(GAIN, SHARE * (1 - old)), LEAST)):
+    needed = -rules.fall if far else max(min(rules.gain, rules.share * (1 - old)), rules.least_gain)
+    if not new - old > needed:
         return Alignment(status="already aligned", agreement=agreement.as_given)
     rotation, centre = chosen.rotation.as_matrix(), fixed.centre + chosen.shift
     moved = float(np.linalg.norm(centre - moving.centre))
     return Alignment(Transform(rotation, centre - rotation @ moving.centre), "aligned", moved, agreement)
 
 
-def resolutions(fixed: Body, moving: Body) -> tuple[float, float, float]:
+def resolutions(fixed: Body, moving: Body, rules: AlignmentSearch) -> tuple[float, float, float]:
     """Resolutions [Å] of the search, the refinement and the last refinement.
 
     They scale with the size of the smaller body, so that one set of rotations serves all, but are no finer than voxels
     and noise allow.
     """
     radius = min(fixed.radius, moving.radius)
-    floor = max(FINEST, *(2.5 * b.size.max() for b in (fixed, moving)), *(b.width for b in (fixed, moving)))
-    fine = float(max(FINE * radius, floor))
-    coarse = float(max(COARSE * radius, 1.3 * fine))
+    floor = max(rules.finest, *(2.5 * b.size.max() for b in (fixed, moving)), *(b.width for b in (fixed, moving)))
+    fine = float(max(rules.fine * radius, floor))
+    coarse = float(max(rules.coarse * radius, 1.3 * fine))
     return coarse, float(np.sqrt(coarse * fine)), fine
 
 
-def search(overlaps: Sequence[Overlap]) -> Pose:
+def search(overlaps: Sequence[Overlap], rules: AlignmentSearch) -> Pose:
     """Find the best pose: score all shifts of evenly spread rotations, and refine the most promising poses."""
-    return refine(overlaps, overlaps[0].scan_shifts(even_rotations(ROTATIONS)))[0]
+    return refine(overlaps, overlaps[0].scan_shifts(even_rotations(rules.rotations)), rules)[0]
 
 
-def refine(overlaps: Sequence[Overlap], poses: list[Pose]) -> list[Pose]:
+def refine(overlaps: Sequence[Overlap], poses: list[Pose], rules: AlignmentSearch) -> list[Pose]:
     """Refine poses at one resolution after the other, fewer each time; best first."""
-    for overlap, kept, close in zip(overlaps, KEPT, CLOSE, strict=True):
+    for overlap, kept, close in zip(overlaps, rules.kept, rules.close, strict=True):
         overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             poses = list(pool.map(partial(overlap.maximise, close=close), poses[:kept]))

@@ -7,8 +7,6 @@ from cryotrans_jax.density.thresholds import carried_mass, choose_threshold
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
 
-EDGE = 5.0  # Å over which a sphere fades out, so that it cuts no sharp edge into the density
-
 
 def soft_edge(distance: Float[np.ndarray, "x y z"], width: float) -> Float[np.ndarray, "x y z"]:
     """Values that are 1 at distances of 0 and less, and fall to 0 at `width` along half a wave of a cosine."""
@@ -37,8 +35,8 @@ def masked(map_: Map, mask: Map, name: str = "the mask") -> Map:
     return Map(density, map_.voxel_size, map_.origin)
 
 
-def sphere(map_: Map, radius: float) -> Map:
-    """Make a mask that is 1 within `radius` Å of the map's centre of mass, and fades to 0 over EDGE Å beyond.
+def sphere(map_: Map, radius: float, fade: float = 5.0) -> Map:
+    """Make a mask that is 1 within `radius` Å of the map's centre of mass, and falls to 0 over `fade` Å beyond.
 
     The mass is that above the threshold of `choose_threshold`, without dust.
 
@@ -51,4 +49,4 @@ def sphere(map_: Map, radius: float) -> Map:
         along = mass.sum(tuple(k for k in range(3) if k != axis))
         offset = (np.arange(n) - along @ np.arange(n) / along.sum()) * size
         squares.append(np.reshape(offset**2, [-1 if k == axis else 1 for k in range(3)]))
-    return Map(soft_edge(np.sqrt(sum(squares)) - radius, EDGE), map_.voxel_size, map_.origin)
+    return Map(soft_edge(np.sqrt(sum(squares)) - radius, fade), map_.voxel_size, map_.origin)

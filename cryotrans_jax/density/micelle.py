@@ -7,6 +7,7 @@ neighbourhood of each voxel.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import gemmi
@@ -14,27 +15,54 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.contour import SHARP, half_height
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.thresholds import carried_mass, solvent_noise
 from cryotrans_jax.io.atoms import positions
 from cryotrans_jax.io.maps import Map
 
-TYPICAL = 5.0  # Å: resolution assumed for a target where it is unknown
-BAND = 0.2, 0.6  # of the resolution: standard deviations of the blurs that bound the band of detail
-BLURRED, NEAR = 3.0, 4.0  # Å: standard deviations of the blurs of the density and of the squared detail
-ROOM = 20.0  # Å around the body in which the noise is measured
-AWAY, CLEAR = 6.0, 5.0  # Å from all voxels this many standard deviations above the solvent: there is only noise
-LEAST = 0.05  # of the noise's power: the least power of detail that can be measured
-UNLIKE = 0.45  # largest ratio of the contrasts of micelle and protein
-APART = 0.66  # least share of the variance of the log contrasts that the two classes explain
-SAME = 0.6  # ratio of contrasts above which the part left out is as detailed as the rest
-MORE = 1.25  # least ratio of a map's volume to the other map's protein at which it shows more than the protein
-MODELLED = 0.9  # least share of a model's atoms in the part kept if the part left out is a micelle
-FADE = 2.0  # Å over which a mask falls to 0 outside the part with detail
-
 Mask = Float[np.ndarray, "x y z"]
+
+
+@dataclass(frozen=True)
+class MicelleRules:
+    """How detail is measured, and what is taken for a micelle.
+
+    Attributes:
+        resolution: assumed for a target where it is unknown, Å.
+        band: of the resolution: standard deviations of the blurs that bound the band of detail.
+        density_blur: standard deviation of the blur of the density, Å.
+        detail_blur: standard deviation of the blur of the squared detail, Å.
+        room: Å around the body in which the noise is measured,
+        distance: at least so far (Å) from all voxels
+        sigmas: this many standard deviations above the solvent.
+        least_power: of detail that can be measured, as a fraction of the noise's power.
+        unlike: largest ratio of the contrasts of micelle and protein.
+        explained: least share of the variance of the log contrasts that the two classes explain.
+        same: ratio of contrasts above which the part left out is as detailed as the rest.
+        more: least ratio of a map's volume to the other map's protein at which it shows more than the protein.
+        modelled: least share of a model's atoms in the part kept if the part left out is a micelle.
+        fade: Å over which a mask falls to 0 outside the part with detail.
+    """
+
+    resolution: float = 5.0
+    band: tuple[float, float] = (0.2, 0.6)
+    density_blur: float = 3.0
+    detail_blur: float = 4.0
+    room: float = 20.0
+    distance: float = 6.0
+    sigmas: float = 5.0
+    least_power: float = 0.05
+    unlike: float = 0.45
+    explained: float = 0.66
+    same: float = 0.6
+    more: float = 1.25
+    modelled: float = 0.9
+    fade: float = 2.0
+
+
+DEFAULT = MicelleRules()
 
 
 class Protein(NamedTuple):
@@ -55,12 +83,13 @@ class Detail(NamedTuple):
     """Local detail of a map.
 
     Attributes:
-        body: voxels of the molecule and its micelle, in the map blurred by BLURRED.
+        body: voxels of the molecule and its micelle, in the map blurred by `rules.density_blur`.
         detail: local rms of the density in the band.
         contrast: ratio of detail to density.
         box: slices of the box around the body that the arrays cover.
         shape: shape of the whole map.
         voxel_size: Å.
+        rules: by which it was measured.
     """
 
     body: Bool[np.ndarray, "bx by bz"]
@@ -69,6 +98,7 @@ class Detail(NamedTuple):
     box: tuple[slice, ...]
     shape: tuple[int, ...]
     voxel_size: np.ndarray
+    rules: MicelleRules = DEFAULT
 
     @property
     def volume(self) -> float:
@@ -86,7 +116,7 @@ class Detail(NamedTuple):
         filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
         distance = ndimage.distance_transform_edt(~filled, sampling=self.voxel_size)
         mask = np.zeros(self.shape, np.float32)
-        mask[self.box] = soft_edge(distance, FADE)
+        mask[self.box] = soft_edge(distance, self.rules.fade)
         return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 
     def detailed_part(self) -> Protein | None:
@@ -98,7 +128,7 @@ class Detail(NamedTuple):
         """
         level, explained = two_classes(np.log(np.maximum(self.contrast[self.body], 1e-30)))
         kept = self.body & (self.contrast >= np.exp(level))
-        if explained < APART or self.ratio(kept) > UNLIKE:
+        if explained < self.rules.explained or self.ratio(kept) > self.rules.unlike:
             return None
         lower = np.median(self.contrast[self.body & ~kept])
         return self.protein(self.body & (self.contrast >= np.sqrt(lower * np.exp(level))))
@@ -109,6 +139,7 @@ def proteins(
     resolutions: Sequence[float | None] | None = None,
     masked: Sequence[bool] | None = None,
     model: gemmi.Structure | None = None,
+    rules: MicelleRules = DEFAULT,
 ) -> list[Protein | None]:
     """Find the protein in an initial map and in its targets, each on its own grid.
 
@@ -117,24 +148,29 @@ def proteins(
 
     Args:
         maps: the initial map, then the targets.
-        resolutions: Å, of each map; None where unknown, for which 3 Å (initial map) or 5 Å (targets) is assumed.
+        resolutions: Å, of each map; None where unknown, for which 3 Å (initial map) or `rules.resolution`
+            (targets) is assumed.
         masked: whether each map is masked already and stays as it is.
         model: model of the initial map, which stays as it is if the part left out holds atoms of it.
+        rules: how detail is measured, and what is taken for a micelle.
 
     Returns:
         The protein of each map; None where that is the whole map.
     """
     resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
-    start = None if all(masked) else measure_detail(maps[0], resolutions[0])
+    start = None if all(masked) else measure_detail(maps[0], resolutions[0], rules)
     first = None if start is None or masked[0] else start.detailed_part()
-    if first and model is not None and share_in_mask(model, maps[0], first.mask) < MODELLED:
+    if first and model is not None and share_in_mask(model, maps[0], first.mask) < rules.modelled:
         first = None
     shown = first or start
     volume = shown.volume if shown else np.inf
     each = zip(maps[1:], resolutions[1:], masked[1:], strict=True)
     return [
         first,
-        *(None if known else most_detailed(map_, volume, resolution or TYPICAL) for map_, resolution, known in each),
+        *(
+            None if known else most_detailed(map_, volume, resolution or rules.resolution, rules)
+            for map_, resolution, known in each
+        ),
     ]
 
 
@@ -145,53 +181,58 @@ def share_in_mask(model: gemmi.Structure, map_: Map, mask: Mask) -> float:
     return float(np.mean(mask[tuple(index.T)] > 0.5))
 
 
-def measure_detail(map_: Map, resolution: float | None = None) -> Detail | None:
+def measure_detail(map_: Map, resolution: float | None = None, rules: MicelleRules = DEFAULT) -> Detail | None:
     """Measure a map's local detail.
 
     Args:
         map_: the map.
         resolution: Å; None for SHARP.
+        rules: how it is measured.
 
     Returns:
         The detail; None if the map shows no body.
     """
     size = map_.voxel_size
     resolution = max(resolution or SHARP, 2 * float(size.max()))
-    smooth = ndimage.gaussian_filter(map_.density, BLURRED / size)
+    smooth = ndimage.gaussian_filter(map_.density, rules.density_blur / size)
     values = np.sort(smooth, axis=None)
     (solvent, noise), surface = solvent_noise(values), half_height(values)
     body = carried_mass(smooth, surface) > 0
     if not body.any() or not surface > solvent:
         return None
-    box = box_slices(body, np.ceil(ROOM / size).astype(int))
+    box = box_slices(body, np.ceil(rules.room / size).astype(int))
     body, smooth, density = body[box], smooth[box], map_.density[box]
-    fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in BAND)
-    power = ndimage.gaussian_filter((fine - coarse) ** 2, NEAR / size)
-    away = ndimage.distance_transform_edt(smooth <= solvent + CLEAR * noise, sampling=size) > AWAY
+    fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in rules.band)
+    power = ndimage.gaussian_filter((fine - coarse) ** 2, rules.detail_blur / size)
+    quiet = smooth <= solvent + rules.sigmas * noise
+    away = ndimage.distance_transform_edt(quiet, sampling=size) > rules.distance
     base = float(np.median(power[away])) if away.any() else 0.0
-    detail = np.sqrt(np.maximum(power - base, LEAST * base))
+    detail = np.sqrt(np.maximum(power - base, rules.least_power * base))
     contrast = detail / np.maximum(smooth - solvent, surface - solvent)
-    return Detail(body, detail, contrast, box, map_.density.shape, size)
+    return Detail(body, detail, contrast, box, map_.density.shape, size, rules)
 
 
-def most_detailed(map_: Map, volume: float, resolution: float | None = None) -> Protein | None:
+def most_detailed(
+    map_: Map, volume: float, resolution: float | None = None, rules: MicelleRules = DEFAULT
+) -> Protein | None:
     """The part of a map with the most detail that fills a given volume.
 
     Args:
         map_: the map.
         volume: Å³.
         resolution: Å; None for 3 Å.
+        rules: how detail is measured, and what is taken for a micelle.
 
     Returns:
         The part; None where the map shows hardly more than that volume, or where the rest is as detailed and so not a
         micelle.
     """
-    found = measure_detail(map_, resolution)
-    if found is None or found.volume < MORE * volume:
+    found = measure_detail(map_, resolution, rules)
+    if found is None or found.volume < rules.more * volume:
         return None
     falling = np.sort(found.detail[found.body])[::-1]
     kept = found.body & (found.detail >= falling[int(volume / found.voxel_size.prod())])
-    return found.protein(kept) if found.ratio(kept) <= SAME else None
+    return found.protein(kept) if found.ratio(kept) <= rules.same else None
 
 
 def two_classes(values: Float[np.ndarray, "n"]) -> tuple[float, float]:

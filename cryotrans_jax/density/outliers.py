@@ -8,10 +8,6 @@ from jaxtyping import Float, Int
 
 from cryotrans_jax.io.maps import Map
 
-MOST = 100  # most outliers: a molecule of 1 kDa fills more voxels, unless they are wider than 2 Å
-JUMP = 5.0  # ratio to the strongest other voxel: density is band-limited, so its values lie closer together
-REACH = 6  # voxels to each side of an outlier that are searched for replacement values
-
 
 class Outliers(NamedTuple):
     """Outlier voxels of a map, the strongest first.
@@ -52,21 +48,26 @@ def without_outliers(map_: Map) -> tuple[Map, Outliers | None]:
     return replace(map_, density=density), found
 
 
-def outliers(density: Float[np.ndarray, "x y z"]) -> Outliers | None:
-    """Find up to MOST voxels that deviate from the median more than JUMP times as far as all others.
+def outliers(density: Float[np.ndarray, "x y z"], most: int = 100, jump: float = 5.0) -> Outliers | None:
+    """Find a few voxels that deviate much more from the median than all others.
 
     Of several such sets the largest is taken, so that outliers of very different strength are found together.
+
+    Args:
+        density: of the map.
+        most: outliers at most: a molecule of 1 kDa fills more voxels, unless they are wider than 2 Å.
+        jump: least ratio to the strongest other voxel: density is band-limited, so its values lie closer together.
 
     Returns:
         The outliers; None if there are none.
     """
-    count = min(MOST, density.size // 2)
+    count = min(most, density.size // 2)
     away = np.abs(density - np.median(density)).ravel()
     usual = np.partition(away, -(count + 1))[-(count + 1)]  # strongest of the voxels beyond the largest count
     strong = np.flatnonzero(away > usual)
     strong = strong[np.argsort(-away[strong], kind="stable")]
     falling = np.append(away[strong], usual).astype(np.float64)
-    jumps = np.flatnonzero((falling[:-1] > JUMP * falling[1:]) & (falling[1:] > 0))
+    jumps = np.flatnonzero((falling[:-1] > jump * falling[1:]) & (falling[1:] > 0))
     if not len(jumps):
         return None
     last = int(jumps[-1]) + 1
@@ -74,10 +75,15 @@ def outliers(density: Float[np.ndarray, "x y z"]) -> Outliers | None:
     return Outliers(voxels, float(falling[0]), float(falling[last]))
 
 
-def local_median(density: Float[np.ndarray, "x y z"], bad: np.ndarray, voxel: Int[np.ndarray, "3"]) -> float:
-    """Median of the good voxels in the smallest box around an outlier that has some; else the map's median."""
-    for reach in range(1, REACH + 1):
-        box = tuple(slice(max(int(at) - reach, 0), int(at) + reach + 1) for at in voxel)
+def local_median(
+    density: Float[np.ndarray, "x y z"], bad: np.ndarray, voxel: Int[np.ndarray, "3"], reach: int = 6
+) -> float:
+    """Median of the good voxels in the smallest box, of `reach` voxels at most to each side, around an outlier.
+
+    The map's median if there are none.
+    """
+    for side in range(1, reach + 1):
+        box = tuple(slice(max(int(at) - side, 0), int(at) + side + 1) for at in voxel)
         if (good := density[box][~bad[box]]).size:
             return float(np.median(good))
     return float(np.median(density))

@@ -13,7 +13,7 @@ from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
-from cryotrans_jax.density import thresholds
+from cryotrans_jax.density import boxes, thresholds
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
@@ -47,12 +47,12 @@ class Body(NamedTuple):
         Args:
             spacing: about the side of a block, Å.
         """
-        x, mass, *_ = grid.points_of_blocks(self.mass, self.origin, self.size, spacing)
+        x, mass, *_ = boxes.points_of_blocks(self.mass, self.origin, self.size, spacing)
         return x - self.centre, mass
 
     def blocks(self, factor: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
         """Sum the mass over blocks of `factor` voxels along each axis."""
-        padded = grid.pad_to_blocks(self.mass, factor)
+        padded = boxes.pad_to_blocks(self.mass, factor)
         shape = [m for n, f in zip(padded.shape, factor, strict=True) for m in (n // f, f)]
         return padded.reshape(shape).sum((1, 3, 5))
 
@@ -64,7 +64,12 @@ class Body(NamedTuple):
         return self._replace(mass=self.mass[::-1], origin=flip * first, centre=flip * self.centre)
 
 
-def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
+def body(
+    map_: Map,
+    threshold: float | None = None,
+    name: str = "map",
+    rules: thresholds.ThresholdRules = thresholds.DEFAULT,
+) -> Body:
     """Extract the mass of a map above its threshold.
 
     Without a threshold, the map without its noise decides where mass is, and the map itself how much: noise does not
@@ -74,6 +79,7 @@ def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
         map_: the map.
         threshold: threshold; None for the rule of `prepare`.
         name: name of the map in messages.
+        rules: of that choice.
 
     Raises:
         InputError: there is no mass, or only a point, which has no orientation.
@@ -84,8 +90,8 @@ def body(map_: Map, threshold: float | None = None, name: str = "map") -> Body:
     size, origin = factor * map_.voxel_size, map_.origin + 0.5 * (factor - 1) * map_.voxel_size
     width = 0.0
     if threshold is None:
-        quiet, width = thresholds.denoise(Map(coarse, size, origin))
-        coarse = np.where(thresholds.apply_threshold(quiet, None, name)[0] > 0, np.maximum(coarse, 0), 0)
+        quiet, width = thresholds.denoise(Map(coarse, size, origin), rules)
+        coarse = np.where(thresholds.apply_threshold(quiet, None, name, rules=rules)[0] > 0, np.maximum(coarse, 0), 0)
     x, mass, _ = grid.block_points(coarse, 1)
     x = origin + (x - 0.5) * size
     centre = mass @ x / mass.sum()

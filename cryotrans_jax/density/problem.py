@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cryotrans_jax.core.grid import Frame, crop
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density.boxes import crop
 from cryotrans_jax.io.files import InputError
 
 

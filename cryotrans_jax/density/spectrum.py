@@ -1,7 +1,7 @@
 """Power of maps by spatial frequency: the blur between two maps, and sharpening."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
@@ -10,9 +10,20 @@ from scipy import ndimage, stats
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.maps import Map, frequencies
 
-NOISE_DISTANCE = 8.0  # Å from a target's mass, beyond which its noise is measured
-NOISE_FADE = 4.0  # Å over which that region fades in
-MAX_NOISE_POWER = 0.02  # fraction of a target's power: limit on its noise after sharpening
+
+@dataclass(frozen=True)
+class SharpeningRules:
+    """How far a target may be sharpened.
+
+    Attributes:
+        distance: Å from the target's mass, beyond which its noise is measured.
+        fade: Å over which that region fades in.
+        max_noise: fraction of the target's power: limit on its noise after sharpening.
+    """
+
+    distance: float = 8.0
+    fade: float = 4.0
+    max_noise: float = 0.02
 
 
 def blur_between(initial: Map, target: Map, initial_resolution: float | None, resolution: float | None) -> float:
@@ -47,10 +58,12 @@ def relative_blur(initial: Map, target: Map) -> float:
     return float(-slope / (2 * np.pi**2))
 
 
-def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance: float) -> float:
-    """Variance (Å²) of the blur that can be removed from a target before its noise exceeds MAX_NOISE_POWER.
+def sharpening_variance(
+    initial: Map, target: Map, inside: np.ndarray, variance: float, rules: SharpeningRules = SharpeningRules()
+) -> float:
+    """Variance (Å²) of the blur that can be removed from a target before its noise exceeds `max_noise`.
 
-    The noise of a Fourier shell is the largest of three: the power of the density further than NOISE_DISTANCE from the
+    The noise of a Fourier shell is the largest of three: the power of the density further than `distance` from the
     mass, as noise is as strong within the molecule; the power beyond twice that of the blurred initial map, which
     hardly depends on the conformation; and what the power lacks to half of that, as detail that a filter removed cannot
     be restored.
@@ -60,13 +73,14 @@ def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance:
         target: the target map.
         inside: where the target's mass is (bool).
         variance: of the blur that takes the initial map to the target, Å²; the result is at most this.
+        rules: the numbers above.
     """
     s, power = shell_power(target.density, target.voxel_size)
     _, start = shell_power(initial.density, initial.voxel_size)
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
     distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
-    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - NOISE_DISTANCE) / NOISE_FADE, 0, 1))).astype(np.float32)
+    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - rules.distance) / rules.fade, 0, 1))).astype(np.float32)
     share_outside = np.mean(away**2)
     if variance <= 0 or share_outside < 0.02 or not band.any():
         return 0.0
@@ -75,7 +89,7 @@ def sharpening_variance(initial: Map, target: Map, inside: np.ndarray, variance:
     noise = np.maximum.reduce([noise / share_outside, power - 2 * expected, expected / 2 - power])
     tried = variance * np.linspace(0, 1, 41)
     gain = s**2 * np.exp(4 * np.pi**2 * tried[:, None] * s**2)  # a shell has about s² coefficients
-    acceptable = gain @ noise < MAX_NOISE_POWER * (gain @ power)
+    acceptable = gain @ noise < rules.max_noise * (gain @ power)
     return float(tried[np.flatnonzero(acceptable)[-1]]) if acceptable.any() else 0.0
 
 

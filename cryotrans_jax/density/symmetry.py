@@ -17,8 +17,9 @@ from jaxtyping import Float
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.core.grid import binned, bounding_box
+from cryotrans_jax.core.grid import binned
 from cryotrans_jax.density import similarity
+from cryotrans_jax.density.boxes import bounding_box
 from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.io import structures
 from cryotrans_jax.io.files import InputError

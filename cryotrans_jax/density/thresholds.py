@@ -1,6 +1,6 @@
 """Choose thresholds that separate a molecule from noise, and take the mass above them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -8,49 +8,70 @@ from scipy import ndimage
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 
-MAX_NOISE = 0.1  # of the maximum: a target with stronger noise is blurred before its mass is taken
-MAX_BLUR = 8.0  # Å: limit of that blur
-DUST = 0.01  # of the mass of the largest connected piece: smaller pieces are dust
 DALTON = 1.21  # Å³: volume of a dalton of protein, of 0.73 cm³/g
 
 
-def choose_threshold(density: np.ndarray, fraction: float = 0.98) -> float:
+@dataclass(frozen=True)
+class ThresholdRules:
+    """How a threshold is chosen where none is given.
+
+    Attributes:
+        fraction: of the positive mass above the noise that lies above the threshold.
+        sigmas: standard deviations of the noise above the solvent that noise hardly ever exceeds.
+        max_noise: fraction of the maximum; a target with stronger noise is blurred before its mass is taken.
+        max_blur: limit of that blur (standard deviation), Å.
+    """
+
+    fraction: float = 0.98
+    sigmas: float = 3.5
+    max_noise: float = 0.1
+    max_blur: float = 8.0
+
+
+DEFAULT = ThresholdRules()
+
+
+def choose_threshold(density: np.ndarray, rules: ThresholdRules = DEFAULT) -> float:
     """Choose the threshold that keeps a fraction of the positive mass above the solvent noise.
 
-    Most of a box is solvent, so the noise is taken to be symmetric about the map's median. Its limit is 3.5 standard
-    deviations, measured below the median. Among the voxels above that limit, the threshold is where the strongest hold
-    `fraction` of the mass. In a map without noise the limit is about zero, and the fraction alone decides.
+    Most of a box is solvent, so the noise is taken to be symmetric about the map's median. Its limit is `sigmas`
+    standard deviations, measured below the median. Among the voxels above that limit, the threshold is where the
+    strongest hold `fraction` of the mass. In a map without noise the limit is about zero, and the
+    fraction alone decides.
 
     Raises:
         InputError: no density is above the noise.
     """
-    limit = max(noise_limit(density), 0.0)
+    limit = max(noise_limit(density, rules.sigmas), 0.0)
     kept = density[density > limit]
     if not kept.size:
         raise InputError(
             f"the map's maximum of {density.max():g} is not above its noise, which by the histogram reaches "
             f"{limit:g}: give a threshold, or a map in which the molecule fills less than half of the box"
         )
-    return mass_fraction_threshold(kept, fraction)
+    return mass_fraction_threshold(kept, rules.fraction)
 
 
-def noise_limit(density: np.ndarray) -> float:
+def noise_limit(density: np.ndarray, sigmas: float = DEFAULT.sigmas) -> float:
     """Density that solvent noise hardly ever exceeds; see `choose_threshold`."""
     values = density.ravel()
     solvent = float(np.median(values))
     below = solvent - values[values < solvent]
     noise = 1.4826 * float(np.median(below)) if below.size > 0.05 * values.size else 0.0
-    return solvent + 3.5 * noise
+    return solvent + sigmas * noise
 
 
-def denoise(map_: Map) -> tuple[Map, float]:
-    """Blur a map just enough that its noise stays below MAX_NOISE of its maximum.
+def denoise(map_: Map, rules: ThresholdRules = DEFAULT) -> tuple[Map, float]:
+    """Blur a map just enough that its noise stays below `max_noise` of its maximum.
 
     Returns:
         The map, and the width (standard deviation) of the blur in Å.
     """
     width, denoised = 0.0, map_
-    while noise_limit(denoised.density) > MAX_NOISE * denoised.density.max() and width < MAX_BLUR:
+    while (
+        noise_limit(denoised.density, rules.sigmas) > rules.max_noise * denoised.density.max()
+        and width < rules.max_blur
+    ):
         width = np.sqrt(2) * width or float(map_.voxel_size.min())
         denoised = replace(map_, density=ndimage.gaussian_filter(map_.density, width / map_.voxel_size))
     return denoised, width
@@ -88,7 +109,7 @@ def enclosing_threshold(map_: Map, volume: float) -> float:
 
 
 def apply_threshold(
-    map_: Map, threshold: float | None, name: str, volume: float | None = None
+    map_: Map, threshold: float | None, name: str, volume: float | None = None, rules: ThresholdRules = DEFAULT
 ) -> tuple[np.ndarray, dict]:
     """Set the density below a threshold, negative values and dust to 0.
 
@@ -97,6 +118,7 @@ def apply_threshold(
         threshold: None: the one that encloses `volume`, or without a volume that of `choose_threshold`.
         name: the map's, for messages.
         volume: Å³.
+        rules: for `choose_threshold`.
 
     Returns:
         The density, and a report: the threshold, how it was chosen, and what it keeps.
@@ -106,7 +128,7 @@ def apply_threshold(
     """
     chosen = "given" if threshold is not None else "by rule" if volume is None else "by volume"
     if threshold is None:
-        threshold = choose_threshold(map_.density) if volume is None else enclosing_threshold(map_, volume)
+        threshold = choose_threshold(map_.density, rules) if volume is None else enclosing_threshold(map_, volume)
     mass = carried_mass(map_.density, threshold)
     if not mass.any():
         raise InputError(
@@ -153,10 +175,10 @@ def common_value(values: np.ndarray) -> float:
     return float(0.5 * (values[first] + values[first + half]))
 
 
-def carried_mass(density: np.ndarray, threshold: float) -> np.ndarray:
+def carried_mass(density: np.ndarray, threshold: float, dust: float = 0.01) -> np.ndarray:
     """Positive density at or above the threshold, without dust; zero elsewhere.
 
-    Dust is a connected piece with less than a hundredth of the mass of the largest one: solvent noise leaves such
+    Dust is a connected piece with less than this fraction of the mass of the largest one: solvent noise leaves such
     pieces all over the box at any threshold that shows the whole molecule.
     """
     mass = np.where((density >= threshold) & (density > 0), density, 0).astype(np.float32)
@@ -164,4 +186,4 @@ def carried_mass(density: np.ndarray, threshold: float) -> np.ndarray:
     if count < 2:
         return mass
     held = np.bincount(pieces.ravel(), mass.ravel())
-    return mass * (held >= DUST * held[1:].max())[pieces]
+    return mass * (held >= dust * held[1:].max())[pieces]

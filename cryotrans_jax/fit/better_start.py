@@ -11,9 +11,9 @@ from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.losses import Term
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.train import carry
-from cryotrans_jax.fit.schedule import Fitting
+from cryotrans_jax.fit.schedule import Fitting, first_state
 from cryotrans_jax.fit.stage import Action, Stage
-from cryotrans_jax.fit.state import begin_stage, failed_targets, initial_state, where_target
+from cryotrans_jax.fit.state import begin_stage, failed_targets, where_target
 from cryotrans_jax.io.files import InputError
 
 
@@ -50,8 +50,7 @@ class KeepBetterStart(Action):
         """Choose a start for the targets that are doubted (bool)."""
         state, following = fitting.state, fitting.next_stage
         trial = replace(following, steps=min(self.trial_steps, following.steps), patience=0)
-        problem = fitting.problem
-        other = initial_state(fitting.field, fitting.config.seed, problem.trajectories, problem.parts)
+        other = first_state(fitting.problem, fitting.config, fitting.field)
         ((other, _),) = fitting.try_stage(self.other, [other])
         starts = [begin_stage(s._replace(failed=(), setbacks=()), state.stage + 1) for s in (state, other)]
         first, second = (losses[-1] for _, losses in fitting.try_stage(trial, starts))

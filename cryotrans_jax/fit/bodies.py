@@ -20,12 +20,13 @@ from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Inputs, Stage
 from cryotrans_jax.fit.state import State, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
 from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
 from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow
-from cryotrans_jax.motion.symmetric import all_copies, rotate_parameters, without_symmetry
+from cryotrans_jax.motion.symmetric import all_copies, replicate_fields, without_symmetry
 from cryotrans_jax.motion.waypoints import AtEachTime
 
 
@@ -126,7 +127,7 @@ class RedrawBorders(Action):
         if not fitting.partitions:
             return fitting
         whole, initial = fitting.whole, fitting.initial_map
-        every = replicate_fields(fitting.state.params, whole, fitting.field.net.centre)
+        every = replicate_fields(fitting.state.params, whole.operators, fitting.field.net.centre)
         each = enumerate(fitting.partitions)
         drawn = tuple(
             redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
@@ -144,22 +145,6 @@ def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: 
     return whole.divide([unit.bodies(each) for each in partitions], units=units)
 
 
-def replicate_fields(params: PyTree, problem: Problem, centre: float) -> PyTree:
-    """Parameters of the fields (targets, parts) of bodies and, with a symmetry, of all their copies."""
-    operators = problem.operators
-    if not operators:
-        return params
-    targets, bodies = jax.tree.leaves(params)[0].shape[:2]
-    one = jax.device_get(params)
-    each = [
-        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, centre)
-        for target in range(targets)
-        for body in range(bodies)
-        for operator in operators
-    ]
-    return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)
-
-
 def find_bodies(
     problem: Problem, field: FieldMotion, state: State, initial: Map, search: BodySearch
 ) -> tuple[list[Partition], list[list[float]]]:
@@ -168,12 +153,12 @@ def find_bodies(
     for target in range(problem.trajectories):
         params = jax.tree.map(lambda p, k=target: p[k], state.params)
         found.append(
-            from_flow(partial(trajectory.move, field, params, problem.frame), initial, threshold, unit, search)
+            from_flow(partial(trajectory.move, Flow(field, params, problem.frame)), initial, threshold, unit, search)
         )
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         inside = to_whole_grid(problem.initial, problem, initial) > 0
-        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit)
+        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit, search.smallest)
         parts = [each if each.count > 1 else one for each in parts]
     return parts, rms
 
@@ -206,7 +191,7 @@ def redraw_borders(
 ) -> Partition:
     """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
     fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
-    carries = [partial(trajectory.move, field, params, problem.frame) for params in fields]
+    carries = [partial(trajectory.move, Flow(field, params, problem.frame)) for params in fields]
     number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
     variance, size = problem.residual_blurs[number], initial.voxel_size
     start, end = initial.density, problem.densities[number]
@@ -220,5 +205,5 @@ def redraw_borders(
         return drawn
     inside = to_whole_grid(problem.initial, problem, initial) > 0
     own = np.where(inside & ((drawn.labels - 1) % len(unit.rotations) == 0), drawn.labels, 0)
-    whole = replicate_bodies(own, inside, initial, unit)
+    whole = replicate_bodies(own, inside, initial, unit, rules.smallest)
     return whole if len(np.unique(whole.labels)) == parts.count else parts  # keep the old ones if a copy lacks a part

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.programs import program
-from cryotrans_jax.core.train import adam_steps, objective
+from cryotrans_jax.core.train import objective, optimise
+from cryotrans_jax.fit.optimisers import Optimiser
 from cryotrans_jax.io import memory
 from cryotrans_jax.io.files import InputError
 
@@ -71,31 +72,31 @@ def train_steps(
     rates: Float[Array, "targets most"],
     left: Float[Array, "targets"],
     params: PyTree,
-    optimiser_state: PyTree,
+    optimiser: Optimiser,
     batch: Batch,
     layout: DeviceLayout = DeviceLayout(),
-) -> tuple[PyTree, PyTree, Float[Array, "targets most"], Float[Array, "targets"]]:
-    """Run Adam steps for every target in one compiled loop; see `core.train.adam_steps`.
+) -> tuple[PyTree, Optimiser, Float[Array, "targets most"], Float[Array, "targets"]]:
+    """Run steps of the optimiser for every target in one compiled loop; see `core.train.optimise`.
 
     Args:
         count: number of steps, at most the number of columns of `rates`.
         rates: learning rates.
         left: fraction of the stage's annealing that is left.
         params: parameters of the motions.
-        optimiser_state: Adam's states.
+        optimiser: the optimiser and its states.
         batch: (scene, terms) of each target.
         layout: how targets are laid out over devices.
 
     Returns:
-        Parameters, Adam's states, the loss of each step, and the largest error of a term.
+        Parameters, the optimiser's states, the loss of each step, and the largest error of a term.
     """
 
     def steps(shared, one):
         count, leaves = shared
         *state, own = one
-        return adam_steps(count, *state, *batch.join(leaves, own))
+        return optimise(count, *state, *batch.join(leaves, own))
 
-    return layout.map(steps, (count, batch.shared), (rates, left, params, optimiser_state, batch.own))
+    return layout.map(steps, (count, batch.shared), (rates, left, params, optimiser, batch.own))
 
 
 @program(static_argnames="layout")

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cryotrans_jax.core.flow import FieldMotion
-from cryotrans_jax.core.grid import block_points, bounding_box
+from cryotrans_jax.core.grid import block_points
 from cryotrans_jax.core.train import Scene
+from cryotrans_jax.density.boxes import bounding_box
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.motion.lattice import (
     Lattice,

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from cryotrans_jax.core.flow import FieldMotion
@@ -14,18 +13,19 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare
-from cryotrans_jax.fit.bodies import divide_into_parts, replicate_fields
+from cryotrans_jax.fit.bodies import divide_into_parts
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
+from cryotrans_jax.fit.record import plain_values
 from cryotrans_jax.fit.result import Fit, read_repaired
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
-from cryotrans_jax.fit.stage import Action, Config
+from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.state import all_failed
 from cryotrans_jax.fit.supervise import SILENT, Callbacks
 from cryotrans_jax.io.files import InputError
-from cryotrans_jax.io.maps import Map, MapLike, as_map
+from cryotrans_jax.io.maps import Map, MapLike, as_map, is_one_map
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.symmetric import Symmetric, without_symmetry
 from cryotrans_jax.motion.waypoints import Timed
@@ -65,7 +65,7 @@ def morph(
             threshold, an option is invalid or does not fit the others, a map does not have the symmetry, or every
             target was given up.
     """
-    start, ends = read_repaired(initial), [targets] if isinstance(targets, MapLike) else [*targets]
+    start, ends = read_repaired(initial), as_list(targets)
     options.check(start, halves is not None)
     inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
     chosen = running.chosen(len(ends))
@@ -75,7 +75,9 @@ def morph(
     config = configure(problem, options)
     with reporting(progress) as callback:
         setting = Callbacks(partial(callback, config), SILENT.on_state, running.on_setback)
-        fitting, given = begin(problem, config, operators, options, chosen, running.layout, setting, start)
+        aligned = tuple(inputs.alignments[number] for number in chosen)
+        fitting = begin(problem, config, operators, options, chosen, running.layout)
+        fitting = replace(fitting, callbacks=setting, initial=start, report=report, alignments=aligned)
         fitting = resumed(fitting, running.resume_from) if running.resume_from else fitting
         fitting = run(fitting, running.on_snapshot)
     if all_failed(fitting.state):
@@ -83,8 +85,7 @@ def morph(
         raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
-    alignments = tuple(inputs.alignments[number] for number in chosen)
-    return replace(fit_of(fitting, start, report, given, len(chosen)), alignments=alignments)
+    return fitting.fit()
 
 
 class AlignedMaps(NamedTuple):
@@ -107,18 +108,16 @@ class AlignedMaps(NamedTuple):
 
 def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Operators]:
     """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
-    thresholds, resolutions = options.thresholds, options.resolutions
+    resolutions = [waypoint.resolution for waypoint in inputs.waypoints]
+    resolutions += options.resolutions.of_targets(len(inputs.targets))
     problem = prepare.prepare(
         inputs.initial,
         [as_map(waypoint.map) for waypoint in inputs.waypoints] + inputs.targets,
-        initial_threshold=thresholds.initial,
-        target_threshold=thresholds.targets,
-        initial_resolution=resolutions.initial,
-        target_resolutions=[w.resolution for w in inputs.waypoints] + resolutions.of_targets(len(inputs.targets)),
+        replace(options.resolutions, targets=resolutions),
+        options.thresholds,
         halves=inputs.halves,
-        volume=thresholds.volume,
-        whole_box=options.whole_box,
         waypoints=[waypoint.time for waypoint in inputs.waypoints],
+        rules=options.rules,
     )
     return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
 
@@ -139,10 +138,8 @@ def begin(
     options: Options,
     chosen: list[int],
     layout: DeviceLayout | None,
-    callbacks: Callbacks,
-    initial: Map,
-) -> tuple[Fitting, list[Partition]]:
-    """The fit of the chosen targets before its first step, and the given parts of each."""
+) -> Fitting:
+    """The fit of the chosen targets before its first step."""
     field: FieldMotion = Symmetric(config.field, operators) if operators else config.field
     field = Timed(field, problem.waypoints) if problem.waypoints else field
     layout = layout or DeviceLayout.automatic(len(chosen))
@@ -150,41 +147,18 @@ def begin(
     problem = problem if problem.waypoints else problem.select(chosen + last_devices)
     given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
     divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
-    fitting = Fitting.begin(divided, config, field, layout=layout, callbacks=callbacks, initial=initial)
-    return fitting, given
-
-
-def fit_of(fitting: Fitting, initial: Map, report: dict, partitions: Sequence[Partition], count: int) -> Fit:
-    """The fit of the first `count` targets, whose parts were given as `partitions` or were found."""
-    state, found = fitting.state, fitting.partitions
-    params = state.params
-    if found:  # with a symmetry, the copies of a body become parts like any others
-        params = replicate_fields(params, fitting.whole, fitting.field.net.centre)
-    validated = fitting.problem.validation_densities is not None
-    return Fit(
-        config=fitting.config,
-        field=fitting.field,
-        params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
-        frame=fitting.problem.frame,
-        threshold=fitting.problem.report["initial"]["threshold"],
-        history=tuple(losses[:, :count] for losses in fitting.history),
-        validation_history=tuple(scores[:, :count] for scores in state.scores) if validated else (),
-        report=report | report_of_fit(fitting, count),
-        partitions=(found or tuple(partitions))[:count],
-        initial=initial,
-        failed=state.failed[:count],
-    )
+    return Fitting.begin(divided, config, field, targets=len(chosen), layout=layout, given_parts=tuple(given))
 
 
 def report_of_problem(problem: Problem) -> dict:
-    """The problem's report, with the variances of its blurs (Å²)."""
+    """The problem's report with the variances of its blurs (Å²), as JSON values."""
     sharpening = np.maximum(problem.blurs, 0) - np.maximum(problem.residual_blurs, 0)
     variances = {
         "blur_variance": problem.blurs.tolist(),
         "quieting_variance": problem.denoising_blurs.tolist(),
         "sharpening_variance": sharpening.tolist(),
     }
-    return report_waypoints(problem.report | variances, problem.waypoints)
+    return plain_values(report_waypoints(problem.report | variances, problem.waypoints))
 
 
 def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
@@ -202,18 +176,6 @@ def resumed(fitting: Fitting, snapshot: Snapshot) -> Fitting:
     return replace(fitting, problem=problem, field=without_symmetry(fitting.field))
 
 
-def report_of_fit(fitting: Fitting, count: int) -> dict:
-    """What the fit of the first `count` targets has decided: start, setbacks, bodies."""
-    names, state = ("correspondences", "transport"), fitting.state
-    rivals = state.rivals[:count] or (fitting.config.stages[0].label == "w2",) * count
-    found: dict = {"start": [names[rival] for rival in rivals]}
-    if state.setbacks:
-        found["setbacks"] = [*state.setbacks[:count]]
-    if any(isinstance(item, Action) and item.divides for item in fitting.config.schedule):
-        found["bodies_rms"] = [[*off] for off in fitting.bodies_rms[:count]]
-    return found
-
-
 def align_all(
     initial: Map,
     targets: Sequence[MapLike],
@@ -229,11 +191,18 @@ def align_all(
         InputError: half-maps or waypoints do not fit the number of targets.
     """
     check_targets(len(targets), halves, waypoints)
-    levels = options.thresholds
+    rules, known = options.preparation, options.thresholds
 
     def aligned(given: MapLike) -> tuple[Map, Alignment]:
-        found = read_repaired(given)
-        return onto(initial, found, options.align, initial_threshold=levels.initial, target_threshold=levels.targets)
+        return onto(
+            initial,
+            read_repaired(given),
+            options.align,
+            initial_threshold=known.initial,
+            target_threshold=known.targets,
+            rules=rules.alignment,
+            mass_rules=rules.thresholds,
+        )
 
     def on_grid(half: MapLike, found: Alignment) -> Map:
         return resampled(read_repaired(half), initial, found.transform)
@@ -276,8 +245,13 @@ def pairs_of(halves: Halves | Sequence[Halves] | None) -> list[Halves] | None:
     """The half-maps of each target, given as one pair or as several; None without half-maps."""
     if halves is None:
         return None
-    pairs: list[Any] = [halves] if isinstance(halves[0], MapLike) else [*halves]
+    pairs: Any = [halves] if is_one_map(halves[0]) else halves
     return [(first, second) for first, second in pairs]
+
+
+def as_list(maps: Any) -> list[MapLike]:
+    """One map, or several, as a list."""
+    return [maps] if is_one_map(maps) else [*maps]
 
 
 def sort_waypoints(waypoints: Sequence[Waypoint]) -> list[Waypoint]:

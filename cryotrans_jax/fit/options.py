@@ -1,10 +1,14 @@
 """What may be chosen for a fit, in groups; and how it runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from cryotrans_jax.density.align import AlignmentSearch
+from cryotrans_jax.density.micelle import MicelleRules
+from cryotrans_jax.density.spectrum import SharpeningRules
 from cryotrans_jax.density.symmetry import Symmetry
+from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.recipes import Recipe, find_recipe
 from cryotrans_jax.fit.snapshots import Snapshot
@@ -47,6 +51,28 @@ class Resolutions:
         return [*self.targets] if isinstance(self.targets, Sequence) else [self.targets] * count
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """The rules by which maps are prepared for a fit. The defaults serve; a study may change them.
+
+    Attributes:
+        alignment: how a target's pose is searched for and chosen.
+        thresholds: how thresholds are chosen.
+        sharpening: how far targets are sharpened.
+        micelle: how the commands recognise a micelle or nanodisc; `morph` does not remove any.
+        whole_box: whether the unit box is the maps' whole box without a crop (the paper). Otherwise it is the cube
+            around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
+        margin: Å around the mass.
+    """
+
+    alignment: AlignmentSearch = AlignmentSearch()
+    thresholds: ThresholdRules = ThresholdRules()
+    sharpening: SharpeningRules = SharpeningRules()
+    micelle: MicelleRules = MicelleRules()
+    whole_box: bool = False
+    margin: float = 8.0
+
+
 class Waypoint(NamedTuple):
     """A map that the flow passes on its way to the only target.
 
@@ -81,6 +107,7 @@ class Options:
             mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
             commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
             a part, with the body's field rotated accordingly.
+        preparation: the rules by which maps are prepared.
     """
 
     recipe: str | Recipe | Config = "default"
@@ -92,11 +119,13 @@ class Options:
     parts: Partition | str | None = "auto"
     part_rigidity: Sequence[float] = ()
     symmetry: Symmetry | str | None = None
+    preparation: Preparation = Preparation()
 
     @property
-    def whole_box(self) -> bool:
-        """Whether the recipe takes the maps' whole box as unit box, as the paper does."""
-        return bool(getattr(self.chosen_recipe, "whole_box", False))
+    def rules(self) -> Preparation:
+        """The rules of the preparation, with those that the recipe needs."""
+        whole_box = self.preparation.whole_box or bool(getattr(self.chosen_recipe, "whole_box", False))
+        return replace(self.preparation, whole_box=whole_box)
 
     @property
     def chosen_recipe(self) -> Recipe | Config:

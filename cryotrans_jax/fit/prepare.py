@@ -1,14 +1,17 @@
-"""Prepare maps for a fit: thresholds, one frame, the crop to the mass, levels of binning."""
+"""Prepare maps for a fit: thresholds, one frame, the crop to the mass."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from cryotrans_jax.core.grid import Frame, bounding_box, crop
+from cryotrans_jax.core.grid import Frame
+from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import blur_between, sharpen, sharpening_variance
-from cryotrans_jax.density.thresholds import apply_threshold, denoise
+from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise
+from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
 from cryotrans_jax.io.maps import Map
 
 CROP_MULTIPLE = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
@@ -17,88 +20,111 @@ CROP_MULTIPLE = 8  # the crop starts and ends on multiples of this many voxels, 
 def prepare(
     initial: Map,
     targets: Sequence[Map],
+    resolutions: Resolutions = Resolutions(),
+    thresholds: Thresholds = Thresholds(),
     *,
-    initial_threshold: float | None = None,
-    target_threshold: float | None = None,
-    initial_resolution: float | None = None,
-    target_resolutions: Sequence[float | None] | None = None,
     halves: Sequence[tuple[Map, Map]] | None = None,
-    volume: float | None = None,
-    whole_box: bool = False,
-    margin: float = 8.0,
     waypoints: Sequence[float] = (),
+    rules: Preparation = Preparation(),
 ) -> Problem:
     """Prepare the fit of `initial` to each of `targets`, all on one grid.
 
     Args:
         initial: the initial map.
         targets: the target maps; with `waypoints` the maps that one trajectory passes, the last of them at time 1.
-        initial_threshold: density; None: chosen by `choose_threshold`, or so that it encloses `volume`.
-        target_threshold: likewise, for all targets. If None, it is chosen after `denoise` removed the noise.
-        initial_resolution: Å. With both resolutions the blur between the maps is that of molmap's Gaussians; otherwise
-            it is estimated by `relative_blur`.
-        target_resolutions: Å, one for each target, None where unknown.
+        resolutions: of the maps. With both the blur between them is that of molmap's Gaussians; otherwise it is
+            estimated by `relative_blur`.
+        thresholds: of the maps. Where a target's is chosen by rule, this is done after `denoise` removed the noise.
         halves: the two half-maps of each target.
-        volume: of the molecule, Å³.
-        whole_box: use the maps' whole box as unit box without a crop (the paper). Otherwise the unit box is the cube
-            around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
-        margin: Å around the mass.
         waypoints: rising times of the targets but the last.
+        rules: of the preparation.
 
     Raises:
         InputError: no density is above a threshold.
     """
-    start_mass, report = apply_threshold(initial, initial_threshold, "initial map", volume)
-    reports: dict[str, Any] = {"initial": report, "targets": []}
-    masses = []
-    denoised = [denoise(target) for target in targets]
-    for number, target in enumerate(targets):
-        source = denoised[number][0] if target_threshold is None else target
-        name = f"waypoint map {number + 1}" if number < len(waypoints) else f"target map {number + 1 - len(waypoints)}"
-        mass, report = apply_threshold(source, target_threshold, name, volume)
-        masses.append(mass)
-        reports["targets"].append(report)
-    reports["origin"] = initial.origin
-
-    scale = start_mass.max()
-    scales = [start_mass.sum() / m.sum() / scale for m in masses]
-    by_rule = [level is None and volume is None for level in (initial_threshold, target_threshold)]
-    initial_by_rule = start_mass if by_rule[0] else apply_threshold(initial, None, "initial map")[0]
-    targets_by_rule = masses if by_rule[1] else [apply_threshold(q, None, "target map")[0] for q, _ in denoised]
-    density_scales = [initial_by_rule.sum() / w.sum() / scale for w in targets_by_rule]
-    resolutions = target_resolutions or [None] * len(targets)
-    blurs = np.array(
-        [blur_between(initial, t, initial_resolution, r) for r, t in zip(resolutions, targets, strict=True)]
-    )
-    compared, validation_densities = zip(*halves, strict=True) if halves else (targets, None)
+    start = Thresholded.of(initial, "initial map", thresholds.initial, thresholds.volume, rules.thresholds, False)
+    ends = [
+        Thresholded.of(target, name, thresholds.targets, thresholds.volume, rules.thresholds, True)
+        for target, name in zip(targets, names_of(len(targets), len(waypoints)), strict=True)
+    ]
+    each = zip(resolutions.of_targets(len(targets)), targets, strict=True)
+    blurs = np.array([blur_between(initial, target, resolutions.initial, known) for known, target in each])
+    compared, validating = zip(*halves, strict=True) if halves else (targets, None)
+    shown = zip(compared, ends, blurs, strict=True)
     sharpenings = np.array(
-        [sharpening_variance(initial, t, w > 0, v) for t, w, v in zip(compared, targets_by_rule, blurs, strict=True)]
+        [sharpening_variance(initial, map_, end.by_rule > 0, blur, rules.sharpening) for map_, end, blur in shown]
     )
-
-    size, whole_map = initial.voxel_size, (np.zeros(3, int), np.array(start_mass.shape))
-    low, high = whole_map if whole_box else padded_box(np.maximum.reduce([start_mass, *masses]) > 0, margin / size)
+    whole = np.zeros(3, int), np.array(start.mass.shape)
+    every = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
+    low, high = whole if rules.whole_box else padded_box(every, rules.margin / initial.voxel_size)
     high = low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
-    frame = cube_about(*(whole_map if whole_box else bounding_box(start_mass > 0)), initial, whole_box)
-    crop_map = lambda a: crop(a, low, high)  # noqa: E731
+    scale = start.mass.max()
 
-    def crop_densities(maps: Sequence[Map]) -> np.ndarray:
-        every = zip(maps, sharpenings, density_scales, strict=True)
-        return np.stack([crop_map(sharpen(m, gain).density * s) for m, gain, s in every])
+    def densities(maps: Sequence[Map]) -> Float[np.ndarray, "targets x y z"]:
+        scales = [start.by_rule.sum() / end.by_rule.sum() / scale for end in ends]
+        parts = zip(maps, sharpenings, scales, strict=True)
+        return np.stack([crop(sharpen(map_, gain).density * factor, low, high) for map_, gain, factor in parts])
 
+    scales = [start.mass.sum() / end.mass.sum() / scale for end in ends]
     return Problem(
-        initial=crop_map(start_mass / scale),
-        masses=np.stack([crop_map(m * s) for m, s in zip(masses, scales, strict=True)]),
-        densities=crop_densities(compared),
+        initial=crop(start.mass / scale, low, high),
+        masses=np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)]),
+        densities=densities(compared),
         start=low,
-        voxel_size=size,
-        frame=frame,
+        voxel_size=initial.voxel_size,
+        frame=cube_about(*(whole if rules.whole_box else bounding_box(start.mass > 0)), initial, rules.whole_box),
         blurs=blurs,
         residual_blurs=blurs - sharpenings,
-        denoising_blurs=np.array([0.0 if target_threshold is not None else width**2 for _, width in denoised]),
-        report=reports,
-        validation_densities=crop_densities(validation_densities) if validation_densities else None,
+        denoising_blurs=np.array([end.denoised**2 for end in ends]),
+        report={"initial": start.report, "targets": [end.report for end in ends], "origin": initial.origin},
+        validation_densities=densities(validating) if validating else None,
         waypoints=tuple(waypoints),
     )
+
+
+def names_of(targets: int, waypoints: int) -> list[str]:
+    """Names of the target maps, of which the first are waypoints, for messages."""
+    passed = [f"waypoint map {number + 1}" for number in range(waypoints)]
+    return passed + [f"target map {number + 1}" for number in range(targets - waypoints)]
+
+
+class Thresholded(NamedTuple):
+    """The mass of a map above its threshold.
+
+    Attributes:
+        mass: density above the threshold, 0 elsewhere.
+        by_rule: the same for the threshold that is chosen by rule.
+        report: the threshold, how it was chosen, and what it keeps.
+        denoised: width (standard deviation) of the blur that removed the noise before the mass was taken, Å.
+    """
+
+    mass: Float[np.ndarray, "x y z"]
+    by_rule: Float[np.ndarray, "x y z"]
+    report: dict
+    denoised: float
+
+    @classmethod
+    def of(
+        cls, map_: Map, name: str, given: float | None, volume: float | None, rules: ThresholdRules, denoised: bool
+    ) -> "Thresholded":
+        """Take a map's mass.
+
+        Args:
+            map_: the map.
+            name: of the map, for messages.
+            given: the threshold; None: the one that encloses `volume`, or else the rule's.
+            volume: of the molecule, Å³.
+            rules: by which a threshold is chosen.
+            denoised: whether noise is removed before a threshold is chosen.
+
+        Raises:
+            InputError: no density is above the threshold.
+        """
+        quiet, width = denoise(map_, rules) if denoised else (map_, 0.0)
+        mass, report = apply_threshold(quiet if given is None else map_, given, name, volume, rules)
+        chosen = given is None and volume is None
+        by_rule = mass if chosen else apply_threshold(quiet, None, name, rules=rules)[0]
+        return cls(mass, by_rule, report, width if given is None else 0.0)
 
 
 def padded_box(inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import Any
 
+import numpy as np
 from flax import linen
 
 from cryotrans_jax.io.files import InputError
@@ -23,6 +24,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(each) for each in value]
     return value.item() if hasattr(value, "item") else value
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers and arrays of NumPy, in nested dicts, lists and tuples, as JSON values."""
+    if isinstance(value, dict):
+        return {key: plain_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(each) for each in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def from_plain(plain: Any) -> Any:

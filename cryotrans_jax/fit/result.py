@@ -17,10 +17,12 @@ from cryotrans_jax.core.flow import FieldMotion, Scalar
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.outliers import without_outliers
-from cryotrans_jax.fit import functions, trajectory
-from cryotrans_jax.fit.record import from_plain, to_plain
+from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.record import from_plain, plain_values, to_plain
 from cryotrans_jax.fit.stage import Config
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io import atoms, checkpoints
+from cryotrans_jax.io.checkpoints import from_numbered, to_numbered
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion.partition import Partition
@@ -86,9 +88,9 @@ class Fit:
         """Parameters for one target."""
         return jax.tree.map(lambda p: p[target], self.params)
 
-    def flow_of(self, target: int) -> tuple[FieldMotion, PyTree, Frame]:
-        """Motion, parameters and unit box of a target's flow."""
-        return self.field, self.target_params(target), self.frame
+    def flow(self, target: int = 0) -> Flow:
+        """A target's flow as one value."""
+        return Flow(self.field, self.target_params(target), self.frame, self.partition(target))
 
     def partition(self, target: int = 0) -> Partition | None:
         """Parts of a target's flow; None where it is one field."""
@@ -133,9 +135,8 @@ class Fit:
         """
         if render not in RENDERERS:
             raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
-        flow = self.flow_of(target)
         times = trajectory.as_times(times)
-        return RENDERERS[render](*flow, self.require_initial(), self.threshold, times, self.partition(target))
+        return RENDERERS[render](self.flow(target), self.require_initial(), self.threshold, times)
 
     def generated(self, target: int = 0) -> Map:
         """The generated map: the initial map carried to the target's conformation, which is the last frame."""
@@ -143,8 +144,7 @@ class Fit:
 
     def consistency(self, target: int = 0) -> float:
         """RMS distance (Å) of density from its start after it was carried to the end and back."""
-        flow = self.flow_of(target)
-        return trajectory.consistency(*flow, self.require_initial(), self.threshold, self.partition(target))
+        return trajectory.consistency(self.flow(target), self.require_initial(), self.threshold)
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
         """How far apart (Å) this fit and others from other seeds carry the same density; see `trajectory.spread`."""
@@ -172,9 +172,9 @@ class Fit:
         """
         if times is None:
             return self.move(model, [1.0], target)[0]
-        parts, flow = self.partition(target), self.flow_of(target)
-        owner = None if parts is None else parts.of_atoms(model)
-        each = trajectory.move(*flow, atoms.positions(model), trajectory.as_times(times), owner)
+        parts = self.partition(target)
+        part = None if parts is None else parts.of_atoms(model)
+        each = trajectory.move(self.flow(target), atoms.positions(model), trajectory.as_times(times), part)
         return [atoms.with_positions(model, at) for at in each]
 
     def carry(self, xyz: np.ndarray, times: int | trajectory.Times, target: int = 0) -> np.ndarray:
@@ -188,31 +188,23 @@ class Fit:
         Returns:
             Positions (times, n, 3), Å.
         """
-        flow = self.flow_of(target)
-        return trajectory.move(*flow, xyz, trajectory.as_times(times), self.owner_at(xyz, target))
-
-    def owner_at(self, xyz: np.ndarray, target: int = 0) -> np.ndarray | None:
-        """Part, counted from 0, of each position (n, 3) in Å; None where the flow is one field."""
-        return trajectory.owner_at(self.partition(target), xyz)
+        return trajectory.move(self.flow(target), xyz, trajectory.as_times(times))
 
     def __call__(
         self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 1.0, target: int = 0
     ) -> Float[Array, "*points 3"]:
         """Positions (Å) to which the flow carries x (Å) by time t, as a pure function for JAX; see `carry`."""
-        flow = self.flow_of(target)
-        return functions.position(*flow, jnp.asarray(x), t, self.partition(target))
+        return self.flow(target).position(jnp.asarray(x), t)
 
     def velocity(
         self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 0.0, target: int = 0
     ) -> Float[Array, "*points 3"]:
         """Velocity field at positions x (Å) and time t, in Å per unit time, as a pure function for JAX."""
-        flow = self.flow_of(target)
-        return functions.velocity(*flow, jnp.asarray(x), t, self.partition(target))
+        return self.flow(target).velocity(jnp.asarray(x), t)
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
-        flow = self.flow_of(target)
-        return trajectory.volume_change(*flow, xyz, self.owner_at(xyz, target))
+        return trajectory.volume_change(self.flow(target), xyz)
 
     def parts_map(self, target: int = 0) -> Map:
         """Label map: the part (1, 2, ...) of each voxel that is carried, 0 elsewhere; 1 where there are no parts."""
@@ -223,22 +215,27 @@ class Fit:
         return parts.to_map(carried)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Save the fit, without its history and the initial map, for `Fit.load(path, initial)`."""
+        """Save the fit, without the initial map, for `Fit.load(path, initial)`."""
         described = {
             "config": to_plain(self.config),
             "field": to_plain(self.field),
             "corner": self.frame.corner.tolist(),
             "edge": self.frame.edge,
-            "threshold": self.threshold,
+            "threshold": float(self.threshold),
+            "report": plain_values(self.report),
+            "grids": plain_values([(each.voxel_size, each.origin) for each in self.partitions]),
+            "alignments": plain_values([each.to_plain() for each in self.alignments]),
+            "failed": self.failed,
         }
         if self.initial is not None:
             shape, size, origin = self.initial.density.shape, self.initial.voxel_size, self.initial.origin
-            described["grid"] = {"shape": shape, "voxel_size": size.tolist(), "origin": origin.tolist()}
-        arrays = self.params
-        if self.partitions:
-            first = self.partitions[0]
-            described["partition"] = {"voxel_size": first.voxel_size.tolist(), "origin": first.origin.tolist()}
-            arrays = arrays | {"labels": np.stack([each.labels for each in self.partitions])}
+            described["grid"] = plain_values({"shape": shape, "voxel_size": size, "origin": origin})
+        arrays = {
+            "params": self.params,
+            "labels": to_numbered(each.labels for each in self.partitions),
+            "history": to_numbered(self.history),
+            "validation_history": to_numbered(self.validation_history),
+        }
         checkpoints.save(path, arrays, described)
 
     @classmethod
@@ -253,30 +250,31 @@ class Fit:
             FileNotFoundError: there is no fit.
             InputError: the checkpoint is damaged, or the map is not on the grid of the initial one.
         """
-        params, saved = checkpoints.restore(path)
+        arrays, saved = checkpoints.restore(path)
         with checkpoints.version_errors(path, "a fit"):
-            return cls._of(params, saved, None if initial is None else read_repaired(initial), path)
+            return cls._of(arrays, saved, None if initial is None else read_repaired(initial), path)
 
     @classmethod
-    def _of(cls, params: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
+    def _of(cls, arrays: dict, saved: dict, initial: Map | None, path: str | os.PathLike) -> "Fit":
         """The fit with these arrays and this description, read from `path`."""
-        grid = saved.get("partition")
-        labels = params.pop("labels") if grid else ()
-        grid = [np.array(grid[name]) for name in ("voxel_size", "origin")] if grid else []
-        if initial and (known := saved.get("grid")):
-            original = Map(
-                np.broadcast_to(0.0, known["shape"]), *(np.array(known[k]) for k in ("voxel_size", "origin"))
-            )
+        if initial and (grid := saved.get("grid")):
+            original = Map(np.broadcast_to(0.0, grid["shape"]), grid["voxel_size"], grid["origin"])
             if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
+        labels = zip(from_numbered(arrays["labels"]), saved["grids"], strict=True)
         return cls(
             config=from_plain(saved["config"]),
             field=from_plain(saved["field"]),
-            params=params,
+            params=arrays["params"],
             frame=Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
-            partitions=tuple(Partition(each, *grid) for each in labels),
+            history=from_numbered(arrays["history"]),
+            validation_history=from_numbered(arrays["validation_history"]),
+            report=saved["report"],
+            partitions=tuple(Partition(each, *map(np.array, grid)) for each, grid in labels),
             initial=initial,
+            alignments=tuple(Alignment.from_plain(each) for each in saved["alignments"]),
+            failed=tuple(saved["failed"]),
         )
 
 

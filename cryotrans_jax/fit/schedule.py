@@ -1,23 +1,28 @@
 """Run a schedule: its stages, and the actions between them, by one loop."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cryotrans_jax.core.flow import FieldMotion
+from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.devices import DeviceLayout, check_memory, compiled_memory, fit_to_memory, train_steps
+from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Action, Config, Inputs, Stage, stage_inputs
 from cryotrans_jax.fit.state import State, all_failed, begin_stage, initial_state
 from cryotrans_jax.fit.supervise import SILENT, Callbacks, Setting, crop_of, fit_stage
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.symmetric import replicate_fields
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,13 @@ class Fitting:
         config: the configuration.
         field: the motion by one velocity field, with waypoints and symmetry.
         state: parameters, optimiser, and where the schedule stands.
+        targets: number of targets, or trajectories; the state has more where copies of the last one fill up devices.
         layout: how targets are laid out over devices.
         callbacks: functions that are called after every chunk of steps.
         initial: the initial map.
+        report: values that were chosen by rule in the preparation of the maps, for the fit's report.
+        alignments: how each target was aligned to the initial map.
+        given_parts: for each target the parts that were given; empty where none were.
         partitions: for each target its rigid bodies; empty before they are found.
         bodies_rms: for each target the RMS deviations (Å) from rigid-body motion with one body, two and so on.
         history: the losses (steps, targets) of each stage so far.
@@ -45,9 +54,13 @@ class Fitting:
     config: Config
     field: FieldMotion
     state: State
+    targets: int
     layout: DeviceLayout = DeviceLayout()
     callbacks: Callbacks = SILENT
     initial: Map | None = None
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alignments: tuple[Alignment, ...] = ()
+    given_parts: tuple[Partition, ...] = ()
     partitions: tuple[Partition, ...] = ()
     bodies_rms: tuple[tuple[float, ...], ...] = ()
     history: tuple[np.ndarray, ...] = ()
@@ -65,8 +78,8 @@ class Fitting:
             **others: further attributes.
         """
         field = config.field if field is None else field
-        state = initial_state(field, config.seed, problem.trajectories, problem.parts)
-        return cls(problem, problem, config, field, state, **others)
+        begun: dict[str, Any] = {"state": first_state(problem, config, field), "targets": problem.trajectories}
+        return cls(problem, problem, config, field, **begun | others)
 
     @property
     def initial_map(self) -> Map:
@@ -102,10 +115,48 @@ class Fitting:
         inputs, setting = self.make_inputs(stage), self.setting(SILENT)
         return [fit_stage(stage, self.make_inputs, inputs, state, setting)[:2] for state in states]
 
+    def fit(self) -> Fit:
+        """The fit as it stands, which makes maps, frames and models."""
+        state, count, params = self.state, self.targets, self.state.params
+        if self.partitions:  # with a symmetry, the copies of a body become parts like any others
+            params = replicate_fields(params, self.whole.operators, self.field.net.centre)
+        validated = self.problem.validation_densities is not None
+        return Fit(
+            config=self.config,
+            field=self.field,
+            params=jax.tree.map(lambda p: np.asarray(p)[:count], params),
+            frame=self.problem.frame,
+            threshold=self.problem.report["initial"]["threshold"],
+            history=tuple(losses[:, :count] for losses in self.history),
+            validation_history=tuple(scores[:, :count] for scores in state.scores) if validated else (),
+            report=self.report | self.decisions,
+            partitions=(self.partitions or self.given_parts)[:count],
+            initial=self.initial,
+            alignments=self.alignments,
+            failed=state.failed[:count],
+        )
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """What the fit has decided for each target, for its report: start, setbacks, bodies."""
+        names, state, count = ("correspondences", "transport"), self.state, self.targets
+        rivals = state.rivals[:count] or (self.config.stages[0].label == "w2",) * count
+        found: dict = {"start": [names[rival] for rival in rivals]}
+        if state.setbacks:
+            found["setbacks"] = [*state.setbacks[:count]]
+        if any(isinstance(item, Action) and item.divides for item in self.config.schedule):
+            found["bodies_rms"] = [[*off] for off in self.bodies_rms[:count]]
+        return found
+
     def snapshot(self, finished: bool = False) -> Snapshot:
         """Snapshot from which the fit can be resumed."""
         state = self.state._replace(stage=len(self.config.stages)) if finished else self.state
         return Snapshot(state, self.history, self.partitions, self.bodies_rms, finished)
+
+
+def first_state(problem: Problem, config: Config, field: FieldMotion) -> State:
+    """State of a fit before its first step."""
+    return initial_state(field, config.seed, problem.trajectories, problem.parts, config.optimiser)
 
 
 def run(fitting: Fitting, on_snapshot: Callable[[Snapshot], None] | None = None) -> Fitting:

@@ -11,6 +11,7 @@ from cryotrans_jax.core.flow import Field, FieldMotion
 from cryotrans_jax.core.losses import Term
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
+from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
 from cryotrans_jax.fit.terms import TermSettings
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.waypoints import AtEachTime
@@ -18,11 +19,11 @@ from cryotrans_jax.motion.waypoints import AtEachTime
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the schedule: terms, and the Adam steps that minimise their sum.
+    """One stage of the schedule: terms, and the steps that minimise their sum.
 
     Attributes:
         terms: settings of the terms.
-        steps: Adam steps.
+        steps: number of steps.
         learning_rate: at the start.
         final_learning_rate: at the end, reached along half a cosine; equal to `learning_rate` for a constant one.
         bin: voxel size of the comparison grid, in voxels of the map.
@@ -135,15 +136,24 @@ class Config:
         field: the motion by one velocity field: its network, and the number of Euler steps.
         supervision: early stopping, and recovery from divergence.
         seed: of the network's initial weights.
+        optimiser: makes the steps of all stages, with their learning rates.
     """
 
     schedule: tuple[Stage | Action, ...]
     field: FieldMotion = Field()
     supervision: Supervision = Supervision()
     seed: int = 0
+    optimiser: OptimiserSettings = Adam()
 
     def __post_init__(self) -> None:
-        """Check that the schedule can be run; raise InputError if it begins with an action."""
+        """Check that the schedule can be run.
+
+        Raises:
+            InputError: it begins with an action.
+            TypeError: the optimiser is no `OptimiserSettings`.
+        """
+        if not isinstance(self.optimiser, OptimiserSettings):
+            raise TypeError(f"the optimiser is {self.optimiser!r}: give settings such as `fit.optimisers.Adam()`")
         if self.schedule and isinstance(self.schedule[0], Action):
             name = type(self.schedule[0]).__name__
             raise InputError(f"the schedule begins with {name}: begin it with a stage, after which actions may follow")

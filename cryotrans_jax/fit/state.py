@@ -1,5 +1,6 @@
 """State of a fit, as one pytree: parameters, optimiser, and where the schedule stands."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.programs import program
-from cryotrans_jax.core.train import ADAM
+from cryotrans_jax.fit.optimisers import Adam, Optimiser, OptimiserSettings
 
 
 class Watch(NamedTuple):
@@ -37,7 +38,7 @@ class State(NamedTuple):
 
     Attributes:
         params: parameters of the velocity fields.
-        optimiser: Adam's state.
+        optimiser: the optimiser and its state.
         stage: number of the current stage, from 0.
         step: steps done in it.
         watch: state of early stopping.
@@ -49,7 +50,7 @@ class State(NamedTuple):
     """
 
     params: PyTree
-    optimiser: PyTree
+    optimiser: Optimiser
     stage: int
     step: int
     watch: Watch
@@ -60,7 +61,9 @@ class State(NamedTuple):
     failed: tuple[str, ...] = ()
 
 
-def initial_state(field: FieldMotion, seed: int, targets: int, parts: int = 0) -> State:
+def initial_state(
+    field: FieldMotion, seed: int, targets: int, parts: int = 0, optimiser: OptimiserSettings = Adam()
+) -> State:
     """State before the first step. Every target starts from the same seed, so that it fits as it would alone.
 
     Args:
@@ -68,21 +71,27 @@ def initial_state(field: FieldMotion, seed: int, targets: int, parts: int = 0) -
         seed: of the network's initial weights.
         targets: number of targets, or of trajectories where there are waypoints.
         parts: number of parts, each with its own velocity field along a second axis of the parameters; 0: one field.
+        optimiser: the optimiser.
     """
     axes = (targets, parts) if parts else (targets,)
-    params, optimiser = initial_parameters(field, axes, seed)
-    return State(params, optimiser, 0, 0, initial_watch(targets))
+    params, begun = initial_parameters(field, optimiser, axes, seed)
+    return State(params, begun, 0, 0, initial_watch(targets))
 
 
-@program(static_argnames=("field", "axes"))
-def initial_parameters(field: FieldMotion, axes: tuple[int, ...], seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
-    """Initial parameters and Adam's state, with these leading axes."""
+@program(static_argnames=("field", "optimiser", "axes"))
+def initial_parameters(
+    field: FieldMotion, optimiser: OptimiserSettings, axes: tuple[int, ...], seed: Int[Array, ""]
+) -> tuple[PyTree, Optimiser]:
+    """Initial parameters and state of the optimiser, with these leading axes."""
     params = field.init(jax.random.key(seed))
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (*axes, *p.shape)), params)
-    return params, jax.vmap(ADAM.init)(params)
+    return params, begin_optimiser.function(optimiser, params)
 
 
-initial_adam = program(jax.vmap(ADAM.init))  # Adam's initial state, for every target
+@program(static_argnames="optimiser")
+def begin_optimiser(optimiser: OptimiserSettings, params: PyTree) -> Optimiser:
+    """State of the optimiser before its first step, for every target."""
+    return jax.vmap(partial(Optimiser.begin, optimiser))(params)
 
 
 def initial_watch(targets: int) -> Watch:
@@ -99,8 +108,9 @@ def divide_state(state: State, parts: int, stage: int) -> State:
 
 def begin_stage(state: State, stage: int) -> State:
     """State at the first step of a stage."""
-    adam, watch = initial_adam(state.params), initial_watch(len(state.watch.best))
-    return state._replace(optimiser=adam, stage=stage, step=0, watch=watch, refined=0)
+    optimiser = begin_optimiser(state.optimiser.settings, state.params)
+    watch = initial_watch(len(state.watch.best))
+    return state._replace(optimiser=optimiser, stage=stage, step=0, watch=watch, refined=0)
 
 
 def where_target(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:

@@ -15,8 +15,9 @@ from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.devices import DeviceLayout, fit_to_memory, losses_of, train_steps
+from cryotrans_jax.fit.optimisers import Optimiser
 from cryotrans_jax.fit.stage import Inputs, Stage, Supervision
-from cryotrans_jax.fit.state import State, Watch, all_failed, failed_targets, initial_adam, where_target
+from cryotrans_jax.fit.state import State, Watch, all_failed, begin_optimiser, failed_targets, where_target
 
 Progress = Callable[[int, int, np.ndarray], Any]
 SAMPLE_POINTS = 512  # points of the mass that are looked at, to see whether it has left the crop
@@ -118,13 +119,13 @@ def fit_stage(
     while not (stopped or all_failed(state)) and (count := steps_left(stage, state, rules.chunk)) > 0:
         call = *chunk_of(stage, state, rules, count), state.params, state.optimiser, inputs.steps
         sized = sized or fit_to_memory(layout, *call)
-        params, adam, loss, error = train_steps(*call, sized)
+        params, optimiser, loss, error = train_steps(*call, sized)
         if float(jnp.max(error)) > rules.term_error and stage.refined() != stage:
             stage, sized, state = stage.refined(), None, state._replace(refined=state.refined + 1)
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
         chunks.append(np.asarray(loss).T[:count])
-        state = supervised(stage, state, (params, adam), chunks[-1], inputs, sample, setting, sized)
+        state = supervised(stage, state, (params, optimiser), chunks[-1], inputs, sample, setting, sized)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
     if not stopped and state.watch.kept is not None:
@@ -152,7 +153,7 @@ def chunk_of(
 def supervised(
     stage: Stage,
     state: State,
-    after: tuple[PyTree, PyTree],
+    after: tuple[PyTree, Optimiser],
     losses: np.ndarray,
     inputs: Inputs,
     sample: Sample,
@@ -161,18 +162,18 @@ def supervised(
 ) -> State:
     """State after a chunk of steps with these losses (steps, targets): best parameters restored, early stopping.
 
-    `state` is that before the chunk, and `after` parameters and Adam's state after it.
+    `state` is that before the chunk, and `after` the parameters and the optimiser's state after it.
     """
-    params, adam = after
+    params, optimiser = after
     messages = find_divergence(state, params, losses, sample, setting)
     kept = state.params if state.watch.kept is None else state.watch.kept  # at first those of the stage's start
     state = state._replace(watch=state.watch._replace(kept=kept), step=state.step + len(losses))
     if any(messages) or any(state.failed):
-        params, adam, state = restore_best(state, params, adam, messages, setting)
+        params, optimiser, state = restore_best(state, params, optimiser, messages, setting)
     score = losses.mean(0)
     if inputs.validation is not None:
         score = np.asarray(losses_of(params, inputs.validation, layout))
-    state = state._replace(params=params, optimiser=adam)
+    state = state._replace(params=params, optimiser=optimiser)
     score = np.where([bool(what) for what in messages], np.nan, score)
     return state._replace(watch=update_watch(state, stage, score, setting.supervision))
 
@@ -225,14 +226,14 @@ def find_divergence(
 
 
 def restore_best(
-    state: State, params: PyTree, adam: PyTree, messages: tuple[str, ...], setting: Setting
-) -> tuple[PyTree, PyTree, State]:
-    """Restore the best parameters of targets that diverged, with Adam's initial state.
+    state: State, params: PyTree, optimiser: Optimiser, messages: tuple[str, ...], setting: Setting
+) -> tuple[PyTree, Optimiser, State]:
+    """Restore the best parameters of targets that diverged, with the optimiser's initial state.
 
     A target that was restored as often as allowed before is given up, and keeps its best parameters.
 
     Returns:
-        Parameters, Adam's state, and the state with the number of restarts and the failures.
+        Parameters, the optimiser's state, and the state with the number of restarts and the failures.
     """
     rules, on_setback = setting.supervision, setting.callbacks.on_setback
     restored = np.array([bool(what) for what in messages])
@@ -252,8 +253,8 @@ def restore_best(
         failed=tuple(failed) if any(failed) else (),
     )
     restored = restored | failed_targets(state)
-    fresh_adam = initial_adam(state.watch.kept)
-    return where_target(restored, state.watch.kept, params), where_target(restored, fresh_adam, adam), state
+    kept, begun = state.watch.kept, begin_optimiser(optimiser.settings, state.watch.kept)
+    return where_target(restored, kept, params), where_target(restored, begun, optimiser), state
 
 
 def sample_points(batch: Batch, targets: int) -> Sample:

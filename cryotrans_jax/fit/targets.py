@@ -10,9 +10,6 @@ from cryotrans_jax.core.grid import binned
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import shell_power
 
-DETAIL_AT_3A = 0.045  # 1/Å²: mean square spatial frequency of a map at 3 Å
-NOISE_RIGIDITY = 0.5  # 1/Å³: weight of the noise in the weight of the rigidity
-
 
 def matched_widths(problem: Problem, extra: float = 0.0) -> list[float]:
     """Width (Å) of the blur that takes the carried map to each target's resolution, with `extra` (Å) in addition."""
@@ -52,16 +49,22 @@ def noise_variance(noise: np.ndarray, inside: np.ndarray) -> float:
     return float(np.var(noise[~inside])) if (~inside).any() else 0.0
 
 
-def rigidity_factor(problem: Problem, target: int) -> float:
+def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_weight: float) -> float:
     """Factor on the weight of the rigidity, which keeps it in proportion to the target's information.
 
     The matched loss of points with an rms error d is about (4π²/3) s² d², with s² the mean square spatial frequency of
     the carried map at the target's resolution, weighted by its power. A target with less detail weighs less against the
-    rigidity. The factor is the square root of s² over that of a map at 3 Å (DETAIL_AT_3A), at most 1: halfway between a
+    rigidity. The factor is the square root of s² over that of a map at 3 Å, at most 1: halfway between a
     constant weight and one that is proportional to s².
 
-    Noise adds to the factor, as by Bayes' rule a prior weighs more the noisier the data are: NOISE_RIGIDITY times the
+    Noise adds to the factor, as by Bayes' rule a prior weighs more the noisier the data are: `noise_weight` times the
     power of the noise in a volume of the molecule's size (Å³) over that of the signal.
+
+    Args:
+        problem: the prepared maps.
+        target: number of the target.
+        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
+        noise_weight: weight of the noise, 1/Å³.
     """
     s, power = shell_power(problem.initial, problem.voxel_size)
     volume = np.count_nonzero(problem.initial) * problem.voxel_size.prod()
@@ -69,9 +72,9 @@ def rigidity_factor(problem: Problem, target: int) -> float:
     outside = density * ~inside
     rest = max(problem.residual_blurs[target], 0.0)
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients
-    detail = weight @ s**2 / weight.sum() / DETAIL_AT_3A
+    detail = weight @ s**2 / weight.sum() / detail_at_3a
     noise = noise_variance(outside, inside) * volume / signal_power(density, outside, inside)
-    return float(np.sqrt(min(detail, 1.0)) + NOISE_RIGIDITY * noise)
+    return float(np.sqrt(min(detail, 1.0)) + noise_weight * noise)
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float], target: int) -> losses.Blur | None:

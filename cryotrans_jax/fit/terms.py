@@ -150,16 +150,21 @@ class Rigidity(TermSettings):
     Attributes:
         weight: factor of the term.
         slip: strain beyond which it hardly grows; 0: the published term.
-        balanced: whether the weight is multiplied by `targets.rigidity_factor`.
+        balanced: whether the weight is multiplied by `targets.rigidity_factor`, which the others are for.
+        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
+        noise_weight: weight of the target's noise, 1/Å³.
     """
 
     weight: float
     slip: float = 0.0
     balanced: bool = False
+    detail_at_3a: float = 0.045
+    noise_weight: float = 0.5
     label = "rigidity"
     rigid = True
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
-        weight = np.float32(self.weight * (rigidity_factor(problem, target) if self.balanced else 1.0))
+        factor = rigidity_factor(problem, target, self.detail_at_3a, self.noise_weight) if self.balanced else 1.0
+        weight = np.float32(self.weight * factor)
         return losses.Rigidity(weight, *level.tetrahedra, self.slip)

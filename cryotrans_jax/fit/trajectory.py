@@ -12,15 +12,17 @@ from jaxtyping import Array, Float, Int, PyTree
 from scipy import ndimage
 
 from cryotrans_jax.core.flow import FieldMotion, Scalar, interpolate_path, inverse_euler, split_time
-from cryotrans_jax.core.grid import Frame, box_slices
+from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import splat
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import lattice as lattices
 from cryotrans_jax.motion.displacement import Carry
-from cryotrans_jax.motion.partition import LocalMask, Partition
+from cryotrans_jax.motion.partition import LocalMask
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
 SPACING = 2.5  # Å between the nodes at which the inverse flow is computed, or a voxel if that is wider
@@ -93,65 +95,46 @@ def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
     return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
 
 
-def move(
-    field: FieldMotion, params: PyTree, frame: Frame, xyz: np.ndarray, times: Times, part: np.ndarray | None = None
-) -> np.ndarray:
+def move(flow: Flow, xyz: np.ndarray, times: Times, part: np.ndarray | None = None) -> np.ndarray:
     """Carry positions by the flow.
 
     Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
 
     Args:
-        field: the motion by one velocity field.
-        params: parameters of the field, with a leading axis of parts if `part` is given.
-        frame: the unit box.
+        flow: the flow.
         xyz: positions (n, 3), Å.
         times: from 0 to 1.
-        part: number of the field that moves each position; None: there is one field.
+        part: the part, counted from 0, by whose field each position moves; None: the one in which it is.
 
     Returns:
         Positions (times, n, 3), Å.
     """
-    if part is not None:
+    if flow.partition is not None:
         moved = np.empty((len(times), *xyz.shape))
-        for own, own_params in fields_by_part(params, part):
-            moved[:, own] = move(field, own_params, frame, xyz[own], times)
+        for own, one in flow.by_part(flow.part_at(xyz) if part is None else part):
+            moved[:, own] = move(one, xyz[own], times)
         return moved
+    field, frame = flow.field, flow.frame
     chunk = max(CHUNK // field.evaluations, PAD_MULTIPLE)  # the field is evaluated at every copy of a point
     parts = np.split(xyz, range(chunk, len(xyz), chunk))
     visited = np.concatenate(
-        [np.asarray(forward(field, params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
+        [np.asarray(forward(field, flow.params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
     )
     each = np.stack([np.asarray(interpolate_path(visited, t)) for t in times])
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
     return xyz + (each - visited[0]).astype(np.float64) * frame.edge
 
 
-def volume_change(
-    field: FieldMotion, params: PyTree, frame: Frame, xyz: np.ndarray, part: np.ndarray | None = None
-) -> Float[np.ndarray, "n"]:
+def volume_change(flow: Flow, xyz: np.ndarray) -> Float[np.ndarray, "n"]:
     """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
 
-    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out. Arguments are
-    as for `move`.
+    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out.
     """
     at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
+    part = flow.part_at(xyz)
     part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
-    end = move(field, params, frame, at, [1.0], part)[0].reshape(4, -1, 3)
+    end = move(flow, at, [1.0], part)[0].reshape(4, -1, 3)
     return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
-
-
-def owner_at(partition: Partition | None, xyz: np.ndarray) -> np.ndarray | None:
-    """Part, counted from 0, of each position (n, 3) in Å; None without a partition."""
-    return None if partition is None else partition.part_at(xyz)
-
-
-def fields_by_part(params: PyTree, part: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, PyTree]]:
-    """For each part its positions and its field's parameters; without parts, all positions and `params`."""
-    if part is None:
-        yield slice(None), params
-        return
-    for number in np.unique(part):
-        yield part == number, jax.tree.map(lambda p, k=number: p[k], params)
 
 
 def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
@@ -170,15 +153,7 @@ def carried_density(initial: Map, threshold: float) -> Map:
     return Map(initial.density * mask, initial.voxel_size, initial.origin)
 
 
-def pull_back(
-    field: FieldMotion,
-    params: PyTree,
-    frame: Frame,
-    initial: Map,
-    threshold: float,
-    times: Times,
-    partition: Partition | None = None,
-) -> Iterator[Map]:
+def pull_back(flow: Flow, initial: Map, threshold: float, times: Times) -> Iterator[Map]:
     """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
     The inverse flow is computed at nodes SPACING apart around all that the flow visits, and interpolated to the voxels;
@@ -186,25 +161,22 @@ def pull_back(
     keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
 
     Args:
-        field: the motion by one velocity field.
-        params: parameters of the field, with a leading axis of parts if there is a partition.
-        frame: the unit box.
+        flow: the flow.
         initial: the initial map.
         threshold: the initial map's.
         times: from 0 to 1.
-        partition: the parts; None: one field.
 
     Yields:
         A map for each time.
     """
-    mask, fields = soft_support(initial.density, threshold, initial.voxel_size), [params]
+    mask, flows = soft_support(initial.density, threshold, initial.voxel_size), [flow]
     near = box_slices(mask > 0)
     shares = [LocalMask(near, mask[near])]
-    if partition is not None:
-        shares = [LocalMask(box, mask[box] * values) for box, values in partition.soft_masks(mask > 0)]
-        fields = [own_params for _, own_params in fields_by_part(params, np.arange(len(shares)))]
-    pairs = zip(fields, shares, strict=True)
-    each = [pull_back_part(field, own, frame, initial, share, times) for own, share in pairs if share.values.any()]
+    if flow.partition is not None:
+        shares = [LocalMask(box, mask[box] * values) for box, values in flow.partition.soft_masks(mask > 0)]
+        flows = [flow.of_part(number) for number in range(len(shares))]
+    pairs = zip(flows, shares, strict=True)
+    each = [pull_back_part(own, initial, share, times) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
@@ -215,16 +187,16 @@ def pull_back(
 
 
 def pull_back_part(
-    field: FieldMotion, params: PyTree, frame: Frame, initial: Map, part: LocalMask, times: Times
+    flow: Flow, initial: Map, part: LocalMask, times: Times
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
     """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
     Yields:
         For each time the voxels around all that is ever carried, as numbers in the flattened grid, and their values.
     """
-    shape, size = initial.density.shape, initial.voxel_size
+    shape, size, frame = initial.density.shape, initial.voxel_size, flow.frame
     share = part.on_grid(shape)
-    wanted = visited_voxels(field, params, frame, initial, share > 0)
+    wanted = visited_voxels(flow, initial, share > 0)
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(SPACING, size.min())
@@ -235,7 +207,7 @@ def pull_back_part(
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
     voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
     del share, part, wanted, at
-    for origin in preimages(field, params, nodes, times):
+    for origin in preimages(flow, nodes, times):
         shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
         yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
 
@@ -252,10 +224,9 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
         return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count() or 1, axis=1))))
 
 
-def preimages(
-    field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], times: Times
-) -> Iterator[Float[Array, "n 3"]]:
-    """For each time, the points that the flow has carried to y by then; all in the unit box."""
+def preimages(flow: Flow, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+    """For each time, the points that a flow by one field has carried to y by then; all in the unit box."""
+    field, params = flow.field, flow.params
     tau, kept = 1.0 / field.euler_steps, {}
 
     def invert(part: float, steps: int, t: float):
@@ -272,14 +243,7 @@ def preimages(
         yield kept[part][whole]
 
 
-def consistency(
-    field: FieldMotion,
-    params: PyTree,
-    frame: Frame,
-    initial: Map,
-    threshold: float,
-    partition: Partition | None = None,
-) -> float:
+def consistency(flow: Flow, initial: Map, threshold: float) -> float:
     """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
 
     It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
@@ -289,23 +253,21 @@ def consistency(
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
     back = np.empty_like(xyz)
-    for own, own_params in fields_by_part(params, owner_at(partition, xyz)):
-        end = frame.to_unit(move(field, own_params, frame, xyz[own], [1.0])[0])
-        back[own] = frame.to_angstrom(
-            np.asarray(next(preimages(field, own_params, pad_points(end), [1.0])))[: len(end)]
-        )
+    for own, one in flow.by_part(flow.part_at(xyz)):
+        end = flow.frame.to_unit(move(one, xyz[own], [1.0])[0])
+        back[own] = flow.frame.to_angstrom(np.asarray(next(preimages(one, pad_points(end), [1.0])))[: len(end)])
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
 compiled_splat = program(splat, static_argnums=2)
 
 
-def visited_voxels(field: FieldMotion, params: PyTree, frame: Frame, initial: Map, support: np.ndarray) -> np.ndarray:
+def visited_voxels(flow: Flow, initial: Map, support: np.ndarray) -> np.ndarray:
     """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
     cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
     start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
-    times = np.arange(field.euler_steps + 1) / field.euler_steps
-    xyz = move(field, params, frame, initial.origin + start * initial.voxel_size, times)
+    times = np.arange(flow.field.euler_steps + 1) / flow.field.euler_steps
+    xyz = move(flow, initial.origin + start * initial.voxel_size, times)
     cells = (xyz - initial.origin) / (initial.voxel_size * cell)
     coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
     hit = np.floor(cells.reshape(-1, 3)).astype(int)
@@ -317,25 +279,17 @@ def visited_voxels(field: FieldMotion, params: PyTree, frame: Frame, initial: Ma
     return fine[tuple(slice(0, n) for n in support.shape)]
 
 
-def push_forward(
-    field: FieldMotion,
-    params: PyTree,
-    frame: Frame,
-    initial: Map,
-    threshold: float,
-    times: Times,
-    partition: Partition | None = None,
-) -> Iterator[Map]:
+def push_forward(flow: Flow, initial: Map, threshold: float, times: Times) -> Iterator[Map]:
     """Splat the carried mass at each time (paper, eq. 6), on the initial map's grid.
 
     This keeps mass, where `pull_back` keeps detail. Arguments are as for `pull_back`.
     """
     inside = carried_mass(initial.density, threshold) > 0
     xyz = initial.origin + np.argwhere(inside) * initial.voxel_size
-    voxel = initial.voxel_size / frame.edge
-    corner = frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
-    for moved in move(field, params, frame, xyz, times, owner_at(partition, xyz)):
-        x = jnp.asarray(frame.to_unit(moved), jnp.float32)
+    voxel = initial.voxel_size / flow.frame.edge
+    corner = flow.frame.to_unit(initial.origin - 0.5 * initial.voxel_size)
+    for moved in move(flow, xyz, times):
+        x = jnp.asarray(flow.frame.to_unit(moved), jnp.float32)
         density = compiled_splat(x, jnp.asarray(initial.density[inside]), initial.density.shape, corner, voxel)
         yield Map(np.asarray(density), initial.voxel_size, initial.origin)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing import get_context
@@ -33,7 +34,7 @@ def save(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) -
 
     Args:
         path: path of the folder.
-        arrays: nested dicts of arrays.
+        arrays: nested dicts of arrays; lists of them as `to_numbered` makes them. Any may be empty.
         description: plain JSON values.
 
     Raises:
@@ -54,7 +55,9 @@ def write(path: str | os.PathLike, arrays: PyTree, description: dict[str, Any]) 
     remove(new)
     try:
         with ORBAX_LOCK, ocp.Checkpointer(handler()) as checkpointer:
-            parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), description=ocp.args.JsonSave(description))
+            full, empty = split_empty(arrays)
+            described = {"description": description, "empty": empty}
+            parts = ocp.args.Composite(arrays=ocp.args.StandardSave(full), description=ocp.args.JsonSave(described))
             checkpointer.save(new, args=parts, force=True)
         write_checksums(new, {name: checksum(new / name) for name in contents(new)})
         remove(old)
@@ -152,7 +155,48 @@ def restore(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     with version_errors(path, "a checkpoint"), ocp.Checkpointer(handler()) as checkpointer:
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), description=ocp.args.JsonRestore())
         restored = checkpointer.restore(path, args=parts)
-        return restored["arrays"], restored["description"]
+        described = restored["description"]
+        return join_empty(restored["arrays"], described["empty"]), described["description"]
+
+
+def to_numbered(arrays: Iterable) -> dict[str, Any]:
+    """A dict of the arrays whose keys sort in their order."""
+    return {f"{number:03d}": array for number, array in enumerate(arrays)}
+
+
+def from_numbered(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The arrays of a dict from `to_numbered`."""
+    return tuple(arrays[key] for key in sorted(arrays))
+
+
+def split_empty(tree: PyTree, path: tuple[str, ...] = ()) -> tuple[dict, list]:
+    """Split a nested dict into the arrays that orbax takes, and what it does not take, as JSON values.
+
+    Arrays of size 0 become [path, shape, type], and dicts without entries [path].
+    """
+    full: dict[str, Any] = {}
+    empty: list[list] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            inside, none = split_empty(value, (*path, key))
+            full, empty = full | ({key: inside} if inside else {}), empty + none
+        elif isinstance(value, dict):
+            empty.append([[*path, key]])
+        elif np.size(value):
+            full[key] = np.asarray(value)
+        else:
+            empty.append([[*path, key], list(np.shape(value)), str(np.asarray(value).dtype)])
+    return full, empty
+
+
+def join_empty(full: PyTree, empty: list) -> dict:
+    """Undo `split_empty`."""
+    for path, *kind in empty:
+        place = full
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = np.zeros(*kind) if kind else {}
+    return full
 
 
 def handler() -> ocp.CompositeCheckpointHandler:

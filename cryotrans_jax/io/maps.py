@@ -7,25 +7,32 @@ import importlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import gemmi
 import mrcfile
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from mrcfile.dtypes import HEADER_DTYPE
 from scipy import ndimage
 
-from cryotrans_jax.io.files import InputError, foreign_format, open_unpacked, read_bytes, whole_file
+from cryotrans_jax.io.files import InputError, open_unpacked, whole_file
+from cryotrans_jax.io.mrc import (
+    check_volume,
+    file_axes,
+    format_sides,
+    format_vector,
+    header_voxel_size,
+    read_header,
+    read_values,
+    skewed_steps,
+)
 
-MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 WRITTEN = (".mrc", ".map", ".ccp4")
 # Further formats, by suffix: the module whose read(path, voxel_size: three numbers in Å, or None) returns the Map.
 READERS: dict[str, str] = {}
 SUFFIXES = (*WRITTEN, *READERS)
-IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # IMOD's stamp in a header, and the flag bit for signed bytes
-IMOD_EXTRA = 40  # offset of the stamp, which the flags follow, in the header's `extra2`
 COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
 SMALLEST, LARGEST = 1e-14, 1e14  # of densities: a sum of squares of a billion of them stays within float32
 VOXELS = 1e-2, 1e3  # Å: from the finest diffraction maps to the coarsest tomograms
@@ -34,19 +41,37 @@ MAX_GROWTH = 16  # times the voxels of a skewed map that its orthogonal grid may
 GROWTH_FREE = 1 << 22  # voxels that the orthogonal grid may have in any case
 
 
-@dataclass(frozen=True, repr=False)
+Position = Sequence[float | int] | Float[np.ndarray, "3"]  # Å
+VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
+
+
+@dataclass(frozen=True, repr=False, init=False)
 class Map:
     """A density on a grid of voxels whose axes are x, y, z.
 
+    An array of NumPy or JAX becomes a map by `Map(array, voxel_size)`. Axis k of it is coordinate k. An array that was
+    read from an MRC file by other means, such as mrcfile, has its axes the other way round: give its transpose.
+
     Attributes:
-        density: axis k is coordinate k.
-        voxel_size: Å along each axis.
-        origin: position of the centre of voxel (0, 0, 0), Å.
+        density: real numbers, voxel (i, j, k) at `origin + voxel_size * (i, j, k)`.
+        voxel_size: Å along each axis; may be given as one number for all.
+        origin: position of the centre of voxel (0, 0, 0), Å; (0, 0, 0) if not given.
     """
 
     density: Float[np.ndarray, "x y z"]
     voxel_size: Float[np.ndarray, "3"]
     origin: Float[np.ndarray, "3"]
+
+    def __init__(self, density: Array | np.ndarray, voxel_size: VoxelSize, origin: Position = (0.0, 0.0, 0.0)):
+        """Make a map of an array; raise InputError if it has not three axes, or no possible voxel size or origin."""
+        values, place = np.asarray(density), np.array(origin, np.float64)
+        if values.ndim != 3 or values.dtype.kind in "cOSU":
+            raise InputError(f"an array of {values.dtype} and shape {values.shape} is no map: give three axes, x, y, z")
+        if place.shape != (3,) or not np.isfinite(place).all():
+            raise InputError(f"the origin {origin} is not three numbers in Å: give the centre of the first voxel")
+        object.__setattr__(self, "density", values if values.dtype.kind == "f" else values.astype(np.float32))
+        object.__setattr__(self, "voxel_size", _given_size("the map", voxel_size))
+        object.__setattr__(self, "origin", place)
 
     def __repr__(self) -> str:
         """Describe the grid, without the densities."""
@@ -57,13 +82,28 @@ class Map:
         return ndimage.map_coordinates(self.density, ((xyz - self.origin) / self.voxel_size).T, order=1)
 
 
-VoxelSize = float | int | Sequence[float | int] | Float[np.ndarray, "3"]  # Å, for all axes or for each
 MapLike = Map | str | os.PathLike  # a map, or the path of a map file
 
 
+def is_one_map(given: Any) -> bool:
+    """Whether one map is given, and not several; an array counts as one, which `as_map` then refuses."""
+    return isinstance(given, MapLike) or hasattr(given, "shape")
+
+
 def as_map(given: MapLike) -> Map:
-    """Return the map itself, or read it from the file at that path."""
-    return given if isinstance(given, Map) else read_map(given)
+    """Return the map itself, or read it from the file at that path.
+
+    Raises:
+        InputError: as by `read_map`, or it is an array without a voxel size.
+    """
+    if isinstance(given, str | os.PathLike):
+        return read_map(given)
+    if not isinstance(given, Map):
+        what = f"an array of shape {np.shape(given)}" if hasattr(given, "shape") else f"a {type(given).__name__}"
+        raise InputError(f"{what} is given as a map: give the path of a map, or cryotrans_jax.Map(array, voxel_size)")
+    _check_values("the map", given.density)
+    _check_placement("the map", given.voxel_size, given.origin)
+    return given if given.density.dtype == np.float32 else replace(given, density=given.density.astype(np.float32))
 
 
 def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Map:
@@ -97,10 +137,10 @@ def read_map(path: str | os.PathLike, voxel_size: VoxelSize | None = None) -> Ma
         _check_placement(path, found.voxel_size, found.origin)
         return found
     with open_unpacked(path) as (stream, most):
-        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
-        _check_volume(path, header)
-        values = _values(path, header, stream, most)
-    axes = np.argsort(_file_axes(header))  # file axis of each of x, y, z
+        header = read_header(path, stream.read(HEADER_DTYPE.itemsize))
+        check_volume(path, header)
+        values = read_values(path, header, stream, most)
+    axes = np.argsort(file_axes(header))  # file axis of each of x, y, z
     density = np.ascontiguousarray(values.transpose(axes), np.float32)
     _check_values(path, density)
     return _placed(path, header, density, axes, given)
@@ -111,8 +151,8 @@ def has_voxel_size(path: str | os.PathLike) -> bool:
     if Path(path).suffix.lower() in READERS:
         return False
     with open_unpacked(path) as (stream, _):
-        header = _header(path, stream.read(HEADER_DTYPE.itemsize))
-    return _is_size(_voxel_size(header))
+        header = read_header(path, stream.read(HEADER_DTYPE.itemsize))
+    return _is_size(header_voxel_size(header))
 
 
 def orthogonal(
@@ -196,7 +236,7 @@ def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
 
 def describe(map: Map) -> str:
     """Describe the size, voxel size and origin of a map in words."""
-    sides, size, origin = _sides(map.density.shape), _vector(map.voxel_size), _vector(map.origin)
+    sides, size, origin = format_sides(map.density.shape), format_vector(map.voxel_size), format_vector(map.origin)
     return f"{sides} voxels of {size} Å, origin {origin} Å"
 
 
@@ -221,95 +261,13 @@ def same_grid(a: Map, b: Map) -> str | None:
         None if the two share one grid, otherwise the difference in words.
     """
     if a.density.shape != b.density.shape:
-        return f"{_sides(a.density.shape)} against {_sides(b.density.shape)} voxels"
+        return f"{format_sides(a.density.shape)} against {format_sides(b.density.shape)} voxels"
     drift = np.abs(a.voxel_size - b.voxel_size) * a.density.shape  # between the far ends of the two boxes, Å
     if np.any(drift > 0.1 * a.voxel_size) or not np.allclose(a.voxel_size, b.voxel_size, rtol=1e-3, atol=0):
-        return f"voxels of {_vector(a.voxel_size)} against {_vector(b.voxel_size)} Å"
+        return f"voxels of {format_vector(a.voxel_size)} against {format_vector(b.voxel_size)} Å"
     if np.any(np.abs(a.origin - b.origin) > 0.1 * a.voxel_size):
-        return f"origin {_vector(a.origin)} against {_vector(b.origin)} Å"
+        return f"origin {format_vector(a.origin)} against {format_vector(b.origin)} Å"
     return None
-
-
-def _sides(shape) -> str:
-    """Format the shape of a grid."""
-    return " x ".join(str(n) for n in shape)
-
-
-def _vector(values) -> str:
-    """Format a position or size, to three decimals."""
-    return "(" + ", ".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in values) + ")"
-
-
-def _header(path, head: bytes) -> np.void:
-    """Parse the header in the byte order that gives possible sizes (old machine stamps are often wrong)."""
-    if len(head) == HEADER_DTYPE.itemsize:
-        for order in "<>":
-            header = np.frombuffer(head, HEADER_DTYPE.newbyteorder(order))[0]
-            # a size under 2^16 is over 2^16, or negative, in the other byte order
-            if all(0 < header[key] < 2**16 for key in ("nx", "ny", "nz")) and 0 <= header["mode"] < 128:
-                return header
-    if found := foreign_format(head, "map"):
-        raise InputError(f"{path} {found}")
-    raise InputError(f"{path} is not an MRC file: give a map in MRC or CCP4 format")
-
-
-def _check_volume(path, header):
-    """Raise InputError unless the header describes one real volume."""
-    size = [int(header[key]) for key in ("nx", "ny", "nz")]
-    mode, group = int(header["mode"]), int(header["ispg"])
-    if mode in (3, 4):
-        raise InputError(f"{path} holds complex numbers (mode {mode}), a transform: give the real-space map")
-    if mode not in MODES:
-        raise InputError(f"{path} has MRC mode {mode}, not one of {sorted(MODES)}: convert it to mode 2")
-    if min(size) == 1:
-        raise InputError(f"{path} is a 2D image of {_sides(size)} voxels: give a 3D map")
-    if group > 400 and header["mz"] != size[2]:
-        raise InputError(f"{path} is a stack of volumes (space group {group}): give a file with one volume")
-    if group == 0 and header["mz"] == 1:
-        raise InputError(f"{path} is a stack of {size[2]} images, no volume: if it is one, set mz to nz")
-    if sorted(_file_axes(header)) != [0, 1, 2]:
-        raise InputError(f"{path} has axis order {_raw_axes(header)}: expected 1, 2, 3 in some order")
-
-
-def _raw_axes(header) -> tuple[int, int, int]:
-    """The header's axis order as stored: 1, 2, 3 for x, y, z of columns, rows and sections."""
-    return int(header["mapc"]), int(header["mapr"]), int(header["maps"])
-
-
-def _file_axes(header) -> list[int]:
-    """Axis (0, 1, 2 for x, y, z) of columns, rows and sections; in that order where the header does not set it."""
-    return [axis - 1 for axis in _raw_axes(header)] if any(_raw_axes(header)) else [0, 1, 2]
-
-
-def _values(path, header, stream, most: int | None) -> np.ndarray:
-    """Read the stored numbers with axes columns, rows, sections, from at most `most` bytes of the stream."""
-    size = [int(header[key]) for key in ("nx", "ny", "nz")]
-    stored = "u1" if _unsigned(header) else MODES[int(header["mode"])]
-    kind = np.dtype(stored).newbyteorder(header.dtype["mode"].byteorder)
-    skipped, length = max(int(header["nsymbt"]), 0), int(np.prod(size, dtype=object)) * kind.itemsize
-    if most is not None and HEADER_DTYPE.itemsize + skipped + length > most:
-        raise InputError(
-            f"{path} is compressed and would unpack to {skipped + length} bytes by its header, {_sides(size)} voxels: "
-            "if that is right, unpack it first, with gunzip or bunzip2"
-        )
-    stream.seek(skipped, os.SEEK_CUR)  # a compressed file is unpacked piece by piece here, and the pieces dropped
-    data = read_bytes(stream, length)
-    if len(data) < length:
-        raise InputError(
-            f"{path} is truncated: its header promises {_sides(size)} voxels, {length} bytes, "
-            f"and {len(data)} are there: copy it again"
-        )
-    return np.frombuffer(data, kind).reshape(size[::-1]).T
-
-
-def _unsigned(header) -> bool:
-    """Whether values of mode 0 are from 0 to 255: by IMOD's flags, or by a maximum above that of signed bytes."""
-    if header["mode"] != 0:
-        return False
-    stamp, flags = np.frombuffer(header["extra2"].tobytes(), header.dtype["mode"], 2, IMOD_EXTRA)
-    if stamp == IMOD_STAMP:
-        return not flags & IMOD_SIGNED
-    return bool(header["dmin"] >= 0 and header["dmax"] > 127)
 
 
 def _check_values(path, density):
@@ -322,14 +280,6 @@ def _check_values(path, density):
     largest = max(-density.min(), density.max())
     if not SMALLEST <= largest <= LARGEST:
         raise InputError(f"{path} has values of up to {largest:g}, which cannot be squared: scale them to about 1")
-
-
-def _voxel_size(header) -> Float[np.ndarray, "3"]:
-    """Voxel size [Å] of the header: the cell divided by its sampling, or by the grid where the sampling is not set."""
-    cell = np.array(header["cella"].item(), np.float64)
-    sampling = np.array([header[key] for key in ("mx", "my", "mz")], np.float64)
-    sides = np.array([header[key] for key in ("nx", "ny", "nz")], np.float64)[np.argsort(_file_axes(header))]
-    return cell / np.where(sampling > 0, sampling, sides)
 
 
 def _given_size(path, voxel_size: VoxelSize) -> Float[np.ndarray, "3"]:
@@ -347,9 +297,9 @@ def _is_size(voxel_size: np.ndarray) -> bool:
 
 def _checked_size(path, header, given: Float[np.ndarray, "3"] | None) -> Float[np.ndarray, "3"]:
     """The given voxel size, or else the header's. Raises InputError where it is missing or impossible."""
-    voxel_size = _voxel_size(header) if given is None else given
+    voxel_size = header_voxel_size(header) if given is None else given
     if not _is_size(voxel_size):
-        cell = _vector(header["cella"].item())
+        cell = format_vector(header["cella"].item())
         raise InputError(
             f"{path} has no voxel size (its cell is {cell} Å): give it with --voxel_size, or --target_voxel_size for "
             "a target, or set it in the header"
@@ -376,25 +326,13 @@ def _placed(path, header, density, axes, given: Float[np.ndarray, "3"] | None) -
     start = np.array([header[key] for key in ("nxstart", "nystart", "nzstart")], np.float64)[axes]
     angles = np.array(header["cellb"].item(), np.float64)
     right = not angles.any() or np.allclose(angles, 90, rtol=0, atol=0.1)
-    steps = np.diag(voxel_size) if right else _skewed_steps(path, voxel_size, angles)
+    steps = np.diag(voxel_size) if right else skewed_steps(path, voxel_size, angles)
     origin = origin if np.isfinite(origin).all() and origin.any() else steps @ start
     _check_placement(path, voxel_size, origin)
     if right:
         return Map(density, voxel_size, origin)
     sides = np.ceil(np.abs(steps / np.diag(steps)[:, None]) @ density.shape)
     if sides.prod() > max(MAX_GROWTH * density.size, GROWTH_FREE):
-        raise InputError(
-            f"{path} has too skewed a cell: a box of {_sides(sides.astype(int))} voxels would hold it: resample it"
-        )
+        box = format_sides(sides.astype(int))
+        raise InputError(f"{path} has too skewed a cell: a box of {box} voxels would hold it: resample it")
     return orthogonal(density, steps, origin)
-
-
-def _skewed_steps(path, voxel_size, angles) -> np.ndarray:
-    """Steps [Å] from voxel to voxel, as columns, in a cell of these angles (degrees)."""
-    possible = bool(np.all((angles > 0) & (angles < 180)))
-    between = np.cos(np.radians(angles if possible else [0.0, 0.0, 0.0]))
-    volume = 1 - between @ between + 2 * between.prod()  # squared volume of a cell with edges of 1
-    if not (possible and volume > 1e-3):
-        found = ", ".join(f"{angle:.1f}" for angle in angles)
-        raise InputError(f"{path} has an impossible cell (angles {found}°): set them in the header, 90 if in doubt")
-    return np.array(gemmi.UnitCell(*voxel_size, *angles).orth.mat.tolist())

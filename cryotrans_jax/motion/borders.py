@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
-from cryotrans_jax.core.grid import points_of_blocks
+from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
     Partition,
     Points,
+    SmallestPart,
     complete_labels,
     remove_fragments,
-    smallest_mass,
 )
 
 
@@ -32,6 +32,7 @@ class BorderRules:
         torn: Å; a cut whose sides are carried apart by this or more costs the full amount.
         rounds: of messages among neighbours.
         choices: parts at most among which a block chooses: those with the least cost.
+        smallest: how small a part, or a fragment of one, may be.
     """
 
     block: float = 2.0
@@ -41,6 +42,7 @@ class BorderRules:
     torn: float = 4.0
     rounds: int = 30
     choices: int = 6
+    smallest: SmallestPart = SmallestPart()
 
 
 class Blocks(NamedTuple):
@@ -122,9 +124,9 @@ def redraw(
         labels = labels.repeat(factor, axis)
     shape = initial.density.shape
     labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
-    better = remove_fragments(labels, initial.voxel_size, copies)
+    better = remove_fragments(labels, initial.voxel_size, copies, rules.smallest)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
-    least = smallest_mass(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
+    least = rules.smallest.fraction(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
     return complete_labels(better, initial) if held.min() > least * held.sum() else partition
 
 

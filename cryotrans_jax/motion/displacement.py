@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from cryotrans_jax.core.grid import points_of_blocks
+from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
 

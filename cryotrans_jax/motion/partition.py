@@ -7,14 +7,16 @@ flow.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage, spatial
 
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -22,14 +24,31 @@ from cryotrans_jax.io.maps import Map, same_grid
 
 SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
 NEAR = 8.0  # Å around a model within which a voxel's nearest atom is searched; beyond, it joins the nearest such voxel
-GAP = 1.2  # Å around density within which it is connected to other density
 BORDER_FADE = 0.7  # voxels: width of the borders of an asymmetric unit made of bodies
 MIN_FRACTION = 0.01  # fractions of a voxel below this are set to 0
-MIN_MASS, MIN_VOLUME = 0.02, 12e3  # a body has more of the mass than this, or in a large molecule more Å³ (10 kDa)
 SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
 RigidMotion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
+
+
+@dataclass(frozen=True)
+class SmallestPart:
+    """How small a rigid body, or a fragment of one, may be.
+
+    Attributes:
+        mass: least fraction of the mass,
+        volume: or, in a large molecule, the least volume in Å³ (10 kDa).
+        gap: Å around density within which it is connected to other density.
+    """
+
+    mass: float = 0.02
+    volume: float = 12e3
+    gap: float = 1.2
+
+    def fraction(self, volume: float, copies: int = 1) -> float:
+        """Least fraction of the mass in a molecule of this volume (Å³) with this number of asymmetric units."""
+        return min(self.mass, self.volume / volume * copies) / copies if volume > 0 else self.mass / copies
 
 
 @dataclass(frozen=True)
@@ -51,10 +70,11 @@ class Partition:
         """Number of parts."""
         return int(self.labels.max())
 
-    def part_at(self, xyz: Points) -> Int[np.ndarray, "points"]:
-        """Part, counted from 0, of each position (Å): that of the nearest voxel."""
-        voxel = np.rint((xyz - self.origin) / self.voxel_size).astype(int)
-        return self.labels[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
+    def part_at(self, xyz: Float[Array | np.ndarray, "points 3"]) -> Any:
+        """Part, counted from 0, of each position (Å): that of the nearest voxel; an array of JAX for one of JAX."""
+        numpy = jnp if isinstance(xyz, jax.Array) else np
+        voxel = numpy.rint((xyz - self.origin) / self.voxel_size).astype(int)
+        return numpy.asarray(self.labels)[tuple(voxel.clip(0, np.array(self.labels.shape) - 1).T)] - 1
 
     def of_atoms(self, model: gemmi.Structure) -> Int[np.ndarray, "atoms"]:
         """Part of each atom: the one that contains most atoms of its residue, so that no residue is torn."""
@@ -304,35 +324,32 @@ class AsymmetricUnit(NamedTuple):
 
 
 def replicate_bodies(
-    labels: Int[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], like: Map, unit: AsymmetricUnit
+    labels: Int[np.ndarray, "x y z"],
+    inside: Bool[np.ndarray, "x y z"],
+    like: Map,
+    unit: AsymmetricUnit,
+    smallest: SmallestPart = SmallestPart(),
 ) -> Partition:
     """The partition into an asymmetric unit's bodies and all their copies, from labels of the unit's voxels."""
     whole = unit.replicate(labels, inside, like)
-    return complete_labels(remove_fragments(whole, like.voxel_size, len(unit.rotations)), like)
-
-
-def smallest_mass(volume: float, copies: int = 1) -> float:
-    """Least fraction of the mass that a body, or a fragment of one, has to have.
-
-    Args:
-        volume: of the molecule, Å³.
-        copies: number of asymmetric units.
-    """
-    return min(MIN_MASS, MIN_VOLUME / volume * copies) / copies if volume > 0 else MIN_MASS / copies
+    return complete_labels(remove_fragments(whole, like.voxel_size, len(unit.rotations), smallest), like)
 
 
 def remove_fragments(
-    labels: Int[np.ndarray, "x y z"], voxel_size: np.ndarray, copies: int = 1
+    labels: Int[np.ndarray, "x y z"],
+    voxel_size: np.ndarray,
+    copies: int = 1,
+    smallest: SmallestPart = SmallestPart(),
 ) -> Int[np.ndarray, "x y z"]:
-    """Remove labels from fragments, apart from the rest of their part, that have less than `smallest_mass`.
+    """Remove labels from fragments, apart from the rest of their part, that are too small.
 
     A fragment of one body within another is held by nothing and could be carried anywhere. Fragments are apart if more
-    than twice GAP or another part is between them. The largest fragment of each part stays.
+    than twice the gap or another part is between them. The largest fragment of each part stays.
     """
     labelled = labels > 0
     away, nearest = ndimage.distance_transform_edt(~labelled, sampling=voxel_size, return_indices=True)
-    spread, kept = np.where(away < GAP, labels[tuple(nearest)], 0), np.zeros_like(labels)
-    least = smallest_mass(labelled.sum() * np.prod(voxel_size), copies) * labelled.sum()
+    spread, kept = np.where(away < smallest.gap, labels[tuple(nearest)], 0), np.zeros_like(labels)
+    least = smallest.fraction(labelled.sum() * np.prod(voxel_size), copies) * labelled.sum()
     for part in range(1, labels.max() + 1):
         pieces, count = ndimage.label(spread == part)
         held = np.bincount(pieces[labelled], minlength=count + 1)

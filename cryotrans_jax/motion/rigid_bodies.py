@@ -9,21 +9,20 @@ from jaxtyping import Float, Int
 from scipy import sparse, spatial
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.core.grid import points_of_blocks
+from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
-    MIN_MASS,
     AsymmetricUnit,
     Partition,
     Points,
     RigidMotion,
+    SmallestPart,
     complete_labels,
     remove_fragments,
     replicate_bodies,
-    smallest_mass,
 )
 
 Motions = list[RigidMotion]
@@ -50,6 +49,7 @@ class BodySearch:
         far_rms: Å: RMS deviation above which further bodies are always tried.
         max_cost: largest number of bodies times the mass fraction of the largest: about the cost of their fields.
         still_rms: Å: an RMS deviation that is no motion.
+        smallest: how small a body may be.
     """
 
     spacing: float = 5.0
@@ -64,6 +64,7 @@ class BodySearch:
     far_rms: float = 3.0
     max_cost: float = 6.0
     still_rms: float = 0.5
+    smallest: SmallestPart = SmallestPart()
 
 
 class PartMotion(NamedTuple):
@@ -149,17 +150,17 @@ def from_flow(
     volume = len(inside) * np.prod(initial.voxel_size)
     spacing = max(search.spacing, float((volume / search.max_points) ** (1 / 3)))
     x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, spacing)
-    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, smallest_mass(volume), unit, search)
+    found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, search.smallest.fraction(volume), unit, search)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
     labels = np.zeros(initial.density.shape, int)
     copies = 1 if unit is None else len(unit.rotations)
     labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
     if unit is None:
-        return complete_labels(remove_fragments(labels, initial.voxel_size), initial), tried
+        return complete_labels(remove_fragments(labels, initial.voxel_size, smallest=search.smallest), initial), tried
     within = max(search.still_rms, found.rms)
     if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
         return complete_labels(np.ones_like(labels), initial), tried
-    return replicate_bodies(labels, everywhere > 0, initial, unit), tried
+    return replicate_bodies(labels, everywhere > 0, initial, unit, search.smallest), tried
 
 
 def find_bodies(
@@ -167,7 +168,7 @@ def find_bodies(
     y: Points,
     mass: np.ndarray,
     spacing: float = BodySearch.spacing,
-    least: float = MIN_MASS,
+    least: float = SmallestPart.mass,
     unit: AsymmetricUnit | None = None,
     search: BodySearch = BodySearch(),
 ) -> tuple[Bodies, list[float]]:

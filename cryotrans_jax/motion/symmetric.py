@@ -1,5 +1,6 @@
 """Motion that commutes with a point group: one velocity field, averaged over the group's operators."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -142,3 +143,26 @@ def rotate_parameters(
         name: (np.asarray(a, np.float64) @ rotation.T).astype(np.float32) for name, a in layers[last].items()
     }
     return {"params": layers}
+
+
+def replicate_fields(
+    params: PyTree, operators: Sequence[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]], centre: float
+) -> PyTree:
+    """Parameters of the fields (targets, parts) of bodies and of their copies by all operators, each beside its body.
+
+    Args:
+        params: parameters of the bodies' fields.
+        operators: rotation and shift (unit boxes) of each operator; none: the fields stay as they are.
+        centre: the `centre` of the network.
+    """
+    if not operators:
+        return params
+    targets, bodies = jax.tree.leaves(params)[0].shape[:2]
+    one = jax.device_get(params)
+    each = [
+        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, centre)
+        for target in range(targets)
+        for body in range(bodies)
+        for operator in operators
+    ]
+    return jax.tree.map(lambda *p: np.stack(p).reshape(targets, -1, *p[0].shape), *each)

@@ -5,6 +5,7 @@ model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import gemmi
@@ -21,16 +22,39 @@ BOND = 0.4  # Å that a bond may be longer than the sum of covalent radii
 NEXT = 4.5  # Å: largest distance of consecutive CA atoms
 CA_CA, CA_SLACK = 3.8, 0.3  # Å: distance of CA atoms across a trans peptide bond, and its tolerance
 CLASH = 2.2  # Å: nearer heavy atoms clash, unless their residues are bonded
-CONTACT = 3.0  # Å: such atoms are kept this far apart, or as far as in the initial model
 REACH = 6.0  # Å: longest distance kept within a residue, across its whole side chain
-MARGIN = 1.0  # Å beyond CONTACT from which atoms may come into contact in one round
-BOND_SIGMA, ANGLE_SIGMA, RESIDUE_SIGMA, CONTACT_SIGMA = 0.05, 0.1, 0.2, 0.2  # Å: standard deviations of the restraints
-PLACE_SIGMA = 1.0  # Å: of the restraint to the place to which the flow carries an atom
 HAND = 1.0  # Å³: least volume at a chiral centre
-VOLUME_SIGMA = 0.2  # Å³; a carbon's three neighbours span 2.5
-ROUNDS, STEPS = 4, 60  # of the minimisation
 
 Pairs = Int[np.ndarray, "_ 2"]
+
+
+@dataclass(frozen=True)
+class Restraints:
+    """Restraints by which `idealise` restores the geometry; a sigma is the standard deviation of one.
+
+    Attributes:
+        bond_sigma: of distances between bonded atoms, Å.
+        angle_sigma: of distances between atoms two bonds apart, Å.
+        residue_sigma: of further distances within a residue, Å.
+        volume_sigma: of chiral volumes, Å³; a carbon's three neighbours span 2.5.
+        place_sigma: of the distance to where the flow carries an atom, Å.
+        contact: least distance of atoms of different residues, unless the initial model has less, Å.
+        contact_sigma: of that distance, Å.
+        margin: Å beyond `contact` from which atoms may come into contact in one round.
+        rounds: of the minimisation, in each of which contacts are found anew.
+        steps: of the minimisation in a round.
+    """
+
+    bond_sigma: float = 0.05
+    angle_sigma: float = 0.1
+    residue_sigma: float = 0.2
+    volume_sigma: float = 0.2
+    place_sigma: float = 1.0
+    contact: float = 3.0
+    contact_sigma: float = 0.2
+    margin: float = 1.0
+    rounds: int = 4
+    steps: int = 60
 
 
 class Topology(NamedTuple):
@@ -113,35 +137,38 @@ def measure(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> dict[str, float
     }
 
 
-def idealise(top: Topology, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
+def idealise(
+    top: Topology, xyz: Float[np.ndarray, "atoms 3"], restraints: Restraints = Restraints()
+) -> Float[np.ndarray, "atoms 3"]:
     """Restore the initial model's geometry near given positions.
 
     Minimises half the sum of squared deviations, each over its sigma: of distances (bonds, angles, residues) and
-    volumes at `centres` from the initial model's, of atoms from `xyz`, and of contacts nearer than CONTACT and than in
-    the initial model. Side chains thus keep their conformations, while the chain may rotate about its bonds. Contacts
-    are updated in each of ROUNDS.
+    volumes at `centres` from the initial model's, of atoms from `xyz`, and of contacts that are too near and nearer
+    than in the initial model. Side chains thus keep their conformations, while the chain may rotate about its bonds.
 
     Args:
         top: topology of the initial model.
         xyz: positions of the carried atoms, Å.
+        restraints: their sigmas, and the rounds of the minimisation.
 
     Returns:
         The new positions, Å.
     """
-    kinds = ((top.bonds, BOND_SIGMA), (top.angles, ANGLE_SIGMA), (top.residue, RESIDUE_SIGMA))
+    by = restraints
+    kinds = ((top.bonds, by.bond_sigma), (top.angles, by.angle_sigma), (top.residue, by.residue_sigma))
     fixed = np.concatenate([pairs for pairs, _ in kinds])
     weight = np.concatenate([np.full(len(pairs), sigma**-2) for pairs, sigma in kinds])
-    hands = volume_energy(top.centres, volumes(top.xyz, top.centres)[0])
+    hands = volume_energy(top.centres, volumes(top.xyz, top.centres)[0], by.volume_sigma)
     x = xyz
-    for _ in range(ROUNDS):
-        meeting = contacts(top, x, CONTACT + MARGIN)
+    for _ in range(by.rounds):
+        meeting = contacts(top, x, by.contact + by.margin)
         pairs = np.concatenate([fixed, meeting])
         ideal = distances(top.xyz, pairs)
-        ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], CONTACT)
-        each = np.concatenate([weight, np.full(len(meeting), CONTACT_SIGMA**-2)])
-        parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz))
+        ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], by.contact)
+        each = np.concatenate([weight, np.full(len(meeting), by.contact_sigma**-2)])
+        parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz, by.place_sigma))
         with threadpool_limits(1, "blas"):  # threads cost more than they save on vectors this short
-            found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+            found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": by.steps})
         x = found.x.reshape(-1, 3)
     return x
 
@@ -159,11 +186,11 @@ def sum_energies(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float,
     return energy
 
 
-def place_energy(place: Float[np.ndarray, "atoms 3"]) -> Energy:
+def place_energy(place: Float[np.ndarray, "atoms 3"], sigma: float) -> Energy:
     """Harmonic restraint of atoms to their places."""
 
     def energy(x):
-        pull = (x - place) / PLACE_SIGMA**2
+        pull = (x - place) / sigma**2
         return 0.5 * float(np.sum(pull * (x - place))), pull
 
     return energy
@@ -193,17 +220,18 @@ def distance_energy(pairs: Pairs, ideal: np.ndarray, weight: np.ndarray, fixed: 
     return energy
 
 
-def volume_energy(centres: Int[np.ndarray, "_ 4"], ideal: np.ndarray) -> Energy:
+def volume_energy(centres: Int[np.ndarray, "_ 4"], ideal: np.ndarray, sigma: float) -> Energy:
     """Harmonic restraint of chiral volumes, because distances do not distinguish mirror images.
 
     Args:
         centres: atoms with three of their neighbours.
         ideal: target volume of each centre, Å³.
+        sigma: standard deviation of the restraints, Å³.
     """
 
     def energy(x):
         volume, slopes = volumes(x, centres)
-        off = (volume - ideal) / VOLUME_SIGMA**2
+        off = (volume - ideal) / sigma**2
         gradient = np.zeros_like(x)
         np.add.at(gradient, centres, off[:, None, None] * slopes)
         return 0.5 * float(np.sum(off * (volume - ideal))), gradient

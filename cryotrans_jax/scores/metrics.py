@@ -12,8 +12,8 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.core import losses
-from cryotrans_jax.core.grid import pad_to_blocks
 from cryotrans_jax.core.programs import program
+from cryotrans_jax.density.boxes import pad_to_blocks
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca

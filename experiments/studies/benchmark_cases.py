@@ -16,6 +16,7 @@ from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import devices, prepare, recipes
 from cryotrans_jax.fit.better_start import KeepBetterStart
+from cryotrans_jax.fit.options import Preparation, Resolutions
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.terms import W2
@@ -56,8 +57,8 @@ def in_box(case: Case, shape: Sequence[int]) -> Case:
 
 def prepare_case(case: Case, whole_box: bool = False) -> Problem:
     """Prepare a case with its known resolutions, in the whole box or in the crop to the mass."""
-    known = {"initial_resolution": case.initial_resolution, "target_resolutions": case.target_resolutions}
-    return prepare.prepare(case.initial, case.targets, **known, whole_box=whole_box)
+    resolutions = Resolutions(case.initial_resolution, case.target_resolutions)
+    return prepare.prepare(case.initial, case.targets, resolutions, rules=Preparation(whole_box=whole_box))
 
 
 def paper_recipe(case: Case, problem: Problem) -> Config:

@@ -14,7 +14,7 @@ from ott.solvers.linear import sinkhorn as solvers
 from scipy.ndimage import gaussian_filter
 
 from cryotrans_jax.core import transport
-from cryotrans_jax.core.grid import box_slices
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.fit.prepare import CROP_MULTIPLE
 from cryotrans_jax.fit.stage import Supervision
 from cryotrans_jax.io.files import InputError

@@ -15,6 +15,7 @@ from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.state import State
 from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.scores import metrics
 
 from ..case import Case
@@ -136,6 +137,7 @@ def fsc_curve(case: Case, problem: Problem, config: Config) -> list[Reached]:
 def resolution(case: Case, problem: Problem, config: Config, state: State) -> Reached:
     """Resolution of the initial map that a fit's field carries to the end, against the reference."""
     params, threshold = jax.tree.map(lambda p: p[0], state.params), problem.report["initial"]["threshold"]
-    map_ = next(trajectory.pull_back(config.field, params, problem.frame, case.initial, threshold, [1.0]))
+    flow = Flow(config.field, params, problem.frame)
+    map_ = next(trajectory.pull_back(flow, case.initial, threshold, [1.0]))
     fsc = metrics.model_map_fsc(map_, case.references[0], case.initial_resolution)
     return Reached((state.stage, state.step), metrics.resolution_at(*fsc, 0.5))

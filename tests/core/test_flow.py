@@ -14,7 +14,6 @@ from cryotrans_jax.core.flow import (
     euler,
     flow,
     interpolate_path,
-    inverse,
     inverse_euler,
     path,
     split_time,
@@ -26,6 +25,11 @@ from cryotrans_jax.motion.waypoints import append_time, with_time
 
 CENTRE = np.array([0.3, 0.5, 0.6])
 MATRIX = np.array([[0.2, -0.9, 0.1], [0.7, -0.1, 0.3], [0.0, 0.2, -0.4]])
+
+
+def inverse(velocity, y, steps, **how):
+    """The points that the Euler steps of `flow` carry to y."""
+    return inverse_euler(velocity, y, 1.0 / steps, steps, **how)[0]
 
 
 def linear(x):

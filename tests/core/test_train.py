@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import drift, rounding
 
@@ -24,6 +25,7 @@ from cryotrans_jax.fit.devices import (
     train_steps,
 )
 from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.optimisers import Adam, Optimiser, OptimiserSettings
 from cryotrans_jax.fit.options import Options, Running
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Action, Config, Stage, Supervision, stage_inputs
@@ -85,6 +87,23 @@ def carried(problem, params, target):
     """Where the points of the last stage end, in Å."""
     scene, _ = inputs(problem, STAGES[-1]).of_target(0)
     return np.asarray(CARRY(field(params, target), scene).x) * problem.frame.edge
+
+
+@dataclass(frozen=True)
+class Descent(OptimiserSettings):
+    """Gradient descent, an optimiser of a user's own."""
+
+    def make(self):
+        return optax.identity()
+
+
+def test_a_step_is_the_learning_rate_times_the_optimisers_update():
+    params, gradient = {"a": np.array([1.0, -2.0])}, {"a": np.array([0.5, -8.0])}
+    moved, state = Optimiser.begin(Descent(), params).step(params, gradient, jnp.float32(0.1))
+    np.testing.assert_allclose(moved["a"], params["a"] - 0.1 * gradient["a"], rtol=1e-6)
+    moved, state = Optimiser.begin(Adam(), params).step(params, gradient, jnp.float32(0.1))
+    np.testing.assert_allclose(moved["a"], params["a"] - 0.1 * np.sign(gradient["a"]), rtol=1e-5)  # Adam's first step
+    assert state.settings == Adam() and jax.tree.leaves(state)[0] == 1  # of its count of steps
 
 
 def test_the_loss_falls_for_every_target_and_stage(whole):

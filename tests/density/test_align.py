@@ -1,6 +1,8 @@
 """A map moves as its model does, any pose is found again, and a pair that lies well is left alone."""
 
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import align, simulation
-from cryotrans_jax.density.align import onto
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.density.overlap import Overlap, body, left_jacobian
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
@@ -21,12 +22,19 @@ SHARED = Path(__file__).parents[3] / "shared/data"
 TURN = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([13.0, -40.0, 22.0]))
 
 
+RULES = align.AlignmentSearch()
+
+
 @pytest.fixture(autouse=True)
 def fewer_rotations(monkeypatch, request):
     """The default tests search fewer rotations, and refine fewer; the slow ones, of real maps, all."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(align, "ROTATIONS", 200)
-        monkeypatch.setattr(align, "KEPT", (16, 4, 2))
+        monkeypatch.setattr(sys.modules[__name__], "RULES", replace(RULES, rotations=200, kept=(16, 4, 2)))
+
+
+def onto(*args, **options):
+    """`align.onto` with the rules of the test."""
+    return align.onto(*args, **{"rules": RULES} | options)
 
 
 def simulated(model, voxel_size, resolution):
@@ -229,18 +237,16 @@ def test_the_mirror_image_is_told_from_the_map(pair):
     closed, _, initial, _ = pair
     target = simulated(posed(closed, 3)[0], 2.6, 6.0)
     flipped = Map(target.density[:, ::-1].copy(), target.voxel_size, target.origin)
-    found = align.align_bodies(body(initial), body(flipped), check_hand=True).agreement
+    found = align.align_bodies(body(initial), body(flipped), check_hand=True, rules=RULES).agreement
     assert found.wrong_hand and found.mirrored > 0.9  # of one state
     assert not found._replace(best=found.mirrored, mirrored=found.best).wrong_hand
     assert not found._replace(mirrored=None).wrong_hand
 
 
-def test_the_hand_of_a_target_that_stays_where_it_is_is_checked_too(pair, monkeypatch):
-    monkeypatch.setattr(align, "ROTATIONS", 2)
-    monkeypatch.setattr(align, "KEPT", (2, 1, 1))
+def test_the_hand_of_a_target_that_stays_where_it_is_is_checked_too(pair):
     initial = pair[2]
     moved = Map(initial.density, initial.voxel_size, initial.origin + 4)
-    found = onto(initial, moved, "none", check_hand=True)[1]
+    found = onto(initial, moved, "none", check_hand=True, rules=replace(RULES, rotations=2, kept=(2, 1, 1)))[1]
     assert found.transform is IDENTITY and found.status == "in its given pose" and found.moved == 0
     assert found.agreement.overlap == found.agreement.overlap_before < 0.9  # that of the pose in which it stays
     assert found.agreement.best > 0.9 and not found.agreement.wrong_hand

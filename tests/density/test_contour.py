@@ -11,6 +11,7 @@ from scipy import ndimage
 from cryotrans_jax.density import contour, simulation, thresholds
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.options import Thresholds
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, read_map
@@ -194,7 +195,7 @@ def test_the_enclosed_volume_is_that_asked_for_without_specks(model):
 def test_a_given_volume_sets_the_mass_that_is_moved_and_leaves_the_target_as_it_is(model):
     start, volume = simulated(model, 3.0)
     end = Map(ndimage.gaussian_filter(start.density, 1.4), start.voxel_size, start.origin)
-    ruled, given = (prepare.prepare(start, [end], volume=v) for v in (None, volume))
+    ruled, given = (prepare.prepare(start, [end], thresholds=Thresholds(volume=v)) for v in (None, volume))
     for used in (given.report["initial"], *given.report["targets"]):
         assert used["volume"] == pytest.approx(volume, rel=0.02) and used["threshold_chosen"] == "by volume"
     # the targets' densities are on the scale that they have by rule

@@ -19,6 +19,7 @@ from cryotrans_jax.density import similarity, simulation, symmetry, thresholds
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.transform import Transform, resampled
 from cryotrans_jax.fit import levels, prepare, recipes
+from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io import atoms, structures
 from cryotrans_jax.scores import metrics
 
@@ -322,7 +323,7 @@ def test_with_the_symmetry_the_fit_is_at_least_as_good(pair, fits):
 def test_half_the_points_are_carried_and_their_copies_are_the_map(pair):
     """But for the border of the unit, which both sides have a share of."""
     group, _, maps = pair
-    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
+    problem = prepare.prepare(maps[0], maps[1:], Resolutions(8.0, [8.0]))
     from cryotrans_jax.fit.morph import impose_symmetry
 
     half, _ = impose_symmetry(problem, group, maps[0])

@@ -204,9 +204,8 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
             assert moved.dist(there["CA"][0].pos) < 0.01  # decimals of the file
 
 
-def test_a_model_is_laid_over_the_target_map(data, tmp_path, monkeypatch):
+def test_a_model_is_laid_over_the_target_map(data, tmp_path, monkeypatch, few_rotations):
     """From another frame; maps of one state fit to a small part of a voxel."""
-    monkeypatch.setattr("cryotrans_jax.density.align.ROTATIONS", 300)
     model = hinge_pair()[1]
     away = Transform(Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([30.0, -10.0, 20.0])).move(model)
     atoms.write_model(tmp_path / "away.cif", away)

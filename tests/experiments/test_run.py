@@ -205,12 +205,18 @@ def test_a_run_is_repeated_from_its_record_to_the_same_bytes(folder, run, job, t
             assert (tmp_path / "again" / name).read_bytes() == data, name
     record = json.loads((run / "config.json").read_text())
     record["settings"]["frames"], record["recipe"]["schedule"][0]["steps"] = 2, 7
+    record["preparation"]["thresholds"]["fraction"] = 0.9
     (tmp_path / "edited.json").write_text(json.dumps(record))
     status, _, error = job("run", "--config=edited.json", "--out_dir=edited", "--noreport")
     assert status == 0, error
     with (tmp_path / "edited/loss.csv").open() as file:
         assert sum(row["stage"] == "0" for row in csv.DictReader(file)) == 7
     assert (tmp_path / "edited/frame_01.mrc").exists() and not (tmp_path / "edited/frame_02.mrc").exists()
+    shares = [
+        json.loads(path.read_text())["chosen"]["initial"]["share_of_mass"]
+        for path in (tmp_path / "edited/config.json", run / "config.json")
+    ]
+    assert shares[0] == pytest.approx(0.9, abs=0.01) and shares[1] > 0.95
 
 
 def test_a_record_that_cannot_be_repeated_is_refused(run, job, tmp_path):
@@ -301,7 +307,7 @@ def test_a_waypoint_is_approached_and_scored_at_its_time(folder, job, tmp_path):
 
 
 @pytest.mark.slow  # files of parts are read in test_partition.py, and predicted by as the bodies of `run` are
-def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, job, tmp_path):
+def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, job, tmp_path, monkeypatch):
     """The chain's halves, by residues of the model and then by the map of them; and the model goes with the map."""
     given = QUICK | dict(frames=2, model=folder / "initial.cif", report="false")
     out, again = tmp_path / "out", tmp_path / "again"
@@ -319,6 +325,14 @@ def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, jo
     for name in ("generated.mrc", "generated.cif", "parts.mrc", "loss.csv"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
     assert str(out / "parts.mrc") in json.loads((again / "config.json").read_text())["inputs"]
+    monkeypatch.chdir(folder)  # where the label map's name, given from elsewhere, means nothing
+    record = json.loads((again / "config.json").read_text())
+    name = record["settings"]["parts"] = "labels.mrc"
+    record["inputs"][name] = record["inputs"].pop(str(out / "parts.mrc"))
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    status, _, error = job("run", f"--config={tmp_path}/record.json", f"--out_dir={tmp_path}/repeated")
+    assert status == 0, error
+    assert (tmp_path / "repeated/generated.mrc").read_bytes() == (out / "generated.mrc").read_bytes()
     assert job("predict", f"--run_dir={again}", "--frames=2", f"--model={folder}/initial.cif")[0] == 0
     assert (again / "predict_2/generated.mrc").read_bytes() == (out / "generated.mrc").read_bytes()
 
@@ -410,10 +424,9 @@ def far(folder, models):
     ids=["initial", "target"],
 )
 def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(
-    folder, run, far, job, monkeypatch, tmp_path, frame, how
+    folder, run, far, job, monkeypatch, tmp_path, frame, how, few_rotations
 ):
     """Aligned, fitted and scored with one command; maps and models in the target's frame as well where asked for."""
-    monkeypatch.setattr("cryotrans_jax.density.align.ROTATIONS", 300)
     files = dict(target=far, model=folder / "initial.cif", reference=folder / "far.cif", align="auto", frame=frame)
     files["report"] = "false"  # it is asked for below
     status, out, error = job("run", *arguments(folder, tmp_path, **files, **how))
@@ -490,8 +503,9 @@ def grid_of(map):
 
 
 @pytest.mark.slow
-def test_a_reference_lies_in_the_targets_frame_be_it_a_model_or_a_map(folder, far, job, monkeypatch, tmp_path):
-    monkeypatch.setattr("cryotrans_jax.density.align.ROTATIONS", 300)
+def test_a_reference_lies_in_the_targets_frame_be_it_a_model_or_a_map(
+    folder, far, job, monkeypatch, tmp_path, few_rotations
+):
     cases = []
 
     def stop(case, *_):

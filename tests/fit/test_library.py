@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import gemmi
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import identical
 
 import cryotrans_jax as ct
 from cryotrans_jax.density import transform
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
 from cryotrans_jax.io import atoms
+from cryotrans_jax.io.maps import as_map
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ast.parse((ROOT / "cryotrans_jax/__init__.py").read_text())
@@ -93,6 +96,31 @@ def test_paths_are_as_good_as_maps(fit, maps, tmp_path):
         ct.morph(paths[0], [paths[1], tmp_path / "none.mrc"])
 
 
+def test_arrays_with_a_voxel_size_are_as_good_as_maps(fit, maps):
+    given = [ct.Map(jnp.asarray(map_.density), map_.voxel_size, map_.origin) for map_ in maps]
+    found = ct.morph(given[0], given[1:], SHORT)
+    np.testing.assert_array_equal(found.history[0], fit.history[0])
+    twice = ct.Map(maps[1].density.astype(np.float64), maps[1].voxel_size, maps[1].origin)
+    assert as_map(twice).density.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda map_: map_.density, r"an array of shape \(24, 20, 28\) is given as a map: .*Map\(array, voxel_size\)"),
+        (lambda map_: replace(map_, density=np.full_like(map_.density, np.nan)), "holds 13440 values that are NaN"),
+        (lambda map_: replace(map_, voxel_size=np.full(3, 1e-10)), "the map has voxels of 1e-10"),
+    ],
+)
+def test_arrays_that_are_no_maps_are_refused_in_one_sentence(maps, unchecked, change, sentence):
+    for arguments in ((change(maps[0]), maps[1]), (maps[0], change(maps[1]))):
+        with pytest.raises(ct.InputError, match=sentence) as refused:
+            ct.morph(*arguments)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ct.InputError, match=sentence):
+        ct.morph(maps[0], maps[1], halves=(change(maps[1]), maps[1]))
+
+
 @pytest.mark.slow
 def test_a_target_on_another_grid_in_another_pose_is_laid_over_the_initial_map(maps, one_stage):
     """As `onto` lays it, and its half-maps where it went; what is far away has nothing in common."""
@@ -164,6 +192,7 @@ def test_frames_that_cannot_be_are_refused_at_once(fit, asked, sentence):
 
 def test_a_loaded_fit_asks_for_its_initial_map_and_takes_no_other(fit, maps, models, tmp_path):
     fit.save(tmp_path / "fit")
+    assert identical(ct.Fit.load(tmp_path / "fit", maps[0]), fit)
     ct.write_map(tmp_path / "a.mrc", maps[0])
     alone, whole = ct.Fit.load(tmp_path / "fit"), ct.Fit.load(str(tmp_path / "fit"), tmp_path / "a.mrc")
     after = fit.generated(1).density  # the file's header holds the origin as float32

@@ -23,6 +23,7 @@ from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import divide_state, initial_state
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
@@ -181,13 +182,13 @@ STIFF = Stage((Matched(blur=3.0), Rigidity(3.0)), 300, 1e-2, 1e-4, bin=2)
 def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_one_field(sliding):
     """Under a rigidity that forbids to shear; without it the one field follows as well."""
     initial, target, partition, x, shift = sliding
-    problem = prepare.prepare(initial, [target], initial_resolution=6.0, target_resolutions=[6.0])
-    config, part = replace(CONFIG, schedule=(STIFF,)), partition.part_at(x)
+    problem = prepare.prepare(initial, [target], Resolutions(6.0, [6.0]))
+    config = replace(CONFIG, schedule=(STIFF,))
     off = {}
-    for name, given, which in (("one", problem, None), ("two", problem.divide([partition.labels]), part)):
+    for name, given, parts in (("one", problem, None), ("two", problem.divide([partition.labels]), partition)):
         state, history = fit(given, config)
         params = jax.tree.map(lambda p: p[0], state.params)
-        moved = trajectory.move(FIELD, params, problem.frame, x, [1.0], which)[0]
+        moved = trajectory.move(Flow(FIELD, params, problem.frame, parts), x, [1.0])[0]
         off[name] = np.sqrt(((moved - x - shift) ** 2).sum(-1).mean()), history[0][-1, 0]
     assert off["two"][0] < 0.2 and off["one"][0] > 1.5  # Å, of 4
     assert off["two"][1] < 0.2 * off["one"][1]

@@ -1,5 +1,7 @@
 """Preparation keeps mass and its centre, puts all maps in one frame, and chooses sensible levels and blurs."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,13 +9,16 @@ from scipy import ndimage
 
 from cryotrans_jax.core import grid
 from cryotrans_jax.core.flow import Field
-from cryotrans_jax.density import simulation, spectrum, thresholds
+from cryotrans_jax.density import boxes, simulation, spectrum, thresholds
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import levels, prepare, targets
+from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.piecewise import arrange_rows
+
+RULES = thresholds.ThresholdRules()
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
 
 @pytest.mark.parametrize("margin", [2.0, 8.0])
 def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
-    problem = prepare.prepare(maps[0], maps[1:], margin=margin)
+    problem = prepare.prepare(maps[0], maps[1:], rules=Preparation(margin=margin))
     assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
     whole = [np.where(m.density >= thresholds.choose_threshold(m.density), m.density, 0) for m in maps]
     assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
@@ -115,7 +120,7 @@ def test_the_frame_does_not_depend_on_the_targets(maps):
 
 
 def test_the_whole_box_is_the_unit_box_where_asked(maps):
-    problem = prepare.prepare(maps[0], maps[1:2], whole_box=True)
+    problem = prepare.prepare(maps[0], maps[1:2], rules=Preparation(whole_box=True))
     outer = maps[0].origin - 0.5 * maps[0].voxel_size
     np.testing.assert_allclose(problem.frame.to_unit(outer), 0, atol=1e-12)
     np.testing.assert_allclose(problem.corner, 0, atol=1e-12)
@@ -149,7 +154,7 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):
     density = maps[0].density
     for share in (0.9, 0.98):
-        level = thresholds.choose_threshold(density, share)
+        level = thresholds.choose_threshold(density, replace(RULES, fraction=share))
         kept, total = density[density >= level].sum(dtype=float), density.sum(dtype=float)
         one = density.max() / total  # the level is a voxel's value, and takes that voxel in
         assert share <= kept / total < share + one
@@ -207,15 +212,15 @@ def test_relative_blur_is_negative_where_the_target_is_sharper(states):
 
 
 def test_given_resolutions_set_the_blur(maps):
-    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[10.0, 6.0])
+    problem = prepare.prepare(maps[0], maps[1:], Resolutions(8.0, [10.0, 6.0]))
     np.testing.assert_allclose(problem.blurs, 0.225**2 * np.array([36.0, -28.0]))
 
 
-@pytest.mark.parametrize("which, name", [("initial_threshold", "initial map"), ("target_threshold", "target map 1")])
+@pytest.mark.parametrize("which, name", [("initial", "initial map"), ("targets", "target map 1")])
 def test_nothing_above_the_threshold_is_explained(maps, which, name):
     with pytest.raises(InputError, match=f"{name} .*threshold 3.5 .*maximum is 0\\.") as caught:
-        prepare.prepare(maps[0], maps[1:2], **{which: 3.5})
-    assert f"{maps[which == 'target_threshold'].density.max():g}" in str(caught.value)
+        prepare.prepare(maps[0], maps[1:2], thresholds=Thresholds(**{which: 3.5}))
+    assert f"{maps[which == 'targets'].density.max():g}" in str(caught.value)
 
 
 def test_a_map_that_is_all_molecule_has_no_contour_level_by_rule():
@@ -235,10 +240,8 @@ def test_the_carried_map_and_the_target_are_compared_at_one_resolution(maps):
     variance = 3.0**2 - 2.0**2
     resolutions = 2.0 / 0.225, 3.0 / 0.225
     for a, b, sign in ((0, 1, 1), (1, 0, -1)):
-        problem = prepare.prepare(
-            blurred[a], [blurred[b]], initial_resolution=resolutions[a], target_resolutions=[resolutions[b]],
-            initial_threshold=0.0, target_threshold=0.0,
-        )  # fmt: skip
+        known, everything = Resolutions(resolutions[a], [resolutions[b]]), Thresholds(0.0, 0.0)
+        problem = prepare.prepare(blurred[a], [blurred[b]], known, everything)
         assert problem.blurs[0] == pytest.approx(sign * variance)
         target = targets.at_matched_resolution(problem, problem.densities[0], 1, 0)
         widths = targets.matched_widths(problem)
@@ -293,20 +296,20 @@ def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
     loud, _ = noisy(maps[1], strength)
     quiet, width = thresholds.denoise(loud)
     steps = 2 * np.log2(width / loud.voxel_size.min())
-    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < thresholds.MAX_BLUR
+    assert steps == pytest.approx(round(steps), abs=1e-6) and 0 < width < RULES.max_blur
 
     def share(width):
         density = ndimage.gaussian_filter(loud.density, width / loud.voxel_size)
         return thresholds.noise_limit(density) / density.max(), density
 
-    assert share(width)[0] <= thresholds.MAX_NOISE < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
+    assert share(width)[0] <= RULES.max_noise < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
     np.testing.assert_array_equal(quiet.density, share(width)[1])
 
 
 def test_noise_alone_is_blurred_to_the_widest_at_most():
     noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
     _, width = thresholds.denoise(Map(noise, np.full(3, 2.0), np.zeros(3)))
-    assert thresholds.MAX_BLUR <= width < np.sqrt(2) * thresholds.MAX_BLUR * (1 + 1e-9)
+    assert RULES.max_blur <= width < np.sqrt(2) * RULES.max_blur * (1 + 1e-9)
 
 
 def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
@@ -316,10 +319,10 @@ def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
     assert problem.denoising_blurs[0] == thresholds.denoise(loud)[1] ** 2 > 0
     truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.denoising_blurs[0]) / clean.voxel_size)
     low, high = problem.start, problem.start + problem.initial.shape
-    truth = grid.crop(truth, low, high) > 0.1 * truth.max()
+    truth = boxes.crop(truth, low, high) > 0.1 * truth.max()
     mass = problem.masses[0]
     assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
-    given = prepare.prepare(start, [loud], target_threshold=0.8 * float(clean.density.max()))
+    given = prepare.prepare(start, [loud], thresholds=Thresholds(targets=0.8 * float(clean.density.max())))
     assert given.denoising_blurs[0] == 0  # where a level is given, it is the map's
     both = prepare.prepare(start, [loud, start]).select([1])
     assert both.denoising_blurs.shape == (1,) and both.denoising_blurs[0] == 0
@@ -352,9 +355,8 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
     def held(noise, scale=1.0):
         initial, target, _ = blurring(noise)
         target = Map(scale * target.density, target.voxel_size, target.origin)
-        given = {"initial_resolution": 3.0, "target_resolutions": [7.0, 3.0]}
-        problem = prepare.prepare(initial, [target, initial], **given)
-        return [targets.rigidity_factor(problem, number) for number in range(2)]
+        problem = prepare.prepare(initial, [target, initial], Resolutions(3.0, [7.0, 3.0]))
+        return [targets.rigidity_factor(problem, number, 0.045, 0.5) for number in range(2)]
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
@@ -416,7 +418,7 @@ def test_as_much_blur_is_undone_as_leaves_the_noise_its_small_share(blurring, no
             spectrum.sharpen(target, variance).density ** 2
         )
 
-    assert share(found) < 1.2 * spectrum.MAX_NOISE_POWER < share(found + 0.2 * VARIANCE)
+    assert share(found) < 1.2 * spectrum.SharpeningRules().max_noise < share(found + 0.2 * VARIANCE)
 
 
 def test_strong_noise_is_not_sharpened(blurring):
@@ -453,7 +455,7 @@ def test_no_edge_is_sharpened_into_a_wall(blurring):
 
 def test_the_fit_compares_with_the_sharpened_target_and_what_blur_is_left(blurring):
     initial, target, _ = blurring(0.05)
-    problem = prepare.prepare(initial, [target], initial_resolution=3.0, target_resolutions=[7.0])
+    problem = prepare.prepare(initial, [target], Resolutions(3.0, [7.0]))
     gain = problem.blurs[0] - problem.residual_blurs[0]
     assert problem.blurs[0] == pytest.approx(VARIANCE) and 0 < gain < VARIANCE
     sharp = spectrum.sharpen(target, gain).density

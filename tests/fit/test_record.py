@@ -4,8 +4,10 @@ import json
 import sys
 from dataclasses import dataclass, replace
 
+import optax
 import pytest
 
+from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
 from cryotrans_jax.fit.recipes import Schedule, default, paper
 from cryotrans_jax.fit.record import from_plain, to_plain
 from cryotrans_jax.fit.stage import Action, Config, Stage
@@ -63,6 +65,25 @@ class Rest(Action):
 def test_settings_of_a_users_own_classes_come_back():
     own = Config((Stage((Springs(((0, 1), (2, 5)), 0.5),), 5, 1e-3, 1e-3), Rest(), Rest("all")))
     assert read_again(own) == own
+
+
+@dataclass(frozen=True)
+class Descent(OptimiserSettings):
+    """Gradient descent with momentum, an optimiser of a user's own."""
+
+    momentum: float = 0.0
+
+    def make(self):
+        return optax.trace(self.momentum)
+
+
+def test_the_optimiser_is_part_of_the_settings(unchecked):
+    for optimiser in (Adam(), Adam(b2=0.99), Descent(0.9)):
+        own = Config((), optimiser=optimiser)
+        found = read_again(own)
+        assert found == own and hash(found) == hash(own) and found.optimiser == optimiser
+    with pytest.raises(TypeError, match=r"the optimiser is .*: give settings such as `fit.optimisers.Adam"):
+        Config((), optimiser=optax.adam(1e-3))
 
 
 def test_no_module_is_imported_because_a_file_names_it(tmp_path, monkeypatch):

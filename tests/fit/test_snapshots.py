@@ -1,10 +1,11 @@
 """A fit that goes on from any of its snapshots ends as if it had never stopped, bit for bit."""
 
 import resource
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from cryotrans_jax.core.flow import Field
@@ -12,12 +13,13 @@ from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit import supervise
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.morph import morph, resumed
+from cryotrans_jax.fit.optimisers import OptimiserSettings
 from cryotrans_jax.fit.options import Options, Resolutions, Running
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Config, Stage, Supervision
 from cryotrans_jax.fit.supervise import Callbacks, warn_of_setback
-from cryotrans_jax.fit.terms import W2, Matched, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Matched, Rigidity
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
@@ -78,9 +80,9 @@ def test_going_on_from_a_snapshot_on_disk_ends_with_the_same_bits(course, maps, 
     stage = {"first": 0, "before bodies": bodies - 1, "of bodies": bodies, "redrawn": redrawn, "last": 5}[which]
     snapshot = next(s for s in seen if s.state.stage == stage)
     assert bool(snapshot.partitions) == (stage >= bodies)
-    snapshot.save(tmp_path / "s", {"told": [1, "Å"]})
-    found, told = Snapshot.load(tmp_path / "s")
-    assert told == {"told": [1, "Å"]}
+    snapshot.save(tmp_path / "s", {"described": [1, "Å"]})
+    found, described = Snapshot.load(tmp_path / "s")
+    assert described == {"described": [1, "Å"]}
     assert same(found.state, jax.device_get(snapshot.state)) and same(found.history, snapshot.history)
     assert [p.labels.dtype for p in found.partitions] == [p.labels.dtype for p in snapshot.partitions]
     assert same_fit(morph(maps[0], targets, HOW, running=Running(resume_from=found)), fit)
@@ -95,6 +97,31 @@ def test_a_widened_window_is_not_forgotten(problem):
     whole = run(start, seen.append)
     assert seen[0].state.refined > 0
     again = run(resumed(start, seen[0]))
+    assert same(*(jax.device_get((fitting.state, fitting.history)) for fitting in (again, whole)))
+
+
+@dataclass(frozen=True)
+class ClippedLion(OptimiserSettings):
+    """Lion on clipped gradients, as a user may write it."""
+
+    norm: float = 1.0
+
+    def make(self):
+        return optax.chain(optax.clip_by_global_norm(self.norm), optax.scale_by_lion())
+
+
+def test_a_fit_by_an_own_optimiser_is_resumed_with_the_same_bits(problem, tmp_path):
+    stage = Stage((L2(),), 20, 1e-3, 1e-3, bin=2, sampling=2)
+    config, seen = Config((stage,), Field(Velocity(width=8, centre=0.5), 2), Supervision(chunk=8)), []
+    own = replace(config, optimiser=ClippedLion(0.5))
+    start = Fitting.begin(problem.select([0]), own)
+    whole = run(start, seen.append)
+    assert whole.history[0][-1, 0] < whole.history[0][0, 0]
+    seen[0].save(tmp_path / "s")
+    found, _ = Snapshot.load(tmp_path / "s")
+    assert found.state.optimiser.settings == ClippedLion(0.5)
+    assert same(found.state, jax.device_get(seen[0].state))
+    again = run(resumed(start, found))
     assert same(*(jax.device_get((fitting.state, fitting.history)) for fitting in (again, whole)))
 
 

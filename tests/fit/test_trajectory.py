@@ -14,9 +14,11 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.fit.trajectory import frame_times, move, pull_back, push_forward, soft_support, split_time
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import same_grid
+from cryotrans_jax.motion.partition import Partition
 
 FIELD = Field(Velocity(width=32, centre=0.5), 5)
 FRAME = Frame(np.array([-14.0, 20.0, 50.0]), 33.0)  # no corner of the map's
@@ -59,7 +61,7 @@ def threshold(initial):
 
 @pytest.fixture(scope="module")
 def bent(initial, bending, threshold):
-    return list(pull_back(FIELD, bending, FRAME, initial, threshold, TIMES))
+    return list(pull_back(Flow(FIELD, bending, FRAME), initial, threshold, TIMES))
 
 
 def test_frame_times_run_from_zero_to_one():
@@ -79,14 +81,14 @@ def test_times_of_whole_steps_have_no_part(steps):
 
 def test_move_ends_where_the_flow_does(bending, xyz):
     end = flow(partial(FIELD.network.apply, bending), jnp.asarray(FRAME.to_unit(xyz), jnp.float32), 5)
-    moved = move(FIELD, bending, FRAME, xyz, np.array([0.0, 1.0]))
+    moved = move(Flow(FIELD, bending, FRAME), xyz, np.array([0.0, 1.0]))
     np.testing.assert_array_equal(moved[0], xyz)
     np.testing.assert_allclose(moved[1], FRAME.to_angstrom(np.asarray(end)), atol=rounding(33.0, 50))  # Å: five steps
     assert np.ptp(moved[1] - xyz, axis=0).max() > 2  # no translation
 
 
 def test_move_is_straight_between_steps(bending, xyz):
-    moved = move(FIELD, bending, FRAME, xyz, np.array([0.2, 0.25, 0.35, 0.4, 0.6]))
+    moved = move(Flow(FIELD, bending, FRAME), xyz, np.array([0.2, 0.25, 0.35, 0.4, 0.6]))
     for t, at in ((0.25, moved[1]), (0.35, moved[2])):
         np.testing.assert_allclose(at, moved[0] + (t - 0.2) / 0.2 * (moved[3] - moved[0]), atol=1e-9)
     bend = moved[4] - moved[3] - (moved[3] - moved[0])
@@ -97,15 +99,15 @@ def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
     """More points than a padded block holds, and fewer."""
     many = np.tile(xyz, (trajectory.PAD_MULTIPLE // len(xyz) + 1, 1))
     times = np.array([1.0])
-    few = move(FIELD, bending, FRAME, xyz, times)[0]
+    few = move(Flow(FIELD, bending, FRAME), xyz, times)[0]
     np.testing.assert_allclose(
-        move(FIELD, bending, FRAME, many, times)[0, -len(xyz) :], few, atol=rounding(33.0, 50)
+        move(Flow(FIELD, bending, FRAME), many, times)[0, -len(xyz) :], few, atol=rounding(33.0, 50)
     )  # Å, as above
 
 
 @pytest.mark.parametrize("t", [0.2, 0.33, 0.99, 1.0])
 def test_the_inverse_undoes_the_motion_at_any_time(bending, xyz, t):
-    moved = move(FIELD, bending, FRAME, xyz, np.array([t]))[0]
+    moved = move(Flow(FIELD, bending, FRAME), xyz, np.array([t]))[0]
     whole, part = split_time(t, 5)
     y = jnp.asarray(FRAME.to_unit(moved), jnp.float32)
     y = trajectory.backward(FIELD, bending, y, part / 5, 1)[1]
@@ -143,7 +145,7 @@ def test_frames_lie_on_the_grid_of_the_initial_map(initial, bent):
 def test_a_frame_has_at_each_carried_place_the_density_that_was_there(initial, bending, bent, threshold, number):
     """f_t(Φ(x, t)) = f_0(x), also between two Euler steps."""
     strong = np.argwhere(initial.density > 0.3 * initial.density.max())
-    to = move(FIELD, bending, FRAME, initial.origin + strong * initial.voxel_size, TIMES[number : number + 1])[0]
+    to = move(Flow(FIELD, bending, FRAME), initial.origin + strong * initial.voxel_size, TIMES[number : number + 1])[0]
     at = (to - initial.origin) / initial.voxel_size
     found = ndimage.map_coordinates(bent[number].density, at.T, order=3)
     # Two splines, and 0.1 Å of the control lattice where the slope is a tenth of the peak an angstrom, err by 1 % each.
@@ -156,7 +158,7 @@ def test_a_frame_has_at_each_carried_place_the_density_that_was_there(initial, b
 
 def test_pull_back_of_a_translation_is_the_shifted_map(initial, models, translation):
     threshold = float(1e-4 * initial.density.max())
-    frames = list(pull_back(FIELD, translation, FRAME, initial, threshold, np.array([0.3, 1.0])))
+    frames = list(pull_back(Flow(FIELD, translation, FRAME), initial, threshold, np.array([0.3, 1.0])))
     for t, frame in zip((0.3, 1.0), frames, strict=True):
         shifted = ndimage.shift(initial.density, t * SHIFT / initial.voxel_size, order=3, mode="constant")
         np.testing.assert_allclose(frame.density, shifted, atol=1e-3 * initial.density.max())  # the mask's tail
@@ -175,7 +177,7 @@ def test_push_forward_keeps_mass_and_moves_its_centre(initial, translation, thre
         return np.array([np.moveaxis(a, k, 0).sum((1, 2)) @ place[k] / a.sum() for k in range(3)]) * initial.voxel_size
 
     for t, frame in zip(
-        (0.3, 1.0), push_forward(FIELD, translation, FRAME, initial, threshold, np.array([0.3, 1.0])), strict=True
+        (0.3, 1.0), push_forward(Flow(FIELD, translation, FRAME), initial, threshold, np.array([0.3, 1.0])), strict=True
     ):
         assert frame.density.sum(dtype=float) == pytest.approx(mass.sum(dtype=float), rel=1e-5)  # float32
         np.testing.assert_allclose(centre(frame.density), centre(mass) + t * SHIFT, atol=1e-3)  # Å; float32
@@ -183,16 +185,16 @@ def test_push_forward_keeps_mass_and_moves_its_centre(initial, translation, thre
 
 def test_push_forward_keeps_mass_under_a_bending_flow(initial, bending, threshold):
     mass = initial.density[initial.density >= threshold].sum(dtype=float)
-    for frame in push_forward(FIELD, bending, FRAME, initial, threshold, TIMES):
+    for frame in push_forward(Flow(FIELD, bending, FRAME), initial, threshold, TIMES):
         assert frame.density.sum(dtype=float) == pytest.approx(mass, rel=1e-5)  # float32
 
 
 def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
     """Wherever a voxel of the support is carried, the voxels about that place are in the frames."""
     support = soft_support(initial.density, threshold, initial.voxel_size) > 0
-    drawn = trajectory.visited_voxels(FIELD, bending, FRAME, initial, support)
+    drawn = trajectory.visited_voxels(Flow(FIELD, bending, FRAME), initial, support)
     xyz = initial.origin + np.argwhere(support) * initial.voxel_size
-    at = (move(FIELD, bending, FRAME, xyz, TIMES) - initial.origin) / initial.voxel_size
+    at = (move(Flow(FIELD, bending, FRAME), xyz, TIMES) - initial.origin) / initial.voxel_size
     for corner in ((0, 0, 0), (1, 1, 1), (0, 1, 0)):
         voxel = (np.floor(at).astype(int) + corner).reshape(-1, 3)
         voxel = voxel[((voxel >= 0) & (voxel < drawn.shape)).all(1)]
@@ -201,7 +203,7 @@ def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
 
 
 def test_fits_that_agree_have_no_spread(initial, bending, threshold):
-    carry = partial(move, FIELD, bending, FRAME)
+    carry = partial(move, Flow(FIELD, bending, FRAME))
     shown, apart = trajectory.spread([carry, carry], FRAME, initial, threshold)
     assert np.abs(apart).max() < 1e-5 and np.abs(shown.density).max() < 1e-5
 
@@ -211,7 +213,7 @@ def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_th
 ):
     """Two fits that carry everything by the shift, and not at all, are each half the shift from their mean."""
     still = jax.tree.map(jnp.zeros_like, translation)
-    carries = [partial(move, FIELD, params, FRAME) for params in (translation, still)]
+    carries = [partial(move, Flow(FIELD, params, FRAME)) for params in (translation, still)]
     shown, apart = trajectory.spread(carries, FRAME, initial, threshold)
     half = np.linalg.norm(SHIFT) / 2
     np.testing.assert_allclose(apart, half, rtol=1e-4)
@@ -223,17 +225,20 @@ def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_th
     assert not same_grid(shown, initial)
 
 
-@pytest.mark.parametrize("part", [None, np.array([0, 1] * 20)])
-def test_volumes_change_by_the_determinant(monkeypatch, part):
+@pytest.mark.parametrize("parts", [False, True])
+def test_volumes_change_by_the_determinant(monkeypatch, parts):
     """Of a linear motion, or of one for each part; neighbours of a point belong to its part, wherever they are."""
     rng = np.random.default_rng(3)
-    turns = rng.normal(size=(2, 3, 3))
-    xyz = rng.normal(size=(40, 3)) * 20
+    turns, size = rng.normal(size=(2, 3, 3)), 0.2  # Å: voxels, of either part by chance, smaller than a difference
+    xyz = size * rng.integers(0, 60, (40, 3))
+    partition = Partition(rng.integers(1, 3, (60, 60, 60)), np.full(3, size), np.zeros(3))
+    part = partition.part_at(xyz) if parts else None
 
-    def move(field, params, frame, xyz, times, part=None):
+    def move(flow, xyz, times, part=None):
         each = xyz @ turns[0].T + 5 if part is None else np.einsum("nij,nj->ni", turns[part], xyz)
         return each[None]
 
     monkeypatch.setattr(trajectory, "move", move)
     own = np.linalg.det(turns)[[0] * 40 if part is None else part]
-    np.testing.assert_allclose(trajectory.volume_change(FIELD, {}, Frame(np.zeros(3), 1.0), xyz, part), own, rtol=1e-9)
+    flow = Flow(FIELD, {}, Frame(np.zeros(3), 1.0), partition if parts else None)
+    np.testing.assert_allclose(trajectory.volume_change(flow, xyz), own, rtol=1e-9)

@@ -2,19 +2,25 @@
 
 import os
 import pickle
+from dataclasses import fields, replace
 
+import jax
 import numpy as np
 import pytest
+from conftest import identical
 
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.density.align import Agreement, Alignment
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import recipes
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.symmetric import Symmetric
 
 TIMES = np.array([0.5, 1.0])
@@ -38,14 +44,37 @@ def test_a_loaded_fit_makes_identical_frames_and_models(tmp_path, fit, maps, mod
         assert a[0]["A"][5]["CA"][0].pos.tolist() == b[0]["A"][5]["CA"][0].pos.tolist()
 
 
+def test_a_loaded_fit_is_the_saved_one_in_every_field(tmp_path, fit, maps):
+    rng, grid = np.random.default_rng(0), (maps[0].voxel_size, maps[0].origin)
+    parts = [Partition(rng.integers(1, n, maps[0].density.shape, kind), *grid) for n, kind in ((2, np.int16), (4, int))]
+    moved = Transform(np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([0.1, 1 / 3, -7.0]))
+    agreement = Agreement(0.5, 0.75, 1 / 3, 0.9, (8.0, 6.0), None, 0.1)
+    losses = rng.normal(size=(20, 2)).astype(np.float32)
+    losses[5, 1] = np.nan  # as of a target that went wrong
+    whole = replace(
+        fit,
+        params=jax.device_get(fit.params),
+        history=(losses, np.zeros((0, 2), np.float32), losses[:3]),
+        validation_history=(np.zeros((0, 2)), losses[:2].astype(float), losses[:1].astype(float)),
+        report={"targets": [{"threshold": 0.1, "kept": float("nan")}, {}], "start": ["transport"], "none": None},
+        partitions=tuple(parts),
+        alignments=(Alignment(), Alignment(moved, "rotated", 3.5, agreement, 0.99)),
+        failed=("", "the loss has grown"),
+    )
+    for number, saved in enumerate((whole, replace(fit, params=whole.params), whole.select([1]))):
+        saved.save(tmp_path / str(number))
+        loaded = Fit.load(tmp_path / str(number), maps[0])
+        assert [f.name for f in fields(Fit) if not identical(getattr(loaded, f.name), getattr(saved, f.name))] == []
+
+
 def test_arrays_and_description_survive(tmp_path):
+    """Empty ones as well."""
     arrays = {"a": {"b": np.arange(6.0).reshape(2, 3)}, "c": np.array([1, 2], np.int32)}
+    arrays |= {"d": {}, "e": {"f": np.zeros((0, 3), np.float32), "g": {"h": {}}}}
     described = {"text": "Å", "none": None, "number": 0.1, "list": [1, {"x": True}]}
     checkpoints.save(tmp_path / "c", arrays, described)
     found, said = checkpoints.restore(tmp_path / "c")
-    np.testing.assert_array_equal(found["a"]["b"], arrays["a"]["b"])
-    np.testing.assert_array_equal(found["c"], arrays["c"])
-    assert said == described
+    assert identical(found, arrays) and said == described
 
 
 def test_no_checkpoint_is_unpickled(tmp_path, monkeypatch):

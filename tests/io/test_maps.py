@@ -9,6 +9,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import mrcfile
 import numpy as np
 import pytest
@@ -354,3 +355,39 @@ def test_a_further_format_is_read_by_the_module_that_is_named_for_its_suffix(tmp
         read_map(tmp_path / "b.npy", 2.0)
     with pytest.raises(InputError, match="is not a map's name"):
         write_map(tmp_path / "c.npy", found)
+
+
+# ------------------------------------------------------------------------------------------------ arrays
+
+
+@pytest.mark.parametrize(
+    "of", [np.asarray, jnp.asarray, lambda a: a.astype(np.int16), lambda a: jnp.asarray(a, "bfloat16")]
+)
+def test_an_array_is_a_map_by_its_voxel_size(of):
+    """Axis k is coordinate k, and the file has the same values at the same places."""
+    values = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    for size in (1.5, [1.5] * 3, np.full(3, 1.5)):
+        map_ = maps.Map(of(values), size)
+        assert isinstance(map_.density, np.ndarray) and map_.density.dtype.kind == "f"
+        np.testing.assert_array_equal(map_.density, values)
+        np.testing.assert_array_equal([map_.voxel_size, map_.origin], [[1.5] * 3, [0.0] * 3])
+    place = np.array([[1.5, 3.0, 4.5]])
+    assert map_.interpolate(place) == values[1, 2, 3]
+    assert maps.Map(values, 1.5, (1.5, 0, 0)).interpolate(place) == values[0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: maps.Map(np.zeros((2, 3)), 1.0), "shape \\(2, 3\\) is no map: give three axes"),
+        (lambda: maps.Map(np.zeros((1, 2, 3, 4)), 1.0), "is no map: give three axes"),
+        (lambda: maps.Map(np.zeros((2, 3, 4), complex), 1.0), "array of complex128 .* is no map"),
+        (lambda: maps.Map(np.zeros((2, 3, 4)), 0.0), "voxel size 0.0 for the map is not one positive number"),
+        (lambda: maps.Map(np.zeros((2, 3, 4)), [1.0, 2.0]), "is not one positive number in Å, or three"),
+        (lambda: maps.Map(np.zeros((2, 3, 4)), 1.0, [0.0, np.nan, 0.0]), "the origin .* is not three numbers"),
+    ],
+)
+def test_an_array_that_is_no_map_is_refused_in_one_sentence(unchecked, make, sentence):
+    with pytest.raises(InputError, match=sentence) as refused:
+        make()
+    assert "\n" not in str(refused.value)

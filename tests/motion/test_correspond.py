@@ -15,6 +15,7 @@ from cryotrans_jax.core import grid
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import levels, prepare
+from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import correspond
 from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch
@@ -424,7 +425,7 @@ def exchanged():
     before = np.concatenate([d + s for d, s in zip(domains, sides, strict=True)])
     after = np.concatenate([d @ t.T + s for d, t, s in zip(domains, TURNS, sides[::-1], strict=True)])
     maps = [Map(blobs(at, heights, 2.0), VOXEL, ORIGIN) for at in (before, after)]
-    problem = prepare.prepare(maps[0], maps[1:], initial_resolution=8.0, target_resolutions=[8.0])
+    problem = prepare.prepare(maps[0], maps[1:], Resolutions(8.0, [8.0]))
 
     def belongs(x, turns=TURNS):
         own = cdist(x, before)

@@ -13,6 +13,7 @@ from cryotrans_jax.motion import partition
 from cryotrans_jax.motion.partition import (
     SEAM,
     Partition,
+    SmallestPart,
     from_labels,
     from_masks,
     from_model,
@@ -159,10 +160,10 @@ def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_border
 
 
 def test_a_body_of_a_large_molecule_is_a_domain_or_more():
-    assert partition.smallest_mass(1e5) == partition.MIN_MASS
-    assert partition.smallest_mass(3e6) * 3e6 == pytest.approx(partition.MIN_VOLUME)
+    assert SmallestPart().fraction(1e5) == SmallestPart.mass
+    assert SmallestPart().fraction(3e6) * 3e6 == pytest.approx(SmallestPart.volume)
     assert (
-        partition.smallest_mass(3e5, 3) == partition.MIN_MASS / 3
+        SmallestPart().fraction(3e5, 3) == SmallestPart.mass / 3
     )  # of three units, each with bodies as large as alone
 
 
@@ -181,7 +182,7 @@ def test_chips_of_a_part_are_no_pieces_of_it():
 def test_nothing_is_not_divided_into_parts(initial):
     with pytest.raises(InputError, match="no voxel of the map belongs to any part"):
         partition.complete_labels(np.zeros(SHAPE, int), initial)
-    assert partition.smallest_mass(0.0) == partition.MIN_MASS
+    assert SmallestPart().fraction(0.0) == SmallestPart.mass
     assert not remove_fragments(np.zeros(SHAPE, int), GRID[0]).any()
 
 

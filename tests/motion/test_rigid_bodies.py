@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from cryotrans_jax.core.grid import points_of_blocks
+from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies

@@ -22,6 +22,7 @@ from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import initial_state
+from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -54,16 +55,14 @@ def followed(shifted, maps, models):
     def fitted(end, *waypoints):
         waypoints, end = {t: np.array(by) for t, *by in waypoints}, np.array(end)
         ends = [shifted(by) for by in (*waypoints.values(), end)]
-        problem = prepare.prepare(
-            maps[0], ends, initial_resolution=8.0, target_resolutions=[8.0] * len(ends), waypoints=[*waypoints]
-        )
+        problem = prepare.prepare(maps[0], ends, Resolutions(8.0, [8.0] * len(ends)), waypoints=[*waypoints])
         field = Timed(FIELD, problem.waypoints) if waypoints else FIELD
         fitted = run(Fitting.begin(problem, Config((MATCHED,), FIELD), field))
-        return field, jax.tree.map(lambda p: p[0], fitted.state.params), problem.frame
+        return Flow(field, jax.tree.map(lambda p: p[0], fitted.state.params), problem.frame)
 
     def followed(end, waypoints, times):
         xyz = atoms.positions(models[0])
-        return trajectory.move(*fitted((*end,), *((t, *by) for t, by in waypoints.items())), xyz, times) - xyz
+        return trajectory.move(fitted((*end,), *((t, *by) for t, by in waypoints.items())), xyz, times) - xyz
 
     return followed
 
@@ -94,7 +93,7 @@ def test_a_way_out_and_back_takes_a_field_that_depends_on_time(followed):
 @pytest.fixture(scope="module")
 def problem(shifted, maps):
     ends = [shifted(by) for by in (ACROSS, ALONG)]
-    return prepare.prepare(maps[0], ends, initial_resolution=8.0, target_resolutions=[9.0, 10.0], waypoints=[0.25])
+    return prepare.prepare(maps[0], ends, Resolutions(8.0, [9.0, 10.0]), waypoints=[0.25])
 
 
 def test_terms_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(problem):
@@ -165,10 +164,10 @@ def test_a_saved_fit_gives_the_same_frames(bent, maps, tmp_path):
 @pytest.mark.parametrize("t", [0.2, 0.37, 0.99, 1.0])
 def test_the_inverse_undoes_the_motion_at_any_time(bent, models, t):
     xyz = atoms.positions(models[0])
-    moved = trajectory.move(bent.field, bent.target_params(0), bent.frame, xyz, [t])[0]
+    moved = bent.carry(xyz, [t])[0]
     y = trajectory.pad_points(bent.frame.to_unit(moved))
     # also after other times, and before: paths are not shared among them
-    origins = [*trajectory.preimages(bent.field, bent.target_params(0), y, [0.5 * t, t, 1.0])]
+    origins = [*trajectory.preimages(bent.flow(), y, [0.5 * t, t, 1.0])]
     back = [bent.frame.to_angstrom(np.asarray(x)[: len(xyz)]) for x in origins]
     np.testing.assert_allclose(back[1], xyz, atol=1e-3)  # Å: float32, and the inverse's tolerance
     assert np.abs(back[0] - xyz).max() > 0.1
@@ -179,9 +178,7 @@ def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps
     smooth = simulation.simulate_map(models[0], maps[0].density.shape, maps[0].voxel_size, maps[0].origin, 12.0)
     strong = np.argwhere(smooth.density > 0.3 * smooth.density.max())
     times = [0.37, 0.6, 1.0]
-    xyz = trajectory.move(
-        bent.field, bent.target_params(0), bent.frame, smooth.origin + strong * smooth.voxel_size, times
-    )
+    xyz = bent.carry(smooth.origin + strong * smooth.voxel_size, times)
     density = smooth.density[tuple(strong.T)]
     for to, frame in zip(xyz, replace(bent, initial=smooth).frames(times), strict=True):
         found = ndimage.map_coordinates(frame.density, ((to - smooth.origin) / smooth.voxel_size).T, order=3)

@@ -16,6 +16,7 @@ from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import prepare, schedule
+from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.terms import Matched
@@ -31,7 +32,7 @@ def measured() -> dict:
     start, end = hinge_pair()
     grid = simulation.common_grid([start, end], VOXEL, RESOLUTION, padding=6.0)
     initial, target = (simulation.simulate_map(model, *grid, RESOLUTION) for model in (start, end))
-    problem = prepare.prepare(initial, [target], initial_resolution=RESOLUTION, target_resolutions=[RESOLUTION])
+    problem = prepare.prepare(initial, [target], Resolutions(RESOLUTION, [RESOLUTION]))
     fitting = schedule.run(schedule.Fitting.begin(problem, CONFIG))
     threshold = problem.report["initial"]["threshold"]
     params = jax.tree.map(np.asarray, fitting.state.params)

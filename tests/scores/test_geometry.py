@@ -156,8 +156,8 @@ def test_the_gradient_is_that_of_the_energy(top, kind):
         "distances": geometry.distance_energy(
             pairs, geometry.distances(top.xyz, pairs), rng.uniform(1, 9, 80), 60, count
         ),
-        "volumes": geometry.volume_energy(top.centres, geometry.volumes(top.xyz, top.centres)[0]),
-        "places": geometry.place_energy(top.xyz),
+        "volumes": geometry.volume_energy(top.centres, geometry.volumes(top.xyz, top.centres)[0], 0.2),
+        "places": geometry.place_energy(top.xyz, 1.5),
     }[kind]
     flat = geometry.sum_energies([energy, energy])
     x, along = (top.xyz + rng.normal(0, 0.3, top.xyz.shape)).ravel(), rng.normal(size=top.xyz.size)
@@ -170,18 +170,19 @@ def test_energies_are_half_the_squares_of_what_is_off_over_its_sigma(top):
     """A model that is moved by 1 Å, bonds that are longer by half, and centres that have been scaled by a tenth."""
     count = len(top.xyz)
     moved = top.xyz + [0.6, 0, -0.8]
-    assert geometry.place_energy(top.xyz)(moved)[0] == pytest.approx(0.5 * count)
+    assert geometry.place_energy(top.xyz, 2.0)(moved)[0] == pytest.approx(0.5 * count / 4)
     lengths = geometry.distances(top.xyz, top.bonds)
     bonds = geometry.distance_energy(top.bonds, lengths, np.full(len(lengths), 4.0), len(lengths), count)
     assert bonds(1.5 * top.xyz)[0] == pytest.approx(0.5 * 4 * ((0.5 * lengths) ** 2).sum())
     volumes = geometry.volumes(top.xyz, top.centres)[0]
     off = (1.1**3 - 1) * volumes / 0.2  # Å³
-    assert geometry.volume_energy(top.centres, volumes)(1.1 * top.xyz)[0] == pytest.approx(0.5 * (off**2).sum())
+    assert geometry.volume_energy(top.centres, volumes, 0.2)(1.1 * top.xyz)[0] == pytest.approx(0.5 * (off**2).sum())
 
 
 def test_what_bends_more_easily_is_held_less():
     """Bonds, angles, distances within a residue, places: each may be off by more than the one before."""
-    sigmas = geometry.BOND_SIGMA, geometry.ANGLE_SIGMA, geometry.RESIDUE_SIGMA, geometry.PLACE_SIGMA
+    by = geometry.Restraints()
+    sigmas = by.bond_sigma, by.angle_sigma, by.residue_sigma, by.place_sigma
     assert 0 < sigmas[0] and (np.divide(sigmas[1:], sigmas[:-1]) >= 1.5).all()
 
 

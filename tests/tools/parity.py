@@ -145,12 +145,18 @@ def results(folders: list[Path]) -> dict:
         maps = {path.name: ct.read_map(path).density for path in sorted(folder.glob("frame_*.mrc"))}
         found[folder.name] = {
             "losses": [float(row[3]) for row in rows],
-            "parameters": checksum(*leaves(arrays)),
+            "parameters": checksum(*arrays_of_flow(arrays)),
             "maps": {name: checksum(density) for name, density in maps.items()},
             "blocks": {name: blocks(density) for name, density in maps.items()},
             "atoms": atoms_of(folder / "generated.cif"),
         }
     return found
+
+
+def arrays_of_flow(arrays: dict) -> list[np.ndarray]:
+    """Arrays that decide the flow: the labels of the parts of all targets, and the parameters of the fields."""
+    labels = leaves(arrays["labels"])
+    return ([np.stack(labels)] if labels else []) + leaves(arrays["params"])
 
 
 def leaves(tree) -> list[np.ndarray]:
