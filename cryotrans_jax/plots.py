@@ -123,7 +123,7 @@ def named_drawing(curves: dict[str, Curve]) -> Drawing:
 def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
     """Plot Fourier shell correlations against frequency; each is (curve, colour, width), under its name in the key."""
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
-    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]")
+    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]", ylabel="Fourier shell correlation")
     axes.set_yticks((0, 0.143, 0.5, 1), ("0", "0.143", "0.5", "1"))
     for name, ((frequency, correlation), colour, width) in curves.items():
         axes.plot(frequency[1:], correlation[1:], color=colour, linewidth=width, label=name)
@@ -204,9 +204,9 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
     sums = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     middle = [int(np.average(np.arange(len(s)), weights=s)) for s in sums]
     sides = np.array(first.shape) * voxel_size
-    scale = 170 / sides.max()
+    sides = np.rint(170 * sides / sides.max())  # in units of the figure
     rows = [(axis, *(k for k in range(3) if k != axis)) for axis in (2, 1, 0)]
-    tops = np.cumsum([28, *(sides[up] * scale + 10 for _, _, up in rows)])
+    tops = np.cumsum([28, *(sides[up] + 10 for _, _, up in rows)])
     width, height = 60 + 180 * len(volumes), float(tops[-1]) + 4
     drawing = Drawing(width, height)
     drawing.set_layout_engine("none")
@@ -216,9 +216,9 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
         drawing.text((145 + 180 * column) / width, 1 - 18 / height, name, ha="center")
         for (axis, across, up), top in zip(rows, tops, strict=False):
             if column == 0:
-                drawing.text(6 / width, 1 - (top + sides[up] * scale / 2) / height, f"across {'xyz'[axis]}")
-            left, shape = 60 + 180 * column + (170 - sides[across] * scale) / 2, sides[[across, up]] * scale
-            axes = drawing.add_axes((left / width, 1 - (top + shape[1]) / height, shape[0] / width, shape[1] / height))
+                drawing.text(6 / width, 1 - (top + sides[up] / 2) / height, f"across {'xyz'[axis]}")
+            left, wide, high = 60 + 180 * column + (170 - sides[across]) / 2, sides[across], sides[up]
+            axes = drawing.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
             axes.imshow(  # the second axis points up the page
                 volume.take(middle[axis], axis).T, **looks, vmax=black, origin="lower", aspect="auto",
                 interpolation="bilinear",
