@@ -6,9 +6,12 @@ The same command resumes a transfer that broke off. A map emd_22001.map.gz comes
 resolution and its contour level for experiments.run.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError
 
 from . import flags as shared
 from . import paths
@@ -34,8 +37,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Fetch the entries."""
-    from cryotrans_jax.io.files import InputError
-
     from . import archives, settings
 
     if not FLAGS.entries:
@@ -50,11 +51,7 @@ def main() -> None:
         archives.fetch(name, settings.archives(FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
+from cryotrans_jax.io.files import InputError, InputWarning
+
 from . import log, signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
@@ -20,8 +22,8 @@ class SomeFailed(Exception):
     """The command could do its work for a part of its input only."""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and run a command.
+def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
+    """Define and parse the flags of a command, and run it.
 
     The status of the process is 0 if `main()` returns, 2 on input that cannot be used, 3 where only a part could be
     done, and 128 and the signal's number where one of `signals.SIGNALS` ended it.
@@ -33,7 +35,9 @@ def run(main: Callable[[], None]) -> None:
 
     Args:
         main: the command's work, called without arguments.
+        define_flags: defines the command's flags.
     """
+    define_flags()
     if "--version" in sys.argv:
         log.version()
         sys.exit(0)
@@ -44,7 +48,6 @@ def run(main: Callable[[], None]) -> None:
     enable_compilation_cache()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
-    from cryotrans_jax.io.files import InputError
 
     try:
         with signals.stopping(log.error), warnings.catch_warnings():
@@ -70,8 +73,6 @@ def run(main: Callable[[], None]) -> None:
 
 def show_warnings() -> None:
     """From now on, print each InputWarning once, as one line on stderr."""
-    from cryotrans_jax.io.files import InputWarning
-
     shown: set[str] = set()
 
     def show(message, category, *where, **more) -> None:

@@ -55,7 +55,6 @@ def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemm
 
 def load_pair(folder: Path, resolution: float, back: bool = False) -> Case:
     """Load the case of a pair's folder, or in reverse (`back`): both models' maps on a common grid."""
-
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
     grid = simulation.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
@@ -65,7 +64,6 @@ def load_pair(folder: Path, resolution: float, back: bool = False) -> Case:
 
 def known_path(folder: Path, initial: gemmi.Structure) -> list[gemmi.Structure]:
     """Models of the path between a pair's states, in the initial state's frame; empty if the pair names none."""
-
     named = read_description(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")

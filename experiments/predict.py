@@ -3,9 +3,12 @@
 python -m experiments.predict --run_dir=DIR --frames=51
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, checksum
 
 from . import flags as shared
 from . import log, paths
@@ -60,8 +63,6 @@ def entry_of_run(run_dir: Path, out_dir: Path) -> str:
 
 def load_fit(run_dir: Path):
     """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
-    from cryotrans_jax.io.files import InputError, checksum
-
     from . import finished
     from .masks import masks_used, read_as_used
 
@@ -93,8 +94,6 @@ def carried_model(fit):
 
 def check_free(out_dir: Path, initial: Path) -> None:
     """Raise InputError where frames would replace others without --overwrite, or replace an input."""
-    from cryotrans_jax.io.files import InputError
-
     from . import run_folder
 
     earlier = run_folder.result_files(out_dir, run_folder.FRAMES)
@@ -105,11 +104,7 @@ def check_free(out_dir: Path, initial: Path) -> None:
             raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -10,6 +10,7 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,11 +211,7 @@ def default_folder(given: "InputSettings") -> Path:
     return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

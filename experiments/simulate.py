@@ -3,6 +3,8 @@
 python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mrc --output=6RAI_5A.mrc
 """
 
+from functools import partial
+
 from absl import flags
 
 from . import flags as shared
@@ -58,11 +60,7 @@ def main() -> None:
     log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
-def command() -> None:
-    """Run the installed command."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cryotrans_jax.io.files import InputError
+
 
 def markdown(heads: Sequence[str], lines: Iterable[Iterable[object]]) -> str:
     """Table with these heads and lines of cells."""
@@ -50,8 +52,6 @@ def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
     Raises:
         InputError: the page lacks one of the lines.
     """
-    from cryotrans_jax.io.files import InputError
-
     text = page.read_text()
     before, begun, rest = text.partition(begin)
     inside, ended, after = rest.partition(end)

@@ -17,9 +17,12 @@ the number of its steps times the time of a step with ott's stock Grid, measured
 import importlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, read_json, write_file
 
 from .. import paths, ranges
 from ..main import run
@@ -72,7 +75,6 @@ def define_flags() -> None:
 def main() -> None:
     """Run the sections; print and write the table, updated after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
-    from cryotrans_jax.io.files import InputError, write_file
 
     from .. import run_folder
 
@@ -115,8 +117,6 @@ def read_rows(path: str) -> dict[str, float]:
     Raises:
         InputError: the file is not a benchmark.json.
     """
-    from cryotrans_jax.io.files import InputError, read_json
-
     try:
         rows = read_json(path)["rows"]
         return {label: float(value) for label, value in rows.items()}
@@ -143,11 +143,7 @@ def machine() -> dict:
     }
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

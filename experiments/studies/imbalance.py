@@ -9,10 +9,13 @@ The common conformation's map is morphed into the rare one, with its half-maps, 
 the truth. A pair is a folder with two models and a pair.json, as for experiments.studies.validate.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, write_file
 
 from .. import flags as shared
 from .. import paths, ranges, tables
@@ -68,8 +71,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the study; print the table, and write it with the figure and the maps."""
-    from cryotrans_jax.io.files import InputError
-
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
@@ -173,7 +174,6 @@ def fit_rare(common: Class, rare: Class):
 def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) -> None:
     """Write table, figure and maps into the folder, and print the table."""
     from cryotrans_jax import plots
-    from cryotrans_jax.io.files import write_file
     from cryotrans_jax.io.maps import write_map
     from cryotrans_jax.scores import metrics
 
@@ -226,11 +226,7 @@ def table(rows: list[dict]) -> str:
     return tables.styled(rows, COLUMNS)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

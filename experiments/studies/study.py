@@ -9,9 +9,12 @@ them in one program. The output folder has the FSC of each generated map against
 (study.svg, study.png) and in fsc.csv, one table (study.md, study.csv, study.json), and the maps.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, write_file
 
 from .. import flags as shared
 from .. import paths, ranges, systems, tables
@@ -81,8 +84,6 @@ def resolutions() -> list[float]:
     Raises:
         InputError: there are none, or one is given twice.
     """
-    from cryotrans_jax.io.files import InputError
-
     found = FLAGS.resolutions
     if not found or len(set(found)) < len(found):
         raise InputError(f"{FLAGS['resolutions'].serialize()} is not different resolutions such as 3,5,7,10")
@@ -120,8 +121,6 @@ def find_model(name: str | None) -> Path:
     Raises:
         InputError: there is no such model, or no name is given.
     """
-    from cryotrans_jax.io.files import InputError
-
     from .. import archives, find, settings
 
     if not name:
@@ -192,7 +191,6 @@ def measure(fit, case, number: int, folder: Path):
 def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     """Write figure, curves and table into the folder, and print the table."""
     from cryotrans_jax import plots
-    from cryotrans_jax.io.files import write_file
 
     from .. import exchange, run_folder
 
@@ -224,11 +222,7 @@ def table(rows: list[dict]) -> str:
     return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -8,9 +8,12 @@ The run must have carried a model (--model). Pseudo-time is matched to time in o
 CA atoms in common. For comparison, the same is done for the straight line between the known trajectory's own ends.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError
 
 from .. import flags as shared
 from .. import paths, ranges
@@ -39,7 +42,6 @@ def main() -> None:
 
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
 
     from .. import finished, run_folder
 
@@ -114,7 +116,6 @@ def carried_model(folder: Path):
         InputError: the run carried none, and --model is not given.
     """
     from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
 
     from .. import finished
 
@@ -133,7 +134,6 @@ def load_path(model) -> list:
         InputError: --dynamics names no trajectory.
     """
     from cryotrans_jax.io import atoms
-    from cryotrans_jax.io.files import InputError
 
     from ..pairs import file_of_pair, known_path, read_description
 
@@ -161,8 +161,6 @@ def with_mdanalysis(files: list[str]) -> list:
         InputError: MDAnalysis is not installed, or the topology has no CA atoms.
     """
     import gemmi
-
-    from cryotrans_jax.io.files import InputError
 
     try:
         import MDAnalysis
@@ -220,11 +218,7 @@ def orient(path, start):
     return (path[::-1], True) if far[1] < far[0] else (path, False)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -15,10 +15,13 @@ import os
 import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, write_file
 
 from .. import paths, ranges, tables
 from ..main import run, show_warnings
@@ -133,8 +136,6 @@ def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
     Raises:
         InputError: the text does not have this form, or the resolution is out of range.
     """
-    from cryotrans_jax.io.files import InputError
-
     if not (match := RECIPE.fullmatch(text)):
         raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
     try:
@@ -220,8 +221,6 @@ def path_scores(fit, case, folder: Path) -> dict:
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Write validate.json and validate.md into the folder."""
-    from cryotrans_jax.io.files import write_file
-
     from ..run_folder import write_json
 
     write_json(out_dir / "validate.json", rows)
@@ -230,8 +229,6 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
 
 def insert_table(path: Path, text: str) -> None:
     """Replace the text between the marks in the file by the command and this text."""
-    from cryotrans_jax.io.files import write_file
-
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [FLAGS[name].serialize() for name in names]
@@ -260,11 +257,7 @@ def summary(rows: list[dict]) -> str:
     return "\n" + tables.markdown(heads, lines)
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()

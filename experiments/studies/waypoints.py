@@ -8,10 +8,13 @@ models of the path, which no fit has seen, are scored. Two straight lines are gi
 models of both states, and through the true model of the waypoint. No user of this program has these models.
 """
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from absl import flags
+
+from cryotrans_jax.io.files import InputError, write_file
 
 from .. import paths, ranges, tables
 from ..main import run
@@ -50,8 +53,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
-    from cryotrans_jax.io.files import write_file
-
     from .. import pairs, record, run_folder
 
     out_dir = Path(FLAGS.out_dir)
@@ -107,8 +108,6 @@ def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
     Raises:
         InputError: the path has fewer than two models.
     """
-    from cryotrans_jax.io.files import InputError
-
     from .. import pairs
 
     path = pairs.known_path(folder, initial)
@@ -125,7 +124,6 @@ def simulate_inside(model, case, resolution: float):
     Raises:
         InputError: the model is not inside the map.
     """
-
     from cryotrans_jax.density import simulation
 
     from ..inputs import check_inside
@@ -166,11 +164,7 @@ def table(rows: list[dict]) -> str:
     return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
-def command() -> None:
-    """Run the command with the flags of the command line."""
-    define_flags()
-    run(main)
-
+command = partial(run, main, define_flags)
 
 if __name__ == "__main__":
     command()
