@@ -24,7 +24,7 @@ from absl import flags
 
 from cryotrans_jax.io.files import InputError, read_json, write_file
 
-from .. import paths, ranges
+from .. import paths, ranges, tables
 from ..main import run
 
 FLAGS = flags.FLAGS
@@ -37,6 +37,7 @@ SECTIONS = {  # with the last word of the name of each one's file
     "recipes": "recipes",
     "device": "device",
 }
+COLUMNS = {"what": "{}", "value": "{:.4g}", "earlier": "{:.4g}", "ratio": "{:.2f}"}
 PADS = ranges.Range(0, 1024, "it is added to the sides of a box in voxels")
 POINTS = ranges.Range(1, 100_000_000, "it is a number of points that fit into memory")
 TARGETS = ranges.Range(1, 10_000, "it is a number of targets fitted at once")
@@ -84,19 +85,17 @@ def main() -> None:
     if (out_dir / "benchmark.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
-    rows: dict[str, float] = {}
+    rows, compared = {}, []
     with run_folder.growing(out_dir, "benchmark") as growing:
         for section in FLAGS.sections:
             for label, value in rows_of(section):
                 rows[label] = value
-                print(line(label, value, earlier), flush=True)
+                compared.append({"what": label, "value": value})
+                if earlier.get(label):
+                    compared[-1] |= {"earlier": earlier[label], "ratio": value / earlier[label]}
+                print(tables.styled_row(compared[-1], COLUMNS), flush=True)
             run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
-            table = [
-                "| what | value | earlier | ratio |",
-                "|---|---|---|---|",
-                *(line(k, v, earlier) for k, v in rows.items()),
-            ]
-            write_file(growing / "benchmark.md", "\n".join(table) + "\n")
+            write_file(growing / "benchmark.md", tables.styled(compared, COLUMNS))
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:
@@ -122,13 +121,6 @@ def read_rows(path: str) -> dict[str, float]:
         return {label: float(value) for label, value in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
-
-
-def line(label: str, value: float, earlier: dict[str, float]) -> str:
-    """Format a row of the table in Markdown; the ratio is new / earlier."""
-    before = earlier.get(label)
-    compared = f"{before:.4g} | {value / before:.2f}" if before else " | "
-    return f"| {label} | {value:.4g} | {compared} |"
 
 
 def machine() -> dict:

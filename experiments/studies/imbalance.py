@@ -22,7 +22,7 @@ from .. import paths, ranges, tables
 from ..main import run
 
 FLAGS = flags.FLAGS
-COLUMNS = {
+COLUMNS = {  # of the table; "resolution" is by the half-maps of a map's own particles
     "map": "{}",
     "particles": "{:.0f}",
     "resolution": "{:.1f}",
@@ -193,10 +193,11 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     lines = {f"{name} map": curves[name] for name in maps}
     lines |= {f"half-maps, {name}": each.curve for name, each in classes.items()}
     exchange.write_drawing(out_dir, "fsc", plots.named_drawing(lines))
-    write_file(out_dir / "imbalance.md", table(rows))
+    table = tables.styled(rows, COLUMNS)
+    write_file(out_dir / "imbalance.md", table)
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
-    print(table(rows) + f"Table, figure (fsc.png) and maps are in {out_dir}")
+    print(f"{table}Table, figure (fsc.png) and maps are in {out_dir}")
 
 
 def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
@@ -219,11 +220,6 @@ def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
             "correlation": similarity.correlation(masked.density, inside.density),
         }
     return scores, curves
-
-
-def table(rows: list[dict]) -> str:
-    """Format the rows in Markdown: resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD, all in Å."""
-    return tables.styled(rows, COLUMNS)
 
 
 command = partial(run, main, define_flags)

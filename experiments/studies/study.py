@@ -22,15 +22,19 @@ from ..main import run
 from ..usage import group
 
 FLAGS = flags.FLAGS
-COLUMNS = {  # key: style, head
-    "resolution": ("{:g}", "target [Å]"),
-    "fsc_before": ("{:.2f}", "initial map: FSC = 0.5 [Å]"),
-    "fsc_after": ("{:.2f}", "generated map: FSC = 0.5 [Å]"),
-    "fsc_0.143_after": ("{:.2f}", "FSC = 0.143 [Å]"),
-    "rmsd_before": ("{:.2f}", "CA RMSD before [Å]"),
-    "rmsd_after": ("{:.2f}", "after [Å]"),
-    "published": ("{}", "published FSC = 0.5 [Å]"),
+COLUMNS = {
+    "resolution": "{:g}",
+    "fsc_before": "{:.2f}",
+    "fsc_after": "{:.2f}",
+    "fsc_0.143_after": "{:.2f}",
+    "rmsd_before": "{:.2f}",
+    "rmsd_after": "{:.2f}",
+    "published": "{}",
 }
+HEADS = (
+    "target [Å]", "initial map: FSC = 0.5 [Å]", "generated map: FSC = 0.5 [Å]", "FSC = 0.143 [Å]", "CA RMSD before [Å]",
+    "after [Å]", "published FSC = 0.5 [Å]",
+)  # fmt: skip
 
 
 @group("Study")
@@ -200,7 +204,8 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
         crossing = "0.5 at" if (curve[1][1:] < 0.5).any() else "above 0.5 to"  # end of the scale
         ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
-    text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n{table(rows)}"
+    text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n"
+    text += tables.styled(rows, COLUMNS, HEADS)
     pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
     text += (
         f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "
@@ -214,12 +219,6 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     exchange.write_fsc(out_dir, curves)
     print(text)
     print(f"Results are in {out_dir}")
-
-
-def table(rows: list[dict]) -> str:
-    """Format the table in Markdown."""
-    styles, heads = zip(*COLUMNS.values(), strict=True)
-    return tables.styled(rows, dict(zip(COLUMNS, styles, strict=True)), heads)
 
 
 command = partial(run, main, define_flags)

@@ -16,10 +16,11 @@ from absl import flags
 from cryotrans_jax.io.files import InputError
 
 from .. import flags as shared
-from .. import paths, ranges
+from .. import paths, ranges, tables
 from ..main import run
 
 FLAGS = flags.FLAGS
+COLUMNS = {"": "{}", "mean": "{:.2f}", "max": "{:.2f}", "end": "{:.2f}"}  # RMSD, Å
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
@@ -62,9 +63,9 @@ def main() -> None:
     with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
         found = write(ways, about, folder)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
-    print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
-    for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
-        print(f"{label:28s} " + " ".join(f"{found[f'{name}_{key}']:6.2f}" for key in ("mean", "max", "end")))
+    labels = {"run": "the run", "straight": "straight line of its ends"}
+    rows = [{"": label} | {key: found[f"{name}_{key}"] for key in COLUMNS if key} for name, label in labels.items()]
+    print(tables.styled(rows, COLUMNS), end="")
 
 
 def match(frames, path, times) -> tuple:

@@ -65,9 +65,9 @@ def main() -> None:
             about = {"pair": name, "resolution": resolution, "seed": seed}
             rows += [about | row for row in study_pair(folder, resolution, seed, straight=number == 0)]
             run_folder.write_json(growing / "waypoints.json", {"settings": record.settings_of(FLAGS), "rows": rows})
-            write_file(growing / "waypoints.md", table(rows))
-    print(table(rows))
-    print(f"The table is in {out_dir}")
+            table = f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
+            write_file(growing / "waypoints.md", table)
+    print(f"{table}\nThe table is in {out_dir}")
 
 
 def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True) -> list[dict]:
@@ -157,11 +157,6 @@ def scores(frames, path, known: int, end) -> dict:
         "path_largest": float(least.max()),
         "models": len(others),
     }
-
-
-def table(rows: list[dict]) -> str:
-    """Format the table in Markdown, with a legend of its columns."""
-    return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
 
 
 command = partial(run, main, define_flags)

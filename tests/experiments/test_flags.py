@@ -176,7 +176,11 @@ def test_settings_are_named_as_the_flags_of_a_run(job):
     kinds = [kind for kind in kinds if kind.__module__ == settings.__name__]
     assert len(kinds) > 3
     for kind in kinds:
-        assert {each.name for each in dataclasses.fields(kind)} - {"resolutions_given", "archives", "preparation"} <= shown
+        assert {each.name for each in dataclasses.fields(kind)} - {
+            "resolutions_given",
+            "archives",
+            "preparation",
+        } <= shown
 
 
 def test_settings_without_values_keep_their_defaults():
