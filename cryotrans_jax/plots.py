@@ -27,6 +27,7 @@ CURVES = {  # colour and width: pale and thin before the fit
 SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
 RAMP = ("#12466b", "#2f8f9d", "#8fae3c", "#e0a030", "#c2571a", "#861a68")  # from the first target to the last
 DISTINCT = ("#8fb3cf", "#c2571a", "#1f5f8b", "#c8cfd6", "#e3b48d", "#861a68")  # of named curves
+GREYS = LinearSegmentedColormap.from_list("density", ["white", "black"])
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", ["#2166ac", "white", "#b2182b"])
 INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
 STYLE = matplotlib.rc_context(
@@ -212,7 +213,7 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
     drawing.set_layout_engine("none")
     for column, (name, volume) in enumerate(volumes.items()):
         black = max(float(np.percentile(volumes["target"] if name == "difference" else volume, 99.9)), 1e-9)
-        looks = {"cmap": DIFFERENCE, "vmin": -black} if name == "difference" else {"cmap": "binary", "vmin": 0.0}
+        colours, white = (DIFFERENCE, -black) if name == "difference" else (GREYS, 0.0)
         drawing.text((145 + 180 * column) / width, 1 - 18 / height, name, ha="center")
         for (axis, across, up), top in zip(rows, tops, strict=False):
             if column == 0:
@@ -220,7 +221,7 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
             left, wide, high = 60 + 180 * column + (170 - sides[across]) / 2, sides[across], sides[up]
             axes = drawing.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
             axes.imshow(  # the second axis points up the page
-                volume.take(middle[axis], axis).T, **looks, vmax=black, origin="lower", aspect="auto",
+                volume.take(middle[axis], axis).T, cmap=colours, vmin=white, vmax=black, origin="lower", aspect="auto",
                 interpolation="bilinear",
             )  # fmt: skip
             axes.set_axis_off()

@@ -27,7 +27,7 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, replaced_folders, target_folders
-from .frames import write_all_frames
+from .frames import write_all_frames, write_models
 from .pages import story
 from .record import alignment_record
 from .run_folder import (
@@ -40,7 +40,6 @@ from .run_folder import (
 )
 from .score import compare, score
 from .settings import FitSettings, OutputSettings
-from .write_models import write_models
 
 
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
@@ -193,35 +192,22 @@ def write(
     """
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
     with replacing_run(replaced_folders(case, out_dir, share)):
-        write_targets(fit, case, settings, description, out_dir, share, others)
+        stories = []
+        for place, number in enumerate(share):
+            one, folder = fit.select([place]), target_folders(case, out_dir)[number]
+            same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
+            if not any(one.failed):
+                stories.append(write_target(one, case, settings, description, folder, number, same))
+        for entry in stories:  # once all results are there
+            with updating_checksums(entry.folder):
+                found = story.write_story(entry, whole=settings.report)
+            for warning in found:
+                log.target_warning(entry.scores["target"], warning)
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
     log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
-
-
-def write_targets(
-    fit: Fit,
-    case: Case,
-    settings: OutputSettings,
-    description: dict,
-    out_dir: Path,
-    share: Sequence[int],
-    others: Sequence[Fit],
-) -> None:
-    """Write the folders of the targets that did not fail, and print their scores."""
-    stories = []
-    for place, number in enumerate(share):
-        one, folder = fit.select([place]), target_folders(case, out_dir)[number]
-        same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
-        if not any(one.failed):
-            stories.append(write_target(one, case, settings, description, folder, number, same))
-    for entry in stories:  # once all results are there
-        with updating_checksums(entry.folder):
-            found = story.write_story(entry, whole=settings.report)
-        for warning in found:
-            log.target_warning(entry.scores["target"], warning)
 
 
 def write_target(

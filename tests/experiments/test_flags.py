@@ -19,7 +19,7 @@ from experiments.studies import validate
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
-NUMERIC = (flags.IntegerParser, flags.FloatParser, ranges.Numbers)
+NUMERIC = (flags.IntegerParser, flags.FloatParser, ranges.Number, ranges.Numbers)
 UNBOUNDED = {("validate", "signal_to_noise")}  # inf stands for a map without noise
 
 
