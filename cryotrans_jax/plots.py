@@ -27,7 +27,6 @@ CURVES = {  # colour and width: pale and thin before the fit
 SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
 RAMP = ("#12466b", "#2f8f9d", "#8fae3c", "#e0a030", "#c2571a", "#861a68")  # from the first target to the last
 DISTINCT = ("#8fb3cf", "#c2571a", "#1f5f8b", "#c8cfd6", "#e3b48d", "#861a68")  # of named curves
-GREYS = LinearSegmentedColormap.from_list("density", ["white", "black"])
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", ["#2166ac", "white", "#b2182b"])
 INK, GREY, RULE = "#2b3440", "#7b8793", "#d9dee3"
 STYLE = matplotlib.rc_context(
@@ -124,7 +123,7 @@ def named_drawing(curves: dict[str, Curve]) -> Drawing:
 def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
     """Plot Fourier shell correlations against frequency; each is (curve, colour, width), under its name in the key."""
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
-    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]", ylabel="Fourier shell correlation")
+    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]")
     axes.set_yticks((0, 0.143, 0.5, 1), ("0", "0.143", "0.5", "1"))
     for name, ((frequency, correlation), colour, width) in curves.items():
         axes.plot(frequency[1:], correlation[1:], color=colour, linewidth=width, label=name)
@@ -204,25 +203,25 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
     first = np.maximum(next(iter(volumes.values())), 0)
     sums = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
     middle = [int(np.average(np.arange(len(s)), weights=s)) for s in sums]
-    sides = np.array(first.shape) * voxel_size
-    sides = np.rint(170 * sides / sides.max())  # in units of the figure
+    sides = np.round(np.array(first.shape) * voxel_size, 3)  # a map's file keeps no more digits
+    scale = 170 / sides.max()
     rows = [(axis, *(k for k in range(3) if k != axis)) for axis in (2, 1, 0)]
-    tops = np.cumsum([28, *(sides[up] + 10 for _, _, up in rows)])
+    tops = np.cumsum([28, *(sides[up] * scale + 10 for _, _, up in rows)])
     width, height = 60 + 180 * len(volumes), float(tops[-1]) + 4
     drawing = Drawing(width, height)
     drawing.set_layout_engine("none")
     for column, (name, volume) in enumerate(volumes.items()):
         black = max(float(np.percentile(volumes["target"] if name == "difference" else volume, 99.9)), 1e-9)
-        colours, white = (DIFFERENCE, -black) if name == "difference" else (GREYS, 0.0)
+        colours, white = (DIFFERENCE, -black) if name == "difference" else ("binary", 0.0)
         drawing.text((145 + 180 * column) / width, 1 - 18 / height, name, ha="center")
         for (axis, across, up), top in zip(rows, tops, strict=False):
             if column == 0:
-                drawing.text(6 / width, 1 - (top + sides[up] / 2) / height, f"across {'xyz'[axis]}")
-            left, wide, high = 60 + 180 * column + (170 - sides[across]) / 2, sides[across], sides[up]
-            axes = drawing.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+                drawing.text(6 / width, 1 - (top + sides[up] * scale / 2) / height, f"across {'xyz'[axis]}")
+            left, shape = 60 + 180 * column + (170 - sides[across] * scale) / 2, sides[[across, up]] * scale
+            axes = drawing.add_axes((left / width, 1 - (top + shape[1]) / height, shape[0] / width, shape[1] / height))
             axes.imshow(  # the second axis points up the page
-                volume.take(middle[axis], axis).T, cmap=colours, vmin=white, vmax=black, origin="lower", aspect="auto",
-                interpolation="bilinear",
+                volume.take(middle[axis], axis).T, colours, aspect="auto", interpolation="bilinear", vmin=white,
+                vmax=black, origin="lower",
             )  # fmt: skip
             axes.set_axis_off()
     return drawing

@@ -33,11 +33,7 @@ def command() -> None:
 
 
 def overview(program: str) -> str:
-    """Describe the commands, each by the first line of its file.
-
-    Args:
-        program: the name under which the program was started.
-    """
+    """Describe the commands, each by the first line of its file."""
     lines = [(__doc__ or "").strip().replace("\ncryotrans ", f"\n{program} "), "", "Commands:"]
     for name in COMMANDS:
         text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryotrans_jax.io.files import InputError, checksum, read_json, whole_file
+from cryotrans_jax.io.files import InputError, checksum, read_json, write_file
 
 from . import log
 from .download import MMCIF, MRC, TooLarge, download
@@ -53,9 +53,6 @@ def fetch(name: str, archives: Archives, folder: Path, parts: tuple[str, ...] = 
 
     Returns:
         The paths of all files of the entry.
-
-    Raises:
-        InputError: the name is not an entry's, or a file cannot be fetched.
     """
     check_name(name)
     if found := EMDB.fullmatch(name):
@@ -97,7 +94,8 @@ def fetch_map(number: str, archives: Archives, folder: Path, parts: tuple[str, .
                 records[file] = download(url, path, f"{file} of EMD-{number}", archives.limit, "--emdb_files", MRC)
                 log.file_fetched(path, records[file]["bytes"])
             paths.append(path)
-            write_metadata(record_path, entry | {"files": records})
+            content = json.dumps(entry | {"files": records}, indent=2, ensure_ascii=False)
+            write_file(record_path, content + "\n")
     return paths
 
 
@@ -117,15 +115,8 @@ def fetch_description(number: str, archives: Archives, folder: Path) -> dict:
 def metadata(number: str, content: dict) -> dict:
     """Select from an entry's description what this program uses: `resolution` (Å), `contour`, names of files.
 
-    Args:
-        number: of the entry.
-        content: its description.
-
     Returns:
         The metadata; numbers that the EMDB does not give are None.
-
-    Raises:
-        InputError: a file's name is not a plain name of a map of this entry, or occurs twice.
     """
     image = content, "structure_determination_list", "structure_determination", "image_processing"
     contours = [c for c in at(content, "map", "contour_list", "contour") if isinstance(c, dict)]
@@ -195,12 +186,8 @@ def is_fetched(path: Path, record: dict | None, replace: bool) -> bool:
     """Whether a file need not be fetched.
 
     Args:
-        path: the file.
         record: of the file when it was fetched; None for a file from elsewhere, which is left unchecked.
         replace: whether a file may be replaced that is from elsewhere, or has changed.
-
-    Raises:
-        InputError: the file has changed since it was fetched, and may not be replaced.
     """
     if not path.is_file():
         return False
@@ -247,12 +234,6 @@ def contour(path: Path) -> float | None:
     """Contour level with which a map of the EMDB was deposited; None if it is not known."""
     entry = read_metadata(path)
     return entry.get("contour") if path.name in at(entry, "map") else None
-
-
-def write_metadata(path: Path, entry: dict) -> None:
-    """Write the metadata of an entry."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
 
 
 def wanted(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -48,11 +48,8 @@ def barycentre(
     used as masses, negative ones as zero; both totals are scaled to the initial map's.
 
     Args:
-        initial: the initial map.
         target: the target map, on the same grid.
         times: from 0 to 1.
-        epsilon: entropic regularisation, squared voxels.
-        sweeps: Sinkhorn iterations of each frame.
         window: voxels along each axis over which mass can move.
     """
     masses = [np.maximum(m.density, 0) for m in (initial, target)]
@@ -102,17 +99,10 @@ def squared_flow(
     """Fit by squared difference alone: the default recipe without its correspondences, and with one field.
 
     Args:
-        initial: the initial map.
         target: the target map, on the same grid.
-        seed: seed of the fit.
         steps: factor for the steps of all stages, as in `morph`.
-        initial_threshold: as in `morph`.
-        target_threshold: as in `morph`.
         resolutions: of the initial map and the target, Å; None where unknown.
         progress: called with (config, stage, step, losses) every few steps.
-
-    Raises:
-        InputError: a map has nothing above its threshold.
     """
     thresholds = Thresholds(initial_threshold, target_threshold)
     problem = prepare.prepare(initial, [target], Resolutions(*resolutions), thresholds)
@@ -139,14 +129,8 @@ def interpolate_models(
     heavy atoms that both models have, by chain, residue number and name.
 
     Args:
-        initial: model of the initial state.
-        target: model of the target state.
-        like: map whose grid is used.
         resolution: Å.
         times: from 0 to 1.
-
-    Raises:
-        InputError: the models have no atom in common.
     """
     start, end, weights = common_heavy(initial, target)
     for t in times:
@@ -161,12 +145,6 @@ def common_heavy(
     """Positions of the heavy atoms that two models have in common, and their atomic numbers.
 
     Chain names may differ where each model has one chain.
-
-    Returns:
-        Positions in the first and in the second model [Å], and atomic numbers.
-
-    Raises:
-        InputError: there is none.
     """
     one, other = (heavy_by_name(model) for model in (a, b))
     if all(len({chain for chain, _, _ in table}) == 1 for table in (one, other)):

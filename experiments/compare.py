@@ -16,17 +16,14 @@ map. A map without noise is blurred, but no information is lost.
 import contextlib
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError
-
 from . import flags as shared
 from . import log, paths, ranges
-from .main import run
+from .main import command_of
 
 if TYPE_CHECKING:
     import gemmi
@@ -81,6 +78,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Score the methods; print the table and write it with its figures."""
+    from cryotrans_jax.io.files import InputError
+
     from . import contest, methods, record, run_folder
 
     if unknown := [name for name in FLAGS.methods if name not in METHODS]:
@@ -145,6 +144,7 @@ def load_pair() -> "tuple[Case, list[gemmi.Structure]]":
 def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     """Load the case that the flags name; there are no models of the path."""
     from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from . import find, load, prechecks, settings
 
@@ -162,7 +162,7 @@ def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     return case, []
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -131,11 +131,8 @@ class Judge:
         """Score the frames of a method.
 
         Args:
-            name: name of the method.
             frames: its frames; the last is its prediction of the target state. With fewer than three, scores of the
                 frame half way are left out.
-            times: times of the frames.
-            seconds: time that the method took.
             path: distance (Å) of the known path from its models.
         """
         scores, curves = self.score_end(frames[-1])
@@ -252,11 +249,7 @@ def figures(entries: Sequence[Entry], comparison: Comparison) -> dict[str, plots
 
 
 def on_grid(frame: Map, like: Map, name: str) -> Map:
-    """Resample another program's frame on the maps' grid.
-
-    Raises:
-        InputError: the boxes do not overlap.
-    """
+    """Resample another program's frame on the maps' grid."""
     moved = resampled(frame, like)
     if moved is not frame and not moved.density.any():
         raise InputError(f"{name} lies outside of the initial map's box: write it on that map's grid, or in its frame")
@@ -270,11 +263,7 @@ def _standard(density: np.ndarray) -> np.ndarray:
 
 
 def find_frames(texts: Iterable[str]) -> dict[str, list[Path]]:
-    """Find the files of each NAME:FILES, those of a pattern sorted by name; texts with the same name are combined.
-
-    Raises:
-        InputError: a text has no name, or no file is found.
-    """
+    """Find the files of each NAME:FILES, those of a pattern sorted by name; texts with the same name are combined."""
     found: dict[str, list[Path]] = {}
     for text in texts:
         name, _, patterns = text.partition(":")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 import urllib.error
 import zlib
@@ -31,7 +30,6 @@ PATIENCE = 24 * 3600.0  # s for one file; the next command resumes the transfer
 TRIES = 5  # attempts in a row that bring next to nothing
 PAUSE = 1.0  # s before the second such attempt, doubled before each further one
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
-EVERY = 10.0  # s between lines of progress in a log
 DIGESTS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 
 
@@ -64,8 +62,6 @@ def download(
     that the server announces, its digest if it sends one, the checksums in a .gz file, and how the file begins.
 
     Args:
-        url: the address.
-        path: the file to write.
         what: name of the file in messages.
         limit: size limit in bytes.
         mirror: flag that names another server, for messages.
@@ -73,9 +69,6 @@ def download(
 
     Returns:
         The record of the file: `url`, `bytes`, `sha256`.
-
-    Raises:
-        InputError: there is no such file or server, or the file is too large, damaged, or of another format.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -97,11 +90,7 @@ def transfer(url: str, part: Path, what: str, limit: float, mirror: str) -> dict
     """Download to `part` until it is complete, in several attempts; return the digests that the server sent.
 
     Args:
-        url: the address.
         part: the file to write, which may hold the beginning already.
-        what: as in `download`.
-        limit: as in `download`.
-        mirror: as in `download`.
     """
     vain, begin = 0, time.monotonic()
     other = f", or name another server with {mirror}" if mirror else ""
@@ -165,13 +154,14 @@ def receive(reply, url: str, part: Path, what: str, limit: float) -> dict[str, b
     if total and total > limit:
         raise TooLarge(f"{what} has {total / 1e9:.2g} GB, more than {limit / 1e9:.2g}: raise --max_gb to take it")
     pace = Pace()
-    with part.open("ab") as file, Meter(what, start, total) as meter:
+    shown = dict(unit="B", unit_scale=True, desc=what, leave=False, dynamic_ncols=True, disable=None)  # in a terminal
+    with part.open("ab") as file, tqdm(total=total, initial=start, **shown) as bar:
         while chunk := reply.read1(CHUNK if total is None else min(CHUNK, total - file.tell())):
             file.write(chunk)
             if file.tell() > limit:
                 raise TooLarge(f"{what} has more than {limit / 1e9:.2g} GB: raise --max_gb to take it")
             pace(len(chunk))
-            meter(len(chunk))
+            bar.update(len(chunk))
     if total is not None and size(part) < total:
         raise HTTPException(f"{size(part)} of {total} bytes came")
     return digests(reply.headers, start == 0)
@@ -206,11 +196,6 @@ def digest(name: str, text: str) -> bytes | None:
 
 def checked(part: Path, announced: dict[str, bytes], format: Format | None) -> str:
     """Check a file, and return its SHA-256 in hexadecimal.
-
-    Args:
-        part: the file.
-        announced: digests by algorithm.
-        format: required format; None for any.
 
     Raises:
         Damaged: a digest differs, a .gz file is damaged, or the file is of another format.
@@ -291,31 +276,3 @@ class Pace:
             if self.count < LEAST_RATE * spent:
                 raise TimeoutError(f"less than {LEAST_RATE / 1e3:.0f} kB a second")
             self.since, self.count = now, 0
-
-
-class Meter:
-    """Progress of a transfer: a bar in a terminal, else a line every few seconds."""
-
-    def __init__(self, what: str, start: int, total: int | None):
-        """Start with `start` bytes of `total`; None if that is unknown."""
-        self.what, self.done, self.total, self.printed = what, start, total, time.perf_counter()
-        show = dict(unit="B", unit_scale=True, desc=what, leave=False, dynamic_ncols=True)
-        self.bar = tqdm(total=total, initial=start, **show) if sys.stderr.isatty() else None
-
-    def __enter__(self):
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_):
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, count: int) -> None:
-        """Add bytes that came."""
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif time.perf_counter() - self.printed > EVERY:
-            self.printed = time.perf_counter()
-            log.transfer(self.what, self.done, self.total)

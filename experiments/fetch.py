@@ -6,16 +6,13 @@ The same command resumes a transfer that broke off. A map emd_22001.map.gz comes
 resolution and its contour level for experiments.run.
 """
 
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError
-
 from . import flags as shared
 from . import paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -37,6 +34,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Fetch the entries."""
+    from cryotrans_jax.io.files import InputError
+
     from . import archives, settings
 
     if not FLAGS.entries:
@@ -51,7 +50,7 @@ def main() -> None:
         archives.fetch(name, settings.archives(FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -68,11 +68,7 @@ def find(name: str, data_dir: str) -> Path | None:
 
 
 def other_half_map(path: str | Path) -> Path:
-    """The other of two half-maps: run_half2_class001_unfil.mrc for run_half1_class001_unfil.mrc, and so on.
-
-    Raises:
-        InputError: the name does not follow RELION, cryoSPARC or the EMDB, or there is no such file.
-    """
+    """The other of two half-maps: run_half2_class001_unfil.mrc for run_half1_class001_unfil.mrc, and so on."""
     path = Path(path)
     found = [*HALF.finditer(path.name)]
     if not found:
@@ -85,11 +81,7 @@ def other_half_map(path: str | Path) -> Path:
 
 
 def find_entry(name: str, data_dir: str) -> Path:
-    """The model in the data folder from which the map `name` can be simulated.
-
-    Raises:
-        InputError: there is none; the message says how to get it.
-    """
+    """The model in the data folder from which the map `name` can be simulated."""
     match = ENTRY.fullmatch(Path(name).name)
     if not match:
         raise InputError(

@@ -153,7 +153,12 @@ def define_fit() -> None:
         "steps", 1.0, "FACTOR: multiplies the number of steps of every stage; 0.1 is a quick look.", ranges.STEPS
     )
     ranges.whole_number("seed", 0, "Seed of the network's first weights.", ranges.SEED)
-    ranges.whole_number("bin", 1, "Bin the maps by this factor, 1, 2, 4 or 8 (recipe paper only).", ranges.BIN)
+    ranges.whole_number(
+        "bin",
+        1,
+        "Bin the maps by this factor, 1, 2, 4 or 8, in all stages without a bin of their own (recipe paper only).",
+        ranges.BIN,
+    )
     flags.register_validator("bin", lambda factor: factor in (1, 2, 4, 8), "must be 1, 2, 4 or 8")
 
 
@@ -189,8 +194,9 @@ def define_schedule() -> None:
     flags.DEFINE_list(
         "schedule",
         None,
-        "LOSS:STEPS:RATE,...: the stages of the recipe paper, each with its Adam steps and learning rate, such as "
-        "w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given.",
+        "LOSS:STEPS:RATE[:BIN],...: the stages of the recipe paper, each with its Adam steps and learning rate, such "
+        "as w2:2000:1e-3,l2:15000:1e-4; those published for TmrAB if not given. With bins they go from coarse to fine: "
+        "w2:1000:1e-3:4,w2:1000:1e-3:2,w2:500:1e-3:1.",
     )
     ranges.whole_number("width", None, "UNITS: in a hidden layer (recipe paper only); else 100.", ranges.WIDTH)
 
@@ -250,9 +256,10 @@ def define_output(frames: int = 11) -> None:
     ranges.whole_number("frames", frames, "Number of frames, from 0 to 1 in time.", ranges.FRAMES)
     flags.DEFINE_enum(
         "render",
-        "pull_back",
+        None,
         ["pull_back", "splat"],
-        "How frames are made: pull_back keeps detail and the height of peaks, splat keeps the mass.",
+        "How frames are made: pull_back keeps detail and the height of peaks, splat keeps the mass. If not given: "
+        "splat with the recipe paper, as published, and pull_back with the default one.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 

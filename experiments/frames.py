@@ -1,7 +1,8 @@
-"""Frames of a fit as maps and models: in the frame of the initial map or of the target, and as the assembly."""
+"""Frames of a fit as maps: in the initial map's frame, in that of the target's file, and as the biological assembly."""
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +11,12 @@ import numpy as np
 
 from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.symmetry import Symmetry
-from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import whole_file
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from cryotrans_jax.scores import geometry, metrics
 
-from . import log
 from .case import Case, frame_number
-from .run_folder import FRAMES, result_files, write_rows
+from .run_folder import FRAMES, result_files
 from .settings import OutputSettings
 
 
@@ -61,39 +58,34 @@ def write_all_frames(
 ) -> tuple[Map, list[Place]]:
     """Write the frames of a target's fit to its folder and, where there are such, to target_frame and assembly.
 
-    Args:
-        fit: of the target.
-        case: the inputs.
-        number: of the target in the case.
-        settings: of the output.
-        folder: of the target.
-
     Returns:
         The last frame, and the places for the frames of a model.
     """
     places = [Place(folder)]
     if case.boxes and settings.frame == "target":
         places.append(target_frame(case, number, folder))
-    last = write_frames(fit, settings.frames, settings.render, places)
+    last = write_frames(fit, settings.frames, places)
     if case.repeated is not None:
         places.append(assembly(case.repeated, folder))
         write_assembly_maps(case.repeated, folder)
     return last, places
 
 
-def write_frames(fit: Fit, frames: int, render: str, places: Sequence[Place]) -> Map:
+def with_render(fit: Fit, render: str | None) -> Fit:
+    """The fit whose frames are made and recorded in this way; None: as its recipe has it."""
+    return replace(fit, config=replace(fit.config, render=render)) if render else fit
+
+
+def write_frames(fit: Fit, frames: int, places: Sequence[Place]) -> Map:
     """Write all frames and the generated map of a fit of one target.
 
     Args:
-        fit: of the target.
-        frames: their number.
-        render: how they are made, as for `Fit.frames`.
         places: where to write them.
 
     Returns:
         The last frame, in the initial map's frame.
     """
-    for number, frame in enumerate(fit.frames(frames, render=render)):
+    for number, frame in enumerate(fit.frames(frames)):
         for folder, moved, _ in places:
             if moved is not None:
                 write_map(folder / f"frame_{frame_number(number, frames)}.mrc", moved(frame))
@@ -113,67 +105,3 @@ def write_assembly_maps(symmetry: Symmetry, folder: Path) -> None:
     room = symmetry.enclosing_grid(map(read_map, maps))
     for path in maps:
         write_map(folder / "assembly" / path.name, symmetry.copy_map(read_map(path), room))
-
-
-def write_models(
-    fit: Fit,
-    model: gemmi.Structure,
-    settings: OutputSettings,
-    places: Sequence[Place],
-    reference: gemmi.Structure | Map | None = None,
-) -> dict:
-    """Write the carried models, their trajectory and geometry.csv.
-
-    Args:
-        fit: of one target.
-        model: of the initial state.
-        settings: of the output. With `idealise` bonds, angles and side chains of the written models are restored,
-            and geometry.csv has columns carried_... for the models before that.
-        places: where to write the models; geometry.csv is written to the first one.
-        reference: the target state, if it is known.
-
-    Returns:
-        Scores of the geometry before and after; of idealised models also the CA RMSD to the reference.
-    """
-    times = trajectory.frame_times(settings.frames)
-    frames, topology = fit.move(model, times), geometry.topology(model)
-    rows = [model_geometry(topology, carried) for carried in frames]
-    if settings.idealise:
-        ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
-        frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
-        before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
-        rows = [model_geometry(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
-    for place in places:
-        write_model_files([place.model(carried) for carried in frames], place.folder)
-    write_rows(
-        places[0].folder / "geometry.csv",
-        [{"frame": n, "time": t} | row for n, (t, row) in enumerate(zip(times, rows, strict=True))],
-    )
-    start = model_geometry(topology, model)
-    scores = {f"{key}_{when}": row[key] for key in start for when, row in (("before", start), ("after", rows[-1]))}
-    scores["clashes_worst"] = max(row["clashes"] for row in rows)
-    if settings.idealise and isinstance(reference, gemmi.Structure):
-        scores["rmsd_idealised"] = metrics.ca_displacement(frames[-1], reference)["rmsd"]
-    return scores
-
-
-def write_model_files(frames: Sequence[gemmi.Structure], folder: Path) -> None:
-    """Write the models of all frames to a file each, the last one as generated.cif, and all as one trajectory.
-
-    The trajectory is a PDB file or, where that format cannot hold the models, an mmCIF file.
-    """
-    for number, carried in enumerate(frames):
-        atoms.write_model(folder / f"model_{frame_number(number, len(frames))}.cif", carried)
-    atoms.write_model(folder / "generated.cif", frames[-1])
-    if all(not chain.name.strip() for chain in frames[-1][0]):  # mmCIF has no blank chains: keep them in a PDB as well
-        atoms.write_model(folder / "generated.pdb", frames[-1])
-    obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)
-    if obstacle:
-        log.trajectory_in_mmcif(obstacle)
-    atoms.write_trajectory(folder / ("trajectory.cif" if obstacle else "trajectory.pdb"), frames)
-
-
-def model_geometry(topology: geometry.Topology, model: gemmi.Structure) -> dict:
-    """`geometry.measure` of a model, without the values that it lacks (no CA atoms, for example)."""
-    found = geometry.measure(topology, atoms.positions(model))
-    return {key: value for key, value in found.items() if np.isfinite(value)}

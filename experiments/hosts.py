@@ -28,9 +28,6 @@ def join(settings: HostSettings) -> None:
 
     Call it before JAX is used; further calls do nothing. Lines printed from then on begin with [process/processes].
 
-    Args:
-        settings: the place of this process.
-
     Raises:
         InputError: flags contradict each other, or the processes do not find each other.
     """
@@ -109,12 +106,6 @@ def share(targets: int) -> range:
 
 def after_first(work: Callable[[], Result]) -> Result:
     """Call `work` in process 0, and in the others after that, such as to check a folder before others write to it.
-
-    Args:
-        work: called without arguments.
-
-    Returns:
-        What `work` returns.
 
     Raises:
         InputError: in the other processes, if process 0 failed.

@@ -51,7 +51,6 @@ def load_maps(
     Args:
         names: of the maps; the initial map comes first.
         data_dir: where names that are not files are looked up.
-        out_dir: the run's folder.
         voxel_sizes: of each map, where its header has none or a wrong one (Å).
         all_models: take all models of a file that do not overlap, instead of the first.
 

@@ -142,7 +142,6 @@ def has_ended(owner: dict[str, Any] | None, silent: float) -> bool:
     """Whether an owner has ended; None is an owner that has not written its name yet.
 
     Args:
-        owner: as from `parse_owner`.
         silent: seconds since it renewed its lock.
     """
     here = this_process()

@@ -348,12 +348,6 @@ def part_missing(entry: str, part: str) -> None:
     info(f"{entry}: no {part} in the archive")
 
 
-def transfer(file: str, done: int, total: int | None) -> None:
-    """Print the progress of a transfer, in bytes, to stderr."""
-    of = f" of {total / 1e6:.0f}" if total else ""
-    print(f"{file}: {done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
-
-
 def digest_invalid(algorithm: str) -> None:
     """Warn that a server announces something that is no digest."""
     warning(f"the server's {algorithm} is not a digest: only the length and the format of the file are checked")

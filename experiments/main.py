@@ -10,8 +10,6 @@ from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, InputWarning
-
 from . import log, signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
@@ -22,8 +20,8 @@ class SomeFailed(Exception):
     """The command could do its work for a part of its input only."""
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
-    """Define and parse the flags of a command, and run it.
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and run a command.
 
     The status of the process is 0 if `main()` returns, 2 on input that cannot be used, 3 where only a part could be
     done, and 128 and the signal's number where one of `signals.SIGNALS` ended it.
@@ -32,22 +30,18 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: Non
     InputError, OSError and MemoryError become one line on stderr, with the notes that were added to them; other errors
     are faults of the program and keep their traceback. Nothing heavy is imported before the flags are parsed, so that
     --help is quick: let `main` import what it needs.
-
-    Args:
-        main: the command's work, called without arguments.
-        define_flags: defines the command's flags.
     """
-    define_flags()
     if "--version" in sys.argv:
         log.version()
         sys.exit(0)
-    if usage.help_requested(sys.argv):
+    if not usage.ASKING.isdisjoint(sys.argv):
         log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
     parse_flags()
     enable_compilation_cache()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
+    from cryotrans_jax.io.files import InputError
 
     try:
         with signals.stopping(log.error), warnings.catch_warnings():
@@ -71,8 +65,20 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: Non
         _exit(f"stopped by {signal.Signals(number).name}", error, 128 + number)
 
 
+def command_of(main: Callable[[], None], define_flags: Callable[[], None]) -> Callable[[], None]:
+    """The command with these flags, as it is started by its name."""
+
+    def command() -> None:
+        define_flags()
+        run(main)
+
+    return command
+
+
 def show_warnings() -> None:
     """From now on, print each InputWarning once, as one line on stderr."""
+    from cryotrans_jax.io.files import InputWarning
+
     shown: set[str] = set()
 
     def show(message, category, *where, **more) -> None:

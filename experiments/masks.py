@@ -45,8 +45,6 @@ def without_micelles(
     """Remove micelles and nanodiscs from maps that show one.
 
     Args:
-        names: of the maps.
-        maps: the maps.
         resolutions: in Å; None if unknown.
         has_mask: whether the user gave a mask for a map, which is then taken as it is.
         model: of the initial state, if there is one.
@@ -80,15 +78,11 @@ def masks_used(config: dict, name: str, given: str | None) -> tuple[Path | None,
     """Files of the masks that a run applied to a map.
 
     Args:
-        config: the run's config.json.
         name: of the map among the run's inputs.
         given: name of the mask that the flags gave, if they did.
 
     Returns:
         The mask that the flags gave, and the one that removed a micelle; None for a mask that was not applied.
-
-    Raises:
-        InputError: a mask is gone or changed.
     """
 
     def file(known: str | None) -> Path | None:
@@ -108,10 +102,7 @@ def read_as_used(config: dict, path: Path, kind: str, masks: tuple[Path | None, 
     """Read a map of a run as the run did.
 
     Args:
-        config: the run's config.json.
-        path: the map's file.
         kind: "initial" or "target".
-        masks: as from `masks_used`.
     """
     given, protein = masks
     settings = config["settings"]
@@ -124,13 +115,9 @@ def masked(map_: Map, path: Path | None, radius: float | None, voxel_size: list[
     """Apply a mask, and a spherical mask, to a map.
 
     Args:
-        map_: the map.
         path: file of the mask; None for no mask.
         radius: of a sphere about the map's centre of mass (Å); None for no sphere.
         voxel_size: of the mask (Å), instead of that in its header.
-
-    Raises:
-        InputError: nothing is left, or the radius is less than a voxel.
     """
     if radius is not None and radius < (size := float(map_.voxel_size.min())):
         raise InputError(f"--mask_radius={radius:g} is less than a voxel of {size:.3g} Å: give it in Å (1 nm is 10 Å)")

@@ -39,7 +39,6 @@ def make_comparison(
         case: the maps, and models of both states if they are known.
         path: models of the path between the states.
         levels: thresholds of the initial and the target map; None to choose them by rule.
-        frames: number of frames.
     """
     seen = contour.describe(case.initial, case.initial_resolution, given=levels[0], model=case.model)
     maps, masses = [], []

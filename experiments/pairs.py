@@ -23,11 +23,7 @@ MAX_BYTES = 1 << 30  # largest size of the frames of a known path
 
 
 def pair_folder(data_dir: str, name: str) -> Path:
-    """Folder of a pair.
-
-    Raises:
-        InputError: the folder has no pair.json.
-    """
+    """Folder of a pair."""
     folder = Path(data_dir) / name
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder that holds the pairs with --data_dir")
@@ -35,15 +31,7 @@ def pair_folder(data_dir: str, name: str) -> Path:
 
 
 def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemmi.Structure]:
-    """Read the models of a pair's folder, superposed if its pair.json says so.
-
-    Args:
-        folder: folder of the pair.
-        back: whether the target's model comes first.
-
-    Raises:
-        InputError: the folder has no pair.json, or a file that it names cannot be read.
-    """
+    """Read the models of a pair's folder, the target's first if `back`, superposed if its pair.json says so."""
     if not (folder / "pair.json").is_file():
         raise InputError(f"no {folder}/pair.json: give the folder of a pair")
     named = read_description(folder)
@@ -55,6 +43,7 @@ def load_models(folder: Path, back: bool = False) -> tuple[gemmi.Structure, gemm
 
 def load_pair(folder: Path, resolution: float, back: bool = False) -> Case:
     """Load the case of a pair's folder, or in reverse (`back`): both models' maps on a common grid."""
+
     check_detail(resolution, VOXEL_SIZE)
     start, end = load_models(folder, back)
     grid = simulation.common_grid([start, end], VOXEL_SIZE, INITIAL_RESOLUTION)
@@ -64,6 +53,7 @@ def load_pair(folder: Path, resolution: float, back: bool = False) -> Case:
 
 def known_path(folder: Path, initial: gemmi.Structure) -> list[gemmi.Structure]:
     """Models of the path between a pair's states, in the initial state's frame; empty if the pair names none."""
+
     named = read_description(folder).get("path", {})
     if not isinstance(named, dict) or not isinstance(named.get("models", []), list):
         raise InputError(f"the path in {folder / 'pair.json'} is none: give models, or frames, as its keys")
@@ -81,20 +71,12 @@ def known_path(folder: Path, initial: gemmi.Structure) -> list[gemmi.Structure]:
 
 
 def read_description(folder: Path) -> dict:
-    """Read the pair.json of a pair's folder.
-
-    Raises:
-        InputError: it is not a JSON object.
-    """
+    """Read the pair.json of a pair's folder."""
     return read_json(folder / "pair.json")
 
 
 def file_of_pair(folder: Path, name: Any) -> Path:
-    """Path of a file in a pair's folder.
-
-    Raises:
-        InputError: `name` is not the name of a file in this folder.
-    """
+    """Path of a file in a pair's folder."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
         raise InputError(f"{folder / 'pair.json'} names a file {name!r}: give names of files in its own folder")
     if not os.path.isfile(folder / name):  # also False if the name is too long for a file
@@ -107,9 +89,6 @@ def read_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Rows of the moving atoms (moving,), and their positions in each frame (frames, moving, 3), Å.
-
-    Raises:
-        InputError: the file is not such an .npz, or its arrays have more than MAX_BYTES.
     """
     try:
         with zipfile.ZipFile(path) as packed:

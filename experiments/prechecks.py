@@ -44,9 +44,6 @@ def sound(given: Sequence[Input], invert: str | None) -> tuple[list[Map], list[D
         given: the maps as they were read; the initial map comes first, if it is among them.
         invert: value of --invert; the contrast is checked only if it is None.
 
-    Returns:
-        The maps, and warnings.
-
     Raises:
         InputError: the contrast of a map is inverted, or its voxel size is in nm.
     """
@@ -92,8 +89,6 @@ def check_resolutions(
     """Check the resolutions (Å) of maps by name; the initial map comes first.
 
     Args:
-        names: of the maps.
-        maps: the maps.
         resolutions: of each; None if unknown.
         given: those of "initial_resolution" and "target_resolution" that the user gave.
     """
@@ -106,7 +101,6 @@ def check_resolution(map_: Map, resolution: float | None, name: str, flag: str) 
     """Check the resolution of a map against its voxels and its box.
 
     Args:
-        map_: the map.
         resolution: in Å; None if unknown.
         name: of the map, for the message.
         flag: by which the user gave the resolution; empty where it is from an archive, a publication or the file's
@@ -164,8 +158,6 @@ def doubts(case: Case, target_names: Sequence[str], model_name: str | None) -> l
     """Find what is doubtful about a case's maps, as they will be fitted, and about its model.
 
     Args:
-        case: the case.
-        target_names: names of the targets' files.
         model_name: name of the model's file; None where no file was given, so that the model is not checked.
     """
     initial = Path(next(iter(case.files))).name
@@ -199,15 +191,7 @@ def pair_doubts(case: Case, number: int, initial: str, target: str) -> Iterator[
 
 
 def mass_doubts(initial: float, target: float, first: str, second: str, number: int) -> Iterator[Doubt]:
-    """Warning of maps that show very different masses (kDa).
-
-    Args:
-        initial: mass in the initial map.
-        target: mass in the target map.
-        first: name of the initial map.
-        second: name of the target map.
-        number: of the target.
-    """
+    """Warning of maps that show very different masses (kDa)."""
     if 0 < min(initial, target) < checks.UNLIKE * max(initial, target):
         large, small = (first, second) if initial > target else (second, first)
         times = max(initial, target) / min(initial, target)

@@ -3,16 +3,13 @@
 python -m experiments.predict --run_dir=DIR --frames=51
 """
 
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, checksum
-
 from . import flags as shared
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import frames, run_folder, settings
+    from . import frames, run_folder, settings, write_models
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -48,9 +45,9 @@ def main() -> None:
         for old in run_folder.result_files(out_dir, run_folder.FRAMES):
             old.unlink()
         places = [frames.Place(out_dir)]
-        frames.write_frames(fit, FLAGS.frames, FLAGS.render, places)
+        frames.write_frames(frames.with_render(fit, FLAGS.render), FLAGS.frames, places)
         if model is not None:
-            frames.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
+            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)
 
 
@@ -63,6 +60,8 @@ def entry_of_run(run_dir: Path, out_dir: Path) -> str:
 
 def load_fit(run_dir: Path):
     """Load the run's fit and the path of its initial map; raise InputError where one is missing or changed."""
+    from cryotrans_jax.io.files import InputError, checksum
+
     from . import finished
     from .masks import masks_used, read_as_used
 
@@ -94,6 +93,8 @@ def carried_model(fit):
 
 def check_free(out_dir: Path, initial: Path) -> None:
     """Raise InputError where frames would replace others without --overwrite, or replace an input."""
+    from cryotrans_jax.io.files import InputError
+
     from . import run_folder
 
     earlier = run_folder.result_files(out_dir, run_folder.FRAMES)
@@ -104,7 +105,7 @@ def check_free(out_dir: Path, initial: Path) -> None:
             raise InputError(f"the input {used} is one of the files to be replaced: give another --out_dir")
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -17,10 +17,6 @@ class Range(NamedTuple):
     def number(self, given: Any, kind: type = float) -> Any:
         """Read a number in this range.
 
-        Args:
-            given: the number, or its text.
-            kind: `float`, or `int` for whole numbers.
-
         Raises:
             ValueError: it is not a number, or out of range; the message is to follow the value.
         """
@@ -50,7 +46,7 @@ STAGE_STEPS = Range(1, 10_000_000, "the published stages have 2000 to 15000 step
 LEARNING_RATE = Range(1e-8, 1, "the published learning rates are 1e-3 and 1e-4")
 WIDTH = Range(1, 4096, "the published networks have 100 units in a layer, and memory grows with the square")
 BIN = Range(1, 8, "it is 1, 2, 4 or 8")
-WEIGHT = Range(0, 1000, "it multiplies the weight of the rigidity, and is not negative")
+WEIGHT = Range(0, 1e9, "it multiplies the weight of the rigidity, and is not negative")
 TIME = Range(0.001, 0.999, "the initial map is at time 0, the target at 1, and a waypoint between them")
 FRAMES = Range(1, 1000, "each frame is a map of its own on the disk")
 PROCESSES = Range(1, 1_000_000, "it counts the processes of this run")
@@ -66,16 +62,30 @@ def format_bound(value: float) -> str:
     return str(int(value)) if abs(value) < 1e10 and value == int(value) else f"{value:g}"
 
 
-class Number(flags.ArgumentParser):
-    """Parser of a number, `float` or `int`, within a range."""
+class Number(flags.FloatParser):
+    """Parser of a number within a range."""
 
-    def __init__(self, allowed: Range, kind: type):
+    def __init__(self, allowed: Range):
         """Take the numbers of this range."""
-        self.allowed, self.kind = allowed, kind
+        super().__init__(allowed.least, allowed.most)
+        self.allowed = allowed
 
-    def parse(self, argument: Any) -> Any:
+    def parse(self, argument: Any) -> float:
         """Read the flag's value; raise ValueError where it is out of range."""
-        return self.allowed.number(argument, self.kind)
+        return self.allowed.number(argument)
+
+
+class WholeNumber(flags.IntegerParser):
+    """Parser of a whole number within a range."""
+
+    def __init__(self, allowed: Range):
+        """Take the whole numbers of this range."""
+        super().__init__(allowed.least, allowed.most)
+        self.allowed = allowed
+
+    def parse(self, argument: Any) -> int:
+        """Read the flag's value; raise ValueError where it is out of range."""
+        return self.allowed.number(argument, int)
 
 
 class Numbers(flags.ListParser):
@@ -107,12 +117,12 @@ class NumbersSerializer(flags.ListSerializer):
 
 def number(name: str, default: float | None, text: str, allowed: Range, **more: Any) -> None:
     """Define a flag that is a number within a range."""
-    flags.DEFINE(Number(allowed, float), name, default, text, serializer=flags.ArgumentSerializer(), **more)
+    flags.DEFINE(Number(allowed), name, default, text, serializer=flags.ArgumentSerializer(), **more)
 
 
 def whole_number(name: str, default: int | None, text: str, allowed: Range) -> None:
     """Define a flag that is a whole number within a range."""
-    flags.DEFINE(Number(allowed, int), name, default, text, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(WholeNumber(allowed), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 def numbers(name: str, default: list[float] | None, text: str, allowed: Range) -> None:

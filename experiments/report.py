@@ -3,15 +3,12 @@
 python -m experiments.report --run_dir=DIR
 """
 
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError
-
 from . import log, paths
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -27,6 +24,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Write the report of each target."""
+    from cryotrans_jax.io.files import InputError
+
     from . import finished, run_folder
     from .pages import story
 
@@ -41,7 +40,7 @@ def main() -> None:
             log.report_written(folder / "report.html")
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

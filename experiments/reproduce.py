@@ -173,7 +173,7 @@ def write_table(system: System, resolution: float | None, seconds: float, check:
         "",
         tables.styled(rows, dict.fromkeys(rows[0], "{}")),
     ]
-    lines += [system.remark[:1].upper() + system.remark[1:] + "."] * bool(system.remark)
+    lines += system.remarks
     lines += [f'"{systems.UNKNOWN}": not among the published facts that this table is made from.']
     text = "\n".join(lines) + "\n"
     log.info(text)
@@ -199,7 +199,8 @@ def score_rows(system: System, resolution: float | None, scores: dict, check: fl
         elif key == "fsc":
             rows.append(row(label, ours="no --reference", published=known))
     if check is not None:
-        rows.append(row(f"FSC = 0.5 against {system.check} [Å]", ours=f"{check:.2f}"))
+        known = systems.format_published(system.result(resolution))
+        rows.append(row(f"FSC = 0.5 against {system.check} [Å]", ours=f"{check:.2f}", published=known))
     return rows
 
 
@@ -226,6 +227,7 @@ def setting_rows(
         row("thresholds", "", "{:.4g}, {:.4g}".format(*levels), published(at)),
         row("box [voxels]", "", " × ".join(map(str, generated.density.shape)), published(system.box, "{}³")),
         row("voxel size [Å]", "", size),
+        row("FSC = 0.5 of both maps with their models [Å]", "", "", systems.describe_model_fsc(system)),
         row("parts", "", max(1, len(scores.get("parts", []))), published(system.parts, "{}, by hand")),
         row("time", "", f"{seconds:.0f} s in all", speed),
         row("figure of the paper", published=published(system.figure)),

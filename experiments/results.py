@@ -27,19 +27,21 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, replaced_folders, target_folders
-from .frames import write_all_frames, write_models
+from .frames import write_all_frames
 from .pages import story
 from .record import alignment_record
 from .run_folder import (
     check_free,
-    replacing_run,
+    put_back,
     results_in,
+    set_aside,
     sign,
     updating_checksums,
     write_json,
 )
 from .score import compare, score
 from .settings import FitSettings, OutputSettings
+from .write_models import write_models
 
 
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
@@ -82,10 +84,7 @@ def check_replaceable(case: Case, out_dir: Path, overwrite: bool, share: Sequenc
     """Check that fits of these targets may write to their folders.
 
     Args:
-        case: the inputs.
-        out_dir: the run's folder.
         overwrite: whether another run's results may be replaced.
-        share: numbers of the targets.
 
     Raises:
         InputError: an input would be replaced, or another run without `overwrite`.
@@ -104,7 +103,6 @@ def fit_case(
     """Fit a case, showing progress.
 
     Args:
-        case: the inputs.
         settings: what decides the fit besides its inputs.
         share: numbers of the targets to fit; None fits all.
         seed_number: added to the seed of the flags.
@@ -172,26 +170,26 @@ def write(
     description: dict,
     out_dir: Path,
     share: Sequence[int],
+    aside: Path,
     others: Sequence[Fit] = (),
 ) -> dict[str, str]:
     """Write the results of each target, and print its scores.
 
-    Results of an earlier run are removed, and restored if the new ones cannot be written.
+    Files of an earlier run are moved `aside` first, and moved back if the new ones cannot be written.
 
     Args:
-        fit: of the targets in `share`.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
+        aside: folder for results of an earlier run.
         others: fits of the same targets from other seeds.
 
     Returns:
         Why targets failed, by their names.
     """
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
-    with replacing_run(replaced_folders(case, out_dir, share)):
+    set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
+    try:
         stories = []
         for place, number in enumerate(share):
             one, folder = fit.select([place]), target_folders(case, out_dir)[number]
@@ -202,10 +200,13 @@ def write(
             with updating_checksums(entry.folder):
                 found = story.write_story(entry, whole=settings.report)
             for warning in found:
-                log.target_warning(entry.scores["target"], warning)
+                log.warning(f"{entry.scores['target']}: {warning}")
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
+    except Exception:
+        put_back(aside, out_dir)
+        raise
     log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
 
@@ -222,11 +223,7 @@ def write_target(
     """Write the results of a fit of one target, but for its story, and print its scores.
 
     Args:
-        fit: of the target.
-        case: the inputs.
-        settings: of the output.
         description: of the run, as from `record.describe`.
-        folder: of the target.
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
@@ -261,9 +258,7 @@ def write_unexplained(start: Map, generated: Map, target: Map, variance: float, 
     It is above zero where the target has more density.
 
     Args:
-        start: the initial map, as carried.
         generated: the generated map; blurred and scaled to the target before the difference is taken.
-        target: the target map.
         variance: of the blur between the maps (Å²).
         folder: where to write.
 

@@ -10,7 +10,6 @@ python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import SomeFailed, run
+from .main import SomeFailed, command_of
 from .signals import catch_signals
 
 if TYPE_CHECKING:
@@ -96,7 +95,9 @@ def define_seeds_and_parts() -> None:
     ranges.numbers(
         "part_rigidity",
         None,
-        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3.",
+        "FACTOR,...: factors of the rigidity's weight, one for each part, such as 1,3. With the recipe paper they are "
+        "the weights λ themselves (eq. 13 and 15 of the paper), one for each part, or a single one without --parts; if "
+        "not given there is no rigidity.",
         ranges.WEIGHT,
     )
 
@@ -149,16 +150,8 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     """Load a case, after checking that this process may write to the folder.
 
     Of several targets those that cannot be used are left out.
-
-    Args:
-        given: settings of the inputs.
-        out_dir: the run's folder.
-        keeper: knows whether the folder holds an unfinished run to resume.
-
-    Raises:
-        InputError: an input cannot be used, results would be replaced without --overwrite, or disk or memory are short.
     """
-    from . import find, hosts, inputs, load, parse, prechecks, results, run_folder, settings
+    from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     parse.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
@@ -168,8 +161,8 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     if 0 in hosts.share(1):  # the folder itself belongs to the first target
         run_folder.check_free(out_dir, replacing)
     case = inputs.built_in_pair(out_dir) if used.built_in else load.load_case(used, out_dir)
-    load.add_parts(case, used)
-    load.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
+    parts.add_parts(case, used)
+    parts.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
     case.schedule = parse.parse_schedule(FLAGS.schedule, FLAGS.width, FLAGS.steps)
     share = hosts.share(len(case.targets))
     if not used.built_in:
@@ -188,17 +181,17 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence[int]) -> dict[str, str]:
     """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
     from . import record, results
+    from .frames import with_render
     from .settings import FitSettings, OutputSettings, from_flags
 
     with keeper.guard():
         fits, fit_settings = [], from_flags(FitSettings)
-        case.preparation = results.options_of(case, fit_settings, FLAGS.seed).rules
         for seed_number in range(FLAGS.seeds):
             fits.append(results.fit_case(case, fit_settings, share, seed_number, keeper))
             keeper.finish_seed()
-        first, *others = fits
+        first, *others = [with_render(fit, FLAGS.render) for fit in fits]
         about = record.describe(first, case, FLAGS)
-        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, others)
+        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, keeper.aside, others)
     keeper.finish()
     return failed
 
@@ -211,7 +204,7 @@ def default_folder(given: "InputSettings") -> Path:
     return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

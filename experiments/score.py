@@ -54,7 +54,6 @@ def fsc_curves(start: Map, generated: Map, target: Map, truth: Map | None) -> di
     Args:
         start: the initial map, as carried ("before").
         generated: the generated map ("after").
-        target: the target map.
         truth: map of the reference, if there is one.
     """
     against = {"target": target} | ({} if truth is None else {"reference": truth})
@@ -72,10 +71,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
     parts: how each moves.
 
     Args:
-        fit: of the target alone.
-        case: the inputs.
         number: of the target in the case.
-        generated: the generated map.
         compared: as from `compare`, which is called if it is not given.
     """
     target, reference = case.targets[number], case.references[number] if case.references else None
@@ -146,10 +142,8 @@ def load_reference(
 
     Args:
         path: the file; a map by its suffix.
-        initial: the initial map.
         transform: by which the target was superposed on the initial map, and with it the reference is.
         voxel_size: in Å, for a map without a voxel size in its header.
-        all_models: as in `atoms.read_model`.
     """
     if path.name.lower().endswith(MAP_SUFFIXES):
         size = None if has_voxel_size(path) else voxel_size

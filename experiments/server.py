@@ -1,20 +1,15 @@
 """HTTP requests with time limits, and with redirects only to the same server or to public ones by HTTPS."""
 
-import contextlib
 import http.client
 import ipaddress
 import socket
-import ssl
-import threading
 import urllib.request
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cryotrans_jax.io.files import InputError
 
 TIMEOUT = 30.0  # s without a byte
-ANSWER = 60.0  # s until all headers of a reply are there
 LONGEST = 200  # characters of a server's text that are printed
 
 
@@ -24,13 +19,6 @@ class Refused(Exception):
 
 def open_url(url: str, headers: dict[str, str]) -> Any:
     """Request a file from a server.
-
-    Args:
-        url: address of the file.
-        headers: of the request.
-
-    Returns:
-        The server's reply, which the caller closes.
 
     Raises:
         InputError: the address is not one of a server.
@@ -44,7 +32,7 @@ def open_url(url: str, headers: dict[str, str]) -> Any:
         raise no_address from None
     if place.scheme not in ("http", "https") or not place.hostname:
         raise no_address
-    opener = urllib.request.build_opener(Redirects(url), Plain(), Secure())
+    opener = urllib.request.build_opener(Redirects(url))
     try:
         return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except (UnicodeError, http.client.InvalidURL) as error:
@@ -81,60 +69,6 @@ def private(host: str | None) -> bool:
     except (OSError, UnicodeError):  # the request itself, or a proxy, will fail
         return False
     return any(not ipaddress.ip_address(str(each[4][0]).split("%")[0]).is_global for each in found)
-
-
-class Connection(http.client.HTTPConnection):
-    """A connection on which replies arrive within ANSWER seconds."""
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        """Return the reply, with its headers."""
-        return in_time(self, super().getresponse)
-
-
-class SecureConnection(http.client.HTTPSConnection):
-    """The same over TLS."""
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        """Return the reply, with its headers."""
-        return in_time(self, super().getresponse)
-
-
-def in_time(connection: http.client.HTTPConnection, answer: Callable[[], Any]) -> Any:
-    """Call `answer`, and cut the connection after ANSWER seconds, even where bytes still arrive one by one."""
-    place, late = connection.sock, threading.Event()
-
-    def cut() -> None:
-        late.set()
-        with contextlib.suppress(OSError):
-            place.shutdown(socket.SHUT_RDWR)  # readers then see the end of the stream
-
-    timer = threading.Timer(ANSWER, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        found = answer()
-    finally:
-        timer.cancel()
-    if late.is_set():  # http.client accepts headers that break off
-        found.close()
-        raise TimeoutError(f"no whole answer in {ANSWER:.0f} s")
-    return found
-
-
-class Plain(urllib.request.HTTPHandler):
-    """Handler of http addresses."""
-
-    def http_open(self, req: Any) -> Any:
-        """Return the server's reply."""
-        return self.do_open(Connection, req)
-
-
-class Secure(urllib.request.HTTPSHandler):
-    """Handler of https addresses."""
-
-    def https_open(self, req: Any) -> Any:
-        """Return the server's reply."""
-        return self.do_open(SecureConnection, req, context=ssl.create_default_context())
 
 
 def printable(text: object) -> str:

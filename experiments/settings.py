@@ -94,7 +94,6 @@ class OutputSettings:
     """What is written of a fit; fields are named as the flags."""
 
     frames: int = 11
-    render: str = "pull_back"
     idealise: bool = False
     frame: str = "initial"
     report: bool = True

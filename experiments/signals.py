@@ -63,9 +63,6 @@ def stopping(say: Callable[[str], None]) -> Iterator[None]:
 
     The process is also killed where the main thread does not leave the block within GRACE seconds, or where other
     threads keep it from ending then.
-
-    Args:
-        say: prints what was saved.
     """
     caught.clear()
     if threading.current_thread() is not threading.main_thread():

@@ -3,13 +3,11 @@
 python -m experiments.simulate --model=6RAI.cif --resolution=5 --like=6RAH_3A.mrc --output=6RAI_5A.mrc
 """
 
-from functools import partial
-
 from absl import flags
 
 from . import flags as shared
 from . import log, paths, ranges
-from .main import run
+from .main import command_of
 
 FLAGS = flags.FLAGS
 
@@ -60,7 +58,7 @@ def main() -> None:
     log.map_written(FLAGS.output, maps.describe(map), FLAGS.resolution)
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -261,8 +261,9 @@ def align_models(
         Values of the flags with which the system is fitted, and the model for the check in the target's frame if there
         is one.
     """
+    detail = system.target.model_fsc or system.target.resolution  # to which the map shows the model
     placed = {
-        role: align_model(files[role], files["target"], system.target.resolution, folder, how, voxel_size, all_models)
+        role: align_model(files[role], files["target"], detail, folder, how, voxel_size, all_models)
         for role in ("reference", "check")
         if role in files
     }

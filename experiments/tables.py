@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cryotrans_jax.io.files import InputError
-
 
 def markdown(heads: Sequence[str], lines: Iterable[Iterable[object]]) -> str:
     """Table with these heads and lines of cells."""
@@ -21,7 +19,6 @@ def styled(rows: Iterable[dict], styles: Mapping[str, str], heads: Sequence[str]
     """Table of rows that are dicts.
 
     Args:
-        rows: values by column.
         styles: format of each column, by its key; the order of the columns.
         heads: of the columns; the keys if not given.
     """
@@ -41,17 +38,11 @@ def cells(values: dict, styles: Mapping[str, str]) -> list[str]:
 def parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
     """Split a page at two lines.
 
-    Args:
-        page: the file.
-        begin: the first line.
-        end: the second line.
-
     Returns:
         The text up to and with `begin`, the text between, and the text from `end` on.
-
-    Raises:
-        InputError: the page lacks one of the lines.
     """
+    from cryotrans_jax.io.files import InputError
+
     text = page.read_text()
     before, begun, rest = text.partition(begin)
     inside, ended, after = rest.partition(end)

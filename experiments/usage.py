@@ -47,11 +47,6 @@ def group(title: str) -> Iterator[None]:
     GROUPS[title] = GROUPS.pop(title, []) + new
 
 
-def help_requested(arguments: list[str]) -> bool:
-    """Whether the command line asks for help."""
-    return not ASKING.isdisjoint(arguments)
-
-
 def options_by_group(common: Sequence[str] = ()) -> dict[str, list[Option]]:
     """Describe the options of the command whose flags are defined, by the title of their group.
 

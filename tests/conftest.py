@@ -159,6 +159,15 @@ def first_stages(pytestconfig):
         yield
 
 
+def fit_problem(problem, config, state=None, **how):
+    """State and losses of a fit by the whole schedule, from a state or from the beginning."""
+    from cryotrans_jax.fit.schedule import Fitting, run
+
+    begun = Fitting.begin(problem, config, **how)
+    fitted = run(begun if state is None else replace(begun, state=state))
+    return fitted.state, [*fitted.history]
+
+
 def identical(a, b):
     """Whether two values are the same in all that they hold: structure, values, and every bit of their arrays."""
     if isinstance(a, np.ndarray):

@@ -9,7 +9,11 @@ TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in FI
 MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS = {"experiments/load.py:load_case": "one constructor of many fields"}
+LONG_FUNCTIONS = {
+    "experiments/load.py:load_case": "one constructor of many fields",
+    "experiments/pages/cautions.py:flow_cautions": "one caution after the other",
+    "experiments/pages/cautions.py:settings_cautions": "one caution after the other",
+}
 MANY_PARAMETERS = {
     "cryotrans_jax/motion/correspond.py:coupling": "a compiled kernel, which takes its arrays one by one",
 }
@@ -70,3 +74,47 @@ def test_classes_have_few_fields_that_may_be_none():
         (f"{file}:{n.name}", n) for file, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
     )
     assert {name for name, node in classes if nones(node) > MOST_NONE} == set(MANY_NONE)
+
+
+# Numbers at the heads of files, with the reason why they are no settings of a fit; those of recipes are its own
+CONSTANTS = {
+    "core/flow.py": "numerical accuracy of the inverse where the flow folds",
+    "core/programs.py": "how programs are compiled",
+    "core/transport.py": "mathematical constants, the paper's least mass, and how the kernel is computed",
+    "density/checks.py": "when inputs are doubted or refused",
+    "density/contour.py": "which contour is displayed",
+    "density/demo.py": "the built-in pair",
+    "density/overlap.py": "how correlations are computed, and what is too small to be aligned",
+    "density/simulation.py": "the convention of molmap, and memory",
+    "density/surface.py": "how pictures look",
+    "density/symmetry.py": "when a symmetry is refused, and the search for axes that may be given instead",
+    "density/thresholds.py": "volume of a dalton",
+    "density/transform.py": "the identity",
+    "fit/devices.py": "memory",
+    "fit/prepare.py": "a multiple of all binnings",
+    "fit/progress.py": "how often progress is printed",
+    "fit/supervise.py": "points that are looked at for divergence",
+    "fit/trajectory.py": "numerical accuracy, and sizes of programs and chunks",
+    "io": "formats and limits of files and memory",
+    "motion/displacement.py": "how displacements are sampled for the report",
+    "motion/lattice.py": "numerical scheme beyond the active nodes",
+    "motion/partition.py": "how voxels without a part join one, and softness of cuts within a voxel",
+    "motion/piecewise.py": "how points are arranged in memory",
+    "plots.py": "how figures look",
+    "scores": "definitions of the scores",
+    "fit/recipes.py": "a recipe's numbers become fields of its stages",
+}
+
+
+def test_numbers_at_the_head_of_a_file_are_no_settings_of_a_fit():
+    def numbers(node):
+        return any(isinstance(n, ast.Constant) and isinstance(n.value, int | float) for n in ast.walk(node.value))
+
+    found = {
+        file.removeprefix("cryotrans_jax/")
+        for file, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper() and numbers(node)
+        if file.startswith("cryotrans_jax/")
+    }
+    assert {file if file in CONSTANTS else file.split("/")[0] for file in found} == set(CONSTANTS)

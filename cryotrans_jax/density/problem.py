@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import crop
@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
         initial: initial map above its threshold, divided by its maximum.
-        masses: targets above their thresholds, scaled to the total of `initial`.
+        targets: targets above their thresholds, scaled to the total of `initial`.
         densities: targets without a threshold, sharpened as far as their noise allows, scaled as if all thresholds had
             been chosen by rule. Where the targets have half-maps, these are the first ones.
         start: first voxel of the crop on the full grid.
@@ -41,7 +41,7 @@ class Problem:
     """
 
     initial: Float[np.ndarray, "x y z"]
-    masses: Float[np.ndarray, "targets x y z"]
+    targets: Float[np.ndarray, "targets x y z"]
     densities: Float[np.ndarray, "targets x y z"]
     start: np.ndarray
     voxel_size: np.ndarray
@@ -71,7 +71,7 @@ class Problem:
     @property
     def trajectories(self) -> int:
         """Number of trajectories to fit: one for each target, or one through all of them."""
-        return 1 if self.waypoints else len(self.masses)
+        return 1 if self.waypoints else len(self.targets)
 
     @property
     def parts(self) -> int:
@@ -101,9 +101,8 @@ class Problem:
         stiffness = (1.0,) * count if stiffness is None else tuple(map(float, stiffness))
         if len(stiffness) != count:
             raise InputError(f"{len(stiffness)} weights of the rigidity for {count} parts: give one for each")
-        ends = self.start, self.start + self.initial.shape
-        own = np.stack([crop(each, *ends) for each in labels]).astype(np.int16)
-        unit = self.unit if units is None else np.stack([crop(each, *ends) for each in units])
+        own = np.stack([self.on_crop(each) for each in labels]).astype(np.int16)
+        unit = self.unit if units is None else np.stack([self.on_crop(each) for each in units])
         found = replace(self, labels=own, stiffness=stiffness, unit=unit)
         for each, mass in found.labels_and_mass:
             for label in range(1, int(each.max()) + 1):
@@ -119,17 +118,25 @@ class Problem:
 
     @property
     def solvent(self) -> "Problem":
-        """The same problem with the densities set to 0 inside the masses, which leaves their noise."""
-        return replace(self, densities=self.densities * (self.masses == 0))
+        """The same problem with the densities set to 0 inside the targets, which leaves their noise."""
+        return replace(self, densities=self.densities * (self.targets == 0))
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        names = ("masses", "densities", "blurs", "residual_blurs", "denoising_blurs", "validation_densities", "labels")
+        names = ("targets", "densities", "blurs", "residual_blurs", "denoising_blurs", "validation_densities", "labels")
         chosen: dict[str, Any] = {}
         for name in names:
             values = getattr(self, name)
             chosen[name] = None if values is None else values[list(targets)]
         return replace(self, **chosen)
+
+    def on_crop(self, values: Shaped[np.ndarray, "nx ny nz"]) -> Float[np.ndarray, "x y z"]:
+        """Values on the maps' whole grid, such as a mask's, on the crop."""
+        return crop(values, self.start, self.start + self.initial.shape)
+
+    def positions(self, voxels: Int[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """Positions of voxels of the crop, by their indices, in the unit box."""
+        return self.corner + (voxels + 0.5) * self.voxel_size / self.frame.edge
 
     @property
     def corner(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from cryotrans_jax.fit.bodies import divide_into_parts
 from cryotrans_jax.fit.devices import DeviceLayout
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
-from cryotrans_jax.fit.record import plain_values
+from cryotrans_jax.fit.record import plain_values, to_plain
 from cryotrans_jax.fit.result import Fit, read_repaired
 from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.snapshots import Snapshot
@@ -85,7 +85,7 @@ def morph(
         raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
-    return fitting.fit()
+    return replace(fitting.fit(), config=config)  # with the steps of all targets, to repeat the fit from
 
 
 class AlignedMaps(NamedTuple):
@@ -128,6 +128,13 @@ def configure(problem: Problem, options: Options) -> Config:
     config = recipe if isinstance(recipe, Config) else recipe(problem, options).scaled(options.steps)
     if options.part_rigidity and not any(term.rigid for stage in config.stages for term in stage.terms):
         raise InputError(f"the recipe {options.recipe} has no rigidity: part_rigidity is for another one")
+    for stage in config.stages:
+        if stage.target_steps and len(stage.target_steps) != problem.trajectories:
+            raise InputError(
+                f"a stage has steps for {len(stage.target_steps)} targets, and there are {problem.trajectories}: give "
+                "one number for each in target_steps, or none"
+            )
+    to_plain(config)  # what the record could not hold is refused before the first step, and not when the fit is saved
     return config if options.parts == "auto" else config.without_division()
 
 
@@ -147,6 +154,7 @@ def begin(
     problem = problem if problem.waypoints else problem.select(chosen + last_devices)
     given = [options.parts] * problem.trajectories if isinstance(options.parts, Partition) else []
     divided = problem.divide([p.labels for p in given], options.part_rigidity or None) if given else problem
+    config = config.select(chosen + last_devices)
     return Fitting.begin(divided, config, field, targets=len(chosen), layout=layout, given_parts=tuple(given))
 
 
@@ -225,7 +233,7 @@ def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tu
         InputError: a map does not have the symmetry.
     """
     origin = initial.origin + problem.start * problem.voxel_size
-    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.masses))
+    start, *ends = (Map(mass, problem.voxel_size, origin) for mass in (problem.initial, *problem.targets))
     symmetry = Symmetry.of(given, initial, start)
     symmetry.check(start, "initial map")
     for number, end in enumerate(ends):

@@ -102,7 +102,9 @@ class Options:
         resolutions: of the maps.
         parts: of the initial map, each with its own velocity field (paper, eq. 8-15): a partition, or "auto" for the
             rigid bodies that each target's flow shows after the recipe's first stages; None: one field.
-        part_rigidity: factor on the weight of the rigidity in each part of a given partition; empty: 1 for all.
+        part_rigidity: factor on the weight of the rigidity in each part of a given partition; empty: 1 for all. In
+            the recipe "paper" it is the weight itself: λ of each part (eq. 15), or without parts one λ (eq. 13), on
+            the scale of the published losses; empty: no rigidity.
         symmetry: of all maps: "C3", "D8", "T", "O" or "I" about an axis along z of the initial map, the path of an
             mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
             commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
@@ -143,7 +145,8 @@ class Options:
             raise InputError(f"there are no parts {parts!r}: give a partition, or auto")
         if isinstance(parts, Partition) and parts.labels.shape != initial.density.shape:
             raise InputError("the parts are on another grid than the initial map: make them on its grid")
-        if weights and not isinstance(parts, Partition):
+        whole = len(weights) == 1 and getattr(recipe, "weighs_rigidity", isinstance(recipe, Config))
+        if weights and not (whole or isinstance(parts, Partition)):
             raise InputError("part_rigidity is only for given parts: give parts as well, and not auto")
         if weights and min(weights) < 0:
             raise InputError(f"part_rigidity contains {min(weights):g}: give weights that are not negative")

@@ -68,7 +68,7 @@ def prepare(
     scales = [start.mass.sum() / end.mass.sum() / scale for end in ends]
     return Problem(
         initial=crop(start.mass / scale, low, high),
-        masses=np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)]),
+        targets=np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)]),
         densities=densities(compared),
         start=low,
         voxel_size=initial.voxel_size,

@@ -1,5 +1,6 @@
 """Schedules: `paper`, the published one with its constants, and `default`, coarse to fine at matched resolution."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -11,12 +12,24 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, PublishedRigidity, Rigidity
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.motion.partition import Partition
 
-PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # W2 steps published for TmrAB, by the target's resolution in Å
-PAPER_L2_STEPS = 15000  # L2 steps published for TmrAB, where both maps have the same resolution
-SAME_RESOLUTION = 0.5  # Å²: maps with a blur below this between them have the same resolution (3 Å and 4.3 Å)
+# The published recipe, each number with its place in the paper. Its masses (negatives and values under the threshold
+# set to 0, the initial map divided by its maximum, the target scaled to its total) are made by `prepare.prepare`, and
+# log(max(a, 1e-20)) is taken with `transport.TINY`.
+PAPER_NETWORK = Velocity(width=100, depth=2, slope=0.01, init_std=0.01)  # eq. 2: two layers of leaky ReLU, N(0, 0.01²)
+PAPER_EULER_STEPS = 10  # eq. 5: M, with a step of 1/M
+PAPER_W2 = W2(epsilon=1e-4, iterations=5)  # eq. 3: ε in unit boxes squared, Sinkhorn iterations; on the whole grid
+PAPER_RATES = {"w2": 1e-3, "l2": 1e-4}  # Adam's learning rates in the two stages, both constant
+PAPER_STEPS = {3: 2000, 5: 4000, 7: 2000}  # table of recipes, TmrAB: W2 steps by the target's resolution in Å
+PAPER_L2_STEPS = 15000  # table of recipes, TmrAB at 3 Å: L2 steps, where both maps have the same resolution
+PAPER_UNKNOWN = 7.0  # Å: taken for a target of unknown resolution (ours)
+SAME_RESOLUTION = 0.5  # Å²: maps with a blur below this between them have the same resolution (3 Å and 4.3 Å; ours)
+BINS = 1, 2, 4, 8  # by which the crop can be binned; the paper's multi-scale option has 2 and 4
+
+# The default recipe
 # Å: voxels for the correspondences, the first L2 stages and the last ones
 COARSE, MIDDLE, FINE = 4.0, 2.0, 1.0
 WINDOW = 7  # voxels: initial window of the transport, which the training loop widens where it is too narrow
@@ -37,46 +50,75 @@ class Schedule:
     """What the paper chooses for each system.
 
     Attributes:
-        stages: (loss "w2" or "l2", steps, learning rate) of each stage; empty: those of TmrAB.
+        stages: (loss "w2" or "l2", steps, learning rate) of each stage, or (loss, steps, learning rate, bin) from
+            coarse to fine, such as bins 4, 2 and 1; empty: those of TmrAB.
         width: units in each hidden layer.
     """
 
-    stages: tuple[tuple[str, int, float], ...] = ()
-    width: int = 100
+    stages: tuple[tuple[str, int, float] | tuple[str, int, float, int], ...] = ()
+    width: int = PAPER_NETWORK.width
 
 
 def paper(
     problem: Problem,
     seed: int = 0,
     bin: int = 1,
-    resolutions: tuple[float, float] | None = None,
-    schedule: Schedule | None = None,
+    resolutions: Sequence[float | None] = (),
+    schedule: Schedule = Schedule(),
+    rigidity: float | None = None,
 ) -> Config:
-    """The published recipe: W2 at epsilon 1e-4, then L2 where both maps have the same resolution.
+    """The published recipe: W2 (eq. 3), then L2 for targets that have the resolution of the initial map.
 
-    Adam at 1e-3, then 1e-4. The transport's kernel spans the whole box.
+    Each target has the steps that are published for its resolution, as if it were alone. Frames are splatted (eq. 6
+    and 7), and the unit box is that of the maps.
 
     Args:
         problem: the prepared maps.
         seed: of the network's initial weights.
-        bin: factor by which maps are binned (the paper's multi-scale option).
-        resolutions: of the initial map and the target, Å; None: 7 Å is taken for the target.
-        schedule: stages and width; None: the steps published for TmrAB at the nearest resolution of the target.
+        bin: factor by which maps are binned in stages without a bin of their own (the paper's multi-scale option).
+        resolutions: of each target, Å; None, or none given: PAPER_UNKNOWN.
+        schedule: stages and width; without stages: those published for TmrAB at the nearest resolution.
+        rigidity: λ of the rigidity (eq. 13), or 1 where `problem.stiffness` has that of each part (eq. 15); None: no
+            rigidity, as for the four simulated systems.
+
+    Raises:
+        InputError: a stage has a loss or a bin that there is none of.
     """
-    schedule = schedule or Schedule()
-    terms = {"w2": W2(epsilon=1e-4), "l2": L2()}
 
-    def stage(loss: str, steps: int, rate: float) -> Stage:
-        return Stage((terms[loss],), steps, rate, rate, bin=bin, sampling=bin)
+    def stage(loss: str, steps: int | Sequence[int], rate: float, own: int | None = None) -> Stage:
+        term, factor = paper_term(loss), bin if own is None else own
+        if factor not in BINS:
+            raise InputError(f"maps cannot be binned by {factor}: give 1, 2, 4 or 8")
+        terms = (term,) if rigidity is None else (term, PublishedRigidity(rigidity, term))
+        each = [steps] if isinstance(steps, int) else steps
+        own_steps = tuple(each) if len(set(each)) > 1 else ()
+        return Stage(terms, max(each), rate, rate, bin=factor, sampling=factor, target_steps=own_steps)
 
-    field = Field(Velocity(width=schedule.width))
-    if schedule.stages:
-        return Config(tuple(stage(*each) for each in schedule.stages), field, seed=seed)
-    target = resolutions[1] if resolutions else 7.0
-    transport = PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - target))]
-    squared = PAPER_L2_STEPS if np.abs(problem.blurs).max() < SAME_RESOLUTION else 0
-    stages = stage("w2", transport, 1e-3), stage("l2", squared, 1e-4)
-    return Config(tuple(each for each in stages if each.steps), field, seed=seed)
+    stages: Sequence[tuple[Any, ...]] = schedule.stages or tuple(
+        (loss, n, PAPER_RATES[loss]) for loss, n in paper_steps(problem, resolutions)
+    )
+    field = Field(PAPER_NETWORK.clone(width=schedule.width), PAPER_EULER_STEPS)
+    return Config(tuple(stage(*each) for each in stages), field, seed=seed, render="splat", whole_box=True)
+
+
+def paper_term(loss: str) -> W2 | L2:
+    """The term of a published loss, by its name; raise InputError if there is none of that name."""
+    terms: dict[str, W2 | L2] = {"w2": PAPER_W2, "l2": L2()}
+    if loss not in terms:
+        raise InputError(f"the paper has no loss {loss!r}: choose one of {', '.join(terms)}")
+    return terms[loss]
+
+
+def paper_steps(problem: Problem, resolutions: Sequence[float | None]) -> list[tuple[str, list[int]]]:
+    """Loss and steps of the stages published for TmrAB: for each trajectory those for its target's resolution.
+
+    The trajectory through waypoints is that of its last target, and has the L2 stage if all its targets may have it.
+    """
+    known = [resolution or PAPER_UNKNOWN for resolution in resolutions or [None] * problem.trajectories]
+    transport = [PAPER_STEPS[min(PAPER_STEPS, key=lambda r: abs(r - own))] for own in known]
+    same = np.abs(problem.blurs) < SAME_RESOLUTION
+    squared = [PAPER_L2_STEPS * bool(own) for own in ([same.all()] if problem.waypoints else same)]
+    return [("w2", transport), ("l2", squared)] if any(squared) else [("w2", transport)]
 
 
 def default(problem: Problem, seed: int = 0) -> Config:
@@ -167,22 +209,24 @@ class Paper:
     """The published recipe, see `paper`.
 
     Attributes:
-        bin: factor by which maps are binned (the paper's multi-scale option).
+        bin: factor by which maps are binned in stages without a bin of their own (the paper's multi-scale option).
         schedule: stages and width; without stages: the steps published for TmrAB at the nearest resolution.
         whole_box: the unit box is that of the maps.
         validates: the second half-map of a target has no effect.
+        weighs_rigidity: `Options.part_rigidity` is the λ of each part, or one λ of the whole; empty: no rigidity.
     """
 
     bin: int = 1
     schedule: Schedule = Schedule()
     whole_box: ClassVar[bool] = True
     validates: ClassVar[bool] = False
+    weighs_rigidity: ClassVar[bool] = True
 
     def __call__(self, problem: Problem, options: Any) -> Config:
         """Make the configuration."""
-        initial, target = options.resolutions.initial, options.resolutions.of_targets(1)[0]
-        known = (initial, target) if initial and target else None
-        return paper(problem, options.seed, self.bin, known, self.schedule)
+        known, weights = options.resolutions.of_targets(problem.trajectories), options.part_rigidity
+        rigidity = None if not weights else 1.0 if isinstance(options.parts, Partition) else float(weights[0])
+        return paper(problem, options.seed, self.bin, known, self.schedule, rigidity)
 
 
 RECIPES: dict[str, Recipe] = {"default": Default(), "paper": Paper()}

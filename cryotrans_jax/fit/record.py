@@ -11,19 +11,33 @@ from flax import linen
 
 from cryotrans_jax.io.files import InputError
 
+PLAIN = str | int | float | bool | None  # values that JSON holds as they are
 KIND = "is"  # key of a settings object's class
 SAME_AS_DEFAULT = ("parent", "name")  # fields that flax adds to a network
 
 
-def to_plain(value: Any) -> Any:
-    """Settings as JSON values: a dataclass becomes an object of its fields, with its class under "is"."""
+def to_plain(value: Any, name: str = "the value") -> Any:
+    """Settings as JSON values: a dataclass becomes an object of its fields, with its class under "is".
+
+    Args:
+        value: the settings.
+        name: what they are, for the message.
+
+    Raises:
+        InputError: a field, within them as well, holds what `from_plain` could not give back.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hidden = SAME_AS_DEFAULT if isinstance(value, linen.Module) else ()
-        names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
-        return {KIND: kind_of(type(value))} | {name: to_plain(getattr(value, name)) for name in names}
+        kind, names = kind_of(type(value)), [field.name for field in dataclasses.fields(value)]
+        own = [each for each in names if each not in hidden]
+        return {KIND: kind} | {each: to_plain(getattr(value, each), f"{each} of {kind}") for each in own}
     if isinstance(value, list | tuple):
-        return [to_plain(each) for each in value]
-    return value.item() if hasattr(value, "item") else value
+        return [to_plain(each, name) for each in value]
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, PLAIN):
+        return number
+    shown = f"an array of shape {value.shape}" if hasattr(value, "shape") else repr(value)
+    raise InputError(f"{name} is {shown}, which no record can hold: give text, numbers, tuples or dataclasses of these")
 
 
 def plain_values(value: Any) -> Any:

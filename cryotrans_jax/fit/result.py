@@ -38,7 +38,7 @@ class Fit:
     the fit was loaded without it.
 
     Attributes:
-        config: schedule and network.
+        config: schedule and network; `target_steps` of a stage are those of all targets of the call to `morph`.
         field: the motion by one velocity field, with waypoints and symmetry.
         params: parameters of the fields, with a leading axis of targets, and a second one of parts where there are
             parts.
@@ -122,25 +122,27 @@ class Fit:
             raise InputError("the fit was loaded without its initial map: load it as Fit.load(path, initial)")
         return self.initial
 
-    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str = "pull_back") -> Iterator[Map]:
+    def frames(self, times: int | trajectory.Times = 11, target: int = 0, render: str | None = None) -> Iterator[Map]:
         """Maps of the pseudo-trajectory, one after the other, on the initial map's grid (paper, eq. 7).
 
         Args:
             times: from 0 to 1; or a number of equally spaced frames, from the initial map to the end.
             target: number of the target.
-            render: "pull_back", which keeps the detail, or "splat", which keeps the mass.
+            render: "pull_back", which keeps the detail, or "splat", which keeps the mass (paper, eq. 6); None: as the
+                recipe has it.
 
         Raises:
             InputError: times or `render` are invalid.
         """
+        render = render or self.config.render
         if render not in RENDERERS:
             raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
         times = trajectory.as_times(times)
         return RENDERERS[render](self.flow(target), self.require_initial(), self.threshold, times)
 
-    def generated(self, target: int = 0) -> Map:
+    def generated(self, target: int = 0, render: str | None = None) -> Map:
         """The generated map: the initial map carried to the target's conformation, which is the last frame."""
-        return next(self.frames([1.0], target))
+        return next(self.frames([1.0], target, render))
 
     def consistency(self, target: int = 0) -> float:
         """RMS distance (Å) of density from its start after it was carried to the end and back."""

@@ -1,5 +1,6 @@
 """The schedule of a fit as data: stages, and the actions between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +31,8 @@ class Stage:
         sampling: distance between the points of mass, in voxels of the map.
         spacing: of the control lattice, Å; 0 integrates the flow at every point.
         patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
+        target_steps: number of steps after which each target's learning rate is 0, so that it stays as it would end
+            alone; empty: all targets make `steps`.
     """
 
     terms: tuple[TermSettings, ...]
@@ -40,6 +43,7 @@ class Stage:
     sampling: int = 1
     spacing: float = 0.0
     patience: int = 0
+    target_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the terms; raise TypeError if they are not a tuple of settings of terms."""
@@ -67,7 +71,12 @@ class Stage:
 
     def scaled(self, factor: float) -> "Stage":
         """The stage with `factor` times the steps, and at least one."""
-        return replace(self, steps=max(1, round(self.steps * factor)))
+        steps, *each = (max(1, round(n * factor)) if n else 0 for n in (self.steps, *self.target_steps))
+        return replace(self, steps=steps, target_steps=tuple(each))
+
+    def select(self, targets: Sequence[int]) -> "Stage":
+        """The stage for the targets of these numbers, in this order."""
+        return replace(self, target_steps=tuple(self.target_steps[k] for k in targets)) if self.target_steps else self
 
 
 class Action:
@@ -129,7 +138,7 @@ class Supervision:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a fit, besides the maps.
+    """Everything that decides a fit, besides the maps and how they are prepared.
 
     Attributes:
         schedule: the stages, and the actions between them.
@@ -137,6 +146,8 @@ class Config:
         supervision: early stopping, and recovery from divergence.
         seed: of the network's initial weights.
         optimiser: makes the steps of all stages, with their learning rates.
+        render: how frames are made, unless another way is asked for: "pull_back" or "splat"; see `Fit.frames`.
+        whole_box: whether the unit box is that of the maps, as in the paper; else it encloses the molecule.
     """
 
     schedule: tuple[Stage | Action, ...]
@@ -144,6 +155,8 @@ class Config:
     supervision: Supervision = Supervision()
     seed: int = 0
     optimiser: OptimiserSettings = Adam()
+    render: str = "pull_back"
+    whole_box: bool = False
 
     def __post_init__(self) -> None:
         """Check that the schedule can be run.
@@ -166,6 +179,11 @@ class Config:
     def scaled(self, factor: float) -> "Config":
         """The same with `factor` times the steps of every stage, and at least one."""
         return replace(self, schedule=tuple(item.scaled(factor) for item in self.schedule))
+
+    def select(self, targets: Sequence[int]) -> "Config":
+        """The same for the targets of these numbers, in this order."""
+        stages = (item.select(targets) if isinstance(item, Stage) else item for item in self.schedule)
+        return replace(self, schedule=tuple(stages))
 
     def without_division(self) -> "Config":
         """The same without the actions that divide the initial map into parts."""
@@ -220,4 +238,4 @@ def make_terms(
 
     if not problem.waypoints:
         return of_target(trajectory)
-    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.masses))])),)
+    return (AtEachTime(Batch.of([of_target(target) for target in range(len(problem.targets))])),)

@@ -146,7 +146,10 @@ def chunk_of(
     position = state.step + state.watch.skipped
     rates, left = (np.pad(a, (0, stage.steps + rules.chunk)) for a in (stage.rates, stage.annealing))
     factor = rules.rate_divisor**-state.watch.slowed * ~failed_targets(state)
-    own = rates[position[:, None] + np.arange(rules.chunk)] * factor[:, None]
+    steps = position[:, None] + np.arange(rules.chunk)
+    own = rates[steps] * factor[:, None]
+    if stage.target_steps:
+        own *= steps < np.array(stage.target_steps)[:, None]
     return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left[position], jnp.float32)
 
 

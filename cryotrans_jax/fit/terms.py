@@ -65,10 +65,14 @@ class W2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.W2:
         """Make the term."""
-        volume = binned(problem.masses[target], bin_)
+        volume = binned(problem.targets[target], bin_)
         whole = self.window is None or self.window >= max(volume.shape) - 1
         window = None if whole else self.window
         return losses.W2(volume, level.corner, level.voxel, self.epsilon, self.iterations, window)
+
+    def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
+        """The published distance, of maps that are not divided by their mass, relative to this term."""
+        return float(problem.targets[target].sum()) / bin_**3  # binning averages in the paper, and adds here
 
     def refined(self) -> "W2":
         """The same with twice the window."""
@@ -83,7 +87,11 @@ class L2(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.L2:
         """Make the term."""
-        return losses.L2(binned(problem.masses[target], bin_), level.corner, level.voxel)
+        return losses.L2(binned(problem.targets[target], bin_), level.corner, level.voxel)
+
+    def published_scale(self, problem: Problem, bin_: int, target: int) -> float:
+        """The published sum of squared differences relative to this term, which is divided by the target's squares."""
+        return float((binned(problem.targets[target], bin_) ** 2).sum()) / bin_**6
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,9 @@ class Matched(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Matched:
         """Make the term."""
-        density, solvent = problem.densities[target], problem.densities[target] * (problem.masses[target] == 0)
+        density, solvent = problem.densities[target], problem.densities[target] * (problem.targets[target] == 0)
         volume, noise = (at_matched_resolution(problem, d, bin_, target, self.blur) for d in (density, solvent))
-        power = signal_power(volume, noise, binned(problem.masses[target], bin_) > 0)
+        power = signal_power(volume, noise, binned(problem.targets[target], bin_) > 0)
         lightens = max(self.lighten, self.final_lighten) > 0
         return losses.Matched(
             volume,
@@ -117,7 +125,7 @@ class Matched(TermSettings):
             level.voxel,
             power,
             level_blur(problem, bin_, matched_widths(problem, self.blur), target),
-            level_blur(problem, bin_, [self.nearby] * len(problem.masses), target) if lightens else None,
+            level_blur(problem, bin_, [self.nearby] * len(problem.targets), target) if lightens else None,
             np.array([self.lighten, self.final_lighten], np.float32),
         )
 
@@ -168,3 +176,31 @@ class Rigidity(TermSettings):
         factor = rigidity_factor(problem, target, self.detail_at_3a, self.noise_weight) if self.balanced else 1.0
         weight = np.float32(self.weight * factor)
         return losses.Rigidity(weight, *level.tetrahedra, self.slip)
+
+
+@dataclass(frozen=True)
+class PublishedRigidity(TermSettings):
+    """Rigidity as published (paper, eq. 13): λ times the mean over the tetrahedra of the whole, or of each part.
+
+    All tetrahedra count alike, and no strain is let off. The published losses are not divided by the maps' mass or
+    squares, as our W2 and L2 are. Therefore this term is divided by the same number as the one that it stands beside,
+    so that `weight` is the λ of the published loss.
+
+    Attributes:
+        weight: λ of the whole; 1 where `Problem.stiffness` has the λ of each part (paper, eq. 15).
+        beside: the stage's term that compares with the target.
+    """
+
+    weight: float
+    beside: W2 | L2
+    label = "rigidity"
+    rigid = True
+
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
+        """Make the term."""
+        weight = np.float32(self.weight / self.beside.published_scale(problem, bin_, target))
+        rows, edges, fraction = level.tetrahedra
+        counted = fraction.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
+        even = counted / np.maximum(counted.sum(1, keepdims=True), 1)
+        even *= np.array(problem.stiffness or [1.0])[:, None]
+        return losses.Rigidity(weight, rows, edges, even.ravel().astype(np.float32))

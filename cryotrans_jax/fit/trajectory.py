@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -25,14 +26,27 @@ from cryotrans_jax.motion.displacement import Carry
 from cryotrans_jax.motion.partition import LocalMask
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
-SPACING = 2.5  # Å between the nodes at which the inverse flow is computed, or a voxel if that is wider
 INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
-SKIN = 4.0  # Å around the thresholded density that move with it in full, and as much again over which they fade out
 SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
 PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
 CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
 DIFFERENCE_STEP = 0.25  # Å, for derivatives of the flow by differences
 CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
+
+
+@dataclass(frozen=True)
+class PullBack:
+    """How frames are made by `pull_back`.
+
+    Attributes:
+        skin: Å around the thresholded density that move with it in full, and as much again over which they fade out.
+        seam: Å on either side of a border over which the frames pass from one part's flow to the other's.
+        spacing: Å between the nodes at which the inverse flow is computed, or a voxel if that is wider.
+    """
+
+    skin: float = 4.0
+    seam: float = 2.0
+    spacing: float = 2.5
 
 
 def frame_times(frames: int) -> np.ndarray:
@@ -137,13 +151,15 @@ def volume_change(flow: Flow, xyz: np.ndarray) -> Float[np.ndarray, "n"]:
     return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
-def soft_support(density: np.ndarray, threshold: float, voxel_size: np.ndarray) -> np.ndarray:
+def soft_support(
+    density: np.ndarray, threshold: float, voxel_size: np.ndarray, skin: float = PullBack.skin
+) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin around it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
-    near = box_slices(carried, np.ceil(2 * SKIN / voxel_size).astype(int))
+    near = box_slices(carried, np.ceil(2 * skin / voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
     mask = np.zeros(density.shape, np.float32)
-    mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / SKIN - 1, 0, 1))
+    mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / skin - 1, 0, 1))
     return mask
 
 
@@ -153,10 +169,10 @@ def carried_density(initial: Map, threshold: float) -> Map:
     return Map(initial.density * mask, initial.voxel_size, initial.origin)
 
 
-def pull_back(flow: Flow, initial: Map, threshold: float, times: Times) -> Iterator[Map]:
+def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: PullBack = PullBack()) -> Iterator[Map]:
     """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
-    The inverse flow is computed at nodes SPACING apart around all that the flow visits, and interpolated to the voxels;
+    The inverse flow is computed at nodes around all that the flow visits, and interpolated to the voxels;
     f0 is interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
     keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
 
@@ -165,18 +181,20 @@ def pull_back(flow: Flow, initial: Map, threshold: float, times: Times) -> Itera
         initial: the initial map.
         threshold: the initial map's.
         times: from 0 to 1.
+        rules: widths and spacings.
 
     Yields:
         A map for each time.
     """
-    mask, flows = soft_support(initial.density, threshold, initial.voxel_size), [flow]
+    mask, flows = soft_support(initial.density, threshold, initial.voxel_size, rules.skin), [flow]
     near = box_slices(mask > 0)
     shares = [LocalMask(near, mask[near])]
     if flow.partition is not None:
-        shares = [LocalMask(box, mask[box] * values) for box, values in flow.partition.soft_masks(mask > 0)]
+        masks = flow.partition.soft_masks(mask > 0, rules.seam)
+        shares = [LocalMask(box, mask[box] * values) for box, values in masks]
         flows = [flow.of_part(number) for number in range(len(shares))]
     pairs = zip(flows, shares, strict=True)
-    each = [pull_back_part(own, initial, share, times) for own, share in pairs if share.values.any()]
+    each = [pull_back_part(own, initial, share, times, rules.spacing) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
@@ -187,7 +205,7 @@ def pull_back(flow: Flow, initial: Map, threshold: float, times: Times) -> Itera
 
 
 def pull_back_part(
-    flow: Flow, initial: Map, part: LocalMask, times: Times
+    flow: Flow, initial: Map, part: LocalMask, times: Times, spacing: float
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
     """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
@@ -199,7 +217,7 @@ def pull_back_part(
     wanted = visited_voxels(flow, initial, share > 0)
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
-    spacing = max(SPACING, size.min())
+    spacing = max(spacing, size.min())
     lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
     near = box_slices(share > 0, SPLINE_MARGIN)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")

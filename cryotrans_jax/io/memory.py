@@ -73,26 +73,12 @@ def cgroup_available(group: Path) -> float:
 
 
 def estimate(voxels: int, targets: int) -> tuple[float, float]:
-    """Estimate the memory of a run, from measurements on a CPU.
-
-    Args:
-        voxels: number of voxels of each map.
-        targets: number of targets.
-
-    Returns:
-        The least and the most bytes that the run takes.
-    """
+    """Least and most bytes that a run takes, from measurements on a CPU; `voxels` are those of each map."""
     least, most = (first + more * (targets - 1) for first, more in (VOXEL, MOST_VOXEL))
     return BASE + least * voxels, MOST_BASE + TARGET * targets + most * voxels
 
 
 def coarsening_factor(voxels: int, targets: int, room: float) -> float:
-    """Factor by which voxels must be wider for a run to fit into memory; infinite if no factor is enough.
-
-    Args:
-        voxels: number of voxels of each map.
-        targets: number of targets.
-        room: available memory, bytes.
-    """
+    """Factor by which voxels must be wider for a run to fit into `room` bytes; infinite if no factor is enough."""
     (_, most), (_, fixed) = estimate(voxels, targets), estimate(0, targets)
     return float("inf") if room <= fixed else max(1.0, ((most - fixed) / (room - fixed)) ** (1 / 3))

@@ -127,7 +127,7 @@ def clouds(
 ) -> tuple[Cloud, Cloud]:
     """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
     variance = problem.blurs[target] + problem.denoising_blurs[target]
-    maps = [problem.initial, problem.masses[target]]
+    maps = [problem.initial, problem.targets[target]]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
     (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)

@@ -22,7 +22,6 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
 
-SEAM = 2.0  # Å on either side of a border over which the frames pass from one part's flow to the other's
 NEAR = 8.0  # Å around a model within which a voxel's nearest atom is searched; beyond, it joins the nearest such voxel
 BORDER_FADE = 0.7  # voxels: width of the borders of an asymmetric unit made of bodies
 MIN_FRACTION = 0.01  # fractions of a voxel below this are set to 0
@@ -84,19 +83,19 @@ class Partition:
         np.add.at(votes, (residue, each), 1)
         return votes.argmax(1)[residue]
 
-    def soft_masks(self, support: Bool[np.ndarray, "x y z"]) -> list["LocalMask"]:
-        """For each part a mask from 0 to 1 that fades into the others over SEAM on either side of its borders.
+    def soft_masks(self, support: Bool[np.ndarray, "x y z"], seam: float) -> list["LocalMask"]:
+        """For each part a mask from 0 to 1 that fades into the others over `seam` Å on either side of its borders.
 
         The masks add up to one inside `support` (on the labels' grid), and are zero elsewhere.
         """
-        reach = np.ceil(SEAM / self.voxel_size).astype(int)
+        reach = np.ceil(seam / self.voxel_size).astype(int)
         near = box_slices(support)
         inside, labels, found = support[near], self.labels[near], []
         total = np.zeros(inside.shape, np.float32)
         for own in (labels == label for label in range(1, self.count + 1)):
             box = box_slices(own, reach) if own.any() else (slice(0, 0),) * 3
             distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
-            ramp = soft_edge(distance, SEAM) * inside[box]
+            ramp = soft_edge(distance, seam) * inside[box]
             total[box] += ramp
             found.append((box, ramp))
         first = [along.start for along in near]

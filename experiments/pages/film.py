@@ -19,7 +19,7 @@ from .. import finished
 from ..case import frame_number
 
 ROOM = 4.0  # Å around the mass in a picture
-REACH = 2 * trajectory.SKIN + CELL  # Å around the mass, beyond which frames have no density
+REACH = 2 * trajectory.PullBack.skin + CELL  # Å around the mass, beyond which frames have no density
 VOXELS = 450_000  # at most of a frame's density, from which its surface is drawn
 COLOURS = 50_000  # voxels at most of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most in the animation and on the page
@@ -61,7 +61,6 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
         count: number of frames that the run made.
         initial: the initial map as carried, in place of a missing first frame.
         generated: the generated map, in place of a missing last frame.
-        moved: the mass and its motion.
 
     Returns:
         The frames by time, the first at 0 and the last at 1.

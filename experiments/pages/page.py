@@ -60,17 +60,7 @@ def build(
     data: dict,
     made: list[str],
 ) -> str:
-    """Build the page.
-
-    Args:
-        config: config.json.
-        scores: metrics.json.
-        found: cautions, the serious ones first.
-        drawings: SVG texts by name.
-        stills: times and PNG files of pictures of the morph.
-        data: of the page's script.
-        made: names of the run's files.
-    """
+    """Build the page."""
     style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     filled = {
@@ -87,8 +77,8 @@ def build(
         "lowest": f"{np.log2(LOWEST):g}",
         "highest": f"{np.log2(HIGHEST):g}",
         "morph_text": MORPH_TEXT,
-        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="{alt_text(time)}">'
-                          for time, png in stills),
+        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="the surface of the map at '
+                          f't = {time:.2f} of the morph">' for time, png in stills),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
         "fsc": drawings.get("fsc", "<p>No curves, as the target map is missing.</p>"),
@@ -101,11 +91,6 @@ def build(
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
 
 
-def alt_text(time: float) -> str:
-    """Alternative text of a picture of the morph."""
-    return f"the surface of the map at t = {time:.2f} of the morph"
-
-
 def facts(config: dict) -> str:
     """A line about the run."""
     settings_, given = config["settings"], config["chosen"]
@@ -113,7 +98,7 @@ def facts(config: dict) -> str:
     parts = [
         f"recipe {settings_['recipe']}",
         f"seed {settings_['seed']}",
-        f"{settings_['frames']} frames ({settings_['render']})",
+        f"{settings_['frames']} frames ({settings_['render'] or config['recipe']['render']})",
         f"{given['initial']['volume']:.0f} Å³ carried",
         f"start from {start}" if start else "",
         f"cryotrans-jax {config['versions'].get('cryotrans-jax')} on {config.get('device', 'an unknown device')}",
@@ -228,7 +213,6 @@ def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
     """Pack the frames' densities and displacements for the page's script, a byte per voxel.
 
     Args:
-        frames: of the morph.
         level: the run's display contour; densities are kept up to twice the page's highest contour.
         top: displacement at the end of the colour key (Å), above which displacements are cut off.
     """

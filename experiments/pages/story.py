@@ -140,8 +140,6 @@ def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
     """Measure what `cautions` needs besides the scores, and write folded.mrc if the flow folds.
 
     Args:
-        story: the finished run.
-        moved: the motion of its mass.
         views: whose correlations are of the molecule; without them those in the scores are taken, of the whole box.
     """
     whole_box = tuple(story.scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
@@ -233,8 +231,6 @@ def write_scripts(folder: Path, config: dict, top: float) -> None:
     The script of the assembly leaves out the target map, which shows one asymmetric unit.
 
     Args:
-        folder: of the target.
-        config: config.json.
         top: displacement at the end of the colour key (Å).
     """
     name, settings, target = target_name(config), config["settings"], None
@@ -261,11 +257,7 @@ def display_contours(config: dict) -> dict[str, float]:
 
 
 def read_losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Read loss.csv: for each stage its name, the losses, and those by the other half-map (nan where not computed).
-
-    Raises:
-        InputError: the file is not as a run writes it.
-    """
+    """Read loss.csv: for each stage its name, the losses, and those by the other half-map (nan where not computed)."""
     stages: dict[tuple[str, str], list[tuple[float, float]]] = {}
     try:
         with path.open(newline="") as file:
@@ -283,9 +275,6 @@ def read_story(run_dir: Path, initial: str | None = None, target: str | None = N
         run_dir: the folder of the run of one target.
         initial: where the initial map is now, if it is no longer where the run read it.
         target: where the target map is now, likewise.
-
-    Raises:
-        InputError: the folder is damaged or incomplete, or a path that is given is not of the run's map.
     """
     config, scores = finished.read_config(run_dir), finished.read_scores(run_dir)
     fit, generated = finished.load_fit(run_dir), finished.load_map(run_dir, "generated.mrc")
@@ -306,12 +295,7 @@ def find_unchanged(config: dict, name: str | None, path: str | None = None) -> P
     """File of an input of the run; None if it is gone or changed.
 
     Args:
-        config: config.json.
-        name: of the input.
         path: where the file is now, if not where the run read it.
-
-    Raises:
-        InputError: the file at `path` is not the run's input.
     """
     entry = config["inputs"].get(name)
     found = Path(path or (entry or {}).get("file", ""))

@@ -17,15 +17,12 @@ the number of its steps times the time of a step with ott's stock Grid, measured
 import importlib
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, read_json, write_file
-
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 SECTIONS = {  # with the last word of the name of each one's file
@@ -37,7 +34,6 @@ SECTIONS = {  # with the last word of the name of each one's file
     "recipes": "recipes",
     "device": "device",
 }
-COLUMNS = {"what": "{}", "value": "{:.4g}", "earlier": "{:.4g}", "ratio": "{:.2f}"}
 PADS = ranges.Range(0, 1024, "it is added to the sides of a box in voxels")
 POINTS = ranges.Range(1, 100_000_000, "it is a number of points that fit into memory")
 TARGETS = ranges.Range(1, 10_000, "it is a number of targets fitted at once")
@@ -76,6 +72,7 @@ def define_flags() -> None:
 def main() -> None:
     """Run the sections; print and write the table, updated after every section."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that compilation is measured
+    from cryotrans_jax.io.files import InputError, write_file
 
     from .. import run_folder
 
@@ -85,17 +82,15 @@ def main() -> None:
     if (out_dir / "benchmark.json").exists() and not FLAGS.overwrite:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
-    rows, compared = {}, []
+    rows: dict[str, float] = {}
     with run_folder.growing(out_dir, "benchmark") as growing:
         for section in FLAGS.sections:
             for label, value in rows_of(section):
                 rows[label] = value
-                compared.append({"what": label, "value": value})
-                if earlier.get(label):
-                    compared[-1] |= {"earlier": earlier[label], "ratio": value / earlier[label]}
-                print(tables.styled_row(compared[-1], COLUMNS), flush=True)
+                print(tables.row(cells(label, value, earlier)), flush=True)
             run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
-            write_file(growing / "benchmark.md", tables.styled(compared, COLUMNS))
+            lines = (cells(label, value, earlier) for label, value in rows.items())
+            write_file(growing / "benchmark.md", tables.markdown(("what", "value", "earlier", "ratio"), lines))
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:
@@ -111,16 +106,20 @@ def rows_of(section: str) -> Iterator[tuple[str, float]]:
 
 
 def read_rows(path: str) -> dict[str, float]:
-    """Read the rows of an earlier run.
+    """Read the rows of an earlier run."""
+    from cryotrans_jax.io.files import InputError, read_json
 
-    Raises:
-        InputError: the file is not a benchmark.json.
-    """
     try:
         rows = read_json(path)["rows"]
         return {label: float(value) for label, value in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path} is no benchmark: give the benchmark.json of an earlier run") from None
+
+
+def cells(label: str, value: float, earlier: dict[str, float]) -> list[str]:
+    """A row of the table; the ratio is new / earlier."""
+    before = earlier.get(label)
+    return [label, f"{value:.4g}", *((f"{before:.4g}", f"{value / before:.2f}") if before else ("", ""))]
 
 
 def machine() -> dict:
@@ -135,7 +134,7 @@ def machine() -> dict:
     }
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -63,7 +63,7 @@ def prepare_case(case: Case, whole_box: bool = False) -> Problem:
 
 def paper_recipe(case: Case, problem: Problem) -> Config:
     """Published recipe for a case."""
-    return recipes.paper(problem, resolutions=(case.initial_resolution, case.target_resolutions[0]))
+    return recipes.paper(problem, resolutions=case.target_resolutions)
 
 
 def default_recipe(problem: Problem) -> Config:

@@ -106,18 +106,14 @@ def sinkhorn() -> Rows:
 
 
 def masses_in_cube() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Masses of the initial map and the target in a cube, and the sides of a voxel in unit boxes.
-
-    Raises:
-        InputError: the cube of --cube does not hold the maps.
-    """
+    """Masses of the initial map and the target in a cube, and the sides of a voxel in unit boxes."""
     case = cases.load()
     least = max(case.initial.density.shape)
     side = -(-(FLAGS.cube or least) // CROP_MULTIPLE) * CROP_MULTIPLE
     if side < least:
         raise InputError(f"--cube={side} does not hold the maps, which have {least} voxels along one side")
     problem = cases.prepare_case(cases.in_box(case, [side] * 3), whole_box=True)
-    return (problem.initial, problem.masses[0]), problem.voxel_size / problem.frame.edge
+    return (problem.initial, problem.targets[0]), problem.voxel_size / problem.frame.edge
 
 
 def stock_potentials(voxel: np.ndarray) -> Callable:

@@ -9,20 +9,17 @@ The common conformation's map is morphed into the rare one, with its half-maps, 
 the truth. A pair is a folder with two models and a pair.json, as for experiments.studies.validate.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, write_file
-
 from .. import flags as shared
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
-COLUMNS = {  # of the table; "resolution" is by the half-maps of a map's own particles
+COLUMNS = {  # resolution (of the map's own half-maps), FSC = 0.5 and 0.143, CA RMSD: all in Å
     "map": "{}",
     "particles": "{:.0f}",
     "resolution": "{:.1f}",
@@ -71,6 +68,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the study; print the table, and write it with the figure and the maps."""
+    from cryotrans_jax.io.files import InputError
+
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
@@ -122,10 +121,7 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
     """Reconstruct a class from noisy projections of a map, uniform over all directions, with known poses.
 
     Args:
-        map_: the noise-free map.
-        count: number of particles.
         signal_to_noise: variance of the noise-free pixels divided by that of the noise.
-        seed: of poses and noise.
     """
     from dataclasses import replace
 
@@ -174,6 +170,7 @@ def fit_rare(common: Class, rare: Class):
 def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) -> None:
     """Write table, figure and maps into the folder, and print the table."""
     from cryotrans_jax import plots
+    from cryotrans_jax.io.files import write_file
     from cryotrans_jax.io.maps import write_map
     from cryotrans_jax.scores import metrics
 
@@ -197,7 +194,7 @@ def write(fit, models, truth, classes: dict[str, Class], counts, out_dir: Path) 
     write_file(out_dir / "imbalance.md", table)
     for name, map_ in (maps | {"truth": truth}).items():
         write_map(out_dir / f"{name}.mrc", map_)
-    print(f"{table}Table, figure (fsc.png) and maps are in {out_dir}")
+    print(table + f"Table, figure (fsc.png) and maps are in {out_dir}")
 
 
 def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
@@ -222,7 +219,7 @@ def score_maps(maps: dict, truth) -> tuple[dict[str, dict], dict]:
     return scores, curves
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

@@ -93,7 +93,6 @@ def reconstruct(sums: Sums, noise: Float[np.ndarray, "shells"]) -> Float[Array, 
     The ridge of a shell is its `noise` times its mean weight: a Wiener filter.
 
     Args:
-        sums: the sums of the images.
         noise: ratio of noise to signal of the density in each shell from 0 to Nyquist; 0 for no filter, except that
             samples without data stay at 0.
     """

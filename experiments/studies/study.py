@@ -9,20 +9,17 @@ them in one program. The output folder has the FSC of each generated map against
 (study.svg, study.png) and in fsc.csv, one table (study.md, study.csv, study.json), and the maps.
 """
 
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, write_file
-
 from .. import flags as shared
 from .. import paths, ranges, systems, tables
-from ..main import run
+from ..main import command_of
 from ..usage import group
 
 FLAGS = flags.FLAGS
-COLUMNS = {
+STYLES = {
     "resolution": "{:g}",
     "fsc_before": "{:.2f}",
     "fsc_after": "{:.2f}",
@@ -32,8 +29,8 @@ COLUMNS = {
     "published": "{}",
 }
 HEADS = (
-    "target [Å]", "initial map: FSC = 0.5 [Å]", "generated map: FSC = 0.5 [Å]", "FSC = 0.143 [Å]", "CA RMSD before [Å]",
-    "after [Å]", "published FSC = 0.5 [Å]",
+    "target [Å]", "initial map: FSC = 0.5 [Å]", "generated map: FSC = 0.5 [Å]", "FSC = 0.143 [Å]",
+    "CA RMSD before [Å]", "after [Å]", "published FSC = 0.5 [Å]",
 )  # fmt: skip
 
 
@@ -83,11 +80,9 @@ def main() -> None:
 
 
 def resolutions() -> list[float]:
-    """Resolutions of the targets, Å.
+    """Resolutions of the targets, Å."""
+    from cryotrans_jax.io.files import InputError
 
-    Raises:
-        InputError: there are none, or one is given twice.
-    """
     found = FLAGS.resolutions
     if not found or len(set(found)) < len(found):
         raise InputError(f"{FLAGS['resolutions'].serialize()} is not different resolutions such as 3,5,7,10")
@@ -120,11 +115,9 @@ def load(wanted: list[float]):
 
 
 def find_model(name: str | None) -> Path:
-    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch.
+    """Find a model: a file, here or in the data folder, or an entry there, downloaded with --fetch."""
+    from cryotrans_jax.io.files import InputError
 
-    Raises:
-        InputError: there is no such model, or no name is given.
-    """
     from .. import archives, find, settings
 
     if not name:
@@ -141,9 +134,10 @@ def find_model(name: str | None) -> Path:
 
 
 def fits(case):
-    """Fit all targets, in one program if the recipe allows it, and yield the case, the fit and the number of each.
+    """Fit all targets, in one program if they take the same steps, and yield the case, the fit and number of each.
 
-    The recipe paper has different steps for each resolution, so each target has its own fit.
+    The recipe paper has different steps for each resolution. Each target then has its own fit, so that none waits,
+    computed in vain, for those with more steps.
     """
     from dataclasses import replace
 
@@ -186,7 +180,7 @@ def measure(fit, case, number: int, folder: Path):
     same = FLAGS.initial_resolution == systems.INITIAL_RESOLUTION  # as for the published initial maps
     published = systems.format_published(dict(systems.SIMULATED).get(at) if same else None)
     return (
-        {"resolution": at} | {key: scores[key] for key in COLUMNS if key in scores} | {"published": published},
+        {"resolution": at} | {key: scores[key] for key in STYLES if key in scores} | {"published": published},
         start,
         end,
     )
@@ -195,6 +189,7 @@ def measure(fit, case, number: int, folder: Path):
 def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     """Write figure, curves and table into the folder, and print the table."""
     from cryotrans_jax import plots
+    from cryotrans_jax.io.files import write_file
 
     from .. import exchange, run_folder
 
@@ -205,7 +200,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
         ends[f"generated from {row['resolution']:g} Å: {crossing} {row['fsc_after']:.2f} Å"] = curve
     drawing = plots.targets_drawing(curves["initial"], ends)
     text = f"# Targets at {', '.join(f'{at:g}' for at in FLAGS.resolutions)} Å, recipe {FLAGS.recipe}\n\n"
-    text += tables.styled(rows, COLUMNS, HEADS)
+    text += tables.styled(rows, STYLES, HEADS)
     pair = f"{FLAGS.initial} to {FLAGS.target}" if FLAGS.initial else "The built-in pair"
     text += (
         f"\n{pair}, initial map at {FLAGS.initial_resolution:g} Å; FSC against the target's model at that resolution. "
@@ -221,7 +216,7 @@ def write(rows: list[dict], curves: dict, out_dir: Path) -> None:
     print(f"Results are in {out_dir}")
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

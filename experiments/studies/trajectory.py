@@ -8,19 +8,15 @@ The run must have carried a model (--model). Pseudo-time is matched to time in o
 CA atoms in common. For comparison, the same is done for the straight line between the known trajectory's own ends.
 """
 
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError
-
 from .. import flags as shared
-from .. import paths, ranges, tables
-from ..main import run
+from .. import paths, ranges
+from ..main import command_of
 
 FLAGS = flags.FLAGS
-COLUMNS = {"": "{}", "mean": "{:.2f}", "max": "{:.2f}", "end": "{:.2f}"}  # RMSD, Å
 TIMES = ranges.Range(2, 10_001, "each is a structure to compare with")
 
 
@@ -43,6 +39,7 @@ def main() -> None:
 
     from cryotrans_jax.fit import trajectory
     from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from .. import finished, run_folder
 
@@ -63,9 +60,9 @@ def main() -> None:
     with run_folder.claimed(folder, kinds=["dynamics"]), run_folder.replacing(folder, "dynamics"):
         found = write(ways, about, folder)
     print(f"{len(path)} frames{', which run backwards,' * turned} over {len(start)} CA atoms; RMSD in Å")
-    labels = {"run": "the run", "straight": "straight line of its ends"}
-    rows = [{"": label} | {key: found[f"{name}_{key}"] for key in COLUMNS if key} for name, label in labels.items()]
-    print(tables.styled(rows, COLUMNS), end="")
+    print(f"{'':28s} {'mean':>6s} {'max':>6s} {'end':>6s}")
+    for name, label in (("run", "the run"), ("straight", "straight line of its ends")):
+        print(f"{label:28s} " + " ".join(f"{found[f'{name}_{key}']:6.2f}" for key in ("mean", "max", "end")))
 
 
 def match(frames, path, times) -> tuple:
@@ -82,7 +79,6 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
     Args:
         ways: of "run" and "straight" the times and distances (Å) for each known frame.
         about: the trajectory: numbers of its atoms and frames, and whether it is reversed.
-        folder: of the run.
     """
     import numpy as np
 
@@ -111,12 +107,9 @@ def write(ways: dict[str, tuple], about: dict, folder: Path) -> dict:
 
 
 def carried_model(folder: Path):
-    """Read the model that the run carried.
-
-    Raises:
-        InputError: the run carried none, and --model is not given.
-    """
+    """Read the model that the run carried."""
     from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from .. import finished
 
@@ -129,12 +122,9 @@ def carried_model(folder: Path):
 
 
 def load_path(model) -> list:
-    """Read the models of the known trajectory; with --superpose, superpose them on the initial model.
-
-    Raises:
-        InputError: --dynamics names no trajectory.
-    """
+    """Read the models of the known trajectory; with --superpose, superpose them on the initial model."""
     from cryotrans_jax.io import atoms
+    from cryotrans_jax.io.files import InputError
 
     from ..pairs import file_of_pair, known_path, read_description
 
@@ -156,12 +146,10 @@ def load_path(model) -> list:
 
 
 def with_mdanalysis(files: list[str]) -> list:
-    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis.
-
-    Raises:
-        InputError: MDAnalysis is not installed, or the topology has no CA atoms.
-    """
+    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis."""
     import gemmi
+
+    from cryotrans_jax.io.files import InputError
 
     try:
         import MDAnalysis
@@ -219,7 +207,7 @@ def orient(path, start):
     return (path[::-1], True) if far[1] < far[0] else (path, False)
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

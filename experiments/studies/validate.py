@@ -15,16 +15,13 @@ import os
 import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, write_file
-
 from .. import paths, ranges, tables
-from ..main import run, show_warnings
+from ..main import command_of, show_warnings
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -132,10 +129,9 @@ def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
 
     Returns:
         The recipe with its bin (paper/2), the resolution (Å) and the pair that it applies to; None stands for all.
-
-    Raises:
-        InputError: the text does not have this form, or the resolution is out of range.
     """
+    from cryotrans_jax.io.files import InputError
+
     if not (match := RECIPE.fullmatch(text)):
         raise InputError(f"--recipes={text} is not RECIPE/BIN@RESOLUTION:PAIR: give default, paper, or paper/2@7:adk")
     try:
@@ -150,11 +146,8 @@ def measure(
     """Run one case.
 
     Args:
-        folder: folder of the pair.
-        pair: its name.
         resolution: resolution of the target map, Å.
         noise: signal to noise of the target; inf for no noise.
-        seed: seed of the fit.
         recipe: recipe with its bin, such as paper/2.
         steps: factor on the number of steps of every stage.
         back: whether to morph the pair's target to its initial state.
@@ -221,6 +214,8 @@ def path_scores(fit, case, folder: Path) -> dict:
 
 def write_table(rows: list[dict], out_dir: Path) -> None:
     """Write validate.json and validate.md into the folder."""
+    from cryotrans_jax.io.files import write_file
+
     from ..run_folder import write_json
 
     write_json(out_dir / "validate.json", rows)
@@ -229,6 +224,8 @@ def write_table(rows: list[dict], out_dir: Path) -> None:
 
 def insert_table(path: Path, text: str) -> None:
     """Replace the text between the marks in the file by the command and this text."""
+    from cryotrans_jax.io.files import write_file
+
     before, _, after = tables.parted(path, *MARKS)
     names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
     given = [FLAGS[name].serialize() for name in names]
@@ -257,7 +254,7 @@ def summary(rows: list[dict]) -> str:
     return "\n" + tables.markdown(heads, lines)
 
 
-command = partial(run, main, define_flags)
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

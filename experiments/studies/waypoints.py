@@ -8,16 +8,13 @@ models of the path, which no fit has seen, are scored. Two straight lines are gi
 models of both states, and through the true model of the waypoint. No user of this program has these models.
 """
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 from absl import flags
 
-from cryotrans_jax.io.files import InputError, write_file
-
 from .. import paths, ranges, tables
-from ..main import run
+from ..main import command_of
 
 FLAGS = flags.FLAGS
 TIME = 0.5  # of the waypoint
@@ -53,6 +50,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
+    from cryotrans_jax.io.files import write_file
+
     from .. import pairs, record, run_folder
 
     out_dir = Path(FLAGS.out_dir)
@@ -65,9 +64,9 @@ def main() -> None:
             about = {"pair": name, "resolution": resolution, "seed": seed}
             rows += [about | row for row in study_pair(folder, resolution, seed, straight=number == 0)]
             run_folder.write_json(growing / "waypoints.json", {"settings": record.settings_of(FLAGS), "rows": rows})
-            table = f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
-            write_file(growing / "waypoints.md", table)
-    print(f"{table}\nThe table is in {out_dir}")
+            write_file(growing / "waypoints.md", table(rows))
+    print(table(rows))
+    print(f"The table is in {out_dir}")
 
 
 def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True) -> list[dict]:
@@ -103,11 +102,9 @@ def study_pair(folder: Path, resolution: float, seed: int, straight: bool = True
 
 
 def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
-    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint.
+    """Models of a pair's known path, from the initial state on, and the index of the middle one, the waypoint."""
+    from cryotrans_jax.io.files import InputError
 
-    Raises:
-        InputError: the path has fewer than two models.
-    """
     from .. import pairs
 
     path = pairs.known_path(folder, initial)
@@ -119,11 +116,8 @@ def path_with_waypoint(folder: Path, initial) -> tuple[list, int]:
 
 
 def simulate_inside(model, case, resolution: float):
-    """Simulate the map of a model on the case's grid.
+    """Simulate the map of a model on the case's grid."""
 
-    Raises:
-        InputError: the model is not inside the map.
-    """
     from cryotrans_jax.density import simulation
 
     from ..inputs import check_inside
@@ -159,7 +153,12 @@ def scores(frames, path, known: int, end) -> dict:
     }
 
 
-command = partial(run, main, define_flags)
+def table(rows: list[dict]) -> str:
+    """Format the table in Markdown, with a legend of its columns."""
+    return f"{tables.styled(rows, COLUMNS)}\n{LEGEND}"
+
+
+command = command_of(main, define_flags)
 
 if __name__ == "__main__":
     command()

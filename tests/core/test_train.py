@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import drift, rounding
+from conftest import drift, fit_problem, rounding
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import Field
@@ -27,7 +27,7 @@ from cryotrans_jax.fit.devices import (
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.optimisers import Adam, Optimiser, OptimiserSettings
 from cryotrans_jax.fit.options import Options, Running
-from cryotrans_jax.fit.schedule import Fitting, run
+from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Config, Stage, Supervision, stage_inputs
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.supervise import Callbacks
@@ -50,13 +50,6 @@ WAVING = replace(CONFIG, schedule=(POINTS,))
 OBJECTIVE, CARRY = jax.jit(objective), jax.jit(carry)
 
 
-def fit(problem, config, state=None, progress=lambda *_: None, layout=DeviceLayout()):  # noqa: B008
-    """State and losses of a fit by the whole schedule."""
-    begun = Fitting.begin(problem, config, layout=layout, callbacks=Callbacks(progress))
-    fitted = run(begun if state is None else replace(begun, state=state))
-    return fitted.state, [*fitted.history]
-
-
 def inputs(problem, stage):
     """Points of mass and terms of a stage."""
     return stage_inputs(problem, FIELD, stage).steps
@@ -66,7 +59,7 @@ def inputs(problem, stage):
 def whole(two):
     """The fit, its losses, and what progress was told."""
     told = []
-    state, history = fit(two, CONFIG, progress=lambda *at: told.append(at))
+    state, history = fit_problem(two, CONFIG, callbacks=Callbacks(lambda *at: told.append(at)))
     return state, history, told
 
 
@@ -125,7 +118,7 @@ def test_progress_is_told_every_loss_once(whole):
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
     state, history, _ = whole
-    alone, losses = fit(one(two, target), CONFIG)
+    alone, losses = fit_problem(one(two, target), CONFIG)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(CONFIG))
     together, single = carried(two, state.params, target), carried(two, alone.params, 0)
@@ -139,7 +132,7 @@ def test_a_target_is_fitted_as_it_would_be_alone(two, whole, target):
 @pytest.fixture(scope="module")
 def followed(two):
     """A fit to correspondences, and what it was fitted to."""
-    return fit(two, WAVING), inputs(two, POINTS)
+    return fit_problem(two, WAVING), inputs(two, POINTS)
 
 
 def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed):
@@ -157,7 +150,7 @@ def test_a_fit_to_correspondences_carries_the_points_to_their_ends(two, followed
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_target_follows_its_correspondences_as_it_would_alone(two, followed, target):
     (state, history), *_ = followed
-    alone, losses = fit(one(two, target), WAVING)
+    alone, losses = fit_problem(one(two, target), WAVING)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(WAVING))
     np.testing.assert_allclose(history[0][:, target], losses[0][:, 0], rtol=1e-3)
@@ -217,7 +210,9 @@ def test_only_a_balanced_rigidity_weighs_by_what_the_targets_tell(two):
         return [float(inputs(two, stage).of_target(target)[1][1].weight) for target in range(2)]
 
     assert weights(False) == [2.0, 2.0]
-    np.testing.assert_allclose(weights(True), [2 * rigidity_factor(two, target) for target in range(2)], rtol=1e-6)
+    term = Rigidity(2.0, balanced=True)
+    factors = [rigidity_factor(two, target, term.detail_at_3a, term.noise_weight) for target in range(2)]
+    np.testing.assert_allclose(weights(True), 2 * np.array(factors), rtol=1e-6)
 
 
 START, REFINE = replace(POINTS, steps=30), replace(STAGES[1], steps=30)
@@ -257,7 +252,7 @@ def contest(two):
     def fit_with_nonsense(problem, config, **how):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(correspond, "ends", some)
-            return fit(problem, config, **how)
+            return fit_problem(problem, config, **how)
 
     return fit_with_nonsense(two, CONTEST), fit_with_nonsense
 
@@ -284,7 +279,7 @@ def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
 
 def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, contest):
     (state, _), refit = contest
-    middle, _ = refit(two, CONTEST, progress=lambda stage, step, _: step == 30)
+    middle, _ = refit(two, CONTEST, callbacks=Callbacks(lambda stage, step, _: step == 30))
     assert (middle.stage, middle.step, middle.rivals) == (0, 30, ())
     resumed, _ = refit(two, CONTEST, state=middle)
     assert equal(resumed, state)
@@ -335,16 +330,16 @@ def test_schedules_that_cannot_be_run_are_refused(two):
         Config((KeepBetterStart(STAGES[0]), *STAGES), FIELD)
     blind = replace(CONFIG, schedule=(replace(STAGES[1], steps=1), KeepBetterStart(STAGES[0]), STAGES[1]))
     with pytest.raises(InputError, match="follows a stage without correspondences"):
-        fit(two, blind)
+        fit_problem(two, blind)
 
 
 @pytest.mark.parametrize("stop", [(0, 16), (0, 20), (1, 8)])
 def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
     """Bit for bit, stopped in the middle of a stage or between two; losses go on where they stopped."""
     state, history, _ = whole
-    middle, before = fit(two, CONFIG, progress=lambda stage, step, _: (stage, step) == stop)
+    middle, before = fit_problem(two, CONFIG, callbacks=Callbacks(lambda stage, step, _: (stage, step) == stop))
     assert (middle.stage, middle.step) == stop
-    resumed, after = fit(two, CONFIG, state=middle)
+    resumed, after = fit_problem(two, CONFIG, state=middle)
     assert equal(resumed, state)
     before = before + [np.zeros((0, 2))] * (2 - len(before))
     after = [np.zeros((0, 2))] * (2 - len(after)) + after
@@ -354,7 +349,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(two, whole, stop):
 
 def test_a_fit_leaves_the_state_it_goes_on_from(two):
     state = initial_state(FIELD, 5, 2)
-    first, second = (fit(two, CONFIG, state=state, progress=lambda *_: True)[0] for _ in range(2))
+    first, second = (fit_problem(two, CONFIG, state=state, callbacks=Callbacks(lambda *_: True))[0] for _ in range(2))
     assert equal(first, second)
 
 
@@ -362,7 +357,7 @@ def test_another_seed_makes_another_fit(two, whole):
     """The same seed makes the same one: see above, where each fit starts anew."""
     state = initial_state(FIELD, 6, 2)
     assert not equal(state.params, initial_state(FIELD, 5, 2).params)
-    assert not equal(fit(two, CONFIG, state=state)[0].params, whole[0].params)
+    assert not equal(fit_problem(two, CONFIG, state=state)[0].params, whole[0].params)
 
 
 def test_every_target_starts_from_the_same_parameters():
@@ -395,7 +390,7 @@ def lacking(problem):
     depth = problem.voxel_size[2] * (np.arange(gone.shape[2]) - gone.shape[2] // 2 + 0.5)
     left, none = np.where(gone, 0, problem.initial)[None], np.zeros(1)
     without = replace(
-        problem.select([0]), masses=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
+        problem.select([0]), targets=left, densities=left, blurs=none, residual_blurs=none, denoising_blurs=none
     )
     scene, (term,) = inputs(without, Stage((Matched(final_lighten=1.0),), 1, 1.0, 1.0)).of_target(0)
     return scene, term, np.broadcast_to(depth, gone.shape)[problem.initial > 0]
@@ -437,10 +432,10 @@ def test_only_a_stage_that_weighs_changes_the_masses(lacking):
 
 def test_neither_rates_nor_steps_compile_anew(two):
     """A schedule with other steps and learning rates runs the programs that are there."""
-    fit(two, CONFIG)
+    fit_problem(two, CONFIG)
     compiled = train_steps.jitted._cache_size()
     schedule = tuple(replace(s, steps=2, learning_rate=1e-3, final_learning_rate=1e-3) for s in STAGES)
-    fit(two, replace(CONFIG, schedule=schedule, seed=8))
+    fit_problem(two, replace(CONFIG, schedule=schedule, seed=8))
     assert train_steps.jitted._cache_size() == compiled
 
 
@@ -456,7 +451,7 @@ def test_a_window_that_is_too_narrow_is_widened_until_it_changes_nothing(two):
     """The fit from a window of one voxel is that of the whole grid: the steps done with the narrow one do not count."""
     begin, stage = initial_state(FIELD, 5, 2), replace(STAGES[0], steps=20)
     each = [replace(stage, terms=(W2(2e-3, window=window),)) for window in (1, None)]
-    narrow, whole = (fit(two, replace(CONFIG, schedule=(own,)))[0] for own in each)
+    narrow, whole = (fit_problem(two, replace(CONFIG, schedule=(own,)))[0] for own in each)
     assert narrow.refined > 1 and whole.refined == 0
     for a, b in zip(jax.tree.leaves(narrow.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # the bound is 1 % of epsilon, the learning rate 3e-3
@@ -489,7 +484,7 @@ def test_a_stage_that_gains_nothing_goes_to_its_end(two):
     still = replace(LATE.stages[0], learning_rate=0.0, final_learning_rate=0.0)
     for patience, made in ((2, 3 * CHUNK + 16), (0, 80)):
         config = replace(LATE, schedule=(replace(still, patience=patience),))
-        _, (losses,) = fit(two, config)
+        _, (losses,) = fit_problem(two, config)
         assert len(losses) == made
 
 
@@ -505,11 +500,11 @@ def test_every_target_ends_as_it_would_alone(two):
         scene, _ = stage_inputs(problem, smooth, late).steps.of_target(0)
         return np.asarray(CARRY(field(params, target), scene).x) * problem.frame.edge
 
-    state, _ = fit(own, config)
+    state, _ = fit_problem(own, config)
     skipped = state.watch.skipped
     assert skipped[0] > 0 and skipped[0] > skipped[1]
     for target in range(2):
-        alone, (losses,) = fit(one(own, target), config)
+        alone, (losses,) = fit_problem(one(own, target), config)
         assert alone.watch.skipped == skipped[target] and len(losses) == 120 - skipped[target]
         # float32's rounding, which Adam makes steps of where gradients are next to nothing
         np.testing.assert_allclose(
@@ -529,13 +524,13 @@ def judged_by(two):
 @pytest.fixture(scope="module")
 def by_judge(judged_by):
     """The fit that they judge, and its losses."""
-    return fit(judged_by, LATE)
+    return fit_problem(judged_by, LATE)
 
 
 @pytest.fixture(scope="module")
 def unjudged(judged_by):
     """The fit without half-maps, by all steps, and its losses."""
-    return fit(replace(judged_by, validation_densities=None), PATIENT)
+    return fit_problem(replace(judged_by, validation_densities=None), PATIENT)
 
 
 def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, unjudged):
@@ -553,21 +548,21 @@ def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, un
 
 def test_a_half_map_changes_no_step(judged_by, unjudged):
     """It is looked at, not fitted to."""
-    _, with_judge = fit(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT)
+    _, with_judge = fit_problem(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT)
     np.testing.assert_array_equal(with_judge[0], unjudged[1][0])
 
 
 @pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
 def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(judged_by, by_judge, stop):
-    middle, _ = fit(judged_by, LATE, progress=lambda stage, step, _: step == stop)
-    assert middle.step == stop and equal(fit(judged_by, LATE, state=middle)[0], by_judge[0])
+    middle, _ = fit_problem(judged_by, LATE, callbacks=Callbacks(lambda stage, step, _: step == stop))
+    assert middle.step == stop and equal(fit_problem(judged_by, LATE, state=middle)[0], by_judge[0])
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_targets_in_turn_are_fitted_as_at_once(two, batch):
     config = replace(CONFIG, schedule=STAGES[1:])
     (state, (losses,)), (whole, (together,)) = (
-        fit(two, config, layout=layout) for layout in (DeviceLayout(batch=batch), DeviceLayout())
+        fit_problem(two, config, layout=layout) for layout in (DeviceLayout(batch=batch), DeviceLayout())
     )
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(config))
@@ -608,7 +603,7 @@ def test_a_device_with_little_memory_fits_some_targets_at_once_with_the_same_res
     assert sum(memory_needed(chosen, *call)) < 0.8 * memory
     assert fit_to_memory(DeviceLayout(memory=round(every / 0.79)), *call) == DeviceLayout()
     assert fit_to_memory(DeviceLayout(memory=round(few / 100)), *call) == DeviceLayout(batch=1)
-    some, all_ = (fit(five, config, layout=DeviceLayout(memory=m))[0].params for m in (memory, None))
+    some, all_ = (fit_problem(five, config, layout=DeviceLayout(memory=m))[0].params for m in (memory, None))
     for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
         np.testing.assert_allclose(a, b, atol=drift(config))
 
@@ -648,4 +643,4 @@ def test_terms_and_actions_that_are_none_are_refused_by_name(two):
     with pytest.raises(TypeError, match="Plain is no pytree"):
         inputs(two, Stage((Settings(),), 1, 1e-3, 1e-3))
     with pytest.raises(TypeError, match="Nothing returned None: return the fit"):
-        fit(two, replace(CONFIG, schedule=(replace(STAGES[1], steps=1), Nothing())))
+        fit_problem(two, replace(CONFIG, schedule=(replace(STAGES[1], steps=1), Nothing())))

@@ -177,8 +177,6 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "",
     ),
     ("part_missing", ("EMD-22001", "half maps"), "EMD-22001: no half maps in the archive\n", ""),
-    ("transfer", ("a.map.gz", 1600000, 10**7), "", "a.map.gz: 2 of 10 MB\n"),
-    ("transfer", ("a.map.gz", 1600000, None), "", "a.map.gz: 2 MB\n"),
     (
         "digest_invalid",
         ("md5",),

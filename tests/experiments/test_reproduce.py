@@ -83,17 +83,29 @@ def test_a_system_goes_from_its_files_to_a_scored_table(job, data, tmp_path, nam
     assert rows[label]["published"] == (system.result(resolution) or "not published")
     generated = read_map(tmp_path / "out" / "generated.mrc")
     assert generated.density.shape == (SIDE,) * 3 and rows["box [voxels]"]["ours"] == "24 × 24 × 24"
-    if resolution or name == "spike":  # there is a model of the target state
+    if resolution or system.target.model:
         assert float(rows[label]["ours"]) == pytest.approx(told["metrics"]["fsc_after"], abs=0.005)
-        assert told["metrics"]["rmsd_before"] > 3  # a domain of the built-in pair turns by 30°
+        if resolution or system.initial.model:  # which is carried along
+            assert told["metrics"]["rmsd_before"] > 3  # a domain of the built-in pair turns by 30°
     else:
         assert rows[label]["ours"] == "no --reference" and "fsc_after" not in told["metrics"]
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["recipe"]["render"] == "splat" and generated.density.min() >= 0  # frames as published
     recipe = system.recipe(resolution)
     if recipe:
         assert rows["thresholds"]["ours"] == f"0.24, {recipe.thresholds[1]:g}"
         assert rows["thresholds"]["published"] == "{:g}, {:g}".format(*recipe.thresholds)
     if system.check:  # which is the same model here
-        assert rows["FSC = 0.5 against 6X2A [Å]"]["ours"] == rows[label]["ours"]
+        check = rows["FSC = 0.5 against 6X2A [Å]"]
+        assert (check["ours"], check["published"]) == (rows[label]["ours"], "3.78 (refined model)")
+    page = (tmp_path / "out" / "reproduce.md").read_text()
+    assert ("was refined into the generated map (RMSD below 3 Å)" in page) == (name in ("A2M", "Arp2/3", "spike"))
+    known = rows["resolutions [Å]"]["published"]
+    if name == "A2M":  # by half-maps; the FSC of a map with its model is no measure of its blur
+        assert rows["resolutions [Å]"]["ours"] == known == "3.8, 5.3"
+        assert rows["FSC = 0.5 of both maps with their models [Å]"]["published"] == "4.32, 8.02"
+    elif not resolution:
+        assert rows["resolutions [Å]"]["ours"] == "estimated, estimated" and "not published" in known
     status, _, error = job("reproduce", f"--system={name}", f"--data_dir={data}", f"--out_dir={tmp_path / 'out'}")
     assert status == 2 and "holds another run" in error
 
@@ -113,8 +125,8 @@ def test_a_system_is_fetched_from_the_archives(job, data, tmp_path):
     with serving(server) as server.base:
         _, told = fitted(job, empty, tmp_path / "out", "spike", "--fetch", *mirrors(server))
     rows = {row["quantity"]: row for row in told["rows"]}
-    assert rows["FSC = 0.5 against the reference [Å]"]["published"] == "3.78"
-    assert rows["resolutions [Å]"]["ours"] == rows["resolutions [Å]"]["published"] == "3.57, 13.2"
+    assert rows["FSC = 0.5 against the reference [Å]"]["published"] == "3.78 (refined model)"
+    assert rows["FSC = 0.5 of both maps with their models [Å]"]["published"] == "3.57, 13.2"
 
 
 @pytest.mark.slow
@@ -239,10 +251,15 @@ def test_what_cannot_be_reproduced_is_explained(job, data, tmp_path, given, sent
     assert status == 2 and sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1"])
+@pytest.mark.parametrize("text", ["w2", "w2:0:1e-3", "w3:10:1e-3", "w2:10:fast", "w2:1.5:1", "w2:10:1e-3:3"])
 def test_a_schedule_that_is_none_is_explained(text):
     with pytest.raises(parse.InputError, match="is not LOSS:STEPS:RATE"):
         parse.parse_schedule([text], None)
+
+
+def test_stages_of_a_schedule_may_have_bins():
+    found = parse.parse_schedule(["w2:10:1e-3:4", "w2:10:1e-3:1", "l2:5:1e-4"], None)
+    assert found.stages == (("w2", 10, 1e-3, 4), ("w2", 10, 1e-3, 1), ("l2", 5, 1e-4))
 
 
 def test_the_page_of_systems_has_the_table():

@@ -686,7 +686,7 @@ def test_a_target_is_made_on_the_grid_of_a_map_that_is_there(folder, tmp_path, m
             dict(parts="A:1-8;A:9-16", model="{}/initial.cif", part_rigidity="1"),
             ["1 weights of the rigidity for 2 parts"],
         ),
-        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x: 'x' is not a number from 0 to 1000"]),
+        (dict(part_rigidity="1,x"), ["--part_rigidity=1,x: 'x' is not a number from 0 to 1000000000"]),
         (dict(recipe="foo"), ["--recipe=foo"]),
         (dict(steps=0), ["--steps=0"]),
         (dict(frames="many"), ["--frames=many"]),

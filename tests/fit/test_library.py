@@ -4,7 +4,7 @@ import ast
 import contextlib
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
@@ -17,6 +17,8 @@ import cryotrans_jax as ct
 from cryotrans_jax.density import transform
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import progress, recipes, trajectory
+from cryotrans_jax.fit.options import Preparation
+from cryotrans_jax.fit.stage import Action
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import as_map
 
@@ -155,6 +157,33 @@ def test_a_map_that_is_where_it_should_be_is_given_back_as_it_is(maps):
 def fit(maps, tmp_path_factory):
     """A short fit of two targets by the paper's recipe."""
     return ct.morph(maps[0], maps[1:], SHORT)
+
+
+kept = []
+
+
+@dataclass(frozen=True)
+class Keep(Action):
+    """Keep the fit of the moment."""
+
+    def __call__(self, fitting):
+        kept.append(fitting.fit())
+        return fitting
+
+
+def test_an_action_sees_the_fit_of_the_moment(fit, maps):
+    """Of the chosen targets in their order; after the last stage it is the one that `morph` returns."""
+
+    def recipe(problem, options):
+        config = SHORT.recipe(problem, options)
+        return replace(config, schedule=(*config.schedule, Keep(), *config.schedule))
+
+    how = replace(SHORT, recipe=recipe, preparation=Preparation(whole_box=True))  # as the recipe paper has it
+    found = ct.morph(maps[0], maps[1:], how, running=ct.Running(targets=[1, 0]))
+    (first,) = kept
+    assert identical(replace(first, config=fit.config), fit.select([1, 0]))
+    assert identical(first.history, found.history[:1]) and not identical(first.params, found.params)
+    assert first.generated().density.any()
 
 
 def test_a_number_of_frames_means_equally_spaced_times(fit, models):

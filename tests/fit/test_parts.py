@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drift, rounding
+from conftest import drift, fit_problem, rounding
 
 from cryotrans_jax.core import grid
 from cryotrans_jax.core.flow import Field
@@ -20,7 +20,6 @@ from cryotrans_jax.fit.levels import Sampling, make_levels
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.options import Options, Resolutions
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.fit.schedule import Fitting, run
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import divide_state, initial_state
 from cryotrans_jax.fit.target_flow import Flow
@@ -34,12 +33,6 @@ MATCHED = Stage((Matched(), Rigidity(1.0)), 30, 3e-3, 1e-3, bin=2, sampling=2, s
 FIELD = Field(Velocity(width=16, centre=0.5, waves=8, wave_number=2.0), 4)
 CONFIG = Config((MATCHED,), FIELD)
 CARRY = jax.jit(carry)
-
-
-def fit(problem, config):
-    """State and losses of a fit by the whole schedule."""
-    fitted = run(Fitting.begin(problem, config))
-    return fitted.state, fitted.history
 
 
 def level_of(problem, sampling, spacing, target=0):
@@ -186,7 +179,7 @@ def test_bodies_that_slide_past_each_other_are_fitted_by_two_parts_and_not_by_on
     config = replace(CONFIG, schedule=(STIFF,))
     off = {}
     for name, given, parts in (("one", problem, None), ("two", problem.divide([partition.labels]), partition)):
-        state, history = fit(given, config)
+        state, history = fit_problem(given, config)
         params = jax.tree.map(lambda p: p[0], state.params)
         moved = trajectory.move(Flow(FIELD, params, problem.frame, parts), x, [1.0])[0]
         off[name] = np.sqrt(((moved - x - shift) ** 2).sum(-1).mean()), history[0][-1, 0]
@@ -217,7 +210,7 @@ def test_frames_are_the_parts_each_carried_by_its_own_flow(sliding, slid, render
     shares = [partition.labels == 1, partition.labels == 2]
     if render == "pull_back":  # with soft masks and a soft edge
         mask = trajectory.soft_support(initial.density, slid.threshold, initial.voxel_size)
-        shares = [share.on_grid(mask.shape) for share in partition.soft_masks(mask > 0)]
+        shares = [share.on_grid(mask.shape) for share in partition.soft_masks(mask > 0, trajectory.PullBack.seam)]
         carried = initial.density * mask
     np.testing.assert_allclose(first.density, carried, atol=1e-4 * carried.max())  # no seam; splines in float32
     moved = np.roll(carried * shares[0], 2, axis=2) + np.roll(carried * shares[1], -2, axis=2)
@@ -275,10 +268,10 @@ def test_each_target_has_parts_of_its_own_as_it_would_alone(problem, halves):
     whole = np.ones_like(halves.labels)
     config = replace(CONFIG, schedule=(replace(POINTS, steps=20), MATCHED), seed=2)
     given = [halves.labels, whole]
-    both = fit(problem.divide(given), config)
+    both = fit_problem(problem.divide(given), config)
     assert level_of(problem.divide(given), 2, 6.0).scene.x.shape[0] == 2
     for target in range(2):
-        alone, losses = fit(problem.select([target]).divide([given[target]]), config)
+        alone, losses = fit_problem(problem.select([target]).divide([given[target]]), config)
         count = jax.tree.leaves(alone.params)[0].shape[1]
         assert count == 2 - target
         for a, b in zip(*map(jax.tree.leaves, (both[0].params, alone.params)), strict=True):

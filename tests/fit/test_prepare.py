@@ -74,13 +74,13 @@ def test_the_strongest_values_hold_their_share(share, level):
 
 
 def test_targets_hold_the_initial_mass(problem):
-    for mass in problem.masses:
+    for mass in problem.targets:
         assert mass.sum(dtype=float) == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
     assert problem.initial.max() == 1
 
 
 def test_densities_are_the_targets_scaled_as_their_masses(problem, maps):
-    for number, (mass, density) in enumerate(zip(problem.masses, problem.densities, strict=True)):
+    for number, (mass, density) in enumerate(zip(problem.targets, problem.densities, strict=True)):
         inside = mass > 0
         np.testing.assert_array_equal(mass[inside], density[inside])
         level = problem.report["targets"][number]["threshold"]
@@ -94,7 +94,7 @@ def test_the_crop_holds_all_mass_and_is_a_multiple_of_eight(maps, margin):
     assert all(n % 8 == 0 for n in problem.initial.shape) and not (problem.start % 8).any()
     whole = [np.where(m.density >= thresholds.choose_threshold(m.density), m.density, 0) for m in maps]
     assert (problem.initial > 0).sum() == (whole[0] > 0).sum()
-    assert [(m > 0).sum() for m in problem.masses] == [(w > 0).sum() for w in whole[1:]]
+    assert [(m > 0).sum() for m in problem.targets] == [(w > 0).sum() for w in whole[1:]]
     # where the crop starts, the full grid's values follow
     low, shape = problem.start, problem.initial.shape
     inside = tuple(slice(lo, lo + n) for lo, n in zip(low, shape, strict=True))
@@ -320,7 +320,7 @@ def test_the_mass_of_a_noisy_target_is_the_molecule(maps):
     truth = ndimage.gaussian_filter(clean.density, np.sqrt(problem.denoising_blurs[0]) / clean.voxel_size)
     low, high = problem.start, problem.start + problem.initial.shape
     truth = boxes.crop(truth, low, high) > 0.1 * truth.max()
-    mass = problem.masses[0]
+    mass = problem.targets[0]
     assert mass[truth].sum() > 0.85 * mass.sum() and (mass[truth] > 0).mean() > 0.85
     given = prepare.prepare(start, [loud], thresholds=Thresholds(targets=0.8 * float(clean.density.max())))
     assert given.denoising_blurs[0] == 0  # where a level is given, it is the map's
@@ -343,9 +343,9 @@ def test_the_power_of_a_signal_is_without_its_noises(deviation):
 
 def test_the_edge_of_a_blurred_molecule_is_not_taken_for_noise(problem):
     """So that no loss lies below zero."""
-    each = problem.densities[0], problem.densities[0] * (problem.masses[0] == 0)
+    each = problem.densities[0], problem.densities[0] * (problem.targets[0] == 0)
     volumes, noise = (targets.at_matched_resolution(problem, density, 2, 0, 4.0) for density in each)
-    power = targets.signal_power(volumes, noise, grid.binned(problem.masses[0], 2) > 0)
+    power = targets.signal_power(volumes, noise, grid.binned(problem.targets[0], 2) > 0)
     assert power == pytest.approx(np.sum(volumes**2), rel=0.01)
 
 

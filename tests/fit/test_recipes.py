@@ -27,13 +27,13 @@ from cryotrans_jax.io.maps import Map
         ((7.0, 4.1), (4000,)),
         ((7.0, 5.9), (4000,)),
         ((7.0, 3.9), (2000,)),
-        (None, (2000,)),
+        ((3.0, None), (2000,)),
     ],
 )
 def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
-    initial, target = resolutions or (3.0, 7.0)
-    problem = replace(problem, blurs=np.array([0.225**2 * (target**2 - initial**2)]))
-    config = paper(problem, seed=7, resolutions=resolutions)
+    initial, target = resolutions
+    problem = replace(problem, blurs=0.225**2 * ((target or 7.0) ** 2 - initial**2) * np.ones(2))
+    config = paper(problem.select([0]), seed=7, resolutions=[target])
     assert tuple(s.steps for s in config.stages) == steps
     assert [s.terms for s in config.stages] == [(W2(1e-4, 5, None),), (L2(),)][: len(steps)]
     assert [(s.learning_rate, s.final_learning_rate) for s in config.stages] == [(1e-3,) * 2, (1e-4,) * 2][: len(steps)]
@@ -46,8 +46,9 @@ def test_the_papers_recipe_has_its_constants(problem, resolutions, steps):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_papers_recipe_bins_points_and_grid_alike(problem, factor):
-    problem = replace(problem, blurs=np.zeros(1))
-    assert all(s.bin == s.sampling == factor for s in paper(problem, bin=factor, resolutions=(3.0, 3.0)).stages)
+    problem = replace(problem, blurs=np.zeros(2))
+    config = paper(problem, bin=factor, resolutions=(3.0, 3.0))
+    assert len(config.stages) == 2 and all(s.bin == s.sampling == factor for s in config.stages)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +136,27 @@ def test_large_molecules_on_wide_voxels_have_no_more_nodes_than_can_be_paid_for(
     """60³ voxels of 4 Å: at 20 000 nodes these are 9 Å apart."""
     inside = np.zeros((72, 72, 72), np.float32)
     inside[:60, :60, :60] = 1
-    large = replace(problem, initial=inside, masses=inside[None], densities=inside[None], voxel_size=np.full(3, 4.0))
+    large = replace(problem, initial=inside, targets=inside[None], densities=inside[None], voxel_size=np.full(3, 4.0))
     for stage in default(large).stages[1:]:
         assert (60 * 4.0 / stage.spacing) ** 3 == pytest.approx(20_000)
 
 
-def test_the_papers_recipe_compares_maps_of_one_resolution_only(problem):
-    """Of two targets one is blurrier than the initial map: no squared difference, for either of them."""
-    for blurs, labels in (([0.0, 0.0], ["w2", "l2"]), ([0.0, 2.0], ["w2"]), ([0.0, -2.0], ["w2"])):
-        config = paper(replace(problem, blurs=np.array(blurs)))
-        assert [stage.label for stage in config.stages] == labels and config.seed == 0
+@pytest.mark.parametrize("blur", [2.0, -2.0])
+def test_each_target_of_the_papers_recipe_has_the_steps_of_its_resolution(problem, blur):
+    """Squared differences are for a target of the initial map's resolution alone."""
+    mixed = paper(replace(problem, blurs=np.array([0.0, blur])), resolutions=[3.0, 5.0])
+    assert [(s.label, s.steps, s.target_steps) for s in mixed.stages] == [
+        ("w2", 4000, (2000, 4000)),
+        ("l2", 15000, (15000, 0)),
+    ]
+    for target, (resolution, own) in enumerate(((3.0, 0.0), (5.0, blur))):
+        alone = paper(replace(problem.select([target]), blurs=np.array([own])), resolutions=[resolution])
+        own_steps = [stage.target_steps[0] for stage in mixed.select([target]).stages]
+        assert [n for n in own_steps if n] == [stage.steps for stage in alone.stages]
+    passed = replace(problem, waypoints=(0.5,), blurs=np.array([0.0, blur]))
+    assert [s.label for s in paper(passed, resolutions=[3.0]).stages] == ["w2"]
+    same = paper(replace(problem, blurs=np.zeros(2)), resolutions=[3.0, 3.0])
+    assert [(s.label, s.target_steps) for s in same.stages] == [("w2", ()), ("l2", ())]
 
 
 def test_a_schedule_replaces_the_papers_steps(problem):
@@ -168,6 +180,6 @@ def test_large_molecules_have_no_more_points_that_follow_the_correspondences(pro
     """At 1 Å a voxel: 60³ / 4³ = 3375 points would be too many, so that these are 8 Å apart."""
     inside = np.zeros((72, 72, 72), np.float32)
     inside[:filled, :filled, :filled] = 1
-    large = replace(problem, initial=inside, masses=inside[None], densities=inside[None], voxel_size=np.ones(3))
+    large = replace(problem, initial=inside, targets=inside[None], densities=inside[None], voxel_size=np.ones(3))
     first = default(large).stages[0]
     assert first.bin == first.sampling == factor

@@ -3,11 +3,16 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
+from cryotrans_jax.fit.morph import configure
 from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
+from cryotrans_jax.fit.options import Options
 from cryotrans_jax.fit.recipes import Schedule, default, paper
 from cryotrans_jax.fit.record import from_plain, to_plain
 from cryotrans_jax.fit.stage import Action, Config, Stage
@@ -65,6 +70,31 @@ class Rest(Action):
 def test_settings_of_a_users_own_classes_come_back():
     own = Config((Stage((Springs(((0, 1), (2, 5)), 0.5),), 5, 1e-3, 1e-3), Rest(), Rest("all")))
     assert read_again(own) == own
+
+
+@pytest.mark.parametrize(
+    "held, shown",
+    [
+        (Path("pairs.txt"), "PosixPath|WindowsPath"),
+        (np.zeros((2, 3)), r"an array of shape \(2, 3\)"),
+        (jnp.float32(2.0), r"an array of shape \(\)"),
+        (print, "built-in function print"),
+        ({"a": 1}, "{'a': 1}"),
+        (((0, 1), (2j, 3)), "2j"),
+    ],
+    ids=repr,
+)
+def test_what_no_record_can_hold_is_refused_by_the_name_of_its_field(unchecked, held, shown):
+    """Before the fit begins, and within a stage as well."""
+    own = Config((Stage((Springs(held),), 5, 1e-3, 1e-3),))
+    sentence = rf"^pairs of .*:Springs is .*({shown}).*, which no record can hold"
+    for given in (own, own.schedule):
+        with pytest.raises(InputError, match=sentence) as refused:
+            to_plain(given)
+        assert "\n" not in str(refused.value)
+    assert read_again(Springs(((np.int64(0), 1),), np.float32(0.5))) == Springs(((0, 1),), 0.5)
+    with pytest.raises(InputError, match="^pairs of .*:Springs is "):
+        configure(None, Options(own))
 
 
 @dataclass(frozen=True)

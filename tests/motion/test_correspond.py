@@ -460,7 +460,7 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
 def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     """The last ε are so small that entropy draws nothing together: to a hundredth of the points' distance."""
     problem, _ = exchanged
-    still = replace(problem, masses=problem.initial[None], densities=problem.initial[None])
+    still = replace(problem, targets=problem.initial[None], densities=problem.initial[None])
     points = levels.make_levels(still, Field(), levels.Sampling(2, 2))[0].points
     end, sure = correspond.ends(still, 0, points)
     moved = np.linalg.norm(end - points, axis=1) * problem.frame.edge

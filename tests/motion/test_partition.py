@@ -11,7 +11,6 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import partition
 from cryotrans_jax.motion.partition import (
-    SEAM,
     Partition,
     SmallestPart,
     from_labels,
@@ -21,6 +20,7 @@ from cryotrans_jax.motion.partition import (
 )
 
 GRID = np.array([1.5, 2.0, 1.0]), np.array([-7.0, 3.0, 20.0])  # voxel size, origin
+SEAM = 2.0  # Å
 SHAPE = (9, 7, 11)
 
 
@@ -146,7 +146,7 @@ def test_the_masks_of_parts_add_up_to_one_and_pass_into_each_other_at_the_border
     found = from_labels(Map(labels, *GRID), initial)
     support = np.zeros(SHAPE, bool)
     support[1:8, 1:6, 2:10] = True
-    shares = np.stack([share.on_grid(support.shape) for share in found.soft_masks(support)])
+    shares = np.stack([share.on_grid(support.shape) for share in found.soft_masks(support, SEAM)])
     np.testing.assert_allclose(shares.sum(0), support, atol=1e-5)  # float32
     inside = support.ravel()
     for part in range(2):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from experiments import tables
 from experiments.studies import imbalance
 
 
@@ -20,7 +19,7 @@ def test_too_few_particles_and_an_earlier_study_are_told(job, tmp_path):
 
 def test_the_table_has_a_row_for_each_map_and_blanks_where_nothing_is_known():
     rows = [{"map": "rare", "particles": 150, "resolution": 9.96}, {"map": "generated", "rmsd": 1.234}]
-    head, _, first, second = tables.styled(rows, imbalance.COLUMNS).splitlines()
+    head, _, first, second = imbalance.tables.styled(rows, imbalance.COLUMNS).splitlines()
     assert head.count("|") == first.count("|") == second.count("|") == len(imbalance.COLUMNS) + 1
     assert first.startswith("| rare | 150 | 10.0 |  |") and second.endswith("|  | 1.23 |")
 
