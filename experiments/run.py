@@ -191,7 +191,7 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
             keeper.finish_seed()
         first, *others = [with_render(fit, FLAGS.render) for fit in fits]
         about = record.describe(first, case, FLAGS)
-        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, keeper.aside, others)
+        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, others)
     keeper.finish()
     return failed
 
