@@ -1,4 +1,4 @@
-"""Generate at build time the description of every command's flags, and the list of the package's modules."""
+"""Generate at build time the descriptions of the flags of every command, and of the modules of the package."""
 
 import importlib
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("core", "io", "density", "motion", "fit", "scores")  # from the paper's method outwards
+FOLDERS = ("core", "io", "density", "motion", "scores", "fit")  # from the method of the paper outwards
 JOBS = ("run", "predict", "report", "fetch", "simulate")  # first; the others follow sorted by name
 
 
@@ -27,39 +27,31 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-m", "experiments.usage", name]
 
 
-def modules() -> str:
-    """List all modules of the package by folder, in Markdown: a heading and an autodoc directive for each."""
-    package, parts = ROOT / "cryotrans_jax", [library()]
-    for folder in FOLDERS:
-        parts.append(described("##", folder))
-        parts += [described("###", f"{folder}.{path.stem}") for path in modules_in(package / folder)]
-    return "\n".join(parts + [described("##", path.stem) for path in modules_in(package)])
+def modules(folder: str) -> str:
+    """Describe the modules of a folder of the package in Markdown: a heading and an autodoc directive for each."""
+    names = sorted(path.stem for path in (ROOT / "cryotrans_jax" / folder).glob("*.py") if path.stem != "__init__")
+    directive = f"```{{eval-rst}}\n.. automodule:: cryotrans_jax.{folder}."
+    return "\n".join(f"## {name}\n\n{directive}{name}\n```\n" for name in names)
 
 
-def modules_in(folder: Path) -> list[Path]:
-    """The files of a folder that are modules, by name."""
-    return sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
-
-
-def described(level: str, name: str) -> str:
-    """A heading for a module of the package, and its docstrings."""
-    return f"{level} {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: cryotrans_jax.{name}\n```\n"
-
-
-def library() -> str:
-    """Describe the package and its public names, each with a link to its module."""
-    whole = importlib.import_module("cryotrans_jax")
-    names = [f"{getattr(getattr(whole, name), '__module__', 'cryotrans_jax')}.{name}" for name in whole.__all__]
-    links = ", ".join(f"{{py:obj}}`~{name}`" for name in names)
-    about = "```{eval-rst}\n.. automodule:: cryotrans_jax\n   :no-members:\n```"
-    return f"## cryotrans_jax\n\n{about}\n\nPublic names: {links}.\n"
+def public() -> str:
+    """List the public names in Markdown, each with a link to its module and the first line of its docstring."""
+    package = importlib.import_module("cryotrans_jax")
+    rows = ["| name | what it is |", "|---|---|"]
+    for name in package.__all__:
+        value = getattr(package, name)
+        home = getattr(value, "__module__", None)
+        first = (value.__doc__ or "").strip().partition("\n")[0]
+        rows.append(f"| {{py:obj}}`{name} <{home}.{name}>` | {first} |" if home else f"| `{name}` | {first} |")
+    return "\n".join(rows) + "\n"
 
 
 def write(app) -> None:
-    """Write both texts into the folder from which the pages include them, unless they are unchanged."""
+    """Write the texts into the folder from which the pages include them, unless they are unchanged."""
     folder = Path(app.srcdir) / "_made"
     folder.mkdir(exist_ok=True)
-    for name, text in (("flags", flags()), ("api", modules())):
+    texts = {"flags": flags(), "public": public()} | {name: modules(name) for name in FOLDERS}
+    for name, text in texts.items():
         page = folder / f"{name}.md"
         if not page.is_file() or page.read_text() != text:
             page.write_text(text)

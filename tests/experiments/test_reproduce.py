@@ -263,4 +263,4 @@ def test_stages_of_a_schedule_may_have_bins():
 
 
 def test_the_page_of_systems_has_the_table():
-    assert systems.table() in (ROOT / "docs" / "systems.md").read_text()
+    assert systems.table() in (ROOT / "docs" / "results" / "systems.md").read_text()

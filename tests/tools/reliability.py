@@ -1,6 +1,6 @@
-"""Inject faults into runs and tabulate the outcomes for docs/reliability.md.
+"""Inject faults into runs and tabulate the outcomes for docs/results/reliability.md.
 
-python -m tests.tools.reliability --write=docs/reliability.md
+python -m tests.tools.reliability --write=docs/results/reliability.md
 python -m tests.tools.reliability --sections=signals,numbers
 
 Sections: signals (those that a cluster sends), stops (signals while Python cannot handle them), locks (two runs in one
