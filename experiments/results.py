@@ -27,7 +27,7 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, replaced_folders, target_folders
-from .frames import write_all_frames
+from .frames import write_all_frames, write_models
 from .pages import story
 from .record import alignment_record
 from .run_folder import (
@@ -40,7 +40,6 @@ from .run_folder import (
 )
 from .score import compare, score
 from .settings import FitSettings, OutputSettings
-from .write_models import write_models
 
 
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
