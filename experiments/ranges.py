@@ -73,6 +73,10 @@ class Number(flags.ArgumentParser):
         """Read the flag's value; raise ValueError where it is out of range."""
         return self.allowed.number(argument, self.kind)
 
+    def flag_type(self) -> str:
+        """Name of the kind of number, by which the help names the value."""
+        return self.kind.__name__
+
 
 class Numbers(flags.ListParser):
     """Parser of numbers within a range, separated by commas."""
