@@ -123,7 +123,7 @@ def named_drawing(curves: dict[str, Curve]) -> Drawing:
 def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
     """Plot Fourier shell correlations against frequency; each is (curve, colour, width), under its name in the key."""
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
-    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]")
+    axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]", ylabel="Fourier shell correlation")
     axes.set_yticks((0, 0.143, 0.5, 1), ("0", "0.143", "0.5", "1"))
     for name, ((frequency, correlation), colour, width) in curves.items():
         axes.plot(frequency[1:], correlation[1:], color=colour, linewidth=width, label=name)

@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import frames, run_folder, settings, write_models
+    from . import frames, run_folder, settings
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -47,7 +47,7 @@ def main() -> None:
         places = [frames.Place(out_dir)]
         frames.write_frames(frames.with_render(fit, FLAGS.render), FLAGS.frames, places)
         if model is not None:
-            write_models.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
+            frames.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
     log.frames_written(FLAGS.frames, out_dir)
 
 

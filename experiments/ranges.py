@@ -62,30 +62,20 @@ def format_bound(value: float) -> str:
     return str(int(value)) if abs(value) < 1e10 and value == int(value) else f"{value:g}"
 
 
-class Number(flags.FloatParser):
-    """Parser of a number within a range."""
+class Number(flags.ArgumentParser):
+    """Parser of a number, `float` or `int`, within a range."""
 
-    def __init__(self, allowed: Range):
+    def __init__(self, allowed: Range, kind: type):
         """Take the numbers of this range."""
-        super().__init__(allowed.least, allowed.most)
-        self.allowed = allowed
+        self.allowed, self.kind = allowed, kind
 
-    def parse(self, argument: Any) -> float:
+    def parse(self, argument: Any) -> Any:
         """Read the flag's value; raise ValueError where it is out of range."""
-        return self.allowed.number(argument)
+        return self.allowed.number(argument, self.kind)
 
-
-class WholeNumber(flags.IntegerParser):
-    """Parser of a whole number within a range."""
-
-    def __init__(self, allowed: Range):
-        """Take the whole numbers of this range."""
-        super().__init__(allowed.least, allowed.most)
-        self.allowed = allowed
-
-    def parse(self, argument: Any) -> int:
-        """Read the flag's value; raise ValueError where it is out of range."""
-        return self.allowed.number(argument, int)
+    def flag_type(self) -> str:
+        """Name of the kind of number, by which the help names the value."""
+        return self.kind.__name__
 
 
 class Numbers(flags.ListParser):
@@ -117,12 +107,12 @@ class NumbersSerializer(flags.ListSerializer):
 
 def number(name: str, default: float | None, text: str, allowed: Range, **more: Any) -> None:
     """Define a flag that is a number within a range."""
-    flags.DEFINE(Number(allowed), name, default, text, serializer=flags.ArgumentSerializer(), **more)
+    flags.DEFINE(Number(allowed, float), name, default, text, serializer=flags.ArgumentSerializer(), **more)
 
 
 def whole_number(name: str, default: int | None, text: str, allowed: Range) -> None:
     """Define a flag that is a whole number within a range."""
-    flags.DEFINE(WholeNumber(allowed), name, default, text, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(Number(allowed, int), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 def numbers(name: str, default: list[float] | None, text: str, allowed: Range) -> None:

@@ -27,21 +27,19 @@ from cryotrans_jax.scores import metrics
 
 from . import log, prechecks
 from .case import Case, replaced_folders, target_folders
-from .frames import write_all_frames
+from .frames import write_all_frames, write_models
 from .pages import story
 from .record import alignment_record
 from .run_folder import (
     check_free,
-    put_back,
+    replacing_run,
     results_in,
-    set_aside,
     sign,
     updating_checksums,
     write_json,
 )
 from .score import compare, score
 from .settings import FitSettings, OutputSettings
-from .write_models import write_models
 
 
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
@@ -170,26 +168,23 @@ def write(
     description: dict,
     out_dir: Path,
     share: Sequence[int],
-    aside: Path,
     others: Sequence[Fit] = (),
 ) -> dict[str, str]:
     """Write the results of each target, and print its scores.
 
-    Files of an earlier run are moved `aside` first, and moved back if the new ones cannot be written.
+    Results of an earlier run are removed, and restored if the new ones cannot be written.
 
     Args:
         description: of the run, as from `record.describe`.
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
-        aside: folder for results of an earlier run.
         others: fits of the same targets from other seeds.
 
     Returns:
         Why targets failed, by their names.
     """
     failed = {case.target_names[number]: why for number, why in zip(share, fit.failed, strict=False) if why}
-    set_aside(replaced_folders(case, out_dir, share), out_dir, aside)
-    try:
+    with replacing_run(replaced_folders(case, out_dir, share)):
         stories = []
         for place, number in enumerate(share):
             one, folder = fit.select([place]), target_folders(case, out_dir)[number]
@@ -204,9 +199,6 @@ def write(
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
-    except Exception:
-        put_back(aside, out_dir)
-        raise
     log.results_written(out_dir, settings.report, len(case.targets) + len(case.failed))
     return failed | case.failed
 

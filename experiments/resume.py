@@ -21,8 +21,6 @@ from . import log, record, run_folder, signals
 from .case import Case
 from .run_folder import TERMS, UNFINISHED
 
-EARLIER = "earlier"  # folder, in that of an unfinished run, for the results that it replaces
-
 FREE = {  # settings that do not change a fit
     "frames", "render", "report", "idealise", "frame", "overwrite", "resume", "checkpoint_minutes", "out_dir",
     "coordinator", "distributed", "fetch", "max_gb", "emdb_api", "emdb_files", "pdb_files",
@@ -99,14 +97,8 @@ class Keeper:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the saved states, and move results that were to be replaced back to their places."""
-        put_back_all(self.out_dir)
+        """Remove the saved states."""
         remove_saved(self.folder.parent)
-
-    @property
-    def aside(self) -> Path:
-        """Folder for results that the run is going to replace."""
-        return self.folder / EARLIER
 
     # Saving
 
@@ -194,7 +186,6 @@ class Keeper:
                 yield
             except InputError:  # which the same command would raise again
                 self.wait()
-                run_folder.put_back(self.aside, self.out_dir)
                 remove_saved(self.folder)
                 raise
             except (KeyboardInterrupt, Exception) as error:
@@ -216,10 +207,6 @@ class Keeper:
         """Remove the saved states, once the results are complete."""
         self.wait()
         self.writer.shutdown()
-        replaced = self.folder / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.aside.rename(replaced)  # in one step, so that a kill never leaves half of them to be put back
         remove_saved(self.folder)
         with contextlib.suppress(OSError):  # other processes of the run may not be done
             self.folder.parent.rmdir()
@@ -274,12 +261,6 @@ def differences(before: dict, now: dict) -> list[str]:
     return found
 
 
-def put_back_all(out_dir: Path) -> None:
-    """Put back the results that the processes of an unfinished run have set aside."""
-    for own in sorted((out_dir / UNFINISHED).glob("*_of_*")):
-        run_folder.put_back(own / EARLIER, out_dir)
-
-
 def format_setting(value: Any) -> str:
     """A setting as one types it."""
     return ",".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
@@ -298,5 +279,4 @@ def remove_leftovers(out_dir: Path) -> None:
             if path.stat().st_mtime < psutil.Process().create_time():
                 path.unlink()
     if not any(folder.glob(f"*/{TERMS}")) and all("_of_" in p.name for p in folder.iterdir()):
-        put_back_all(out_dir)
         shutil.rmtree(folder, ignore_errors=True)

@@ -151,7 +151,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 
     Of several targets those that cannot be used are left out.
     """
-    from . import find, hosts, inputs, load, parse, parts, prechecks, results, run_folder, settings
+    from . import find, hosts, inputs, load, parse, prechecks, results, run_folder, settings
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     parse.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
@@ -161,8 +161,8 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     if 0 in hosts.share(1):  # the folder itself belongs to the first target
         run_folder.check_free(out_dir, replacing)
     case = inputs.built_in_pair(out_dir) if used.built_in else load.load_case(used, out_dir)
-    parts.add_parts(case, used)
-    parts.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
+    load.add_parts(case, used)
+    load.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
     case.schedule = parse.parse_schedule(FLAGS.schedule, FLAGS.width, FLAGS.steps)
     share = hosts.share(len(case.targets))
     if not used.built_in:
@@ -191,7 +191,7 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
             keeper.finish_seed()
         first, *others = [with_render(fit, FLAGS.render) for fit in fits]
         about = record.describe(first, case, FLAGS)
-        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, keeper.aside, others)
+        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, others)
     keeper.finish()
     return failed
 

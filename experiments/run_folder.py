@@ -41,6 +41,7 @@ RECORDS = re.compile(  # what a run writes about itself
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
 )
 KINDS = {  # kinds of results; each kind is replaced as a whole
+    "run": re.compile(f"{FRAMES.pattern}|{RECORDS.pattern}"),  # with the folders of OWN
     "frames": FRAMES,
     "records": RECORDS,
     "comparison": re.compile(r"compare\.(json|csv|txt)|along\.csv|(along|ends|halfway)\.(svg|png)"),
@@ -58,8 +59,7 @@ FOLDERS = re.compile(  # made by a run in its folder or that of a target, and by
     r"|\.checkpoint\.(new|old).*|\.(beginning|earlier|restoring|replaced)_\w+"
 )
 INSIDE = ("target_frame", "assembly")  # folders of results in a target's folder
-REPLACED = ".replaced"  # file beside results that were set aside: those in their place are new
-GATHERING = "gathering"  # folder beside "earlier" of an unfinished run: results on their way there or back
+OWN = (CHECKPOINT, *INSIDE)
 
 
 # Writing
@@ -136,21 +136,38 @@ def check_no_links(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path, kind: str) -> Iterator[None]:
-    """Let the block replace the folder's results of a kind, and restore all of them if it fails.
+    """Let the block replace the folder's results of a kind as `keeping` does, and update a run's checksums."""
+    with keeping(folder, kind), updating_checksums(folder, KINDS[kind]):
+        yield
 
-    The earlier results stay in a folder beside them until the block has ended. The block may put new files in their
-    place and remove them, but not write into them. If the program is killed, the next one that claims the folder
-    restores them. The checksums of a run's folder are updated.
+
+@contextlib.contextmanager
+def replacing_run(folders: Iterable[Path]) -> Iterator[None]:
+    """Remove a run's earlier results from the folders of its targets, and restore all of them if the block fails."""
+    folders = [*folders]
+    with contextlib.ExitStack() as kept:
+        for folder in folders:
+            kept.enter_context(keeping(folder, "run"))
+        for path in results_in(folders):
+            remove(path)
+        yield
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, kind: str) -> Iterator[None]:
+    """Keep the folder's results of a kind until the block has ended, and restore all of them if it fails.
+
+    They stay in a folder beside them. The block may put new files in their place and remove them, but not write into
+    them. If the program is killed, the next one that claims the folder restores them.
     """
     begun, kept, done = (folder / f".{when}_{kind}" for when in ("beginning", "earlier", "replaced"))
     remove(begun)
     begun.mkdir(parents=True)
-    for path in result_files(folder, KINDS[kind]):
+    for path in entries(folder, kind):
         link_or_copy(path, begun / path.name)
     begun.rename(kept)
     try:
-        with updating_checksums(folder, KINDS[kind]):
-            yield
+        yield
     except BaseException:
         restore(folder, kind)
         raise
@@ -179,8 +196,11 @@ def growing(folder: Path, kind: str) -> Iterator[Path]:
             partial.rmdir()
 
 
-def link_or_copy(path: Path, place: Path) -> None:
-    """Make a hard link to a file, or a copy where the disk has no hard links."""
+def link_or_copy(path: str | Path, place: str | Path) -> None:
+    """Make hard links to a file, or to all files of a folder; copies where the disk has no hard links."""
+    if os.path.isdir(path):
+        shutil.copytree(path, place, copy_function=link_or_copy)
+        return
     try:
         os.link(path, place)
     except OSError:
@@ -194,11 +214,13 @@ def restore(folder: Path, kind: str) -> None:
     """
     kept, restoring = folder / f".earlier_{kind}", folder / f".restoring_{kind}"
     if kept.is_dir():
-        for path in result_files(folder, KINDS[kind]):
+        for path in entries(folder, kind):
             if not (kept / path.name).exists():
                 remove(path)
         kept.rename(restoring)
     for path in restoring.iterdir():
+        if path.is_dir():
+            remove(folder / path.name)
         os.replace(path, folder / path.name)
         path.unlink(missing_ok=True)  # os.replace leaves two hard links of one file
     restoring.rmdir()
@@ -227,6 +249,12 @@ def result_files(folder: Path, *kinds: re.Pattern) -> list[Path]:
     return [p for p in folder.iterdir() if not p.is_dir() and any(kind.fullmatch(p.name) for kind in kinds)]
 
 
+def entries(folder: Path, kind: str) -> list[Path]:
+    """Results of a kind in a folder: files, and of a run the folders of OWN."""
+    own = [folder / name for name in OWN if kind == "run" and (folder / name).is_dir()]
+    return result_files(folder, KINDS[kind]) + own
+
+
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise InputError where the folder holds a run's results, unless they may be replaced."""
     if not overwrite and (result_files(folder) or (folder / CHECKPOINT).exists()):
@@ -244,57 +272,6 @@ def results_in(folders: Iterable[Path]) -> list[Path]:
     folders = [*folders]
     found = [path for folder in folders for name in ("", *INSIDE) for path in result_files(folder / name)]
     return found + [folder / CHECKPOINT for folder in folders if (folder / CHECKPOINT / "arrays").is_dir()]
-
-
-def set_aside(folders: Iterable[Path], out_dir: Path, aside: Path) -> None:
-    """Move a run's earlier results from the folders of its targets to `aside`, from where `put_back` restores them.
-
-    If `aside` exists, the results in the folders are those that a killed run was writing, and are removed.
-    """
-    if aside.is_dir():
-        for path in results_in(folders):
-            remove(path)
-        return
-    gathering = aside.with_name(GATHERING)
-    for folder in folders:
-        (gathering / folder.relative_to(out_dir)).mkdir(parents=True, exist_ok=True)
-        (gathering / folder.relative_to(out_dir) / REPLACED).touch()
-        for path in results_in([folder]):
-            place = gathering / path.relative_to(out_dir)
-            place.parent.mkdir(exist_ok=True)
-            path.rename(place)
-    gathering.rename(aside)  # from here on, what is in the run's folder is new
-
-
-def put_back(aside: Path, out_dir: Path) -> None:
-    """Move results that were set aside back to their places, if there are any, and remove what is there.
-
-    In two steps, with a rename of their folder in between, so that each can be interrupted and repeated.
-    """
-    gathering = aside.with_name(GATHERING)
-    for place in (aside, gathering):
-        if os.path.lexists(place):
-            check_no_links(place)
-    if aside.is_dir():
-        replaced = [out_dir / mark.parent.relative_to(aside) for mark in aside.rglob(REPLACED)]
-        for path in results_in(replaced):
-            remove(path)
-        aside.rename(gathering)
-    if gathering.is_dir():
-        move_into(gathering, out_dir)
-
-
-def move_into(source: Path, place: Path) -> None:
-    """Move the contents of a folder into another one, folder by folder, and remove it."""
-    for path in [*source.iterdir()]:
-        if path.name == REPLACED:
-            path.unlink()
-        elif path.is_dir() and path.name != CHECKPOINT:
-            move_into(path, place / path.name)
-        else:
-            place.mkdir(parents=True, exist_ok=True)
-            path.replace(place / path.name)
-    source.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

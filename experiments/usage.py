@@ -116,8 +116,8 @@ def _own_flags() -> list[str]:
 
 def _value_name(flag: flags.Flag) -> str:
     """Name of a flag's value, by its type."""
-    kinds = {flags.IntegerParser: "N", flags.FloatParser: "X", flags.ListParser: "A,B,..."}
-    return next((text for kind, text in kinds.items() if isinstance(flag.parser, kind)), "...")
+    names = {"int": "N", "float": "X", flags.ListParser().flag_type(): "A,B,..."}
+    return names.get(flag.parser.flag_type(), "...")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "experiments/load.py:load_case": "one constructor of many fields",
-    "experiments/pages/cautions.py:flow_cautions": "one caution after the other",
-    "experiments/pages/cautions.py:settings_cautions": "one caution after the other",
 }
 MANY_PARAMETERS = {
     "cryotrans_jax/motion/correspond.py:coupling": "a compiled kernel, which takes its arrays one by one",

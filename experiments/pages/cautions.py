@@ -1,6 +1,7 @@
 """Warnings and notes about a run, from its scores and settings."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from cryotrans_jax.density.checks import BLURRIER
@@ -49,6 +50,9 @@ class Measured(NamedTuple):
     folded: float = 0.0
 
 
+serious, note = partial(Caution, True), partial(Caution, False)
+
+
 def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
     """All cautions about a run, serious ones first."""
     found = [
@@ -67,7 +71,7 @@ def input_cautions(config: dict) -> Iterator[Caution]:
     """Warnings of the inputs from before the fit."""
     for doubt in config.get("doubts", []):
         if doubt["target"] in (None, target_index(config)):
-            yield Caution(True, doubt["what"], doubt["advice"])
+            yield serious(doubt["what"], doubt["advice"])
 
 
 def threshold_cautions(config: dict) -> Iterator[Caution]:
@@ -80,7 +84,7 @@ def threshold_cautions(config: dict) -> Iterator[Caution]:
         ("target", config["chosen"]["targets"][place], config["contours"][1 + place]),
     ):
         for doubt in threshold_doubts(used, seen["body_volume"]):
-            yield Caution(True, f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
+            yield serious(f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
 
 
 def micelle_cautions(config: dict) -> Iterator[Caution]:
@@ -89,8 +93,7 @@ def micelle_cautions(config: dict) -> Iterator[Caution]:
     left_out = [kind for kind, name in names.items() if protein_in(name) in config["inputs"]]
     if left_out:
         maps = f"{' and '.join(left_out)} map{'s' * (len(left_out) > 1)}"
-        yield Caution(
-            False,
+        yield note(
             f"Density without detail was removed from the {maps}.",
             "It was taken for detergent or lipid around a membrane protein; masks of what is kept are in inputs. "
             "If it is a domain that is blurred because it moves, repeat the run with --micelle=keep.",
@@ -101,24 +104,21 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
     """Warnings of the generated map, by its scores."""
     before, after = (scores[f"correlation_with_target_{when}"] for when in ("before", "after"))
     if not after > before:  # also if one is nan
-        yield Caution(
-            True,
+        yield serious(
             f"The correlation with the target did not rise ({before:.3f} before, {after:.3f} after).",
             "The generated map is no better than the initial one. Check that the maps are of the same molecule and "
             "hand, that they are aligned, and that the thresholds enclose the whole molecule and no solvent.",
         )
     was, now = (scores[f"fsc_with_target_{when}"] for when in ("before", "after"))
     if now > WORSE * was:
-        yield Caution(
-            True,
+        yield serious(
             f"FSC = 0.5 against the target got worse, from {was:.1f} to {now:.1f} Å.",
             "Domains may have been carried to the wrong place: see the slices of the difference.",
         )
     kept = scores["mass_kept"]
     if abs(kept - 1) > MASS:
         share = f"{100 * abs(kept - 1):.0f} % of the mass that was carried"
-        yield Caution(
-            True,
+        yield serious(
             f"{share} is missing in the generated map." if kept < 1 else f"The generated map gained {share}.",
             "Density is compressed where mass is lost, and stretched where it is gained: trust those places less. "
             "(--render=pull_back keeps the height of peaks, --render=splat the mass.)",
@@ -128,48 +128,41 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
 def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the flow and the places to which it carries mass."""
     if measured.torn > TORN:
-        yield Caution(
-            True,
+        yield serious(
             f"{100 * measured.torn:.0f} % of the mass is stretched or compressed by more than a quarter.",
             "Domains should move as rigid bodies. Play the morph: a domain that dissolves and condenses elsewhere was "
             "mistaken for another one.",
         )
     if scores.get("consistency", 0) > FOLDED:
-        yield Caution(
-            True,
+        yield serious(
             f"The inverse of the flow misses its start by {scores['consistency']:.2f} Å (RMS).",
             "The flow folds: it carries two places to one, and frames that are pulled back show only one of them. "
             "Try another --seed, or --parts where domains slide along each other.",
         )
     if scores.get("target_lacks", 0) > LACKING:
-        yield Caution(
-            True,
+        yield serious(
             f"For {100 * scores['target_lacks']:.0f} % of the generated map's mass the target has no density.",
             "A domain that the target lacks is not fitted and moves with its neighbours, so its place is not seen in "
             "the target; or a motion was not found. See where unexplained.mrc is below zero.",
         )
     if measured.folded > 0:
-        yield Caution(
-            True,
+        yield serious(
             f"The flow folds at {100 * measured.folded:.2g} % of the mass.",
             "The determinant of its Jacobian is not positive there, and density from several places overlaps. "
             "folded.mrc shows where: do not interpret those places.",
         )
     if measured.outside > EDGE:
-        yield Caution(
-            True,
+        yield serious(
             f"{100 * measured.outside:.1f} % of the mass is carried out of the box.",
             "It is missing in the generated map: give maps in a larger box.",
         )
     if measured.at_edge > EDGE:
-        yield Caution(
-            True,
+        yield serious(
             f"{100 * measured.at_edge:.1f} % of the generated map's mass lies at the sides of the box.",
             "Density that moves out of the box is cut off: give maps in a larger box.",
         )
     if measured.farthest < STILL:
-        yield Caution(
-            False,
+        yield note(
             f"The largest displacement is {measured.farthest:.1f} Å.",
             "The maps hardly differ in conformation, or the motion was not found.",
         )
@@ -179,36 +172,31 @@ def target_cautions(config: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the target map."""
     if measured.matched and measured.matched[1] < MATCHED:
         before, after = measured.matched
-        yield Caution(
-            True,
+        yield serious(
             f"The correlation at the target's resolution is only {after:.2f} ({before:.2f} before).",
             "The rest is noise, density that one of the maps lacks, or a motion that was not found: see the slices of "
             "the difference.",
         )
     if chosen(config, "quieting_variance"):
-        yield Caution(
-            True,
+        yield serious(
             "The target map is noisy.",
             "It was low-pass filtered before its mass was taken. In strong noise a domain can be missed: check that "
             "each is in its place.",
         )
     if BLURRIER <= (chosen(config, "blur_variance") or 0) < 0:  # sharper targets were warned of before the fit
-        yield Caution(
-            False,
+        yield note(
             "The target map was judged sharper than the initial map.",
             "The generated map has the initial map's detail. A morph in the other direction would be sharper.",
         )
     resolution = (config["resolutions"]["targets"] or [None])[target_index(config)]
     if not resolution or not config["resolutions"]["initial"]:
-        yield Caution(
-            False,
+        yield note(
             "The maps' resolutions were not given.",
             "The blur between the maps was estimated from their spectra; give --initial_resolution and "
             "--target_resolution to be certain of it.",
         )
     finer = f"{resolution:g} Å, the target's resolution," if resolution else "the target's resolution"
-    yield Caution(
-        False,
+    yield note(
         f"All detail finer than {finer} comes from the initial map.",
         "Changes between the states at that scale (side chains, local refolding, a ligand) are not predicted.",
     )
@@ -218,15 +206,13 @@ def settings_cautions(config: dict, scores: dict) -> Iterator[Caution]:
     """Cautions about the settings and the course of the fit."""
     settings = config["settings"]
     if settings["recipe"] == "default" and chosen(config, "start") == "transport":
-        yield Caution(
-            True,
+        yield serious(
             "The fit started from mass transport, not from correspondences.",
             "The flow could not follow the correspondences found between the maps, so only mass decided what goes "
             "where. Domains that look alike may be exchanged: compare with another seed.",
         )
     if setbacks := chosen(config, "setbacks"):
-        yield Caution(
-            True,
+        yield serious(
             f"The fit diverged {setbacks} times.",
             "The best parameters were restored and the learning rate was reduced. Compare with another --seed, and "
             "check the maps.",
@@ -240,20 +226,17 @@ def settings_cautions(config: dict, scores: dict) -> Iterator[Caution]:
             "Errors that all seeds share do not show.",
         )
     else:
-        yield Caution(
-            False,
+        yield note(
             "One seed was fitted.",
             "--seeds=3 shows where, and by how many Å, the result depends on the seed.",
         )
     if settings["steps"] < 1:
-        yield Caution(
-            True,
+        yield serious(
             f"The fit took {100 * settings['steps']:g} % of the recipe's steps.",
             "It may not have converged: repeat it with --steps=1 before trusting it.",
         )
     if "fsc_before" in scores:
-        yield Caution(
-            False,
+        yield note(
             "The scores against the reference assume that it is independent.",
             "They measure the prediction only if the reference was made without it.",
         )

@@ -405,7 +405,7 @@ def case_for(maps, alignments=()):
 
 
 def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pair):
-    from experiments.parts import add_symmetry
+    from experiments.load import add_symmetry
     from experiments.settings import InputSettings, SymmetrySettings
 
     _, _, maps = pair
@@ -433,7 +433,7 @@ def test_flags_name_the_symmetry_of_the_maps_or_of_what_a_unit_is_repeated_by(pa
 
 
 def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_path):
-    from experiments import frames, write_models
+    from experiments import frames
 
     group, _, maps = pair
     one = ct.simulate(unit(0.0), 8.0, like=maps[0])
@@ -441,7 +441,7 @@ def test_the_folder_assembly_has_the_units_frames_and_models_repeated(pair, tmp_
         ct.write_map(tmp_path / f"{name}.mrc", one)
     place = frames.assembly(group, tmp_path)
     frames.write_assembly_maps(group, tmp_path)
-    write_models.write_frames([place.model(unit(0.0))] * 2, place.folder)
+    frames.write_model_files([place.model(unit(0.0))] * 2, place.folder)
     names = sorted(path.name for path in (tmp_path / "assembly").iterdir())
     assert names == ["frame_00.mrc", "generated.cif", "generated.mrc", "model_00.cif", "model_01.cif", "trajectory.pdb"]
     whole = ct.read_map(tmp_path / "assembly/frame_00.mrc").density

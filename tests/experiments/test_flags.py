@@ -19,7 +19,7 @@ from experiments.studies import validate
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "def define_flags" in path.read_text())
-NUMERIC = (flags.IntegerParser, flags.FloatParser, ranges.Numbers)
+NUMERIC = (flags.IntegerParser, flags.FloatParser, ranges.Number, ranges.Numbers)
 UNBOUNDED = {("validate", "signal_to_noise")}  # inf stands for a map without noise
 
 
@@ -176,7 +176,8 @@ def test_settings_are_named_as_the_flags_of_a_run(job):
     kinds = [kind for kind in kinds if kind.__module__ == settings.__name__]
     assert len(kinds) > 3
     for kind in kinds:
-        assert {each.name for each in dataclasses.fields(kind)} - {"resolutions_given", "archives", "preparation"} <= shown
+        names = {each.name for each in dataclasses.fields(kind)}
+        assert names - {"resolutions_given", "archives", "preparation"} <= shown
 
 
 def test_settings_without_values_keep_their_defaults():

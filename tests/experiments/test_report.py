@@ -100,7 +100,7 @@ def run(tmp_path_factory, fit, maps, models):
         report=True, seeds=1, target=[list(files)[1]], reference=["target.cif"],
     )  # fmt: skip
     about = record.describe(fit, case, settings)
-    results.write(fit, case, OutputSettings(frames=3), about, folder / "out", [0], folder / "earlier")
+    results.write(fit, case, OutputSettings(frames=3), about, folder / "out", [0])
     return folder / "out"
 
 

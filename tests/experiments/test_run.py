@@ -26,7 +26,7 @@ from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from cryotrans_jax.scores import metrics
-from experiments import exchange, inputs, load, parts, results, run_folder
+from experiments import exchange, inputs, load, results, run_folder
 from experiments.case import Case, replaced_folders
 from experiments.settings import InputSettings
 
@@ -101,7 +101,7 @@ def test_all_maps_of_a_side_have_the_voxel_size_that_is_given_for_it(tmp_path, m
         target_voxel_size=size, align="none", micelle="keep",
     )  # fmt: skip
     case = load.load_case(settings, tmp_path)
-    parts.add_parts(case, settings)
+    load.add_parts(case, settings)
     for map_ in (case.initial, *case.targets, *case.halves[0], *case.references):
         assert same_grid(map_, maps[0]) is None
     for missing in ("voxel_size", "target_voxel_size"):

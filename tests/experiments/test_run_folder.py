@@ -145,7 +145,7 @@ def test_a_program_killed_at_any_moment_leaves_the_earlier_results_or_the_new_on
 
 
 def test_a_run_killed_at_any_moment_while_it_replaces_another_loses_nothing(tmp_path, killed):
-    """Its target folders, checkpoints and results in another frame, at every step of setting aside and putting back."""
+    """Its target folders, checkpoints and results in another frame, at every step of replacing and restoring them."""
     done, number = False, 0
     while not done:
         number += 1
@@ -154,35 +154,37 @@ def test_a_run_killed_at_any_moment_while_it_replaces_another_loses_nothing(tmp_
         (out / "near/checkpoint/arrays").mkdir(parents=True)
         for name in ("generated.mrc", "near/config.json", "near/target_frame/frame_00.mrc", "near/checkpoint/arrays/a"):
             (out / name).write_text(f"old {name}")
-        before, aside = contents(out), out / "unfinished/0_of_1/earlier"
+        (out / "near/target_frame/mine.txt").write_text("mine")
+        before = contents(out)
         killed(number)
         try:
-            run_folder.set_aside([out, out / "near"], out, aside)
-            for name in ("near/config.json", "near/frame_07.mrc", "loss.csv"):
-                (out / name).write_text("new")
-            run_folder.put_back(aside, out)
+            with run_folder.replacing_run([out, out / "near"]):
+                assert not (out / "near/target_frame/frame_00.mrc").exists()
+                for name in ("near/config.json", "near/frame_07.mrc", "loss.csv", "near/assembly/frame_00.mrc"):
+                    (out / name).parent.mkdir(exist_ok=True)
+                    (out / name).write_text("new")
+                raise OUT_OF_ROOM
+        except OSError:
             done = True
         except Killed:
             pass
         killed(10**9)  # the program is started anew
-        run_folder.put_back(aside, out)
+        run_folder.recover(out)
         assert contents(out) == before
     assert number > 10
 
 
-def test_results_set_aside_by_one_process_are_put_back_without_those_of_another(tmp_path):
-    """Of two processes of a run each has its own targets."""
+def test_a_run_replaces_its_own_targets_alone(tmp_path):
+    """Of two processes of a run each has its own targets; files of the user's stay."""
     for name in ("near", "far"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(name)
-    (tmp_path / "generated.mrc").write_text("of a run of one target")
-    before = contents(tmp_path)
-    asides = [tmp_path / f"unfinished/{k}_of_2/earlier" for k in (0, 1)]
-    run_folder.set_aside([tmp_path, tmp_path / "near"], tmp_path, asides[0])
-    run_folder.set_aside([tmp_path / "far"], tmp_path, asides[1])
-    for aside in asides:
-        run_folder.put_back(aside, tmp_path)
-    assert contents(tmp_path) == before
+        (tmp_path / name / "assembly").mkdir(parents=True)
+        for file in ("config.json", "mine.txt", "assembly/generated.mrc", "assembly/mine.txt"):
+            (tmp_path / name / file).write_text(name)
+    with run_folder.replacing_run([tmp_path / "near"]):
+        (tmp_path / "near/loss.csv").write_text("new")
+    far = {f"far/{file}": b"far" for file in ("config.json", "mine.txt", "assembly/generated.mrc", "assembly/mine.txt")}
+    near = {"near/loss.csv": b"new", "near/mine.txt": b"near", "near/assembly/mine.txt": b"near"}
+    assert contents(tmp_path) == far | near
 
 
 def test_a_table_that_grows_leaves_the_earlier_one_until_it_is_whole(tmp_path):
@@ -334,8 +336,7 @@ LINKS = [  # a place in a run's folder, and where in the user's folder it leads
     ("unfinished", "."),
     ("unfinished/0_of_1", "."),
     ("unfinished/0_of_1/run.json", "run.json"),
-    ("unfinished/0_of_1/earlier", "."),
-    ("unfinished/0_of_1/earlier/x", "."),
+    (".earlier_run", "."),
     ("unfinished/0_of_1/seed_0", "."),
     (".earlier_frames", "."),
     (".checkpoint.old", "."),

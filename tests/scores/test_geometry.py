@@ -10,8 +10,7 @@ from cryotrans_jax.density.demo import HELICES, hinge_pair
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.scores import geometry
-from experiments import write_models
-from experiments.frames import Place
+from experiments.frames import Place, write_models
 from experiments.settings import OutputSettings
 
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -329,7 +328,7 @@ def test_a_model_too_large_for_a_pdb_file_has_its_trajectory_in_mmcif(complex_, 
     model[0]["A"].name = chain
     shift = {0.0: 0, 0.5: 1, 1.0: 2}
     fit = SimpleNamespace(move=lambda m, times: [atoms.with_positions(m, atoms.positions(m) + shift[t]) for t in times])
-    scores = write_models.write_models(fit, model, OutputSettings(frames=3), [Place(tmp_path)])
+    scores = write_models(fit, model, OutputSettings(frames=3), [Place(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
         file, "generated.cif", "geometry.csv", *(f"model_{k:02d}.cif" for k in range(3))
     }  # fmt: skip

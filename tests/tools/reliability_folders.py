@@ -152,14 +152,14 @@ def links(folder: Path, whole: Path) -> Iterator[tuple[str, bool]]:
 def links_set_aside(folder: Path, whole: Path) -> Iterator[tuple[str, bool]]:
     """Put links among the results that an unfinished run has set aside: no outside file may be changed."""
     outside = folder / "outside"
-    for link in ("earlier", "earlier/x", "seed_0"):
+    for link in (".earlier_run", ".earlier_run/x", "unfinished/0_of_1/seed_0"):
         shutil.rmtree(outside, ignore_errors=True)
         outside.mkdir()
         (outside / "frame_00.mrc").write_bytes(b"mine")
         (outside / "checkpoint").mkdir()
 
         def plant(at: Path, link: str = link) -> None:
-            place = at / "unfinished/0_of_1" / link
+            place = at / link
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(outside, target_is_directory=True)
 
