@@ -606,7 +606,8 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
         assert target.files[0].name.startswith(name)
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name
-        assert losses(out / name)[0] == ["stage", "loss", "step", name] and len(losses(out / name)) == 2
+        assert losses(out / name)[0] == ["stage", "loss", "step", name]
+        assert [row[1] for row in losses(out / name)[1:]] == ["w2", "l2", "l2"]  # the second target waits in the last
         status, _, error = job("predict", f"--run_dir={out / name}", "--frames=1")
         assert status == 0, error
         found, made = (read_map(folder / "generated.mrc").density for folder in (out / name / "predict_1", out / name))

@@ -180,7 +180,7 @@ def test_a_frame_has_at_each_carried_place_the_density_that_was_there(bent, maps
     times = [0.37, 0.6, 1.0]
     xyz = bent.carry(smooth.origin + strong * smooth.voxel_size, times)
     density = smooth.density[tuple(strong.T)]
-    for to, frame in zip(xyz, replace(bent, initial=smooth).frames(times), strict=True):
+    for to, frame in zip(xyz, replace(bent, initial=smooth).frames(times, render="pull_back"), strict=True):
         found = ndimage.map_coordinates(frame.density, ((to - smooth.origin) / smooth.voxel_size).T, order=3)
         np.testing.assert_allclose(found, density, atol=0.03 * density.max())  # two splines, and the control lattice
 
