@@ -195,7 +195,7 @@ def write(
             with updating_checksums(entry.folder):
                 found = story.write_story(entry, whole=settings.report)
             for warning in found:
-                log.warning(f"{entry.scores['target']}: {warning}")
+                log.target_warning(entry.scores["target"], warning)
         for name, why in (failed | (case.failed if 0 in share else {})).items():
             (out_dir / name).mkdir(exist_ok=True)
             write_json(out_dir / name / "failed.json", {"target": name, "failed": why})
