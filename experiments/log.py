@@ -315,6 +315,11 @@ def report_written(path: Path) -> None:
     info(f"report: {path}, open it in a browser")
 
 
+def model_written(path: Path) -> None:
+    """Say where the model of a simulated map is."""
+    info(f"{path}: the model in the frame of the map")
+
+
 def map_written(path: str, description: str, resolution: float) -> None:
     """Say what a simulated map is, with its resolution in Å."""
     info(f"{path}: {description}, resolution {resolution:g} Å")

@@ -155,6 +155,7 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "",
     ),
     ("report_written", (Path("report.html"),), "report: report.html, open it in a browser\n", ""),
+    ("model_written", (Path("b_model.cif"),), "b_model.cif: the model in the frame of the map\n", ""),
     ("map_written", ("b.mrc", "8 x 8 x 8 voxels", 5.0), "b.mrc: 8 x 8 x 8 voxels, resolution 5 Å\n", ""),
     (
         "lock_taken_over",

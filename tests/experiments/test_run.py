@@ -340,7 +340,7 @@ def test_parts_are_written_and_make_the_same_morph_when_they_are_read(folder, jo
 @pytest.mark.slow
 def test_deterministic_runs_make_the_same_bytes_beside_what_the_user_has_told_xla(folder, tmp_path):
     """In programs of their own, since XLA reads its flags once, and ends the program at one that it does not know."""
-    program = "import os, experiments.run as r; r.define_flags(); r.run(r.main); print(os.environ['XLA_FLAGS'])"
+    program = "import os, experiments.run as r; r.command(); print(os.environ['XLA_FLAGS'])"
     users = "--xla_force_host_platform_device_count=1"
     for name in ("a", "b"):
         given = arguments(folder, tmp_path / name, recipe="paper", bin=4, steps=0.002, frames=2)

@@ -154,3 +154,36 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.run(interrupted)
     assert stopped.value.code == 130 and capsys.readouterr().err == "error: stopped by SIGINT\n"
+
+
+def test_a_map_as_deposited_comes_with_half_maps_and_its_model(folder):
+    arguments = [f"--model={folder}/closed.cif", "--resolution=8", "--voxel_size=2.5", "--as_deposited", "--seed=3"]
+    made = simulate(*arguments, "--turn=40", "--shift=15", "--scale=0.03", f"--output={folder}/deposited.mrc")
+    assert made.returncode == 0, made.stderr
+    full, *halves = (read_map(folder / f"deposited{end}.mrc") for end in ("", "_half1", "_half2"))
+    assert full.density.std() == pytest.approx(0.03, rel=1e-4)
+    assert all(same_grid(full, half) is None for half in halves)
+    moved = atoms.positions(atoms.read_model(folder / "deposited_model.cif"))
+    shift = moved.mean(0) - atoms.positions(hinge_pair()[0]).mean(0)
+    assert np.linalg.norm(shift) == pytest.approx(15, abs=0.01)
+    again = simulate(*arguments, f"--output={folder}/deposited.mrc")
+    assert again.returncode == 2 and "deposited.mrc is already there" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (["--belt"], "--belt is for a map as deposited: add --as_deposited"),
+        (["--as_deposited", "--like={}/a.mrc"], "--as_deposited makes its own box: leave out --like and --cover"),
+        (["--as_deposited", "--voxel_size=2,2,3"], "--as_deposited has cubic voxels"),
+        (["--as_deposited", "--voxel_size=9"], "is finer than the 10.4 Å that voxels of 9 Å can hold"),
+    ],
+)
+def test_what_is_no_deposition_is_refused(folder, given, sentence):
+    made = simulate(
+        f"--model={folder}/closed.cif",
+        "--resolution=8",
+        f"--output={folder}/no.mrc",
+        *(g.format(folder) for g in given),
+    )
+    assert made.returncode == 2 and sentence in made.stderr and not (folder / "no.mrc").exists()

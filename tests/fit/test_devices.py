@@ -37,7 +37,7 @@ many = morph(start, ends, options)
 assert many.params["params"]["Dense_0"]["kernel"].shape[0] == 3
 xyz = np.argwhere(start.density > 0.3) * 2.0
 for k in range(3):
-    here, there = (move(f.field, f.target_params(k), f.frame, xyz, [1.0])[0] for f in (one, many))
+    here, there = (move(f.flow(k), xyz, [1.0])[0] for f in (one, many))
     moved = np.abs(here - xyz).max()
     assert moved > 0.1, moved
     assert np.abs(here - there).max() < 2e-3 * moved, (k, np.abs(here - there).max(), moved)

@@ -1,0 +1,102 @@
+"""A map as deposited has the noise that its resolution implies, and no more detail than that."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cryotrans_jax.density import deposition
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.deposition import Conditions, deposit, random_pose
+from cryotrans_jax.density.simulation import simulate
+from cryotrans_jax.density.spectrum import shell_power
+from cryotrans_jax.density.transform import superposing_rotations
+from cryotrans_jax.io import atoms
+from cryotrans_jax.scores.fsc import fsc
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hinge_pair()[0]
+
+
+def mean_fsc(model, conditions, frequencies, voxel_size=1.5, seeds=6):
+    """FSC of half-maps within the mask at some frequencies, the mean over a few seeds."""
+    curves = []
+    for seed in range(seeds):
+        found = deposit(model, conditions, voxel_size, seed)
+        s, curve = fsc(*(half.density * found.mask.density for half in found.halves), found.map.voxel_size)
+        curves.append(np.interp(frequencies, s, ndimage.uniform_filter1d(curve, 3)))
+    return np.mean(curves, axis=0)
+
+
+@pytest.mark.parametrize("resolution, b_factor", [(4.5, None), (6.0, 100.0), (8.0, None)])
+def test_the_half_maps_agree_up_to_the_resolution(model, resolution, b_factor):
+    """0.99 at half its frequency and 0.143 at it; the box has few coefficients in a shell, hence the tolerance."""
+    found = mean_fsc(model, Conditions(resolution, b_factor=b_factor), np.array([0.5, 1.0]) / resolution)
+    assert found[0] == pytest.approx(0.99, abs=0.02) and found[1] == pytest.approx(0.143, abs=0.07)
+
+
+def test_the_wanted_curve_passes_its_two_points():
+    np.testing.assert_allclose(deposition.wanted_fsc(np.array([0.5, 1.0]), 0.99), [0.99, 0.143])
+
+
+def test_the_noise_of_the_halves_is_independent_and_comes_from_the_seed(model):
+    a, b, c = (deposit(model, Conditions(6.0), 2.0, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.map.density, b.map.density)
+    assert not np.allclose(a.map.density, c.map.density, atol=1e-3)
+    solvent = a.mask.density == 0
+    first, second = (half.density[solvent] for half in a.halves)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+    assert a.map.density.std() == pytest.approx(1) and a.map.density[solvent].std() < 0.5 * first.std()
+
+
+def test_scale_and_offset_are_those_of_the_full_map(model):
+    plain, other = (deposit(model, Conditions(8.0, scale=s, offset=o), 2.5) for s, o in ((1.0, 0.0), (0.02, -3.0)))
+    for a, b in zip((plain.map, *plain.halves), (other.map, *other.halves), strict=True):
+        np.testing.assert_allclose(b.density, 0.02 * a.density - 3, atol=1e-5)
+
+
+def test_b_factors_that_grow_outwards_blur_the_rim_and_not_the_middle(model):
+    sharp, grown = (
+        deposition.blurred_atoms(model, simulate(model, 3.0), Conditions(3.0, 60.0, growth)) for growth in (0.0, 400.0)
+    )
+    like = simulate(model, 3.0)
+    xyz = atoms.heavy_atoms(model)[0]
+    away = np.linalg.norm(xyz - xyz.mean(0), axis=1)
+    at = np.rint((xyz - like.origin) / like.voxel_size).astype(int)
+    ratio = grown[tuple(at.T)] / sharp[tuple(at.T)]
+    assert np.median(ratio[away < 10]) > 0.75 > 0.45 > np.median(ratio[away > np.percentile(away, 90)])
+    assert grown.sum() == pytest.approx(sharp.sum(), rel=1e-3)
+
+
+def test_a_belt_has_density_without_detail(model):
+    plain, belted = (deposit(model, Conditions(6.0, 100.0, belt=belt), 2.0) for belt in (False, True))
+    ratio = belted.mask.density.sum() / plain.mask.density.sum()
+    assert ratio > 1.5  # the belt is larger than the thin built-in protein
+    signal = deposition.blurred_atoms(model, plain.map, Conditions(6.0, 100.0))
+    extra = deposition.belt_density(model, signal, plain.map, Conditions(6.0, 100.0, belt=True))
+    s, power = shell_power(extra, plain.map.voxel_size)
+    _, own = shell_power(signal, plain.map.voxel_size)
+    fine = (s > 1 / 8) & (s < 1 / 5)
+    assert power[fine].sum() / power.sum() < 0.1 * own[fine].sum() / own.sum()
+    smooth = ndimage.gaussian_filter(signal, 4.0 / plain.map.voxel_size)
+    level = np.median(smooth[deposition.inside(signal, plain.map.voxel_size)])
+    assert 0.4 < extra.max() / level < 0.56
+
+
+def test_sharpening_undoes_the_fall_of_the_amplitudes(model):
+    dull, sharpened = (deposit(model, Conditions(4.0, 150.0, sharpen=sharpen), 1.3) for sharpen in (False, True))
+    assert dull.sharpening == 0 < sharpened.sharpening
+    falls = [
+        deposition.guinier_b_factor(each.map.density, each.map.voxel_size, Conditions(4.0))
+        for each in (dull, sharpened)
+    ]
+    assert falls[1] < 0.4 * falls[0]
+
+
+def test_a_pose_has_the_angle_and_the_shift_that_are_asked_for(model):
+    moved = random_pose(model, 40.0, 15.0, 3).move(model)
+    before, after = (atoms.positions(each) for each in (model, moved))
+    assert np.linalg.norm(after.mean(0) - before.mean(0)) == pytest.approx(15, abs=1e-6)
+    rotation = superposing_rotations((before - before.mean(0)).T @ (after - after.mean(0)))
+    assert np.degrees(np.arccos((np.trace(rotation) - 1) / 2)) == pytest.approx(40, abs=1e-3)
