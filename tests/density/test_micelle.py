@@ -205,7 +205,7 @@ def test_a_run_leaves_belts_out_and_says_so(pair, belted, job, tmp_path):
     assert {f"protein in {tmp_path}/{name}.mrc" for name in "ab"} <= set(saved["inputs"])
     mask = read_map(out / "inputs" / "protein_in_a.mrc").density
     assert told(micelle.Protein(mask, 0.0, 0.0), pair[0])[1] < 0.2
-    assert "Density without detail is left out of the initial and target maps." in (out / "report.html").read_text()
+    assert "Density without detail was removed from the initial and target maps." in (out / "report.html").read_text()
     assert job("predict", f"--run_dir={out}", "--frames=1")[0] == 0
     made, again = (read_map(folder / "generated.mrc").density for folder in (out, out / "predict_1"))
     np.testing.assert_array_equal(made, again)
