@@ -27,7 +27,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion.partition import Partition
 
-RENDERERS = {"pull_back": trajectory.pull_back, "splat": trajectory.push_forward}
+RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the mass
 
 
 @dataclass(frozen=True, repr=False, eq=False)  # hashed by identity, so that JAX can compile its functions
@@ -135,10 +135,13 @@ class Fit:
             InputError: times or `render` are invalid.
         """
         render = render or self.config.render
-        if render not in RENDERERS:
-            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERERS)}")
+        if render not in RENDERS:
+            raise InputError(f"frames cannot be made by {render!r}: choose one of {', '.join(RENDERS)}")
         times = trajectory.as_times(times)
-        return RENDERERS[render](self.flow(target), self.require_initial(), self.threshold, times)
+        start = self.flow(target), self.require_initial(), self.threshold, times
+        if render == "splat":
+            return trajectory.push_forward(*start)
+        return trajectory.pull_back(*start, self.config.pull_back)
 
     def generated(self, target: int = 0, render: str | None = None) -> Map:
         """The generated map: the initial map carried to the target's conformation, which is the last frame."""
@@ -211,7 +214,8 @@ class Fit:
     def parts_map(self, target: int = 0) -> Map:
         """Label map: the part (1, 2, ...) of each voxel that is carried, 0 elsewhere; 1 where there are no parts."""
         initial, parts = self.require_initial(), self.partition(target)
-        carried = trajectory.soft_support(initial.density, self.threshold, initial.voxel_size) > 0
+        skin = self.config.pull_back.skin
+        carried = trajectory.soft_support(initial.density, self.threshold, initial.voxel_size, skin) > 0
         if parts is None:
             parts = Partition(np.ones(carried.shape, np.int16), initial.voxel_size, initial.origin)
         return parts.to_map(carried)

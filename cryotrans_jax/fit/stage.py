@@ -14,6 +14,7 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
 from cryotrans_jax.fit.terms import TermSettings
+from cryotrans_jax.fit.trajectory import PullBack
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.waypoints import AtEachTime
 
@@ -147,6 +148,7 @@ class Config:
         seed: of the network's initial weights.
         optimiser: makes the steps of all stages, with their learning rates.
         render: how frames are made, unless another way is asked for: "pull_back" or "splat"; see `Fit.frames`.
+        pull_back: widths and spacings of frames that are pulled back.
         whole_box: whether the unit box is that of the maps, as in the paper; else it encloses the molecule.
     """
 
@@ -156,6 +158,7 @@ class Config:
     seed: int = 0
     optimiser: OptimiserSettings = Adam()
     render: str = "pull_back"
+    pull_back: PullBack = PullBack()
     whole_box: bool = False
 
     def __post_init__(self) -> None:

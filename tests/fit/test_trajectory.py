@@ -1,5 +1,6 @@
 """Frames carry the map along the flow at every time, keep its peaks (pull back) or its mass (push forward)."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,8 +15,12 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
 from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options
+from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.target_flow import Flow
-from cryotrans_jax.fit.trajectory import frame_times, move, pull_back, push_forward, soft_support, split_time
+from cryotrans_jax.fit.terms import L2
+from cryotrans_jax.fit.trajectory import PullBack, frame_times, move, pull_back, push_forward, soft_support, split_time
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import same_grid
 from cryotrans_jax.motion.partition import Partition
@@ -242,3 +247,14 @@ def test_volumes_change_by_the_determinant(monkeypatch, parts):
     own = np.linalg.det(turns)[[0] * 40 if part is None else part]
     flow = Flow(FIELD, {}, Frame(np.zeros(3), 1.0), partition if parts else None)
     np.testing.assert_allclose(trajectory.volume_change(flow, xyz), own, rtol=1e-9)
+
+
+def test_the_widths_of_pulled_back_frames_are_those_of_the_configuration(maps):
+    """A thinner skin moves less of the density around the molecule."""
+    config = Config((Stage((L2(),), 1, 1e-3, 1e-3, bin=4, sampling=4),), Field(steps=2))
+    fits = [
+        morph(maps[0], maps[1], Options(replace(config, pull_back=PullBack(skin=skin)), align="none", parts=None))
+        for skin in (1.0, 4.0)
+    ]
+    thin, thick = (np.count_nonzero(fit.generated().density) for fit in fits)
+    assert thin < 0.8 * thick
