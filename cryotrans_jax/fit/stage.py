@@ -32,8 +32,8 @@ class Stage:
         sampling: distance between the points of mass, in voxels of the map.
         spacing: of the control lattice, Å; 0 integrates the flow at every point.
         patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
-        target_steps: number of steps after which each target's learning rate is 0, so that it stays as it would end
-            alone; empty: all targets make `steps`.
+        target_steps: number of steps after which each target's learning rate is 0. With a constant rate and without
+            early stopping it ends as it would alone; a falling rate is cut off. Empty: all targets make `steps`.
     """
 
     terms: tuple[TermSettings, ...]
