@@ -185,7 +185,7 @@ def panels_drawing(curves: dict[str, dict[str, tuple]], across: str, floor: Real
 
 
 def panels(drawing: Drawing, count: int, columns: int = 0) -> list[Axes]:
-    """Add axes in rows of so many columns, in one row by default."""
+    """Add axes in a grid with this number of columns; 0: in one row."""
     columns = columns or count
     return [drawing.add_subplot(-(-count // columns), columns, number) for number in range(1, count + 1)]
 

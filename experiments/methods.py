@@ -6,16 +6,15 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
-import scipy.fft
 
 from cryotrans_jax.density import contour, thresholds
-from cryotrans_jax.density.spectrum import shell_power
+from cryotrans_jax.density.spectrum import filtered, shell_power
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.progress import Progress
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import checksum
-from cryotrans_jax.io.maps import Map, frequencies, write_map
+from cryotrans_jax.io.maps import Map, radial_frequency, write_map
 from cryotrans_jax.scores import metrics
 
 from . import baselines, results
@@ -111,10 +110,10 @@ def with_noise(map_: Map, resolution: float) -> Map:
     s, power = shell_power(map_.density, map_.voxel_size)
     strength = np.sqrt(3 * np.interp(1 / resolution, s, power) / map_.density.size)
     noise = np.random.default_rng(0).standard_normal(map_.density.shape, np.float32)
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(map_.density.shape, map_.voxel_size)))
+    s = radial_frequency(map_.density.shape, map_.voxel_size)
     passed = 0.5 + 0.5 * np.cos(np.pi * np.clip((s * resolution - 1) / (EDGE - 1), 0, 1))
-    coefficients = scipy.fft.rfftn(map_.density + np.float32(strength) * noise) * passed.astype(np.float32)
-    return replace(map_, density=scipy.fft.irfftn(coefficients, s=map_.density.shape).astype(np.float32))
+    noisy = map_.density + np.float32(strength) * noise
+    return replace(map_, density=filtered(noisy, passed.astype(np.float32)))
 
 
 def describe_inputs(case: Case, files: Mapping[str, Iterable[Path]]) -> dict[str, dict[str, str]]:

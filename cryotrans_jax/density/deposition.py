@@ -9,17 +9,16 @@ from typing import NamedTuple
 
 import gemmi
 import numpy as np
-import scipy.fft
 from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA, common_grid, simulate_map
-from cryotrans_jax.density.spectrum import shell_power
+from cryotrans_jax.density.spectrum import filtered, shell_power
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.atoms import heavy_atoms, positions
-from cryotrans_jax.io.maps import Map, frequencies
+from cryotrans_jax.io.maps import Map, radial_frequency
 
 Volume = Float[np.ndarray, "x y z"]
 AT_RESOLUTION = 0.143  # FSC of the half-maps by which a resolution is stated (Rosenthal and Henderson 2003)
@@ -39,7 +38,7 @@ class Conditions:
         belt_density: of the belt, relative to the protein's at low resolution.
         sharpen: whether the fall of the amplitudes between 10 Å and the resolution is undone (Guinier plot).
         half_fsc: FSC of the half-maps at half the frequency of the resolution.
-        scale: factor on the density, of which one unit is the standard deviation of the full map.
+        scale: standard deviation of the full map; the half-maps are scaled by the same factor.
         offset: added to the density after that.
     """
 
@@ -84,14 +83,14 @@ def deposit(
         seed: of the noise.
 
     Returns:
-        The full map, its half-maps, and what was done.
+        The full map, its half-maps, their mask, and the B-factor that was undone.
     """
     shape, voxel, origin = common_grid([model], voxel_size or conditions.resolution / 3, conditions.resolution, 20.0)
     empty = Map(np.zeros(shape, np.float32), voxel, origin)
     signal = blurred_atoms(model, empty, conditions)
     if conditions.belt:
         signal = signal + belt_density(model, signal, empty, conditions)
-    mask, s = envelope(signal, voxel), np.sqrt(sum(f**2 for f in frequencies(shape, voxel)))
+    mask, s = envelope(signal, voxel), radial_frequency(shape, voxel)
     white = np.random.default_rng(seed).standard_normal((2, *shape), np.float32)
     gain = noise_gain(signal, mask, white[0], empty, s, conditions)
     halves = [signal + filtered(each, gain) for each in white]
@@ -200,8 +199,3 @@ def guinier_b_factor(density: Volume, voxel_size: np.ndarray, conditions: Condit
         return 0.0
     slope = np.polyfit(s[band] ** 2, 0.5 * np.log(np.maximum(power[band], 1e-30)), 1)[0]
     return float(max(-4 * slope, 0.0))
-
-
-def filtered(volume: Volume, gain: np.ndarray) -> Volume:
-    """The volume with each Fourier coefficient multiplied by a gain."""
-    return scipy.fft.irfftn(scipy.fft.rfftn(volume, workers=-1) * gain, s=volume.shape, workers=-1).astype(np.float32)

@@ -27,7 +27,7 @@ Mask = Float[np.ndarray, "x y z"]
 
 @dataclass(frozen=True)
 class MicelleRules:
-    """How detail is measured, and what is taken for a micelle.
+    """Rules by which detail is measured and a micelle is recognised.
 
     Attributes:
         resolution: assumed for a target where it is unknown, Å.
@@ -152,7 +152,7 @@ def proteins(
             (targets) is assumed.
         masked: whether each map is masked already and stays as it is.
         model: model of the initial map, which stays as it is if the part left out holds atoms of it.
-        rules: how detail is measured, and what is taken for a micelle.
+        rules: by which detail is measured and a micelle is recognised.
 
     Returns:
         The protein of each map; None where that is the whole map.
@@ -221,7 +221,7 @@ def most_detailed(
         map_: the map.
         volume: Å³.
         resolution: Å; None for 3 Å.
-        rules: how detail is measured, and what is taken for a micelle.
+        rules: by which detail is measured and a micelle is recognised.
 
     Returns:
         The part; None where the map shows hardly more than that volume, or where the rest is as detailed and so not a

@@ -8,7 +8,7 @@ import scipy.fft
 from scipy import ndimage, stats
 
 from cryotrans_jax.density.simulation import SIGMA
-from cryotrans_jax.io.maps import Map, frequencies
+from cryotrans_jax.io.maps import Map, frequencies, radial_frequency
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,21 @@ def sharpen(map_: Map, variance: float) -> Map:
     s2 = sum(f**2 for f in frequencies(n, v))
     limit = (0.5 / v.max()) ** 2
     gain = np.where(s2 <= limit, np.exp(2 * np.pi**2 * variance * np.minimum(s2, limit)), 0).astype(np.float32)
+    return replace(map_, density=filtered(map_.density, gain))
+
+
+def filtered(density: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Multiply each Fourier coefficient of a density, as `rfftn` arranges them, by a gain."""
     workers = os.cpu_count()
-    density = scipy.fft.irfftn(gain * scipy.fft.rfftn(map_.density, workers=workers), s=n, workers=workers)
-    return replace(map_, density=density)
+    coefficients = scipy.fft.rfftn(density, workers=workers) * gain
+    return scipy.fft.irfftn(coefficients, s=density.shape, workers=workers).astype(np.float32)
 
 
 def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
     power = np.abs(scipy.fft.rfftn(density, workers=os.cpu_count())) ** 2
     n, v = density.shape, voxel_size
-    s = np.sqrt(sum(f**2 for f in frequencies(n, v)))
+    s = radial_frequency(n, v)
     width = 1.0 / max(n * v)
     shell = np.round(s / width).astype(int).ravel()
     count = np.bincount(shell)

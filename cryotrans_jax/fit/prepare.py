@@ -83,7 +83,7 @@ def prepare(
 
 
 def names_of(targets: int, waypoints: int) -> list[str]:
-    """Names of the target maps, of which the first are waypoints, for messages."""
+    """Names of the maps for messages: the waypoints, then the targets."""
     passed = [f"waypoint map {number + 1}" for number in range(waypoints)]
     return passed + [f"target map {number + 1}" for number in range(targets - waypoints)]
 

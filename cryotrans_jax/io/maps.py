@@ -252,6 +252,11 @@ def frequencies(shape: Sequence[int], voxel_size: float | Float[np.ndarray, "3"]
     return tuple(np.meshgrid(*axes, np.fft.rfftfreq(shape[2], steps[2]), indexing="ij", sparse=True))
 
 
+def radial_frequency(shape: Sequence[int], voxel_size: float | Float[np.ndarray, "3"]) -> Float[np.ndarray, "x y half"]:
+    """Magnitude [1/Å] of the frequency of each coefficient; arguments are as for `frequencies`."""
+    return np.sqrt(sum(along**2 for along in frequencies(shape, voxel_size)))
+
+
 def same_grid(a: Map, b: Map) -> str | None:
     """Compare the grids of two maps.
 

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from cryotrans_jax.io.maps import frequencies
+from cryotrans_jax.io.maps import radial_frequency
 
 
 def fsc(
@@ -28,7 +28,7 @@ def fsc(
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
     side = np.array(a.shape) * voxel_size
     last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(a.shape, voxel_size)))
+    s = radial_frequency(a.shape, voxel_size)
     shell = np.rint(s * side.min()).astype(np.int32)
     keep = shell <= last
     shell, weight = shell[keep], np.broadcast_to(multiplicity(a.shape[2]), keep.shape)[keep]

@@ -41,7 +41,7 @@ class Restraints:
         contact: least distance of atoms of different residues, unless the initial model has less, Å.
         contact_sigma: of that distance, Å.
         margin: Å beyond `contact` from which atoms may come into contact in one round.
-        rounds: of the minimisation, in each of which contacts are found anew.
+        rounds: of the minimisation; contacts are searched at the start of each.
         steps: of the minimisation in a round.
     """
 

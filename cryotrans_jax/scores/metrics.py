@@ -18,7 +18,7 @@ from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
-from cryotrans_jax.io.maps import Map, frequencies, same_grid
+from cryotrans_jax.io.maps import Map, radial_frequency, same_grid
 from cryotrans_jax.scores.fsc import fsc, multiplicity
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
@@ -215,7 +215,7 @@ def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.3
         band: lowest and highest frequency, cycles per voxel.
     """
     power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
-    s = np.sqrt(sum(np.square(axis) for axis in frequencies(density.shape, 1.0)))
+    s = radial_frequency(density.shape, 1.0)
     power *= multiplicity(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())
 
