@@ -49,7 +49,7 @@ class KeepBetterStart(Action):
     def choose(self, fitting: Fitting, doubted: np.ndarray) -> Fitting:
         """Choose a start for the targets that are doubted (bool)."""
         state, following = fitting.state, fitting.next_stage
-        trial = replace(following, steps=min(self.trial_steps, following.steps), patience=0)
+        trial = replace(following.shortened(self.trial_steps), patience=0)
         other = first_state(fitting.problem, fitting.config, fitting.field)
         ((other, _),) = fitting.try_stage(self.other, [other])
         starts = [begin_stage(s._replace(failed=(), setbacks=()), state.stage + 1) for s in (state, other)]

@@ -32,8 +32,8 @@ class Stage:
         sampling: distance between the points of mass, in voxels of the map.
         spacing: of the control lattice, Å; 0 integrates the flow at every point.
         patience: chunks of steps without a gain before early stopping skips to the final phase; 0: all steps are made.
-        target_steps: number of steps after which each target's learning rate is 0. With a constant rate and without
-            early stopping it ends as it would alone; a falling rate is cut off. Empty: all targets make `steps`.
+        target_steps: each target's number of steps, 0 where it leaves the stage out: it makes them as it would alone,
+            and then stays as it is while others go on; at most `steps`. Empty: all targets make `steps`.
     """
 
     terms: tuple[TermSettings, ...]
@@ -74,6 +74,14 @@ class Stage:
         """The stage with `factor` times the steps, and at least one."""
         steps, *each = (max(1, round(n * factor)) if n else 0 for n in (self.steps, *self.target_steps))
         return replace(self, steps=steps, target_steps=tuple(each))
+
+    def shortened(self, most: int) -> "Stage":
+        """The stage with at most this number of steps."""
+        return replace(self, steps=min(self.steps, most), target_steps=tuple(min(n, most) for n in self.target_steps))
+
+    def of_each(self, count: int) -> list["Stage"]:
+        """The stage as each of `count` targets makes it."""
+        return [replace(self, steps=n, target_steps=()) for n in self.target_steps or (self.steps,) * count]
 
     def select(self, targets: Sequence[int]) -> "Stage":
         """The stage for the targets of these numbers, in this order."""

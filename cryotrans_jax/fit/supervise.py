@@ -136,21 +136,25 @@ def fit_stage(
 
 def steps_left(stage: Stage, state: State, chunk: int) -> int:
     """Number of steps in the next chunk: those that the slowest target has left, at most a chunk."""
-    return min(chunk, stage.steps - state.step - int(state.watch.skipped.min()))
+    ends = np.array([own.steps for own in stage.of_each(len(state.watch.best))])
+    return min(chunk, int((ends - state.step - state.watch.skipped).max()))
 
 
 def chunk_of(
     stage: Stage, state: State, rules: Supervision, count: int
 ) -> tuple[Array, Float[Array, "targets chunk"], Float[Array, "targets"]]:
-    """Number of steps in a chunk, their learning rates, and the fraction of the annealing that is left."""
-    position = state.step + state.watch.skipped
-    rates, left = (np.pad(a, (0, stage.steps + rules.chunk)) for a in (stage.rates, stage.annealing))
+    """Number of steps in a chunk, their learning rates, and the fraction of the annealing that is left.
+
+    Beyond a target's own steps both are 0.
+    """
+    rates, left = np.zeros((len(state.watch.best), rules.chunk)), np.zeros(len(state.watch.best))
     factor = rules.rate_divisor**-state.watch.slowed * ~failed_targets(state)
-    steps = position[:, None] + np.arange(rules.chunk)
-    own = rates[steps] * factor[:, None]
-    if stage.target_steps:
-        own *= steps < np.array(stage.target_steps)[:, None]
-    return jnp.int32(count), jnp.asarray(own, jnp.float32), jnp.asarray(left[position], jnp.float32)
+    for target, own in enumerate(stage.of_each(len(rates))):
+        position = state.step + state.watch.skipped[target]
+        coming = own.rates[position:][: rules.chunk]
+        rates[target, : len(coming)] = coming * factor[target]
+        left[target] = own.annealing[position] if len(coming) else 0.0
+    return jnp.int32(count), jnp.asarray(rates, jnp.float32), jnp.asarray(left, jnp.float32)
 
 
 def supervised(
@@ -190,7 +194,8 @@ def update_watch(state: State, stage: Stage, score: np.ndarray, rules: Supervisi
     better = score < best
     kept = where_target(better, state.params, kept)
     stale = np.where(score < best - rules.min_gain * np.maximum(np.minimum(best, 1e30), rules.loss_floor), 0, stale + 1)
-    ahead = rules.final_phase_of(stage) - (state.step + skipped)
+    final = np.array([rules.final_phase_of(own) for own in stage.of_each(len(best))])
+    ahead = final - (state.step + skipped)
     skip = (stale >= stage.patience) & (ahead > 0) & (stage.patience > 0)
     scores, skipped = np.concatenate([scores, score[None]]), skipped + np.where(skip, ahead, 0)
     return Watch(np.fmin(best, score), np.where(skip, 0, stale), skipped, scores, slowed, kept)

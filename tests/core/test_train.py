@@ -488,6 +488,30 @@ def test_a_stage_that_gains_nothing_goes_to_its_end(two):
         assert len(losses) == made
 
 
+def test_early_stopping_knows_the_final_phase_of_each_targets_own_steps(two):
+    """Nothing is gained: after three chunks each goes to the last fifth of its own steps."""
+    still = replace(LATE.stages[0], learning_rate=0.0, final_learning_rate=0.0)
+    state, (losses,) = fit_problem(two, replace(LATE, schedule=(replace(still, target_steps=(40, 80)),)))
+    assert [*state.watch.skipped] == [32 - 3 * CHUNK, 64 - 3 * CHUNK] and len(losses) == 3 * CHUNK + 16
+
+
+@pytest.fixture(scope="module")
+def own_steps(two):
+    """A schedule whose targets have different numbers of steps, and the state after it."""
+    schedule = replace(STAGES[0], target_steps=(20, 11)), replace(STAGES[1], target_steps=(17, 30))
+    return schedule, fit_problem(two, replace(CONFIG, schedule=schedule))[0]
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_target_makes_its_own_steps_among_others_as_it_would_alone(two, own_steps, target):
+    """Along its own falling learning rate; then it stays as it is while the other goes on."""
+    schedule, together = own_steps
+    single = tuple(replace(s, steps=s.target_steps[target], target_steps=()) for s in schedule)
+    alone, _ = fit_problem(one(two, target), replace(CONFIG, schedule=single))
+    ends = carried(two, together.params, target), carried(two, alone.params, 0)
+    np.testing.assert_allclose(*ends, atol=0.02)  # Å, as for targets of equal steps
+
+
 @pytest.mark.slow
 def test_every_target_ends_as_it_would_alone(two):
     """One that stays the initial map has nothing to gain; the other goes on meanwhile."""
