@@ -233,8 +233,9 @@ def define_models() -> None:
     paths.define_path("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
     flags.DEFINE_bool(
         "idealise",
-        False,
-        "Restore the initial model's bonds, angles and side chains in carried models; remove clashes.",
+        True,
+        "Restore the initial model's bonds, angles and side chains in carried models, and remove clashes; "
+        "--noidealise leaves every atom where the flow carries it.",
     )
     define_all_models()
 

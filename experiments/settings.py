@@ -94,7 +94,7 @@ class OutputSettings:
     """What is written of a fit; fields are named as the flags."""
 
     frames: int = 11
-    idealise: bool = False
+    idealise: bool = True
     frame: str = "initial"
     report: bool = True
 

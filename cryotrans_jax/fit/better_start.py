@@ -27,7 +27,7 @@ class KeepBetterStart(Action):
     Attributes:
         other: the other first stage.
         distance: mass that ends further from its match than this many times the reach is misplaced.
-        mass: fraction of misplaced mass above which a flow is torn.
+        mass: fraction of misplaced mass from which on a flow is torn; 0: the other start is tried for every target.
         trial_steps: steps of the next stage that decide.
     """
 
@@ -43,7 +43,7 @@ class KeepBetterStart(Action):
     def __call__(self, fitting: Fitting) -> Fitting:
         """Choose a start for each target; the others keep theirs, as they would alone."""
         assert fitting.inputs is not None
-        doubted = np.asarray(misplaced_fraction(fitting.state.params, fitting.inputs.steps, self.distance)) > self.mass
+        doubted = np.asarray(misplaced_fraction(fitting.state.params, fitting.inputs.steps, self.distance)) >= self.mass
         return self.choose(fitting, doubted) if doubted.any() else fitting
 
     def choose(self, fitting: Fitting, doubted: np.ndarray) -> Fitting:
@@ -56,7 +56,9 @@ class KeepBetterStart(Action):
         first, second = (losses[-1] for _, losses in fitting.try_stage(trial, starts))
         better = doubted & (second < np.where(np.isfinite(first), first, np.inf)) & ~failed_targets(other)
         params = where_target(better, other.params, state.params)
-        return replace(fitting, state=state._replace(params=params, rivals=tuple(map(bool, better))))
+        before = state.starts or (fitting.config.stages[0].label,) * len(better)
+        starts = [self.other.label if chosen else label for chosen, label in zip(better, before, strict=True)]
+        return replace(fitting, state=state._replace(params=params, starts=tuple(starts)))
 
 
 @program(static_argnames="distance")

@@ -12,7 +12,7 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, PublishedRigidity, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Docked, Matched, PublishedRigidity, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
 
@@ -135,6 +135,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     - In the last two stages the rigidity is weighted by the target's information (`targets.rigidity_factor`).
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
+    - A start by docking pieces of the map as rigid bodies is always tried: it finds domains that turn by large angles,
+      and is less sensitive to noise.
 
     Args:
         problem: the prepared maps.
@@ -154,13 +156,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
     rigid = Rigidity(1.0, SLIP)
-    balanced = replace(rigid, balanced=True)
 
     def refine(steps: int, rate: float, final: float, blur: float = 0.0, early: float = 1.0, finely: bool = False):
         on = (
             dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
         )
-        terms = Matched(blur, early, 1.0), balanced if finely else rigid
+        terms = Matched(blur, early, 1.0), replace(rigid, balanced=finely)
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
@@ -169,6 +170,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     schedule = (
         first,
         KeepBetterStart(transport),
+        KeepBetterStart(replace(first, terms=(Docked(), *first.terms[1:])), mass=0.0),
         refine(250, 2e-3, 5e-4, BLURS[0], early=0.0),
         FindRigidBodies(transfer=replace(first, terms=(Correspondences(), rigid))),
         refine(100, 2e-3, 5e-4, WIDE_BLUR),

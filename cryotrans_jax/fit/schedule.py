@@ -139,9 +139,10 @@ class Fitting:
     @property
     def decisions(self) -> dict[str, Any]:
         """What the fit has decided for each target, for its report: start, setbacks, bodies."""
-        names, state, count = ("correspondences", "transport"), self.state, self.targets
-        rivals = state.rivals[:count] or (self.config.stages[0].label == "w2",) * count
-        found: dict = {"start": [names[rival] for rival in rivals]}
+        state, count = self.state, self.targets
+        names = {"points": "correspondences", "docked": "docking", "w2": "transport"}
+        labels = state.starts[:count] or (self.config.stages[0].label,) * count
+        found: dict = {"start": [names.get(label, label) for label in labels]}
         if state.setbacks:
             found["setbacks"] = [*state.setbacks[:count]]
         if any(isinstance(item, Action) and item.divides for item in self.config.schedule):

@@ -42,7 +42,7 @@ class State(NamedTuple):
         stage: number of the current stage, from 0.
         step: steps done in it.
         watch: state of early stopping.
-        rivals: for each target, whether it started from another first stage; empty where none was tried.
+        starts: label of the first stage from which each target started; empty where only one was tried.
         scores: for each finished stage, the scores of its `watch`.
         refined: how often the stage's terms were refined.
         setbacks: how often each target's best parameters were restored; empty where none were.
@@ -54,7 +54,7 @@ class State(NamedTuple):
     stage: int
     step: int
     watch: Watch
-    rivals: tuple[bool, ...] = ()
+    starts: tuple[str, ...] = ()
     scores: tuple[np.ndarray, ...] = ()
     refined: int = 0
     setbacks: tuple[int, ...] = ()

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from cryotrans_jax.core import losses
 from cryotrans_jax.core.grid import binned
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import shell_power
 
@@ -58,7 +60,10 @@ def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_we
     constant weight and one that is proportional to s².
 
     Noise adds to the factor, as by Bayes' rule a prior weighs more the noisier the data are: `noise_weight` times the
-    power of the noise in a volume of the molecule's size (Å³) over that of the signal.
+    power of the noise in a volume of the molecule's size (Å³) over that of the signal. The noise is that of the
+    frequencies at which displacements are seen: the loss changes with a displacement by s² times the carried map's
+    power, and where the noise of a map is limited to its resolution it is much stronger there than the variance of a
+    voxel says.
 
     Args:
         problem: the prepared maps.
@@ -69,12 +74,24 @@ def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_we
     s, power = shell_power(problem.initial, problem.voxel_size)
     volume = np.count_nonzero(problem.initial) * problem.voxel_size.prod()
     inside, density = problem.targets[target] > 0, problem.densities[target]
-    outside = density * ~inside
     rest = max(problem.residual_blurs[target], 0.0)
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients
     detail = weight @ s**2 / weight.sum() / detail_at_3a
-    noise = noise_variance(outside, inside) * volume / signal_power(density, outside, inside)
+    seen = weight * s**2
+    noise = float(seen @ solvent_power(density, inside, problem.voxel_size) / seen.sum())
+    noise *= volume / signal_power(density, density * ~inside, inside)
     return float(np.sqrt(min(detail, 1.0)) + noise_weight * noise)
+
+
+def solvent_power(density: np.ndarray, inside: np.ndarray, voxel_size: np.ndarray, fade: float = 8.0) -> np.ndarray:
+    """Power of the noise in each Fourier shell, as the variance of white noise that has this power in all shells.
+
+    It is measured outside of the molecule, where the density counts more and more over `fade` Å; 0 where there is no
+    outside.
+    """
+    away = 1 - soft_edge(ndimage.distance_transform_edt(~inside, sampling=voxel_size), fade)
+    _, power = shell_power(density * away, voxel_size)
+    return power / max(float(np.sum(away**2)), 1.0)
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float], target: int) -> losses.Blur | None:

@@ -259,9 +259,9 @@ def contest(two):
 
 def test_a_start_that_does_not_hold_together_gives_way_to_a_better_one(two, contest):
     (state, history), refit = contest
-    assert state.rivals == (True, False) and [len(losses) for losses in history] == [30, 30]
+    assert state.starts == ("w2", "points") and [len(losses) for losses in history] == [30, 30]
     led_astray, told = refit(two, replace(CONTEST, schedule=(START, REFINE)))
-    assert led_astray.rivals == ()
+    assert led_astray.starts == ()
     assert history[1][-1, 0] < 0.9 * told[1][-1, 0]
     np.testing.assert_array_equal(history[0], told[0])
 
@@ -271,7 +271,7 @@ def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
     """Another target's rival is none of its own: it is not even asked."""
     (state, history), refit = contest
     alone, losses = refit(one(two, target), CONTEST)
-    assert alone.rivals == ((True,) if target == 0 else ())
+    assert alone.starts == (("w2",) if target == 0 else ())
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[target], b[0], atol=drift(CONTEST))
     np.testing.assert_allclose(history[1][:, target], losses[1][:, 0], rtol=1e-3)
@@ -280,12 +280,12 @@ def test_a_target_has_the_start_that_it_would_have_alone(two, contest, target):
 def test_a_fit_stopped_between_two_stages_tries_the_rival_when_it_goes_on(two, contest):
     (state, _), refit = contest
     middle, _ = refit(two, CONTEST, callbacks=Callbacks(lambda stage, step, _: step == 30))
-    assert (middle.stage, middle.step, middle.rivals) == (0, 30, ())
+    assert (middle.stage, middle.step, middle.starts) == (0, 30, ())
     resumed, _ = refit(two, CONTEST, state=middle)
     assert equal(resumed, state)
     begun = replace(Fitting.begin(two, CONTEST), state=middle)
     kept = CONTEST.schedule[1].choose(begun, np.zeros(2, bool)).state  # none is in doubt
-    assert kept.rivals == (False, False) and equal(kept.params, middle.params)
+    assert kept.starts == ("points", "points") and equal(kept.params, middle.params)
 
 
 def test_every_action_of_a_schedule_is_done_once_in_its_place(maps, monkeypatch):

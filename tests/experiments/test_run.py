@@ -78,7 +78,7 @@ def run(folder, job):
     """The folder of a run with model and reference."""
     out_dir = folder / "out"
     files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
-    status, out, error = job("run", *arguments(folder, out_dir, **files))
+    status, out, error = job("run", *arguments(folder, out_dir, **files), "--noidealise")
     assert status == 0, error
     assert out.endswith(f"open {out_dir}/report.html in a browser, or {out_dir}/view.cxc in ChimeraX\n")
     return out_dir
@@ -261,7 +261,7 @@ def test_the_losses_of_every_step_are_written_down_and_fall(run):
 
 def test_the_same_seed_gives_the_same_bytes(run, folder, job, tmp_path):
     files = dict(model=folder / "initial.cif", reference=folder / "target.cif")
-    assert job("run", *arguments(folder, tmp_path, **files))[0] == 0
+    assert job("run", *arguments(folder, tmp_path, **files), "--noidealise")[0] == 0
     ours, theirs = contents(run), contents(tmp_path)
     of_the_day = ("config.json", "metrics.json", "report.html", "SHA256SUMS", "view.cxc")
     for name in ours:
@@ -388,7 +388,7 @@ def test_flags_and_names_reach_the_fit(folder, job, tmp_path, monkeypatch, maps)
 def test_predict_makes_more_frames_of_the_same_fit(run, folder, job):
     before = contents(run)
     model = f"--model={folder}/initial.cif"
-    status, out, error = job("predict", f"--run_dir={run}", "--frames=5", model)
+    status, out, error = job("predict", f"--run_dir={run}", "--frames=5", model, "--noidealise")
     assert status == 0, error
     made = run / "predict_5"
     assert {path.name for path in made.iterdir()} == (
@@ -749,7 +749,7 @@ def test_the_geometry_of_every_frame_is_written_down_and_mended_where_asked_for(
         assert int(row["clashes"]) == np.triu(nearer, 2).sum()
     scores = json.loads((run / "metrics.json").read_text())
     assert scores["ca_bonds_before"] == 1 and scores["ca_bonds_after"] == pytest.approx(float(rows[-1]["ca_bonds"]))
-    files = f"--model={folder}/initial.cif", f"--out_dir={tmp_path}", "--frames=3", "--idealise"
+    files = f"--model={folder}/initial.cif", f"--out_dir={tmp_path}", "--frames=3"
     assert job("predict", f"--run_dir={run}", *files)[0] == 0
     with (tmp_path / "geometry.csv").open(newline="") as file:
         mended = list(csv.DictReader(file))

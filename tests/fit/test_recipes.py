@@ -10,7 +10,7 @@ from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
 from cryotrans_jax.fit.stage import Action, Stage, stage_inputs
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Docked, Matched, Rigidity
 from cryotrans_jax.io.maps import Map
 
 
@@ -69,7 +69,8 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     edge, network = problem.frame.edge, config.field.network
     assert network.wave_number * 20.0 == pytest.approx(edge)  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
-    (other,) = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
+    other, docked = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
+    assert docked == replace(first, terms=(Docked(), *first.terms[1:]))
     assert (other.bin, other.sampling) == (first.bin, first.sampling)
     # the entropy blurs by a little less than a voxel
     assert other.terms[0].epsilon * edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
@@ -115,8 +116,10 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
-    (_, start), (_, bodies), _ = places
-    assert [(k, type(item)) for k, item in places] == [(1, KeepBetterStart), (3, FindRigidBodies), (6, RedrawBorders)]
+    (_, start), (_, docked), (_, bodies), _ = places
+    kinds = [(1, KeepBetterStart), (2, KeepBetterStart), (4, FindRigidBodies), (7, RedrawBorders)]
+    assert [(k, type(item)) for k, item in places] == kinds
+    assert docked.mass == 0.0  # for every target
     other = start.other
     assert (other.steps, other.learning_rate, other.final_learning_rate) == (500, 1e-3, 2e-4)
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)

@@ -1,0 +1,78 @@
+"""Docking: pieces of a map are found in the target in any pose, and no two in one place."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
+
+from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.options import Resolutions
+from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion import docking
+
+SIZE, SIDE = 2.0, 48  # Å, voxels
+
+
+def domain(seed, radius=15.0, rods=9):
+    """Points of a compact body of rods like helices, Å from its middle."""
+    rng = np.random.default_rng(seed)
+    points, along = np.zeros((0, 3)), np.linspace(-7, 7, 20)[:, None]
+    while len(points) < 20 * rods:
+        axis = rng.standard_normal(3)
+        rod = rng.uniform(-radius, radius, 3) + along * axis / np.linalg.norm(axis)
+        if (np.linalg.norm(rod, axis=1) < radius).all() and (not len(points) or cdist(rod, points).min() > 5):
+            points = np.concatenate([points, rod])
+    return points + rng.normal(0, 1.0, points.shape)
+
+
+def density(x, noise=0.0, seed=0):
+    """A map of points with noise of a given strength, relative to the largest density."""
+    whole, _ = np.histogramdd(x, SIDE, [(-SIDE * SIZE / 2, SIDE * SIZE / 2)] * 3)
+    whole = ndimage.gaussian_filter(whole, 1.0)
+    rough = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(whole.shape), 1.0)
+    whole = whole + noise * whole.max() * rough / rough.std()
+    return Map(whole.astype(np.float32), np.full(3, SIZE), np.full(3, -SIDE * SIZE / 2 + SIZE / 2))
+
+
+def turned(x, degrees, about, shift):
+    """Points turned about an axis through their middle, and shifted (Å)."""
+    turn = Rotation.from_rotvec(np.radians(degrees) * np.array(about) / np.linalg.norm(about))
+    return turn.apply(x - x.mean(0)) + x.mean(0) + shift
+
+
+def errors(first, second, first_end, second_end, noise):
+    """Distances (Å) of the docked ends of two bodies' points from where they belong."""
+    x, y = np.concatenate([first, second]), np.concatenate([first_end, second_end])
+    initial, target = density(x), density(y, noise)
+    problem = prepare.prepare(initial, [target], Resolutions(6.0, 6.0))
+    ends, sure = docking.ends(problem, 0, problem.frame.to_unit(x))
+    assert ((sure >= 0) & (sure <= 1)).all()
+    return np.linalg.norm(problem.frame.to_angstrom(ends) - y, axis=1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.08])
+def test_a_domain_that_turns_around_is_found_where_it_is(noise):
+    first, second = domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]
+    off = errors(first, second, first, turned(second, 170, [1, 0.3, 0.2], [4, 0, 0]), noise)
+    assert np.median(off) < 0.6 and np.mean(off > 4) < 0.1  # the rest is near the border, which is redrawn later
+
+
+def test_two_domains_that_are_alike_are_not_put_in_one_place():
+    first = domain(3) - [0, 0, 16]
+    second = turned(first, 120, [0.2, 1, 0.1], [0, 0, 32])
+    off = errors(first, second, turned(first, 60, [1, 0, 0], [0, 0, 0]), second, 0.0)
+    each = [np.median(off[: len(first)]), np.median(off[len(first) :])]
+    wrong = np.mean(off > 4)
+    assert max(each) < 1.5 and wrong < 0.15
+
+
+def test_a_molecule_that_does_not_move_stays():
+    first, second = domain(4) - [0, 0, 15], domain(5) + [0, 0, 15]
+    assert np.percentile(errors(first, second, first, second, 0.0), 95) < 0.5
+
+
+def test_points_are_spread_as_far_as_they_can():
+    x = np.array([[0.0, 0, 0], [1, 0, 0], [10, 0, 0], [0, 5, 0]])
+    np.testing.assert_array_equal(docking.spread_points(x, 2), [[10, 0, 0], [0, 5, 0]])
+    assert len(docking.spread_points(x, 9)) == 4
