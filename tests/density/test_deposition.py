@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from cryotrans_jax.density import deposition
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.density.deposition import Conditions, deposit, random_pose
+from cryotrans_jax.density.deposition import Conditions, deposit, random_pose, with_extra
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.spectrum import shell_power
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
 from cryotrans_jax.scores.fsc import fsc
 
 
@@ -100,3 +102,45 @@ def test_a_pose_has_the_angle_and_the_shift_that_are_asked_for(model):
     assert np.linalg.norm(after.mean(0) - before.mean(0)) == pytest.approx(15, abs=1e-6)
     rotation = superposing_rotations((before - before.mean(0)).T @ (after - after.mean(0)))
     assert np.degrees(np.arccos((np.trace(rotation) - 1) / 2)) == pytest.approx(40, abs=1e-3)
+
+
+def test_residues_that_are_lacking_have_no_density_and_the_rest_is_as_without_them(model):
+    chain = model[0][0].name
+    numbers = [residue.seqid.num for residue in model[0][0]]
+    first, last = numbers[0], numbers[len(numbers) // 4]
+    cut = model.clone()
+    for number in reversed([k for k, found in enumerate(numbers) if first <= found <= last]):
+        del cut[0][0][number]
+    found, expected = (
+        deposit(each, Conditions(6.0, lacking=lacking), 2.0)
+        for each, lacking in ((model, f"{chain}:{first}-{last}"), (cut, ""))
+    )
+    np.testing.assert_array_equal(found.map.density, expected.map.density)
+    np.testing.assert_array_equal(found.mask.density, expected.mask.density)
+
+
+@pytest.mark.parametrize("lacking, sentence", [("Q:1-9", "Q:1-9 in --lacking selects no residue"), (None, "whole")])
+def test_what_cannot_be_lacking_is_refused(model, lacking, sentence):
+    everything = ",".join(chain.name for chain in model[0])
+    with pytest.raises(InputError, match=sentence):
+        deposit(model, Conditions(6.0, lacking=lacking or everything), 2.0)
+
+
+@pytest.mark.parametrize("share, seed", [(0.001, 0), (0.2, 1), (0.3, 2), (1.0, 3)])
+def test_extra_density_has_its_mass_and_touches_without_overlap(model, share, seed):
+    """To a residue's mass; the nearest atoms of the two are in contact, and the model itself stays as it is."""
+    (xyz, weights), (every, masses) = (atoms.heavy_atoms(m) for m in (model, with_extra(model, share, seed)))
+    np.testing.assert_array_equal(every[: len(xyz)], xyz)
+    extra, mass = every[len(xyz) :], masses[len(xyz) :].sum()
+    heaviest = max(sum(a.element.atomic_number for a in residue) for chain in model[0] for residue in chain)
+    assert -1e-5 < mass / weights.sum() - share < heaviest / weights.sum() + 1e-5
+    assert cKDTree(xyz).query(extra)[0].min() == pytest.approx(deposition.CONTACT, abs=1e-4)
+
+
+def test_extra_density_lies_elsewhere_for_other_seeds_and_is_in_the_box_and_mask(model):
+    places = [atoms.positions(with_extra(model, 0.2, seed))[len(atoms.positions(model)) :] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(places[0], places[1])
+    assert np.linalg.norm(places[0].mean(0) - places[2].mean(0)) > 10
+    found = deposit(model, Conditions(6.0, extra=0.2), 2.0, seed=1)
+    at = np.rint((places[0] - found.map.origin) / found.map.voxel_size).astype(int)
+    assert found.mask.density[tuple(at.T)].min() > 0.5
