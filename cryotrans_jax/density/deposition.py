@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
+from scipy import ndimage, special
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -24,6 +24,7 @@ from cryotrans_jax.io.selections import without
 
 Volume = Float[np.ndarray, "x y z"]
 AT_RESOLUTION = 0.143  # FSC of the half-maps by which a resolution is stated (Rosenthal and Henderson 2003)
+WHITE = 1.2  # frequency, relative to that of the resolution, from which on the noise of the half-maps is white
 CONTACT = 3.5  # Å between the nearest heavy atoms of two proteins in contact
 
 
@@ -218,10 +219,10 @@ def envelope(signal: Volume, voxel_size: np.ndarray) -> Volume:
 def wanted_fsc(frequency: np.ndarray, half_fsc: float) -> np.ndarray:
     """FSC of half-maps at a frequency relative to that of the resolution: a logistic curve.
 
-    It is `half_fsc` at one half and AT_RESOLUTION at 1; from 1.2 on it stays, as noise has no end at the resolution.
+    It is `half_fsc` at one half and AT_RESOLUTION at 1.
     """
-    low, high = (np.log(1 / value - 1) for value in (half_fsc, AT_RESOLUTION))
-    return 1 / (1 + np.exp(low + (high - low) * 2 * (np.minimum(frequency, 1.2) - 0.5)))
+    low, high = special.logit(half_fsc), special.logit(AT_RESOLUTION)
+    return special.expit(low + (high - low) * 2 * (frequency - 0.5))
 
 
 def noise_gain(
@@ -231,8 +232,8 @@ def noise_gain(
 
     Within the mask the signal has the power P in a shell and the half-maps the FSC P / (P + N), which gives the power N
     of the noise. A mask spreads power over neighbouring shells, so the amplitudes are corrected by what the white noise
-    has after it was filtered and masked. Powers are smoothed over five shells. Beyond 1.2 times the frequency of the
-    resolution the amplitude stays as it is there.
+    has after it was filtered and masked. Powers are smoothed over five shells. From WHITE times the frequency of the
+    resolution on the amplitude stays as it is there, as noise has no end at the resolution.
     """
 
     def power_of(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
@@ -240,9 +241,9 @@ def noise_gain(
         return frequency, np.maximum(ndimage.uniform_filter1d(power, 5, mode="nearest"), 1e-30)
 
     frequency, power = power_of(signal)
-    fsc = wanted_fsc(frequency * conditions.resolution, conditions.half_fsc)
+    fsc = wanted_fsc(np.minimum(frequency * conditions.resolution, WHITE), conditions.half_fsc)
     wanted, amplitude = power * (1 - fsc) / fsc, np.ones(len(frequency))
-    at = np.minimum(s, min(1.2 / conditions.resolution, frequency[-1]))
+    at = np.minimum(s, min(WHITE / conditions.resolution, frequency[-1]))
     for _ in range(6):
         made = power_of(filtered(white, np.interp(at, frequency, amplitude)))[1]
         amplitude *= np.sqrt(wanted / made)

@@ -58,8 +58,8 @@ COLUMNS = {
 }
 FAILURES = {key: COLUMNS[key] for key in [*COLUMNS][:7]}
 SUMMARY = (
-    "recipe", "resolution", "cases", f"success (moves > {LARGE:g} Å)", "95 % interval", "median rmsd_after of successes",
-    f"not made worse (moves < {SMALL:g} Å)", "median ca_bonds",
+    "recipe", "resolution", "cases", f"success (moves > {LARGE:g} Å)", "95 % interval",
+    "median rmsd_after of successes", f"not made worse (moves < {SMALL:g} Å)", "median ca_bonds",
 )  # fmt: skip
 
 
