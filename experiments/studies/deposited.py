@@ -4,6 +4,7 @@ The initial map and the target have their own noise, B-factors, voxels and scale
 carried model is scored after it was superposed on that of the target state, as the pose is not part of the answer.
 """
 
+import contextlib
 import json
 import math
 import statistics
@@ -114,7 +115,12 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
     left = [trial for trial in trials if trial not in rows]
     states = {(trial.folder, trial.direction): trial for trial in left}
     known = {state: describe(trial) for state, trial in states.items()}
-    with run_folder.growing(out_dir, "validation") as growing, ThreadPoolExecutor(at_once) as pool:
+    with (
+        run_folder.growing(out_dir, "validation") as growing,
+        ThreadPoolExecutor(at_once) as pool,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(pool.shutdown, cancel_futures=True)  # where the block fails, start no further case
         print(f"{len(trials)} cases, {at_once} at once; {len(rows)} are done", flush=True)
         write(in_order(rows, trials), growing)
         for trial, scores in zip(left, pool.map(measure_apart, left), strict=True):

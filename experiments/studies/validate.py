@@ -14,6 +14,7 @@ Both maps are then simulated with noise, as reconstructions are deposited (depos
 success at each resolution. A study that was stopped continues where it was when the command is given again.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -158,7 +159,9 @@ def run_without_noise() -> str:
         ProcessPoolExecutor(
             FLAGS.at_once, get_context("spawn"), initializer=show_warnings, max_tasks_per_child=1
         ) as pool,
+        contextlib.ExitStack() as ending,
     ):
+        ending.callback(pool.shutdown, cancel_futures=True)  # where the block fails, start no further case
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
