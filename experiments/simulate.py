@@ -17,7 +17,7 @@ from .main import command_of
 from .usage import group
 
 FLAGS = flags.FLAGS
-DEPOSITED = ("seed", "b_factor", "b_growth", "belt", "sharpen", "turn", "shift", "scale", "offset")
+DEPOSITED = ("seed", "b_factor", "b_growth", "belt", "lacking", "extra", "sharpen", "turn", "shift", "scale", "offset")
 
 
 def define_flags() -> None:
@@ -52,6 +52,8 @@ def define_deposited() -> None:
     ranges.number("b_factor", None, "Å²: of the central atoms; 10 times the resolution squared if not given.", ranges.B)
     ranges.number("b_growth", 0.0, "Å²: what the B-factor has more at the atom farthest from the centre.", ranges.B)
     flags.DEFINE_bool("belt", False, "Add detergent about the middle of the longest axis (membrane proteins).")
+    flags.DEFINE_string("lacking", "", "RESIDUES: that the map lacks, of chains or by number, such as A:40-80,B.")
+    ranges.number("extra", 0.0, "Mass of a further protein in contact, relative to the model's.", ranges.SHARE)
     flags.DEFINE_bool("sharpen", False, "Undo the fall of the amplitudes between 10 Å and the resolution.")
     ranges.number("turn", 0.0, "Degrees: rotate the model about a random axis first.", ranges.ANGLE)
     ranges.number("shift", 0.0, "Å: move it in a random direction.", ranges.SHIFT)

@@ -82,7 +82,7 @@ CONSTANTS = {
     "density/checks.py": "when inputs are doubted or refused",
     "density/contour.py": "which contour is displayed",
     "density/demo.py": "the built-in pair",
-    "density/deposition.py": "the FSC by which resolutions are stated",
+    "density/deposition.py": "the FSC by which resolutions are stated, and what noise and atoms in contact are like",
     "density/overlap.py": "how correlations are computed, and what is too small to be aligned",
     "density/simulation.py": "the convention of molmap, and memory",
     "density/surface.py": "how pictures look",

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
+from scipy import ndimage, special
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.mask import soft_edge
@@ -19,9 +20,12 @@ from cryotrans_jax.density.spectrum import filtered, shell_power
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.atoms import heavy_atoms, positions
 from cryotrans_jax.io.maps import Map, radial_frequency
+from cryotrans_jax.io.selections import without
 
 Volume = Float[np.ndarray, "x y z"]
 AT_RESOLUTION = 0.143  # FSC of the half-maps by which a resolution is stated (Rosenthal and Henderson 2003)
+WHITE = 1.2  # frequency, relative to that of the resolution, from which on the noise of the half-maps is white
+CONTACT = 3.5  # Å between the nearest heavy atoms of two proteins in contact
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Conditions:
         belt_thickness: of the belt along that axis, Å.
         belt_width: from the protein to the belt's outer rim, Å.
         belt_density: of the belt, relative to the protein's at low resolution.
+        lacking: residues without density, such as A:40-80,B (`selections.without`); empty for none.
+        extra: mass of a further protein in contact with the molecule, relative to the molecule's (`with_extra`).
         sharpen: whether the fall of the amplitudes between 10 Å and the resolution is undone (Guinier plot).
         half_fsc: FSC of the half-maps at half the frequency of the resolution.
         scale: standard deviation of the full map; the half-maps are scaled by the same factor.
@@ -49,6 +55,8 @@ class Conditions:
     belt_thickness: float = 34.0
     belt_width: float = 18.0
     belt_density: float = 0.55
+    lacking: str = ""
+    extra: float = 0.0
     sharpen: bool = False
     half_fsc: float = 0.99
     scale: float = 1.0
@@ -78,16 +86,21 @@ def deposit(
 
     Args:
         model: the model.
-        conditions: resolution, B-factors, belt, sharpening, scale.
+        conditions: resolution, B-factors, belt, missing and extra density, sharpening, scale.
         voxel_size: Å; None: a third of the resolution.
-        seed: of the noise.
+        seed: of the noise, and of the place of extra density.
 
     Returns:
         The full map, its half-maps, their mask, and the B-factor that was undone.
+
+    Raises:
+        InputError: `lacking` is no selection, selects nothing, or the whole model.
     """
-    shape, voxel, origin = common_grid([model], voxel_size or conditions.resolution / 3, conditions.resolution, 20.0)
+    model = without(model, conditions.lacking, "--lacking")
+    seen = with_extra(model, conditions.extra, seed) if conditions.extra else model
+    shape, voxel, origin = common_grid([seen], voxel_size or conditions.resolution / 3, conditions.resolution, 20.0)
     empty = Map(np.zeros(shape, np.float32), voxel, origin)
-    signal = blurred_atoms(model, empty, conditions)
+    signal = blurred_atoms(seen, empty, conditions)
     if conditions.belt:
         signal = signal + belt_density(model, signal, empty, conditions)
     mask, s = envelope(signal, voxel), radial_frequency(shape, voxel)
@@ -109,6 +122,52 @@ def random_pose(model: gemmi.Structure, turn: float, shift: float, seed: int = 0
     axis, along = (each / np.linalg.norm(each) for each in np.random.default_rng(seed).standard_normal((2, 3)))
     turned, centre = Rotation.from_rotvec(np.radians(turn) * axis).as_matrix(), positions(model).mean(0)
     return Transform(turned, centre + shift * along - turned @ centre)
+
+
+def with_extra(model: gemmi.Structure, share: float, seed: int = 0) -> gemmi.Structure:
+    """Copy a model and add a compact protein that touches it at a random place, such as an antibody.
+
+    The protein is a copy of the model's residues nearest to its middle, in a random orientation. Of two atoms, one of
+    each, the nearest are CONTACT apart.
+
+    Args:
+        model: the model.
+        share: mass of the protein, relative to the model's; at most 1, and rounded up to a whole residue.
+        seed: of its place and orientation.
+    """
+    random, (xyz, weights), copy = np.random.default_rng(seed), heavy_atoms(model), model.clone()
+    part = middle_residues(model, share * weights.sum())
+    turn = Rotation.from_quat(random.standard_normal(4)).as_matrix()
+    outwards, *across = Rotation.from_quat(random.standard_normal(4)).as_matrix()
+    turned = heavy_atoms(part)[0] @ turn.T
+    nearest = turned[((turned - turned.mean(0)) ** 2).sum(1).argmin()]
+    shift = random.choice(xyz) - nearest  # the part lies on an atom of the model, and leaves it outwards
+    flat = (cKDTree(x @ np.transpose(across)) for x in (xyz, turned + shift))
+    pairs = next(flat).sparse_distance_matrix(next(flat), CONTACT, output_type="coo_matrix")
+    along = (xyz[pairs.row] - turned[pairs.col] - shift) @ outwards
+    touching = (along + np.sqrt(CONTACT**2 - pairs.data**2)).max()
+    copy[0].add_chain(Transform(turn, shift + touching * outwards).move(part)[0][0])
+    return copy
+
+
+def middle_residues(model: gemmi.Structure, mass: float) -> gemmi.Structure:
+    """Copy the residues nearest to a model's middle, as one chain: as many as have the mass, in atomic numbers."""
+    whole = [residue for chain in model[0] for residue in chain.first_conformer()]
+    heavy = [[atom for atom in residue.first_conformer() if not atom.is_hydrogen()] for residue in whole]
+    kept = [number for number, found in enumerate(heavy) if found]
+    centres = np.array([np.mean([atom.pos.tolist() for atom in heavy[number]], axis=0) for number in kept])
+    masses = [sum(atom.element.atomic_number for atom in heavy[number]) for number in kept]
+    middle = centres[((centres - centres.mean(0)) ** 2).sum(1).argmin()]
+    order = np.argsort(((centres - middle) ** 2).sum(1))
+    count = np.searchsorted(np.cumsum(np.array(masses)[order]), 0.999999 * mass) + 1
+    part, chain = gemmi.Structure(), gemmi.Chain("extra")
+    for number, place in enumerate(order[:count], 1):
+        residue = whole[kept[place]].clone()
+        residue.seqid = gemmi.SeqId(number, " ")  # numbers of several chains may be equal
+        chain.add_residue(residue)
+    part.add_model(gemmi.Model(1))
+    part[0].add_chain(chain)
+    return part
 
 
 def blurred_atoms(model: gemmi.Structure, like: Map, conditions: Conditions) -> Volume:
@@ -160,10 +219,10 @@ def envelope(signal: Volume, voxel_size: np.ndarray) -> Volume:
 def wanted_fsc(frequency: np.ndarray, half_fsc: float) -> np.ndarray:
     """FSC of half-maps at a frequency relative to that of the resolution: a logistic curve.
 
-    It is `half_fsc` at one half and AT_RESOLUTION at 1; from 1.2 on it stays, as noise has no end at the resolution.
+    It is `half_fsc` at one half and AT_RESOLUTION at 1.
     """
-    low, high = (np.log(1 / value - 1) for value in (half_fsc, AT_RESOLUTION))
-    return 1 / (1 + np.exp(low + (high - low) * 2 * (np.minimum(frequency, 1.2) - 0.5)))
+    low, high = special.logit(half_fsc), special.logit(AT_RESOLUTION)
+    return special.expit(low + (high - low) * 2 * (frequency - 0.5))
 
 
 def noise_gain(
@@ -173,8 +232,8 @@ def noise_gain(
 
     Within the mask the signal has the power P in a shell and the half-maps the FSC P / (P + N), which gives the power N
     of the noise. A mask spreads power over neighbouring shells, so the amplitudes are corrected by what the white noise
-    has after it was filtered and masked. Powers are smoothed over five shells. Beyond 1.2 times the frequency of the
-    resolution the amplitude stays as it is there.
+    has after it was filtered and masked. Powers are smoothed over five shells. From WHITE times the frequency of the
+    resolution on the amplitude stays as it is there, as noise has no end at the resolution.
     """
 
     def power_of(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
@@ -182,9 +241,9 @@ def noise_gain(
         return frequency, np.maximum(ndimage.uniform_filter1d(power, 5, mode="nearest"), 1e-30)
 
     frequency, power = power_of(signal)
-    fsc = wanted_fsc(frequency * conditions.resolution, conditions.half_fsc)
+    fsc = wanted_fsc(np.minimum(frequency * conditions.resolution, WHITE), conditions.half_fsc)
     wanted, amplitude = power * (1 - fsc) / fsc, np.ones(len(frequency))
-    at = np.minimum(s, min(1.2 / conditions.resolution, frequency[-1]))
+    at = np.minimum(s, min(WHITE / conditions.resolution, frequency[-1]))
     for _ in range(6):
         made = power_of(filtered(white, np.interp(at, frequency, amplitude)))[1]
         amplitude *= np.sqrt(wanted / made)

@@ -4,7 +4,6 @@ Parts come from a label map, from masks, or from an atomic model's chains and re
 flow.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,11 +20,11 @@ from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
+from cryotrans_jax.io.selections import residues, select_residues
 
 NEAR = 8.0  # Å around a model within which a voxel's nearest atom is searched; beyond, it joins the nearest such voxel
 BORDER_FADE = 0.7  # voxels: width of the borders of an asymmetric unit made of bodies
 MIN_FRACTION = 0.01  # fractions of a voxel below this are set to 0
-SELECTION = re.compile(r"(?P<chain>[^:\x00-\x1f]*)(:(?P<first>-?[0-9]{1,9})(-(?P<last>-?[0-9]{1,9}))?)?")
 
 Points = Float[np.ndarray, "points 3"]
 RigidMotion = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]  # x → x R + t, of rows x in Å
@@ -121,11 +120,6 @@ class LocalMask(NamedTuple):
         return whole
 
 
-def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
-    """All residues of the first model, in the order of `atoms.positions`."""
-    return [residue for chain in model[0] for residue in chain]
-
-
 def complete_labels(labels: np.ndarray, like: Map | Partition) -> Partition:
     """Make a partition on the grid of `like`; voxels labelled 0 join the nearest labelled one.
 
@@ -211,7 +205,7 @@ def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
     owner = np.zeros(len(sites), int)
     for number, part in enumerate(parts.split(";")):
         for text in part.split(","):
-            chosen = select_residues(model, text.strip())
+            chosen = select_residues(model, text.strip(), "--parts")
             if (owner[chosen] > 0).any() and (owner[chosen] != number + 1).any():
                 raise InputError(
                     f"{text} in --parts selects residues of an earlier part as well: give each to one part"
@@ -228,29 +222,6 @@ def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
     labels = np.zeros(shape, int)
     labels[tuple(near.T)] = each[each > 0][nearest]
     return complete_labels(labels, initial)
-
-
-def select_residues(model: gemmi.Structure, text: str) -> Int[np.ndarray, "chosen"]:
-    """Indices, in the order of `residues`, of the residues that CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST selects."""
-    if not text or not (match := SELECTION.fullmatch(text)):
-        raise InputError(f"{text!r} in --parts is no selection: give CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST")
-    names = [chain.name.strip() for chain in model[0] for _ in chain]
-    first = int(match["first"]) if match["first"] else None
-    last = int(match["last"]) if match["last"] else first
-    chosen = [
-        number
-        for number, (residue, name) in enumerate(zip(residues(model), names, strict=True))
-        if name == match["chain"].strip() and (first is None or last is None or in_range(residue, first, last))
-    ]
-    if not chosen:
-        known = ", ".join(name or "(no name, as in :1-320)" for name in dict.fromkeys(names))
-        raise InputError(f"{text} in --parts selects no residue: the model has the chains {known}")
-    return np.array(chosen)
-
-
-def in_range(residue: gemmi.Residue, first: int, last: int) -> bool:
-    """Whether the residue has a number from the first to the last."""
-    return residue.seqid.num is not None and first <= residue.seqid.num <= last
 
 
 class AsymmetricUnit(NamedTuple):

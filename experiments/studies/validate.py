@@ -7,21 +7,33 @@ Both are simulated on a common grid, the initial one at 3 Å. Every case runs in
 path between the states are known ("path": {"models": [files]}, or {"frames": an npz with `xyz` (frames, atoms, 3) and
 `atom_index`, their rows in the initial model}), the table also has their distance from the nearest frame (mean of the
 least RMSD over CA atoms), for the fit and for straight lines from the initial model to the target's.
+
+python -m experiments.studies.validate --as_deposited --data_dir=PAIRS --directions=forward,back --out_dir=DIR
+
+Both maps are then simulated with noise, as reconstructions are deposited (deposited.py), and the table has the rate of
+success at each resolution. A study that was stopped continues where it was when the command is given again.
 """
 
+import contextlib
 import itertools
 import math
 import os
 import re
 import statistics
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from .. import paths, ranges, tables
 from ..main import command_of, show_warnings
+from ..usage import group
+
+if TYPE_CHECKING:
+    from .deposited import Trial
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -44,6 +56,10 @@ COLUMNS = {
 MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 GROUP_KEYS = ("pair", "resolution", "signal_to_noise", "recipe")
 SUMMARY_KEYS = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
+
+DIRECTIONS = ("forward", "back")
+SELECTING = ("pairs", "directions", "resolutions", "seeds", "recipes")  # flags that a table's command names
+DEPOSITED = ("initial_resolution", "belt", "half_maps")
 
 SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
 AT_ONCE = ranges.Range(1, 1000, "each case is a separate process")
@@ -68,7 +84,9 @@ def define_flags() -> None:
         ["default"],
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
-    flags.DEFINE_bool("reversed", False, "Morph every pair's target to its initial state instead.")
+    flags.DEFINE_list(
+        "directions", ["forward"], "forward, back (from the target state to the initial one), or forward,back."
+    )
     paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
     paths.define_path("readme", None, "A Markdown file; the table replaces the text between its marks of results.")
@@ -79,16 +97,61 @@ def define_flags() -> None:
         AT_ONCE,
     )
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+    define_deposited()
+
+
+@group("As deposited")
+def define_deposited() -> None:
+    """Define the flags of maps as reconstructions are deposited."""
+    flags.DEFINE_bool(
+        "as_deposited",
+        False,
+        "Simulate both maps as deposited, the target in another pose; --resolutions are 4,6,8,10 if not given.",
+    )
+    ranges.number("initial_resolution", 3.2, "Resolution of the initial map, Å.", ranges.RESOLUTION)
+    flags.DEFINE_list("belt", [], "Names of the pairs that have a belt of detergent in both maps.")
+    flags.DEFINE_bool("half_maps", False, "Give the target's half-maps to the fit.")
 
 
 def main() -> None:
     """Run all cases; print and write the table, updated after every case."""
+    check_mode()
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds include compilation
+    table = run_as_deposited() if FLAGS.as_deposited else run_without_noise()
+    if FLAGS.readme:
+        insert_table(Path(FLAGS.readme), table)
+
+
+def check_mode() -> None:
+    """Raise InputError for flags of one kind of maps that are given with the other kind, and for unknown directions."""
+    from cryotrans_jax.io.files import InputError
+
+    if not FLAGS.directions or not set(FLAGS.directions) <= set(DIRECTIONS):
+        raise InputError(f"--directions={','.join(FLAGS.directions)} is to be forward, back or forward,back")
+    if FLAGS.as_deposited and FLAGS["signal_to_noise"].present:
+        raise InputError("--signal_to_noise adds noise to maps that have none: leave it or --as_deposited out")
+    if not FLAGS.as_deposited and (given := [name for name in DEPOSITED if FLAGS[name].present]):
+        raise InputError(f"--{given[0]} is for maps as deposited: add --as_deposited, or leave it out")
+
+
+def run_as_deposited() -> str:
+    """Run the cases as deposited that are not done yet; print and return the summary."""
+    from . import deposited
+
+    if not FLAGS["resolutions"].present:
+        FLAGS.resolutions = [*deposited.RESOLUTIONS]
+    table = deposited.study(plan_trials(), Path(FLAGS.out_dir), FLAGS.at_once, FLAGS.overwrite)
+    print(table)
+    return table
+
+
+def run_without_noise() -> str:
+    """Run the cases whose maps have no noise but what --signal_to_noise adds; print and return the table."""
     from .. import run_folder
 
     out_dir = Path(FLAGS.out_dir)
     run_folder.check_unused(out_dir, "validation", "a validation", FLAGS.overwrite)
     cases = plan_cases()
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that every case's seconds include compilation
     rows: list[dict] = []
     # One process for each case, so that its seconds include start-up and compilation, and its peak memory is its own.
     with (
@@ -96,32 +159,55 @@ def main() -> None:
         ProcessPoolExecutor(
             FLAGS.at_once, get_context("spawn"), initializer=show_warnings, max_tasks_per_child=1
         ) as pool,
+        contextlib.ExitStack() as ending,
     ):
+        ending.callback(pool.shutdown, cancel_futures=True)  # where the block fails, start no further case
         print(f"{len(cases)} cases, {FLAGS.at_once} at once", flush=True)
         for row in pool.map(measure, *zip(*cases, strict=True)):
             rows.append(row)
             print(tables.styled_row(row, COLUMNS), flush=True)
             write_table(rows, growing)
     print(tables.styled(rows, COLUMNS) + summary(rows))
-    if FLAGS.readme:
-        insert_table(Path(FLAGS.readme), summary(rows) or tables.styled(rows, COLUMNS))
+    return summary(rows) or tables.styled(rows, COLUMNS)
 
 
-def plan_cases() -> list[tuple]:
-    """Arguments of `measure` for every case that the flags select."""
+def plan() -> Iterator[tuple[str, str, str, str, float]]:
+    """Yield a pair's folder and name, a direction, a recipe and a resolution for all that the flags select."""
     from ..pairs import pair_folder
 
     names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
-    cases = []
-    for name, folder in folders.items():
-        for text in FLAGS.recipes:
-            recipe, at, pair = parse_recipe(text)
-            if pair and pair != name:
-                continue
-            every = itertools.product([at] if at else FLAGS.resolutions, FLAGS.signal_to_noise, FLAGS.seeds)
-            cases += [(folder, name, r, noise, seed, recipe, FLAGS.steps, FLAGS.reversed) for r, noise, seed in every]
-    return cases
+    recipes = [parse_recipe(text) for text in FLAGS.recipes]
+    for (name, folder), (recipe, at, pair) in itertools.product(folders.items(), recipes):
+        if not pair or pair == name:
+            every = itertools.product(FLAGS.directions, [at] if at else FLAGS.resolutions)
+            yield from ((folder, name, direction, recipe, resolution) for direction, resolution in every)
+
+
+def plan_cases() -> list[tuple]:
+    """Arguments of `measure` for every case without noise of its own."""
+    return [
+        (folder, name, resolution, noise, seed, recipe, FLAGS.steps, direction == "back")
+        for folder, name, direction, recipe, resolution in plan()
+        for noise, seed in itertools.product(FLAGS.signal_to_noise, FLAGS.seeds)
+    ]
+
+
+def plan_trials() -> "list[Trial]":
+    """The cases as deposited."""
+    from cryotrans_jax.io.files import InputError
+
+    from .deposited import Trial
+
+    settings = FLAGS.steps, FLAGS.initial_resolution
+    trials = [
+        Trial(folder, name, direction, resolution, seed, recipe, *settings, name in FLAGS.belt, FLAGS.half_maps)
+        for folder, name, direction, recipe, resolution in plan()
+        for seed in FLAGS.seeds
+    ]
+    if unknown := set(FLAGS.belt) - {trial.pair for trial in trials}:
+        raise InputError(f"--belt={','.join(sorted(unknown))} is no pair of this study: name pairs that are in it")
+    return [*dict.fromkeys(trials)]
 
 
 def parse_recipe(text: str) -> tuple[str, float | None, str | None]:
@@ -227,8 +313,8 @@ def insert_table(path: Path, text: str) -> None:
     from cryotrans_jax.io.files import write_file
 
     before, _, after = tables.parted(path, *MARKS)
-    names = ("pairs", "resolutions", "signal_to_noise", "seeds", "recipes")
-    given = [FLAGS[name].serialize() for name in names]
+    mode = ("as_deposited", *DEPOSITED) if FLAGS.as_deposited else ("signal_to_noise",)
+    given = [FLAGS[name].serialize() for name in (*SELECTING, *mode)]
     command = (
         f"    python -m experiments.studies.validate --data_dir=PAIRS {' '.join(given)} --readme={path.as_posix()}"
     )
@@ -240,13 +326,13 @@ def summary(rows: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in GROUP_KEYS), []).append(row)
-    if all(len(group) == 1 for group in groups.values()):
+    if all(len(same) == 1 for same in groups.values()):
         return ""
     lines = []
-    for names, group in groups.items():
-        cells = [COLUMNS[key].format(value) for key, value in zip(GROUP_KEYS, names, strict=True)] + [str(len(group))]
+    for names, same in groups.items():
+        cells = [COLUMNS[key].format(value) for key, value in zip(GROUP_KEYS, names, strict=True)] + [str(len(same))]
         for key in SUMMARY_KEYS:
-            values = [row[key] for row in group if key in row]
+            values = [row[key] for row in same if key in row]
             style = COLUMNS[key] if values else ""
             cells.append(f"{style.format(statistics.median(values))}, {style.format(max(values))}" if values else "")
         lines.append(cells)

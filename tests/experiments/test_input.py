@@ -18,10 +18,9 @@ from hypothesis.extra import numpy as npst
 from mrcfile.dtypes import HEADER_DTYPE
 
 from cryotrans_jax.density import demo, simulation
-from cryotrans_jax.io import atoms, maps
+from cryotrans_jax.io import atoms, maps, selections
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
-from cryotrans_jax.motion import partition
 from experiments import archives, exchange, find, finished, pairs, run_folder
 from experiments.pages import story
 from tests.tools import fuzz, fuzz_damage, fuzz_kinds
@@ -142,7 +141,7 @@ def test_targets_have_folders_of_their_own_in_the_run_s(names):
 @quick
 @given(st.text("A1:-;,9 é１", max_size=12) | st.text(max_size=12))
 def test_any_selection_is_of_residues_or_an_error(text):
-    found = result_or_error(partition.select_residues, MODEL, text)
+    found = result_or_error(selections.select_residues, MODEL, text, "--parts")
     assert isinstance(found, str) or len(found)
 
 
@@ -257,7 +256,7 @@ def test_a_residue_without_a_number_is_for_mmcif_and_in_no_range(tmp_path):
     model[0][0][0].seqid.num = None
     assert "without a number" in atoms.pdb_obstacle(model)
     with pytest.raises(InputError, match="selects no residue"):
-        partition.select_residues(model, "A:1-9")
+        selections.select_residues(model, "A:1-9", "--parts")
 
 
 def test_an_atom_beyond_reach_is_explained(tmp_path):

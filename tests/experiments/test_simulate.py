@@ -170,10 +170,22 @@ def test_a_map_as_deposited_comes_with_half_maps_and_its_model(folder):
     assert again.returncode == 2 and "deposited.mrc is already there" in again.stderr
 
 
+def test_a_map_that_lacks_a_part_and_has_another_comes_with_the_whole_model(folder):
+    first = hinge_pair()[0][0][0]
+    arguments = [f"--model={folder}/closed.cif", "--resolution=8", "--voxel_size=3", "--as_deposited", "--extra=0.3"]
+    made = simulate(*arguments, f"--lacking={first.name}:1-20", f"--output={folder}/changed.mrc")
+    assert made.returncode == 0, made.stderr
+    written = atoms.read_model(folder / "changed_model.cif")
+    np.testing.assert_allclose(atoms.positions(written), atoms.positions(hinge_pair()[0]), atol=2e-3)
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
         (["--belt"], "--belt is for a map as deposited: add --as_deposited"),
+        (["--extra=0.2"], "--extra is for a map as deposited: add --as_deposited"),
+        (["--as_deposited", "--lacking=A:900-910"], "A:900-910 in --lacking selects no residue"),
+        (["--as_deposited", "--extra=2"], "from 0 to 1: it is a share of the model's mass"),
         (["--as_deposited", "--like={}/a.mrc"], "--as_deposited makes its own box: leave out --like and --cover"),
         (["--as_deposited", "--voxel_size=2,2,3"], "--as_deposited has cubic voxels"),
         (["--as_deposited", "--voxel_size=9"], "is finer than the 10.4 Å that voxels of 9 Å can hold"),

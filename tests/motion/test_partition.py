@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from cryotrans_jax.io import atoms
+from cryotrans_jax.io import atoms, selections
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import partition
@@ -115,15 +115,15 @@ def test_a_selection_that_selects_nothing_is_refused(models, maps, text, sentenc
 
 @pytest.mark.parametrize("text, numbers", [("A", range(16)), ("A:5", [4]), ("A:-2-2", [0, 1]), ("A:15-40", [14, 15])])
 def test_selections_are_chains_and_residues_by_number(models, text, numbers):
-    np.testing.assert_array_equal(partition.select_residues(models[0], text), [*numbers])
+    np.testing.assert_array_equal(selections.select_residues(models[0], text, "--parts"), [*numbers])
 
 
 def test_a_chain_without_a_name_is_selected_by_none(models):
     model = models[0].clone()
     model[0][0].name = " "
-    np.testing.assert_array_equal(partition.select_residues(model, ":2-3"), [1, 2])
+    np.testing.assert_array_equal(selections.select_residues(model, ":2-3", "--parts"), [1, 2])
     with pytest.raises(InputError, match="the model has the chains .no name, as in :1-320."):
-        partition.select_residues(model, "A:2-3")
+        selections.select_residues(model, "A:2-3", "--parts")
 
 
 def test_no_residue_is_torn(models, maps):

@@ -97,15 +97,14 @@ def read_a_model(folder: Path, data: bytes, random) -> None:
     import numpy as np
 
     from cryotrans_jax.density import simulation
-    from cryotrans_jax.io import atoms
+    from cryotrans_jax.io import atoms, selections
     from cryotrans_jax.io.files import InputError
-    from cryotrans_jax.motion import partition
 
     (folder / "a.pdb").write_bytes(data)
     model = atoms.read_model(folder / "a.pdb")
     atoms.molecular_weight(model)
     with contextlib.suppress(InputError):
-        partition.select_residues(model, "A:2-4")
+        selections.select_residues(model, "A:2-4", "--parts")
     with contextlib.suppress(InputError):
         atoms.superpose(model, atoms.read_model(folder / "seed.pdb"))
     simulation.simulate_map(

@@ -1,0 +1,321 @@
+"""Validation on maps as deposited: both maps of a pair are simulated with noise, written, and fitted as a user's are.
+
+The initial map and the target have their own noise, B-factors, voxels and scale, and the target has another pose. The
+carried model is scored after it was superposed on that of the target state, as the pose is not part of the answer.
+"""
+
+import contextlib
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+from scipy import stats
+
+from cryotrans_jax.density.deposition import Conditions, Deposition, deposit, random_pose
+from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.io import atoms, memory
+from cryotrans_jax.io.files import InputError, write_file
+from cryotrans_jax.io.maps import write_map
+from cryotrans_jax.scores import geometry, metrics
+
+from .. import load, results, run_folder, tables
+from ..main import show_warnings
+from ..pairs import load_models
+from ..settings import FitSettings, InputSettings
+
+RESOLUTIONS = (4.0, 6.0, 8.0, 10.0)  # of the targets, Å
+INITIAL = Conditions(3.2, b_factor=60.0, b_growth=60.0, sharpen=True)
+TARGET = Conditions(6.0, b_factor=100.0, b_growth=150.0, sharpen=True, scale=0.03)
+INITIAL_VOXEL, TARGET_VOXEL = 1.05, 1.3  # Å; a third of the resolution if that is less
+TURN, SHIFT = 40.0, 15.0  # degrees, Å: pose of the target
+LARGE, SMALL = 4.0, 2.0  # Å: CA RMSD of two states, beyond which a motion is large, and below which it is small
+BACKBONE = 5.5  # heavy atoms a residue: with fewer a model has no side chains
+COLUMNS = {
+    "pair": "{}",
+    "direction": "{}",
+    "resolution": "{:g}",
+    "seed": "{}",
+    "recipe": "{}",
+    "rmsd_before": "{:.2f}",
+    "rmsd_after": "{:.2f}",
+    "displaced": "{:.2f}",
+    "ca_bonds": "{:.2f}",
+    "seconds": "{:.0f}",
+    "peak_mib": "{:.0f}",
+    "success": "{}",
+    "failed": "{}",
+}
+FAILURES = {key: COLUMNS[key] for key in [*COLUMNS][:7]}
+SUMMARY = (
+    "recipe", "resolution", "cases", f"success (moves > {LARGE:g} Å)", "95 % interval",
+    "median rmsd_after of successes", f"not made worse (moves < {SMALL:g} Å)", "median ca_bonds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case of the study, by which its row is known.
+
+    Attributes:
+        folder: of the pair.
+        pair: its name.
+        direction: "forward", or "back" from the target state to the initial one.
+        resolution: of the target, Å.
+        seed: of the noise, of the pose and of the fit.
+        recipe: with its bin, such as paper/2.
+        steps: factor on the number of steps of every stage.
+        initial_resolution: of the initial map, Å.
+        belt: whether both maps have a belt of detergent.
+        half_maps: whether the fit is given the target's half-maps.
+    """
+
+    folder: str
+    pair: str
+    direction: str
+    resolution: float
+    seed: int
+    recipe: str
+    steps: float
+    initial_resolution: float
+    belt: bool
+    half_maps: bool
+
+    def models(self) -> tuple[gemmi.Structure, gemmi.Structure]:
+        """Read the models of the state to start from and of the one to arrive at."""
+        return load_models(Path(self.folder), self.direction == "back")
+
+
+def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool) -> str:
+    """Run all trials that the folder has no rows of, and write validate.json and validate.md after each.
+
+    Every trial has a process of its own, so that its memory is its own and its end is not that of the study.
+
+    Args:
+        trials: the cases.
+        out_dir: the folder; a study that was stopped continues from the rows in it.
+        at_once: number of trials that run at the same time.
+        overwrite: whether to begin anew, and replace rows of other trials.
+
+    Returns:
+        The summary.
+    """
+    rows = {} if overwrite else earlier_rows(out_dir, trials)
+    left = [trial for trial in trials if trial not in rows]
+    states = {(trial.folder, trial.direction): trial for trial in left}
+    known = {state: describe(trial) for state, trial in states.items()}
+    with (
+        run_folder.growing(out_dir, "validation") as growing,
+        ThreadPoolExecutor(at_once) as pool,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(pool.shutdown, cancel_futures=True)  # where the block fails, start no further case
+        print(f"{len(trials)} cases, {at_once} at once; {len(rows)} are done", flush=True)
+        write(in_order(rows, trials), growing)
+        for trial, scores in zip(left, pool.map(measure_apart, left), strict=True):
+            rows[trial] = asdict(trial) | known[trial.folder, trial.direction] | scores
+            print(tables.styled_row(rows[trial], COLUMNS), flush=True)
+            write(in_order(rows, trials), growing)
+    return summary(in_order(rows, trials))
+
+
+def in_order(rows: dict[Trial, dict], trials: Sequence[Trial]) -> list[dict]:
+    """The rows that there are, in the order of the trials."""
+    return [rows[trial] for trial in trials if trial in rows]
+
+
+def earlier_rows(out_dir: Path, trials: Sequence[Trial]) -> dict[Trial, dict]:
+    """Read the rows of trials that a finished or stopped study wrote to the folder.
+
+    Raises:
+        InputError: they are of another kind, or of trials that are not among these.
+    """
+    paths = [path for path in (out_dir / "partial" / "validate.json", out_dir / "validate.json") if path.is_file()]
+    if not paths:
+        return {}
+    wrong = f"{paths[0]} holds other cases than these: give another --out_dir, or --overwrite to replace them"
+    try:
+        found = json.loads(paths[0].read_bytes())
+        rows = {Trial(**{key.name: row[key.name] for key in fields(Trial)}): row for row in found}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(wrong) from None
+    if not rows.keys() <= set(trials):
+        raise InputError(wrong)
+    return rows
+
+
+def describe(trial: Trial) -> dict[str, float]:
+    """CA RMSD of the two states (`rmsd_before`, Å), and heavy atoms a residue of the model that is carried."""
+    start, end = trial.models()
+    count = len(atoms.heavy_atoms(start)[1]) / len(atoms.common_ca(start)[0])
+    return {"rmsd_before": rms(ca_distances(start, end)), "atoms_per_residue": count}
+
+
+def measure_apart(trial: Trial) -> dict[str, Any]:
+    """Run a trial in a process of its own; where it fails, `failed` says why."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=show_warnings) as pool:
+            return pool.submit(measure, trial).result()
+    except BrokenProcessPool:
+        return {"failed": "its process was killed, perhaps for want of memory", "success": False}
+    except Exception as error:
+        words = " ".join(str(error).split()) or "no message"
+        return {"failed": words if isinstance(error, InputError) else f"{type(error).__name__}: {words}"} | {
+            "success": False
+        }
+
+
+def measure(trial: Trial) -> dict[str, Any]:
+    """Simulate the maps of a trial, fit them, and score the carried model.
+
+    Returns:
+        The scores, the seconds of loading and fitting with compilation, and the peak memory of this process.
+    """
+    start, end = trial.models()
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = simulate_inputs(trial, start, end, Path(folder))
+        begin = time.perf_counter()
+        case = load.load_case(inputs, Path(folder))
+        name, _, bin_ = trial.recipe.partition("/")
+        fit: Fit = results.fit_case(case, FitSettings(name, trial.seed, trial.steps, int(bin_ or 1)))
+        assert case.model is not None
+        moved = fit.move(case.model)
+        seconds = time.perf_counter() - begin
+    scores = score(case.model, moved, end, trial.resolution)
+    return scores | {"seconds": seconds, "peak_mib": memory.peak() / 2**20}
+
+
+def simulate_inputs(trial: Trial, start: gemmi.Structure, end: gemmi.Structure, folder: Path) -> InputSettings:
+    """Write the maps of a trial and the model to carry into the folder, and name them as a user would."""
+    first = replace(INITIAL, resolution=trial.initial_resolution, belt=trial.belt)
+    second = replace(TARGET, resolution=trial.resolution, belt=trial.belt)
+    posed = random_pose(end, TURN, SHIFT, trial.seed).move(end)
+    make = partial(deposit_map, trial.seed)
+    initial, target = make(start, first, INITIAL_VOXEL, 0), make(posed, second, TARGET_VOXEL, 1)
+    names = ("initial", "target", "target_half1", "target_half2")
+    files = {name: str(folder / f"{name}.mrc") for name in names}
+    for name, map_ in zip(names, (initial.map, target.map, *target.halves), strict=True):
+        write_map(files[name], map_)
+    atoms.write_model(folder / "model.cif", start)
+    return InputSettings(
+        initial=files["initial"],
+        target=[files["target"]],
+        model=str(folder / "model.cif"),
+        target_half1=[files["target_half1"]] if trial.half_maps else [],
+        target_half2=[files["target_half2"]] if trial.half_maps else [],
+        initial_resolution=trial.initial_resolution,
+        target_resolution=trial.resolution,
+        resolutions_given=frozenset({"initial_resolution", "target_resolution"}),
+    )
+
+
+def deposit_map(seed: int, model: gemmi.Structure, conditions: Conditions, voxel: float, number: int) -> Deposition:
+    """Simulate map `number` (0 or 1) of a pair, with noise of its own, on voxels that resolve its detail."""
+    return deposit(model, conditions, min(voxel, conditions.resolution / 3), 2 * seed + number)
+
+
+def score(model: gemmi.Structure, moved: gemmi.Structure, truth: gemmi.Structure, resolution: float) -> dict[str, Any]:
+    """Score a carried model against that of the target state, on which it is superposed.
+
+    Returns:
+        CA RMSD before and after (Å), the share of residues displaced by more than 3 Å after, the share of consecutive
+        CA atoms at the distance of a peptide (absent without any), and whether the fit is a success.
+    """
+    before, after = (ca_distances(each, truth) for each in (model, moved))
+    ca_bonds = geometry.measure(geometry.topology(model), atoms.positions(moved))["ca_bonds"]
+    return {
+        "rmsd_before": rms(before),
+        "rmsd_after": rms(after),
+        "displaced": float(np.mean(after > metrics.MOVED)),
+        **({} if math.isnan(ca_bonds) else {"ca_bonds": ca_bonds}),
+        "success": succeeded(rms(before), rms(after), resolution),
+    }
+
+
+def ca_distances(model: gemmi.Structure, truth: gemmi.Structure) -> np.ndarray:
+    """Distances (Å) of the CA atoms that two models have in common, after superposition by least squares."""
+    return np.linalg.norm(np.subtract(*atoms.common_ca(truth, atoms.superpose(model, truth))), axis=1)
+
+
+def rms(distances: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(distances**2)))
+
+
+def succeeded(before: float, after: float, resolution: float) -> bool:
+    """Whether a fit is a success, by the CA RMSD (Å) before and after it and the target's resolution (Å).
+
+    A motion is to be found but for a quarter and for 1.5 Å, or 2.5 Å from 8 Å resolution on. Where the states are
+    nearer than SMALL there is little to be found, and nothing is to be made worse.
+    """
+    if before < SMALL:
+        return after <= 1.1 * before + 0.2
+    return after <= min(before / 4, 2.5 if resolution >= 8 else 1.5)
+
+
+def write(rows: Sequence[dict], out_dir: Path) -> None:
+    """Write validate.json and validate.md into the folder."""
+    run_folder.write_json(out_dir / "validate.json", rows)
+    write_file(out_dir / "validate.md", f"{summary(rows)}\n## Cases\n\n{tables.styled(rows, COLUMNS)}")
+
+
+def summary(rows: Sequence[dict]) -> str:
+    """Markdown: success by resolution, and the failures one by one; empty without rows."""
+    if not rows:
+        return ""
+    groups = sorted({(row["recipe"], row["resolution"]) for row in rows})
+    lines = (summary_line([row for row in rows if (row["recipe"], row["resolution"]) == group]) for group in groups)
+    text = tables.markdown(SUMMARY, lines) + "".join(f"\n{note}\n" for note in notes(rows))
+    failures = [row for row in rows if not row["success"]]
+    reasons = [f"{row['pair']}, {row['direction']}, {row['resolution']:g} Å, seed {row['seed']}: " for row in failures]
+    why = [f"- {where}{row['failed']}\n" for where, row in zip(reasons, failures, strict=True) if "failed" in row]
+    listed = tables.styled(failures, FAILURES) if failures else "None.\n"
+    return f"{text}\n## Failures\n\n{listed}" + ("\nWithout a result:\n\n" + "".join(why) if why else "")
+
+
+def summary_line(rows: Sequence[dict]) -> list[str]:
+    """Cells of the summary for the rows of one recipe and resolution; a case without a result is a failure."""
+    large = [row for row in rows if row["rmsd_before"] > LARGE]
+    small = [row for row in rows if row["rmsd_before"] < SMALL]
+    found = [row["rmsd_after"] for row in large if row["success"]]
+    interval = ""
+    if large:
+        low, high = stats.binomtest(len(found), len(large)).proportion_ci(method="wilson")
+        interval = f"{100 * low:.0f} to {100 * high:.0f} %"
+    bonds = [row["ca_bonds"] for row in rows if "ca_bonds" in row]
+    return [
+        rows[0]["recipe"],
+        f"{rows[0]['resolution']:g}",
+        str(len(rows)),
+        rate(len(found), len(large)),
+        interval,
+        f"{statistics.median(found):.2f}" if found else "",
+        rate(sum(row["success"] for row in small), len(small)),
+        f"{statistics.median(bonds):.2f}" if bonds else "",
+    ]
+
+
+def rate(count: int, of: int) -> str:
+    """Share in percent, with its numbers; empty where there are no cases."""
+    return f"{100 * count / of:.0f} % ({count} of {of})" if of else ""
+
+
+def notes(rows: Sequence[dict]) -> Iterator[str]:
+    """Sentences below the summary: how the maps were made, and which models are backbones."""
+    halves = "with" if rows[0]["half_maps"] else "without"
+    yield f"Maps as deposited, the initial one at {rows[0]['initial_resolution']:g} Å, fitted {halves} half-maps."
+    if belts := sorted({row["pair"] for row in rows if row["belt"]}):
+        yield f"With a belt of detergent in both maps: {', '.join(belts)}."
+    if bare := sorted({row["pair"] for row in rows if row["atoms_per_residue"] < BACKBONE}):
+        yield f"Models without side chains, so that their maps are of backbones: {', '.join(bare)}."

@@ -1,0 +1,182 @@
+"""The validation on maps as deposited: which fits are successes, what the summary says of them, and what is kept."""
+
+import json
+import os
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.deposition import random_pose
+from cryotrans_jax.io import atoms
+from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.maps import read_map
+from experiments.studies import deposited
+from experiments.studies.deposited import Trial, summary
+
+TRIAL = Trial("pairs/adk", "adk", "forward", 6.0, 0, "default", 1.0, 3.2, False, False)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder of one pair, the built-in one."""
+    folder = tmp_path_factory.mktemp("pairs") / "hinge"
+    folder.mkdir()
+    for name, model in zip(("initial", "target"), hinge_pair(), strict=True):
+        atoms.write_model(folder / f"{name}.cif", model)
+    (folder / "pair.json").write_text(json.dumps({"initial": "initial.cif", "target": "target.cif"}))
+    return folder.parent
+
+
+def row(**changes):
+    """A row of the table: a success at 6 Å, but for the changes."""
+    found = {"rmsd_before": 8.0, "rmsd_after": 1.0, "displaced": 0.0, "ca_bonds": 0.9, "seconds": 9.0}
+    return asdict(TRIAL) | found | {"atoms_per_residue": 7.8, "peak_mib": 900.0, "success": True} | changes
+
+
+@pytest.mark.parametrize(
+    "before, resolution, most",
+    [(4.0, 6.0, 1.0), (20.0, 6.0, 1.5), (20.0, 8.0, 2.5), (6.0, 10.0, 1.5), (1.0, 4.0, 1.3), (1.0, 10.0, 1.3)],
+)
+def test_a_success_leaves_a_quarter_of_a_motion_and_a_small_one_as_it_was(before, resolution, most):
+    assert deposited.succeeded(before, most - 1e-6, resolution)
+    assert not deposited.succeeded(before, most + 1e-6, resolution)
+
+
+def test_the_summary_has_the_rate_of_large_motions_with_its_interval():
+    """Wilson (1927): the shares p for which the number found lies within 1.96 standard deviations of n p."""
+    rows = [row(seed=seed, rmsd_after=1.0 + 0.1 * seed) for seed in range(3)] + [row(rmsd_after=5.0, success=False)]
+    rows += [row(rmsd_before=1.0, success=seed > 0, rmsd_after=1.2) for seed in range(2)]
+    rows += [row(resolution=10.0, rmsd_before=3.0, ca_bonds=0.5)]
+    lines = summary(rows).splitlines()
+    n, share, z = 4, 0.75, 1.959964
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = (100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    interval = f"{low:.0f} to {high:.0f} %"
+    assert lines[2] == f"| default | 6 | 6 | 75 % (3 of 4) | {interval} | 1.10 | 50 % (1 of 2) | 0.90 |"
+    assert lines[3] == "| default | 10 | 1 |  |  |  |  | 0.50 |"
+
+
+def test_failures_are_listed_one_by_one_also_those_without_a_result():
+    killed = asdict(TRIAL) | {"rmsd_before": 8.0, "atoms_per_residue": 7.8, "success": False, "failed": "it was killed"}
+    text = summary([row(), row(seed=4, rmsd_after=6.543, success=False), killed | {"direction": "back"}])
+    assert "33 % (1 of 3)" in text
+    failures = text.partition("## Failures")[2]
+    assert "| adk | forward | 6 | 4 | default | 8.00 | 6.54 |" in failures
+    assert "| adk | back | 6 | 0 | default | 8.00 |  |" in failures
+    assert "- adk, back, 6 Å, seed 0: it was killed" in failures
+    assert failures.count("| adk ") == 2 and "None." in summary([row()]) and summary([]) == ""
+
+
+def test_backbones_and_belts_are_in_a_note():
+    text = summary([row(), row(pair="thin", atoms_per_residue=4.0), row(pair="wet", belt=True)])
+    assert "backbones: thin.\n" in text and "in both maps: wet.\n" in text
+    assert "backbones" not in summary([row()]) and "belt" not in summary([row()])
+
+
+def test_the_pose_of_the_answer_does_not_count():
+    start, end = hinge_pair()
+    perfect = random_pose(end, 40.0, 15.0).move(atoms.with_positions(start, atoms.positions(end)))
+    posed = deposited.score(start, perfect, end, 6.0)
+    assert posed["rmsd_after"] < 1e-3 and posed["displaced"] == 0 and posed["success"]
+    same = deposited.score(start, start, end, 6.0)
+    assert same["rmsd_after"] == same["rmsd_before"] == posed["rmsd_before"] > 3
+    assert 0 < same["displaced"] < 1 and not same["success"]
+
+
+def test_maps_are_written_as_a_user_has_them(pairs, tmp_path):
+    trial = replace(TRIAL, folder=str(pairs / "hinge"), resolution=9.0, initial_resolution=8.0, half_maps=True)
+    inputs = deposited.simulate_inputs(trial, *trial.models(), tmp_path)
+    maps = [read_map(name) for name in (inputs.initial, *inputs.target, *inputs.target_half1, *inputs.target_half2)]
+    assert [map_.voxel_size[0] for map_ in maps] == pytest.approx([1.05, 1.3, 1.3, 1.3], rel=1e-5)
+    assert maps[1].density.std() == pytest.approx(0.03, rel=1e-4)
+    assert (inputs.initial_resolution, inputs.target_resolution) == (8.0, 9.0)
+    without = deposited.simulate_inputs(replace(trial, half_maps=False, seed=1), *trial.models(), tmp_path)
+    assert without.target_half1 == without.target_half2 == []
+    assert not np.array_equal(read_map(without.initial).density, maps[0].density)
+
+
+def test_a_stopped_study_continues_and_no_other_cases_are_replaced(pairs, tmp_path, monkeypatch):
+    trials = [replace(TRIAL, folder=str(pairs / "hinge"), pair="hinge", seed=seed) for seed in range(3)]
+    ran, stop_at = [], [1]
+
+    def measured(trial):
+        if trial.seed in stop_at:
+            raise KeyboardInterrupt
+        ran.append(trial.seed)
+        return {"rmsd_after": 0.5, "ca_bonds": 0.9, "success": True}
+
+    monkeypatch.setattr(deposited, "measure_apart", measured)
+    with pytest.raises(KeyboardInterrupt):
+        deposited.study(trials, tmp_path, 1, False)
+    stop_at.clear()
+    ran.clear()
+    deposited.study(trials, tmp_path, 1, False)
+    assert sorted(ran) == [1, 2]  # 0 was done
+    rows = json.loads((tmp_path / "validate.json").read_text())
+    assert [each["seed"] for each in rows] == [0, 1, 2] and rows[0]["rmsd_before"] > 3
+    ran.clear()
+    assert "(3 of 3)" in deposited.study(trials, tmp_path, 1, False) or rows[0]["rmsd_before"] < deposited.LARGE
+    assert ran == []
+    with pytest.raises(InputError, match="holds other cases"):
+        deposited.study(trials[:2], tmp_path, 1, False)
+    deposited.study(trials[:2], tmp_path, 1, True)
+    assert ran == [0, 1]
+
+
+def test_rows_of_maps_without_noise_are_not_taken(tmp_path):
+    (tmp_path / "validate.json").write_text(json.dumps([{"pair": "adk", "resolution": 6.0}]))
+    with pytest.raises(InputError, match="holds other cases"):
+        deposited.study([TRIAL], tmp_path, 1, False)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (["--half_maps"], "--half_maps is for maps as deposited: add --as_deposited"),
+        (["--directions=up"], "--directions=up is to be forward, back or forward,back"),
+        (["--as_deposited", "--signal_to_noise=1"], "--signal_to_noise adds noise to maps that have none"),
+        (["--as_deposited", "--belt=other"], "--belt=other is no pair of this study"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(job, pairs, tmp_path, given, sentence):
+    status, _, error = job("validate", f"--data_dir={pairs}", f"--out_dir={tmp_path / 'out'}", *given)
+    assert status == 2 and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_pair_is_tried_in_both_directions_at_all_resolutions_from_all_seeds(job, pairs, tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(deposited, "study", lambda trials, *more: planned.extend(trials) or "table")
+    given = ("--as_deposited", "--directions=forward,back", "--seeds=0,1", "--belt=hinge")
+    status, out, error = job("validate", f"--data_dir={pairs}", f"--out_dir={tmp_path}", *given)
+    assert status == 0 and "table" in out, error
+    cases = {(trial.direction, trial.resolution, trial.seed) for trial in planned}
+    assert len(planned) == len(cases) == 2 * len(deposited.RESOLUTIONS) * 2
+    assert all(trial.belt and not trial.half_maps and trial.initial_resolution == 3.2 for trial in planned)
+    there, back = ({t.direction: t for t in planned}[direction].models() for direction in ("forward", "back"))
+    np.testing.assert_array_equal(atoms.positions(there[0]), atoms.positions(back[1]))
+
+
+@pytest.mark.parametrize("measure, given, why", [(os._exit, 1, "was killed"), (int, "one", "ValueError: invalid")])
+def test_a_case_that_dies_or_raises_is_a_row_that_says_so(monkeypatch, measure, given, why):
+    monkeypatch.setattr(deposited, "measure", measure)
+    row = deposited.measure_apart(given)
+    assert why in row["failed"] and row["success"] is False
+
+
+@pytest.mark.slow
+def test_both_seeds_have_rows_and_what_fails_is_a_row_too(job, pairs, tmp_path):
+    out = tmp_path / "out"
+    given = ("--resolutions=9", "--steps=0.02", "--initial_resolution=6", "--half_maps", "--directions=back")
+    status, printed, error = job(
+        "validate", "--as_deposited", f"--data_dir={pairs}", f"--out_dir={out}", "--seeds=0,1", *given
+    )
+    assert status == 0, error
+    rows = json.loads((out / "validate.json").read_text())
+    assert [(each["direction"], each["seed"]) for each in rows] == [("back", 0), ("back", 1)]
+    assert all(each["rmsd_after"] > 0 and each["seconds"] > 0 and 0 < each["ca_bonds"] <= 1 for each in rows)
+    assert deposited.SUMMARY[3] in printed and "## Failures" in (out / "validate.md").read_text()
+    failed = deposited.measure_apart(replace(TRIAL, folder=str(tmp_path / "none")))
+    assert not failed["success"] and failed["failed"].startswith("no ") and "pair.json" in failed["failed"]
