@@ -57,8 +57,8 @@ class KeepBetterStart(Action):
         better = doubted & (second < np.where(np.isfinite(first), first, np.inf)) & ~failed_targets(other)
         params = where_target(better, other.params, state.params)
         before = state.starts or (fitting.config.stages[0].label,) * len(better)
-        starts = [self.other.label if chosen else label for chosen, label in zip(better, before, strict=True)]
-        return replace(fitting, state=state._replace(params=params, starts=tuple(starts)))
+        labels = tuple(self.other.label if chosen else label for chosen, label in zip(better, before, strict=True))
+        return replace(fitting, state=state._replace(params=params, starts=labels))
 
 
 @program(static_argnames="distance")

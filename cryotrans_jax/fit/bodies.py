@@ -15,10 +15,10 @@ from cryotrans_jax.core.losses import Correspondences, Term
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import terms, trajectory
-from cryotrans_jax.fit.devices import losses_of
+from cryotrans_jax.fit.better_end import data_losses
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.schedule import Fitting
-from cryotrans_jax.fit.stage import Action, Inputs, Stage, stage_inputs
+from cryotrans_jax.fit.stage import Action, Inputs, Stage
 from cryotrans_jax.fit.state import State, divide_state
 from cryotrans_jax.fit.supervise import SILENT, fit_stage
 from cryotrans_jax.fit.target_flow import Flow
@@ -137,21 +137,11 @@ class RedrawBorders(Action):
         drawn = tuple(
             redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
         )
-        before = data_losses(fitting, fitting.problem)
-        after = data_losses(fitting, divide_into_parts(whole, drawn, initial))
+        before = data_losses(fitting, fitting.problem, fitting.next_stage)
+        after = data_losses(fitting, divide_into_parts(whole, drawn, initial), fitting.next_stage)
         pairs = zip(drawn, fitting.partitions, after < self.most_loss * before, strict=True)
         chosen = tuple(new if better else old for new, old, better in pairs)
         return replace(fitting, partitions=chosen, problem=divide_into_parts(whole, chosen, initial))
-
-
-def data_losses(fitting: Fitting, problem: Problem) -> Float[np.ndarray, "targets"]:
-    """How far the fields carry the parts of this problem from each target, by the next stage's terms that compare.
-
-    With half-maps the comparison is with the second ones, which no gradient sees.
-    """
-    matching = tuple(term for term in fitting.next_stage.terms if term.matches)
-    inputs = stage_inputs(problem, fitting.field, replace(fitting.next_stage, terms=matching))
-    return np.asarray(losses_of(fitting.state.params, inputs.validation or inputs.steps, fitting.layout))
 
 
 def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: Map) -> Problem:

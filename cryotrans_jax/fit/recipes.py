@@ -9,6 +9,7 @@ import numpy as np
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
@@ -137,6 +138,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     - A start by docking pieces of the map as rigid bodies is always tried: it finds domains that turn by large angles,
       and is less sensitive to noise.
+    - A flow that fits the target no better than the initial map does as it is, is not kept.
 
     Args:
         problem: the prepared maps.
@@ -155,13 +157,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
     )  # between nodes, for their cost
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
-    rigid = Rigidity(1.0, SLIP)
 
     def refine(steps: int, rate: float, final: float, blur: float = 0.0, early: float = 1.0, finely: bool = False):
         on = (
             dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
         )
-        terms = Matched(blur, early, 1.0), replace(rigid, balanced=finely)
+        terms = Matched(blur, early, 1.0), Rigidity(1.0, SLIP, balanced=finely)
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
@@ -172,12 +173,13 @@ def default(problem: Problem, seed: int = 0) -> Config:
         KeepBetterStart(transport),
         KeepBetterStart(replace(first, terms=(Docked(), *first.terms[1:])), mass=0.0),
         refine(250, 2e-3, 5e-4, BLURS[0], early=0.0),
-        FindRigidBodies(transfer=replace(first, terms=(Correspondences(), rigid))),
+        FindRigidBodies(transfer=replace(first, terms=(Correspondences(), Rigidity(1.0, SLIP)))),
         refine(100, 2e-3, 5e-4, WIDE_BLUR),
         refine(250, 2e-3, 5e-4, BLURS[0]),
         RedrawBorders(),
         refine(150, 1e-3, 5e-4, BLURS[1], finely=True),
         refine(300, 1e-3, 2e-5, finely=True),
+        KeepStart(),
     )
     network = Velocity(centre=0.5, waves=32, wave_number=problem.frame.edge / WAVE)
     bends = len(problem.waypoints) + 1  # the path may bend at each waypoint

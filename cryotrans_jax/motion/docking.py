@@ -123,9 +123,9 @@ def ends(
     both = problem.initial, shown
     start, end = (Map(binned(mass, factor).astype(np.float32), size, origin) for mass in both)
     found = dock(start, end, float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA, search)
-    x = problem.frame.to_angstrom(np.asarray(x, np.float64))
-    _, near = spatial.cKDTree(found.blocks.x).query(x)
-    placed = np.stack([motion(x) for motion in found.motions], 1)[np.arange(len(x)), found.owner[near]]
+    at = problem.frame.to_angstrom(np.asarray(x, np.float64))
+    _, near = spatial.cKDTree(found.blocks.x).query(at)
+    placed = np.stack([motion(at) for motion in found.motions], 1)[np.arange(len(at)), found.owner[near]]
     return problem.frame.to_unit(placed), np.clip(found.match[near], 0, 1)
 
 
@@ -300,7 +300,7 @@ class Docking:
 
 def spread_points(x: Float[np.ndarray, "points 3"], count: int) -> Float[np.ndarray, "some 3"]:
     """Some of the points, each as far as possible from those before; the first is farthest from the middle."""
-    away, chosen = ((x - x.mean(0)) ** 2).sum(1), []
+    away, chosen = ((x - x.mean(0)) ** 2).sum(1), list[int]()
     while len(chosen) < min(count, len(x)):
         chosen.append(int(away.argmax()))
         squared = ((x - x[chosen[-1]]) ** 2).sum(1)

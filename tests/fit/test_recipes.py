@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
@@ -116,8 +117,8 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
-    (_, start), (_, docked), (_, bodies), _ = places
-    kinds = [(1, KeepBetterStart), (2, KeepBetterStart), (4, FindRigidBodies), (7, RedrawBorders)]
+    (_, start), (_, docked), (_, bodies), *_ = places
+    kinds = [(1, KeepBetterStart), (2, KeepBetterStart), (4, FindRigidBodies), (7, RedrawBorders), (10, KeepStart)]
     assert [(k, type(item)) for k, item in places] == kinds
     assert docked.mass == 0.0  # for every target
     other = start.other
