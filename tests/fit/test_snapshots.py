@@ -31,7 +31,7 @@ def same(a, b):
     """Whether two pytrees have the same structure, types and bits."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     return all(
-        np.asarray(x).dtype == np.asarray(y).dtype and np.array_equal(x, y, equal_nan=True)
+        np.asarray(x).dtype == np.asarray(y).dtype and np.array_equal(x, y, equal_nan=np.asarray(x).dtype.kind == "f")
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
