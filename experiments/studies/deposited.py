@@ -190,10 +190,15 @@ def measure(trial: Trial) -> dict[str, Any]:
         name, _, bin_ = trial.recipe.partition("/")
         fit: Fit = results.fit_case(case, FitSettings(name, trial.seed, trial.steps, int(bin_ or 1)))
         assert case.model is not None
-        moved = fit.move(case.model)
+        moved = idealised(case.model, fit.move(case.model))
         seconds = time.perf_counter() - begin
     scores = score(case.model, moved, end, trial.resolution)
     return scores | {"seconds": seconds, "peak_mib": memory.peak() / 2**20}
+
+
+def idealised(model: gemmi.Structure, moved: gemmi.Structure) -> gemmi.Structure:
+    """The carried model with bonds and angles restored, as a run writes it."""
+    return atoms.with_positions(moved, geometry.idealise(geometry.topology(model), atoms.positions(moved)))
 
 
 def simulate_inputs(trial: Trial, start: gemmi.Structure, end: gemmi.Structure, folder: Path) -> InputSettings:
