@@ -225,9 +225,8 @@ def align_bodies(fixed: Body, moving: Body, check_hand: bool = False, rules: Ali
     needed = -rules.fall if far else max(min(rules.gain, rules.share * (1 - old)), rules.least_gain)
     if not new - old > needed:
         return Alignment(status="already aligned", agreement=agreement.as_given)
-    rotation, centre = chosen.rotation.as_matrix(), fixed.centre + chosen.shift
-    moved = float(np.linalg.norm(centre - moving.centre))
-    return Alignment(Transform(rotation, centre - rotation @ moving.centre), "aligned", moved, agreement)
+    moved = float(np.linalg.norm(fixed.centre + chosen.shift - moving.centre))
+    return Alignment(chosen.motion(fixed, moving), "aligned", moved, agreement)
 
 
 def resolutions(fixed: Body, moving: Body, rules: AlignmentSearch) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from cryotrans_jax.core import grid
 from cryotrans_jax.density import boxes, thresholds
 from cryotrans_jax.density.simulation import SIGMA
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
 
@@ -116,6 +117,11 @@ class Pose(NamedTuple):
     rotation: Rotation
     shift: Float[np.ndarray, "3"]
     score: float
+
+    def motion(self, fixed: Body, moving: Body) -> Transform:
+        """The motion of the moving body from its place to this pose."""
+        rotation = self.rotation.as_matrix()
+        return Transform(rotation, fixed.centre + self.shift - rotation @ moving.centre)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,13 @@ class Blocks(NamedTuple):
         whole[self.filled] = values
         return whole
 
+    def on_voxels(self, values: Shaped[np.ndarray, "points"], shape: tuple[int, ...]) -> Shaped[np.ndarray, "x y z"]:
+        """Values of the blocks on the voxels of their map, of this shape; 0 elsewhere."""
+        whole = self.on_grid(values)
+        for axis, factor in enumerate(self.factor):
+            whole = whole.repeat(factor, axis)
+        return whole[tuple(map(slice, shape))]
+
     def neighbourhood_sum(self, values: Float[np.ndarray, "points"], width: float) -> Float[np.ndarray, "points"]:
         """Weighted sums over the neighbourhood of each block, of a width in Å."""
         spread = ndimage.gaussian_filter(self.on_grid(values), width / self.size, mode="constant")
@@ -118,12 +125,8 @@ def redraw(
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target, rules)
     owner = choose_parts(blocks, y, costs, rules)
-    labels = np.zeros(blocks.filled.shape, int)
-    labels[blocks.filled] = owner + 1
-    for axis, factor in enumerate(blocks.factor):
-        labels = labels.repeat(factor, axis)
-    shape = initial.density.shape
-    labels = np.where(initial.density >= threshold, labels[tuple(map(slice, shape))], 0)
+    labels = blocks.on_voxels(owner + 1, initial.density.shape).astype(int)
+    labels = np.where(initial.density >= threshold, labels, 0)
     better = remove_fragments(labels, initial.voxel_size, copies, rules.smallest)
     held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
     least = rules.smallest.fraction(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)

@@ -229,7 +229,7 @@ class Docking:
         fine = Overlap(fixed, moving, self.resolution, sharp=True)
         refined = [fine.maximise(pose, 1e-4) for pose in poses[: self.search.refined]]
         best = drop_duplicates(sorted(refined, key=lambda pose: -pose.score), moving)[:count]
-        return [motion_of(pose, fixed, moving) for pose in best]
+        return [pose.motion(fixed, moving) for pose in best]
 
     def choose(self, motions: Sequence[Transform], bodies: Sequence[DockedBody] = ()) -> Docked:
         """Let each block choose a motion.
@@ -271,14 +271,14 @@ class Docking:
         fixed, ranked = self.body(self.target.density), []
         for number in np.flatnonzero(held >= min(self.search.least_mass, held.max())):
             own, motion = found.owner == number, found.motions[number]
-            keep = self.voxels_of(own)
+            keep = found.blocks.on_voxels(own, self.initial.density.shape) > 0
             moving = self.part(keep)
             if fixed is None or moving is None:
                 continue
             start = Pose(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
             better = Overlap(fixed, moving, self.resolution, sharp=True).maximise(start, 1e-6)
             match = float(np.average(found.match[own], weights=found.blocks.density[own]))
-            ranked.append((match * np.sqrt(held[number]), DockedBody(keep, motion_of(better, fixed, moving), match)))
+            ranked.append((match * np.sqrt(held[number]), DockedBody(keep, better.motion(fixed, moving), match)))
         return [body for _, body in sorted(ranked, key=lambda each: -each[0])]
 
     def redocked(self, bodies: Sequence[DockedBody]) -> list[Transform]:
@@ -290,13 +290,6 @@ class Docking:
         left = np.maximum(self.target.density - scale * np.sum([self.moved(body) for body in good], 0), 0)
         return [pose for body in poor for pose in self.poses(body.keep, left, self.search.piece_poses)]
 
-    def voxels_of(self, chosen: Bool[np.ndarray, "points"]) -> Mask:
-        """Voxels of some blocks."""
-        labels = self.blocks.on_grid(chosen) > 0
-        for axis, factor in enumerate(self.blocks.factor):
-            labels = labels.repeat(factor, axis)
-        return labels[tuple(map(slice, self.initial.density.shape))]
-
 
 def spread_points(x: Float[np.ndarray, "points 3"], count: int) -> Float[np.ndarray, "some 3"]:
     """Some of the points, each as far as possible from those before; the first is farthest from the middle."""
@@ -306,9 +299,3 @@ def spread_points(x: Float[np.ndarray, "points 3"], count: int) -> Float[np.ndar
         squared = ((x - x[chosen[-1]]) ** 2).sum(1)
         away = squared if len(chosen) == 1 else np.minimum(away, squared)
     return x[chosen]
-
-
-def motion_of(pose: Pose, fixed: Body, moving: Body) -> Transform:
-    """The motion of a moving body to its pose."""
-    rotation = pose.rotation.as_matrix()
-    return Transform(rotation, fixed.centre + pose.shift - rotation @ moving.centre)
