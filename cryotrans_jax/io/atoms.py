@@ -15,7 +15,6 @@ from cryotrans_jax.io.maps import FARTHEST
 
 PDB_ATOMS = 99999  # serial numbers of the PDB format have five digits
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
-BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # elements of a polymer's residues
 
 
 def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Structure:
@@ -23,7 +22,8 @@ def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Struc
 
     Of a file with several models the first is read, with an `InputWarning` that says so. Residues of one chain that
     repeat a number and differ in segment (CHARMM, NAMD), or are separated by TER, become separate chains, also with a
-    warning.
+    warning. Elements that no amino acid or nucleotide has, such as calcium of CA atoms, become those of the atoms'
+    names, also with a warning; true ions are kept.
 
     Args:
         path: path of the file.
@@ -228,17 +228,13 @@ def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structur
 
 
 def _validate(path, structure):
-    """Check the positions and complete the elements of a structure of one model.
-
-    Raises InputError where positions are not numbers or too large.
-    """
+    """Raise InputError if positions of a structure of one model are not numbers or too large; return the structure."""
     xyz = positions(structure)
     if not np.isfinite(xyz).all():
         raise InputError(f"{path} has coordinates that are not numbers: correct or remove those atoms")
     far = np.abs(xyz).max(initial=0.0)
     if far > FARTHEST:
         raise InputError(f"{path} has an atom {far:g} Å from 0: correct or remove it, coordinates are in Å")
-    _set_elements(structure)
     return structure
 
 
@@ -262,22 +258,6 @@ def _hydrogen_factor(name):
     lost = 2 if polymer else 0  # hydrogens: each bond of the chain releases one water
     weight = known.weight - lost / 2 * 18.015
     return weight / (weight - 1.008 * (known.hydrogen_count - lost))
-
-
-def _set_elements(structure):
-    """Set elements that the file lacks: the CA of an amino acid is carbon, not calcium.
-
-    A residue with N, CA and C is an amino acid, whatever its name (HSD, HSE, HIP, ...).
-    """
-    for chain in structure[0]:
-        for residue in chain:
-            known = gemmi.find_tabulated_residue(residue.name)
-            polymer = known.is_amino_acid() or known.is_nucleic_acid()
-            polymer = polymer or {"N", "CA", "C"} <= {atom.name for atom in residue}
-            for atom in residue:
-                if atom.element.atomic_number == 0 or polymer and atom.element.name not in BIOLOGICAL:
-                    letter = next((c for c in atom.name if c.isalpha()), "C")
-                    atom.element = gemmi.Element(letter if letter in "HCNOSP" else "C")
 
 
 def _complete_for_mmcif(structure):

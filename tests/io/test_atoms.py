@@ -51,6 +51,62 @@ def test_missing_elements_are_mended(model):
     assert names == ["N", "C", "H", "C", "O", "C", "C", "C", "H", "C", "Ca", "O"]
 
 
+RESIDUES = {  # atoms that are written with the first two letters of their name as the element, and their elements
+    "LYS": {"N": "N", "CA": "C", "CB": "C", "CD": "C", "CE": "C", "HE2": "H", "HD11": "H", "1HG": "H"},
+    "MSE": {"N": "N", "CA": "C", "SE": "Se", "CE": "C"},
+    "HSD": {"N": "N", "CA": "C", "C": "C", "NE2": "N", "HO": "H"},
+    "SEC": {"CA": "C", "SE": "Se"},
+    "G": {"P": "P", "C4'": "C", "HO2'": "H", "OS": "O"},
+    "BRU": {"BR": "Br", "NB": "N"},
+    "ADE": {"C1'": "C", "C3'": "C", "C4'": "C", "O3'": "O", "HO3'": "H"},
+    "CA": {"CA": "Ca"},
+    "HG": {"HG": "Hg"},
+    "ZN": {"ZN": "Zn"},
+    "HEM": {"FE": "Fe", "CHA": "C"},
+}
+
+
+def written_by_name(path, element):
+    """Write RESIDUES as PDB, each atom with the element that a function of its name gives; return the elements."""
+    sites = [(residue, *atom) for residue, held in RESIDUES.items() for atom in held.items()]
+    numbers = [*RESIDUES]
+    lines = [
+        f"ATOM  {k:5d} {name:4s} {residue:>3s} A{numbers.index(residue) + 1:4d}    {4.0 * k:8.3f}{0:8.3f}{0:8.3f}"
+        f"  1.00 20.00          {element(name):>2s}"
+        for k, (residue, name, _) in enumerate(sites)
+    ]
+    path.write_text("\n".join([*lines, "END", ""]))
+    return [found for _, _, found in sites]
+
+
+def test_elements_that_a_polymer_cannot_have_are_read_by_name_and_said_once(tmp_path):
+    def two_letters(name):
+        letters = "".join(filter(str.isalpha, name))[:2]
+        return letters if gemmi.Element(letters).atomic_number else letters[0]
+
+    right = written_by_name(tmp_path / "a.pdb", two_letters)
+    with pytest.warns(InputWarning) as said:
+        model = atoms.read_model(tmp_path / "a.pdb")
+    assert [site.atom.element.name for site in model[0].all()] == right
+    wrong = sum(
+        gemmi.Element(two_letters(name)) != gemmi.Element(element)
+        for held in RESIDUES.values()
+        for name, element in held.items()
+    )
+    assert len(said) == 1 and f"a.pdb: {wrong} atoms of amino acids or nucleotides" in str(said[0].message)
+    body = (tmp_path / "a.pdb").read_text().removesuffix("END\n")
+    (tmp_path / "many.pdb").write_text("".join(f"MODEL {n:8d}\n{body}ENDMDL\n" for n in (1, 2)) + "END\n")
+    with pytest.warns(InputWarning) as said:
+        frames = atoms.read_models(tmp_path / "many.pdb")
+    assert len(said) == 1 and [site.atom.element.name for site in frames[1][0].all()] == right
+
+
+def test_unknown_elements_are_read_by_name_without_a_warning(tmp_path):
+    right = written_by_name(tmp_path / "a.pdb", lambda name: "X")
+    model = atoms.read_model(tmp_path / "a.pdb")
+    assert [site.atom.element.name for site in model[0].all()] == right
+
+
 def test_heavy_atoms_leave_out_hydrogens_and_second_conformations(model):
     xyz, numbers = atoms.heavy_atoms(model)
     np.testing.assert_array_equal(numbers, [7, 6, 6, 8, 6, 6, 6, 20, 8])
