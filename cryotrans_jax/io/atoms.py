@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import gemmi
@@ -14,6 +15,7 @@ from cryotrans_jax.io.files import InputError, whole_file
 from cryotrans_jax.io.maps import FARTHEST
 
 PDB_ATOMS = 99999  # serial numbers of the PDB format have five digits
+NUCLEOTIDE_ATOMS = ("C4'", "C4*", "P")  # the first that is there stands for a nucleotide; C4* in files before 2007
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
 
 
@@ -179,10 +181,10 @@ def molecular_weight(structure: gemmi.Structure) -> float:
 
 
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
-    """Positions [Å] of the CA atoms that several models have in common.
+    """Positions [Å] of the atoms, one a residue (`residue_atom`), that several models have in common.
 
-    Atoms correspond by chain name and residue number. Models of one chain each, whose names all differ from the first
-    model's, are matched by residue number and residue name.
+    These are CA atoms, and C4' of nucleotides. They correspond by chain name and residue number. Models of one chain
+    each, whose names all differ from the first model's, are matched by residue number and residue name.
 
     Args:
         structures: the models.
@@ -191,37 +193,49 @@ def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"
         For each model an array of positions, in the order of the first model.
 
     Raises:
-        InputError: there is no CA atom in common.
+        InputError: there is no such atom in common.
     """
-    tables = [_ca_atoms(structure) for structure in structures]
-    chains = [{chain for chain, _, _ in table} for table in tables]
-    if all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:]):
-        tables = [{key[1:]: xyz for key, xyz in table.items()} for table in tables]
-    else:
-        tables = [{key[:2]: xyz for key, xyz in table.items()} for table in tables]
+    tables = [_residue_atoms(structure) for structure in structures]
+    chains = [{chain for chain, *_ in table} for table in tables]
+    lone = all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:])
+    used = itemgetter(1, 2, 3) if lone else itemgetter(0, 1, 3)
+    tables = [{used(key): xyz for key, xyz in table.items()} for table in tables]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
         counts = " and ".join(str(len(table)) for table in tables)
         raise InputError(
-            f"the models have no CA atom in common (of {counts}): give them one naming of chains and residues"
+            f"the models have no CA atom in common, and no C4' of a nucleotide (of {counts} residues): give them one "
+            "naming of chains and residues"
         )
     return tuple(np.array([table[key] for key in shared]) for table in tables)
 
 
+def residue_atom(residue: gemmi.Residue) -> gemmi.Atom | None:
+    """The atom that stands for a residue in scores: CA of an amino acid, C4' of a nucleotide, None of others.
+
+    C4' is chosen because every nucleotide has it, while P is lacking at 5' ends; P stands for a nucleotide only in
+    models without sugars.
+    """
+    if ca := residue.find_atom("CA", "*", gemmi.Element("C")):
+        return ca
+    names = NUCLEOTIDE_ATOMS if structures.is_nucleotide(residue) else ()
+    return next(filter(None, (residue.find_atom(name, "*") for name in names)), None)
+
+
 def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structure:
-    """Copy `mobile` superposed on `fixed`, by least squares over their common CA atoms.
+    """Copy `mobile` superposed on `fixed`, by least squares over the atoms of `common_ca`.
 
     Raises:
-        InputError: they have fewer than three CA atoms in common, or these lie on one line.
+        InputError: they have fewer than three such atoms in common, or these lie on one line.
     """
     onto, move = common_ca(fixed, mobile)
     if len(onto) < 3:
-        raise InputError(f"the models have {len(onto)} CA atoms in common: superposing them takes three")
+        raise InputError(f"the models have {len(onto)} residues in common: superposing them takes three")
     places, moving = ([gemmi.Position(*position) for position in xyz] for xyz in (onto, move))
     copy, transform = mobile.clone(), gemmi.superpose_positions(places, moving).transform
     if not np.isfinite(transform.mat.tolist()).all():
         raise InputError(
-            "the CA atoms that the models have in common lie on one line: superposing them takes others too"
+            "the residues that the models have in common lie on one line: superposing them takes others too"
         )
     copy[0].transform_pos_and_adp(transform)
     return copy
@@ -238,13 +252,13 @@ def _validate(path, structure):
     return structure
 
 
-def _ca_atoms(structure):
-    """Positions of CA atoms by chain name, residue number (with insertion code) and residue name."""
+def _residue_atoms(structure):
+    """Positions of `residue_atom`s by chain name, residue number (with insertion code), residue name and atom name."""
     return {
-        (chain.name, str(residue.seqid), residue.name): ca.pos.tolist()
+        (chain.name, str(residue.seqid), residue.name, atom.name.replace("*", "'")): atom.pos.tolist()
         for chain in structure[0]
         for residue in chain.first_conformer()
-        if (ca := residue.find_atom("CA", "*", gemmi.Element("C")))
+        if (atom := residue_atom(residue))
     }
 
 

@@ -26,6 +26,7 @@ MODIFIED = STANDARD | {"Se", "F", "Cl", "Br", "I", "B"}  # of modified ones, suc
 AMINO_ACID = {"N", "CA", "C"}  # a residue with these atoms is an amino acid, whatever its name (HSD, HIP)
 NUCLEOTIDE = {"C1'", "C3'", "C4'", "O3'"}  # and one with these a nucleotide (ADE, 5MC),
 LIGAND = {"PA", "PB"}  # unless it is a diphosphate or triphosphate, such as GTP
+REDUCED = {"C4'", "P"}  # nucleotides of reduced models have no more than these
 TWO_LETTERS = {"SE", "BR", "CL", "FE", "MG", "ZN"}  # names of atoms that are also their elements, and nothing else
 
 Piece = tuple[str, list[gemmi.Residue]]  # segment, and a run of residues between two TER records
@@ -113,7 +114,7 @@ def is_nucleotide(residue: gemmi.Residue) -> bool:
     if known.found():
         return known.is_nucleic_acid()
     names = {atom.name.replace("*", "'") for atom in residue}  # C4* in files before 2007
-    return names >= NUCLEOTIDE and not names & LIGAND
+    return names >= NUCLEOTIDE and not names & LIGAND or 0 < len(names) == len(names & REDUCED)
 
 
 def merge_models(structure: gemmi.Structure) -> gemmi.Structure:

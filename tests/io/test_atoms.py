@@ -14,6 +14,7 @@ from cryotrans_jax.density import simulation
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, InputWarning
 from cryotrans_jax.io.maps import write_map
+from tests.nucleic import bent_rna
 
 SHARED = Path(__file__).parents[3] / "shared"
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -162,6 +163,40 @@ def test_common_ca_goes_by_chain_and_number(model):
     np.testing.assert_array_equal(a, [[14.0, 13.7, 12.9], [17.5, 14.0, 13.5]])  # not the calcium ion
     np.testing.assert_array_equal(a, b)
     assert len(atoms.common_ca(model, renamed(model, "Q"))[0]) == 3
+
+
+def test_a_nucleotide_is_where_its_c4_is(tmp_path):
+    """Also at a 5' end, under a name that is not known, from a file before 2007; P where there is no sugar."""
+    model = bent_rna()[0]
+    expected = [site.atom.pos.tolist() for site in model[0].all() if site.atom.name == "C4'"]
+    assert len(expected) == sum(map(len, model[0]))
+    other = model.clone()
+    for site in other[0].all():
+        site.residue.name = {"A": "ADE", "U": "URA"}.get(site.residue.name, site.residue.name)
+        site.atom.name = site.atom.name.replace("'", "*")
+    atoms.write_model(tmp_path / "a.pdb", other)
+    a, b = atoms.common_ca(model, atoms.read_model(tmp_path / "a.pdb"))
+    np.testing.assert_array_equal(a, expected)
+    np.testing.assert_allclose(b, expected, atol=5e-4)  # decimals of the file
+    coarse = other.clone()
+    for residue in (residue for chain in coarse[0] for residue in chain):
+        for name in [atom.name for atom in residue if atom.name != "P"]:
+            residue.remove_atom(name, "\0")
+    (phosphates,) = atoms.common_ca(coarse)
+    assert len(phosphates) == len(expected) - 8  # 5' ends of two strands in four helices
+    with pytest.raises(InputError, match="no C4' of a nucleotide .*residues"):
+        atoms.common_ca(coarse, model)
+
+
+def test_a_ligand_with_a_sugar_is_no_residue():
+    model = bent_rna()[0]
+    ligand = model[0]["A"][0].clone()
+    ligand.name, ligand.seqid.num = "GTP", 900
+    for name in ("PA", "PB"):
+        ligand.add_atom(gemmi.Atom())
+        ligand[len(ligand) - 1].name = name
+    model[0]["A"].add_residue(ligand)
+    assert len(atoms.common_ca(model)[0]) == len(atoms.common_ca(bent_rna()[0])[0])
 
 
 def test_no_common_ca_is_an_error(model):

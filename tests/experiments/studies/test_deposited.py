@@ -14,6 +14,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import read_map
 from experiments.studies import deposited
 from experiments.studies.deposited import Trial, summary
+from tests.nucleic import write_pair
 
 TRIAL = Trial("pairs/adk", "adk", "forward", 6.0, 0, "default", 1.0, 3.2, False, False)
 
@@ -83,6 +84,22 @@ def test_the_pose_of_the_answer_does_not_count():
     same = deposited.score(start, start, end, 6.0)
     assert same["rmsd_after"] == same["rmsd_before"] == posed["rmsd_before"] > 3
     assert 0 < same["displaced"] < 1 and not same["success"]
+
+
+def test_nucleic_acids_are_scored_by_their_own_atoms(tmp_path):
+    """Of a complex every residue counts, not those of the protein alone; RNA alone has no distances of CA atoms."""
+    write_pair(tmp_path / "rna")
+    trial = replace(TRIAL, folder=str(tmp_path / "rna"))
+    known, (start, end) = deposited.describe(trial), trial.models()
+    assert known["rmsd_before"] > deposited.LARGE and known["atoms_per_residue"] > deposited.BACKBONE
+    moved = random_pose(end, 40.0, 15.0).move(atoms.with_positions(start, atoms.positions(end)))
+    found = deposited.score(start, moved, end, 6.0)
+    assert found["success"] and found["rmsd_after"] < 1e-3 and "ca_bonds" not in found
+    protein = hinge_pair()[0][0]["A"].clone()
+    protein.name = "P"
+    for model in (start, end):
+        model[0].add_chain(protein)
+    assert len(deposited.ca_distances(start, end)) == sum(map(len, end[0]))
 
 
 def test_maps_are_written_as_a_user_has_them(pairs, tmp_path):
