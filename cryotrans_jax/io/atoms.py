@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 
 import gemmi
@@ -16,6 +15,7 @@ from cryotrans_jax.io.maps import FARTHEST
 
 PDB_ATOMS = 99999  # serial numbers of the PDB format have five digits
 NUCLEOTIDE_ATOMS = ("C4'", "C4*", "P")  # the first that is there stands for a nucleotide; C4* in files before 2007
+RESIDUE_ATOMS = ("CA", "C4'", "P")  # names that an atom has that stands for a residue
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
 
 
@@ -183,8 +183,9 @@ def molecular_weight(structure: gemmi.Structure) -> float:
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
     """Positions [Å] of the atoms, one a residue (`residue_atom`), that several models have in common.
 
-    These are CA atoms, and C4' of nucleotides. They correspond by chain name and residue number. Models of one chain
-    each, whose names all differ from the first model's, are matched by residue number and residue name.
+    These are CA atoms, and C4' of nucleotides. They correspond by chain name and residue number. Where each model has
+    one chain of amino acids, and all names differ from the first model's, they correspond by residue number and residue
+    name; nucleotides likewise.
 
     Args:
         structures: the models.
@@ -196,10 +197,13 @@ def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"
         InputError: there is no such atom in common.
     """
     tables = [_residue_atoms(structure) for structure in structures]
-    chains = [{chain for chain, *_ in table} for table in tables]
-    lone = all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:])
-    used = itemgetter(1, 2, 3) if lone else itemgetter(0, 1, 3)
-    tables = [{used(key): xyz for key, xyz in table.items()} for table in tables]
+    renamed = {
+        kind: _are_renamed([{key[0] for key in table if key[3] == kind} for table in tables]) for kind in RESIDUE_ATOMS
+    }
+    tables = [
+        {(key[1:] if renamed[key[3]] else (key[0], key[1], key[3])): xyz for key, xyz in table.items()}
+        for table in tables
+    ]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
         counts = " and ".join(str(len(table)) for table in tables)
@@ -260,6 +264,11 @@ def _residue_atoms(structure):
         for residue in chain.first_conformer()
         if (atom := residue_atom(residue))
     }
+
+
+def _are_renamed(chains):
+    """Whether models with these sets of chain names have one chain each, under other names than the first model's."""
+    return all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:])
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def read(path: str | os.PathLike) -> gemmi.Structure:
     """Read all models of a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
 
     Residues of one chain that repeat a number and differ in segment, or are separated by a TER record, become separate
-    chains, with a warning. So do elements that no amino acid or nucleotide has become those of the atoms' names.
+    chains, with a warning. Elements that no amino acid or nucleotide has are read by the atoms' names, with a warning.
 
     Raises:
         InputError: the file is missing, is not an atomic model, has no atoms, or has unreadable lines of atoms.
@@ -114,7 +114,7 @@ def is_nucleotide(residue: gemmi.Residue) -> bool:
     if known.found():
         return known.is_nucleic_acid()
     names = {atom.name.replace("*", "'") for atom in residue}  # C4* in files before 2007
-    return names >= NUCLEOTIDE and not names & LIGAND or 0 < len(names) == len(names & REDUCED)
+    return names >= NUCLEOTIDE and not names & LIGAND or {"C4'"} <= names <= REDUCED
 
 
 def merge_models(structure: gemmi.Structure) -> gemmi.Structure:
@@ -206,7 +206,7 @@ def _correct_elements(structure: gemmi.Structure) -> str:
             known = atom.element.atomic_number > 0
             if known and (possible is None or atom.element.name in possible):
                 continue
-            found = _element_of_name(atom.name, alone=possible is None and len(residue) == 1)
+            found = _element_of_name(atom.name, possible or MODIFIED, alone=possible is None and len(residue) == 1)
             if known and found != atom.element:
                 count += 1
                 before.add(atom.element.name)
@@ -228,19 +228,18 @@ def _elements(residue: gemmi.Residue) -> frozenset[str] | None:
     return None
 
 
-def _element_of_name(name: str, alone: bool) -> gemmi.Element:
+def _element_of_name(name: str, possible: frozenset[str], alone: bool) -> gemmi.Element:
     """Element of an atom by its name: HG11 is hydrogen, CA carbon, SE selenium; carbon if it tells none.
 
     Args:
         name: of the atom.
+        possible: elements that the first letter may stand for.
         alone: whether it is the only one of its residue, which is then an ion: ZN is zinc.
     """
     letters = "".join(filter(str.isalpha, name)).upper()
-    if alone and gemmi.Element(letters).atomic_number:
+    if letters in TWO_LETTERS or alone and gemmi.Element(letters).atomic_number:
         return gemmi.Element(letters)
-    if letters in TWO_LETTERS:
-        return gemmi.Element(letters)
-    return gemmi.Element(letters[:1] if letters[:1] in MODIFIED else "C")
+    return gemmi.Element(letters[:1] if letters[:1] in possible else "C")
 
 
 def _separate_chains(structure: gemmi.Structure) -> str:

@@ -194,10 +194,12 @@ def move_by_fit(trial: Trial, start: gemmi.Structure, end: gemmi.Structure) -> t
 
 def move_by_peer(trial: Trial, start: gemmi.Structure, posed: gemmi.Structure) -> tuple[gemmi.Structure, Map, float]:
     """Read the model that another program wrote, or make that of another method; with the target map, and seconds."""
-    written = peers.read_written(Path(trial.written), trial.case, start) if trial.written else None
     target = deposit_target(trial, posed).map
     begin = time.perf_counter()
-    moved = written or peers.PEERS[trial.peer](atoms.superpose(start, posed), posed, target, trial.resolution)
+    if trial.written:
+        moved = peers.read_written(Path(trial.written), trial.case, start)
+    else:
+        moved = peers.PEERS[trial.peer](atoms.superpose(start, posed), posed, target, trial.resolution)
     return moved, target, time.perf_counter() - begin
 
 

@@ -178,7 +178,7 @@ def test_a_nucleotide_is_where_its_c4_is(tmp_path):
     a, b = atoms.common_ca(model, atoms.read_model(tmp_path / "a.pdb"))
     np.testing.assert_array_equal(a, expected)
     np.testing.assert_allclose(b, expected, atol=5e-4)  # decimals of the file
-    coarse = other.clone()
+    coarse = model.clone()
     for residue in (residue for chain in coarse[0] for residue in chain):
         for name in [atom.name for atom in residue if atom.name != "P"]:
             residue.remove_atom(name, "\0")
@@ -186,6 +186,18 @@ def test_a_nucleotide_is_where_its_c4_is(tmp_path):
     assert len(phosphates) == len(expected) - 8  # 5' ends of two strands in four helices
     with pytest.raises(InputError, match="no C4' of a nucleotide .*residues"):
         atoms.common_ca(coarse, model)
+
+
+def test_a_chain_of_another_name_is_found_beside_nucleic_acid(model):
+    """One chain of a protein, under two names, and the same strands of RNA in both."""
+    one, other = model.clone(), renamed(model, "Q")
+    one[0][0].name = "P"
+    for each in (one, other):
+        for strand in bent_rna()[0][0]:
+            each[0].add_chain(strand)
+    a, b = atoms.common_ca(one, other)
+    assert len(a) == 3 + len(atoms.common_ca(bent_rna()[0])[0])
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_ligand_with_a_sugar_is_no_residue():
