@@ -155,7 +155,7 @@ def first_stages(pytestconfig):
     whole = recipes.default
     with pytest.MonkeyPatch.context() as patch:
         if "not slow" in pytestconfig.getoption("markexpr"):
-            patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), schedule=c.schedule[:5]))
+            patch.setattr(recipes, "default", lambda *a: replace(c := whole(*a), schedule=c.schedule[:6]))
         yield
 
 

@@ -99,6 +99,7 @@ CONSTANTS = {
     "motion/lattice.py": "numerical scheme beyond the active nodes",
     "motion/partition.py": "how voxels without a part join one, and softness of cuts within a voxel",
     "motion/piecewise.py": "how points are arranged in memory",
+    "motion/screw.py": "numerical accuracy of small angles",
     "plots.py": "how figures look",
     "scores": "definitions of the scores",
     "fit/recipes.py": "a recipe's numbers become fields of its stages",

@@ -1,56 +1,56 @@
-"""Actions that give each rigid body a velocity field of its own, and redraw the bodies' borders."""
+"""Actions that give each rigid body a motion of its own, and redraw the bodies' borders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Bool, Float, PyTree
 from scipy.ndimage import gaussian_filter
 
-from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
-from cryotrans_jax.core.losses import Correspondences, Term
-from cryotrans_jax.core.programs import program
+from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.problem import Problem
-from cryotrans_jax.fit import terms, trajectory
+from cryotrans_jax.density.transform import Transform
+from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.better_end import data_losses
-from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.schedule import Fitting
-from cryotrans_jax.fit.stage import Action, Inputs, Stage
-from cryotrans_jax.fit.state import State, divide_state
-from cryotrans_jax.fit.supervise import SILENT, fit_stage
+from cryotrans_jax.fit.stage import Action, Stage
+from cryotrans_jax.fit.state import State, begin_stage, failed_targets, where_target
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
-from cryotrans_jax.motion.partition import AsymmetricUnit, Partition, replicate_bodies
-from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow
-from cryotrans_jax.motion.symmetric import all_copies, replicate_fields, without_symmetry
-from cryotrans_jax.motion.waypoints import AtEachTime
+from cryotrans_jax.motion.docking import DockingSearch, dock_target
+from cryotrans_jax.motion.partition import (
+    AsymmetricUnit,
+    Partition,
+    SmallestPart,
+    complete_labels,
+    replicate_bodies,
+)
+from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow, rigid_motions, sort_voxels
+from cryotrans_jax.motion.screw import screw_of
+from cryotrans_jax.motion.symmetric import replicate_fields, without_symmetry
 
 
 @dataclass(frozen=True)
 class FindRigidBodies(Action):
-    """Find the rigid bodies that the flow moves, and give each a field of its own.
+    """Find the rigid bodies that the flow moves, and give each a motion of its own.
 
-    Each body continues with a copy of the whole's field. If every target has but one body, nothing changes. With a
-    symmetry the fields are those of the bodies of the asymmetric unit, and no longer symmetric: each starts from the
-    symmetric network and is fitted to its flow by the `transfer` stage, whose correspondences are certain.
+    Each body starts as rigid, with the motion nearest to its flow, so that it has none of the strain by which the flow
+    of the whole made up for what one field cannot do. If every target has but one body, nothing changes; beside targets
+    with several, the field of a target with one goes on as it is. With a symmetry the fields are those of the bodies of
+    the asymmetric unit, and no longer symmetric. The fit needs the motion `Screw`.
 
     Attributes:
-        transfer: fits the field of a body to the symmetric flow.
         search: how bodies are searched for.
     """
 
-    transfer: Stage
     search: BodySearch = BodySearch()
     divides = True
-
-    def scaled(self, factor: float) -> "FindRigidBodies":
-        """The action with `factor` times the steps of the transfer."""
-        return replace(self, transfer=self.transfer.scaled(factor))
 
     def __call__(self, fitting: Fitting) -> Fitting:
         """Divide the initial map into the bodies of each target's flow."""
@@ -59,57 +59,67 @@ class FindRigidBodies(Action):
         fitting = replace(fitting, bodies_rms=tuple(map(tuple, rms)))
         if max(each.count for each in partitions) == 1:
             return fitting
-        problem = divide_into_parts(fitting.whole, partitions, initial)
-        divided = replace(
-            fitting,
-            partitions=tuple(partitions),
-            problem=problem,
-            field=without_symmetry(fitting.field),
-            state=divide_state(fitting.state, problem.parts, fitting.state.stage),
-        )
-        return self.released(divided, fitting) if fitting.whole.operators else divided
-
-    def released(self, divided: Fitting, symmetric: Fitting) -> Fitting:
-        """The divided fit with fields fitted to the symmetric flow."""
-        stage, problem = self.transfer, divided.problem
-        operators = problem.operators
-        levels = make_levels(problem, divided.field, Sampling(stage.bin, stage.sampling, stage.spacing, True))
-        each = []
-        for trajectory_, level in enumerate(levels):
-            params = jax.tree.map(lambda p, k=trajectory_: p[k], symmetric.state.params)
-            own = level.points[: len(level.points) // len(operators)]
-            ends = np.asarray(copied_ends(symmetric.field, params, own, *map(np.stack, zip(*operators, strict=True))))
-            each.append((level.scene, self.transfer_terms(problem, level, ends)))
-        inputs, setting = Inputs(Batch.of(each), None), divided.setting(SILENT)
-        fitted, *_ = fit_stage(stage, divided.make_inputs, inputs, divided.state, setting)
-        return replace(divided, state=divided.state._replace(params=fitted.params))
-
-    def transfer_terms(
-        self, problem: Problem, level: Level, ends: Float[np.ndarray, "*times points 3"]
-    ) -> tuple[Term, ...]:
-        """Terms of the transfer to these ends, with weights by mass alone."""
-
-        def to(ends: Float[np.ndarray, "points 3"]) -> tuple[Term, ...]:
-            return tuple(
-                Correspondences(ends, level.scene.rho, np.float32(term.reach / problem.frame.edge))
-                if isinstance(term, terms.Correspondences)
-                else term.make(problem, level, self.transfer.bin, 0)
-                for term in self.transfer.terms
-            )
-
-        return (AtEachTime(Batch.of([to(at) for at in ends])),) if problem.waypoints else to(ends)
+        return divided(fitting, partitions, motions_of_flows(fitting, partitions))
 
 
-@program(static_argnames="field")
-def copied_ends(
-    field: FieldMotion,
-    params: PyTree,
-    x: Float[Array, "points 3"],
-    rotations: Float[Array, "copies 3 3"],
-    shifts: Float[Array, "copies 3"],
-) -> Float[Array, "*times all 3"]:
-    """Points of the asymmetric unit after the flow, and their copies."""
-    return all_copies(field.ends(params, x), rotations, shifts)
+@dataclass(frozen=True)
+class DockBodies(Action):
+    """Find rigid bodies by docking pieces of the initial map, and keep them where they make a better start.
+
+    A domain that turns by a large angle, or passes behind another one, is found by docking and by no flow. The loss
+    after a trial decides between the bodies that the fit has and those. A fit with waypoints keeps its bodies: docking
+    finds where they end, and not the way there.
+
+    Attributes:
+        trial: stage that is fitted from both.
+        search: how pieces are docked.
+        smallest: how small a body may be.
+    """
+
+    trial: Stage
+    search: DockingSearch = DockingSearch()
+    smallest: SmallestPart = SmallestPart(mass=0.04)
+    divides = True
+
+    def scaled(self, factor: float) -> "DockBodies":
+        """The action with `factor` times the steps of the trial."""
+        return replace(self, trial=self.trial.scaled(factor))
+
+    def __call__(self, fitting: Fitting) -> Fitting:
+        """Choose the bodies of each target."""
+        if fitting.problem.waypoints:
+            return fitting
+        found = [self.dock(fitting, target) for target in range(fitting.whole.trajectories)]
+        partitions = [partition for partition, _ in found]
+        docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in found])
+        losses = [self.after_trial(each) for each in (fitting, docked)]
+        better = (losses[1] < np.where(np.isfinite(losses[0]), losses[0], np.inf)) & ~failed_targets(fitting.state)
+        if not better.any():
+            return fitting
+        chosen = choose_bodies(fitting, docked, better)
+        before = fitting.state.starts or (fitting.config.stages[0].label,) * len(better)
+        starts = tuple("docked" if new else label for new, label in zip(better, before, strict=True))
+        return replace(chosen, state=chosen.state._replace(starts=starts))
+
+    def dock(self, fitting: Fitting, target: int) -> tuple[Partition, list[Transform]]:
+        """Dock pieces into one target; return the bodies, and the motion of each."""
+        whole, initial = fitting.whole, fitting.initial_map
+        found, unit = dock_target(whole, target, self.search), asymmetric_unit(whole, initial)
+        within = np.ones(len(found.owner), bool)
+        if unit is not None:
+            within = Map(unit.mass, initial.voxel_size, initial.origin).interpolate(found.blocks.x) > 0
+        carried = whole.initial if unit is None else unit.mass
+        volume = np.count_nonzero(carried) * np.prod(initial.voxel_size)
+        bodies = found.bodies(within, self.smallest.fraction(volume))
+        copies = 1 if unit is None else len(unit.rotations)
+        labels, threshold = copies * (bodies.labels - 1) + 1, whole.report["initial"]["threshold"]
+        return sort_voxels(bodies.x, labels, initial, threshold, unit, self.smallest), bodies.motions
+
+    def after_trial(self, fitting: Fitting) -> Float[np.ndarray, "targets"]:
+        """The loss of each target after the trial."""
+        start = begin_stage(fitting.state._replace(failed=(), setbacks=()), fitting.state.stage)
+        ((_, losses),) = fitting.try_stage(self.trial, [start])
+        return losses[-1]
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class RedrawBorders(Action):
         if not fitting.partitions:
             return fitting
         whole, initial = fitting.whole, fitting.initial_map
-        every = replicate_fields(fitting.state.params, whole.operators, fitting.field.net.centre)
+        every = replicate_fields(fitting.field, fitting.state.params, whole.operators)
         each = enumerate(fitting.partitions)
         drawn = tuple(
             redraw_borders(whole, fitting.field, every, own, initial, target, self.rules) for target, own in each
@@ -142,6 +152,79 @@ class RedrawBorders(Action):
         pairs = zip(drawn, fitting.partitions, after < self.most_loss * before, strict=True)
         chosen = tuple(new if better else old for new, old, better in pairs)
         return replace(fitting, partitions=chosen, problem=divide_into_parts(whole, chosen, initial))
+
+
+def divided(
+    fitting: Fitting, partitions: Sequence[Partition], motions: Sequence[Sequence[Sequence[Transform]]]
+) -> Fitting:
+    """The fit divided into rigid bodies, each with a field of its own.
+
+    Args:
+        fitting: the fit so far.
+        partitions: for each target its bodies; with a symmetry those of the asymmetric unit and their copies.
+        motions: for each target and body its motion (Å) to each waypoint and to the end; none where the field of the
+            target goes on as it is.
+    """
+    problem = divide_into_parts(fitting.whole, partitions, fitting.initial_map)
+    field, params = without_symmetry(fitting.field), jax.device_get(fitting.state.params)
+
+    def start(target: int, part: int) -> PyTree:
+        own = jax.tree.map(lambda p: p[target, 0] if fitting.partitions else p[target], params)
+        if part >= len(motions[target]):
+            return own
+        return screw_of(field).rigid(own, [in_unit_box(motion, problem.frame) for motion in motions[target][part]])
+
+    rows = [start(target, part) for target in range(problem.trajectories) for part in range(problem.parts)]
+    stacked = jax.tree.map(lambda *p: jnp.asarray(np.stack(p).reshape(-1, problem.parts, *p[0].shape)), *rows)
+    state = begin_stage(fitting.state._replace(params=stacked), fitting.state.stage)
+    return replace(fitting, partitions=tuple(partitions), problem=problem, field=field, state=state)
+
+
+def in_unit_box(motion: Transform, frame: Frame) -> Float[np.ndarray, "4 4"]:
+    """A rigid motion as a matrix on columns (x, y, z, 1) in the unit box."""
+    matrix = motion.matrix
+    matrix[:3, 3] = frame.to_unit(motion(frame.corner[None])[0])
+    return matrix
+
+
+def motions_of_flows(fitting: Fitting, partitions: Sequence[Partition]) -> list[list[list[Transform]]]:
+    """The rigid motions nearest to the flows of an undivided fit, as `divided` takes them; none of a single body."""
+    whole, initial, found = fitting.whole, fitting.initial_map, []
+    times, copies = (*whole.waypoints, 1.0), max(1, len(whole.operators))
+    for target, own in enumerate(partitions):
+        params = jax.tree.map(lambda p, k=target: p[k], fitting.state.params)
+        carry = partial(trajectory.move, Flow(fitting.field, params, whole.frame))
+        threshold = whole.report["initial"]["threshold"]
+        found.append(rigid_motions(own, carry, times, initial, threshold)[::copies] if own.count > 1 else [])
+    return found
+
+
+def choose_bodies(fitting: Fitting, other: Fitting, better: Bool[np.ndarray, "targets"]) -> Fitting:
+    """The fit in which some targets have the bodies and fields of another fit."""
+    if better.all():
+        return other
+    if not fitting.partitions:
+        each = [one_body(fitting.whole, fitting.initial_map)] * len(better)
+        fitting = divided(fitting, each, motions_of_flows(fitting, each))
+    both = zip(better, other.partitions, fitting.partitions, strict=True)
+    partitions = tuple(new if chosen else old for chosen, new, old in both)
+    problem = divide_into_parts(fitting.whole, partitions, fitting.initial_map)
+
+    def padded(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda p: p[:, np.minimum(np.arange(problem.parts), p.shape[1] - 1)], params)
+
+    params = where_target(better, padded(other.state.params), padded(fitting.state.params))
+    state = begin_stage(fitting.state._replace(params=params), fitting.state.stage)
+    return replace(fitting, partitions=partitions, problem=problem, state=state)
+
+
+def one_body(problem: Problem, initial: Map, smallest: SmallestPart = BodySearch.smallest) -> Partition:
+    """The whole as one body, or with a symmetry the asymmetric unit as one, beside its copies."""
+    unit = asymmetric_unit(problem, initial)
+    if unit is None:
+        return complete_labels(np.ones(initial.density.shape, int), initial)
+    inside = to_whole_grid(problem.initial, problem, initial) > 0
+    return replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit, smallest)
 
 
 def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: Map) -> Problem:
@@ -166,9 +249,7 @@ def find_bodies(
         )
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
-        inside = to_whole_grid(problem.initial, problem, initial) > 0
-        one = replicate_bodies((unit.mass > 0).astype(int), inside, initial, unit, search.smallest)
-        parts = [each if each.count > 1 else one for each in parts]
+        parts = [each if each.count > 1 else one_body(problem, initial, search.smallest) for each in parts]
     return parts, rms
 
 

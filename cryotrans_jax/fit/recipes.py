@@ -11,11 +11,12 @@ from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
-from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Docked, Matched, PublishedRigidity, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, PublishedRigidity, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.screw import Screw
 
 # The published recipe, each number with its place in the paper. Its masses (negatives and values under the threshold
 # set to 0, the initial map divided by its maximum, the target scaled to its total) are made by `prepare.prepare`, and
@@ -130,14 +131,15 @@ def default(problem: Problem, seed: int = 0) -> Config:
       helix is attracted by its own density from further away than by its neighbour's.
     - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
       follow both: besides the positions it sees sines of them, which change over WAVE.
-    - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own field
-      (`FindRigidBodies`), so that they may slide along each other. With nearly everything in place, both maps are then
-      blurred by WIDE_BLUR for one stage: this attracts a helix that was left behind from further away than before.
+    - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own motion, a
+      screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
+      everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
+      behind from further away than before.
     - In the last two stages the rigidity is weighted by the target's information (`targets.rigidity_factor`).
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
-    - A start by docking pieces of the map as rigid bodies is always tried: it finds domains that turn by large angles,
-      and is less sensitive to noise.
+    - Bodies that are found by docking pieces of the map are tried as well: these are found whatever the angle by which
+      they turn, and in more noise.
     - A flow that fits the target no better than the initial map does as it is, is not kept.
 
     Args:
@@ -171,9 +173,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
     schedule = (
         first,
         KeepBetterStart(transport),
-        KeepBetterStart(replace(first, terms=(Docked(), *first.terms[1:])), mass=0.0),
         refine(250, 2e-3, 5e-4, BLURS[0], early=0.0),
-        FindRigidBodies(transfer=replace(first, terms=(Correspondences(), Rigidity(1.0, SLIP)))),
+        FindRigidBodies(),
+        DockBodies(trial=replace(refine(100, 2e-3, 5e-4, BLURS[0]), patience=0)),
         refine(100, 2e-3, 5e-4, WIDE_BLUR),
         refine(250, 2e-3, 5e-4, BLURS[0]),
         RedrawBorders(),
@@ -181,9 +183,15 @@ def default(problem: Problem, seed: int = 0) -> Config:
         refine(300, 1e-3, 2e-5, finely=True),
         KeepStart(),
     )
+    return Config(schedule, screw_and_network(problem), seed=seed)
+
+
+def screw_and_network(problem: Problem) -> Screw:
+    """The motion of the default recipe."""
     network = Velocity(centre=0.5, waves=32, wave_number=problem.frame.edge / WAVE)
     bends = len(problem.waypoints) + 1  # the path may bend at each waypoint
-    return Config(schedule, Field(network, max(2 * EULER_STEPS, 2 * bends) if bends > 1 else EULER_STEPS), seed=seed)
+    steps = max(2 * EULER_STEPS, 2 * bends) if bends > 1 else EULER_STEPS
+    return Screw(Field(network, steps), problem.waypoints)
 
 
 def power_of_two(wanted: float) -> int:

@@ -119,7 +119,7 @@ class Fitting:
         """The fit as it stands, which makes maps, frames and models."""
         state, count, params = self.state, self.targets, self.state.params
         if self.partitions:  # with a symmetry, the copies of a body become parts like any others
-            params = replicate_fields(params, self.whole.operators, self.field.net.centre)
+            params = replicate_fields(self.field, params, self.whole.operators)
         validated = self.problem.validation_densities is not None
         return Fit(
             config=self.config,

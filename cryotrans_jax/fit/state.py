@@ -100,12 +100,6 @@ def initial_watch(targets: int) -> Watch:
     return Watch(np.full(targets, np.inf), none, none, np.zeros((0, targets)), none)
 
 
-def divide_state(state: State, parts: int, stage: int) -> State:
-    """State at the first step of a stage in which each part has its own field, initially a copy of the whole's."""
-    params = jax.tree.map(lambda p: jnp.asarray(np.repeat(np.asarray(p)[:, None], parts, axis=1)), state.params)
-    return begin_stage(state._replace(params=params), stage)
-
-
 def begin_stage(state: State, stage: int) -> State:
     """State at the first step of a stage."""
     optimiser = begin_optimiser(state.optimiser.settings, state.params)

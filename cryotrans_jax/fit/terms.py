@@ -14,7 +14,7 @@ from cryotrans_jax.core.grid import binned
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level
 from cryotrans_jax.fit.targets import at_matched_resolution, level_blur, matched_widths, rigidity_factor, signal_power
-from cryotrans_jax.motion import correspond, docking
+from cryotrans_jax.motion import correspond
 
 
 class TermSettings:
@@ -145,34 +145,9 @@ class Correspondences(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Correspondences:
         """Find the correspondences of the level's points, and make the term."""
-        return to_ends(correspond.ends(problem, target, level.points, self.search), self.reach, problem, level)
-
-
-@dataclass(frozen=True)
-class Docked(TermSettings):
-    """Huber loss of the distances of points from where they belong by docking pieces of the map as rigid bodies.
-
-    Attributes:
-        reach: Å; distances above this count linearly.
-        search: how pieces are docked.
-    """
-
-    reach: float = 2.0
-    search: docking.DockingSearch = docking.DockingSearch()
-    label = "docked"
-
-    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Correspondences:
-        """Dock pieces of the map, and make the term."""
-        return to_ends(docking.ends(problem, target, level.points, self.search), self.reach, problem, level)
-
-
-def to_ends(
-    found: tuple[np.ndarray, np.ndarray], reach: float, problem: Problem, level: Level
-) -> losses.Correspondences:
-    """The term for these ends (unit box) and confidences of the level's points."""
-    ends, confidence = found
-    weight = jnp.asarray(confidence, jnp.float32) * level.scene.rho
-    return losses.Correspondences(ends.astype(np.float32), weight, np.float32(reach / problem.frame.edge))
+        ends, confidence = correspond.ends(problem, target, level.points, self.search)
+        weight = jnp.asarray(confidence, jnp.float32) * level.scene.rho
+        return losses.Correspondences(ends.astype(np.float32), weight, np.float32(self.reach / problem.frame.edge))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Correspondences by docking: pieces of the initial map are fitted into the target as rigid bodies, in any pose.
+"""Bodies by docking: pieces of the initial map are fitted into the target as rigid bodies, in any pose.
 
 A domain that turns by a large angle, or passes behind another one, leaves the neighbourhoods by which `correspond`
 recognises points. As a rigid body it can still be found anywhere in the target, by a search over all rotations and
@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
-from scipy import ndimage, spatial
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.grid import binned
@@ -79,12 +79,39 @@ class Docked(NamedTuple):
         blocks: the blocks.
         owner: number of each block's motion.
         match: local correlation of the moved density with the target at each block.
-        motions: the motions, from the initial map to the target.
+        motions: the motions, from the initial map to the target, Å.
     """
 
     blocks: Blocks
     owner: Int[np.ndarray, "points"]
     match: Float[np.ndarray, "points"]
+    motions: list[Transform]
+
+    def bodies(self, inside: Bool[np.ndarray, "points"], least: float) -> "DockedBodies":
+        """The motions that enough of some blocks have chosen.
+
+        Args:
+            inside: the blocks.
+            least: fraction of their mass that a body has at least; the largest body has no bound.
+        """
+        held = np.bincount(self.owner[inside], self.blocks.density[inside], len(self.motions))
+        chosen = np.flatnonzero(held >= min(least * held.sum(), held.max()))
+        kept = inside & np.isin(self.owner, chosen)
+        labels = 1 + np.searchsorted(chosen, self.owner[kept])
+        return DockedBodies(self.blocks.x[kept], labels, [self.motions[number] for number in chosen])
+
+
+class DockedBodies(NamedTuple):
+    """Points of bodies that were docked.
+
+    Attributes:
+        x: positions in the initial map, Å.
+        labels: body of each, from 1.
+        motions: of each body, Å.
+    """
+
+    x: Float[np.ndarray, "points 3"]
+    labels: Int[np.ndarray, "points"]
     motions: list[Transform]
 
 
@@ -102,31 +129,23 @@ class DockedBody(NamedTuple):
     match: float
 
 
-def ends(
-    problem: Problem, target: int, x: Float[Array | np.ndarray, "points 3"], search: DockingSearch = DockingSearch()
-) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points"]]:
-    """Find where points of the initial map belong in a target.
+def dock_target(problem: Problem, target: int, search: DockingSearch = DockingSearch()) -> Docked:
+    """Dock pieces of a problem's initial map into one of its targets.
+
+    Densities are compared with all their detail and noise, within the target's mask.
 
     Args:
         problem: the prepared maps.
         target: number of the target.
-        x: points of the initial map, unit box.
         search: how pieces are docked.
-
-    Returns:
-        The ends (unit box), and the weight (0 to 1) of each: the local correlation of the densities.
     """
     factor = int(np.clip(2 ** np.round(np.log2(search.voxel / problem.voxel_size.min())), 1, 8))
     size = factor * problem.voxel_size
     origin = problem.frame.to_angstrom(problem.corner) + 0.5 * size
-    shown = np.maximum(problem.densities[target], 0) * (problem.targets[target] > 0)  # with all detail, and its noise
+    shown = np.maximum(problem.densities[target], 0) * (problem.targets[target] > 0)
     both = problem.initial, shown
     start, end = (Map(binned(mass, factor).astype(np.float32), size, origin) for mass in both)
-    found = dock(start, end, float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA, search)
-    at = problem.frame.to_angstrom(np.asarray(x, np.float64))
-    _, near = spatial.cKDTree(found.blocks.x).query(at)
-    placed = np.stack([motion(at) for motion in found.motions], 1)[np.arange(len(at)), found.owner[near]]
-    return problem.frame.to_unit(placed), np.clip(found.match[near], 0, 1)
+    return dock(start, end, float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA, search)
 
 
 def dock(initial: Map, target: Map, resolution: float = 0.0, search: DockingSearch = DockingSearch()) -> Docked:

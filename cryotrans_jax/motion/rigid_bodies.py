@@ -1,6 +1,6 @@
 """Rigid bodies: found in a flow, as a partition of the initial map, and the motion of each part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
-from cryotrans_jax.density.transform import superposing_rotations
+from cryotrans_jax.density.transform import Transform, superposing_rotations
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
@@ -103,6 +103,29 @@ def part_motions(partition: Partition, carry: Callable, initial: Map, threshold:
     return found
 
 
+def rigid_motions(
+    partition: Partition, carry: Callable, times: Sequence[float], initial: Map, threshold: float
+) -> list[list[Transform]]:
+    """For each part the rigid motions nearest to a flow, from the start to each of some times.
+
+    Args:
+        partition: the parts.
+        carry: as for `from_flow`.
+        times: the times.
+        initial: the initial map.
+        threshold: the initial map's.
+    """
+    x, mass, *_ = points_of_blocks(
+        carried_mass(initial.density, threshold), initial.origin, initial.voxel_size, BodySearch.spacing
+    )
+    owner, found = partition.part_at(x), []
+    own = [np.flatnonzero(owner == part) for part in range(partition.count)]
+    for y in carry(x, times):
+        each = [fit_rigid_motion(x[k], y[k], mass[k]) if len(k) else (np.eye(3), np.zeros(3)) for k in own]
+        found.append([Transform(turn.T, shift) for turn, shift in each])
+    return [[*of_part] for of_part in zip(*found, strict=True)]
+
+
 class Bodies(NamedTuple):
     """Points sorted into rigid bodies.
 
@@ -146,21 +169,43 @@ def from_flow(
     if not everywhere.any():
         raise InputError(f"no density of the initial map is above {threshold:g}: give a lower threshold")
     carried = everywhere if unit is None else unit.mass
-    inside = np.argwhere(carried > 0)
-    volume = len(inside) * np.prod(initial.voxel_size)
+    volume = np.count_nonzero(carried) * np.prod(initial.voxel_size)
     spacing = max(search.spacing, float((volume / search.max_points) ** (1 / 3)))
     x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, spacing)
     found, tried = find_bodies(x, carry(x, [1.0])[0], mass, spacing, search.smallest.fraction(volume), unit, search)
-    _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
-    labels = np.zeros(initial.density.shape, int)
     copies = 1 if unit is None else len(unit.rotations)
-    labels[tuple(inside.T)] = (found.owner * copies + found.copy)[nearest] + 1
-    if unit is None:
-        return complete_labels(remove_fragments(labels, initial.voxel_size, smallest=search.smallest), initial), tried
-    within = max(search.still_rms, found.rms)
-    if len(found.motions) == 1 and unit.commutes(found.motions[0], x, within):
-        return complete_labels(np.ones_like(labels), initial), tried
-    return replicate_bodies(labels, everywhere > 0, initial, unit, search.smallest), tried
+    if unit is not None and len(found.motions) == 1:
+        if unit.commutes(found.motions[0], x, max(search.still_rms, found.rms)):
+            return complete_labels(np.ones(initial.density.shape, int), initial), tried
+    return sort_voxels(x, found.owner * copies + found.copy + 1, initial, threshold, unit, search.smallest), tried
+
+
+def sort_voxels(
+    x: Points,
+    labels: Int[np.ndarray, "points"],
+    initial: Map,
+    threshold: float,
+    unit: AsymmetricUnit | None = None,
+    smallest: SmallestPart = BodySearch.smallest,
+) -> Partition:
+    """The partition of the initial map in which each voxel of density joins the nearest point.
+
+    Args:
+        x: points, Å; those of the asymmetric unit where there is one.
+        labels: part of each, from 1; with a unit the copies of a body one after the other.
+        initial: the initial map.
+        threshold: the initial map's.
+        unit: the asymmetric unit.
+        smallest: how small a fragment may be.
+    """
+    everywhere = carried_mass(initial.density, threshold)
+    inside = np.argwhere((everywhere if unit is None else unit.mass) > 0)
+    _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
+    whole = np.zeros(initial.density.shape, int)
+    whole[tuple(inside.T)] = labels[nearest]
+    if unit is not None:
+        return replicate_bodies(whole, everywhere > 0, initial, unit, smallest)
+    return complete_labels(remove_fragments(whole, initial.voxel_size, smallest=smallest), initial)
 
 
 def find_bodies(

@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion, Moved, Points, VelocityField
+from cryotrans_jax.motion.screw import screw_of
 from cryotrans_jax.motion.wrapped import Wrapped
 
 
@@ -114,53 +115,23 @@ def symmetrize(
     return mean
 
 
-def rotate_parameters(
-    params: PyTree, rotation: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"], centre: float = 0.0
-) -> PyTree:
-    """Rotate a velocity field: parameters of R V(Rᵀ(x − s)).
-
-    The flow of the new field does at R x + s what the flow of V does at x. The first layers and the last layer take up
-    the rotation exactly.
-
-    Args:
-        params: parameters of V.
-        rotation: R.
-        shift: s, in unit boxes.
-        centre: the `centre` of the network.
-    """
-    layers = dict(params["params"])
-    last = max((name for name in layers if name.startswith("Dense_")), key=lambda name: int(name[len("Dense_") :]))
-    offset = (centre - shift) @ rotation - centre  # rows: Rᵀ(x − s) − c = (x − c) R + (c − s) R − c
-
-    def rotate_input(layer: PyTree) -> PyTree:
-        kernel = np.asarray(layer["kernel"], np.float64)
-        rotated = np.concatenate([rotation @ kernel[:3], kernel[3:]])
-        return {"kernel": rotated.astype(np.float32), "bias": (layer["bias"] + offset @ kernel[:3]).astype(np.float32)}
-
-    for name in {"waves_in", "Dense_0"} & set(layers):
-        layers[name] = rotate_input(layers[name])
-    layers[last] = {
-        name: (np.asarray(a, np.float64) @ rotation.T).astype(np.float32) for name, a in layers[last].items()
-    }
-    return {"params": layers}
-
-
 def replicate_fields(
-    params: PyTree, operators: Sequence[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]], centre: float
+    field: FieldMotion, params: PyTree, operators: Sequence[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]
 ) -> PyTree:
     """Parameters of the fields (targets, parts) of bodies and of their copies by all operators, each beside its body.
 
     Args:
+        field: the motion by the field of a body.
         params: parameters of the bodies' fields.
         operators: rotation and shift (unit boxes) of each operator; none: the fields stay as they are.
-        centre: the `centre` of the network.
     """
     if not operators:
         return params
+    screw = screw_of(field)
     targets, bodies = jax.tree.leaves(params)[0].shape[:2]
     one = jax.device_get(params)
     each = [
-        rotate_parameters(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator, centre)
+        screw.rotated(jax.tree.map(lambda p, t=target, k=body: p[t, k], one), *operator)
         for target in range(targets)
         for body in range(bodies)
         for operator in operators

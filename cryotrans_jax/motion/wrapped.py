@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion, Points, Scalar
 from cryotrans_jax.core.velocity import Velocity
@@ -32,6 +33,14 @@ class Wrapped(FieldMotion):
     def evaluations(self) -> int:
         """How often the network is evaluated for each point and step."""
         return self.field.evaluations
+
+    def init(self, key: Array) -> PyTree:
+        """Initial parameters."""
+        return self.init_for(key, self.inputs(jnp.zeros((1, 3)), 0.0))
+
+    def init_for(self, key: Array, x: Float[Array, "points coordinates"]) -> PyTree:
+        """Initial parameters of a velocity field that is called with points like x."""
+        return self.field.init_for(key, x) if isinstance(self.field, Wrapped) else self.net.init(key, x)
 
     def inputs(self, x: Points, t: Scalar) -> Float[Array, "points coordinates"]:
         """Points as the other field takes them."""

@@ -36,6 +36,7 @@ from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity, 
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion import correspond
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.screw import Screw
 
 CHUNK = 8  # does not divide the first stage's steps
 STAGES = (
@@ -307,7 +308,7 @@ def test_every_action_of_a_schedule_is_done_once_in_its_place(maps, monkeypatch)
     schedule = (
         stage,
         Note("a"),
-        FindRigidBodies(transfer=stage),
+        FindRigidBodies(),
         Note("b"),
         stage,
         RedrawBorders(),
@@ -315,7 +316,7 @@ def test_every_action_of_a_schedule_is_done_once_in_its_place(maps, monkeypatch)
         stage,
         Note("d"),
     )
-    kept, options = [], Options(replace(CONFIG, schedule=schedule), align="none")
+    kept, options = [], Options(replace(CONFIG, schedule=schedule, field=Screw(FIELD)), align="none")
     fit = morph(maps[0], maps[1], options, running=Running(on_snapshot=kept.append))
     expected = [("a", 0, 1, False), ("b", 0, 1, True), ("c", 1, 2, True), ("d", 2, 3, True)]
     assert done == expected and fit.partition().count == 2

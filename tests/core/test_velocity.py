@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core.flow import flow
 from cryotrans_jax.core.velocity import Velocity
-from cryotrans_jax.motion.symmetric import rotate_parameters
+from cryotrans_jax.motion.network import rotate_network
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_turned_field_does_at_the_copy_of_a_place_what_the_field_does_there(wa
     turn, shift = Rotation.from_rotvec([0.3, -1.2, 0.8]).as_matrix(), rng.random(3)
     there = np.concatenate([x[:, :3] @ turn.T + shift, x[:, 3:]], axis=-1).astype(np.float32)
     apply = jax.jit(network.apply)
-    found = apply(rotate_parameters(params, turn, shift, 0.5), there)
+    found = apply(rotate_network(params, turn, shift, 0.5), there)
     np.testing.assert_allclose(
         found, apply(params, x) @ turn.T, atol=rounding(3.0, 200)
     )  # positions and shift come to 3

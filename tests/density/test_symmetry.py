@@ -361,7 +361,7 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     group, (start, end), maps = pair
     options = ct.Options(align="none", steps=0.1, resolutions=ct.Resolutions(8.0, 8.0), symmetry="C2")
     default = recipes.default
-    items = {3: 5, 6: None}[stages]
+    items = {3: 6, 6: None}[stages]
     monkeypatch.setattr(recipes, "default", lambda *a: replace(c := default(*a), schedule=c.schedule[:items]))
     kept = []
     fit = ct.morph(*maps, options, running=ct.Running(on_snapshot=kept.append))
@@ -373,9 +373,10 @@ def test_bodies_of_a_symmetric_flow_and_their_copies_have_free_fields(pair, stag
     x = atoms.positions(start)
     assert np.mean(parts.part_at(x) == parts.part_at(group.operators[1](x)) ^ 1) > 0.97
     one, other = (jax.tree.map(lambda p, k=k: p[k], fit.target_params(0)) for k in (0, 1))
-    velocity = fit.field.network.apply
+    velocity = fit.field.net.apply
     turn = group.operators[1].rotation
     at, there = (jnp.asarray(fit.frame.to_unit(xyz), jnp.float32) for xyz in (x, group.operators[1](x)))
+    one, other = ({"params": each["params"]} for each in (one, other))
     np.testing.assert_allclose(velocity(other, there), velocity(one, at) @ turn.T, atol=rounding(1.0, 400))
     moved = atoms.positions(fit.move(start))
     assert from_each_to_nearest(group.operators[1](moved), moved) < 2e-3

@@ -17,6 +17,7 @@ from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.targets import rigidity_factor
 from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.screw import Screw
 
 
 def factors(maps, noise, weights=(0.0, 1.0, 10.0)):
@@ -45,8 +46,8 @@ def test_borders_that_fit_worse_are_not_taken(maps, monkeypatch, most_loss, take
     monkeypatch.setattr("cryotrans_jax.fit.bodies.find_bodies", lambda *_: ([halves], [[2.0, 1.0]]))
     monkeypatch.setattr("cryotrans_jax.fit.bodies.redraw_borders", lambda *_: noisy)
     stage = Stage((Matched(),), 40, 3e-3, 3e-3, bin=2, sampling=2)
-    schedule = (stage, FindRigidBodies(transfer=stage), stage, RedrawBorders(most_loss=most_loss), stage)
-    config = Config(schedule, Field(Velocity(width=16, centre=0.5), 2))
+    schedule = (stage, FindRigidBodies(), stage, RedrawBorders(most_loss=most_loss), stage)
+    config = Config(schedule, Screw(Field(Velocity(width=16, centre=0.5), 2)))
     fit = morph(maps[0], maps[1], Options(config, align="none"))
     np.testing.assert_array_equal(fit.partition().labels, (noisy if taken else halves).labels)
 

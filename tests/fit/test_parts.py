@@ -14,19 +14,23 @@ from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.train import carry, objective
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation, thresholds
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import prepare, trajectory
-from cryotrans_jax.fit.bodies import FindRigidBodies
+from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies
 from cryotrans_jax.fit.levels import Sampling, make_levels
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.options import Options, Resolutions
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
-from cryotrans_jax.fit.state import divide_state, initial_state
+from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.borders import make_blocks
+from cryotrans_jax.motion.docking import Docked
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.screw import Screw
 
 POINTS = Stage((Correspondences(), Rigidity(1.0, slip=0.03)), 30, 3e-3, 1e-3, bin=2, sampling=2)
 MATCHED = Stage((Matched(), Rigidity(1.0)), 30, 3e-3, 1e-3, bin=2, sampling=2, spacing=6.0)
@@ -132,8 +136,7 @@ def test_one_part_is_no_parts(alone, losses, stage):
 def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone, both, losses):
     """The loss is that of the whole, as carried points are the same; only tetrahedra across the border are missing."""
     stage = replace(MATCHED, terms=(Matched(),), bin=1, sampling=1, spacing=0.0)  # no point is divided
-    field = initial_state(FIELD, 0, 1)
-    params = [of(state.params, 0) for state in (field, divide_state(field, 2, 0))]
+    params = [of(initial_state(FIELD, 0, 1, parts).params, 0) for parts in (0, 2)]
     whole, parts = (losses(problem, stage, p) for problem, p in zip((alone, both), params, strict=True))
     assert parts[0] == pytest.approx(float(whole[0]), rel=1e-4)  # sums over all voxels
     for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True):
@@ -141,8 +144,7 @@ def test_parts_under_one_field_make_the_whole_map_and_slip_at_their_border(alone
 
 
 def test_stiffness_multiplies_the_rigidity_of_its_part_alone(alone, halves, losses):
-    state = initial_state(FIELD, 3, 1)
-    params = jax.tree.map(lambda p: 3 * p, of(divide_state(state, 2, 0).params, 0))
+    params = jax.tree.map(lambda p: 3 * p, of(initial_state(FIELD, 3, 1, 2).params, 0))
     plain, first, second, none = (
         float(losses(alone.divide([halves.labels], stiffness), MATCHED, params)[0])
         for stiffness in ((1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (0.0, 0.0))
@@ -232,11 +234,11 @@ def test_a_saved_fit_of_parts_gives_the_same_frames(sliding, slid, tmp_path):
         np.testing.assert_array_equal(a.density, b.density)
 
 
-def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeypatch):
+def test_bodies_are_found_and_go_on_as_rigid_where_the_whole_left_them(sliding, monkeypatch):
     """The whole's field has no parts."""
     initial, target, *_, x, shift = sliding
     stage = replace(STIFF, terms=(Matched(blur=3.0), Rigidity(0.01)))
-    soft = replace(CONFIG, schedule=(stage, FindRigidBodies(transfer=stage), stage))
+    soft = replace(CONFIG, schedule=(stage, FindRigidBodies(), stage), field=Screw(FIELD))
     monkeypatch.setattr("cryotrans_jax.fit.recipes.default", lambda problem, seed: soft)
     found = morph(initial, target, Options(align="none", resolutions=Resolutions(6.0, 6.0)))
     assert found.partition().count == 2 and len(found.config.stages) == 2 == len(found.history)
@@ -245,14 +247,36 @@ def test_bodies_are_found_and_go_on_from_the_field_of_the_whole(sliding, monkeyp
     off = found.report["bodies_rms"][0]
     assert len(off) >= 2 and off[1] < 0.75 * off[0]
     assert jax.tree.leaves(found.params)[0].shape[:2] == (1, 2)
-    # goes on where it stood, but for what the rigidity said across the border
-    assert 0.7 * found.history[0][-1] < found.history[1][0] < 1.01 * found.history[0][-1]
+    # rigid bodies go on near where the whole's flow stood, and arrive nearer
+    assert found.history[1][-1] < found.history[0][-1] and found.history[1][0] < 0.15 * found.history[0][0]
+
+
+def test_docked_bodies_are_taken_by_the_targets_that_they_fit_better(sliding, monkeypatch):
+    """The second target is the initial map itself; no stage moves anything, so that the choice alone is seen."""
+    initial, target, labels, x, shift = sliding
+
+    def docked(problem, number, search):
+        blocks = make_blocks(np.maximum(initial.density, 0), initial, 4.0)
+        motions = [Transform(np.eye(3), np.array([0.0, 0, along])) for along in (4.0, -4.0)]
+        return Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions)
+
+    monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", docked)
+    still = Stage((Matched(blur=3.0),), 1, 0.0, 0.0, bin=2)
+    config = Config((still, FindRigidBodies(), DockBodies(trial=still), still), Screw(Field(Velocity(init_std=0.0), 2)))
+    options = Options(config, align="none", resolutions=Resolutions(6.0, 6.0))
+    both = morph(initial, [target, initial], options)
+    assert [both.partition(number).count for number in range(2)] == [2, 1]
+    assert both.report["start"] == ["docking", "matched"]
+    np.testing.assert_allclose(both.carry(x, [1.0])[0], x + shift, atol=1e-4)
+    for number, end in enumerate((target, initial)):
+        alone = morph(initial, end, options)
+        np.testing.assert_allclose(both.carry(x, [1.0], number), alone.carry(x, [1.0]), atol=1e-4)
 
 
 def test_a_target_of_fewer_parts_than_another_has_the_loss_that_it_has_alone(problem, halves, losses):
     """Parts of no mass fill up, and change nothing; nor do their fields."""
     given = [halves.labels, np.ones_like(halves.labels)]
-    params = of(divide_state(initial_state(FIELD, 2, 1), 2, 0).params, 0)
+    params = of(initial_state(FIELD, 2, 1, 2).params, 0)
     own = jax.tree.map(lambda p: p[:1], params)
     among = losses(problem.divide(given), MATCHED, params, 1)
     alone = losses(problem.select([1]).divide(given[1:]), MATCHED, own)

@@ -8,10 +8,10 @@ import pytest
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
-from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
 from cryotrans_jax.fit.stage import Action, Stage, stage_inputs
-from cryotrans_jax.fit.terms import L2, W2, Correspondences, Docked, Matched, Rigidity
+from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity
 from cryotrans_jax.io.maps import Map
 
 
@@ -67,11 +67,10 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
     config = default(problem, seed=4)
     first, *matched = config.stages
     assert config.seed == 4 and first.label == "points" and {s.label for s in matched} == {"matched"}
-    edge, network = problem.frame.edge, config.field.network
+    edge, network = problem.frame.edge, config.field.net
     assert network.wave_number * 20.0 == pytest.approx(edge)  # a radian in 20 Å, whatever the box
     assert np.all(np.diff([s.bin for s in config.stages]) <= 0)
-    other, docked = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
-    assert docked == replace(first, terms=(Docked(), *first.terms[1:]))
+    (other,) = (item.other for item in config.schedule if isinstance(item, KeepBetterStart))
     assert (other.bin, other.sampling) == (first.bin, first.sampling)
     # the entropy blurs by a little less than a voxel
     assert other.terms[0].epsilon * edge**2 == pytest.approx(0.45 * (first.bin * size) ** 2)
@@ -117,15 +116,16 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
-    (_, start), (_, docked), (_, bodies), *_ = places
-    kinds = [(1, KeepBetterStart), (2, KeepBetterStart), (4, FindRigidBodies), (7, RedrawBorders), (10, KeepStart)]
+    (_, start), _, (_, docked), *_ = places
+    kinds = [(1, KeepBetterStart), (3, FindRigidBodies), (4, DockBodies), (7, RedrawBorders), (10, KeepStart)]
     assert [(k, type(item)) for k, item in places] == kinds
-    assert docked.mass == 0.0  # for every target
     other = start.other
     assert (other.steps, other.learning_rate, other.final_learning_rate) == (500, 1e-3, 2e-4)
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
-    assert bodies.transfer == replace(first, terms=(Correspondences(reach=2.0), Rigidity(1.0, slip=0.03)))
-    assert (config.field.network.waves, config.field.network.centre, config.field.steps) == (32, 0.5, 5)
+    assert docked.trial == replace(
+        matched[0], steps=100, patience=0, terms=(Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.03))
+    )
+    assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
 
 @pytest.mark.parametrize("size, wide, narrow", [(1.0, 5.0, 4.0), (0.5, 5.0, 2.5), (2.0, 5.0, 4.0), (4.0, 6.0, 6.0)])
@@ -175,7 +175,7 @@ def test_a_schedule_replaces_the_papers_steps(problem):
 
 @pytest.mark.parametrize("passed, steps", [((), 5), ((0.5,), 10), ((0.2, 0.4, 0.6, 0.8, 0.9), 12)])
 def test_a_path_by_waypoints_has_two_steps_or_more_between_them(problem, passed, steps):
-    assert default(replace(problem, waypoints=passed)).field.steps == steps
+    assert default(replace(problem, waypoints=passed)).field.euler_steps == steps
     assert not passed or steps >= 2 * (len(passed) + 1)
 
 

@@ -43,12 +43,13 @@ def test_settings_read_back_are_the_same(problem):
 def test_what_is_changed_in_the_file_is_changed_in_the_settings(problem):
     config = default(problem)
     plain = to_plain(config)
-    plain["supervision"]["max_restarts"], plain["field"]["network"]["depth"] = 7, 3
+    plain["supervision"]["max_restarts"], plain["field"]["field"]["network"]["depth"] = 7, 3
     found = from_plain(plain)
-    assert (found.supervision.max_restarts, found.field.network.depth) == (7, 3)
+    assert (found.supervision.max_restarts, found.field.net.depth) == (7, 3)
     supervision = replace(config.supervision, max_restarts=7)
-    field = replace(config.field, network=config.field.network.clone(depth=3))
-    assert found == replace(config, supervision=supervision, field=field)
+    field = replace(config.field.field, network=config.field.net.clone(depth=3))
+    screw = replace(config.field, field=field)
+    assert found == replace(config, supervision=supervision, field=screw)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, spatial
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
@@ -46,9 +46,12 @@ def errors(first, second, first_end, second_end, noise):
     x, y = np.concatenate([first, second]), np.concatenate([first_end, second_end])
     initial, target = density(x), density(y, noise)
     problem = prepare.prepare(initial, [target], Resolutions(6.0, 6.0))
-    ends, sure = docking.ends(problem, 0, problem.frame.to_unit(x))
-    assert ((sure >= 0) & (sure <= 1)).all()
-    return np.linalg.norm(problem.frame.to_angstrom(ends) - y, axis=1)
+    found = docking.dock_target(problem, 0)
+    bodies = found.bodies(np.ones(len(found.owner), bool), 0.04)
+    assert set(bodies.labels) == {*range(1, len(bodies.motions) + 1)}
+    body = bodies.labels[spatial.cKDTree(bodies.x).query(x)[1]] - 1
+    ends = np.stack([motion(x) for motion in bodies.motions])[body, np.arange(len(x))]
+    return np.linalg.norm(ends - y, axis=1)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.08])

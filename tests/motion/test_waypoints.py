@@ -130,7 +130,7 @@ def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
 
 def test_the_default_recipe_takes_more_steps_through_waypoints_and_time_as_an_input(problem):
     alone, config = default(replace(problem, waypoints=())), default(problem)
-    assert config.field.steps > alone.field.steps
+    assert config.field.euler_steps > alone.field.euler_steps
     timed, plain = (
         initial_state(field, 0, 1).params["params"] for field in (Timed(config.field, (0.25,)), alone.field)
     )
