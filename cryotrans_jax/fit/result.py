@@ -35,8 +35,8 @@ RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the m
 class Fit:
     """Result of a fit: the velocity fields that carry the initial map onto each target.
 
-    In all methods `target` is the number of the target, from 0. Maps, models and positions are in the frame in which the
-    target's `still` body stays where the initial map has it, at all times. Methods that need the initial map raise
+    In all methods `target` is the number of the target, from 0. Maps, models and positions are in the frame in which
+    the target's `still` body stays where the initial map has it, at all times. Methods that need the initial map raise
     InputError if the fit was loaded without it.
 
     Attributes:

@@ -111,7 +111,7 @@ class StillBody:
         return self.poses([1.0])[0].transform.inverse
 
 
-def in_alignment(text: str = "") -> StillBody:
+def in_alignment(text: str = "that of the alignment") -> StillBody:
     """No still body: the frame of the alignment, and why."""
     return StillBody(text, np.zeros((2, 0, 3)), np.zeros(0))
 
