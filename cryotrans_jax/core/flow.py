@@ -111,14 +111,6 @@ def interpolate_path(
     return visited[whole] + fraction * (visited[min(whole + 1, steps)] - visited[whole])
 
 
-def path_at(visited: Float[Array, "visits points axes"], t: Scalar) -> Float[Array, "points axes"]:
-    """Points at time t of a path, as `interpolate_path` has them, for a time that JAX traces."""
-    steps = len(visited) - 1
-    whole = jnp.clip(jnp.floor(jnp.asarray(t) * steps).astype(int), 0, steps - 1)
-    before, after = visited[whole], visited[whole + 1]
-    return before + (t * steps - whole) * (after - before)
-
-
 @runtime_checkable
 class Motion(Protocol):
     """How points move, given parameters: by the flow of one velocity field, or by a motion that wraps others."""

@@ -86,7 +86,7 @@ class Fit:
             facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
-            facts += [f"frame: {self.still[target].text}"] if self.still else []
+            facts += [f"frame in which {self.still[target].text}"] if self.flow(target).still.moves else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from cryotrans_jax.core.flow import FieldMotion, Scalar, path_at
+from cryotrans_jax.core.flow import FieldMotion, Scalar
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.motion.partition import Partition
-from cryotrans_jax.motion.still import ALIGNED, StillBody, rotate
+from cryotrans_jax.motion.still import ALIGNED, StillBody, path_at, rotate
 
 Positions = Float[Array, "*points 3"]
 

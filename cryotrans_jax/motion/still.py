@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cryotrans_jax.core.flow import Scalar, interpolate_path, path_at
+from cryotrans_jax.core.flow import Scalar, interpolate_path
 from cryotrans_jax.density.transform import Transform, superposing_rotations
 
 Values = Any  # arrays of NumPy, or of JAX where JAX differentiates
@@ -117,6 +117,14 @@ def in_alignment(text: str = "that of the alignment") -> StillBody:
 
 
 ALIGNED = in_alignment()
+
+
+def path_at(visited: Float[Array, "visits points 3"], t: Scalar) -> Float[Array, "points 3"]:
+    """Points at time t of a path, as `interpolate_path` has them, for a time that JAX traces."""
+    steps = len(visited) - 1
+    whole = jnp.clip(jnp.floor(jnp.asarray(t) * steps).astype(int), 0, steps - 1)
+    before, after = visited[whole], visited[whole + 1]
+    return before + (t * steps - whole) * (after - before)
 
 
 @jax.custom_jvp
