@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import gemmi
+import numpy as np
 
 from cryotrans_jax.density.align import Alignment
-from cryotrans_jax.density.transform import resampled
+from cryotrans_jax.density.transform import IDENTITY, resampled
 from cryotrans_jax.fit.frame import place_target
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io.files import InputError
@@ -61,19 +62,26 @@ def in_result_frame(case: Case, number: int, fit: Fit) -> Case:
     return replace(case, alignments=alignments, targets=targets, references=references)
 
 
-def frame_record(fit: Fit) -> dict[str, Any]:
-    """Record of the frame of a fit's result, for config.json and metrics.json."""
+def frame_scores(fit: Fit) -> dict[str, str | float]:
+    """The frame of a fit's result in words, and the motion (degrees, Å) of what stays still in it, for metrics.json."""
     still = fit.flow().still
     if not still.moves:
-        return {"result_frame": {"is": still.text}}
+        return {"result_frame": still.text}
     pose = still.poses([1.0])[0]
-    motion = pose.transform
+    return {
+        "result_frame": f"that in which {still.text}",
+        "still_rotation": pose.transform.angle,
+        "still_translation": float(np.linalg.norm(pose.shift)),
+    }
+
+
+def frame_record(fit: Fit) -> dict[str, Any]:
+    """Record of the frame of a fit's result, for config.json."""
+    still = fit.flow().still
     return {
         "result_frame": {
-            "is": f"that in which {still.text}",
-            "rotation": motion.angle,
-            "translation": float((pose.shift @ pose.shift) ** 0.5),
-            "transform": motion.inverse.matrix.tolist(),
+            "is": frame_scores(fit)["result_frame"],
+            "transform": (still.end if still.moves else IDENTITY).matrix.tolist(),
             "transform_is": "4 x 4 matrix from the frame of the alignment to that of the result at the end, Å",
         }
     }

@@ -30,7 +30,7 @@ from .case import Case, replaced_folders, target_folders
 from .frames import write_all_frames, write_models
 from .pages import story
 from .record import alignment_record
-from .result_frame import frame_record, in_result_frame
+from .result_frame import frame_record, frame_scores, in_result_frame
 from .run_folder import (
     check_free,
     replacing_run,
@@ -221,11 +221,11 @@ def write_target(
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
-    case, frame = in_result_frame(case, number, fit), frame_record(fit)
+    case = in_result_frame(case, number, fit)
     name, target = case.target_names[number], case.targets[number]
     folder.mkdir(parents=True, exist_ok=True)
     alignment = alignment_record(case, number)
-    config = {"target": name} | alignment | frame | description
+    config = {"target": name} | alignment | frame_record(fit) | description
     write_json(folder / "config.json", config)
     if alignment:
         write_json(folder / "transform.json", alignment["alignment"])
@@ -235,7 +235,7 @@ def write_target(
         write_map(folder / "parts.mrc", fit.parts_map())
     last, places = write_all_frames(fit, case, number, settings, folder)
     compared = compare(fit, case, number, last)
-    scores = score(fit, case, number, last, compared) | frame
+    scores = score(fit, case, number, last, compared) | frame_scores(fit)
     scores |= write_unexplained(compared.start, last, target, description["chosen"]["blur_variance"][number], folder)
     if case.model is not None:
         scores |= write_models(fit, case.model, settings, places, case.references[number] if case.references else None)
@@ -349,6 +349,6 @@ def log_scores(target: str, scores: dict, kind: str) -> None:
             kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
     if frame := scores.get("result_frame"):
-        log.result_frame(frame["is"], frame.get("rotation"), frame.get("translation"))
+        log.result_frame(frame, scores.get("still_rotation"), scores.get("still_translation"))
     if "seed_spread_median" in scores:
         log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])

@@ -136,7 +136,7 @@ def score_table(scores: dict) -> str:
 def body_table(scores: dict) -> str:
     """How the rigid bodies or parts move, and in which frame; empty where the run does not say."""
     frame, parts = scores.get("result_frame"), scores.get("parts", [])
-    text = f"<p>The frame of the result is {escape(frame['is'])}.</p>" if frame else ""
+    text = f"<p>The frame of the result is {escape(frame)}.</p>" if frame else ""
     if not parts:
         return text
     names = ("rigid body or part", "mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]")

@@ -24,7 +24,7 @@ from cryotrans_jax.motion.still import StillBody
 from experiments.case import Case, Original
 from experiments.pages.page import body_table
 from experiments.record import alignment_record
-from experiments.result_frame import add_still, frame_record, in_result_frame
+from experiments.result_frame import add_still, frame_record, frame_scores, in_result_frame
 from experiments.settings import InputSettings
 
 FIELD = Field(Velocity(width=8, centre=0.5), 4)
@@ -75,11 +75,11 @@ def test_the_target_is_resampled_once_by_both_motions(case, fit, models):
 
 
 def test_the_frame_is_recorded_and_shown(fit):
-    record = frame_record(fit)["result_frame"]
-    assert record["rotation"] == pytest.approx(MOTION.angle) and "rigid body 2 (60 % of the mass)" in record["is"]
+    record, scores = frame_record(fit)["result_frame"], frame_scores(fit)
+    assert scores["still_rotation"] == pytest.approx(MOTION.angle) and scores["result_frame"] == record["is"]
     np.testing.assert_allclose(record["transform"], MOTION.inverse.matrix, atol=1e-9)
     part = {"share_of_mass": 0.6, "turn": 12.34, "shift": 5.67, "from_rigid": 0.891}
-    text = body_table({"result_frame": record, "parts": [part, part | {"copies": 3}]})
+    text = body_table(scores | {"parts": [part, part | {"copies": 3}]})
     assert "rigid body 2 (60 % of the mass) stays still" in text and "2 (3 copies)" in text
     for cell in ("60", "12.3", "5.7", "0.89"):
         assert f">{cell}<" in text
@@ -89,7 +89,8 @@ def test_the_frame_is_recorded_and_shown(fit):
 def test_in_the_frame_of_the_alignment_nothing_changes(case, fit):
     aligned = replace(fit, still=())
     assert in_result_frame(case, 0, aligned) is case
-    assert frame_record(aligned) == {"result_frame": {"is": "that of the alignment"}}
+    assert frame_scores(aligned) == {"result_frame": "that of the alignment"}
+    assert np.array_equal(frame_record(aligned)["result_frame"]["transform"], np.eye(4))
 
 
 def test_what_stays_still_follows_from_the_settings(case):

@@ -189,7 +189,7 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
-        "waypoint", "parts", "part_rigidity", "idealise", "align", "check_hand", "frame", "target_half1",
+        "waypoint", "parts", "part_rigidity", "idealise", "align", "still", "check_hand", "frame", "target_half1",
         "target_half2", "symmetry", "symmetry_axis", "symmetry_centre", "one_unit", "schedule", "width",
         "resume", "checkpoint_minutes", "micelle", "invert", "config",
     }  # fmt: skip
