@@ -47,7 +47,7 @@ def in_result_frame(case: Case, number: int, fit: Fit) -> Case:
         fit: of this target.
     """
     still = fit.flow().still
-    if not still.moves:
+    if not still.present:
         return case
     alignments = [*(case.alignments or [Alignment()] * len(case.targets))]
     targets, references = [*case.targets], [*case.references]
@@ -65,7 +65,7 @@ def in_result_frame(case: Case, number: int, fit: Fit) -> Case:
 def frame_scores(fit: Fit) -> dict[str, str | float]:
     """The frame of a fit's result in words, and the motion (degrees, Å) of what stays still in it, for metrics.json."""
     still = fit.flow().still
-    if not still.moves:
+    if not still.present:
         return {"result_frame": still.text}
     pose = still.poses([1.0])[0]
     return {
@@ -81,7 +81,7 @@ def frame_record(fit: Fit) -> dict[str, Any]:
     return {
         "result_frame": {
             "is": frame_scores(fit)["result_frame"],
-            "transform": (still.end if still.moves else IDENTITY).matrix.tolist(),
+            "transform": (still.end if still.present else IDENTITY).matrix.tolist(),
             "transform_is": "4 x 4 matrix from the frame of the alignment to that of the result at the end, Å",
         }
     }

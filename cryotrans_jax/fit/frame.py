@@ -33,7 +33,6 @@ class FrameRules:
         least_mass: fraction of the mass that it has at least. Where no body has so much, none is the molecule's core,
             and the whole molecule is superposed instead.
         points: about as many points of it are followed at most.
-        spacing: Å between them at least.
         outside: further fraction of the mass that may leave the initial map's box in the new frame; with more the
             frame of the alignment is kept, in which less of the result is cut off.
         times: at which that is checked.
@@ -43,7 +42,6 @@ class FrameRules:
 
     least_mass: float = 0.2
     points: int = 1000
-    spacing: float = 5.0
     outside: float = 1e-3
     times: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     extent: float = 0.5
@@ -68,9 +66,10 @@ def check_still(still: Still, symmetric: bool, initial: Map, rules: FrameRules =
     if isinstance(still, str):
         return
     xyz = atoms.positions(still)
-    extents = np.linalg.svd(xyz - xyz.mean(0), compute_uv=False) / np.sqrt(len(xyz))
-    if len(extents) < 2 or extents[1] < rules.extent:
-        raise InputError(f"{len(xyz)} atoms that stay still define no frame, as they lie on a line: give more of them")
+    if len(xyz) < 3 or np.linalg.svd(xyz - xyz.mean(0), compute_uv=False)[1] < rules.extent * np.sqrt(len(xyz)):
+        raise InputError(
+            f"{len(xyz)} atoms that stay still define no frame, as they are too few or on a line: give more"
+        )
     if (outside := outside_box(xyz, initial)).any():
         raise InputError(
             f"{outside.sum()} of {len(xyz)} atoms that stay still lie outside the initial map: give atoms within it"
@@ -107,10 +106,8 @@ def choose_still(fit: Fit, target: int, still: Still, shared: bool, rules: Frame
         return in_alignment("that of the alignment, as the fit failed")
     if isinstance(still, gemmi.Structure):
         partition, xyz = fit.partition(target), atoms.positions(still)
-        part, text = (
-            None if partition is None else partition.of_atoms(still),
-            f"the {len(xyz)} atoms that were chosen stay still",
-        )
+        part = None if partition is None else partition.of_atoms(still)
+        text = f"the {len(xyz)} atoms that were chosen stay still"
         return trajectory.follow(fit.flow(target), xyz, np.ones(len(xyz)), text, part)
     if still == "none":
         return in_alignment("that of the alignment, as asked")
@@ -169,7 +166,7 @@ def place_target(found: Alignment, fit: Fit, target: int = 0) -> Alignment:
     Overlap and correlations remain those of the pose in which the target was aligned.
     """
     flow, initial = fit.flow(target), fit.require_initial()
-    if not flow.still.moves:
+    if not flow.still.present:
         return found
     carried = carried_mass(initial.density, fit.threshold)
     x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, BodySearch.spacing)

@@ -87,7 +87,7 @@ def morph(
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
     found = replace(fitting.fit(), config=config)  # with the steps of all targets, to repeat the fit from
-    return express(found, options.still, options.align == "none")
+    return express(found, options.still, options.align == "none", options.preparation.frame)
 
 
 class AlignedMaps(NamedTuple):

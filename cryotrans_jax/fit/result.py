@@ -86,7 +86,7 @@ class Fit:
             facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
-            facts += [f"frame in which {self.still[target].text}"] if self.flow(target).still.moves else []
+            facts += [f"frame in which {self.still[target].text}"] if self.flow(target).still.present else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
@@ -167,7 +167,7 @@ class Fit:
         All are compared in frames in which the body stays still that does in this fit.
         """
         flows, still = [fit.flow(target).aligned for fit in (self, *others)], self.flow(target).still
-        if still.moves:
+        if still.present:
             body = still.path[0], still.mass, still.text
             flows = [replace(flow, still=trajectory.follow(flow, *body)) for flow in flows]
         carries = [partial(trajectory.move, flow) for flow in flows]

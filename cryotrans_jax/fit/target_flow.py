@@ -65,14 +65,14 @@ class Flow:
         visited = self.with_params(lambda params: jnp.moveaxis(self.field.path(params, start), 0, 1), x)
         moved = path_at(jnp.moveaxis(visited, 1, 0), t)
         aligned = x + (moved - start).reshape(x.shape) * self.frame.edge
-        return self.still.pose(t).undo(aligned) if self.still.moves else aligned
+        return self.still.pose(t).undo(aligned) if self.still.present else aligned
 
     def velocity(self, x: Positions, t: Scalar) -> Positions:
         """Velocity at positions x (Å) and time t, in Å per unit time: that of the part in which x is.
 
         It is the velocity field, less the velocity that the still body's rigid-body motion has there.
         """
-        if not self.still.moves:
+        if not self.still.present:
             return self.field_at(x, t)
         pose, rate = jax.jvp(self.still.pose, (jnp.asarray(t, jnp.float32),), (jnp.float32(1),))
         carried = self.field_at(pose(x), t) - rotate(x - pose.centre, rate.rotation) - rate.shift

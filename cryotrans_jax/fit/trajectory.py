@@ -232,7 +232,7 @@ def pull_back_part(
     shape, size, frame = initial.density.shape, initial.voxel_size, flow.frame
     share = part.on_grid(shape)
     wanted = visited_voxels(flow.aligned, initial, share > 0)
-    shown = np.argwhere(visited_voxels(flow, initial, share > 0)) if flow.still.moves else None
+    shown = np.argwhere(visited_voxels(flow, initial, share > 0)) if flow.still.present else None
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(spacing, size.min())
@@ -242,6 +242,7 @@ def pull_back_part(
     nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
     voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
+    at = at.astype(np.int32)
     del share, part, wanted
     for t, origin in zip(times, preimages(flow.aligned, nodes, times), strict=True):
         back = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)

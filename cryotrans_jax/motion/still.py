@@ -68,8 +68,8 @@ class StillBody:
     mass: Float[np.ndarray, "points"]
 
     @property
-    def moves(self) -> bool:
-        """Whether the frame differs from the alignment's."""
+    def present(self) -> bool:
+        """Whether there is a body, so that the frame differs from the alignment's."""
         return len(self.mass) > 0
 
     @property
@@ -101,7 +101,7 @@ class StillBody:
         self, x: Float[np.ndarray, "times points 3"], times: Sequence[float] | Float[np.ndarray, "times"]
     ) -> Float[np.ndarray, "times points 3"]:
         """Positions at these times in the frame of the alignment, expressed in the body's frame."""
-        if not self.moves:
+        if not self.present:
             return x
         return np.stack([pose.undo(at) for pose, at in zip(self.poses(times), x, strict=True)])
 
@@ -131,8 +131,7 @@ def path_at(visited: Float[Array, "visits points 3"], t: Scalar) -> Float[Array,
 def nearest_rotation(covariance: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     """Rotation R that takes points nearest to others, x -> x R, from their covariance xᵀ y; see below for its slope."""
     u, _, vt = jnp.linalg.svd(covariance)
-    sign = jnp.sign(jnp.linalg.det(covariance))
-    return multiply(u * jnp.array([1.0, 1.0, 1.0]).at[2].set(sign), vt)
+    return multiply(u.at[:, 2].multiply(jnp.sign(jnp.linalg.det(multiply(u, vt)))), vt)
 
 
 @nearest_rotation.defjvp
