@@ -34,7 +34,9 @@ def define_flags() -> None:
         "where its header has none or a wrong one.",
     )
     paths.define_paths("cover", [], "MODEL,...: further models that the box must hold, separated by commas.")
-    paths.define_path("superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms.")
+    paths.define_path(
+        "superpose_on", None, "MODEL: onto which the model is moved first, by common CA atoms (C4' of nucleotides)."
+    )
     shared.define_all_models()
     flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
     define_deposited()

@@ -188,19 +188,19 @@ def one_chain(start: gemmi.Structure, end: gemmi.Structure) -> list[gemmi.Struct
 def with_operators(alone: gemmi.Structure, whole: gemmi.Structure) -> gemmi.Structure:
     """Add to a model of one chain an assembly whose operators superpose it on each equivalent chain.
 
-    Equivalent chains have at least half of its CA atoms, and three, by residue number. The first operator is the
-    identity.
+    Equivalent chains have at least half of its residues, and three, by number and atom (CA, or C4' of a nucleotide).
+    The first operator is the identity.
 
     Args:
         alone: the model of one chain.
         whole: the model with all chains.
     """
-    ours = ca_positions(alone[0][0])
+    ours = residue_positions(alone[0][0])
     generator = gemmi.Assembly.Gen()
     generator.chains = [alone[0][0].name]
     chains = sorted(whole[0], key=lambda chain: chain.name != alone[0][0].name)
     for chain in chains:
-        theirs = ca_positions(chain)
+        theirs = residue_positions(chain)
         shared = sorted(ours.keys() & theirs.keys())
         if len(shared) < max(3, len(ours) / 2):
             continue
@@ -216,10 +216,10 @@ def with_operators(alone: gemmi.Structure, whole: gemmi.Structure) -> gemmi.Stru
     return copy
 
 
-def ca_positions(chain: gemmi.Chain) -> dict[str, gemmi.Position]:
-    """Positions of a chain's CA atoms by residue number."""
-    found = {str(residue.seqid): residue.find_atom("CA", "*") for residue in chain.first_conformer()}
-    return {number: atom.pos for number, atom in found.items() if atom}
+def residue_positions(chain: gemmi.Chain) -> dict[tuple[str, str], gemmi.Position]:
+    """Positions of the atoms that stand for a chain's residues, by residue number and name of the atom."""
+    found = ((str(residue.seqid), atoms.residue_atom(residue)) for residue in chain.first_conformer())
+    return {(number, atom.name): atom.pos for number, atom in found if atom}
 
 
 def cube(models: Sequence[gemmi.Structure], side: int | None, voxel_size: float):

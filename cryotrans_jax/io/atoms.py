@@ -14,8 +14,9 @@ from cryotrans_jax.io.files import InputError, whole_file
 from cryotrans_jax.io.maps import FARTHEST
 
 PDB_ATOMS = 99999  # serial numbers of the PDB format have five digits
+NUCLEOTIDE_ATOMS = ("C4'", "C4*", "P")  # the first that is there stands for a nucleotide; C4* in files before 2007
+RESIDUE_ATOMS = ("CA", "C4'", "P")  # names that an atom has that stands for a residue
 Atoms = tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms"]]
-BIOLOGICAL = {"H", "D", "C", "N", "O", "S", "Se", "P", "F", "Cl", "Br", "I", "B"}  # elements of a polymer's residues
 
 
 def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Structure:
@@ -23,7 +24,8 @@ def read_model(path: str | os.PathLike, all_models: bool = False) -> gemmi.Struc
 
     Of a file with several models the first is read, with an `InputWarning` that says so. Residues of one chain that
     repeat a number and differ in segment (CHARMM, NAMD), or are separated by TER, become separate chains, also with a
-    warning.
+    warning. Elements that no amino acid or nucleotide has, such as calcium of CA atoms, become those of the atoms'
+    names, also with a warning; true ions are kept.
 
     Args:
         path: path of the file.
@@ -179,10 +181,11 @@ def molecular_weight(structure: gemmi.Structure) -> float:
 
 
 def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"], ...]:
-    """Positions [Å] of the CA atoms that several models have in common.
+    """Positions [Å] of the atoms, one a residue (`residue_atom`), that several models have in common.
 
-    Atoms correspond by chain name and residue number. Models of one chain each, whose names all differ from the first
-    model's, are matched by residue number and residue name.
+    These are CA atoms, and C4' of nucleotides. They correspond by chain name and residue number. Where each model has
+    one chain of amino acids, and all names differ from the first model's, they correspond by residue number and residue
+    name; nucleotides likewise.
 
     Args:
         structures: the models.
@@ -191,65 +194,81 @@ def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"
         For each model an array of positions, in the order of the first model.
 
     Raises:
-        InputError: there is no CA atom in common.
+        InputError: there is no such atom in common.
     """
-    tables = [_ca_atoms(structure) for structure in structures]
-    chains = [{chain for chain, _, _ in table} for table in tables]
-    if all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:]):
-        tables = [{key[1:]: xyz for key, xyz in table.items()} for table in tables]
-    else:
-        tables = [{key[:2]: xyz for key, xyz in table.items()} for table in tables]
+    tables = [_residue_atoms(structure) for structure in structures]
+    renamed = {
+        kind: _are_renamed([{key[0] for key in table if key[3] == kind} for table in tables]) for kind in RESIDUE_ATOMS
+    }
+    tables = [
+        {(key[1:] if renamed[key[3]] else (key[0], key[1], key[3])): xyz for key, xyz in table.items()}
+        for table in tables
+    ]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
         counts = " and ".join(str(len(table)) for table in tables)
         raise InputError(
-            f"the models have no CA atom in common (of {counts}): give them one naming of chains and residues"
+            f"the models have no CA atom in common, and no C4' of a nucleotide (of {counts} residues): give them one "
+            "naming of chains and residues"
         )
     return tuple(np.array([table[key] for key in shared]) for table in tables)
 
 
+def residue_atom(residue: gemmi.Residue) -> gemmi.Atom | None:
+    """The atom that stands for a residue in scores: CA of an amino acid, C4' of a nucleotide, None of others.
+
+    C4' is chosen because every nucleotide has it, while P is lacking at 5' ends; P stands for a nucleotide only in
+    models without sugars.
+    """
+    if ca := residue.find_atom("CA", "*", gemmi.Element("C")):
+        return ca
+    names = NUCLEOTIDE_ATOMS if structures.is_nucleotide(residue) else ()
+    return next(filter(None, (residue.find_atom(name, "*") for name in names)), None)
+
+
 def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structure:
-    """Copy `mobile` superposed on `fixed`, by least squares over their common CA atoms.
+    """Copy `mobile` superposed on `fixed`, by least squares over the atoms of `common_ca`.
 
     Raises:
-        InputError: they have fewer than three CA atoms in common, or these lie on one line.
+        InputError: they have fewer than three such atoms in common, or these lie on one line.
     """
     onto, move = common_ca(fixed, mobile)
     if len(onto) < 3:
-        raise InputError(f"the models have {len(onto)} CA atoms in common: superposing them takes three")
+        raise InputError(f"the models have {len(onto)} residues in common: superposing them takes three")
     places, moving = ([gemmi.Position(*position) for position in xyz] for xyz in (onto, move))
     copy, transform = mobile.clone(), gemmi.superpose_positions(places, moving).transform
     if not np.isfinite(transform.mat.tolist()).all():
         raise InputError(
-            "the CA atoms that the models have in common lie on one line: superposing them takes others too"
+            "the residues that the models have in common lie on one line: superposing them takes others too"
         )
     copy[0].transform_pos_and_adp(transform)
     return copy
 
 
 def _validate(path, structure):
-    """Check the positions and complete the elements of a structure of one model.
-
-    Raises InputError where positions are not numbers or too large.
-    """
+    """Raise InputError if positions of a structure of one model are not numbers or too large; return the structure."""
     xyz = positions(structure)
     if not np.isfinite(xyz).all():
         raise InputError(f"{path} has coordinates that are not numbers: correct or remove those atoms")
     far = np.abs(xyz).max(initial=0.0)
     if far > FARTHEST:
         raise InputError(f"{path} has an atom {far:g} Å from 0: correct or remove it, coordinates are in Å")
-    _set_elements(structure)
     return structure
 
 
-def _ca_atoms(structure):
-    """Positions of CA atoms by chain name, residue number (with insertion code) and residue name."""
+def _residue_atoms(structure):
+    """Positions of `residue_atom`s by chain name, residue number (with insertion code), residue name and atom name."""
     return {
-        (chain.name, str(residue.seqid), residue.name): ca.pos.tolist()
+        (chain.name, str(residue.seqid), residue.name, atom.name.replace("*", "'")): atom.pos.tolist()
         for chain in structure[0]
         for residue in chain.first_conformer()
-        if (ca := residue.find_atom("CA", "*", gemmi.Element("C")))
+        if (atom := residue_atom(residue))
     }
+
+
+def _are_renamed(chains):
+    """Whether models with these sets of chain names have one chain each, under other names than the first model's."""
+    return all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:])
 
 
 @functools.cache
@@ -262,22 +281,6 @@ def _hydrogen_factor(name):
     lost = 2 if polymer else 0  # hydrogens: each bond of the chain releases one water
     weight = known.weight - lost / 2 * 18.015
     return weight / (weight - 1.008 * (known.hydrogen_count - lost))
-
-
-def _set_elements(structure):
-    """Set elements that the file lacks: the CA of an amino acid is carbon, not calcium.
-
-    A residue with N, CA and C is an amino acid, whatever its name (HSD, HSE, HIP, ...).
-    """
-    for chain in structure[0]:
-        for residue in chain:
-            known = gemmi.find_tabulated_residue(residue.name)
-            polymer = known.is_amino_acid() or known.is_nucleic_acid()
-            polymer = polymer or {"N", "CA", "C"} <= {atom.name for atom in residue}
-            for atom in residue:
-                if atom.element.atomic_number == 0 or polymer and atom.element.name not in BIOLOGICAL:
-                    letter = next((c for c in atom.name if c.isalpha()), "C")
-                    atom.element = gemmi.Element(letter if letter in "HCNOSP" else "C")
 
 
 def _complete_for_mmcif(structure):

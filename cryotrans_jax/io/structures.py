@@ -21,15 +21,22 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 NEAR = 2.0  # Å: atoms of different molecules are farther apart
 OVERLAP = 0.1  # share of atoms within NEAR of another model's below which two models are copies side by side
 SHOWN = 6  # most names in a message
+STANDARD = frozenset({"H", "D", "C", "N", "O", "S", "P"})  # elements of standard amino acids and nucleotides
+MODIFIED = STANDARD | {"Se", "F", "Cl", "Br", "I", "B"}  # of modified ones, such as MSE
+AMINO_ACID = {"N", "CA", "C"}  # a residue with these atoms is an amino acid, whatever its name (HSD, HIP)
+NUCLEOTIDE = {"C1'", "C3'", "C4'", "O3'"}  # and one with these a nucleotide (ADE, 5MC),
+LIGAND = {"PA", "PB"}  # unless it is a diphosphate or triphosphate, such as GTP
+REDUCED = {"C4'", "P"}  # nucleotides of reduced models have no more than these
+TWO_LETTERS = {"SE", "BR", "CL", "FE", "MG", "ZN"}  # names of atoms that are also their elements, and nothing else
 
 Piece = tuple[str, list[gemmi.Residue]]  # segment, and a run of residues between two TER records
 
 
 def read(path: str | os.PathLike) -> gemmi.Structure:
-    """Read all models of a PDB or mmCIF file, plain or compressed.
+    """Read all models of a PDB or mmCIF file, plain or compressed, with elements even if the file lacks them.
 
     Residues of one chain that repeat a number and differ in segment, or are separated by a TER record, become separate
-    chains, with a warning.
+    chains, with a warning. Elements that no amino acid or nucleotide has are read by the atoms' names, with a warning.
 
     Raises:
         InputError: the file is missing, is not an atomic model, has no atoms, or has unreadable lines of atoms.
@@ -55,6 +62,8 @@ def read(path: str | os.PathLike) -> gemmi.Structure:
         if found := foreign_format(text[:512], "atomic model"):
             raise InputError(f"{path} {found}")
         raise InputError(f"{path} has no atoms: give an atomic model in PDB or mmCIF format")
+    if (wrong := _correct_elements(structure)) and _has_elements(text):
+        warnings.warn(f"{path}: {wrong}", InputWarning, stacklevel=3)
     return structure
 
 
@@ -97,6 +106,15 @@ def are_disjoint(structure: gemmi.Structure) -> bool:
 def positions(model: gemmi.Model) -> Float[np.ndarray, "atoms 3"]:
     """Positions [Å] of all atoms of a model, chain by chain in the file's order."""
     return np.array([site.atom.pos.tolist() for site in model.all()], np.float64).reshape(-1, 3)
+
+
+def is_nucleotide(residue: gemmi.Residue) -> bool:
+    """Whether a residue is a nucleotide, by its name or, if that is unknown, by the atoms of its sugar."""
+    known = gemmi.find_tabulated_residue(residue.name)
+    if known.found():
+        return known.is_nucleic_acid()
+    names = {atom.name.replace("*", "'") for atom in residue}  # C4* in files before 2007
+    return names >= NUCLEOTIDE and not names & LIGAND or {"C4'"} <= names <= REDUCED
 
 
 def merge_models(structure: gemmi.Structure) -> gemmi.Structure:
@@ -164,6 +182,64 @@ def _parse(path: Path, text: bytes) -> gemmi.Structure:
             for residue in chain:
                 residue.name = names.get(residue.name, residue.name)
     return structure
+
+
+def _has_elements(text: bytes) -> bool:
+    """Whether a file names the elements of its atoms; otherwise gemmi guesses them."""
+    return bool(CIF.match(text)) or any(
+        line[76:78].strip().isalpha() for line in text.splitlines() if pdb.ATOM.match(line)
+    )
+
+
+def _correct_elements(structure: gemmi.Structure) -> str:
+    """Set elements that are unknown, or that an amino acid or a nucleotide cannot have, from the atoms' names.
+
+    Some programs take the first letters of a name as the element: CA becomes calcium, CD cadmium and HG mercury.
+
+    Returns:
+        Which elements were wrong; "" if none were, as unknown ones are not.
+    """
+    count, before, after = 0, set(), set()
+    for residue in (residue for model in structure for chain in model for residue in chain):
+        possible = _elements(residue)
+        for atom in residue:
+            known = atom.element.atomic_number > 0
+            if known and (possible is None or atom.element.name in possible):
+                continue
+            found = _element_of_name(atom.name, possible or MODIFIED, alone=possible is None and len(residue) == 1)
+            if known and found != atom.element:
+                count += 1
+                before.add(atom.element.name)
+                after.add(found.name)
+            atom.element = found
+    if not count:
+        return ""
+    return (
+        f"{count} atoms of amino acids or nucleotides had the elements {_shortlist(sorted(before))}, which these do "
+        f"not have; read by the atoms' names as {_shortlist(sorted(after))}"
+    )
+
+
+def _elements(residue: gemmi.Residue) -> frozenset[str] | None:
+    """Elements that an amino acid or a nucleotide can have; None for other residues, which can have any."""
+    known = gemmi.find_tabulated_residue(residue.name)
+    if is_nucleotide(residue) or known.is_amino_acid() or AMINO_ACID <= {atom.name for atom in residue}:
+        return STANDARD if known.is_standard() else MODIFIED
+    return None
+
+
+def _element_of_name(name: str, possible: frozenset[str], alone: bool) -> gemmi.Element:
+    """Element of an atom by its name: HG11 is hydrogen, CA carbon, SE selenium; carbon if it tells none.
+
+    Args:
+        name: of the atom.
+        possible: elements that the first letter may stand for.
+        alone: whether it is the only one of its residue, which is then an ion: ZN is zinc.
+    """
+    letters = "".join(filter(str.isalpha, name)).upper()
+    if letters in TWO_LETTERS or alone and gemmi.Element(letters).atomic_number:
+        return gemmi.Element(letters)
+    return gemmi.Element(letters[:1] if letters[:1] in possible else "C")
 
 
 def _separate_chains(structure: gemmi.Structure) -> str:

@@ -1,7 +1,9 @@
 """Measure and restore the molecular geometry of a carried model.
 
 The flow carries each atom independently and knows of no bonds. Bonds and reference distances are taken from the initial
-model.
+model, of any molecule: nucleotides keep their sugars, flat bases and the bonds between O3' and P as amino acids keep
+theirs. Only the distances of consecutive CA atoms, which hardly vary, are those of proteins; consecutive nucleotides
+have no such distance.
 """
 
 from collections.abc import Callable, Sequence

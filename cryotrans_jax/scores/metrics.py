@@ -19,6 +19,7 @@ from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, radial_frequency, same_grid
+from cryotrans_jax.io.structures import is_nucleotide
 from cryotrans_jax.scores.fsc import fsc, multiplicity
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
@@ -121,7 +122,9 @@ def missing_mass(
 def ca_displacement(
     predicted: gemmi.Structure, reference: gemmi.Structure, initial: gemmi.Structure | None = None
 ) -> dict[str, int | float]:
-    """Distances [Å] between corresponding CA atoms of a predicted and a reference model, without superposition.
+    """Distances [Å] between corresponding residues of a predicted and a reference model, without superposition.
+
+    A residue is where its CA atom is, and a nucleotide where its C4' is (`atoms.common_ca`).
 
     Args:
         predicted: the predicted model.
@@ -134,7 +137,7 @@ def ca_displacement(
         RMSD `moved_rmsd` and `moved_initial_rmsd` (absent where there are none).
 
     Raises:
-        InputError: there is no CA atom in common.
+        InputError: the models have no residue in common.
     """
     distance = _distance(*common_ca(reference, predicted))
     result = {
@@ -154,19 +157,19 @@ def ca_displacement(
 
 
 def tm_score(predicted: gemmi.Structure, reference: gemmi.Structure) -> float:
-    """TM-score (0 to 1) of a predicted model's CA atoms, normalised by the reference's length.
+    """TM-score (0 to 1) of a predicted model's residues, normalised by the reference's length.
 
-    max over superpositions of 1/L Σ 1 / (1 + (d / d0)²), d0 = 1.24 (L − 15)^(1/3) − 1.8 Å and at least 0.5 (Zhang and
-    Skolnick, Proteins 57, 2004). Residues correspond by chain and number; there is no structural alignment as in
-    TM-align. The search starts from fragments of L, L/2, L/4 ... residues and continues with the residues that
-    superpose well.
+    max over superpositions of 1/L Σ 1 / (1 + (d / d0)²), with d0 of `tm_scale` and distances d of CA atoms (C4' of
+    nucleotides). Residues correspond by chain and number; there is no structural alignment as in TM-align. The search
+    starts from fragments of L, L/2, L/4 ... residues and continues with the residues that superpose well.
 
     Raises:
-        InputError: there is no CA atom in common.
+        InputError: the models have no residue in common.
     """
     y, x = common_ca(reference, predicted)
     length = len(common_ca(reference)[0])
-    d0 = max(1.24 * max(length - 15, 0) ** (1 / 3) - 1.8, 0.5)
+    nucleotides = sum(is_nucleotide(residue) for chain in reference[0] for residue in chain.first_conformer())
+    d0 = tm_scale(length, nucleotides > length / 2)
     near, best = min(max(d0, 4.5), 8.0), 0.0
     used = np.array(list(_fragments(len(x))), np.float64)
     for _ in range(ROUNDS):
@@ -176,21 +179,38 @@ def tm_score(predicted: gemmi.Structure, reference: gemmi.Structure) -> float:
     return best
 
 
+def tm_scale(length: int, nucleic: bool) -> float:
+    """Scale d0 [Å] of the TM-score, by which a score does not depend on a molecule's length.
+
+    Proteins: Zhang and Skolnick, Proteins 57 (2004). Nucleic acids: Gong, Zhang and Zhang, Bioinformatics 35 (2019),
+    RNA-align. A complex has the scale of what it has more residues of.
+
+    Args:
+        length: number of residues.
+        nucleic: whether they are nucleotides.
+    """
+    if not nucleic:
+        return max(1.24 * max(length - 15, 0) ** (1 / 3) - 1.8, 0.5)
+    if length < 30:
+        return 0.3 + 0.1 * sum(length >= least for least in (12, 16, 20, 24))
+    return 0.6 * (length - 0.5) ** 0.5 - 2.5
+
+
 def coverage(rebuilt: gemmi.Structure, reference: gemmi.Structure, within: float = 3.0) -> dict[str, int | float]:
     """Score how much of a reference's backbone a rebuilt model covers, regardless of chain names, numbers and sequence.
 
     Args:
         rebuilt: the rebuilt model.
         reference: the reference model.
-        within: largest distance of paired CA atoms, Å.
+        within: largest distance of paired CA atoms (C4' of nucleotides), Å.
 
     Returns:
-        The number `n` of pairs of CA atoms that are mutually nearest and less than `within` apart; their share of the
+        The number `n` of pairs of such atoms that are mutually nearest and less than `within` apart; their share of the
         reference (`coverage`) and of the rebuilt atoms (`precision`); their `rmsd` [Å]; and `order`, the share of pairs
         whose successor in the chain is paired with a neighbour in the rebuilt chain.
 
     Raises:
-        InputError: one of them has no CA atom.
+        InputError: one of them has no such atom.
     """
     (y,), (x,) = common_ca(reference), common_ca(rebuilt)
     to_x, to_y = cKDTree(x).query(y)[1], cKDTree(y).query(x)[1]

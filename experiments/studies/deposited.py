@@ -1,7 +1,9 @@
 """Validation on maps as deposited: both maps of a pair are simulated with noise, written, and fitted as a user's are.
 
 The initial map and the target have their own noise, B-factors, voxels and scale, and the target has another pose. The
-carried model is scored after it was superposed on that of the target state, as the pose is not part of the answer.
+carried model is scored after it was superposed on that of the target state, as the pose is not part of the answer. In
+all scores a nucleotide is where its C4' is, as an amino acid is where its CA is; what is said of CA atoms holds for it,
+but for the distances of consecutive ones, which are those of proteins.
 """
 
 import contextlib
@@ -13,8 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import asdict, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,21 @@ import gemmi
 import numpy as np
 from scipy import stats
 
-from cryotrans_jax.density.deposition import Conditions, Deposition, deposit, random_pose
+from cryotrans_jax.density import similarity
+from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms, memory
 from cryotrans_jax.io.files import InputError, write_file
-from cryotrans_jax.io.maps import write_map
+from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import geometry, metrics
 
 from .. import load, results, run_folder, tables
 from ..main import show_warnings
-from ..pairs import load_models
-from ..settings import FitSettings, InputSettings
+from ..settings import FitSettings
+from . import peers
+from .deposited_cases import PEER, SUFFIXES, Trial, deposit_target, in_pose, simulate_inputs, write_inputs
 
 RESOLUTIONS = (4.0, 6.0, 8.0, 10.0)  # of the targets, Å
-INITIAL = Conditions(3.2, b_factor=60.0, b_growth=60.0, sharpen=True)
-TARGET = Conditions(6.0, b_factor=100.0, b_growth=150.0, sharpen=True, scale=0.03)
-INITIAL_VOXEL, TARGET_VOXEL = 1.05, 1.3  # Å; a third of the resolution if that is less
-TURN, SHIFT = 40.0, 15.0  # degrees, Å: pose of the target
 LARGE, SMALL = 4.0, 2.0  # Å: CA RMSD of two states, beyond which a motion is large, and below which it is small
 BACKBONE = 5.5  # heavy atoms a residue: with fewer a model has no side chains
 COLUMNS = {
@@ -52,6 +51,7 @@ COLUMNS = {
     "rmsd_after": "{:.2f}",
     "displaced": "{:.2f}",
     "ca_bonds": "{:.2f}",
+    "correlation": "{:.3f}",
     "seconds": "{:.0f}",
     "peak_mib": "{:.0f}",
     "success": "{}",
@@ -62,39 +62,6 @@ SUMMARY = (
     "recipe", "resolution", "cases", f"success (moves > {LARGE:g} Å)", "95 % interval",
     "median rmsd_after of successes", f"not made worse (moves < {SMALL:g} Å)", "median ca_bonds",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One case of the study, by which its row is known.
-
-    Attributes:
-        folder: of the pair.
-        pair: its name.
-        direction: "forward", or "back" from the target state to the initial one.
-        resolution: of the target, Å.
-        seed: of the noise, of the pose and of the fit.
-        recipe: with its bin, such as paper/2.
-        steps: factor on the number of steps of every stage.
-        initial_resolution: of the initial map, Å.
-        belt: whether both maps have a belt of detergent.
-        half_maps: whether the fit is given the target's half-maps.
-    """
-
-    folder: str
-    pair: str
-    direction: str
-    resolution: float
-    seed: int
-    recipe: str
-    steps: float
-    initial_resolution: float
-    belt: bool
-    half_maps: bool
-
-    def models(self) -> tuple[gemmi.Structure, gemmi.Structure]:
-        """Read the models of the state to start from and of the one to arrive at."""
-        return load_models(Path(self.folder), self.direction == "back")
 
 
 def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool) -> str:
@@ -112,6 +79,8 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
         The summary.
     """
     rows = {} if overwrite else earlier_rows(out_dir, trials)
+    again = {trial for trial in trials if trial.written}  # the program may have written more since
+    rows = {trial: row for trial, row in rows.items() if trial not in again}
     left = [trial for trial in trials if trial not in rows]
     states = {(trial.folder, trial.direction): trial for trial in left}
     known = {state: describe(trial) for state, trial in states.items()}
@@ -128,6 +97,22 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
             print(tables.styled_row(rows[trial], COLUMNS), flush=True)
             write(in_order(rows, trials), growing)
     return summary(in_order(rows, trials))
+
+
+def keep_inputs(trials: Sequence[Trial], out_dir: Path, overwrite: bool) -> None:
+    """Write what every method is given in each case into a folder of its own in out_dir/maps, unless it is there.
+
+    Raises:
+        InputError: the folder holds rows of other cases, which `study` would refuse too.
+    """
+    if not overwrite:
+        earlier_rows(out_dir, trials)
+    with run_folder.claimed(out_dir, inside=["maps"], kinds=["validation"]):
+        for trial in {trial.case: trial for trial in trials}.values():
+            place = out_dir / "maps" / trial.case
+            if overwrite or not any((place / f"start{suffix}").is_file() for suffix in SUFFIXES):
+                print(f"maps of {trial.case}", flush=True)
+                write_inputs(trial, place)
 
 
 def in_order(rows: dict[Trial, dict], trials: Sequence[Trial]) -> list[dict]:
@@ -147,7 +132,8 @@ def earlier_rows(out_dir: Path, trials: Sequence[Trial]) -> dict[Trial, dict]:
     wrong = f"{paths[0]} holds other cases than these: give another --out_dir, or --overwrite to replace them"
     try:
         found = json.loads(paths[0].read_bytes())
-        rows = {Trial(**{key.name: row[key.name] for key in fields(Trial)}): row for row in found}
+        named = [key.name for key in fields(Trial) if key.compare]
+        rows = {Trial(**{name: row[name] for name in named}): row for row in found}
     except (ValueError, KeyError, TypeError):
         raise InputError(wrong) from None
     if not rows.keys() <= set(trials):
@@ -177,12 +163,24 @@ def measure_apart(trial: Trial) -> dict[str, Any]:
 
 
 def measure(trial: Trial) -> dict[str, Any]:
-    """Simulate the maps of a trial, fit them, and score the carried model.
+    """Simulate the maps of a trial, fit them or have another method do so, and score the carried model.
 
     Returns:
-        The scores, the seconds of loading and fitting with compilation, and the peak memory of this process.
+        The scores, with the correlation of the target map with the map of the model superposed on the true one, at the
+        target's resolution; the seconds of loading and fitting with compilation; and the peak memory of this process.
     """
     start, end = trial.models()
+    posed = in_pose(trial, end)
+    moved, target, seconds = move_by_peer(trial, start, posed) if trial.peer else move_by_fit(trial, start, end)
+    there = simulate(atoms.superpose(moved, posed), trial.resolution, like=target)
+    scores = score(start, moved, end, trial.resolution)
+    scores["correlation"] = similarity.correlation(there.density, target.density)
+    cost = {"seconds": seconds, "peak_mib": memory.peak() / 2**20}
+    return scores | ({} if trial.written else cost)  # what it cost another program is not known
+
+
+def move_by_fit(trial: Trial, start: gemmi.Structure, end: gemmi.Structure) -> tuple[gemmi.Structure, Map, float]:
+    """Fit the maps by a recipe of ours: the carried model, idealised, the target map, and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         inputs = simulate_inputs(trial, start, end, Path(folder))
         begin = time.perf_counter()
@@ -191,43 +189,23 @@ def measure(trial: Trial) -> dict[str, Any]:
         fit: Fit = results.fit_case(case, FitSettings(name, trial.seed, trial.steps, int(bin_ or 1)))
         assert case.model is not None
         moved = idealised(case.model, fit.move(case.model))
-        seconds = time.perf_counter() - begin
-    scores = score(case.model, moved, end, trial.resolution)
-    return scores | {"seconds": seconds, "peak_mib": memory.peak() / 2**20}
+        return moved, read_map(inputs.target[0]), time.perf_counter() - begin
+
+
+def move_by_peer(trial: Trial, start: gemmi.Structure, posed: gemmi.Structure) -> tuple[gemmi.Structure, Map, float]:
+    """Read the model that another program wrote, or make that of another method; with the target map, and seconds."""
+    target = deposit_target(trial, posed).map
+    begin = time.perf_counter()
+    if trial.written:
+        moved = peers.read_written(Path(trial.written), trial.case, start)
+    else:
+        moved = peers.PEERS[trial.peer](atoms.superpose(start, posed), posed, target, trial.resolution)
+    return moved, target, time.perf_counter() - begin
 
 
 def idealised(model: gemmi.Structure, moved: gemmi.Structure) -> gemmi.Structure:
     """The carried model with bonds and angles restored, as a run writes it."""
     return atoms.with_positions(moved, geometry.idealise(geometry.topology(model), atoms.positions(moved)))
-
-
-def simulate_inputs(trial: Trial, start: gemmi.Structure, end: gemmi.Structure, folder: Path) -> InputSettings:
-    """Write the maps of a trial and the model to carry into the folder, and name them as a user would."""
-    first = replace(INITIAL, resolution=trial.initial_resolution, belt=trial.belt)
-    second = replace(TARGET, resolution=trial.resolution, belt=trial.belt)
-    posed = random_pose(end, TURN, SHIFT, trial.seed).move(end)
-    make = partial(deposit_map, trial.seed)
-    initial, target = make(start, first, INITIAL_VOXEL, 0), make(posed, second, TARGET_VOXEL, 1)
-    names = ("initial", "target", "target_half1", "target_half2")
-    files = {name: str(folder / f"{name}.mrc") for name in names}
-    for name, map_ in zip(names, (initial.map, target.map, *target.halves), strict=True):
-        write_map(files[name], map_)
-    atoms.write_model(folder / "model.cif", start)
-    return InputSettings(
-        initial=files["initial"],
-        target=[files["target"]],
-        model=str(folder / "model.cif"),
-        target_half1=[files["target_half1"]] if trial.half_maps else [],
-        target_half2=[files["target_half2"]] if trial.half_maps else [],
-        initial_resolution=trial.initial_resolution,
-        target_resolution=trial.resolution,
-        resolutions_given=frozenset({"initial_resolution", "target_resolution"}),
-    )
-
-
-def deposit_map(seed: int, model: gemmi.Structure, conditions: Conditions, voxel: float, number: int) -> Deposition:
-    """Simulate map `number` (0 or 1) of a pair, with noise of its own, on voxels that resolve its detail."""
-    return deposit(model, conditions, min(voxel, conditions.resolution / 3), 2 * seed + number)
 
 
 def score(model: gemmi.Structure, moved: gemmi.Structure, truth: gemmi.Structure, resolution: float) -> dict[str, Any]:
@@ -238,7 +216,7 @@ def score(model: gemmi.Structure, moved: gemmi.Structure, truth: gemmi.Structure
         CA atoms at the distance of a peptide (absent without any), and whether the fit is a success.
     """
     before, after = (ca_distances(each, truth) for each in (model, moved))
-    ca_bonds = geometry.measure(geometry.topology(model), atoms.positions(moved))["ca_bonds"]
+    ca_bonds = share_of_ca_bonds(model, moved)
     return {
         "rmsd_before": rms(before),
         "rmsd_after": rms(after),
@@ -251,6 +229,16 @@ def score(model: gemmi.Structure, moved: gemmi.Structure, truth: gemmi.Structure
 def ca_distances(model: gemmi.Structure, truth: gemmi.Structure) -> np.ndarray:
     """Distances (Å) of the CA atoms that two models have in common, after superposition by least squares."""
     return np.linalg.norm(np.subtract(*atoms.common_ca(truth, atoms.superpose(model, truth))), axis=1)
+
+
+def share_of_ca_bonds(model: gemmi.Structure, moved: gemmi.Structure) -> float:
+    """Share of CA atoms that follow one another in a model and are at a peptide's distance when moved; NaN without any.
+
+    The moved model may lack atoms, or have others besides.
+    """
+    first, last = (np.linalg.norm(np.diff(xyz, axis=0), axis=1) for xyz in atoms.common_ca(model, moved))
+    off = np.abs(last[first < geometry.NEXT] - geometry.CA_CA)
+    return float(np.mean(off <= geometry.CA_SLACK)) if len(off) else math.nan
 
 
 def rms(distances: np.ndarray) -> float:
@@ -320,6 +308,8 @@ def notes(rows: Sequence[dict]) -> Iterator[str]:
     """Sentences below the summary: how the maps were made, and which models are backbones."""
     halves = "with" if rows[0]["half_maps"] else "without"
     yield f"Maps as deposited, the initial one at {rows[0]['initial_resolution']:g} Å, fitted {halves} half-maps."
+    if any(row["recipe"].startswith(PEER) for row in rows):
+        yield "Peers begin with the initial model superposed on the true one; our fits find the pose themselves."
     if belts := sorted({row["pair"] for row in rows if row["belt"]}):
         yield f"With a belt of detergent in both maps: {', '.join(belts)}."
     if bare := sorted({row["pair"] for row in rows if row["atoms_per_residue"] < BACKBONE}):

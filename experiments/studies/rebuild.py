@@ -187,7 +187,7 @@ def load_reference(saved: dict):
 
 
 def fasta(model) -> str:
-    """Sequences of a model's protein chains in FASTA format."""
+    """Sequences of a model's chains, of proteins and nucleic acids, in FASTA format."""
     import gemmi
 
     model = model.clone()

@@ -146,7 +146,7 @@ def load_path(model) -> list:
 
 
 def with_mdanalysis(files: list[str]) -> list:
-    """Read the protein of a topology at every frame of its trajectories, by MDAnalysis."""
+    """Read CA atoms, and C4' of nucleotides, at every frame of a topology's trajectories, by MDAnalysis."""
     import gemmi
 
     from cryotrans_jax.io.files import InputError
@@ -158,9 +158,11 @@ def with_mdanalysis(files: list[str]) -> list:
             "topology and trajectory are read by MDAnalysis, which is not installed: python -m pip install MDAnalysis"
         ) from None
     universe = MDAnalysis.Universe(*files)
-    chosen = universe.select_atoms("protein and name CA")
+    chosen = universe.select_atoms("(protein and name CA) or (nucleic and name C4')")
     if not len(chosen):
-        raise InputError(f"{files[0]} has no CA atoms of a protein: give the topology of one")
+        raise InputError(
+            f"{files[0]} has no CA atoms of a protein and no C4' of nucleotides: give the topology of a molecule"
+        )
     models = []
     for _ in universe.trajectory:
         structure = gemmi.Structure()
@@ -172,9 +174,10 @@ def with_mdanalysis(files: list[str]) -> list:
                 chain = structure[0].add_chain(name)
             residue = gemmi.Residue()
             residue.name, residue.seqid = str(atom.resname), gemmi.SeqId(int(atom.resid), " ")
-            ca = gemmi.Atom()
-            ca.name, ca.element, ca.pos = "CA", gemmi.Element("C"), gemmi.Position(*map(float, atom.position))
-            residue.add_atom(ca)
+            carbon = gemmi.Atom()
+            carbon.name, carbon.element = str(atom.name), gemmi.Element("C")
+            carbon.pos = gemmi.Position(*map(float, atom.position))
+            residue.add_atom(carbon)
             chain.add_residue(residue)
         models.append(structure)
     universe.trajectory.close()

@@ -11,7 +11,9 @@ least RMSD over CA atoms), for the fit and for straight lines from the initial m
 python -m experiments.studies.validate --as_deposited --data_dir=PAIRS --directions=forward,back --out_dir=DIR
 
 Both maps are then simulated with noise, as reconstructions are deposited (deposited.py), and the table has the rate of
-success at each resolution. A study that was stopped continues where it was when the command is given again.
+success at each resolution. A study that was stopped continues where it was when the command is given again. Other
+methods come into the same table: --peers computes them, --models_of reads the models that other programs wrote for the
+maps that --keep_maps writes (peers.py).
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +35,7 @@ from ..main import command_of, show_warnings
 from ..usage import group
 
 if TYPE_CHECKING:
-    from .deposited import Trial
+    from .deposited_cases import Trial
 
 FLAGS = flags.FLAGS
 FRAMES = 11  # number of frames that a known path is compared with
@@ -59,7 +61,7 @@ SUMMARY_KEYS = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight
 
 DIRECTIONS = ("forward", "back")
 SELECTING = ("pairs", "directions", "resolutions", "seeds", "recipes")  # flags that a table's command names
-DEPOSITED = ("initial_resolution", "belt", "half_maps")
+DEPOSITED = ("initial_resolution", "belt", "half_maps", "peers", "models_of", "keep_maps")
 
 SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
 AT_ONCE = ranges.Range(1, 1000, "each case is a separate process")
@@ -111,6 +113,23 @@ def define_deposited() -> None:
     ranges.number("initial_resolution", 3.2, "Resolution of the initial map, Å.", ranges.RESOLUTION)
     flags.DEFINE_list("belt", [], "Names of the pairs that have a belt of detergent in both maps.")
     flags.DEFINE_bool("half_maps", False, "Give the target's half-maps to the fit.")
+    flags.DEFINE_list(
+        "peers",
+        [],
+        "Other methods for the same table, at all of --resolutions: domains (each domain fitted as a rigid body), "
+        "blend (the initial model as it is).",
+    )
+    flags.DEFINE_multi_string(
+        "models_of",
+        [],
+        "NAME:FOLDER: models that another program wrote for the same maps, PAIR_DIRECTION_RESOLUTION_SEED.pdb or .cif "
+        "(adk_forward_6_0.pdb), for the same table. May be repeated.",
+    )
+    flags.DEFINE_bool(
+        "keep_maps",
+        False,
+        "Write the maps of every case, and the model that peers begin with, into a folder of maps in --out_dir.",
+    )
 
 
 def main() -> None:
@@ -140,7 +159,10 @@ def run_as_deposited() -> str:
 
     if not FLAGS["resolutions"].present:
         FLAGS.resolutions = [*deposited.RESOLUTIONS]
-    table = deposited.study(plan_trials(), Path(FLAGS.out_dir), FLAGS.at_once, FLAGS.overwrite)
+    trials, out_dir = plan_trials(), Path(FLAGS.out_dir)
+    if FLAGS.keep_maps:
+        deposited.keep_inputs(trials, out_dir, FLAGS.overwrite)
+    table = deposited.study(trials, out_dir, FLAGS.at_once, FLAGS.overwrite)
     print(table)
     return table
 
@@ -171,13 +193,18 @@ def run_without_noise() -> str:
     return summary(rows) or tables.styled(rows, COLUMNS)
 
 
-def plan() -> Iterator[tuple[str, str, str, str, float]]:
-    """Yield a pair's folder and name, a direction, a recipe and a resolution for all that the flags select."""
+def plan(
+    recipes: Sequence[tuple[str, float | None, str | None]],
+) -> Iterator[tuple[str, str, str, str, float]]:
+    """Yield a pair's folder and name, a direction, a recipe and a resolution for all that the flags select.
+
+    Args:
+        recipes: as from `parse_recipe`.
+    """
     from ..pairs import pair_folder
 
     names = FLAGS.pairs or sorted(path.parent.name for path in Path(FLAGS.data_dir).glob("*/pair.json"))
     folders = {name: str(pair_folder(FLAGS.data_dir, name)) for name in names or ["*"]}
-    recipes = [parse_recipe(text) for text in FLAGS.recipes]
     for (name, folder), (recipe, at, pair) in itertools.product(folders.items(), recipes):
         if not pair or pair == name:
             every = itertools.product(FLAGS.directions, [at] if at else FLAGS.resolutions)
@@ -188,25 +215,30 @@ def plan_cases() -> list[tuple]:
     """Arguments of `measure` for every case without noise of its own."""
     return [
         (folder, name, resolution, noise, seed, recipe, FLAGS.steps, direction == "back")
-        for folder, name, direction, recipe, resolution in plan()
+        for folder, name, direction, recipe, resolution in plan([*map(parse_recipe, FLAGS.recipes)])
         for noise, seed in itertools.product(FLAGS.signal_to_noise, FLAGS.seeds)
     ]
 
 
 def plan_trials() -> "list[Trial]":
-    """The cases as deposited."""
+    """The cases as deposited: those of our recipes, of other methods, and of other programs' models."""
     from cryotrans_jax.io.files import InputError
 
-    from .deposited import Trial
+    from . import peers
+    from .deposited_cases import PEER, Trial
 
-    settings = FLAGS.steps, FLAGS.initial_resolution
+    settings, written = (FLAGS.steps, FLAGS.initial_resolution), peers.find_folders(FLAGS.models_of)
+    others = [(f"{PEER}{name}", None, None) for name in (*peers.known(FLAGS.peers), *written)]
+    methods = [*map(parse_recipe, FLAGS.recipes), *others]
     trials = [
-        Trial(folder, name, direction, resolution, seed, recipe, *settings, name in FLAGS.belt, FLAGS.half_maps)
-        for folder, name, direction, recipe, resolution in plan()
+        Trial(folder, name, direction, resolution, seed, method, *settings, name in FLAGS.belt, FLAGS.half_maps, models)
+        for folder, name, direction, method, resolution in plan(methods)
         for seed in FLAGS.seeds
+        for models in [written.get(method.removeprefix(PEER), "")]
     ]
     if unknown := set(FLAGS.belt) - {trial.pair for trial in trials}:
         raise InputError(f"--belt={','.join(sorted(unknown))} is no pair of this study: name pairs that are in it")
+    peers.check_models(written, [trial.case for trial in trials])
     return [*dict.fromkeys(trials)]
 
 
@@ -314,7 +346,7 @@ def insert_table(path: Path, text: str) -> None:
 
     before, _, after = tables.parted(path, *MARKS)
     mode = ("as_deposited", *DEPOSITED) if FLAGS.as_deposited else ("signal_to_noise",)
-    given = [FLAGS[name].serialize() for name in (*SELECTING, *mode)]
+    given = [text for name in (*SELECTING, *mode) for text in FLAGS[name].serialize().splitlines()]
     command = (
         f"    python -m experiments.studies.validate --data_dir=PAIRS {' '.join(given)} --readme={path.as_posix()}"
     )

@@ -23,6 +23,7 @@ from cryotrans_jax.fit.recipes import paper
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import read_map, write_map
 from experiments import parse, system_inputs, systems
+from tests.nucleic import bent_rna
 
 ROOT = Path(__file__).parents[2]
 SIDE, VOXEL = 24, 4.0
@@ -195,13 +196,17 @@ def test_one_chain_of_each_assembly_stays_where_it_lies():
         np.testing.assert_array_equal(atoms.positions(alone), xyz[: len(xyz) // 2])
 
 
-def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
+@pytest.mark.parametrize("pair, name", [(hinge_pair, "CA"), (bent_rna, "C4'")])
+def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path, pair, name):
     """From the file too; a chain of another kind is none of its copies."""
-    whole, turns = hinge_pair()[0], Rotation.from_rotvec(np.pi / 2 * np.arange(4)[:, None] * [0, 0, 1]).as_matrix()
+    whole = pair()[0]
+    for strand in [chain.name for chain in whole[0]][1:]:
+        whole[0].remove_chain(strand)
+    turns = Rotation.from_rotvec(np.pi / 2 * np.arange(4)[:, None] * [0, 0, 1]).as_matrix()
     alone = whole.clone()
-    for name, turn in zip("BCD", turns[1:], strict=True):
+    for letter, turn in zip("BCD", turns[1:], strict=True):
         chain = Transform(turn, turn @ [40.0, 0, 0]).move(alone)[0][0]
-        chain.name = name
+        chain.name = letter
         whole[0].add_chain(chain)
     other = alone[0][0].clone()
     other.name = "L"
@@ -212,8 +217,8 @@ def test_the_operators_of_an_assembly_make_it_of_its_chain(tmp_path):
     assert len(generator.operators) == 4
     for operator, chain in zip(generator.operators, whole[0], strict=False):
         for here, there in zip(alone[0][0], chain, strict=True):
-            moved = gemmi.Position(operator.transform.apply(here["CA"][0].pos))
-            assert moved.dist(there["CA"][0].pos) < 0.01  # decimals of the file
+            moved = gemmi.Position(operator.transform.apply(here[name][0].pos))
+            assert moved.dist(there[name][0].pos) < 0.01  # decimals of the file
 
 
 def test_a_model_is_laid_over_the_target_map(data, tmp_path, monkeypatch, few_rotations):

@@ -14,6 +14,7 @@ from cryotrans_jax.density import simulation
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, InputWarning
 from cryotrans_jax.io.maps import write_map
+from tests.nucleic import bent_rna
 
 SHARED = Path(__file__).parents[3] / "shared"
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -49,6 +50,62 @@ def renamed(model, name):
 def test_missing_elements_are_mended(model):
     names = [site.atom.element.name for site in model[0].all()]
     assert names == ["N", "C", "H", "C", "O", "C", "C", "C", "H", "C", "Ca", "O"]
+
+
+RESIDUES = {  # atoms that are written with the first two letters of their name as the element, and their elements
+    "LYS": {"N": "N", "CA": "C", "CB": "C", "CD": "C", "CE": "C", "HE2": "H", "HD11": "H", "1HG": "H"},
+    "MSE": {"N": "N", "CA": "C", "SE": "Se", "CE": "C"},
+    "HSD": {"N": "N", "CA": "C", "C": "C", "NE2": "N", "HO": "H"},
+    "SEC": {"CA": "C", "SE": "Se"},
+    "G": {"P": "P", "C4'": "C", "HO2'": "H", "OS": "O"},
+    "BRU": {"BR": "Br", "NB": "N"},
+    "ADE": {"C1'": "C", "C3'": "C", "C4'": "C", "O3'": "O", "HO3'": "H"},
+    "CA": {"CA": "Ca"},
+    "HG": {"HG": "Hg"},
+    "ZN": {"ZN": "Zn"},
+    "HEM": {"FE": "Fe", "CHA": "C"},
+}
+
+
+def written_by_name(path, element):
+    """Write RESIDUES as PDB, each atom with the element that a function of its name gives; return the elements."""
+    sites = [(residue, *atom) for residue, held in RESIDUES.items() for atom in held.items()]
+    numbers = [*RESIDUES]
+    lines = [
+        f"ATOM  {k:5d} {name:4s} {residue:>3s} A{numbers.index(residue) + 1:4d}    {4.0 * k:8.3f}{0:8.3f}{0:8.3f}"
+        f"  1.00 20.00          {element(name):>2s}"
+        for k, (residue, name, _) in enumerate(sites)
+    ]
+    path.write_text("\n".join([*lines, "END", ""]))
+    return [found for _, _, found in sites]
+
+
+def test_elements_that_a_polymer_cannot_have_are_read_by_name_and_said_once(tmp_path):
+    def two_letters(name):
+        letters = "".join(filter(str.isalpha, name))[:2]
+        return letters if gemmi.Element(letters).atomic_number else letters[0]
+
+    right = written_by_name(tmp_path / "a.pdb", two_letters)
+    with pytest.warns(InputWarning) as said:
+        model = atoms.read_model(tmp_path / "a.pdb")
+    assert [site.atom.element.name for site in model[0].all()] == right
+    wrong = sum(
+        gemmi.Element(two_letters(name)) != gemmi.Element(element)
+        for held in RESIDUES.values()
+        for name, element in held.items()
+    )
+    assert len(said) == 1 and f"a.pdb: {wrong} atoms of amino acids or nucleotides" in str(said[0].message)
+    body = (tmp_path / "a.pdb").read_text().removesuffix("END\n")
+    (tmp_path / "many.pdb").write_text("".join(f"MODEL {n:8d}\n{body}ENDMDL\n" for n in (1, 2)) + "END\n")
+    with pytest.warns(InputWarning) as said:
+        frames = atoms.read_models(tmp_path / "many.pdb")
+    assert len(said) == 1 and [site.atom.element.name for site in frames[1][0].all()] == right
+
+
+def test_unknown_elements_are_read_by_name_without_a_warning(tmp_path):
+    right = written_by_name(tmp_path / "a.pdb", lambda name: "X")
+    model = atoms.read_model(tmp_path / "a.pdb")
+    assert [site.atom.element.name for site in model[0].all()] == right
 
 
 def test_heavy_atoms_leave_out_hydrogens_and_second_conformations(model):
@@ -106,6 +163,52 @@ def test_common_ca_goes_by_chain_and_number(model):
     np.testing.assert_array_equal(a, [[14.0, 13.7, 12.9], [17.5, 14.0, 13.5]])  # not the calcium ion
     np.testing.assert_array_equal(a, b)
     assert len(atoms.common_ca(model, renamed(model, "Q"))[0]) == 3
+
+
+def test_a_nucleotide_is_where_its_c4_is(tmp_path):
+    """Also at a 5' end, under a name that is not known, from a file before 2007; P where there is no sugar."""
+    model = bent_rna()[0]
+    expected = [site.atom.pos.tolist() for site in model[0].all() if site.atom.name == "C4'"]
+    assert len(expected) == sum(map(len, model[0]))
+    other = model.clone()
+    for site in other[0].all():
+        site.residue.name = {"A": "ADE", "U": "URA"}.get(site.residue.name, site.residue.name)
+        site.atom.name = site.atom.name.replace("'", "*")
+    atoms.write_model(tmp_path / "a.pdb", other)
+    a, b = atoms.common_ca(model, atoms.read_model(tmp_path / "a.pdb"))
+    np.testing.assert_array_equal(a, expected)
+    np.testing.assert_allclose(b, expected, atol=5e-4)  # decimals of the file
+    coarse = model.clone()
+    for residue in (residue for chain in coarse[0] for residue in chain):
+        for name in [atom.name for atom in residue if atom.name != "P"]:
+            residue.remove_atom(name, "\0")
+    (phosphates,) = atoms.common_ca(coarse)
+    assert len(phosphates) == len(expected) - 8  # 5' ends of two strands in four helices
+    with pytest.raises(InputError, match="no C4' of a nucleotide .*residues"):
+        atoms.common_ca(coarse, model)
+
+
+def test_a_chain_of_another_name_is_found_beside_nucleic_acid(model):
+    """One chain of a protein, under two names, and the same strands of RNA in both."""
+    one, other = model.clone(), renamed(model, "Q")
+    one[0][0].name = "P"
+    for each in (one, other):
+        for strand in bent_rna()[0][0]:
+            each[0].add_chain(strand)
+    a, b = atoms.common_ca(one, other)
+    assert len(a) == 3 + len(atoms.common_ca(bent_rna()[0])[0])
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_ligand_with_a_sugar_is_no_residue():
+    model = bent_rna()[0]
+    ligand = model[0]["A"][0].clone()
+    ligand.name, ligand.seqid.num = "GTP", 900
+    for name in ("PA", "PB"):
+        ligand.add_atom(gemmi.Atom())
+        ligand[len(ligand) - 1].name = name
+    model[0]["A"].add_residue(ligand)
+    assert len(atoms.common_ca(model)[0]) == len(atoms.common_ca(bent_rna()[0])[0])
 
 
 def test_no_common_ca_is_an_error(model):

@@ -12,7 +12,10 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.scores import geometry
 from experiments.frames import Place, write_models
 from experiments.settings import OutputSettings
+from tests.nucleic import BASES, bent_rna
+from tests.nucleic import HELICES as RNA_HELICES
 
+BASE_ATOMS = {name for base in BASES.values() for name in base}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 
 
@@ -208,6 +211,25 @@ def test_a_disturbed_model_gets_its_geometry_back_and_comes_nearer_to_what_it_wa
     ca = [site.atom.name == "CA" for site in pair[1][0].all()]
     rms = [np.sqrt(((xyz - true)[ca] ** 2).sum(1).mean()) for xyz in (rough, mended)]
     assert rms[1] < 0.8 * rms[0]
+
+
+def test_nucleotides_are_left_whole():
+    """RNA that a flow has carried with an error in each atom: its bonds, sugars, flat bases and hands are restored."""
+    start, end = bent_rna()
+    top, true = geometry.topology(start), atoms.positions(end)
+    sites = list(start[0].all())
+    joined = [sorted(sites[k].atom.name for k in bond) for bond in top.bonds if np.ptp(top.number[bond])]
+    strands = 2 * sum(count - 1 for _, count, *_ in RNA_HELICES)
+    assert joined == [["O3'", "P"]] * strands and not len(top.chain)  # a CA atom is not among them
+    rough = true + np.random.default_rng(0).normal(0, 0.3, true.shape)
+    mended = geometry.idealise(top, rough)
+    before, after = geometry.measure(top, rough), geometry.measure(top, mended)
+    assert after["bond_rms"] < 0.1 * before["bond_rms"] and after["mirrored"] == after["clashes"] == 0
+    assert np.isnan(after["ca_bonds"])
+    for first in range(int(top.number.max()) + 1):
+        base = mended[[k for k in np.flatnonzero(top.number == first) if sites[k].atom.name in BASE_ATOMS]]
+        assert np.linalg.svd(base - base.mean(0))[1][-1] < 0.3
+    assert np.sqrt(((mended - true) ** 2).sum(1).mean()) < np.sqrt(((rough - true) ** 2).sum(1).mean())
 
 
 def test_residues_keep_their_hand_even_where_the_flow_has_mirrored_them(pair, top):

@@ -17,6 +17,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
 from cryotrans_jax.scores.fsc import fsc
+from tests.nucleic import bent_rna
 
 SHARED = Path(__file__).parents[3] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared, data and tools")
@@ -229,6 +230,17 @@ def test_the_tm_score_of_short_chains_has_a_scale_of_half_an_angstrom(length):
     other = atoms.with_positions(model, atoms.positions(model) + np.outer(number == number.max(), [0.6, 0, -0.8]))
     expected = (length - 1 + 1 / (1 + 2.0**2)) / length
     assert expected - 1e-9 <= metrics.tm_score(other, model) < expected + 0.02 / np.sqrt(length)
+
+
+def test_the_tm_score_of_rna_has_its_own_scale():
+    """86 nucleotides, of which one is off by the scale itself: it counts half."""
+    model = bent_rna()[0]
+    scale = 0.6 * np.sqrt(86 - 0.5) - 2.5
+    moved = np.array([site.residue.seqid.num == 1 and site.chain.name == "A" for site in model[0].all()])
+    other = atoms.with_positions(model, atoms.positions(model) + np.outer(moved, [0.6 * scale, 0, 0.8 * scale]))
+    assert 85.5 / 86 - 1e-9 <= metrics.tm_score(other, model) < 85.55 / 86
+    assert metrics.ca_displacement(other, model)["rmsd"] == pytest.approx(scale / np.sqrt(86))
+    assert [metrics.tm_scale(n, True) for n in (8, 12, 23, 29)] == pytest.approx([0.3, 0.4, 0.6, 0.7])
 
 
 def test_coverage_is_what_was_built_and_in_its_order():

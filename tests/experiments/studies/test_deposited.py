@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,8 +13,10 @@ from cryotrans_jax.density.deposition import random_pose
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import read_map
-from experiments.studies import deposited
+from experiments.studies import deposited, peers
 from experiments.studies.deposited import Trial, summary
+from experiments.studies.deposited_cases import PEER
+from tests.nucleic import write_pair
 
 TRIAL = Trial("pairs/adk", "adk", "forward", 6.0, 0, "default", 1.0, 3.2, False, False)
 
@@ -85,6 +88,94 @@ def test_the_pose_of_the_answer_does_not_count():
     assert 0 < same["displaced"] < 1 and not same["success"]
 
 
+def test_nucleic_acids_are_scored_by_their_own_atoms(tmp_path):
+    """Of a complex every residue counts, not those of the protein alone; RNA alone has no distances of CA atoms."""
+    write_pair(tmp_path / "rna")
+    trial = replace(TRIAL, folder=str(tmp_path / "rna"))
+    known, (start, end) = deposited.describe(trial), trial.models()
+    assert known["rmsd_before"] > deposited.LARGE and known["atoms_per_residue"] > deposited.BACKBONE
+    moved = random_pose(end, 40.0, 15.0).move(atoms.with_positions(start, atoms.positions(end)))
+    found = deposited.score(start, moved, end, 6.0)
+    assert found["success"] and found["rmsd_after"] < 1e-3 and "ca_bonds" not in found
+    protein = hinge_pair()[0][0]["A"].clone()
+    protein.name = "P"
+    for model in (start, end):
+        model[0].add_chain(protein)
+    assert len(deposited.ca_distances(start, end)) == sum(map(len, end[0]))
+
+
+@pytest.fixture(scope="module")
+def peer_rows(pairs):
+    """Rows of both other methods on the built-in pair."""
+    trial = replace(TRIAL, folder=str(pairs / "hinge"), pair="hinge", resolution=9.0)
+    return {name: deposited.measure(replace(trial, recipe=f"{PEER}{name}")) for name in peers.PEERS}
+
+
+def test_domains_are_fitted_to_where_they_are_and_a_blend_moves_nothing(peer_rows):
+    """Both domains of the pair are rigid bodies, so that nothing but noise keeps them from their places."""
+    domains, blend = peer_rows["domains"], peer_rows["blend"]
+    assert domains["rmsd_after"] < 1 and domains["success"] and domains["seconds"] > 0
+    assert blend["rmsd_after"] == pytest.approx(blend["rmsd_before"], abs=1e-3) and not blend["success"]
+    assert 0 < blend["correlation"] < domains["correlation"] <= 1
+
+
+def test_the_domains_are_the_rigid_bodies_of_the_motion():
+    """Residues from 101 on move; one of them that the other model lacks goes with them, and no residue is torn."""
+    start, end = hinge_pair()
+    del end[0]["A"][-1]
+    domain = peers.find_domains(start, end)
+    moving = np.array([site.residue.seqid.num >= 101 for site in start[0].all()])
+    assert set(domain) == {0, 1} and len(set(domain[moving])) == len(set(domain[~moving])) == 1
+
+
+def test_models_of_other_programs_are_scored_alike_and_read_again(job, pairs, tmp_path, monkeypatch):
+    """Rows of cases that a program wrote nothing for are failures, until it has."""
+    monkeypatch.setattr(deposited, "ProcessPoolExecutor", lambda count, *_, **more: ThreadPoolExecutor(count))
+    folder, out = tmp_path / "theirs", tmp_path / "out"
+    folder.mkdir()
+    end = hinge_pair()[1]
+    answer = random_pose(end, 40.0, 15.0, 7).move(end)
+    answer[0]["A"].name = "X"  # in a frame and with a chain name of its own
+    atoms.write_model(folder / "hinge_forward_9_0.pdb", answer)
+    given = ("--as_deposited", f"--data_dir={pairs}", f"--out_dir={out}", "--resolutions=9", "--seeds=0,1")
+    given = (*given, "--recipes=", f"--models_of=Other:{folder}", "--initial_resolution=8")
+    status, printed, error = job("validate", *given)
+    assert status == 0, error
+    found, missing = json.loads((out / "validate.json").read_text())
+    assert found["recipe"] == "peer: Other" and found["rmsd_after"] < 1e-2 and "seconds" not in found
+    assert not missing["success"] and "has no hinge_forward_9_1.pdb" in missing["failed"]
+    assert "| peer: Other | 9 | 2 |" in printed
+    atoms.write_model(folder / "hinge_forward_9_1.cif", answer)
+    assert job("validate", *given)[0] == 0
+    assert [row["success"] for row in json.loads((out / "validate.json").read_text())] == [True, True]
+
+
+def test_a_model_that_lacks_residues_is_no_answer(tmp_path):
+    start = hinge_pair()[0]
+    part = start.clone()
+    del part[0]["A"][0]
+    atoms.write_model(tmp_path / "case.pdb", part)
+    count = len(start[0]["A"])
+    with pytest.raises(InputError, match=f"case.pdb has {count - 1} of the {count} residues"):
+        peers.read_written(tmp_path, "case", start)
+
+
+def test_maps_are_kept_for_other_programs(pairs, tmp_path):
+    """With the model that they begin with, in the target map; what is there is not written again."""
+    trial = replace(TRIAL, folder=str(pairs / "hinge"), pair="hinge", resolution=9.0, initial_resolution=8.0)
+    deposited.keep_inputs([trial, replace(trial, recipe="paper")], tmp_path, False)
+    folder = tmp_path / "maps" / trial.case
+    assert trial.case == "hinge_forward_9_0" and [path.name for path in (tmp_path / "maps").iterdir()] == [trial.case]
+    names = {"initial.mrc", "target.mrc", "target_half1.mrc", "target_half2.mrc", "model.cif", "start.pdb"}
+    assert {path.name for path in folder.iterdir()} == names
+    target, begin = read_map(folder / "target.mrc"), atoms.read_model(folder / "start.pdb")
+    inside, elsewhere = (target.interpolate(atoms.positions(begin) + shift).mean() for shift in (0.0, 25.0))
+    assert inside > 3 * abs(elsewhere)
+    (folder / "target.mrc").unlink()
+    deposited.keep_inputs([trial], tmp_path, False)
+    assert not (folder / "target.mrc").exists()
+
+
 def test_maps_are_written_as_a_user_has_them(pairs, tmp_path):
     trial = replace(TRIAL, folder=str(pairs / "hinge"), resolution=9.0, initial_resolution=8.0, half_maps=True)
     inputs = deposited.simulate_inputs(trial, *trial.models(), tmp_path)
@@ -138,6 +229,11 @@ def test_rows_of_maps_without_noise_are_not_taken(tmp_path):
         (["--directions=up"], "--directions=up is to be forward, back or forward,back"),
         (["--as_deposited", "--signal_to_noise=1"], "--signal_to_noise adds noise to maps that have none"),
         (["--as_deposited", "--belt=other"], "--belt=other is no pair of this study"),
+        (["--peers=domains"], "--peers is for maps as deposited"),
+        (["--as_deposited", "--peers=hands"], "--peers=hands is no other method: choose of domains, blend"),
+        (["--as_deposited", "--models_of=Other:none"], "--models_of=Other:none is not NAME:FOLDER"),
+        (["--as_deposited", "--models_of=blend:."], "--models_of=blend:. is not NAME:FOLDER: give a new name"),
+        (["--as_deposited", f"--models_of=Other:{os.sep}"], "no model for a case of this study: name them like hinge_"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(job, pairs, tmp_path, given, sentence):
@@ -149,11 +245,12 @@ def test_flags_that_do_not_go_together_are_refused(job, pairs, tmp_path, given, 
 def test_every_pair_is_tried_in_both_directions_at_all_resolutions_from_all_seeds(job, pairs, tmp_path, monkeypatch):
     planned = []
     monkeypatch.setattr(deposited, "study", lambda trials, *more: planned.extend(trials) or "table")
-    given = ("--as_deposited", "--directions=forward,back", "--seeds=0,1", "--belt=hinge")
+    given = ("--as_deposited", "--directions=forward,back", "--seeds=0,1", "--belt=hinge", "--peers=domains")
     status, out, error = job("validate", f"--data_dir={pairs}", f"--out_dir={tmp_path}", *given)
     assert status == 0 and "table" in out, error
-    cases = {(trial.direction, trial.resolution, trial.seed) for trial in planned}
-    assert len(planned) == len(cases) == 2 * len(deposited.RESOLUTIONS) * 2
+    cases = {(trial.recipe, trial.direction, trial.resolution, trial.seed) for trial in planned}
+    assert len(planned) == len(cases) == 2 * 2 * len(deposited.RESOLUTIONS) * 2
+    assert [*dict.fromkeys(trial.recipe for trial in planned)] == ["default", "peer: domains"]
     assert all(trial.belt and not trial.half_maps and trial.initial_resolution == 3.2 for trial in planned)
     there, back = ({t.direction: t for t in planned}[direction].models() for direction in ("forward", "back"))
     np.testing.assert_array_equal(atoms.positions(there[0]), atoms.positions(back[1]))
