@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gemmi
-import numpy as np
 
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.symmetry import Symmetry
@@ -36,6 +35,13 @@ class Waypoint(NamedTuple):
     resolution: float | None
 
 
+class Original(NamedTuple):
+    """A target before its alignment, in the frame of its file: the map, and its reference if that is a map."""
+
+    map: Map
+    reference: Map | None = None
+
+
 @dataclass
 class Case:
     """The inputs of a run.
@@ -53,10 +59,11 @@ class Case:
         waypoints: maps to pass on the way; only with a single target.
         halves: the half-maps of each target, if there are any.
         alignments: how each target was superposed on the initial map; empty where the maps share a frame.
-        boxes: the grid of each target before that, as a map without density; empty likewise.
+        originals: each target before that; empty likewise.
         parts: of the initial map, each with a velocity field of its own: given, "auto" to find rigid bodies, or None.
         part_rigidity: factor of the rigidity's weight for each part that was given.
         symmetry: of all maps.
+        still: what stays still in the results, as in `Options`; the frame of the alignment if not given.
         repeated: symmetry of the biological assembly, where the maps show one asymmetric unit of it.
         schedule: stages of the recipe paper; None for the published ones.
         config: the configuration of another run that is repeated.
@@ -78,10 +85,11 @@ class Case:
     waypoints: list[Waypoint] = field(default_factory=list)
     halves: list[tuple[Map, Map]] = field(default_factory=list)
     alignments: list[Alignment] = field(default_factory=list)
-    boxes: list[Map] = field(default_factory=list)
+    originals: list[Original] = field(default_factory=list)
     parts: Partition | str | None = "auto"
     part_rigidity: list[float] = field(default_factory=list)
     symmetry: Symmetry | str | None = None
+    still: str | gemmi.Structure = "none"
     repeated: Symmetry | None = None
     schedule: Schedule | None = None
     config: Config | None = None
@@ -106,8 +114,3 @@ def replaced_folders(case: Case, out_dir: Path, share: Sequence[int]) -> list[Pa
 def frame_number(number: int, count: int) -> str:
     """Number of a frame out of `count`, padded with zeros so that names sort by time."""
     return f"{number:0{max(2, len(str(count - 1)))}d}"
-
-
-def grid_of(map_: Map) -> Map:
-    """Grid of a map, as a map of zeros that takes no memory."""
-    return Map(np.broadcast_to(np.float32(0), map_.density.shape), map_.voxel_size, map_.origin)

@@ -44,7 +44,8 @@ def target_frame(case: Case, number: int, folder: Path) -> Place:
     Maps there are on the grid of the target's file, with its voxels or, where these are finer, the initial map's.
     """
     back = case.alignments[number].transform.inverse
-    target, size = case.boxes[number], np.minimum(case.boxes[number].voxel_size, case.initial.voxel_size)
+    target = case.originals[number].map
+    size = np.minimum(target.voxel_size, case.initial.voxel_size)
     shape = np.ceil(np.array(target.density.shape) * target.voxel_size / size - 1e-6).astype(int)
     grid = Map(np.broadcast_to(np.float32(0), tuple(shape.tolist())), size, target.origin)
     (folder / "target_frame").mkdir(exist_ok=True)
@@ -66,7 +67,7 @@ def write_all_frames(
         The last frame, and the places for the frames of a model.
     """
     places = [Place(folder)]
-    if case.boxes and settings.frame == "target":
+    if case.originals and settings.frame == "target":
         places.append(target_frame(case, number, folder))
     last = write_frames(fit, settings.frames, places)
     if case.repeated is not None:

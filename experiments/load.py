@@ -16,12 +16,12 @@ from cryotrans_jax.io.maps import Map, read_map, same_grid
 from cryotrans_jax.motion import partition
 
 from . import archives, log, paths, prechecks
-from .case import MAP_SUFFIXES, Case, Doubt, Waypoint, grid_of
+from .case import MAP_SUFFIXES, Case, Doubt, Original, Waypoint
 from .find import base_model, existing_file, find, one_for_each, other_half_map, resolution_of, unique_stems
 from .inputs import check_inside, load_maps
 from .masks import mask_all, masked, without_micelles
 from .parse import parse_waypoints
-from .score import load_reference
+from .score import place_reference, read_reference
 from .settings import LISTED_BY_TARGET, InputSettings, SymmetrySettings
 
 POOR = 0.25  # correlation at high resolution of a wrong pose, or a wrong hand; two states of a molecule fit better
@@ -51,9 +51,11 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
         files |= masks
     references, halves = one_for_each(settings.reference, count, "references"), half_map_files(settings)
     files |= {name: existing_file(name, settings.data_dir) for name in settings.reference}
-    boxes = [grid_of(map_) for map_ in maps[1:]]
-    maps[1:], alignments = superposed(settings, names, maps, files, out_dir)
     reading, last = (settings.target_voxel_size, settings.all_models), 1 + count  # waypoints follow
+    given = [read_reference(files[name], *reading) if name else None for name in references]
+    truths = [each if isinstance(each, Map) else None for each in given] or [None] * count
+    originals = [Original(*each) for each in zip(maps[1:last], truths, strict=True)]
+    maps[1:], alignments = superposed(settings, names, maps, files, out_dir)
     return Case(
         initial=maps[0],
         targets=maps[1:last],
@@ -63,8 +65,8 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
         target_resolutions=resolutions[1:last],
         model=model,
         references=[
-            load_reference(files[name], maps[0], found.transform, *reading) if name else None
-            for name, found in zip(references, alignments, strict=False)
+            None if each is None else place_reference(each, maps[0], found.transform)
+            for each, found in zip(given, alignments, strict=False)
         ],
         waypoints=[
             Waypoint(name, map_, time, resolution)
@@ -75,7 +77,7 @@ def load_case(settings: InputSettings, out_dir: Path) -> Case:
             for pair, found, name in zip(halves, alignments, settings.target, strict=False)
         ],
         alignments=alignments[:count],
-        boxes=boxes[:count],
+        originals=originals,
         preparation=settings.preparation,
         doubts=[doubt if (doubt.target or 0) < count else doubt._replace(target=None) for doubt in doubts],
     )

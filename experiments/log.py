@@ -286,6 +286,13 @@ def rigid_bodies(kind: str, bodies: Sequence[RigidBody]) -> None:
         info("  ".join(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True)))
 
 
+def result_frame(which: str, rotation: float | None, translation: float | None) -> None:
+    """Say in which frame a result is, and what motion (degrees, Å) of the still body was taken out for it."""
+    info(f"frame of the result: {which}")
+    if rotation is not None:
+        info(f"  in the frame of the alignment: rotation {rotation:.1f}°, translation {translation:.1f} Å")
+
+
 def seed_spread(median: float, far: float) -> None:
     """Print how far apart (Å) fits from several seeds carry the same density: the median and 95th percentile."""
     info(f"spread between seeds: median {median:.2f} Å, 95th percentile {far:.2f} Å")

@@ -30,6 +30,7 @@ from .case import Case, replaced_folders, target_folders
 from .frames import write_all_frames, write_models
 from .pages import story
 from .record import alignment_record
+from .result_frame import frame_record, frame_scores, in_result_frame
 from .run_folder import (
     check_free,
     replacing_run,
@@ -44,7 +45,7 @@ from .settings import FitSettings, OutputSettings
 
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
     """Raise InputError where the disk has no room for the maps of this number of targets."""
-    folders_each = 2 if case.boxes and settings.frame == "target" else 1
+    folders_each = 2 if case.originals and settings.frame == "target" else 1
     needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
     if (free := shutil.disk_usage(out_dir).free) < needed:
         raise InputError(
@@ -157,6 +158,7 @@ def options_of(case: Case, settings: FitSettings, seed: int) -> Options:
         parts=case.parts,
         part_rigidity=tuple(case.part_rigidity),
         symmetry=case.symmetry,
+        still=case.still,
         preparation=case.preparation,
     )
 
@@ -219,10 +221,11 @@ def write_target(
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
+    case = in_result_frame(case, number, fit)
     name, target = case.target_names[number], case.targets[number]
     folder.mkdir(parents=True, exist_ok=True)
     alignment = alignment_record(case, number)
-    config = {"target": name} | alignment | description
+    config = {"target": name} | alignment | frame_record(fit) | description
     write_json(folder / "config.json", config)
     if alignment:
         write_json(folder / "transform.json", alignment["alignment"])
@@ -232,7 +235,7 @@ def write_target(
         write_map(folder / "parts.mrc", fit.parts_map())
     last, places = write_all_frames(fit, case, number, settings, folder)
     compared = compare(fit, case, number, last)
-    scores = score(fit, case, number, last, compared)
+    scores = score(fit, case, number, last, compared) | frame_scores(fit)
     scores |= write_unexplained(compared.start, last, target, description["chosen"]["blur_variance"][number], folder)
     if case.model is not None:
         scores |= write_models(fit, case.model, settings, places, case.references[number] if case.references else None)
@@ -345,5 +348,7 @@ def log_scores(target: str, scores: dict, kind: str) -> None:
         log.rigid_bodies(
             kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
         )
+    if frame := scores.get("result_frame"):
+        log.result_frame(frame, scores.get("still_rotation"), scores.get("still_translation"))
     if "seed_spread_median" in scores:
         log.seed_spread(scores["seed_spread_median"], scores["seed_spread_95"])

@@ -22,7 +22,7 @@ from .case import Case
 from .run_folder import TERMS, UNFINISHED
 
 FREE = {  # settings that do not change a fit
-    "frames", "render", "report", "idealise", "frame", "overwrite", "resume", "checkpoint_minutes", "out_dir",
+    "frames", "render", "report", "idealise", "frame", "still", "overwrite", "resume", "checkpoint_minutes", "out_dir",
     "coordinator", "distributed", "fetch", "max_gb", "emdb_api", "emdb_files", "pdb_files",
 }  # fmt: skip
 WRITING = 600.0  # s to write a state, after which the disk is taken not to answer

@@ -36,6 +36,7 @@ def define_flags() -> None:
     """Define the flags of this command."""
     shared.define_maps()
     shared.define_alignment()
+    define_still()
     shared.define_contour()
     shared.define_models()
     with shared.group("Atomic models"):
@@ -61,6 +62,17 @@ def define_flags() -> None:
     shared.define_machine()
     shared.define_hosts()
     shared.define_archives()
+
+
+@shared.group("Alignment")
+def define_still() -> None:
+    """Define the flag that decides in which frame the result is."""
+    flags.DEFINE_string(
+        "still",
+        "auto",
+        "What stays still in the result: auto, the largest rigid body, unless --align=none or --symmetry keeps the "
+        "frame of the maps; chains or residues of --model (A:1-200,B); none, nothing, in the frame of the alignment.",
+    )
 
 
 @shared.group("Fit")
@@ -151,7 +163,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 
     Of several targets those that cannot be used are left out.
     """
-    from . import find, hosts, inputs, load, parse, prechecks, results, run_folder, settings
+    from . import find, hosts, inputs, load, parse, prechecks, result_frame, results, run_folder, settings
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     parse.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
@@ -163,6 +175,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     case = inputs.built_in_pair(out_dir) if used.built_in else load.load_case(used, out_dir)
     load.add_parts(case, used)
     load.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
+    result_frame.add_still(case, used)
     case.schedule = parse.parse_schedule(FLAGS.schedule, FLAGS.width, FLAGS.steps)
     share = hosts.share(len(case.targets))
     if not used.built_in:

@@ -1,6 +1,6 @@
 """Scores of a fit: correlations and FSC with the target, and with a reference if there is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,11 @@ def score_models(model: gemmi.Structure, moved: gemmi.Structure, reference: gemm
 
 
 def score_waypoint(fit: Fit, start: Map, waypoint: Waypoint) -> dict:
-    """Correlation and FSC = 0.5 (Å) with a waypoint, of the carried initial map and of the frame at its time."""
+    """Correlation and FSC = 0.5 (Å) with a waypoint, of the carried initial map and of the frame at its time.
+
+    They are compared in the frame of the alignment, in which the waypoint is.
+    """
+    fit = replace(fit, still=())
     out: dict[str, Any] = {"waypoint": waypoint.name, "time": waypoint.time}
     for when, map_ in (("before", start), ("after", next(fit.frames([waypoint.time])))):
         out[f"correlation_{when}"] = similarity.correlation(map_.density, waypoint.map.density)
@@ -135,18 +139,21 @@ def mass_kept(initial: Map, generated: Map, fit: Fit) -> float:
     return float(left / carried)
 
 
-def load_reference(
-    path: Path, initial: Map, transform: Transform, voxel_size: list[float] | None, all_models: bool
-) -> gemmi.Structure | Map:
-    """Read the reference: a model, or a map, which is resampled on the initial map's grid.
+def read_reference(path: Path, voxel_size: list[float] | None, all_models: bool) -> gemmi.Structure | Map:
+    """Read the reference: a model, or a map by the file's suffix.
 
     Args:
-        path: the file; a map by its suffix.
-        transform: by which the target was superposed on the initial map, and with it the reference is.
+        path: the file.
         voxel_size: in Å, for a map without a voxel size in its header.
+        all_models: take all models of a file that do not overlap, instead of the first.
     """
     if path.name.lower().endswith(MAP_SUFFIXES):
-        size = None if has_voxel_size(path) else voxel_size
-        return resampled(read_map(path, size), initial, transform)
-    model = atoms.read_model(path, all_models)
-    return model if transform is IDENTITY else transform.move(model)
+        return read_map(path, None if has_voxel_size(path) else voxel_size)
+    return atoms.read_model(path, all_models)
+
+
+def place_reference(given: gemmi.Structure | Map, initial: Map, transform: Transform) -> gemmi.Structure | Map:
+    """Move the reference by the motion that places its target, and resample a map on the initial map's grid."""
+    if isinstance(given, Map):
+        return resampled(given, initial, transform)
+    return given if transform is IDENTITY else transform.move(given)

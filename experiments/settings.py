@@ -50,6 +50,7 @@ class InputSettings:
     mass_kda: float | None = None
     align: str = "auto"
     check_hand: bool = False
+    still: str = "auto"
     parts: str = "auto"
     part_rigidity: list[float] = field(default_factory=list)
     archives: Archives | None = None

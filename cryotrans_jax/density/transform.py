@@ -31,6 +31,10 @@ class Transform:
         matrix = np.asarray(matrix, float)
         return IDENTITY if np.array_equal(matrix, np.eye(4)) else cls(matrix[:3, :3], matrix[:3, 3])
 
+    def after(self, first: "Transform") -> "Transform":
+        """The motion by `first`, and then by this one."""
+        return Transform(self.rotation @ first.rotation, self.rotation @ first.shift + self.shift)
+
     @property
     def inverse(self) -> "Transform":
         """The inverse motion."""

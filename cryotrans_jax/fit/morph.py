@@ -15,6 +15,7 @@ from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.bodies import divide_into_parts
 from cryotrans_jax.fit.devices import DeviceLayout
+from cryotrans_jax.fit.frame import express
 from cryotrans_jax.fit.options import Options, Running, Waypoint
 from cryotrans_jax.fit.progress import ProgressCallback, reporting
 from cryotrans_jax.fit.record import plain_values, to_plain
@@ -85,7 +86,8 @@ def morph(
         raise InputError(f"the fit went wrong: {why}; see that the maps are sound and of one molecule")
     if running.on_snapshot:
         running.on_snapshot(fitting.snapshot(finished=True))
-    return replace(fitting.fit(), config=config)  # with the steps of all targets, to repeat the fit from
+    found = replace(fitting.fit(), config=config)  # with the steps of all targets, to repeat the fit from
+    return express(found, options.still, options.align == "none", options.preparation.frame)
 
 
 class AlignedMaps(NamedTuple):

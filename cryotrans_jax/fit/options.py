@@ -10,6 +10,7 @@ from cryotrans_jax.density.spectrum import SharpeningRules
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.fit.devices import DeviceLayout
+from cryotrans_jax.fit.frame import FrameRules, Still, check_still
 from cryotrans_jax.fit.recipes import Recipe, find_recipe
 from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Config
@@ -53,7 +54,7 @@ class Resolutions:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The rules by which maps are prepared for a fit. The defaults serve; a study may change them.
+    """The rules by which maps are prepared for a fit, and its result. The defaults serve; a study may change them.
 
     Attributes:
         alignment: how a target's pose is searched for and chosen.
@@ -63,6 +64,7 @@ class Preparation:
         whole_box: whether the unit box is the maps' whole box without a crop (the paper). Otherwise it is the cube
             around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
         margin: Å around the mass.
+        frame: how the body that stays still in the result is chosen.
     """
 
     alignment: AlignmentSearch = AlignmentSearch()
@@ -71,6 +73,7 @@ class Preparation:
     micelle: MicelleRules = MicelleRules()
     whole_box: bool = False
     margin: float = 8.0
+    frame: FrameRules = FrameRules()
 
 
 class Waypoint(NamedTuple):
@@ -109,6 +112,10 @@ class Options:
             mmCIF file with a biological assembly, or `Symmetry.named(...)` for any other axis or centre. The flow then
             commutes with its operators and is fitted to the points of the asymmetric unit. Each copy of a rigid body is
             a part, with the body's field rotated accordingly.
+        still: what stays still in the result, in whose frame the carried maps and models are: "auto" for the largest
+            rigid body of each target, but the frame of the maps with `align="none"` or a symmetry; "largest" for the
+            largest rigid body with `align="none"` as well; "none" for the frame in which targets were aligned; or a
+            model of the atoms, in the initial map (`io.selections.only(model, "A:1-200")`).
         preparation: the rules by which maps are prepared.
     """
 
@@ -121,6 +128,7 @@ class Options:
     parts: Partition | str | None = "auto"
     part_rigidity: Sequence[float] = ()
     symmetry: Symmetry | str | None = None
+    still: Still = "auto"
     preparation: Preparation = Preparation()
 
     @property
@@ -137,6 +145,7 @@ class Options:
     def check(self, initial: Map, halves: bool) -> None:
         """Raise InputError if options do not fit each other, the initial map, or half-maps."""
         recipe, parts, weights = self.chosen_recipe, self.parts, self.part_rigidity
+        check_still(self.still, bool(self.symmetry), initial, self.preparation.frame)
         if halves and not getattr(recipe, "validates", True):
             raise InputError("half-maps have no effect in the recipe paper, which makes all its steps: leave them out")
         if self.symmetry and isinstance(parts, Partition):

@@ -135,7 +135,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
       behind from further away than before.
-    - In the last two stages the rigidity is weighted by the target's information (`targets.rigidity_factor`).
+    - From then on learning rates are lower, as every step of the optimiser moves whole bodies, and the rigidity is
+      weighted by the target's information (`targets.rigidity_factor`).
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     - Bodies that are found by docking pieces of the map are tried as well: these are found whatever the angle by which
@@ -160,11 +161,11 @@ def default(problem: Problem, seed: int = 0) -> Config:
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
 
-    def refine(steps: int, rate: float, final: float, blur: float = 0.0, early: float = 1.0, finely: bool = False):
+    def refine(steps: int, rate: float, final: float, blur: float = 0.0, bodies: bool = True, finely: bool = False):
         on = (
             dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
         )
-        terms = Matched(blur, early, 1.0), Rigidity(1.0, SLIP, balanced=finely)
+        terms = Matched(blur, float(bodies), 1.0), Rigidity(1.0, SLIP, balanced=bodies)
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
@@ -173,11 +174,11 @@ def default(problem: Problem, seed: int = 0) -> Config:
     schedule = (
         first,
         KeepBetterStart(transport),
-        refine(250, 2e-3, 5e-4, BLURS[0], early=0.0),
+        refine(250, 2e-3, 5e-4, BLURS[0], bodies=False),
         FindRigidBodies(),
-        DockBodies(trial=replace(refine(100, 2e-3, 5e-4, BLURS[0]), patience=0)),
-        refine(100, 2e-3, 5e-4, WIDE_BLUR),
-        refine(250, 2e-3, 5e-4, BLURS[0]),
+        DockBodies(trial=replace(refine(100, 5e-4, 1e-4, BLURS[0]), patience=0)),
+        refine(100, 5e-4, 1e-4, WIDE_BLUR),
+        refine(250, 5e-4, 1e-4, BLURS[0]),
         RedrawBorders(),
         refine(150, 1e-3, 5e-4, BLURS[1], finely=True),
         refine(300, 1e-3, 2e-5, finely=True),

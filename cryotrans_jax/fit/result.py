@@ -26,6 +26,7 @@ from cryotrans_jax.io.checkpoints import from_numbered, to_numbered
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, describe, same_grid
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.still import ALIGNED, StillBody
 
 RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the mass
 
@@ -34,8 +35,9 @@ RENDERS = "pull_back", "splat"  # ways to make frames: keep the detail, or the m
 class Fit:
     """Result of a fit: the velocity fields that carry the initial map onto each target.
 
-    In all methods `target` is the number of the target, from 0. Methods that need the initial map raise InputError if
-    the fit was loaded without it.
+    In all methods `target` is the number of the target, from 0. Maps, models and positions are in the frame in which
+    the target's `still` body stays where the initial map has it, at all times. Methods that need the initial map raise
+    InputError if the fit was loaded without it.
 
     Attributes:
         config: schedule and network; `target_steps` of a stage are those of all targets of the call to `morph`.
@@ -50,9 +52,12 @@ class Fit:
         report: thresholds, blurs and other values that were chosen by rule.
         partitions: for each target its parts; empty: one field for the whole.
         initial: the initial map; None in a fit that was loaded without it.
-        alignments: how `morph` aligned each target to the initial map.
+        alignments: how each target is placed on the initial map in the frame of the result: as `morph` aligned it, and
+            by the inverse of the still body's motion.
         failed: for each target why it was given up ("" for the others), in which case its parameters are of no use;
             empty: none was.
+        still: for each target the body that stays still in its result; empty: the frame is the alignment's, in which
+            the flow was fitted.
     """
 
     config: Config
@@ -67,6 +72,7 @@ class Fit:
     initial: Map | None = None
     alignments: tuple[Alignment, ...] = ()
     failed: tuple[str, ...] = ()
+    still: tuple[StillBody, ...] = ()
 
     def __repr__(self) -> str:
         """Summary of the fit in a few lines."""
@@ -80,6 +86,7 @@ class Fit:
             facts = [self.alignments[target].summary] if self.alignments else []
             facts += [f"{parts.count} parts" if parts else "one flow for all"]
             facts += [f"last loss {self.history[-1][-1, target]:.4g}"] if self.history else []
+            facts += [f"frame in which {self.still[target].text}"] if self.flow(target).still.present else []
             facts += [f"given up: {self.failed[target]}"] if self.failed and self.failed[target] else []
             lines.append(f"target {target}: {'; '.join(facts)}")
         return "\n  ".join(lines)
@@ -90,7 +97,8 @@ class Fit:
 
     def flow(self, target: int = 0) -> Flow:
         """A target's flow as one value."""
-        return Flow(self.field, self.target_params(target), self.frame, self.partition(target))
+        still = self.still[target] if self.still else ALIGNED
+        return Flow(self.field, self.target_params(target), self.frame, self.partition(target), still)
 
     def partition(self, target: int = 0) -> Partition | None:
         """Parts of a target's flow; None where it is one field."""
@@ -106,6 +114,7 @@ class Fit:
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
         failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
+        still = tuple(self.still[target] for target in chosen) if self.still else ()
         return replace(
             self,
             params=params,
@@ -114,6 +123,7 @@ class Fit:
             partitions=partitions,
             alignments=alignments,
             failed=failed,
+            still=still,
         )
 
     def require_initial(self) -> Map:
@@ -152,8 +162,15 @@ class Fit:
         return trajectory.consistency(self.flow(target), self.require_initial(), self.threshold)
 
     def spread(self, others: Sequence["Fit"], target: int = 0) -> tuple[Map, np.ndarray]:
-        """How far apart (Å) this fit and others from other seeds carry the same density; see `trajectory.spread`."""
-        carries = [partial(fit.carry, target=target) for fit in (self, *others)]
+        """How far apart (Å) this fit and others from other seeds carry the same density; see `trajectory.spread`.
+
+        All are compared in frames in which the body stays still that does in this fit.
+        """
+        flows, still = [fit.flow(target).aligned for fit in (self, *others)], self.flow(target).still
+        if still.present:
+            body = still.path[0], still.mass, still.text
+            flows = [replace(flow, still=trajectory.follow(flow, *body)) for flow in flows]
+        carries = [partial(trajectory.move, flow) for flow in flows]
         return trajectory.spread(carries, self.frame, self.require_initial(), self.threshold)
 
     @overload
@@ -204,7 +221,10 @@ class Fit:
     def velocity(
         self, x: Float[Array | np.ndarray, "*points 3"], t: Scalar = 0.0, target: int = 0
     ) -> Float[Array, "*points 3"]:
-        """Velocity field at positions x (Å) and time t, in Å per unit time, as a pure function for JAX."""
+        """Velocity at positions x (Å) and time t, in Å per unit time, as a pure function for JAX.
+
+        It is that of the network, less the rigid-body motion of the still body; both in the frame of the result.
+        """
         return self.flow(target).velocity(jnp.asarray(x), t)
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
@@ -232,6 +252,7 @@ class Fit:
             "grids": plain_values([(each.voxel_size, each.origin) for each in self.partitions]),
             "alignments": plain_values([each.to_plain() for each in self.alignments]),
             "failed": self.failed,
+            "still": [each.text for each in self.still],
         }
         if self.initial is not None:
             shape, size, origin = self.initial.density.shape, self.initial.voxel_size, self.initial.origin
@@ -241,6 +262,8 @@ class Fit:
             "labels": to_numbered(each.labels for each in self.partitions),
             "history": to_numbered(self.history),
             "validation_history": to_numbered(self.validation_history),
+            "still_path": to_numbered(each.path for each in self.still),
+            "still_mass": to_numbered(each.mass for each in self.still),
         }
         checkpoints.save(path, arrays, described)
 
@@ -268,6 +291,7 @@ class Fit:
             if difference := same_grid(initial, original):
                 raise InputError(f"the map is not that of the fit under {path} ({difference}): give its initial map")
         labels = zip(from_numbered(arrays["labels"]), saved["grids"], strict=True)
+        still = arrays.get("still_path", {}), arrays.get("still_mass", {})  # a fit of before is in its own frame
         return cls(
             config=from_plain(saved["config"]),
             field=from_plain(saved["field"]),
@@ -281,6 +305,7 @@ class Fit:
             initial=initial,
             alignments=tuple(Alignment.from_plain(each) for each in saved["alignments"]),
             failed=tuple(saved["failed"]),
+            still=tuple(map(StillBody, saved.get("still", ()), *map(from_numbered, still))),
         )
 
 

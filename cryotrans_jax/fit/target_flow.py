@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from cryotrans_jax.core.flow import FieldMotion, Scalar
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.motion.partition import Partition
+from cryotrans_jax.motion.still import ALIGNED, StillBody, path_at, rotate
 
 Positions = Float[Array, "*points 3"]
 
@@ -24,12 +25,20 @@ class Flow:
         params: its parameters, with a leading axis of parts if there is a partition.
         frame: the unit box.
         partition: the parts, each of which moves by its own field; None: one field.
+        still: the body in whose frame positions at times after 0 are given. The field is that of the fit, in the frame
+            of the alignment.
     """
 
     field: FieldMotion
     params: PyTree
     frame: Frame
     partition: Partition | None = None
+    still: StillBody = ALIGNED
+
+    @property
+    def aligned(self) -> "Flow":
+        """The same flow in the frame of the alignment, in which it was fitted."""
+        return replace(self, still=ALIGNED)
 
     def part_at(self, xyz: np.ndarray) -> np.ndarray | None:
         """Part, counted from 0, of each position (n, 3) in Å; None where the flow is one field."""
@@ -54,14 +63,23 @@ class Flow:
         """
         start = self.frame.to_unit(x.reshape(-1, 3))
         visited = self.with_params(lambda params: jnp.moveaxis(self.field.path(params, start), 0, 1), x)
-        steps = visited.shape[1] - 1
-        whole = jnp.clip(jnp.floor(jnp.asarray(t) * steps).astype(int), 0, steps - 1)
-        before, after = visited[:, whole], visited[:, whole + 1]
-        moved = before + (t * steps - whole) * (after - before)
-        return x + (moved - start).reshape(x.shape) * self.frame.edge
+        moved = path_at(jnp.moveaxis(visited, 1, 0), t)
+        aligned = x + (moved - start).reshape(x.shape) * self.frame.edge
+        return self.still.pose(t).undo(aligned) if self.still.present else aligned
 
     def velocity(self, x: Positions, t: Scalar) -> Positions:
-        """Velocity field at positions x (Å) and time t, in Å per unit time: that of the part in which x is."""
+        """Velocity at positions x (Å) and time t, in Å per unit time: that of the part in which x is.
+
+        It is the velocity field, less the velocity that the still body's rigid-body motion has there.
+        """
+        if not self.still.present:
+            return self.field_at(x, t)
+        pose, rate = jax.jvp(self.still.pose, (jnp.asarray(t, jnp.float32),), (jnp.float32(1),))
+        carried = self.field_at(pose(x), t) - rotate(x - pose.centre, rate.rotation) - rate.shift
+        return rotate(carried, pose.rotation.T)
+
+    def field_at(self, x: Positions, t: Scalar) -> Positions:
+        """Velocity field of the fit at positions x (Å) in the frame of the alignment, in Å per unit time."""
         at = self.field.inputs(self.frame.to_unit(x.reshape(-1, 3)), t)
         found = self.with_params(lambda params: self.field.velocity(params)(at)[..., :3], x)
         return found.reshape(x.shape) * self.frame.edge

@@ -24,6 +24,7 @@ from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import lattice as lattices
 from cryotrans_jax.motion.displacement import Carry
 from cryotrans_jax.motion.partition import LocalMask
+from cryotrans_jax.motion.still import Pose, StillBody
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
 INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
@@ -112,7 +113,8 @@ def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
 def move(flow: Flow, xyz: np.ndarray, times: Times, part: np.ndarray | None = None) -> np.ndarray:
     """Carry positions by the flow.
 
-    Between two Euler steps the path is straight, which is the Euler scheme's own continuation.
+    Between two Euler steps the path is straight, which is the Euler scheme's own continuation, in the frame of the
+    alignment; a still body's motion is then taken from it.
 
     Args:
         flow: the flow.
@@ -136,7 +138,21 @@ def move(flow: Flow, xyz: np.ndarray, times: Times, part: np.ndarray | None = No
     )
     each = np.stack([np.asarray(interpolate_path(visited, t)) for t in times])
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
-    return xyz + (each - visited[0]).astype(np.float64) * frame.edge
+    return flow.still.express(xyz + (each - visited[0]).astype(np.float64) * frame.edge, times)
+
+
+def follow(flow: Flow, xyz: np.ndarray, mass: np.ndarray, text: str, part: np.ndarray | None = None) -> StillBody:
+    """Follow points of a body along a flow, in the frame of the alignment, so that the body can be kept still.
+
+    Args:
+        flow: the flow.
+        xyz: points of the body (n, 3), Å.
+        mass: of the points.
+        text: what stays still, as a clause.
+        part: as for `move`.
+    """
+    steps = flow.field.euler_steps
+    return StillBody(text, move(flow.aligned, xyz, np.arange(steps + 1) / steps, part), np.asarray(mass, float))
 
 
 def volume_change(flow: Flow, xyz: np.ndarray) -> Float[np.ndarray, "n"]:
@@ -172,8 +188,9 @@ def carried_density(initial: Map, threshold: float) -> Map:
 def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: PullBack = PullBack()) -> Iterator[Map]:
     """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
-    The inverse flow is computed at nodes around all that the flow visits, and interpolated to the voxels;
-    f0 is interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
+    The inverse flow is computed at nodes around all that the flow visits, and interpolated to the voxels; where a body
+    stays still, to the places in the frame of the alignment that the voxels' centres have at the time. f0 is
+    interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
     keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
 
     Args:
@@ -214,7 +231,8 @@ def pull_back_part(
     """
     shape, size, frame = initial.density.shape, initial.voxel_size, flow.frame
     share = part.on_grid(shape)
-    wanted = visited_voxels(flow, initial, share > 0)
+    wanted = visited_voxels(flow.aligned, initial, share > 0)
+    shown = np.argwhere(visited_voxels(flow, initial, share > 0)) if flow.still.present else None
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(spacing, size.min())
@@ -224,10 +242,46 @@ def pull_back_part(
     nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
     voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
-    del share, part, wanted, at
-    for origin in preimages(flow, nodes, times):
-        shift = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
-        yield voxels, evaluate_spline(spline, places + lattices.interpolate_numpy(lattice, shift).T)
+    at = at.astype(np.int32)
+    del share, part, wanted
+    for t, origin in zip(times, preimages(flow.aligned, nodes, times), strict=True):
+        back = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
+        moved = lattices.interpolate_numpy(lattice, back).T
+        if shown is None:
+            yield voxels, evaluate_spline(spline, places + moved)
+            continue
+        seen, seen_at, seen_moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
+        yield np.ravel_multi_index(seen, shape), evaluate_spline(spline, seen_at - first_voxel(near) + seen_moved)
+
+
+def seen_from(
+    pose: Pose,
+    initial: Map,
+    shown: Int[np.ndarray, "m 3"],
+    at: Int[np.ndarray, "3 n"],
+    moved: Float[np.ndarray, "3 n"],
+) -> tuple[Int[np.ndarray, "3 seen"], Float[np.ndarray, "3 seen"], Float[np.ndarray, "3 seen"]]:
+    """See voxels in the frame of a still body, where displacements are known at voxels in that of the alignment.
+
+    Args:
+        pose: of the still body.
+        initial: the initial map.
+        shown: voxels in the body's frame.
+        at: voxels in the frame of the alignment.
+        moved: displacement (voxels) at each of them, which is interpolated linearly.
+
+    Returns:
+        Those of the shown voxels that lie among the others; their places (voxels) in the frame of the alignment; and
+        the displacements there.
+    """
+    low, high = at.min(1, keepdims=True), at.max(1)
+    known = np.full((3, *(high - low[:, 0] + 1)), np.nan, np.float32)
+    known[:, *(at - low)] = moved
+    there = ((pose(initial.origin + shown * initial.voxel_size) - initial.origin) / initial.voxel_size).T
+    read = partial(ndimage.map_coordinates, order=1, mode="constant", cval=np.nan)
+    found = np.stack([read(component, there - low) for component in known])
+    among = np.isfinite(found).all(0)
+    return shown[among].T, there[:, among], found[:, among]
 
 
 def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
@@ -270,7 +324,7 @@ def consistency(flow: Flow, initial: Map, threshold: float) -> float:
     """
     inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
     xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
-    back = np.empty_like(xyz)
+    flow, back = flow.aligned, np.empty_like(xyz)
     for own, one in flow.by_part(flow.part_at(xyz)):
         end = flow.frame.to_unit(move(one, xyz[own], [1.0])[0])
         back[own] = flow.frame.to_angstrom(np.asarray(next(preimages(one, pad_points(end), [1.0])))[: len(end)])

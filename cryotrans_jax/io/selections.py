@@ -59,14 +59,30 @@ def without(model: gemmi.Structure, text: str, flag: str) -> gemmi.Structure:
     Raises:
         InputError: one of them is none or selects nothing, or no residue is left.
     """
-    chosen = {k for each in text.split(",") for k in select_residues(model, each.strip(), flag)} if text else set()
-    if len(chosen) == len(residues(model)):
+    chosen = select_each(model, text, flag) if text else set()
+    kept = set(range(len(residues(model)))) - chosen
+    if not kept:
         raise InputError(f"{flag}={text} selects the whole model: leave a part of it")
+    return keep(model, kept)
+
+
+def only(model: gemmi.Structure, text: str, flag: str = "the selection") -> gemmi.Structure:
+    """Copy the residues of a model that selections name; arguments and errors are as for `without`."""
+    return keep(model, select_each(model, text, flag))
+
+
+def select_each(model: gemmi.Structure, text: str, flag: str) -> set[int]:
+    """Indices of the residues that any of some selections names, which are separated by commas."""
+    return {int(k) for each in text.split(",") for k in select_residues(model, each.strip(), flag)}
+
+
+def keep(model: gemmi.Structure, kept: set[int]) -> gemmi.Structure:
+    """Copy a model with the residues of these indices alone."""
     copy, last = model.clone(), len(residues(model))
     for chain in reversed(copy[0]):
         for number in reversed(range(len(chain))):
             last -= 1
-            if last in chosen:
+            if last not in kept:
                 del chain[number]
     copy.remove_empty_chains()
     return copy

@@ -72,6 +72,7 @@ def build(
         "facts": facts(config),
         "cautions": caution_list(found),
         "scores": score_table(scores),
+        "bodies": body_table(scores),
         "top": f"{data['film']['top']:g}",
         "last_frame": str(len(data["film"]["frames"]) - 1),
         "lowest": f"{np.log2(LOWEST):g}",
@@ -130,6 +131,23 @@ def score_table(scores: dict) -> str:
         for label, before, after in rows
     )
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def body_table(scores: dict) -> str:
+    """How the rigid bodies or parts move, and in which frame; empty where the run does not say."""
+    frame, parts = scores.get("result_frame"), scores.get("parts", [])
+    text = f"<p>The frame of the result is {escape(frame)}.</p>" if frame else ""
+    if not parts:
+        return text
+    names = ("rigid body or part", "mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]")
+    head = "".join(f'<th class="number">{name}</th>' for name in names).replace(' class="number"', "", 1)
+    body = ""
+    for number, part in enumerate(parts, 1):
+        copies = f" ({part['copies']} copies)" if "copies" in part else ""
+        cells = [f"{100 * part['share_of_mass']:.0f}", f"{part['turn']:.1f}", f"{part['shift']:.1f}"]
+        row = "".join(f'<td class="number">{cell}</td>' for cell in [*cells, f"{part['from_rigid']:.2f}"])
+        body += f"<tr><th>{number}{copies}</th>{row}</tr>"
+    return f"{text}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def slices_text(config: dict, data: dict) -> str:

@@ -352,5 +352,5 @@ def read_reference(config: dict, generated: Map) -> Map | None:
     if path is None:
         return None
     size, whole = (config["settings"].get(name) for name in ("target_voxel_size", "all_models"))
-    reference = score.load_reference(path, generated, target_pose(config), size, bool(whole))
+    reference = score.place_reference(score.read_reference(path, size, bool(whole)), generated, target_pose(config))
     return score.reference_map(reference, generated, config["resolutions"]["initial"])

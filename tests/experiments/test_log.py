@@ -129,6 +129,14 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "fit continues\n",
     ),
     ("target_warning", ("b", "it diverged"), "", "warning: b: it diverged\n"),
+    ("result_frame", ("that of the alignment", None, None), "frame of the result: that of the alignment\n", ""),
+    (
+        "result_frame",
+        ("that in which rigid body 1 (62 % of the mass) stays still", 33.04, 12.06),
+        "frame of the result: that in which rigid body 1 (62 % of the mass) stays still\n"
+        "  in the frame of the alignment: rotation 33.0°, translation 12.1 Å\n",
+        "",
+    ),
     ("seed_spread", (0.999, 4.82), "spread between seeds: median 1.00 Å, 95th percentile 4.82 Å\n", ""),
     (
         "trajectory_in_mmcif",
