@@ -1,4 +1,4 @@
-"""The frame of a run's result: what is to stay still, and the target and its reference expressed there."""
+"""The frame of a run's result: the body that the flags keep still, and the target and its reference in its frame."""
 
 from dataclasses import replace
 from typing import Any

@@ -13,7 +13,7 @@ from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.train import carry
 from cryotrans_jax.fit.schedule import Fitting, first_state
 from cryotrans_jax.fit.stage import Action, Stage
-from cryotrans_jax.fit.state import begin_stage, failed_targets, where_target
+from cryotrans_jax.fit.state import failed_targets, lower_losses, where_target, with_starts
 from cryotrans_jax.io.files import InputError
 
 
@@ -52,13 +52,10 @@ class KeepBetterStart(Action):
         trial = replace(following.shortened(self.trial_steps), patience=0)
         other = first_state(fitting.problem, fitting.config, fitting.field)
         ((other, _),) = fitting.try_stage(self.other, [other])
-        starts = [begin_stage(s._replace(failed=(), setbacks=()), state.stage + 1) for s in (state, other)]
-        first, second = (losses[-1] for _, losses in fitting.try_stage(trial, starts))
-        better = doubted & (second < np.where(np.isfinite(first), first, np.inf)) & ~failed_targets(other)
-        params = where_target(better, other.params, state.params)
-        before = state.starts or (fitting.config.stages[0].label,) * len(better)
-        labels = tuple(self.other.label if chosen else label for chosen, label in zip(better, before, strict=True))
-        return replace(fitting, state=state._replace(params=params, starts=labels))
+        better = doubted & lower_losses(*fitting.trial_losses(trial, (state, other))) & ~failed_targets(other)
+        chosen = state._replace(params=where_target(better, other.params, state.params))
+        first = fitting.config.stages[0].label
+        return replace(fitting, state=with_starts(chosen, better, self.other.label, first))
 
 
 @program(static_argnames="distance")

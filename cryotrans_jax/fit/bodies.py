@@ -1,6 +1,6 @@
 """Actions that give each rigid body a motion of its own, and redraw the bodies' borders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.better_end import data_losses
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
-from cryotrans_jax.fit.state import State, begin_stage, failed_targets, where_target
+from cryotrans_jax.fit.state import State, begin_stage, failed_targets, lower_losses, where_target, with_starts
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
@@ -92,14 +92,13 @@ class DockBodies(Action):
         found = [self.dock(fitting, target) for target in range(fitting.whole.trajectories)]
         partitions = [partition for partition, _ in found]
         docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in found])
-        losses = [self.after_trial(each) for each in (fitting, docked)]
-        better = (losses[1] < np.where(np.isfinite(losses[0]), losses[0], np.inf)) & ~failed_targets(fitting.state)
+        before, after = (each.trial_losses(self.trial, (each.state,))[0] for each in (fitting, docked))
+        better = lower_losses(before, after) & ~failed_targets(fitting.state)
         if not better.any():
             return fitting
         chosen = choose_bodies(fitting, docked, better)
-        before = fitting.state.starts or (fitting.config.stages[0].label,) * len(better)
-        starts = tuple("docked" if new else label for new, label in zip(better, before, strict=True))
-        return replace(chosen, state=chosen.state._replace(starts=starts))
+        first = fitting.config.stages[0].label
+        return replace(chosen, state=with_starts(chosen.state, better, "docked", first))
 
     def dock(self, fitting: Fitting, target: int) -> tuple[Partition, list[Transform]]:
         """Dock pieces into one target; return the bodies, and the motion of each."""
@@ -114,12 +113,6 @@ class DockBodies(Action):
         copies = 1 if unit is None else len(unit.rotations)
         labels, threshold = copies * (bodies.labels - 1) + 1, whole.report["initial"]["threshold"]
         return sort_voxels(bodies.x, labels, initial, threshold, unit, self.smallest), bodies.motions
-
-    def after_trial(self, fitting: Fitting) -> Float[np.ndarray, "targets"]:
-        """The loss of each target after the trial."""
-        start = begin_stage(fitting.state._replace(failed=(), setbacks=()), fitting.state.stage)
-        ((_, losses),) = fitting.try_stage(self.trial, [start])
-        return losses[-1]
 
 
 @dataclass(frozen=True)
@@ -191,12 +184,19 @@ def motions_of_flows(fitting: Fitting, partitions: Sequence[Partition]) -> list[
     """The rigid motions nearest to the flows of an undivided fit, as `divided` takes them; none of a single body."""
     whole, initial, found = fitting.whole, fitting.initial_map, []
     times, copies = (*whole.waypoints, 1.0), max(1, len(whole.operators))
+    threshold = whole.report["initial"]["threshold"]
     for target, own in enumerate(partitions):
-        params = jax.tree.map(lambda p, k=target: p[k], fitting.state.params)
-        carry = partial(trajectory.move, Flow(fitting.field, params, whole.frame))
-        threshold = whole.report["initial"]["threshold"]
+        carry = carry_undivided(whole, fitting.field, fitting.state, target)
         found.append(rigid_motions(own, carry, times, initial, threshold)[::copies] if own.count > 1 else [])
     return found
+
+
+def carry_undivided(
+    problem: Problem, field: FieldMotion, state: State, target: int
+) -> Callable[[np.ndarray, trajectory.Times], np.ndarray]:
+    """The function that carries positions (n, 3) in Å to some times by a target's flow, before it is divided."""
+    params = jax.tree.map(lambda p: p[target], state.params)
+    return partial(trajectory.move, Flow(field, params, problem.frame))
 
 
 def choose_bodies(fitting: Fitting, other: Fitting, better: Bool[np.ndarray, "targets"]) -> Fitting:
@@ -243,10 +243,8 @@ def find_bodies(
     """For each target the rigid bodies of its flow, and the rms distances that `from_flow` returns."""
     threshold, unit, found = problem.report["initial"]["threshold"], asymmetric_unit(problem, initial), []
     for target in range(problem.trajectories):
-        params = jax.tree.map(lambda p, k=target: p[k], state.params)
-        found.append(
-            from_flow(partial(trajectory.move, Flow(field, params, problem.frame)), initial, threshold, unit, search)
-        )
+        carry = carry_undivided(problem, field, state, target)
+        found.append(from_flow(carry, initial, threshold, unit, search))
     parts, rms = [bodies for bodies, _ in found], [rms for _, rms in found]
     if unit is not None and max(each.count for each in parts) > 1:  # one body there is one body per unit here
         parts = [each if each.count > 1 else one_body(problem, initial, search.smallest) for each in parts]

@@ -1,4 +1,4 @@
-"""The frame of a fit's result: that in which the largest rigid body, or what was asked for, stays still."""
+"""The frame of a fit's result, in which the largest rigid body or the atoms that were chosen stay still."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,14 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 from cryotrans_jax.density.align import Alignment
-from cryotrans_jax.density.boxes import points_of_blocks
-from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.displacement import mass_points
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow
 from cryotrans_jax.motion.still import StillBody, in_alignment
@@ -54,7 +53,7 @@ def check_still(still: Still, symmetric: bool, initial: Map, rules: FrameRules =
     """Raise InputError if nothing can stay still as asked.
 
     Args:
-        still: what is asked for.
+        still: what stays still, as for `express`.
         symmetric: whether the flow keeps a symmetry.
         initial: the initial map.
         rules: how the body is chosen.
@@ -122,8 +121,7 @@ def largest_body(fit: Fit, target: int, rules: FrameRules) -> StillBody:
     """The rigid body with the most mass, or the whole molecule."""
     flow, initial = fit.flow(target), fit.require_initial()
     partition, kind = bodies_of(fit, target)
-    carried = carried_mass(initial.density, fit.threshold)
-    x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, BodySearch.spacing)
+    x, mass = mass_points(initial, fit.threshold, BodySearch.spacing)
     owner = partition.part_at(x)
     shares = np.bincount(owner, mass, partition.count) / mass.sum()
     largest = int(shares.argmax())
@@ -168,8 +166,7 @@ def place_target(found: Alignment, fit: Fit, target: int = 0) -> Alignment:
     flow, initial = fit.flow(target), fit.require_initial()
     if not flow.still.present:
         return found
-    carried = carried_mass(initial.density, fit.threshold)
-    x, mass, *_ = points_of_blocks(carried, initial.origin, initial.voxel_size, BodySearch.spacing)
+    x, mass = mass_points(initial, fit.threshold, BodySearch.spacing)
     centre = (mass @ trajectory.move(flow.aligned, x, [1.0])[0] / mass.sum())[None]
     moved = np.linalg.norm(flow.still.end(centre) - found.transform.inverse(centre))
     return found._replace(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.density.align import Alignment
@@ -114,6 +115,11 @@ class Fitting:
         """
         inputs, setting = self.make_inputs(stage), self.setting(SILENT)
         return [fit_stage(stage, self.make_inputs, inputs, state, setting)[:2] for state in states]
+
+    def trial_losses(self, stage: Stage, states: Sequence[State]) -> list[Float[np.ndarray, "targets"]]:
+        """The losses after a stage that is begun anew from each of some states, silently."""
+        begun = [begin_stage(state._replace(failed=(), setbacks=()), self.state.stage) for state in states]
+        return [losses[-1] for _, losses in self.try_stage(stage, begun)]
 
     def fit(self) -> Fit:
         """The fit as it stands, which makes maps, frames and models."""

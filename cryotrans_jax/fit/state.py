@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.programs import program
@@ -105,6 +105,27 @@ def begin_stage(state: State, stage: int) -> State:
     optimiser = begin_optimiser(state.optimiser.settings, state.params)
     watch = initial_watch(len(state.watch.best))
     return state._replace(optimiser=optimiser, stage=stage, step=0, watch=watch, refined=0)
+
+
+def lower_losses(
+    before: Float[np.ndarray, "targets"], after: Float[np.ndarray, "targets"]
+) -> Bool[np.ndarray, "targets"]:
+    """Where the losses of a second start are lower than those of the first, or these are not finite."""
+    return after < np.where(np.isfinite(before), before, np.inf)
+
+
+def with_starts(state: State, chosen: Bool[np.ndarray, "targets"], label: str, first: str) -> State:
+    """The state with a new label of the start for the chosen targets.
+
+    Args:
+        state: the state.
+        chosen: which targets have the new start.
+        label: of the new start.
+        first: label of the first stage, from which the others started unless another start was tried before.
+    """
+    before = state.starts or (first,) * len(chosen)
+    starts = tuple(label if new else old for new, old in zip(chosen, before, strict=True))
+    return state._replace(starts=starts)
 
 
 def where_target(first: np.ndarray, a: PyTree, b: PyTree) -> PyTree:

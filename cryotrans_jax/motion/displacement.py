@@ -83,9 +83,9 @@ def bend_times(path: Float[np.ndarray, "times n 3"]) -> list[int]:
     return [*kept, len(path) - 1]
 
 
-def mass_points(map_: Map, level: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
-    """Positions (Å) and masses of what the flow carries of a map, in cells of about CELL."""
-    x, rho, *_ = points_of_blocks(carried_mass(map_.density, level), map_.origin, map_.voxel_size, CELL)
+def mass_points(map_: Map, level: float, cell: float = CELL) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
+    """Positions (Å) and masses of what the flow carries of a map, in cells of about this side (Å)."""
+    x, rho, *_ = points_of_blocks(carried_mass(map_.density, level), map_.origin, map_.voxel_size, cell)
     return x, rho
 
 

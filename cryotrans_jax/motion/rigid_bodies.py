@@ -14,6 +14,7 @@ from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.density.transform import Transform, superposing_rotations
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.displacement import mass_points
 from cryotrans_jax.motion.partition import (
     AsymmetricUnit,
     Partition,
@@ -85,9 +86,7 @@ class PartMotion(NamedTuple):
 
 def part_motions(partition: Partition, carry: Callable, initial: Map, threshold: float) -> list[PartMotion]:
     """Motion of each part to the end of a flow; `carry` is as for `from_flow`."""
-    x, mass, *_ = points_of_blocks(
-        carried_mass(initial.density, threshold), initial.origin, initial.voxel_size, BodySearch.spacing
-    )
+    x, mass = mass_points(initial, threshold, BodySearch.spacing)
     y, owner = carry(x, [1.0])[0], partition.part_at(x)
     found = []
     for part in range(partition.count):
@@ -115,9 +114,7 @@ def rigid_motions(
         initial: the initial map.
         threshold: the initial map's.
     """
-    x, mass, *_ = points_of_blocks(
-        carried_mass(initial.density, threshold), initial.origin, initial.voxel_size, BodySearch.spacing
-    )
+    x, mass = mass_points(initial, threshold, BodySearch.spacing)
     owner, found = partition.part_at(x), []
     own = [np.flatnonzero(owner == part) for part in range(partition.count)]
     for y in carry(x, times):

@@ -44,7 +44,7 @@ class Pose(NamedTuple):
 
 
 def rotate(x: Values, rotation: Values) -> Values:
-    """x R of rows x (..., 3), without a matrix product, of which accelerators would keep three digits."""
+    """x R for rows x (..., 3), element by element: accelerators round matrix products to three digits."""
     return x[..., :1] * rotation[0] + x[..., 1:2] * rotation[1] + x[..., 2:] * rotation[2]
 
 

@@ -2,8 +2,8 @@
 
 The initial map and the target have their own noise, B-factors, voxels and scale, and the target has another pose. The
 carried model is scored after it was superposed on that of the target state, as the pose is not part of the answer. In
-all scores a nucleotide is where its C4' is, as an amino acid is where its CA is; what is said of CA atoms holds for it,
-but for the distances of consecutive ones, which are those of proteins.
+all scores C4' represents a nucleotide as CA represents an amino acid, so that a CA RMSD includes both; only the
+distances of consecutive CA atoms are those of proteins alone.
 """
 
 import contextlib

@@ -37,8 +37,8 @@ def stay(placed: gemmi.Structure, truth: gemmi.Structure, target: Map, resolutio
 def fit_domains(placed: gemmi.Structure, truth: gemmi.Structure, target: Map, resolution: float) -> gemmi.Structure:
     """Fit the domains of a model into a map, each as a rigid body from where it is to the nearest maximum.
 
-    ChimeraX's fitmap does the same. Here maps are compared without what is coarser than twice the resolution
-    (`Overlap.sharp`), by which domains found their places more often than by all density.
+    As ChimeraX's fitmap does, but on band-passed maps (`Overlap.sharp`): domains found their places more often without
+    detail coarser than twice the resolution.
 
     Args:
         placed: the initial model, superposed on `truth`.
@@ -81,7 +81,7 @@ def read_written(folder: Path, case: str, start: gemmi.Structure) -> gemmi.Struc
     Args:
         folder: its models, named CASE.pdb or CASE.cif.
         case: name of the case.
-        start: the initial model, all residues of which are to be there.
+        start: the initial model; the other program's must have all of its residues.
 
     Raises:
         InputError: there is no such file, or residues are lacking.

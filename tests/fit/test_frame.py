@@ -36,7 +36,7 @@ SAGITTA = 36 * np.radians(3) ** 2 / 8  # Å: by which chords of 3°, the Euler s
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Affine(FieldMotion):
-    """Velocity field x A + b, of which an Euler step can be any rigid-body motion."""
+    """Velocity field x A + b; one Euler step of it can be any rigid-body motion."""
 
     steps: int = STEPS
 

@@ -233,7 +233,7 @@ def test_the_tm_score_of_short_chains_has_a_scale_of_half_an_angstrom(length):
 
 
 def test_the_tm_score_of_rna_has_its_own_scale():
-    """86 nucleotides, of which one is off by the scale itself: it counts half."""
+    """One of 86 nucleotides is off by the scale itself, and counts half."""
     model = bent_rna()[0]
     scale = 0.6 * np.sqrt(86 - 0.5) - 2.5
     moved = np.array([site.residue.seqid.num == 1 and site.chain.name == "A" for site in model[0].all()])

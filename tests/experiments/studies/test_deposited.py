@@ -161,7 +161,7 @@ def test_a_model_that_lacks_residues_is_no_answer(tmp_path):
 
 
 def test_maps_are_kept_for_other_programs(pairs, tmp_path):
-    """With the model that they begin with, in the target map; what is there is not written again."""
+    """Their initial model is written too, in the pose of the target map; existing files are not written again."""
     trial = replace(TRIAL, folder=str(pairs / "hinge"), pair="hinge", resolution=9.0, initial_resolution=8.0)
     deposited.keep_inputs([trial, replace(trial, recipe="paper")], tmp_path, False)
     folder = tmp_path / "maps" / trial.case
