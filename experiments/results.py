@@ -119,6 +119,7 @@ def fit_case(
             case.initial,
             case.targets,
             options_of(case, settings, settings.seed + seed_number),
+            model=case.model,
             halves=case.halves or None,
             waypoints=[Waypoint(w.map, w.time, w.resolution) for w in case.waypoints],
             progress=progress,

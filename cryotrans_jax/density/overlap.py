@@ -238,8 +238,14 @@ class Overlap:
         pull = np.stack(slopes, -1) * mass[:, None]
         return float(value @ mass), np.cross(y, pull).sum(0), pull.sum(0)
 
-    def maximise(self, pose: Pose, close: float) -> Pose:
-        """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`."""
+    def maximise(self, pose: Pose, close: float, reach: float = np.inf) -> Pose:
+        """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`.
+
+        Args:
+            pose: where to start.
+            close: gain of the score that is none.
+            reach: Å by which the pose may change at most along each axis, and by turning.
+        """
         scale = self.moving.radius
 
         def down(q):
@@ -248,7 +254,10 @@ class Overlap:
             return -value, -np.concatenate([left_jacobian(q[:3] / scale).T @ by_turn / scale, by_shift])
 
         start = np.concatenate([np.zeros(3), pose.shift])
-        end = optimize.minimize(down, start, jac=True, method="L-BFGS-B", options={"maxiter": 50, "ftol": close})
+        bounds = optimize.Bounds(start - reach, start + reach)
+        end = optimize.minimize(
+            down, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50, "ftol": close}
+        )
         return Pose(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import crop
+from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.files import InputError
 
 
@@ -38,6 +39,7 @@ class Problem:
             trajectory where the map is divided into parts; None: no symmetry.
         rotations: rotations of the symmetry's operators, which repeat the unit.
         shifts: shifts of the operators, in unit boxes.
+        chain: of a model of the initial map; None: no model.
     """
 
     initial: Float[np.ndarray, "x y z"]
@@ -57,6 +59,7 @@ class Problem:
     unit: Float[np.ndarray, "*trajectories x y z"] | None = None
     rotations: Float[np.ndarray, "copies 3 3"] | None = None
     shifts: Float[np.ndarray, "copies 3"] | None = None
+    chain: Chain | None = None
 
     @property
     def carried(self) -> Float[np.ndarray, "*trajectories x y z"]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import gemmi
 import numpy as np
 
 from cryotrans_jax.core.flow import FieldMotion
@@ -25,6 +26,7 @@ from cryotrans_jax.fit.snapshots import Snapshot
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.state import all_failed
 from cryotrans_jax.fit.supervise import SILENT, Callbacks
+from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, MapLike, as_map, is_one_map
 from cryotrans_jax.motion.partition import Partition
@@ -40,6 +42,7 @@ def morph(
     targets: MapLike | Sequence[MapLike],
     options: Options = Options(),
     *,
+    model: gemmi.Structure | None = None,
     halves: Halves | Sequence[Halves] | None = None,
     waypoints: Sequence[Waypoint] = (),
     progress: bool | ProgressCallback = False,
@@ -51,6 +54,8 @@ def morph(
         initial: the initial map, or the path of an MRC file.
         targets: one or several target maps, or paths.
         options: recipe, thresholds, resolutions, parts, symmetry and more.
+        model: atomic model of the initial map; the rigid bodies that are found do not tear its chain. `Fit.move`
+            carries any model, given here or not.
         halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
             the best parameters and stops stages early. Threshold, blur and motion are still the target's.
         waypoints: maps that the flow passes on its way to the only target.
@@ -71,6 +76,7 @@ def morph(
     inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
     chosen = running.chosen(len(ends))
     problem, operators = prepare_problem(inputs, options)
+    problem = problem if model is None else replace(problem, chain=Chain.of(model))
     report = report_of_problem(problem)
     running.on_prepared(report)
     config = configure(problem, options)

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
+from cryotrans_jax.io.chain import Links
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.partition import (
     Partition,
@@ -30,6 +31,9 @@ class BorderRules:
         window: width of the neighbourhood over which densities are compared, Å.
         tie: thickness of a layer of density, quite unlike the target's, that costs as much as a cut, Å.
         torn: Å; a cut whose sides are carried apart by this or more costs the full amount.
+        link: volume of density, quite unlike the target's, that costs as much as an Å by which a link of the chain
+            becomes longer or shorter, Å³.
+        most_stretch: Å; a link that changes by more costs no more.
         rounds: of messages among neighbours.
         choices: parts at most among which a block chooses: those with the least cost.
         smallest: how small a part, or a fragment of one, may be.
@@ -40,6 +44,8 @@ class BorderRules:
     window: float = 3.0
     tie: float = 1.0
     torn: float = 4.0
+    link: float = 15.0
+    most_stretch: float = 16.0
     rounds: int = 30
     choices: int = 6
     smallest: SmallestPart = SmallestPart()
@@ -170,6 +176,7 @@ def choose_parts(
     y: Float[np.ndarray, "points parts 3"],
     costs: Float[np.ndarray, "points parts"],
     rules: BorderRules,
+    links: Links | None = None,
 ) -> Int[np.ndarray, "points"]:
     """Choose a part for each block, with the least sum of the blocks' `costs` and of the tears between them.
 
@@ -178,6 +185,7 @@ def choose_parts(
         y: where each part takes each block, Å.
         costs: of each part for each block; only the cheapest are compared.
         rules: how borders are redrawn.
+        links: of the chain, if there is a model.
     """
     choices = np.argsort(costs, axis=1, kind="stable")[:, : rules.choices]
     costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
@@ -187,6 +195,10 @@ def choose_parts(
         np.float32(rules.tie * face) * tear_costs(blocks, y, each, rules.torn)
         for face, each in zip(faces, pairs, strict=True)
     ]
+    if links is not None:
+        pairs.append(links.pairs)
+        stretches = np.minimum(links.stretches(choices), rules.most_stretch)
+        cuts.append((rules.link * stretches).astype(np.float32))
     chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts), rules.rounds)
     return choices[np.arange(len(choices)), chosen]
 

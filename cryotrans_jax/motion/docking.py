@@ -3,11 +3,12 @@
 A domain that turns by a large angle, or passes behind another one, leaves the neighbourhoods by which `correspond`
 recognises points. As a rigid body it can still be found anywhere in the target, by a search over all rotations and
 shifts. Blocks of the initial map then choose among the poses that were found, by how well each explains the target
-there and how little it tears the density.
+there and how little it tears the density. Where there is a model, its chain is not torn either, and bodies are also
+turned about the residues by which they hang on their neighbours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,8 +24,10 @@ from cryotrans_jax.density.overlap import Body, Overlap, Pose
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
+from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.borders import Blocks, BorderRules, choose_parts, make_blocks
+from cryotrans_jax.motion.hinges import Density, HingeSearch, TurnedSide, turned_sides
 
 Volume = Float[np.ndarray, "x y z"]
 Mask = Bool[np.ndarray, "x y z"]
@@ -49,8 +52,12 @@ class DockingSearch:
         max_blocks: about as many at most; the sides are longer where there would be more.
         window: width of the neighbourhood over which densities are compared, in sides of a block.
         least_mass: fraction of the mass that has a pose at least, or the pose is dropped.
-        poor: correlation below which a body is docked once more, where the others leave room.
         rounds: of choosing and refining.
+        searching: of these, rounds in which further poses are searched for.
+        redocked: best bodies in whose rest of the target further poses are searched for.
+        reach: Å by which the refinement of a body moves it at most.
+        residue: largest distance of a residue from its block, in sides of a block.
+        hinges: how bodies are turned about residues, where there is a model.
         choices: how blocks choose; see `BorderRules`.
     """
 
@@ -67,8 +74,12 @@ class DockingSearch:
     max_blocks: int = 6000
     window: float = 1.25
     least_mass: float = 0.06
-    poor: float = 0.6
-    rounds: int = 5
+    rounds: int = 7
+    searching: int = 5
+    redocked: int = 3
+    reach: float = 6.0
+    residue: float = 2.0
+    hinges: HingeSearch = HingeSearch()
     choices: BorderRules = BorderRules(choices=8)
 
 
@@ -119,12 +130,12 @@ class DockedBody(NamedTuple):
     """Blocks that move as one body.
 
     Attributes:
-        keep: its voxels.
-        motion: its motion.
+        own: which blocks.
+        motion: their motion.
         match: mean local correlation with the target.
     """
 
-    keep: Mask
+    own: Bool[np.ndarray, "points"]
     motion: Transform
     match: float
 
@@ -145,26 +156,34 @@ def dock_target(problem: Problem, target: int, search: DockingSearch = DockingSe
     shown = np.maximum(problem.densities[target], 0) * (problem.targets[target] > 0)
     both = problem.initial, shown
     start, end = (Map(binned(mass, factor).astype(np.float32), size, origin) for mass in both)
-    return dock(start, end, float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA, search)
+    resolution = float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA
+    return dock(start, end, resolution, search, problem.chain)
 
 
-def dock(initial: Map, target: Map, resolution: float = 0.0, search: DockingSearch = DockingSearch()) -> Docked:
+def dock(
+    initial: Map,
+    target: Map,
+    resolution: float = 0.0,
+    search: DockingSearch = DockingSearch(),
+    chain: Chain | None = None,
+) -> Docked:
     """Dock pieces of the initial map into the target, and let blocks of the map choose among the poses.
 
     After each choice the bodies of equal motion are refined, and the best of them claim their places in the target, so
-    that no two explain the same density. Once, bodies that fit poorly are docked into what the others leave.
+    that no two explain the same density. In the first rounds further poses are searched for in what they leave.
 
     Args:
         initial: the initial map's mass.
         target: the target's mass, on the same grid.
         resolution: of the target, Å.
         search: how pieces are docked.
+        chain: of a model of the initial map.
     """
-    docking = Docking(initial, target, max(resolution, search.resolution), search)
+    docking = Docking(initial, target, max(resolution, search.resolution), search, chain)
     found = docking.choose(docking.candidates())
     for round_ in range(search.rounds):
         bodies = docking.refined(found)
-        further = docking.redocked(bodies) if round_ == 1 else []
+        further = docking.further(found, bodies) if round_ < search.searching else []
         found = docking.choose([*(body.motion for body in bodies), *further], bodies)
     return found
 
@@ -177,6 +196,7 @@ class Docking:
     target: Map
     resolution: float
     search: DockingSearch
+    chain: Chain | None = None
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -222,6 +242,10 @@ class Docking:
         radius = float(np.sqrt(held @ ((x - centre) ** 2).sum(1) / held.sum()))
         return Body(own, self.initial.voxel_size, self.positions[place][0, 0, 0], centre, radius, 0.0)
 
+    def voxels(self, own: Bool[np.ndarray, "points"]) -> Mask:
+        """The voxels of some blocks."""
+        return self.blocks.on_voxels(own, self.initial.density.shape) > 0
+
     def part(self, keep: Mask) -> Body | None:
         """A part of the initial map as a body."""
         return self.body(np.where(keep, self.initial.density, 0))
@@ -259,16 +283,27 @@ class Docking:
         """
         blocks, free = self.blocks, self.sharp_target
         y = np.stack([motion(blocks.x) for motion in motions], axis=1)
-        carried = [self.sharp(self.moved(body)) for body in bodies]
-        total = np.sum(carried, 0) if carried else np.zeros_like(free)
-        scale = float(np.vdot(total, free) / max(np.vdot(total, total), 1e-30))
+        claims = self.claims(bodies)
         match = np.zeros(y.shape[:2])
         for number in range(len(motions)):
             match[:, number] = self.match(y[:, number], free)
-            if number < len(carried):
-                free = free - scale * carried[number]
-        owner = choose_parts(blocks, y, np.prod(blocks.size) * (1 - match), self.search.choices)
+            if number < len(claims):
+                free = free - claims[number]
+        links = self.chain and self.chain.links(blocks.x, self.residue_reach, motions)
+        owner = choose_parts(blocks, y, np.prod(blocks.size) * (1 - match), self.search.choices, links)
         return Docked(blocks, owner, match[np.arange(len(owner)), owner], [*motions])
+
+    def claims(self, bodies: Sequence[DockedBody]) -> list[Volume]:
+        """Density that each body explains, on the scale of the target as it is compared."""
+        carried = [self.sharp(self.moved(body)) for body in bodies]
+        total = np.sum(carried, axis=0)
+        scale = float(np.vdot(total, self.sharp_target) / max(np.vdot(total, total), 1e-30)) if carried else 0.0
+        return [scale * each for each in carried]
+
+    @property
+    def residue_reach(self) -> float:
+        """Largest distance of a residue from its block, Å."""
+        return self.search.residue * float(self.blocks.size.max())
 
     def match(self, y: Float[np.ndarray, "points 3"], free: Volume) -> Float[np.ndarray, "points"]:
         """Local correlation of the blocks' density with the target at y, as far as the target is free there."""
@@ -281,33 +316,73 @@ class Docking:
     def moved(self, body: DockedBody) -> Volume:
         """The mass of a body at its place in the target."""
         size, origin, back = self.initial.voxel_size, self.initial.origin, body.motion.inverse
-        own, offset = np.where(body.keep, self.initial.density, 0), (back(origin[None])[0] - origin) / size
+        own, offset = np.where(self.voxels(body.own), self.initial.density, 0), (back(origin[None])[0] - origin) / size
         return ndimage.affine_transform(own, back.rotation * size / size[:, None], offset, order=1)
 
     def refined(self, found: Docked) -> list[DockedBody]:
-        """The bodies that have enough mass, each in its best pose near the present one; best first."""
+        """The bodies that have enough mass, best first, each refined near its pose in what those before it leave."""
         held = np.bincount(found.owner, found.blocks.density, len(found.motions)) / found.blocks.density.sum()
-        fixed, ranked = self.body(self.target.density), []
-        for number in np.flatnonzero(held >= min(self.search.least_mass, held.max())):
-            own, motion = found.owner == number, found.motions[number]
-            keep = found.blocks.on_voxels(own, self.initial.density.shape) > 0
-            moving = self.part(keep)
-            if fixed is None or moving is None:
-                continue
-            start = Pose(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
-            better = Overlap(fixed, moving, self.resolution, sharp=True).maximise(start, 1e-6)
-            match = float(np.average(found.match[own], weights=found.blocks.density[own]))
-            ranked.append((match * np.sqrt(held[number]), DockedBody(keep, better.motion(fixed, moving), match)))
-        return [body for _, body in sorted(ranked, key=lambda each: -each[0])]
+        kept = [found.owner == number for number in np.flatnonzero(held >= min(self.search.least_mass, held.max()))]
+        match = [float(np.average(found.match[own], weights=found.blocks.density[own])) for own in kept]
+        worth = [-each * found.blocks.density[own].sum() ** 0.5 for each, own in zip(match, kept, strict=True)]
+        left, bodies = self.target.density, list[DockedBody]()
+        for number in np.argsort(worth, kind="stable"):
+            own = kept[number]
+            motion = self.refine(own, found.motions[found.owner[own][0]], left, 1e-6, self.search.reach)
+            if motion is not None:
+                bodies.append(DockedBody(own, motion, match[number]))
+                left = self.without(left, bodies[-1])
+        return bodies
 
-    def redocked(self, bodies: Sequence[DockedBody]) -> list[Transform]:
-        """Further poses of the bodies that fit poorly, in what the others leave of the target."""
-        poor, good = ([b for b in bodies if (b.match < self.search.poor) == low] for low in (True, False))
-        if not poor or not good:
-            return []
+    def refine(
+        self, own: Bool[np.ndarray, "points"], motion: Transform, target: Volume, close: float, reach: float
+    ) -> Transform | None:
+        """The best motion of some blocks near one (`Overlap.maximise`) in a density; None where either is too small."""
+        fixed, moving = self.body(target), self.part(self.voxels(own))
+        if fixed is None or moving is None:
+            return None
+        start = Pose(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
+        overlap = Overlap(fixed, moving, self.resolution, sharp=True)
+        return overlap.maximise(start, close, reach).motion(fixed, moving)
+
+    def without(self, target: Volume, body: DockedBody) -> Volume:
+        """What a body at its place leaves of a target density."""
         scale = self.target.density.sum() / self.initial.density.sum()
-        left = np.maximum(self.target.density - scale * np.sum([self.moved(body) for body in good], 0), 0)
-        return [pose for body in poor for pose in self.poses(body.keep, left, self.search.piece_poses)]
+        return np.maximum(target - scale * self.moved(body), 0)
+
+    def further(self, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
+        """Further motions: poses of the bodies in what better ones leave of the target, and turned sides of a chain."""
+        left, poses = self.target.density, list[Transform]()
+        for number, body in enumerate(bodies[: self.search.redocked]):
+            left, rest = self.without(left, body), [each.own for each in bodies[number + 1 :]]
+            for own in [*rest[:1], *([np.any(rest, axis=0)] if len(rest) > 1 else [])]:
+                poses += self.poses(self.voxels(own), left, self.search.piece_poses)
+        return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies))
+
+    def turned(self, chain: Chain, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
+        """Motions of sides of the chain turned about residues of the best bodies, refined; best first."""
+        blocks, search = self.blocks, self.search.hinges
+        present = np.stack([motion(blocks.x) for motion in found.motions], 1)[np.arange(len(blocks.x)), found.owner]
+        residue, sides = chain.residues_at(blocks.x, self.residue_reach), list[TurnedSide]()
+        for body, claim in zip(bodies[: search.anchors], self.claims(bodies), strict=False):
+            left, here = self.sharp_target - claim, self.interpolate(self.sharp_target, body.motion(blocks.x))
+            explained = self.block_density * np.where(body.own, here, self.interpolate(left, present))
+            given = Density(blocks.x, self.block_density, residue, explained, body.own)
+            sides += turned_sides(chain, given, body.motion, replace(self.initial, density=left), search)
+        motions: list[Transform] = []
+        for side in sorted(sides, key=lambda side: -side.gain)[: search.refined]:
+            own, x = np.isin(np.arange(len(blocks.x)), side.points), blocks.x[side.points]
+            motion = self.refine(own, side.motion, self.target.density, 1e-4, search.settle)
+            if motion is not None and all(rms_distance(motion(x), each(x)) > search.apart for each in motions):
+                motions.append(motion)
+            if len(motions) == search.kept:
+                break
+        return motions
+
+
+def rms_distance(x: Float[np.ndarray, "points 3"], y: Float[np.ndarray, "points 3"]) -> float:
+    """Rms distance of points from others."""
+    return float(np.sqrt(((x - y) ** 2).sum(1).mean()))
 
 
 def spread_points(x: Float[np.ndarray, "points 3"], count: int) -> Float[np.ndarray, "some 3"]:
