@@ -230,7 +230,12 @@ def define_machine() -> None:
 @group("Atomic models")
 def define_models() -> None:
     """Define the flags of models to be carried along."""
-    paths.define_path("model", None, "MODEL: of the initial state, PDB or mmCIF; carried along through every frame.")
+    paths.define_path(
+        "model",
+        None,
+        "MODEL: of the initial state, PDB or mmCIF; carried along through every frame. The rigid bodies that are "
+        "searched for keep its chain whole.",
+    )
     flags.DEFINE_bool(
         "idealise",
         True,

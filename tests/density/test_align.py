@@ -171,7 +171,9 @@ def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
         assert alone > max(around)
         scores[alone] = pose
     best = scores[max(scores)]
-    assert overlap.maximise(best, 1e-8).score >= max(scores)
+    free, near = overlap.maximise(best, 1e-8), overlap.maximise(best, 1e-8, reach=0.5)
+    assert free.score >= max(scores)
+    assert max(scores) <= near.score <= free.score + 1e-6 and np.abs(near.shift - best.shift).max() <= 0.5
 
 
 def test_any_pose_of_another_state_is_found_from_other_grids(pair):

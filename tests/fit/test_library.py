@@ -300,3 +300,19 @@ def test_a_simulated_map_lies_on_the_grid_that_is_asked_for(models, maps):
 def test_times_that_are_given_are_kept_and_numpys_numbers_are_numbers():
     np.testing.assert_array_equal(trajectory.as_times([0.3, 0.1]), [0.3, 0.1])
     np.testing.assert_array_equal(trajectory.as_times(np.int64(3)), [0.0, 0.5, 1.0])
+
+
+def test_the_chain_of_a_given_model_guides_the_docking(models, maps, monkeypatch):
+    """Docking sees the residues of the model, and the fit without a model sees none."""
+    seen = []
+
+    def dock(problem, target, search):
+        seen.append(problem.chain)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", dock)
+    for model in (models[0], None):
+        with pytest.raises(RuntimeError, match="seen"):
+            ct.morph(*maps[:2], ct.Options(steps=0.01, align="none"), model=model)
+    np.testing.assert_allclose(seen[0].x, atoms.common_ca(models[0])[0])
+    assert seen[1] is None

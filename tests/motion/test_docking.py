@@ -1,15 +1,20 @@
 """Docking: pieces of a map are found in the target in any pose, and no two in one place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage, spatial
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
+from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.options import Resolutions
+from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import docking
+from cryotrans_jax.motion.hinges import Density, HingeSearch, turned_sides
 
 SIZE, SIDE = 2.0, 48  # Å, voxels
 
@@ -44,14 +49,77 @@ def turned(x, degrees, about, shift):
 def errors(first, second, first_end, second_end, noise):
     """Distances (Å) of the docked ends of two bodies' points from where they belong."""
     x, y = np.concatenate([first, second]), np.concatenate([first_end, second_end])
-    initial, target = density(x), density(y, noise)
-    problem = prepare.prepare(initial, [target], Resolutions(6.0, 6.0))
-    found = docking.dock_target(problem, 0)
+    return np.linalg.norm(docked_ends(x, y, noise) - y, axis=1)
+
+
+def docked_ends(x, y, noise=0.0, chain=None, **search):
+    """Where docking the map of points x into that of y puts x (Å)."""
+    problem = prepare.prepare(density(x), [density(y, noise)], Resolutions(6.0, 6.0))
+    found = docking.dock_target(replace(problem, chain=chain), 0, docking.DockingSearch(**search))
     bodies = found.bodies(np.ones(len(found.owner), bool), 0.04)
     assert set(bodies.labels) == {*range(1, len(bodies.motions) + 1)}
     body = bodies.labels[spatial.cKDTree(bodies.x).query(x)[1]] - 1
-    ends = np.stack([motion(x) for motion in bodies.motions])[body, np.arange(len(x))]
-    return np.linalg.norm(ends - y, axis=1)
+    return np.stack([motion(x) for motion in bodies.motions])[body, np.arange(len(x))]
+
+
+def walk(count, radius, seed, start):
+    """A chain of residues 3.8 Å apart within a ball about the origin, from a place in it; none is near another."""
+    rng, x = np.random.default_rng(seed), [np.asarray(start, float)]
+    step = rng.standard_normal(3)
+    while len(x) < count:
+        for _ in range(200):
+            step = 0.6 * step / np.linalg.norm(step) + rng.normal(0, 0.6, 3)
+            following = x[-1] + 3.8 * step / np.linalg.norm(step)
+            clear = len(x) < 2 or np.linalg.norm(np.array(x[:-1]) - following, axis=1).min() > 5
+            if np.linalg.norm(following) < radius and clear:
+                x.append(following)
+                break
+        else:
+            x = x[: len(x) // 2 + 1]  # a dead end
+    return np.array(x)
+
+
+def hanging(seed, degrees):
+    """A chain of two domains, and the same with the second turned about the residue from which it hangs."""
+    x = np.concatenate(
+        [walk(60, 13, seed, [0, 0, 12])[::-1] - [0, 0, 14], walk(60, 13, seed + 1, [0, 0, -10]) + [0, 0, 14]]
+    )
+    y, pivot = x.copy(), x[60]
+    y[60:] = Rotation.from_rotvec(np.radians(degrees) * np.array([0.8, 0.6, 0.0])).apply(x[60:] - pivot) + pivot
+    return x, y
+
+
+def test_a_domain_is_found_on_its_chain_which_stays_whole():
+    x, y = hanging(1, 100)
+    chain = Chain(x, np.arange(len(x)) < len(x) - 1)
+    ends = docked_ends(x, y, 0.06, chain, rounds=3, searching=1)
+    assert np.median(np.linalg.norm(ends - y, axis=1)) < 1.0
+    before, after = (np.linalg.norm(np.diff(at, axis=0), axis=1) for at in (x, ends))
+    assert np.abs(after - before).max() < 4.0
+
+
+def test_without_a_gain_no_side_of_a_chain_is_turned():
+    """Where nothing has moved, the present motion explains more than any other."""
+    x, _ = hanging(3, 0)
+    chain, held = Chain(x, np.arange(len(x)) < len(x) - 1), density(x)
+    first = np.arange(len(x)) < 60
+    values = held.interpolate(x)
+    given = Density(x, values, np.arange(len(x)), values * values, first)
+    sides = turned_sides(chain, given, Transform(np.eye(3), np.zeros(3)), held, HingeSearch(rotations=100))
+    assert sides and all((side.points < 60).all() or (side.points >= 60).all() or side.gain < 0 for side in sides)
+    beyond = [side for side in sides if (side.points >= 60).any()]
+    assert beyond and max(side.gain for side in beyond) < 0.1 * float(values @ values)
+
+
+def test_a_side_of_a_chain_is_turned_to_where_the_target_has_it():
+    x, y = hanging(5, 100)
+    chain, left = Chain(x, np.arange(len(x)) < len(x) - 1), density(y[60:])
+    left = replace(left, density=ndimage.gaussian_filter(left.density, 1.5))
+    values, first = density(x).interpolate(x), np.arange(len(x)) < 60
+    given = Density(x, values, np.arange(len(x)), np.zeros(len(x)), first)
+    sides = turned_sides(chain, given, Transform(np.eye(3), np.zeros(3)), left, HingeSearch())
+    there, before = (float(values[60:] @ left.interpolate(at[60:])) for at in (y, x))
+    assert max(before, 0.5 * there) < max(side.gain for side in sides)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.08])
