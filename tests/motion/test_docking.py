@@ -49,7 +49,7 @@ def turned(x, degrees, about, shift):
 def errors(first, second, first_end, second_end, noise):
     """Distances (Å) of the docked ends of two bodies' points from where they belong."""
     x, y = np.concatenate([first, second]), np.concatenate([first_end, second_end])
-    return np.linalg.norm(docked_ends(x, y, noise) - y, axis=1)
+    return np.linalg.norm(docked_ends(x, y, noise, rounds=4, searching=2) - y, axis=1)
 
 
 def docked_ends(x, y, noise=0.0, chain=None, **search):
