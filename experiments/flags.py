@@ -233,8 +233,8 @@ def define_models() -> None:
     paths.define_path(
         "model",
         None,
-        "MODEL: of the initial state, PDB or mmCIF; carried along through every frame. The rigid bodies that are "
-        "searched for keep its chain whole.",
+        "MODEL: of the initial state, PDB or mmCIF; carried along through every frame. The search for rigid "
+        "bodies follows its chain.",
     )
     flags.DEFINE_bool(
         "idealise",

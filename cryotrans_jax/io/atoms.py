@@ -226,6 +226,14 @@ def residue_atom(residue: gemmi.Residue) -> gemmi.Atom | None:
     return next(filter(None, (residue.find_atom(name, "*") for name in names)), None)
 
 
+def residue_sites(structure: gemmi.Structure) -> Iterator[tuple[gemmi.Chain, gemmi.Residue, gemmi.Atom]]:
+    """Every residue of the first conformation that has a `residue_atom`, with its chain and that atom."""
+    for chain in structure[0]:
+        for residue in chain.first_conformer():
+            if atom := residue_atom(residue):
+                yield chain, residue, atom
+
+
 def superpose(mobile: gemmi.Structure, fixed: gemmi.Structure) -> gemmi.Structure:
     """Copy `mobile` superposed on `fixed`, by least squares over the atoms of `common_ca`.
 
@@ -260,9 +268,7 @@ def _residue_atoms(structure):
     """Positions of `residue_atom`s by chain name, residue number (with insertion code), residue name and atom name."""
     return {
         (chain.name, str(residue.seqid), residue.name, atom.name.replace("*", "'")): atom.pos.tolist()
-        for chain in structure[0]
-        for residue in chain.first_conformer()
-        if (atom := residue_atom(residue))
+        for chain, residue, atom in residue_sites(structure)
     }
 
 

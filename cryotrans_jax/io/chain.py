@@ -4,6 +4,7 @@ Density alone does not tell one helix from another. The chain does: residues tha
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import gemmi
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import spatial
 
-from cryotrans_jax.io.atoms import residue_atom
+from cryotrans_jax.io.atoms import residue_sites
 
 Points = Float[np.ndarray, "points 3"]
 NEXT = 8.0  # Å: largest distance of residues in sequence; C4' of nucleotides are 5 to 7 Å apart
@@ -32,22 +33,17 @@ class Chain(NamedTuple):
     @classmethod
     def of(cls, model: gemmi.Structure) -> "Chain":
         """The chain of a model; residues are joined if they follow one another in number and are near each other."""
-        rows = [
-            (number, residue.seqid.num, atom.pos.tolist())
-            for number, chain in enumerate(model[0])
-            for residue in chain.first_conformer()
-            if (atom := residue_atom(residue))
-        ]
-        names = np.array([row[:2] for row in rows], int).reshape(-1, 2)
-        x = np.array([row[2] for row in rows], float).reshape(-1, 3)
-        same, step = (np.diff(column) for column in names.T)
+        sites = [*residue_sites(model)]
+        x = np.array([atom.pos.tolist() for *_, atom in sites], float).reshape(-1, 3)
+        numbers = np.array([residue.seqid.num for _, residue, _ in sites], int)
+        same = np.array([first is second for (first, *_), (second, *_) in pairwise(sites)], bool)
         near = np.linalg.norm(np.diff(x, axis=0), axis=1) < NEXT
-        joined = (same == 0) & (step >= 0) & (step <= 1) & near
+        joined = same & np.isin(np.diff(numbers), (0, 1)) & near
         return cls(x, np.append(joined, np.zeros(len(x) - len(joined), bool)))
 
     @property
-    def stretch(self) -> Int[np.ndarray, "residues"]:
-        """Number of the unbroken stretch of the chain that each residue is in."""
+    def segment(self) -> Int[np.ndarray, "residues"]:
+        """Number of the unbroken segment of the chain that each residue is in."""
         return np.concatenate([[0], np.cumsum(~self.joined)])[: len(self.x)]
 
     def residues_at(self, points: Points, reach: float) -> Int[np.ndarray, "points"]:
@@ -67,8 +63,8 @@ class Chain(NamedTuple):
         """
         away, place = spatial.cKDTree(points).query(self.x) if len(self.x) else (np.zeros(0), np.zeros(0, int))
         seen = np.flatnonzero(away <= reach)
-        first, second = seen[:-1], seen[1:]
-        kept = (self.stretch[first] == self.stretch[second]) & (place[first] != place[second])
+        first, second, segment = seen[:-1], seen[1:], self.segment
+        kept = (segment[first] == segment[second]) & (place[first] != place[second])
         first, second = first[kept], second[kept]
         moved = np.stack([carry(self.x) for carry in carries], axis=1)
         before = np.linalg.norm(self.x[first] - self.x[second], axis=-1)

@@ -183,8 +183,9 @@ def dock(
     found = docking.choose(docking.candidates())
     for round_ in range(search.rounds):
         bodies = docking.refined(found)
-        further = docking.further(found, bodies) if round_ < search.searching else []
-        found = docking.choose([*(body.motion for body in bodies), *further], bodies)
+        claims = docking.claims(bodies)
+        further = docking.further(found, bodies, claims) if round_ < search.searching else []
+        found = docking.choose([*(body.motion for body in bodies), *further], claims)
     return found
 
 
@@ -274,16 +275,15 @@ class Docking:
         best = drop_duplicates(sorted(refined, key=lambda pose: -pose.score), moving)[:count]
         return [pose.motion(fixed, moving) for pose in best]
 
-    def choose(self, motions: Sequence[Transform], bodies: Sequence[DockedBody] = ()) -> Docked:
+    def choose(self, motions: Sequence[Transform], claims: Sequence[Volume] = ()) -> Docked:
         """Let each block choose a motion.
 
         Args:
             motions: the motions: those of the bodies, and further ones.
-            bodies: each claims its place in the target before those that follow.
+            claims: density that the first motions' bodies explain (`claims`); each goes before those that follow.
         """
         blocks, free = self.blocks, self.sharp_target
         y = np.stack([motion(blocks.x) for motion in motions], axis=1)
-        claims = self.claims(bodies)
         match = np.zeros(y.shape[:2])
         for number in range(len(motions)):
             match[:, number] = self.match(y[:, number], free)
@@ -350,21 +350,23 @@ class Docking:
         scale = self.target.density.sum() / self.initial.density.sum()
         return np.maximum(target - scale * self.moved(body), 0)
 
-    def further(self, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
+    def further(self, found: Docked, bodies: Sequence[DockedBody], claims: Sequence[Volume]) -> list[Transform]:
         """Further motions: poses of the bodies in what better ones leave of the target, and turned sides of a chain."""
         left, poses = self.target.density, list[Transform]()
         for number, body in enumerate(bodies[: self.search.redocked]):
             left, rest = self.without(left, body), [each.own for each in bodies[number + 1 :]]
             for own in [*rest[:1], *([np.any(rest, axis=0)] if len(rest) > 1 else [])]:
                 poses += self.poses(self.voxels(own), left, self.search.piece_poses)
-        return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies))
+        return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies, claims))
 
-    def turned(self, chain: Chain, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
+    def turned(
+        self, chain: Chain, found: Docked, bodies: Sequence[DockedBody], claims: Sequence[Volume]
+    ) -> list[Transform]:
         """Motions of sides of the chain turned about residues of the best bodies, refined; best first."""
         blocks, search = self.blocks, self.search.hinges
         present = np.stack([motion(blocks.x) for motion in found.motions], 1)[np.arange(len(blocks.x)), found.owner]
         residue, sides = chain.residues_at(blocks.x, self.residue_reach), list[TurnedSide]()
-        for body, claim in zip(bodies[: search.anchors], self.claims(bodies), strict=False):
+        for body, claim in zip(bodies[: search.anchors], claims, strict=False):
             left, here = self.sharp_target - claim, self.interpolate(self.sharp_target, body.motion(blocks.x))
             explained = self.block_density * np.where(body.own, here, self.interpolate(left, present))
             given = Density(blocks.x, self.block_density, residue, explained, body.own)

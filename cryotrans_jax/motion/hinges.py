@@ -1,4 +1,4 @@
-"""Hinges: one side of a chain turned about each of its residues, to see where it explains what is left of the target.
+"""Search for hinges: the chain on one side of a residue is rotated about it, to fit what is left of the target.
 
 Most domains hang on their neighbours by one or two strands of the chain. Turned about such a strand, a domain has only
 its rotation to be found. This is found in more noise than a pose that may be anywhere.
@@ -95,12 +95,12 @@ def turned_sides(chain: Chain, given: Density, anchor: Transform, left: Map, sea
         The best for each residue and side.
     """
     turns, found = even_rotations(search.rotations).as_matrix(), list[TurnedSide]()
-    stretch, moved = chain.stretch, anchor(given.x)
+    segment, moved = chain.segment, anchor(given.x)
     look_up, inverse = NearestVoxel.of(left), turns.transpose(0, 2, 1).astype(np.float32)
     own = np.unique(given.residue[given.fixed & (given.residue >= 0)])
     for pivot in own[:: -(-len(chain.x) // search.pivots)]:
         centre, away = anchor(chain.x[pivot][None])[0], given.residue - pivot
-        near = (given.residue >= 0) & (stretch[given.residue] == stretch[pivot]) & (np.abs(away) <= search.reach)
+        near = (given.residue >= 0) & (segment[given.residue] == segment[pivot]) & (np.abs(away) <= search.reach)
         for side in (away > 0, away < 0):
             points = np.flatnonzero(near & side)
             points = points[np.argsort(np.abs(away[points]), kind="stable")]

@@ -23,7 +23,7 @@ def test_residues_that_follow_one_another_are_joined():
     chain = Chain.of(model)
     np.testing.assert_allclose(chain.x, atoms.common_ca(model)[0])
     assert chain.joined[:-1].all() and not chain.joined[-1]
-    assert set(chain.stretch) == {0}
+    assert set(chain.segment) == {0}
 
 
 def test_a_gap_in_the_numbers_or_in_space_parts_a_chain():
@@ -36,7 +36,7 @@ def test_a_gap_in_the_numbers_or_in_space_parts_a_chain():
             atom.pos += gemmi.Position(30, 0, 0)
     chain = Chain.of(far)
     assert list(np.flatnonzero(~chain.joined)) == [4, count - 1]
-    assert set(chain.stretch[:5]) == {0} and set(chain.stretch[5:]) == {1}
+    assert set(chain.segment[:5]) == {0} and set(chain.segment[5:]) == {1}
 
 
 def test_nucleotides_are_joined_along_a_helix():
@@ -51,7 +51,7 @@ def test_a_model_without_residues_has_no_links():
     model = gemmi.Structure()
     model.add_model(gemmi.Model(1))
     chain = Chain.of(model)
-    assert chain.x.shape == (0, 3) and len(chain.stretch) == 0
+    assert chain.x.shape == (0, 3) and len(chain.segment) == 0
     assert len(chain.links(np.zeros((4, 3)), 3.0, [lambda x: x]).pairs) == 0
     assert list(chain.residues_at(np.zeros((4, 3)), 3.0)) == [-1] * 4
 
