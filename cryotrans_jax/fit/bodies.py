@@ -89,7 +89,8 @@ class DockBodies(Action):
         """Choose the bodies of each target."""
         if fitting.problem.waypoints:
             return fitting
-        found = [self.dock(fitting, target) for target in range(fitting.whole.trajectories)]
+        found = [self.dock(fitting, target) for target in range(fitting.targets)]
+        found += found[-1:] * (fitting.whole.trajectories - fitting.targets)  # copies that fill up the last devices
         partitions = [partition for partition, _ in found]
         docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in found])
         before, after = (each.trial_losses(self.trial, (each.state,))[0] for each in (fitting, docked))
@@ -103,7 +104,8 @@ class DockBodies(Action):
     def dock(self, fitting: Fitting, target: int) -> tuple[Partition, list[Transform]]:
         """Dock pieces into one target; return the bodies, and the motion of each."""
         whole, initial = fitting.whole, fitting.initial_map
-        found, unit = dock_target(whole, target, self.search), asymmetric_unit(whole, initial)
+        found = dock_target(whole, target, self.search, motions_of_bodies(fitting, target))
+        unit = asymmetric_unit(whole, initial)
         within = np.ones(len(found.owner), bool)
         if unit is not None:
             within = Map(unit.mass, initial.voxel_size, initial.origin).interpolate(found.blocks.x) > 0
@@ -189,6 +191,15 @@ def motions_of_flows(fitting: Fitting, partitions: Sequence[Partition]) -> list[
         carry = carry_undivided(whole, fitting.field, fitting.state, target)
         found.append(rigid_motions(own, carry, times, initial, threshold)[::copies] if own.count > 1 else [])
     return found
+
+
+def motions_of_bodies(fitting: Fitting, target: int) -> list[Transform]:
+    """The rigid motions (Å) nearest to the fields of a target's bodies and of their copies; none without bodies."""
+    if not fitting.partitions:
+        return []
+    carry, threshold = partial(fitting.fit().carry, target=target), fitting.whole.report["initial"]["threshold"]
+    motions = rigid_motions(fitting.partitions[target], carry, (1.0,), fitting.initial_map, threshold)
+    return [motion for (motion,) in motions]
 
 
 def carry_undivided(

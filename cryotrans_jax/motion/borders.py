@@ -44,7 +44,7 @@ class BorderRules:
     window: float = 3.0
     tie: float = 1.0
     torn: float = 4.0
-    link: float = 15.0
+    link: float = 30.0
     most_stretch: float = 16.0
     rounds: int = 30
     choices: int = 6
@@ -130,7 +130,7 @@ def redraw(
     own = partition.part_at(blocks.x)
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target, rules)
-    owner = choose_parts(blocks, y, costs, rules)
+    owner, _ = choose_parts(blocks, y, costs, rules)
     labels = blocks.on_voxels(owner + 1, initial.density.shape).astype(int)
     labels = np.where(initial.density >= threshold, labels, 0)
     better = remove_fragments(labels, initial.voxel_size, copies, rules.smallest)
@@ -177,7 +177,7 @@ def choose_parts(
     costs: Float[np.ndarray, "points parts"],
     rules: BorderRules,
     links: Links | None = None,
-) -> Int[np.ndarray, "points"]:
+) -> tuple[Int[np.ndarray, "points"], float]:
     """Choose a part for each block, with the least sum of the blocks' `costs` and of the tears between them.
 
     Args:
@@ -186,6 +186,9 @@ def choose_parts(
         costs: of each part for each block; only the cheapest are compared.
         rules: how borders are redrawn.
         links: of the chain, if there is a model.
+
+    Returns:
+        The part of each block, and the sum.
     """
     choices = np.argsort(costs, axis=1, kind="stable")[:, : rules.choices]
     costs, y = np.take_along_axis(costs, choices, 1), np.take_along_axis(y, choices[:, :, None], 1)
@@ -199,8 +202,11 @@ def choose_parts(
         pairs.append(links.pairs)
         stretches = np.minimum(links.stretches(choices), rules.most_stretch)
         cuts.append((rules.link * stretches).astype(np.float32))
-    chosen = least_cost_labels(costs, np.concatenate(pairs), np.concatenate(cuts), rules.rounds)
-    return choices[np.arange(len(choices)), chosen]
+    neighbours, torn = np.concatenate(pairs), np.concatenate(cuts)
+    chosen, each = least_cost_labels(costs, neighbours, torn, rules.rounds), np.arange(len(choices))
+    first, second = chosen[neighbours].T
+    cost = costs[each, chosen].sum() + torn[np.arange(len(torn)), first, second].sum(dtype=float)
+    return choices[each, chosen], float(cost)
 
 
 def tear_costs(
