@@ -306,7 +306,7 @@ def test_the_chain_of_a_given_model_guides_the_docking(models, maps, monkeypatch
     """Docking sees the residues of the model, and the fit without a model sees none."""
     seen = []
 
-    def dock(problem, target, search):
+    def dock(problem, target, search, known):
         seen.append(problem.chain)
         raise RuntimeError("seen")
 

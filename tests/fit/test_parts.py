@@ -255,10 +255,10 @@ def test_docked_bodies_are_taken_by_the_targets_that_they_fit_better(sliding, mo
     """The second target is the initial map itself; no stage moves anything, so that the choice alone is seen."""
     initial, target, labels, x, shift = sliding
 
-    def docked(problem, number, search):
+    def docked(problem, number, search, known):
         blocks = make_blocks(np.maximum(initial.density, 0), initial, 4.0)
         motions = [Transform(np.eye(3), np.array([0.0, 0, along])) for along in (4.0, -4.0)]
-        return Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions)
+        return Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions, 0.0)
 
     monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", docked)
     still = Stage((Matched(blur=3.0),), 1, 0.0, 0.0, bin=2)

@@ -9,7 +9,7 @@ import pytest
 from cryotrans_jax.density import simulation
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.borders import BorderRules, least_cost_labels, redraw
+from cryotrans_jax.motion.borders import BorderRules, choose_parts, least_cost_labels, make_blocks, redraw
 from cryotrans_jax.motion.partition import Partition
 
 
@@ -113,6 +113,26 @@ def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(tie):
     found = redraw(given, carries, initial, target, 0.3 * float(initial.density.max()), rules=rules)
     along = found.labels[12:68, 7, 10]
     assert np.count_nonzero(np.diff(along)) == (1 if tie else 3)
+
+
+def test_the_cost_of_a_choice_is_that_of_its_blocks_and_of_their_tears():
+    rules, given = BorderRules(tie=0.5, torn=4.0), rod(60, (40, 7, 10))
+    blocks = make_blocks(np.maximum(given.density, 0), given, 4.0)
+    y = np.stack([blocks.x, blocks.x + [0, 6.0, 0]], axis=1)
+    right = blocks.x[:, 0] > np.median(blocks.x[:, 0])
+    costs = np.stack([right, ~right], axis=1) * 1e3 + np.random.default_rng(0).uniform(0, 1, (len(right), 2))
+    owner, cost = choose_parts(blocks, y, costs, rules)
+    np.testing.assert_array_equal(owner, right)
+    torn = 0.0
+    for axis, pairs in enumerate(blocks.pairs()):
+        for one, other in pairs[right[pairs[:, 0]] != right[pairs[:, 1]]]:
+            gap = blocks.x[one] - blocks.x[other]
+            longer = np.linalg.norm(gap + 6.0 * np.array([0, float(right[one]) - right[other], 0])) - np.linalg.norm(
+                gap
+            )
+            held = min(blocks.density[one], blocks.density[other]) / blocks.density.mean()
+            torn += 0.5 * np.prod(blocks.size) / blocks.size[axis] * held * np.clip(longer / 4.0, 0, 1)
+    assert torn > 0 and cost == pytest.approx(costs[np.arange(len(owner)), owner].sum() + torn, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(8))

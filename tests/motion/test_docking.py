@@ -52,10 +52,18 @@ def errors(first, second, first_end, second_end, noise):
     return np.linalg.norm(docked_ends(x, y, noise, rounds=4, searching=2) - y, axis=1)
 
 
+def docked(x, y, noise=0.0, chain=None, known=(), **search):
+    """The map of points x docked into that of y, by one search."""
+    problem = replace(prepare.prepare(density(x), [density(y, noise)], Resolutions(6.0, 6.0)), chain=chain)
+    search = {"balls": (docking.Balls(8, 0.35),)} | search
+    found = docking.dock_target(problem, 0, docking.DockingSearch(**search), known)
+    assert np.abs(found.match).max() <= 1
+    return found
+
+
 def docked_ends(x, y, noise=0.0, chain=None, **search):
     """Where docking the map of points x into that of y puts x (Å)."""
-    problem = prepare.prepare(density(x), [density(y, noise)], Resolutions(6.0, 6.0))
-    found = docking.dock_target(replace(problem, chain=chain), 0, docking.DockingSearch(**search))
+    found = docked(x, y, noise, chain, **search)
     bodies = found.bodies(np.ones(len(found.owner), bool), 0.04)
     assert set(bodies.labels) == {*range(1, len(bodies.motions) + 1)}
     body = bodies.labels[spatial.cKDTree(bodies.x).query(x)[1]] - 1
@@ -136,6 +144,29 @@ def test_two_domains_that_are_alike_are_not_put_in_one_place():
     each = [np.median(off[: len(first)]), np.median(off[len(first) :])]
     wrong = np.mean(off > 4)
     assert max(each) < 1.5 and wrong < 0.15
+
+
+def test_of_several_searches_and_known_motions_the_least_cost_is_kept(monkeypatch):
+    """The first search ends the docking where it finds what is known, and where it does not there is a second."""
+    first, second = domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]
+    end = turned(second, 170, [1, 0.3, 0.2], [4, 0, 0])
+    x, y = np.concatenate([first, second]), np.concatenate([first, end])
+    still = Transform(np.eye(3), np.zeros(3))
+    turn = Rotation.align_vectors(end - end.mean(0), second - second.mean(0))[0].as_matrix()
+    right = [still, Transform(turn, end.mean(0) - turn @ second.mean(0))]
+    weak, strong, poor, begun = docking.Balls(1, 0.9), docking.Balls(4, 0.35), dict(rounds=2, searching=0), []
+    search = docking.Docking.candidates
+    monkeypatch.setattr(docking.Docking, "candidates", lambda self, balls: begun.append(balls) or search(self, balls))
+
+    def cost(known, *balls):
+        begun.clear()
+        return docked(x, y, 0.0, None, known, balls=balls, **poor).cost
+
+    missed, found, known = cost((), weak), cost((), strong), cost(right, weak)
+    assert missed > 1.2 * found and known == pytest.approx(found, rel=0.05)
+    assert begun == [weak]
+    assert cost((), weak, strong) == found and begun == [weak, strong]
+    assert cost((), weak, weak, strong) == missed and begun == [weak, weak]
 
 
 def test_a_molecule_that_does_not_move_stays():
