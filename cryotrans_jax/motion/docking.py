@@ -26,7 +26,8 @@ from cryotrans_jax.motion.hinges import Density, HingeSearch, TurnedSide, turned
 from cryotrans_jax.motion.pieces import Pieces, PoseSearch, Volume
 
 
-class Balls(NamedTuple):
+@dataclass(frozen=True)
+class Balls:
     """Balls of density that are docked besides the whole.
 
     Attributes:
