@@ -250,11 +250,16 @@ def search(overlaps: Sequence[Overlap], rules: AlignmentSearch) -> Pose:
 def refine(overlaps: Sequence[Overlap], poses: list[Pose], rules: AlignmentSearch) -> list[Pose]:
     """Refine poses at one resolution after the other, fewer each time; best first."""
     for overlap, kept, close in zip(overlaps, rules.kept, rules.close, strict=True):
-        overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            poses = list(pool.map(partial(overlap.maximise, close=close), poses[:kept]))
-        poses = drop_duplicates(sorted(poses, key=lambda pose: -pose.score), overlap.moving)
+        poses = refine_once(overlap, poses[:kept], close)
     return poses
+
+
+def refine_once(overlap: Overlap, poses: Sequence[Pose], close: float) -> list[Pose]:
+    """Refine poses at one resolution, until the gain is below `close`; best first, without duplicates."""
+    overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        refined = list(pool.map(partial(overlap.maximise, close=close), poses))
+    return drop_duplicates(sorted(refined, key=lambda pose: -pose.score), overlap.moving)
 
 
 def drop_duplicates(poses: list[Pose], moving: Body) -> list[Pose]:

@@ -1,7 +1,6 @@
 """The correlation of two maps' mass in any pose, its gradient and its maxima."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,12 +259,6 @@ class Overlap:
             down, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50, "ftol": close}
         )
         return Pose(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
-
-    def maximise_all(self, poses: Sequence[Pose], close: float) -> list[Pose]:
-        """Refine each of some poses by `maximise`, several at once."""
-        _ = self.points, self.splines  # made once, before threads share them
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [*pool.map(lambda pose: self.maximise(pose, close), poses)]
 
 
 def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

@@ -92,7 +92,8 @@ class Docked(NamedTuple):
         owner: number of each block's motion.
         match: local correlation of the moved density with the target at each block.
         motions: the motions, from the initial map to the target, Å.
-        cost: of the choice: how unlike the target the blocks are there, and what is torn; the least is best.
+        cost: dissimilarity of the moved blocks and the target, and the costs of tears and chain breaks (Å³); lower is
+            better.
     """
 
     blocks: Blocks
@@ -135,12 +136,12 @@ class DockedBody(NamedTuple):
     Attributes:
         own: which blocks.
         motion: their motion.
-        match: mean local correlation with the target.
+        moved: their mass where it takes them.
     """
 
     own: Bool[np.ndarray, "points"]
     motion: Transform
-    match: float
+    moved: Volume
 
 
 def dock_target(
@@ -222,8 +223,8 @@ class Docking:
     @cached_property
     def whole_poses(self) -> list[Transform]:
         """Poses of the whole."""
-        every = np.ones(len(self.blocks.x), bool)
-        return self.pieces.poses(self.pieces.voxels(every), self.pieces.target.density, self.search.whole_poses)
+        pieces = self.pieces
+        return pieces.poses(pieces.initial.density > 0, pieces.target.density, self.search.whole_poses)
 
     def candidates(self, balls: Balls) -> list[Transform]:
         """Poses of the whole, and of balls of density all over the initial map."""
@@ -271,7 +272,7 @@ class Docking:
     def claims(self, bodies: Sequence[DockedBody]) -> list[Volume]:
         """Density that each body explains, on the scale of the target as it is compared."""
         pieces = self.pieces
-        carried = [pieces.sharp(pieces.moved(body.own, body.motion)) for body in bodies]
+        carried = [pieces.sharp(body.moved) for body in bodies]
         total = np.sum(carried, axis=0)
         scale = float(np.vdot(total, pieces.sharp_target) / max(np.vdot(total, total), 1e-30)) if carried else 0.0
         return [scale * each for each in carried]
@@ -284,7 +285,7 @@ class Docking:
     def match(self, y: Float[np.ndarray, "points 3"], free: Volume) -> Float[np.ndarray, "points"]:
         """Local correlation of the blocks' density with the target at y, as far as the target is free there.
 
-        Beside the target, what is claimed may be far more than there is: the correlation is bounded by -1 and 1.
+        At the target's edge claims may exceed its density by far, so the correlation is clipped to -1 and 1.
         """
         pieces = self.pieces
         here, there, every = pieces.block_density, *(pieces.interpolate(a, y) for a in (free, pieces.sharp_target))
@@ -303,15 +304,15 @@ class Docking:
             own = kept[number]
             motion = self.pieces.refine(own, found.motions[found.owner[own][0]], left, 1e-6, self.search.reach)
             if motion is not None:
-                bodies.append(DockedBody(own, motion, match[number]))
-                left = self.pieces.without(left, own, motion)
+                bodies.append(DockedBody(own, motion, self.pieces.moved(own, motion)))
+                left = self.pieces.without(left, bodies[-1].moved)
         return bodies
 
     def further(self, found: Docked, bodies: Sequence[DockedBody], claims: Sequence[Volume]) -> list[Transform]:
         """Further motions: poses of the bodies in what better ones leave of the target, and turned sides of a chain."""
         left, poses = self.pieces.target.density, list[Transform]()
         for number, body in enumerate(bodies[: self.search.redocked]):
-            left = self.pieces.without(left, body.own, body.motion)
+            left = self.pieces.without(left, body.moved)
             rest = [each.own for each in bodies[number + 1 :]]
             for own in [*rest[:1], *([np.any(rest, axis=0)] if len(rest) > 1 else [])]:
                 poses += self.pieces.poses(self.pieces.voxels(own), left, self.search.piece_poses)

@@ -1,4 +1,4 @@
-"""Search for hinges: the chain on one side of a residue is rotated about it, to fit what is left of the target.
+"""Search for hinges: rotate the chain on one side of a residue about it, to fit the density that is not explained yet.
 
 Most domains hang on their neighbours by one or two strands of the chain. Turned about such a strand, a domain has only
 its rotation to be found. This is found in more noise than a pose that may be anywhere.

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.density.align import drop_duplicates, even_rotations
+from cryotrans_jax.density.align import even_rotations, refine_once
 from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.overlap import Body, Overlap, Pose
 from cryotrans_jax.density.simulation import SIGMA
@@ -38,7 +38,7 @@ class PoseSearch:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The mass of an initial map, in blocks of which pieces are made, and that of a target.
+    """The masses of an initial map and of a target, and the blocks from which pieces of the initial map are made.
 
     Attributes:
         initial: the initial map's mass.
@@ -123,8 +123,7 @@ class Pieces:
         coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
         poses = Overlap(fixed, moving, coarse, sharp=True).scan_shifts(even_rotations(self.search.rotations))
         fine = Overlap(fixed, moving, self.resolution, sharp=True)
-        refined = fine.maximise_all(poses[: self.search.refined], 1e-4)
-        best = drop_duplicates(sorted(refined, key=lambda pose: -pose.score), moving)[:count]
+        best = refine_once(fine, poses[: self.search.refined], 1e-4)[:count]
         return [pose.motion(fixed, moving) for pose in best]
 
     def refine(
@@ -144,7 +143,7 @@ class Pieces:
         mass, offset = np.where(self.voxels(own), self.initial.density, 0), (back(origin[None])[0] - origin) / size
         return ndimage.affine_transform(mass, back.rotation * size / size[:, None], offset, order=1)
 
-    def without(self, target: Volume, own: Bool[np.ndarray, "points"], motion: Transform) -> Volume:
-        """What some blocks, where a motion takes them, leave of a target density."""
+    def without(self, target: Volume, moved: Volume) -> Volume:
+        """What moved mass leaves of a target density."""
         scale = self.target.density.sum() / self.initial.density.sum()
-        return np.maximum(target - scale * self.moved(own, motion), 0)
+        return np.maximum(target - scale * moved, 0)

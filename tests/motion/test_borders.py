@@ -127,9 +127,8 @@ def test_the_cost_of_a_choice_is_that_of_its_blocks_and_of_their_tears():
     for axis, pairs in enumerate(blocks.pairs()):
         for one, other in pairs[right[pairs[:, 0]] != right[pairs[:, 1]]]:
             gap = blocks.x[one] - blocks.x[other]
-            longer = np.linalg.norm(gap + 6.0 * np.array([0, float(right[one]) - right[other], 0])) - np.linalg.norm(
-                gap
-            )
+            after = gap + [0, 6.0 * (float(right[one]) - right[other]), 0]
+            longer = np.linalg.norm(after) - np.linalg.norm(gap)
             held = min(blocks.density[one], blocks.density[other]) / blocks.density.mean()
             torn += 0.5 * np.prod(blocks.size) / blocks.size[axis] * held * np.clip(longer / 4.0, 0, 1)
     assert torn > 0 and cost == pytest.approx(costs[np.arange(len(owner)), owner].sum() + torn, rel=1e-4)

@@ -147,7 +147,7 @@ def test_two_domains_that_are_alike_are_not_put_in_one_place():
 
 
 def test_of_several_searches_and_known_motions_the_least_cost_is_kept(monkeypatch):
-    """The first search ends the docking where it finds what is known, and where it does not there is a second."""
+    """No further search is done once one agrees with the best result so far."""
     first, second = domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]
     end = turned(second, 170, [1, 0.3, 0.2], [4, 0, 0])
     x, y = np.concatenate([first, second]), np.concatenate([first, end])
