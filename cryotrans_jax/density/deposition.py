@@ -152,22 +152,50 @@ def with_extra(model: gemmi.Structure, share: float, seed: int = 0) -> gemmi.Str
 
 def middle_residues(model: gemmi.Structure, mass: float) -> gemmi.Structure:
     """Copy the residues nearest to a model's middle, as one chain: as many as have the mass, in atomic numbers."""
-    whole = [residue for chain in model[0] for residue in chain.first_conformer()]
-    heavy = [[atom for atom in residue.first_conformer() if not atom.is_hydrogen()] for residue in whole]
-    kept = [number for number, found in enumerate(heavy) if found]
-    centres = np.array([np.mean([atom.pos.tolist() for atom in heavy[number]], axis=0) for number in kept])
-    masses = [sum(atom.element.atomic_number for atom in heavy[number]) for number in kept]
+    whole, centres, masses = residues_of(model)
     middle = centres[((centres - centres.mean(0)) ** 2).sum(1).argmin()]
     order = np.argsort(((centres - middle) ** 2).sum(1))
-    count = np.searchsorted(np.cumsum(np.array(masses)[order]), 0.999999 * mass) + 1
+    count = np.searchsorted(np.cumsum(masses[order]), 0.999999 * mass) + 1
     part, chain = gemmi.Structure(), gemmi.Chain("extra")
     for number, place in enumerate(order[:count], 1):
-        residue = whole[kept[place]].clone()
+        residue = whole[place].clone()
         residue.seqid = gemmi.SeqId(number, " ")  # numbers of several chains may be equal
         chain.add_residue(residue)
     part.add_model(gemmi.Model(1))
     part[0].add_chain(chain)
     return part
+
+
+def without_side(model: gemmi.Structure, share: float, seed: int = 0) -> gemmi.Structure:
+    """Copy a model without the residues on one side of it, in a random direction, as a target may lack a domain.
+
+    Args:
+        model: the model.
+        share: of the residues that are left out; at least one stays.
+        seed: of the direction.
+    """
+    copy = model.clone()
+    whole, centres, _ = residues_of(copy)
+    height = centres @ np.random.default_rng(seed).standard_normal(3)
+    for place in np.argsort(height)[max(round((1 - share) * len(whole)), 1) :]:
+        whole[place].flag = "x"
+    for chain in copy[0]:
+        for place in reversed(range(len(chain))):
+            if chain[place].flag == "x":
+                del chain[place]
+    return copy
+
+
+def residues_of(
+    model: gemmi.Structure,
+) -> tuple[list[gemmi.Residue], Float[np.ndarray, "residues 3"], Float[np.ndarray, "residues"]]:
+    """The residues of a model that have heavy atoms, their middles (Å), and their masses in atomic numbers."""
+    whole = [residue for chain in model[0] for residue in chain.first_conformer()]
+    heavy = [[atom for atom in residue.first_conformer() if not atom.is_hydrogen()] for residue in whole]
+    kept = [(residue, own) for residue, own in zip(whole, heavy, strict=True) if own]
+    centres = np.array([np.mean([atom.pos.tolist() for atom in own], axis=0) for _, own in kept])
+    masses = np.array([sum(atom.element.atomic_number for atom in own) for _, own in kept], float)
+    return [residue for residue, _ in kept], centres, masses
 
 
 def blurred_atoms(model: gemmi.Structure, like: Map, conditions: Conditions) -> Volume:

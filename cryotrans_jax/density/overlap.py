@@ -137,12 +137,14 @@ class Overlap:
         moving: the moving body, b.
         resolution: Å.
         sharp: whether K is a band-pass filter instead of a low-pass filter.
+        spacing: of the points of b, in units of the resolution.
     """
 
     fixed: Body
     moving: Body
     resolution: float
     sharp: bool
+    spacing: float = 1 / 3
 
     @cached_property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +152,7 @@ class Overlap:
 
         Points lose some of a body's extent, so that they fit it better than by 1; the norm corrects that.
         """
-        x, mass = self.moving.points(self.resolution / 3)
+        x, mass = self.moving.points(self.spacing * self.resolution)
         spectrum, size, shape, first = self.spectrum(self.moving)
         blurred = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
         own = mass @ ndimage.map_coordinates(blurred, ((x - first) / size).T, mode="constant")

@@ -10,10 +10,9 @@ turned about the residues by which they hang on their neighbours.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from cryotrans_jax.core.grid import binned
 from cryotrans_jax.density.problem import Problem
@@ -21,9 +20,10 @@ from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.motion.borders import Blocks, BorderRules, choose_parts
 from cryotrans_jax.motion.hinges import Density, HingeSearch, TurnedSide, turned_sides
-from cryotrans_jax.motion.pieces import Pieces, PoseSearch, Volume
+from cryotrans_jax.motion.labelling import Blocks
+from cryotrans_jax.motion.offers import BodyRules, Docked, DockedBody, Offers
+from cryotrans_jax.motion.pieces import Pieces, PoseSearch
 
 
 @dataclass(frozen=True)
@@ -47,101 +47,39 @@ class DockingSearch:
         resolution: at which densities are compared, Å, or the target's if that is coarser.
         voxel: about the voxel size of the comparison, Å.
         balls: of each search, which are done until two agree.
-        same: relative difference of the costs of two results that agree.
+        same: rms distance of the blocks in two results that agree, Å.
         poses: how the poses of a piece are searched for.
         whole_poses: poses of the whole that are kept.
         piece_poses: poses of each piece that are kept.
         block: side of the blocks that choose among the poses, Å.
         max_blocks: about as many at most; the sides are longer where there would be more.
-        window: width of the neighbourhood over which densities are compared, in sides of a block.
-        least_mass: fraction of the mass that has a pose at least, or the pose is dropped.
         rounds: of choosing and refining.
         searching: of these, rounds in which further poses are searched for.
+        gain: smallest fraction by which the cost falls in a round that counts as a gain.
+        patience: rounds without a gain, after which no more follow.
         redocked: best bodies in whose rest of the target further poses are searched for.
         reach: Å by which the refinement of a body moves it at most.
-        residue: largest distance of a residue from its block, in sides of a block.
         hinges: how bodies are turned about residues, where there is a model.
-        choices: how blocks choose; see `BorderRules`.
+        bodies: what bodies cost.
     """
 
     resolution: float = 8.0
     voxel: float = 2.0
     balls: tuple[Balls, ...] = (Balls(8, 0.35), Balls(8, 0.5))
-    same: float = 0.01
+    same: float = 1.0
     poses: PoseSearch = PoseSearch()
     whole_poses: int = 8
     piece_poses: int = 3
     block: float = 4.0
     max_blocks: int = 6000
-    window: float = 1.25
-    least_mass: float = 0.06
-    rounds: int = 7
-    searching: int = 5
+    rounds: int = 5
+    searching: int = 3
+    gain: float = 0.001
+    patience: int = 1
     redocked: int = 3
     reach: float = 6.0
-    residue: float = 2.0
     hinges: HingeSearch = HingeSearch()
-    choices: BorderRules = BorderRules(choices=8)
-
-
-class Docked(NamedTuple):
-    """Blocks of the initial map, and the rigid motion that each has chosen.
-
-    Attributes:
-        blocks: the blocks.
-        owner: number of each block's motion.
-        match: local correlation of the moved density with the target at each block.
-        motions: the motions, from the initial map to the target, Å.
-        cost: dissimilarity of the moved blocks and the target, and the costs of tears and chain breaks (Å³); lower is
-            better.
-    """
-
-    blocks: Blocks
-    owner: Int[np.ndarray, "points"]
-    match: Float[np.ndarray, "points"]
-    motions: list[Transform]
-    cost: float
-
-    def bodies(self, inside: Bool[np.ndarray, "points"], least: float) -> "DockedBodies":
-        """The motions that enough of some blocks have chosen.
-
-        Args:
-            inside: the blocks.
-            least: fraction of their mass that a body has at least; the largest body has no bound.
-        """
-        held = np.bincount(self.owner[inside], self.blocks.density[inside], len(self.motions))
-        chosen = np.flatnonzero(held >= min(least * held.sum(), held.max()))
-        kept = inside & np.isin(self.owner, chosen)
-        labels = 1 + np.searchsorted(chosen, self.owner[kept])
-        return DockedBodies(self.blocks.x[kept], labels, [self.motions[number] for number in chosen])
-
-
-class DockedBodies(NamedTuple):
-    """Points of bodies that were docked.
-
-    Attributes:
-        x: positions in the initial map, Å.
-        labels: body of each, from 1.
-        motions: of each body, Å.
-    """
-
-    x: Float[np.ndarray, "points 3"]
-    labels: Int[np.ndarray, "points"]
-    motions: list[Transform]
-
-
-class DockedBody(NamedTuple):
-    """Blocks that move as one body.
-
-    Attributes:
-        own: which blocks.
-        motion: their motion.
-        moved: their mass where it takes them.
-    """
-
-    own: Bool[np.ndarray, "points"]
-    motion: Transform
-    moved: Volume
+    bodies: BodyRules = BodyRules()
 
 
 def dock_target(
@@ -193,7 +131,7 @@ def dock(
     best = docking.settle(known, searching=0) if known else None
     for balls in search.balls:
         found = docking.settle(docking.candidates(balls), search.searching)
-        agree = best is not None and abs(found.cost - best.cost) <= search.same * abs(best.cost)
+        agree = best is not None and rms_distance(found.moved, best.moved) <= search.same
         best = found if best is None or found.cost < best.cost else best
         if agree:
             break
@@ -243,72 +181,40 @@ class Docking:
             motions: the motions.
             searching: rounds in which further motions are searched for, in what the bodies leave of the target.
         """
-        found = self.choose(motions)
+        found, best, without_gain = self.offers([], motions).best(), None, 0
         for round_ in range(self.search.rounds):
             bodies = self.refined(found)
-            claims = self.claims(bodies)
-            further = self.further(found, bodies, claims) if round_ < searching else []
-            found = self.choose([*(body.motion for body in bodies), *further], claims)
-        return found
+            here = self.offers(bodies).docked(np.argmax([body.own for body in bodies], axis=0))
+            gains = best is None or here.cost < (1 - self.search.gain) * best.cost
+            best, without_gain = (here, 0) if gains else (best, without_gain + 1)
+            if without_gain > self.search.patience:
+                break
+            found = self.offers(bodies, self.further(found, bodies) if round_ < searching else []).best()
+        assert best is not None
+        return best
 
-    def choose(self, motions: Sequence[Transform], claims: Sequence[Volume] = ()) -> Docked:
-        """Let each block choose a motion.
-
-        Args:
-            motions: the motions: those of the bodies, and further ones.
-            claims: density that the first motions' bodies explain (`claims`); each goes before those that follow.
-        """
-        blocks, free = self.blocks, self.pieces.sharp_target
-        y = np.stack([motion(blocks.x) for motion in motions], axis=1)
-        match = np.zeros(y.shape[:2])
-        for number in range(len(motions)):
-            match[:, number] = self.match(y[:, number], free)
-            if number < len(claims):
-                free = free - claims[number]
-        links = self.chain and self.chain.links(blocks.x, self.residue_reach, motions)
-        owner, cost = choose_parts(blocks, y, np.prod(blocks.size) * (1 - match), self.search.choices, links)
-        return Docked(blocks, owner, match[np.arange(len(owner)), owner], [*motions], cost)
-
-    def claims(self, bodies: Sequence[DockedBody]) -> list[Volume]:
-        """Density that each body explains, on the scale of the target as it is compared."""
-        pieces = self.pieces
-        carried = [pieces.sharp(body.moved) for body in bodies]
-        total = np.sum(carried, axis=0)
-        scale = float(np.vdot(total, pieces.sharp_target) / max(np.vdot(total, total), 1e-30)) if carried else 0.0
-        return [scale * each for each in carried]
-
-    @property
-    def residue_reach(self) -> float:
-        """Largest distance of a residue from its block, Å."""
-        return self.search.residue * float(self.blocks.size.max())
-
-    def match(self, y: Float[np.ndarray, "points 3"], free: Volume) -> Float[np.ndarray, "points"]:
-        """Local correlation of the blocks' density with the target at y, as far as the target is free there.
-
-        At the target's edge claims may exceed its density by far, so the correlation is clipped to -1 and 1.
-        """
-        pieces = self.pieces
-        here, there, every = pieces.block_density, *(pieces.interpolate(a, y) for a in (free, pieces.sharp_target))
-        width = self.search.window * float(self.blocks.size.max())
-        product, own, other = (self.blocks.neighbourhood_sum(a, width) for a in (here * there, here**2, every**2))
-        return np.clip(product / np.sqrt(np.maximum(own * other, 1e-30)), -1, 1)
+    def offers(self, bodies: Sequence[DockedBody], motions: Sequence[Transform] = ()) -> Offers:
+        """The motions of bodies, and others, among which the blocks choose."""
+        return Offers.of(self.pieces, self.chain, self.search.bodies, bodies, motions)
 
     def refined(self, found: Docked) -> list[DockedBody]:
-        """The bodies that have enough mass, best first, each refined near its pose in what those before it leave."""
-        held = np.bincount(found.owner, found.blocks.density, len(found.motions)) / found.blocks.density.sum()
-        kept = [found.owner == number for number in np.flatnonzero(held >= min(self.search.least_mass, held.max()))]
+        """The bodies of equal motion, best first, each refined near its pose in what those before it leave."""
+        kept = [found.owner == number for number in np.unique(found.owner)]
         match = [float(np.average(found.match[own], weights=found.blocks.density[own])) for own in kept]
         worth = [-each * found.blocks.density[own].sum() ** 0.5 for each, own in zip(match, kept, strict=True)]
         left, bodies = self.pieces.target.density, list[DockedBody]()
         for number in np.argsort(worth, kind="stable"):
             own = kept[number]
-            motion = self.pieces.refine(own, found.motions[found.owner[own][0]], left, 1e-6, self.search.reach)
-            if motion is not None:
-                bodies.append(DockedBody(own, motion, self.pieces.moved(own, motion)))
-                left = self.pieces.without(left, bodies[-1].moved)
-        return bodies
+            given = found.motions[found.owner[own][0]]
+            motion = self.pieces.refine(own, given, left, 1e-6, self.search.reach) or given
+            moved = self.pieces.moved(own, motion)
+            bodies.append(DockedBody(own, motion, moved, self.pieces.sharp(moved)))
+            left = self.pieces.without(left, moved)
+        total = np.sum([body.claim for body in bodies], axis=0)
+        scale = float(np.vdot(total, self.pieces.sharp_target) / max(np.vdot(total, total), 1e-30))
+        return [body._replace(claim=scale * body.claim) for body in bodies]
 
-    def further(self, found: Docked, bodies: Sequence[DockedBody], claims: Sequence[Volume]) -> list[Transform]:
+    def further(self, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
         """Further motions: poses of the bodies in what better ones leave of the target, and turned sides of a chain."""
         left, poses = self.pieces.target.density, list[Transform]()
         for number, body in enumerate(bodies[: self.search.redocked]):
@@ -316,17 +222,15 @@ class Docking:
             rest = [each.own for each in bodies[number + 1 :]]
             for own in [*rest[:1], *([np.any(rest, axis=0)] if len(rest) > 1 else [])]:
                 poses += self.pieces.poses(self.pieces.voxels(own), left, self.search.piece_poses)
-        return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies, claims))
+        return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies))
 
-    def turned(
-        self, chain: Chain, found: Docked, bodies: Sequence[DockedBody], claims: Sequence[Volume]
-    ) -> list[Transform]:
+    def turned(self, chain: Chain, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
         """Motions of sides of the chain turned about residues of the best bodies, refined; best first."""
         pieces, blocks, search = self.pieces, self.blocks, self.search.hinges
-        present = np.stack([motion(blocks.x) for motion in found.motions], 1)[np.arange(len(blocks.x)), found.owner]
-        residue, sides = chain.residues_at(blocks.x, self.residue_reach), list[TurnedSide]()
-        for body, claim in zip(bodies[: search.anchors], claims, strict=False):
-            left = pieces.sharp_target - claim
+        present, residue = found.moved, chain.residues_at(blocks.x, self.search.bodies.reach(blocks))
+        sides = list[TurnedSide]()
+        for body in bodies[: search.anchors]:
+            left = pieces.sharp_target - body.claim
             here = pieces.interpolate(pieces.sharp_target, body.motion(blocks.x))
             explained = pieces.block_density * np.where(body.own, here, pieces.interpolate(left, present))
             given = Density(blocks.x, pieces.block_density, residue, explained, body.own)

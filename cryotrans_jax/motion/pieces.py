@@ -29,11 +29,13 @@ class PoseSearch:
             of the comparison.
         rotations: number of rotations that are tried.
         refined: poses of the search that are refined.
+        spacing: of the points that are compared then, in units of the resolution.
     """
 
     coarse: float = 0.6
     rotations: int = 500
     refined: int = 8
+    spacing: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Pieces:
             return []
         coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
         poses = Overlap(fixed, moving, coarse, sharp=True).scan_shifts(even_rotations(self.search.rotations))
-        fine = Overlap(fixed, moving, self.resolution, sharp=True)
+        fine = Overlap(fixed, moving, self.resolution, sharp=True, spacing=self.search.spacing)
         best = refine_once(fine, poses[: self.search.refined], 1e-4)[:count]
         return [pose.motion(fixed, moving) for pose in best]
 

@@ -82,7 +82,7 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
     again = {trial for trial in trials if trial.written}  # the program may have written more since
     rows = {trial: row for trial, row in rows.items() if trial not in again}
     left = [trial for trial in trials if trial not in rows]
-    states = {(trial.folder, trial.direction): trial for trial in left}
+    states = {trial.states: trial for trial in left}
     known = {state: describe(trial) for state, trial in states.items()}
     with (
         run_folder.growing(out_dir, "validation") as growing,
@@ -93,7 +93,7 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
         print(f"{len(trials)} cases, {at_once} at once; {len(rows)} are done", flush=True)
         write(in_order(rows, trials), growing)
         for trial, scores in zip(left, pool.map(measure_apart, left), strict=True):
-            rows[trial] = asdict(trial) | known[trial.folder, trial.direction] | scores
+            rows[trial] = asdict(trial) | known[trial.states] | scores
             print(tables.styled_row(rows[trial], COLUMNS), flush=True)
             write(in_order(rows, trials), growing)
     return summary(in_order(rows, trials))
@@ -133,7 +133,7 @@ def earlier_rows(out_dir: Path, trials: Sequence[Trial]) -> dict[Trial, dict]:
     try:
         found = json.loads(paths[0].read_bytes())
         named = [key.name for key in fields(Trial) if key.compare]
-        rows = {Trial(**{name: row[name] for name in named}): row for row in found}
+        rows = {Trial(**{name: row[name] for name in named if name in row}): row for row in found}
     except (ValueError, KeyError, TypeError):
         raise InputError(wrong) from None
     if not rows.keys() <= set(trials):
@@ -312,5 +312,9 @@ def notes(rows: Sequence[dict]) -> Iterator[str]:
         yield "Peers begin with the initial model superposed on the true one; our fits find the pose themselves."
     if belts := sorted({row["pair"] for row in rows if row["belt"]}):
         yield f"With a belt of detergent in both maps: {', '.join(belts)}."
+    if lacking := rows[0].get("lacking"):
+        yield f"The targets lack {100 * lacking:.0f} % of the residues, on one side; the others are scored."
+    if extra := rows[0].get("extra"):
+        yield f"The targets have a further protein in contact, of {extra:g} times the molecule's mass."
     if bare := sorted({row["pair"] for row in rows if row["atoms_per_residue"] < BACKBONE}):
         yield f"Models without side chains, so that their maps are of backbones: {', '.join(bare)}."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gemmi
 
-from cryotrans_jax.density.deposition import Conditions, Deposition, deposit, random_pose
+from cryotrans_jax.density.deposition import Conditions, Deposition, deposit, random_pose, without_side
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import write_map
 
@@ -36,6 +36,8 @@ class Trial:
         initial_resolution: of the initial map, Å.
         belt: whether both maps have a belt of detergent.
         half_maps: whether the fit is given the target's half-maps.
+        extra: mass of a further protein in the target, relative to the molecule's.
+        lacking: share of the residues, on one side, that the target lacks.
         written: folder of the models that another program wrote; "" for our fits and for `peers.PEERS`. The row is
             the same in another folder.
     """
@@ -50,6 +52,8 @@ class Trial:
     initial_resolution: float
     belt: bool
     half_maps: bool
+    extra: float = 0.0
+    lacking: float = 0.0
     written: str = field(default="", compare=False)
 
     @property
@@ -62,13 +66,19 @@ class Trial:
         """Name of what all methods are given: pair, direction, resolution and seed."""
         return f"{self.pair}_{self.direction}_{self.resolution:g}_{self.seed}"
 
+    @property
+    def states(self) -> tuple:
+        """What the models of the case depend on."""
+        return self.folder, self.direction, self.lacking, self.seed if self.lacking else 0
+
     def models(self) -> tuple[gemmi.Structure, gemmi.Structure]:
-        """Read the models of the state to start from and of the one to arrive at."""
-        return load_models(Path(self.folder), self.direction == "back")
+        """Read the model of the state to start from, and what the target shows of the one to arrive at."""
+        start, end = load_models(Path(self.folder), self.direction == "back")
+        return start, without_side(end, self.lacking, self.seed) if self.lacking else end
 
 
 def in_pose(trial: Trial, end: gemmi.Structure) -> gemmi.Structure:
-    """The model of the target state in the pose that it has in the target map."""
+    """What the target shows of its state, in the pose that it has in the target map."""
     return random_pose(end, TURN, SHIFT, trial.seed).move(end)
 
 
@@ -109,9 +119,8 @@ def write_inputs(trial: Trial, folder: Path) -> None:
 
 def deposit_target(trial: Trial, posed: gemmi.Structure) -> Deposition:
     """Simulate the target map of a trial from the model in its pose."""
-    return deposit_map(
-        trial.seed, posed, replace(TARGET, resolution=trial.resolution, belt=trial.belt), TARGET_VOXEL, 1
-    )
+    conditions = replace(TARGET, resolution=trial.resolution, belt=trial.belt, extra=trial.extra)
+    return deposit_map(trial.seed, posed, conditions, TARGET_VOXEL, 1)
 
 
 def deposit_map(seed: int, model: gemmi.Structure, conditions: Conditions, voxel: float, number: int) -> Deposition:

@@ -61,9 +61,10 @@ SUMMARY_KEYS = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight
 
 DIRECTIONS = ("forward", "back")
 SELECTING = ("pairs", "directions", "resolutions", "seeds", "recipes")  # flags that a table's command names
-DEPOSITED = ("initial_resolution", "belt", "half_maps", "peers", "models_of", "keep_maps")
+DEPOSITED = ("initial_resolution", "belt", "half_maps", "extra", "lacking", "peers", "models_of", "keep_maps")
 
 SIGNAL_TO_NOISE = ranges.Range(1e-3, math.inf, "inf stands for no noise, and a signal of 0.001 cannot be found")
+LACKING = ranges.Range(0, 0.9, "the target must show a tenth of the molecule at least")
 AT_ONCE = ranges.Range(1, 1000, "each case is a separate process")
 RECIPE = re.compile(r"(?P<recipe>default|paper(?:/[1248])?)(?:@(?P<at>[^:]+))?(?::(?P<pair>.+))?")
 
@@ -113,6 +114,13 @@ def define_deposited() -> None:
     ranges.number("initial_resolution", 3.2, "Resolution of the initial map, Å.", ranges.RESOLUTION)
     flags.DEFINE_list("belt", [], "Names of the pairs that have a belt of detergent in both maps.")
     flags.DEFINE_bool("half_maps", False, "Give the target's half-maps to the fit.")
+    ranges.number("extra", 0.0, "Mass of a further protein in contact in the target, relative.", ranges.SHARE)
+    ranges.number(
+        "lacking",
+        0.0,
+        "Share of the residues, on a random side, that the target lacks; the others are scored.",
+        LACKING,
+    )
     flags.DEFINE_list(
         "peers",
         [],
@@ -228,10 +236,11 @@ def plan_trials() -> "list[Trial]":
     from .deposited_cases import PEER, Trial
 
     settings, written = (FLAGS.steps, FLAGS.initial_resolution), peers.find_folders(FLAGS.models_of)
+    shown = FLAGS.half_maps, FLAGS.extra, FLAGS.lacking
     others = [(f"{PEER}{name}", None, None) for name in (*peers.known(FLAGS.peers), *written)]
     methods = [*map(parse_recipe, FLAGS.recipes), *others]
     trials = [
-        Trial(folder, name, direction, resolution, seed, method, *settings, name in FLAGS.belt, FLAGS.half_maps, models)
+        Trial(folder, name, direction, resolution, seed, method, *settings, name in FLAGS.belt, *shown, models)
         for folder, name, direction, method, resolution in plan(methods)
         for seed in FLAGS.seeds
         for models in [written.get(method.removeprefix(PEER), "")]

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from cryotrans_jax.density import deposition
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.density.deposition import Conditions, deposit, random_pose, with_extra
+from cryotrans_jax.density.deposition import Conditions, deposit, random_pose, with_extra, without_side
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.spectrum import shell_power
 from cryotrans_jax.density.transform import superposing_rotations
@@ -126,6 +126,24 @@ def test_residues_that_are_lacking_have_no_density_and_the_rest_is_as_without_th
     )
     np.testing.assert_array_equal(found.map.density, expected.map.density)
     np.testing.assert_array_equal(found.mask.density, expected.mask.density)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6, 1.0])
+def test_a_side_is_left_out_and_the_rest_stays(model, share):
+    """A plane parts what is left out from what stays; another seed leaves out another side."""
+    before = atoms.positions(model)
+    left = without_side(model, share, 1)
+    xyz = {tuple(x) for x in np.round(atoms.positions(left), 3)}
+    stays = np.array([tuple(x) in xyz for x in np.round(before, 3)])
+    count, whole = (sum(map(len, each[0])) for each in (left, model))
+    assert count == max(round((1 - share) * whole), 1) and stays.sum() == len(xyz)
+    if 0 < share < 1:
+        normal = np.random.default_rng(1).standard_normal(3)
+        normal /= np.linalg.norm(normal)
+        assert (before[stays] @ normal).max() - (before[~stays] @ normal).min() < 8  # Å: two half residues
+        other = {tuple(x) for x in np.round(atoms.positions(without_side(model, share, 2)), 3)}
+        assert other != xyz
+    np.testing.assert_array_equal(atoms.positions(model), before)
 
 
 @pytest.mark.parametrize("lacking, sentence", [("Q:1-9", "Q:1-9 in --lacking selects no residue"), (None, "whole")])

@@ -1,6 +1,5 @@
 """Borders run where the parts' flows explain the target, and cut no chain."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 
 from cryotrans_jax.density import simulation
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.motion import borders
-from cryotrans_jax.motion.borders import BorderRules, choose_parts, least_cost_labels, make_blocks, redraw
+from cryotrans_jax.motion.borders import BorderRules, redraw
+from cryotrans_jax.motion.labelling import ChoiceRules, make_blocks
 from cryotrans_jax.motion.partition import Partition
 
 
@@ -86,7 +85,7 @@ def test_empty_space_about_a_map_changes_no_neighbourhood():
     """Density up to the sides of the box, and the same in a box with eight blocks more at each side."""
     density = np.random.default_rng(1).uniform(0.5, 1, (12, 10, 14)).astype(np.float32)
     wide = np.pad(density, 16)
-    near, far = (borders.make_blocks(d, Map(d, np.ones(3), np.zeros(3)), BorderRules.block) for d in (density, wide))
+    near, far = (make_blocks(d, Map(d, np.ones(3), np.zeros(3)), BorderRules.block) for d in (density, wide))
     np.testing.assert_allclose(far.x - 16, near.x, atol=1e-4)
     np.testing.assert_allclose(
         far.neighbourhood_sum(far.density, 3.0), near.neighbourhood_sum(near.density, 3.0), rtol=1e-4
@@ -102,7 +101,7 @@ def rod(length, at):
 @pytest.mark.parametrize("tie", [0.0, 1.0])
 def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(tie):
     """Half of a rod moves aside, and of a stretch of the other half a little more is found beside it than in place."""
-    rules = BorderRules(tie=tie, reach=30.0)
+    rules = BorderRules(reach=30.0, choices=ChoiceRules(tie=tie))
     initial = rod(60, (40, 7, 10))
     stays, aside = rod(36, (28, 7, 10)).density, rod(36, (28, 13, 10)).density
     stretch = 0.6 * ((np.arange(80) > 19) & (np.arange(80) < 34))[:, None, None]
@@ -113,37 +112,3 @@ def test_a_chain_is_cut_only_where_nothing_is_to_be_paid_for_that(tie):
     found = redraw(given, carries, initial, target, 0.3 * float(initial.density.max()), rules=rules)
     along = found.labels[12:68, 7, 10]
     assert np.count_nonzero(np.diff(along)) == (1 if tie else 3)
-
-
-def test_the_cost_of_a_choice_is_that_of_its_blocks_and_of_their_tears():
-    rules, given = BorderRules(tie=0.5, torn=4.0), rod(60, (40, 7, 10))
-    blocks = make_blocks(np.maximum(given.density, 0), given, 4.0)
-    y = np.stack([blocks.x, blocks.x + [0, 6.0, 0]], axis=1)
-    right = blocks.x[:, 0] > np.median(blocks.x[:, 0])
-    costs = np.stack([right, ~right], axis=1) * 1e3 + np.random.default_rng(0).uniform(0, 1, (len(right), 2))
-    owner, cost = choose_parts(blocks, y, costs, rules)
-    np.testing.assert_array_equal(owner, right)
-    torn = 0.0
-    for axis, pairs in enumerate(blocks.pairs()):
-        for one, other in pairs[right[pairs[:, 0]] != right[pairs[:, 1]]]:
-            gap = blocks.x[one] - blocks.x[other]
-            after = gap + [0, 6.0 * (float(right[one]) - right[other]), 0]
-            longer = np.linalg.norm(after) - np.linalg.norm(gap)
-            held = min(blocks.density[one], blocks.density[other]) / blocks.density.mean()
-            torn += 0.5 * np.prod(blocks.size) / blocks.size[axis] * held * np.clip(longer / 4.0, 0, 1)
-    assert torn > 0 and cost == pytest.approx(costs[np.arange(len(owner)), owner].sum() + torn, rel=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_what_is_agreed_on_costs_least_along_a_chain(seed):
-    """Where there is no loop the messages find the least sum."""
-    rng = np.random.default_rng(seed)
-    costs, pairs = rng.uniform(0, 1, (7, 3)), np.stack([np.arange(6), np.arange(1, 7)], -1)
-    cuts = rng.uniform(0, 1, (6, 3, 3))
-
-    def total(labels):
-        labels = np.array(labels)
-        return costs[np.arange(7), labels].sum() + cuts[np.arange(6), labels[:-1], labels[1:]].sum()
-
-    best = min(itertools.product(range(3), repeat=7), key=total)
-    assert total(least_cost_labels(costs, pairs, cuts)) == pytest.approx(total(best))

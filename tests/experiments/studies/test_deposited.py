@@ -78,6 +78,29 @@ def test_backbones_and_belts_are_in_a_note():
     assert "backbones" not in summary([row()]) and "belt" not in summary([row()])
 
 
+def test_targets_that_differ_in_composition_are_in_a_note_and_what_they_lack_is_not_scored(pairs):
+    text = summary([row(lacking=0.25, extra=0.3)])
+    assert "lack 25 % of the residues" in text and "of 0.3 times the molecule's mass" in text
+    assert "lack" not in summary([row()]) and "further protein" not in summary([row()])
+    whole, part = (replace(TRIAL, folder=str(pairs / "hinge"), lacking=share) for share in (0.0, 0.25))
+    assert whole.states == replace(whole, seed=3).states and part.states != replace(part, seed=3).states
+    (start, end), (_, seen) = whole.models(), part.models()
+    far = atoms.with_positions(end, atoms.positions(end) + 100.0 * ~present(end, seen)[:, None])
+    assert deposited.score(start, end, seen, 6.0)["rmsd_after"] < 1e-3
+    assert (
+        deposited.score(start, far, seen, 6.0)["rmsd_after"]
+        < 1e-3
+        < 1
+        < deposited.score(start, far, end, 6.0)["rmsd_after"]
+    )
+
+
+def present(model, part):
+    """Which atoms of a model are in a part of it."""
+    held = {tuple(x) for x in np.round(atoms.positions(part), 3)}
+    return np.array([tuple(x) in held for x in np.round(atoms.positions(model), 3)])
+
+
 def test_the_pose_of_the_answer_does_not_count():
     start, end = hinge_pair()
     perfect = random_pose(end, 40.0, 15.0).move(atoms.with_positions(start, atoms.positions(end)))
