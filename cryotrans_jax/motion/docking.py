@@ -56,7 +56,7 @@ class DockingSearch:
         rounds: of choosing and refining.
         searching: of these, rounds in which further poses are searched for.
         gain: smallest fraction by which the cost falls in a round that counts as a gain.
-        patience: rounds without a gain, after which no more follow.
+        patience: rounds in a row without a gain, after which no more follow.
         redocked: best bodies in whose rest of the target further poses are searched for.
         reach: Å by which the refinement of a body moves it at most.
         hinges: how bodies are turned about residues, where there is a model.
@@ -75,7 +75,7 @@ class DockingSearch:
     rounds: int = 5
     searching: int = 3
     gain: float = 0.001
-    patience: int = 1
+    patience: int = 2
     redocked: int = 3
     reach: float = 6.0
     hinges: HingeSearch = HingeSearch()
@@ -187,7 +187,7 @@ class Docking:
             here = self.offers(bodies).docked(np.argmax([body.own for body in bodies], axis=0))
             gains = best is None or here.cost < (1 - self.search.gain) * best.cost
             best, without_gain = (here, 0) if gains else (best, without_gain + 1)
-            if without_gain > self.search.patience:
+            if without_gain >= self.search.patience:
                 break
             found = self.offers(bodies, self.further(found, bodies) if round_ < searching else []).best()
         assert best is not None

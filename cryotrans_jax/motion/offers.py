@@ -22,14 +22,15 @@ class BodyRules:
     """What bodies cost.
 
     Attributes:
-        body: volume of density, quite unlike the target's, that costs as much as one more body, Å³.
+        body: volume of density, quite unlike the target's, that costs as much as one more body, as a fraction of all
+            blocks.
         fragment: fraction of the mass that a body has at least.
         window: width of the neighbourhood over which densities are compared, in sides of a block.
         residue: largest distance of a residue from its block, in sides of a block.
         choices: what tears cost, and how blocks choose.
     """
 
-    body: float = 200.0
+    body: float = 0.01
     fragment: float = 0.02
     window: float = 1.25
     residue: float = 2.0
@@ -169,7 +170,7 @@ class Offers(NamedTuple):
         kept = np.unique(owner)
         own, y, unlike, links = np.searchsorted(kept, owner), self.y[:, kept], self.unlike[:, kept], self.links(kept)
         torn = cost_of_parts(self.pieces.blocks, y, unlike, own, self.rules.choices, links)
-        return torn + self.rules.body * len(kept)
+        return torn + self.rules.body * len(kept) * np.prod(self.pieces.blocks.size) * len(owner)
 
     def docked(self, owner: Int[np.ndarray, "points"]) -> Docked:
         """The blocks with their choice."""

@@ -15,6 +15,8 @@ from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import docking
 from cryotrans_jax.motion.hinges import Density, HingeSearch, turned_sides
+from cryotrans_jax.motion.offers import BodyRules, DockedBody, free_target
+from cryotrans_jax.motion.pieces import Pieces, PoseSearch
 
 SIZE, SIDE = 2.0, 48  # Å, voxels
 
@@ -172,6 +174,39 @@ def test_of_several_searches_and_known_motions_the_least_cost_is_kept(monkeypatc
 def test_a_molecule_that_does_not_move_stays():
     first, second = domain(4) - [0, 0, 15], domain(5) + [0, 0, 15]
     assert np.percentile(errors(first, second, first, second, 0.0), 95) < 0.5
+
+
+def test_noise_makes_no_bodies_of_a_molecule_that_does_not_move():
+    """If bodies cost nothing, fragments of it fit the noise somewhere else by chance."""
+    x = np.concatenate([domain(4) - [0, 0, 15], domain(5) + [0, 0, 15]])
+    counts = [
+        len(np.unique(docked(x, x, 0.15, rounds=2, searching=1, bodies=BodyRules(body=body, fragment=0.0)).owner))
+        for body in (0.01, 0.0)
+    ]
+    assert counts[0] == 1 < counts[1]
+
+
+def test_what_a_body_claims_is_free_for_no_other():
+    """And for itself all is free that no better body claims."""
+    first, second = domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]
+    held = density(np.concatenate([first, second]))
+    pieces = Pieces(held, held, 8.0, 4.0, 6000, PoseSearch())
+    above, still = pieces.blocks.x[:, 2] > 0, Transform(np.eye(3), np.zeros(3))
+    claims = [pieces.sharp(pieces.moved(own, still)) for own in (above, ~above)]
+    bodies = [
+        DockedBody(own, still, pieces.moved(own, still), claim)
+        for own, claim in zip((above, ~above), claims, strict=True)
+    ]
+    onto_first = Transform(np.eye(3), first.mean(0) - second.mean(0))
+    whole = pieces.interpolate(pieces.sharp_target, pieces.blocks.x)
+    stays, leaves = (
+        free_target(pieces, bodies, number, motion(pieces.blocks.x)) for number, motion in ((0, still), (2, onto_first))
+    )
+    np.testing.assert_allclose(stays[above], whole[above], atol=1e-5 * np.abs(whole).max())
+    there = pieces.interpolate(pieces.sharp_target, onto_first(pieces.blocks.x))
+    inside = pieces.interpolate(held.density, onto_first(pieces.blocks.x)) > 0.3 * held.density.max()
+    taken = above & inside
+    assert np.abs(leaves[taken]).mean() < 0.2 * np.abs(there[taken]).mean()
 
 
 def test_points_are_spread_as_far_as_they_can():
