@@ -44,6 +44,7 @@ TESTS = {  # the test files of each module, without "test_" and ".py"; with its 
     "flow": ("flow",),
     "fsc": ("metrics",),
     "geometry": ("geometry",),
+    "labelling": ("labelling", "borders"),
     "lattice": ("lattice",),
     "losses": ("losses",),
     "mask": ("mask",),
