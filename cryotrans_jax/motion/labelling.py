@@ -1,4 +1,4 @@
-"""Which part each block of density goes with: the choice of least cost, by blocks and by what is torn between them."""
+"""Assign blocks of density to parts at the least cost: the misfit of each block, and the tears between neighbours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,10 +133,11 @@ def choose_few(
         if len(kept) == np.count_nonzero(held):
             break
         owner = choose(kept)
+    least = cost(owner)
     for smallest in kept[np.argsort(held[kept], kind="stable")][:-1]:
         fewer = choose(kept[kept != smallest])
-        if cost(fewer) < cost(owner):
-            owner, kept = fewer, kept[kept != smallest]
+        if (its_cost := cost(fewer)) < least:
+            owner, least, kept = fewer, its_cost, kept[kept != smallest]
     return owner
 
 

@@ -118,7 +118,7 @@ class Offers(NamedTuple):
         rules: what bodies cost.
         motions: the motions, Å.
         y: where each takes each block, Å.
-        match: local correlation of the moved density with what is free of the target, at each block.
+        match: local correlation at each block of the moved density with target density that no other body explains.
     """
 
     pieces: Pieces
@@ -140,9 +140,8 @@ class Offers(NamedTuple):
         """The motions of bodies, best first, and others."""
         every = [*(body.motion for body in bodies), *motions]
         y = np.stack([motion(pieces.blocks.x) for motion in every], axis=1)
-        free = (free_target(pieces, bodies, number, y[:, number]) for number in range(len(every)))
-        match = [local_correlation(pieces, rules, y[:, number], each) for number, each in enumerate(free)]
-        return cls(pieces, chain, rules, every, y, np.stack(match, axis=1))
+        match = local_correlations(pieces, rules, y, free_target(pieces, bodies, y))
+        return cls(pieces, chain, rules, every, y, match)
 
     @property
     def unlike(self) -> Float[np.ndarray, "points motions"]:
@@ -179,9 +178,9 @@ class Offers(NamedTuple):
 
 
 def free_target(
-    pieces: Pieces, bodies: Sequence[DockedBody], number: int, y: Float[np.ndarray, "points 3"]
-) -> Float[np.ndarray, "points"]:
-    """What is free of the target where a motion takes the blocks, as it is compared.
+    pieces: Pieces, bodies: Sequence[DockedBody], y: Float[np.ndarray, "points motions 3"]
+) -> Float[np.ndarray, "points motions"]:
+    """Target density that is still to be explained where each motion takes the blocks, as it is compared.
 
     For a block that stays with its body this is what better bodies leave, and for one that leaves its body what all
     others leave.
@@ -189,25 +188,35 @@ def free_target(
     Args:
         pieces: the maps.
         bodies: the bodies, best first; with none the whole target is free.
-        number: of the motion; the first are those of the bodies.
-        y: where it takes the blocks, Å.
+        y: where each motion takes the blocks, Å; the first motions are those of the bodies.
     """
     left = pieces.sharp_target - sum(body.claim for body in bodies)
-    free, better = pieces.interpolate(left, y), pieces.sharp_target
-    for each, body in enumerate(bodies):
-        free[body.own] = pieces.interpolate(better if each == number else left + body.claim, y[body.own])
+    free = np.stack([pieces.interpolate(left, each) for each in np.moveaxis(y, 1, 0)], axis=1)
+    better = pieces.sharp_target
+    for place, body in enumerate(bodies):
+        without_others = left + body.claim
+        for motion in range(y.shape[1]):
+            volume = better if motion == place else without_others
+            free[body.own, motion] = pieces.interpolate(volume, y[body.own, motion])
         better = better - body.claim
     return free
 
 
-def local_correlation(
-    pieces: Pieces, rules: BodyRules, y: Float[np.ndarray, "points 3"], free: Float[np.ndarray, "points"]
-) -> Float[np.ndarray, "points"]:
-    """Local correlation of the blocks' density with the target at y, as far as the target is free there.
+def local_correlations(
+    pieces: Pieces,
+    rules: BodyRules,
+    y: Float[np.ndarray, "points motions 3"],
+    free: Float[np.ndarray, "points motions"],
+) -> Float[np.ndarray, "points motions"]:
+    """Local correlation of the blocks' density with what is free of the target where each motion takes them.
 
     At the target's edge claims may exceed its density by far, so the correlation is clipped to -1 and 1.
     """
-    blocks, here, every = pieces.blocks, pieces.block_density, pieces.interpolate(pieces.sharp_target, y)
+    blocks, here, found = pieces.blocks, pieces.block_density, list[np.ndarray]()
     width = rules.window * float(blocks.size.max())
-    product, own, other = (blocks.neighbourhood_sum(a, width) for a in (here * free, here**2, every**2))
-    return np.clip(product / np.sqrt(np.maximum(own * other, 1e-30)), -1, 1)
+    own = blocks.neighbourhood_sum(here**2, width)
+    for motion in range(y.shape[1]):
+        every = pieces.interpolate(pieces.sharp_target, y[:, motion])
+        product, other = (blocks.neighbourhood_sum(a, width) for a in (here * free[:, motion], every**2))
+        found.append(np.clip(product / np.sqrt(np.maximum(own * other, 1e-30)), -1, 1))
+    return np.stack(found, axis=1)

@@ -130,7 +130,7 @@ def test_residues_that_are_lacking_have_no_density_and_the_rest_is_as_without_th
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.6, 1.0])
 def test_a_side_is_left_out_and_the_rest_stays(model, share):
-    """A plane parts what is left out from what stays; another seed leaves out another side."""
+    """The residues left out lie beyond a plane; another seed leaves out another side."""
     before = atoms.positions(model)
     left = without_side(model, share, 1)
     xyz = {tuple(x) for x in np.round(atoms.positions(left), 3)}

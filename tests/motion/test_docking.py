@@ -199,9 +199,8 @@ def test_what_a_body_claims_is_free_for_no_other():
     ]
     onto_first = Transform(np.eye(3), first.mean(0) - second.mean(0))
     whole = pieces.interpolate(pieces.sharp_target, pieces.blocks.x)
-    stays, leaves = (
-        free_target(pieces, bodies, number, motion(pieces.blocks.x)) for number, motion in ((0, still), (2, onto_first))
-    )
+    y = np.stack([motion(pieces.blocks.x) for motion in (still, still, onto_first)], axis=1)
+    stays, _, leaves = free_target(pieces, bodies, y).T
     np.testing.assert_allclose(stays[above], whole[above], atol=1e-5 * np.abs(whole).max())
     there = pieces.interpolate(pieces.sharp_target, onto_first(pieces.blocks.x))
     inside = pieces.interpolate(held.density, onto_first(pieces.blocks.x)) > 0.3 * held.density.max()
