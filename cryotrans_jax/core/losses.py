@@ -196,19 +196,19 @@ class Rigidity(Term):
         weight: factor of the term.
         tetrahedra: numbers of the four nodes of each (tetrahedra, 4).
         edges: distances between neighbouring nodes before the motion (3,), in unit boxes.
-        mass_fraction: weight of each tetrahedron.
+        share: weight of each tetrahedron.
         slip: strain beyond which the term hardly grows; 0: the published term.
     """
 
     weight: Leaf
     tetrahedra: Leaf
     edges: Leaf
-    mass_fraction: Leaf
+    share: Leaf
     slip: float = struct.field(pytree_node=False, default=0.0)
 
     def __call__(self, carried: Carried) -> Float[Array, ""]:
         """Weighted mean over the tetrahedra."""
-        strain = rigidity(carried.nodes, self.tetrahedra, self.edges, self.mass_fraction, self.slip)
+        strain = rigidity(carried.nodes, self.tetrahedra, self.edges, self.share, self.slip)
         return self.weight * strain
 
 
@@ -295,7 +295,7 @@ def rigidity(
     moved: Float[Array, "nodes 3"],
     tetrahedra: Int[Array, "tetrahedra 4"],
     edges: Float[Array, "3"],
-    mass_fraction: Float[Array, "tetrahedra"] | None = None,
+    share: Float[Array, "tetrahedra"] | None = None,
     slip: float = 0.0,
 ) -> Float[Array, ""]:
     """Rigidity of the flow: mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖² (paper, eq. 13).
@@ -307,7 +307,7 @@ def rigidity(
         moved: nodes after the flow, unit box.
         tetrahedra: indices of the four nodes of each.
         edges: distances between neighbouring nodes before the flow along x, y and z, in unit boxes.
-        mass_fraction: weight of each tetrahedron; None weighs all alike.
+        share: weight of each tetrahedron; None weighs all alike.
         slip: with a value above 0, the strain e of a tetrahedron counts as slip · log(1 + e / slip). More strain than
             `slip` then costs little: domains may shear along their borders and move as rigid bodies within. 0 is the
             published term.
@@ -318,4 +318,4 @@ def rigidity(
     strain = jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2))
     if slip:
         strain = slip * jnp.log1p(strain / slip)
-    return jnp.mean(strain) if mass_fraction is None else jnp.vdot(mass_fraction, strain)
+    return jnp.mean(strain) if share is None else jnp.vdot(share, strain)

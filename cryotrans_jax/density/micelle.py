@@ -43,7 +43,7 @@ class MicelleRules:
         same: ratio of contrasts above which the part left out is as detailed as the rest.
         more: least ratio of a map's volume to the other map's protein at which it shows more than the protein.
         modelled: least share of a model's atoms in the part kept if the part left out is a micelle.
-        fade: Å over which a mask falls to 0 outside the part with detail.
+        fade: Å over which a mask falls to 0 outside the part with detail, and rises to 1 in the solvent.
     """
 
     resolution: float = 5.0
@@ -69,7 +69,7 @@ class Protein(NamedTuple):
     """The part of a map that has detail.
 
     Attributes:
-        mask: 0 to 1, with a soft edge.
+        mask: 1 in the protein and in the solvent, whose noise is still to be seen, and 0 in the micelle; soft edges.
         volume: Å³.
         left_out: share of the map's body that the mask leaves out.
     """
@@ -112,11 +112,14 @@ class Detail(NamedTuple):
         return float(np.median(self.contrast[rest]) / np.median(self.contrast[kept])) if both else 1.0
 
     def protein(self, kept: Bool[np.ndarray, "bx by bz"]) -> Protein:
-        """Clean the part of the body that is kept of dust and holes, and give it a soft edge."""
+        """Clean the part of the body that is kept of dust and holes, and mask the rest of the body."""
         filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
-        distance = ndimage.distance_transform_edt(~filled, sampling=self.voxel_size)
-        mask = np.zeros(self.shape, np.float32)
-        mask[self.box] = soft_edge(distance, self.rules.fade)
+        from_kept, from_body = (
+            ndimage.distance_transform_edt(~part, sampling=self.voxel_size) for part in (filled, self.body)
+        )
+        mask = np.ones(self.shape, np.float32)
+        solvent = 1 - soft_edge(from_body - self.rules.distance, self.rules.fade)
+        mask[self.box] = np.maximum(soft_edge(from_kept, self.rules.fade), solvent)
         return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 
     def detailed_part(self) -> Protein | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import crop
@@ -19,6 +19,7 @@ class Problem:
 
     Attributes:
         initial: initial map above its threshold, divided by its maximum.
+        molecule: where the molecule of the initial map is, which its threshold may show in part only.
         targets: targets above their thresholds, scaled to the total of `initial`.
         densities: targets without a threshold, sharpened as far as their noise allows, scaled as if all thresholds had
             been chosen by rule. Where the targets have half-maps, these are the first ones.
@@ -43,6 +44,7 @@ class Problem:
     """
 
     initial: Float[np.ndarray, "x y z"]
+    molecule: Bool[np.ndarray, "x y z"]
     targets: Float[np.ndarray, "targets x y z"]
     densities: Float[np.ndarray, "targets x y z"]
     start: np.ndarray
@@ -65,6 +67,11 @@ class Problem:
     def carried(self) -> Float[np.ndarray, "*trajectories x y z"]:
         """The mass that is carried: the whole initial map, or its asymmetric unit."""
         return self.initial if self.unit is None else self.initial * self.unit
+
+    @property
+    def carried_molecule(self) -> Bool[np.ndarray, "*trajectories x y z"]:
+        """Where what is carried is: the molecule, or its asymmetric unit."""
+        return self.molecule if self.unit is None else self.molecule & (self.unit > 0)
 
     @property
     def operators(self) -> list[tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]]:
@@ -107,17 +114,18 @@ class Problem:
         own = np.stack([self.on_crop(each) for each in labels]).astype(np.int16)
         unit = self.unit if units is None else np.stack([self.on_crop(each) for each in units])
         found = replace(self, labels=own, stiffness=stiffness, unit=unit)
-        for each, mass in found.labels_and_mass:
+        for each, mass, _ in found.labels_and_carried:
             for label in range(1, int(each.max()) + 1):
                 if not mass[each == label].any():
                     raise InputError(f"part {label} has no density above the initial map's threshold: leave it out")
         return found
 
     @property
-    def labels_and_mass(self) -> Iterator[tuple[Int[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]]]:
-        """For each trajectory the labels of its parts, and the mass that is carried."""
+    def labels_and_carried(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each trajectory the labels of its parts, the mass that is carried, and where that is."""
         assert self.labels is not None
-        return zip(self.labels, np.broadcast_to(self.carried, self.labels.shape), strict=True)
+        both = (np.broadcast_to(a, self.labels.shape) for a in (self.carried, self.carried_molecule))
+        return zip(self.labels, *both, strict=True)
 
     @property
     def solvent(self) -> "Problem":

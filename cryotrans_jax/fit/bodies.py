@@ -243,7 +243,7 @@ def divide_into_parts(whole: Problem, partitions: Sequence[Partition], initial: 
     unit = asymmetric_unit(whole, initial)
     if unit is None:
         return whole.divide([each.labels for each in partitions])
-    inside = to_whole_grid(whole.initial, whole, initial) > 0
+    inside = to_whole_grid(whole.molecule, whole, initial) > 0
     units = [unit.soft_mask(each, inside) for each in partitions]
     return whole.divide([unit.bodies(each) for each in partitions], units=units)
 

@@ -1,10 +1,10 @@
 """Levels of binning: the points of mass at one resolution, how they move, and what the terms need to know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.grid import block_points
@@ -45,12 +45,12 @@ class Tetrahedra(NamedTuple):
     Attributes:
         nodes: numbers of the four nodes of each.
         edges: distances between neighbouring nodes along the axes, in unit boxes.
-        mass_fraction: weight of each.
+        share: weight of each, one in sum.
     """
 
     nodes: Int[np.ndarray, "tetrahedra 4"]
     edges: Float[np.ndarray, "3"]
-    mass_fraction: Float[np.ndarray, "tetrahedra"]
+    share: Float[np.ndarray, "tetrahedra"]
 
 
 class Level(NamedTuple):
@@ -73,13 +73,34 @@ class Level(NamedTuple):
     tetrahedra: Tetrahedra
 
 
+class Carried(NamedTuple):
+    """What is carried by one velocity field.
+
+    Attributes:
+        mass: the mass, which is compared with the target.
+        molecule: where it is, and the rest of the molecule, which is as rigid.
+    """
+
+    mass: Float[np.ndarray, "x y z"]
+    molecule: Bool[np.ndarray, "x y z"]
+
+
 class Piece(NamedTuple):
-    """The points of a mass under one velocity field; attributes are those of a `Level`, `Scene` and `OnLattice`."""
+    """The points of what is carried by one velocity field.
+
+    Attributes:
+        x: positions of the mass.
+        rho: its masses.
+        lattice: controls the points; None where the flow is integrated at each of them.
+        tetrahedra: of the nodes, for the rigidity.
+        weight: in the rigidity: the molecule's volume, or without a lattice the mass.
+    """
 
     x: Float[np.ndarray, "points 3"]
     rho: Float[np.ndarray, "points"]
     lattice: Lattice | None
     tetrahedra: Tetrahedra
+    weight: float
 
     @property
     def nodes(self) -> Float[np.ndarray, "nodes 3"]:
@@ -96,18 +117,22 @@ def make_levels(problem: Problem, field: FieldMotion, sampling: Sampling) -> lis
         sampling: how finely the maps are sampled.
     """
     if not problem.parts:
-        piece = make_piece(problem, problem.carried, sampling)
+        piece = make_piece(problem, Carried(problem.carried, problem.carried_molecule), sampling)
         motion = AtPoints(field) if piece.lattice is None else OnLattice(field, piece.lattice)
         scene = Scene(motion, piece.x, piece.rho)
         return [make_level(problem, scene, piece.x, piece.tetrahedra, sampling)] * problem.trajectories
-    masses = [
-        [np.where(labels == part + 1, carried, 0) for part in range(int(labels.max()))]
-        for labels, carried in problem.labels_and_mass
-    ]
-    boxes = [bounding_box(mass > 0) for own in masses for mass in own]
+    carried = [list(parts_of(*each)) for each in problem.labels_and_carried]
+    boxes = [bounding_box(part.molecule) for own in carried for part in own]
     sides = np.max([(high - 1) // sampling.points - low // sampling.points + 1 for low, high in boxes], axis=0)
-    pieces = [[make_piece(problem, mass, sampling, sides) for mass in own] for own in masses]
+    pieces = [[make_piece(problem, part, sampling, sides) for part in own] for own in carried]
     return divided_levels(problem, field, pieces, sampling)
+
+
+def parts_of(labels: np.ndarray, mass: np.ndarray, molecule: np.ndarray) -> Iterator[Carried]:
+    """The parts of what is carried, in the order of their labels (1, 2, ...)."""
+    for part in range(1, int(labels.max()) + 1):
+        own = labels == part
+        yield Carried(np.where(own, mass, 0), own & molecule)
 
 
 def make_level(problem: Problem, scene: Scene, points: np.ndarray, tetrahedra: Tetrahedra, sampling: Sampling) -> Level:
@@ -126,13 +151,13 @@ def divided_levels(
 ) -> list[Level]:
     """Make the level of each trajectory from the pieces of its parts.
 
-    All are padded alike: points to the largest part, trajectories with fewer parts than others by parts of no mass. A
-    part's weight in the rigidity is its mass times its stiffness.
+    All are padded alike: points to the largest part, trajectories with fewer parts than others by parts of no weight. A
+    part's weight in the rigidity is that of its piece times its stiffness.
     """
     parts, count = len(problem.stiffness), len(pieces)
     each = [piece for own in pieces for piece in [*own, *[own[0]] * (parts - len(own))]]
-    masses = np.array([[float(piece.rho.sum()) for piece in own] + [0.0] * (parts - len(own)) for own in pieces])
-    weights = (masses / masses.sum(1, keepdims=True) * problem.stiffness).astype(np.float32)
+    held = np.array([[piece.weight for piece in own] + [0.0] * (parts - len(own)) for own in pieces])
+    weights = (held / held.sum(1, keepdims=True) * problem.stiffness).astype(np.float32)
     padded = [[len(piece.nodes) for piece in own] + [0] * (parts - len(own)) for own in pieces]
     most_nodes, rows = max(map(max, padded)), arrange_rows(padded)
 
@@ -147,13 +172,13 @@ def divided_levels(
     lattices = None if each[0].lattice is None else batch_lattices([piece.lattice for piece in each if piece.lattice])
     tetrahedra = by_part([piece.tetrahedra.nodes for piece in each])
     tetrahedra = tetrahedra + most_nodes * np.arange(parts)[:, None, None]
-    fractions = weights[..., None] * by_part([piece.tetrahedra.mass_fraction for piece in each])
+    shares = weights[..., None] * by_part([piece.tetrahedra.share for piece in each])
     edges, levels = each[0].tetrahedra.edges, []
     for number in range(count):
         own = slice(number * parts, (number + 1) * parts)
         motion = AtPoints(field) if lattices is None else OnLattice(field, select(lattices, own))
         scene = Scene(Piecewise(motion, rows[number], valid[number]), x[number], rho[number])
-        found = Tetrahedra(tetrahedra[number].reshape(-1, 4), edges, fractions[number].ravel())
+        found = Tetrahedra(tetrahedra[number].reshape(-1, 4), edges, shares[number].ravel())
         levels.append(make_level(problem, scene, x[number].reshape(-1, 3)[valid[number]], found, sampling))
     return levels
 
@@ -165,46 +190,47 @@ def select(lattices: Lattice, chosen: slice) -> Lattice:
 
 
 def make_piece(
-    problem: Problem, mass: np.ndarray, sampling: Sampling, sides: Int[np.ndarray, "3"] | None = None
+    problem: Problem, carried: Carried, sampling: Sampling, sides: Int[np.ndarray, "3"] | None = None
 ) -> Piece:
-    """The points of this mass, a part of the initial map's, under one velocity field.
+    """The points of what one velocity field carries.
 
-    `sides` is the size of the lattice's box in sampled voxels, where it should be larger than the mass.
+    `sides` is the size of the lattice's box in sampled voxels, where it should be larger than the molecule.
     """
     unit, step = problem.voxel_size / problem.frame.edge, sampling.points
-    place, rho, filled = block_points(mass, step)
+    place, rho, filled = block_points(carried.mass, step)
     x, cells, edges = (problem.corner + place * unit).astype(np.float32), np.argwhere(filled), step * unit
-    nodes, lattice, spacing = cells, None, sampling.spacing
+    nodes, lattice, held, spacing = cells, None, rho, sampling.spacing
     if spacing:
-        low, high = bounding_box(filled)
+        _, held, inside = block_points(carried.molecule.astype(np.float32), step)
+        low, high = bounding_box(inside)
+        box = tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))
+        more = np.zeros(3, int) if sides is None else sides - (high - low)
+        around, points = (np.pad(a[box], [(0, n) for n in more]) for a in (inside, filled))
         pitch = spacing / (step * problem.voxel_size.min())
-        box = filled[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-        if sides is not None:
-            box = np.pad(box, [(0, n - m) for n, m in zip(sides, box.shape, strict=True)])
-        lattice = make_lattice(box, problem.corner + low * step * unit, step * unit, pitch)
-        cells = cell_indices(cells - low, spacing / (step * problem.voxel_size))
+        lattice = make_lattice(points, problem.corner + low * step * unit, step * unit, pitch, around)
+        cells = cell_indices(np.argwhere(inside) - low, spacing / (step * problem.voxel_size))
         nodes, edges = node_indices(lattice), np.full(3, spacing / problem.frame.edge)
-    rows, fraction = make_tetrahedra(nodes, cells, rho) if sampling.tetrahedra else (np.zeros((0, 4), int), np.zeros(0))
-    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), fraction.astype(np.float32))
-    return Piece(x, rho.astype(np.float32), lattice, tetrahedra)
+    rows, share = make_tetrahedra(nodes, cells, held) if sampling.tetrahedra else (np.zeros((0, 4), int), np.zeros(0))
+    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), share.astype(np.float32))
+    return Piece(x, rho.astype(np.float32), lattice, tetrahedra, float(held.sum()))
 
 
-def make_tetrahedra(nodes: np.ndarray, cells: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tetrahedra of the rigidity: rows (i, its next node along x, along y, along z), where the cell at i has mass.
+def make_tetrahedra(nodes: np.ndarray, cells: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tetrahedra of the rigidity: rows (i, its next node along x, along y, along z), where the cell at i holds any.
 
     Args:
         nodes: grid points (n, 3).
-        cells: the cell (points, 3) that contains each point of mass.
-        mass: of the points.
+        cells: the cell (points, 3) that contains each point of the molecule.
+        held: mass or volume of the points.
 
     Returns:
-        The rows, and the fraction of the mass in the cell of each.
+        The rows, and the share of mass or volume in the cell of each.
     """
     shape = np.maximum(nodes.max(0), cells.max(0)) + 2
-    number, mass_in_cell = np.full(shape, -1), np.zeros(shape)
+    number, in_cell = np.full(shape, -1), np.zeros(shape)
     number[tuple(nodes.T)] = np.arange(len(nodes))
-    np.add.at(mass_in_cell, tuple(cells.T), mass)
+    np.add.at(in_cell, tuple(cells.T), held)
     rows = np.stack([number[tuple((nodes + step).T)] for step in np.eye(4, 3, -1, dtype=int)], -1)
-    rows = rows[(rows >= 0).all(1) & (mass_in_cell[tuple(nodes.T)] > 0)]
-    fraction = mass_in_cell[tuple(nodes[rows[:, 0]].T)]
-    return rows, fraction / fraction.sum()
+    rows = rows[(rows >= 0).all(1) & (in_cell[tuple(nodes.T)] > 0)]
+    share = in_cell[tuple(nodes[rows[:, 0]].T)]
+    return rows, share / share.sum()

@@ -54,8 +54,8 @@ def morph(
         initial: the initial map, or the path of an MRC file.
         targets: one or several target maps, or paths.
         options: recipe, thresholds, resolutions, parts, symmetry and more.
-        model: atomic model of the initial map; the search for rigid bodies follows its chain. `Fit.move`
-            carries any model, given here or not.
+        model: atomic model of the initial map; the search for rigid bodies follows its chain, and where it is, is
+            the molecule. `Fit.move` carries any model, given here or not.
         halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
             the best parameters and stops stages early. Threshold, blur and motion are still the target's.
         waypoints: maps that the flow passes on its way to the only target.
@@ -75,8 +75,7 @@ def morph(
     options.check(start, halves is not None)
     inputs = align_all(start, ends, pairs_of(halves), sort_waypoints(waypoints), options)
     chosen = running.chosen(len(ends))
-    problem, operators = prepare_problem(inputs, options)
-    problem = problem if model is None else replace(problem, chain=Chain.of(model))
+    problem, operators = prepare_problem(inputs, options, None if model is None else Chain.of(model))
     report = report_of_problem(problem)
     running.on_prepared(report)
     config = configure(problem, options)
@@ -114,7 +113,7 @@ class AlignedMaps(NamedTuple):
     alignments: list[Alignment]
 
 
-def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Operators]:
+def prepare_problem(inputs: AlignedMaps, options: Options, chain: Chain | None = None) -> tuple[Problem, Operators]:
     """Prepare the maps for the fit; return the problem and the operators of the symmetry."""
     resolutions = [waypoint.resolution for waypoint in inputs.waypoints]
     resolutions += options.resolutions.of_targets(len(inputs.targets))
@@ -125,6 +124,7 @@ def prepare_problem(inputs: AlignedMaps, options: Options) -> tuple[Problem, Ope
         options.thresholds,
         halves=inputs.halves,
         waypoints=[waypoint.time for waypoint in inputs.waypoints],
+        chain=chain,
         rules=options.rules,
     )
     return impose_symmetry(problem, options.symmetry, inputs.initial) if options.symmetry else (problem, ())
@@ -253,7 +253,8 @@ def impose_symmetry(problem: Problem, given: Symmetry | str, initial: Map) -> tu
     rows = np.concatenate([turns.reshape(-1, 9), shifts], axis=1)
     facts = {"name": symmetry.name, "centre": symmetry.centre.tolist(), "copies": len(symmetry.operators)}
     report = problem.report | {"symmetry": facts}
-    problem = replace(problem, unit=symmetry.unit_mask(start), rotations=turns, shifts=shifts, report=report)
+    unit = symmetry.unit_mask(replace(start, density=problem.molecule.astype(np.float32)))
+    problem = replace(problem, unit=unit, rotations=turns, shifts=shifts, report=report)
     return problem, tuple(map(tuple, rows.tolist()))
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cryotrans_jax.density.align import AlignmentSearch
 from cryotrans_jax.density.micelle import MicelleRules
+from cryotrans_jax.density.molecule import OutlineRules
 from cryotrans_jax.density.spectrum import SharpeningRules
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.thresholds import ThresholdRules
@@ -59,6 +60,7 @@ class Preparation:
     Attributes:
         alignment: how a target's pose is searched for and chosen.
         thresholds: how thresholds are chosen.
+        outline: how the molecule is outlined that the initial map shows.
         sharpening: how far targets are sharpened.
         micelle: how the commands recognise a micelle or nanodisc; `morph` does not remove any.
         whole_box: whether the unit box is the maps' whole box without a crop (the paper). Otherwise it is the cube
@@ -69,6 +71,7 @@ class Preparation:
 
     alignment: AlignmentSearch = AlignmentSearch()
     thresholds: ThresholdRules = ThresholdRules()
+    outline: OutlineRules = OutlineRules()
     sharpening: SharpeningRules = SharpeningRules()
     micelle: MicelleRules = MicelleRules()
     whole_box: bool = False

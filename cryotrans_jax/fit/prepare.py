@@ -1,6 +1,7 @@
 """Prepare maps for a fit: thresholds, one frame, the crop to the mass."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +9,12 @@ from jaxtyping import Float
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import bounding_box, crop
+from cryotrans_jax.density.molecule import outline
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import blur_between, sharpen, sharpening_variance
 from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise
 from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
+from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 
 CROP_MULTIPLE = 8  # the crop starts and ends on multiples of this many voxels, so that every level's bins fit
@@ -25,6 +28,7 @@ def prepare(
     *,
     halves: Sequence[tuple[Map, Map]] | None = None,
     waypoints: Sequence[float] = (),
+    chain: Chain | None = None,
     rules: Preparation = Preparation(),
 ) -> Problem:
     """Prepare the fit of `initial` to each of `targets`, all on one grid.
@@ -37,6 +41,7 @@ def prepare(
         thresholds: of the maps. Where a target's is chosen by rule, this is done after `denoise` removed the noise.
         halves: the two half-maps of each target.
         waypoints: rising times of the targets but the last.
+        chain: of a model of the initial map.
         rules: of the preparation.
 
     Raises:
@@ -54,10 +59,9 @@ def prepare(
     sharpenings = np.array(
         [sharpening_variance(initial, map_, end.by_rule > 0, blur, rules.sharpening) for map_, end, blur in shown]
     )
-    whole = np.zeros(3, int), np.array(start.mass.shape)
+    size, whole = initial.voxel_size, (np.zeros(3, int), np.array(start.mass.shape))
     every = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
-    low, high = whole if rules.whole_box else padded_box(every, rules.margin / initial.voxel_size)
-    high = low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
+    low, high = to_multiple(*(whole if rules.whole_box else padded_box(every, rules.margin / size)))
     scale = start.mass.max()
 
     def densities(maps: Sequence[Map]) -> Float[np.ndarray, "targets x y z"]:
@@ -66,12 +70,14 @@ def prepare(
         return np.stack([crop(sharpen(map_, gain).density * factor, low, high) for map_, gain, factor in parts])
 
     scales = [start.mass.sum() / end.mass.sum() / scale for end in ends]
+    carried = crop(start.mass / scale, low, high)
     return Problem(
-        initial=crop(start.mass / scale, low, high),
+        initial=carried,
+        molecule=outline(replace(initial, density=carried, origin=initial.origin + low * size), chain, rules.outline),
         targets=np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)]),
         densities=densities(compared),
         start=low,
-        voxel_size=initial.voxel_size,
+        voxel_size=size,
         frame=cube_about(*(whole if rules.whole_box else bounding_box(start.mass > 0)), initial, rules.whole_box),
         blurs=blurs,
         residual_blurs=blurs - sharpenings,
@@ -79,6 +85,7 @@ def prepare(
         report={"initial": start.report, "targets": [end.report for end in ends], "origin": initial.origin},
         validation_densities=densities(validating) if validating else None,
         waypoints=tuple(waypoints),
+        chain=chain,
     )
 
 
@@ -125,6 +132,11 @@ class Thresholded(NamedTuple):
         chosen = given is None and volume is None
         by_rule = mass if chosen else apply_threshold(quiet, None, name, rules=rules)[0]
         return cls(mass, by_rule, report, width if given is None else 0.0)
+
+
+def to_multiple(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The box with sides that are multiples of CROP_MULTIPLE voxels: its end may be beyond the map."""
+    return low, low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
 
 
 def padded_box(inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -155,9 +155,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     while fine < 8 and voxels / fine**3 > MAX_VOXELS:
         fine *= 2
     middle = max(middle, fine)
-    least = max(
-        1.5 * size, (voxels * problem.voxel_size.prod() / MAX_NODES) ** (1 / 3)
-    )  # between nodes, for their cost
+    volume = problem.molecule.sum() * problem.voxel_size.prod()
+    least = max(1.5 * size, (volume / MAX_NODES) ** (1 / 3))  # between nodes, for their cost
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
 

@@ -72,7 +72,7 @@ def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_we
         noise_weight: weight of the noise, 1/Å³.
     """
     s, power = shell_power(problem.initial, problem.voxel_size)
-    volume = np.count_nonzero(problem.initial) * problem.voxel_size.prod()
+    volume = np.count_nonzero(problem.molecule) * problem.voxel_size.prod()
     inside, density = problem.targets[target] > 0, problem.densities[target]
     rest = max(problem.residual_blurs[target], 0.0)
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients

@@ -159,14 +159,14 @@ class Rigidity(TermSettings):
         slip: strain beyond which it hardly grows; 0: the published term.
         balanced: whether the weight is multiplied by `targets.rigidity_factor`, which the others are for.
         detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
-        noise_weight: weight of the target's noise, 1/Å³; 10 expects strains of about 3 % in cubes of 4 Å.
+        noise_weight: weight of the target's noise, 1/Å³; 3 expects strains of about 5 % in cubes of 4 Å.
     """
 
     weight: float
     slip: float = 0.0
     balanced: bool = False
     detail_at_3a: float = 0.045
-    noise_weight: float = 10.0
+    noise_weight: float = 3.0
     label = "rigidity"
     rigid = True
 
@@ -198,8 +198,8 @@ class PublishedRigidity(TermSettings):
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
         weight = np.float32(self.weight / self.beside.published_scale(problem, bin_, target))
-        rows, edges, fraction = level.tetrahedra
-        counted = fraction.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
+        rows, edges, share = level.tetrahedra
+        counted = share.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
         even = counted / np.maximum(counted.sum(1, keepdims=True), 1)
         even *= np.array(problem.stiffness or [1.0])[:, None]
         return losses.Rigidity(weight, rows, edges, even.ravel().astype(np.float32))

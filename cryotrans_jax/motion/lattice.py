@@ -20,7 +20,7 @@ class Lattice(NamedTuple):
     """Nodes that control the voxels of a box, as a tuple of arrays that passes through jit (made with NumPy).
 
     Attributes:
-        nodes: positions (unit box) of the active nodes: the corners of the cells that contain wanted voxels.
+        nodes: positions (unit box) of the active nodes: the corners of the cells that contain voxels with nodes around.
         active: flat indices of the active nodes in the dense lattice.
         rim: flat indices of the nodes one further out, which cubic interpolation also uses.
         rim_sources: the active nodes from which each rim node is extrapolated, as numbers into `nodes`.
@@ -38,7 +38,9 @@ class Lattice(NamedTuple):
     voxels: Int[Array | np.ndarray, "points"]
 
 
-def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spacing: float) -> Lattice:
+def make_lattice(
+    wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spacing: float, around: np.ndarray | None = None
+) -> Lattice:
     """Make the lattice that controls some voxels of a box.
 
     Args:
@@ -46,13 +48,15 @@ def make_lattice(wanted: np.ndarray, corner: np.ndarray, voxel: np.ndarray, spac
         corner: outer corner of the box's first voxel, unit box.
         voxel: sides of a voxel, in unit boxes.
         spacing: distance between nodes, in units of the smallest side of a voxel.
+        around: voxels (bool) that have nodes around them, all that are wanted and perhaps more; None: those.
     """
+    around = wanted if around is None else around
     pitch = spacing * voxel.min() / voxel
     weights = tuple(keys_weights(n, h) for n, h in zip(wanted.shape, pitch, strict=True))
     near = [np.abs(np.arange(n)[:, None] / h + 1 - np.arange(w.shape[1])) < 1 for n, h, w in
             zip(wanted.shape, pitch, weights, strict=True)]  # fmt: skip
-    active = nodes_used(wanted, near)
-    rim = nodes_used(wanted, [w != 0 for w in weights]) & ~active
+    active = nodes_used(around, near)
+    rim = nodes_used(around, [w != 0 for w in weights]) & ~active
     where, outside = np.argwhere(active), np.argwhere(rim)
     sources, shares = extrapolation_weights(outside, where)
     return Lattice(

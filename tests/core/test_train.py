@@ -177,7 +177,7 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     @jax.jit
     def both(params, scene, points, rigid):
         moved = carry(params, scene)
-        strain = rigidity(moved.nodes, rigid.tetrahedra, rigid.edges, rigid.mass_fraction, 0.03)
+        strain = rigidity(moved.nodes, rigid.tetrahedra, rigid.edges, rigid.share, 0.03)
         return huber(moved.x, points.ends, points.weight, points.reach), strain
 
     apart, strain = both(params, scene, points, rigid)

@@ -113,8 +113,8 @@ def detail(body, contrast):
 
 
 def test_what_is_kept_has_a_volume_a_ratio_of_contrasts_and_a_mask_that_fades_out():
-    """Half of a body, with a hole that is filled and without a speck apart from it."""
-    body = np.zeros((14, 10, 40), bool)
+    """Half of a body, with a hole that is filled and without a speck apart from it; the solvent stays."""
+    body = np.zeros((30, 10, 40), bool)
     body[2:12, 2:8, 4:36] = True
     upper = body & (np.arange(40) >= 20)
     one = detail(body, np.where(upper, 3.0, 0.75) * np.ones(body.shape))
@@ -125,8 +125,9 @@ def test_what_is_kept_has_a_volume_a_ratio_of_contrasts_and_a_mask_that_fades_ou
     found = one.protein(pierced)
     assert found.volume == upper.sum() and found.left_out == pytest.approx(0.5)
     inner = found.mask[3:-3, 3:-3, 3:-3]
-    away = ndimage.distance_transform_edt(~upper, sampling=one.voxel_size)
-    assert (inner[upper] == 1).all() and not inner[away >= 2].any() and not found.mask[:3].any()
+    away, outside = (ndimage.distance_transform_edt(~part, sampling=one.voxel_size) for part in (upper, body))
+    assert (inner[upper] == 1).all() and not inner[(away >= 2) & (outside <= 6)].any()
+    assert (found.mask[:3] == 1).all() and (inner[outside >= 8] == 1).all() and inner[outside >= 8].size
     np.testing.assert_allclose(inner[away == 1], 0.5, atol=1e-6)  # half way
 
 

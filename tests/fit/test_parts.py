@@ -72,24 +72,30 @@ def masses(problem):
     return [np.where(problem.labels[0] == part + 1, problem.initial, 0) for part in range(problem.parts)]
 
 
+def parts_alone(alone, both):
+    """For each part the problem of which it is all."""
+    every = enumerate(masses(both), 1)
+    return [replace(alone, initial=mass, molecule=both.molecule & (both.labels[0] == part)) for part, mass in every]
+
+
 @pytest.mark.parametrize("spacing", [0.0, 6.0])
 @pytest.mark.parametrize("sampling", [1, 2])
 def test_a_level_of_parts_holds_each_as_it_would_be_alone(alone, both, sampling, spacing):
     """The rest is padding: points that are not kept, tetrahedra of no share."""
     level, each = (
         level_of(both, sampling, spacing),
-        [level_of(replace(alone, initial=mass), sampling, spacing) for mass in masses(both)],
+        [level_of(part, sampling, spacing) for part in parts_alone(alone, both)],
     )
     scene, whole = level.scene, np.concatenate([own.scene.rho for own in each])
     np.testing.assert_array_equal(level.points, np.concatenate([own.points for own in each]))
     np.testing.assert_array_equal(scene.rho, whole)
-    fractions = level.tetrahedra.mass_fraction.reshape(2, -1)
-    for part, own in enumerate(each):
-        n, rows = len(own.points), len(own.tetrahedra.mass_fraction)
+    shares = level.tetrahedra.share.reshape(2, -1)
+    for part, (own, one) in enumerate(zip(each, parts_alone(alone, both), strict=True)):
+        n, rows = len(own.points), len(own.tetrahedra.share)
         np.testing.assert_array_equal(scene.x[part, :n], own.points)
-        held = float(own.scene.rho.sum() / whole.sum())
-        np.testing.assert_allclose(fractions[part, :rows], held * own.tetrahedra.mass_fraction, rtol=1e-5)  # float32
-        assert not fractions[part, rows:].any()
+        amount = one.molecule.sum() / both.molecule.sum() if spacing else own.scene.rho.sum() / whole.sum()
+        np.testing.assert_allclose(shares[part, :rows], float(amount) * own.tetrahedra.share, rtol=1e-5)  # float32
+        assert not shares[part, rows:].any()
     assert whole.sum() == pytest.approx(alone.initial.sum(dtype=float), rel=1e-5)
 
 
@@ -100,8 +106,8 @@ def test_each_part_is_carried_by_its_own_field_as_it_would_be_alone(alone, both,
     carried = CARRY(jax.tree.map(lambda *p: np.stack(p), *fields), level.scene)
     moved = np.split(carried.x, [int((masses(both)[0] > 0).sum())])
     nodes = carried.nodes.reshape(2, -1, 3)
-    for part, (field, mass) in enumerate(zip(fields, masses(both), strict=True)):
-        own = level_of(replace(alone, initial=mass), 1, spacing)
+    for part, (field, one) in enumerate(zip(fields, parts_alone(alone, both), strict=True)):
+        own = level_of(one, 1, spacing)
         there = CARRY(field, own.scene)
         assert np.abs(there.x - own.points).max() > 0.01
         near = rounding(1.0, 100)  # four steps of three layers, whose sums have some ten terms

@@ -148,7 +148,7 @@ def test_points_of_a_level_stand_where_the_mass_is(problem, maps, sampling, spac
     if spacing or sampling == 1:  # with larger blocks points stand at their centres of mass
         edges = (corner[:, 1:] - corner[:, :1]) - np.diag(tetrahedra.edges)
         assert np.abs(edges).max() < 1e-5  # float32
-    assert tetrahedra.mass_fraction.sum() == pytest.approx(1, abs=1e-5)
+    assert tetrahedra.share.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_contour_level_of_a_noiseless_map_keeps_its_share(maps):

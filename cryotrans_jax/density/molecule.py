@@ -1,0 +1,71 @@
+"""Where the molecule is.
+
+A threshold that keeps out the noise of a sharp map shows a part of the molecule only: weak side chains and loops are
+below it. What is above is compared with the target. But the molecule between is as rigid as the rest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from cryotrans_jax.io.chain import Chain
+from cryotrans_jax.io.maps import Map
+
+
+@dataclass(frozen=True)
+class OutlineRules:
+    """How a molecule is outlined.
+
+    Attributes:
+        gap: Å: gaps in the density up to this width belong to the molecule.
+        reach: Å from the atom that stands for a residue, within which the residue is.
+        voxel: Å: about the voxel size of the outline in gaps.
+    """
+
+    gap: float = 8.0
+    reach: float = 5.0
+    voxel: float = 2.0
+
+
+def outline(mass: Map, chain: Chain | None = None, rules: OutlineRules = OutlineRules()) -> Bool[np.ndarray, "x y z"]:
+    """Outline a molecule: its mass, and what is near the residues of its model; without a model, gaps in the mass.
+
+    Args:
+        mass: density above a threshold, 0 elsewhere; its sides are multiples of 8 voxels.
+        chain: of a model of the molecule; None: no model.
+        rules: how it is outlined.
+    """
+    shown = mass.density > 0
+    if chain is None or not len(chain.x):
+        return shown | gaps(shown, mass.voxel_size, rules)
+    return shown | near(chain.x - mass.origin, shown.shape, mass.voxel_size, rules.reach)
+
+
+def gaps(
+    shown: Bool[np.ndarray, "x y z"], voxel_size: Float[np.ndarray, "3"], rules: OutlineRules
+) -> Bool[np.ndarray, "x y z"]:
+    """Coarse voxels in gaps, and of what is shown, by the closing of mathematical morphology."""
+    factor = int(np.clip(2 ** np.round(np.log2(rules.voxel / voxel_size.min())), 1, 8))
+    size, half = factor * voxel_size, 0.5 * rules.gap
+    blocks = shown.reshape([m for n in shown.shape for m in (n // factor, factor)]).any((1, 3, 5))
+    rim = np.ceil(half / size).astype(int) + 1
+    dilated = ndimage.distance_transform_edt(~np.pad(blocks, [(n, n) for n in rim]), sampling=size) <= half
+    closed = ndimage.distance_transform_edt(dilated, sampling=size) > half
+    inner = closed[tuple(slice(n, -n) for n in rim)]
+    return np.kron(inner, np.ones((factor,) * 3, bool))
+
+
+def near(
+    sites: Float[np.ndarray, "n 3"], shape: tuple[int, ...], voxel_size: Float[np.ndarray, "3"], reach: float
+) -> Bool[np.ndarray, "x y z"]:
+    """Voxels within reach (Å) of some places, which are in Å from the middle of the first voxel."""
+    found = np.zeros(shape, bool)
+    ends = [np.floor((sites.min(0) - reach) / voxel_size), np.ceil((sites.max(0) + reach) / voxel_size) + 1]
+    low, high = np.clip(ends, 0, shape).astype(int)
+    voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), -1)
+    away = cKDTree(sites).query(voxels * voxel_size, distance_upper_bound=1.01 * reach)[0]
+    found[tuple(map(slice, low, high))] = away <= reach
+    return found
