@@ -78,20 +78,24 @@ def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_we
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients
     detail = weight @ s**2 / weight.sum() / detail_at_3a
     seen = weight * s**2
-    noise = float(seen @ solvent_power(density, inside, problem.voxel_size) / seen.sum())
+    noise = float(seen @ noise_power(problem, target) / seen.sum())
     noise *= volume / signal_power(density, density * ~inside, inside)
     return float(np.sqrt(min(detail, 1.0)) + noise_weight * noise)
 
 
-def solvent_power(density: np.ndarray, inside: np.ndarray, voxel_size: np.ndarray, fade: float = 8.0) -> np.ndarray:
-    """Power of the noise in each Fourier shell, as the variance of white noise that has this power in all shells.
+def noise_power(problem: Problem, target: int, fade: float = 8.0) -> np.ndarray:
+    """Power of a target's noise in each Fourier shell, as the variance of white noise that has this power in all.
 
-    It is measured outside of the molecule, where the density counts more and more over `fade` Å; 0 where there is no
-    outside.
+    With half-maps it is that of their difference in the molecule. Without, it is measured outside of the molecule,
+    where the density counts more and more over `fade` Å; 0 where there is no outside.
     """
-    away = 1 - soft_edge(ndimage.distance_transform_edt(~inside, sampling=voxel_size), fade)
-    _, power = shell_power(density * away, voxel_size)
-    return power / max(float(np.sum(away**2)), 1.0)
+    density, halves = problem.densities[target], problem.validation_densities
+    outside = ndimage.distance_transform_edt(problem.targets[target] == 0, sampling=problem.voxel_size)
+    weight, noise = 1 - soft_edge(outside, fade), density
+    if halves is not None:
+        weight, noise = 1 - weight, (density - halves[target]) / np.sqrt(2)  # as strong as in the first alone
+    _, power = shell_power(noise * weight, problem.voxel_size)
+    return power / max(float(np.sum(weight**2)), 1.0)
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float], target: int) -> losses.Blur | None:

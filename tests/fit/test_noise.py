@@ -38,6 +38,23 @@ def test_noise_weighs_the_rigidity_by_its_power_where_displacements_are_seen(map
     assert by_coarse[1] - by_coarse[0] > 1.5 * (by_white[1] - by_white[0])
 
 
+def test_noise_is_that_of_the_half_maps_where_there_are_any(maps):
+    """Also in a target that was masked, around which no noise is to be seen."""
+    start, target = maps[:2]
+    rng, strength = np.random.default_rng(1), 0.05 * target.density.max()
+    shown = target.density > 0.01 * target.density.max()
+    noise = [gaussian_filter(rng.standard_normal(shown.shape), 0.8) * strength for _ in range(2)]
+    one, other = (replace(target, density=((target.density + n) * shown).astype(np.float32)) for n in noise)
+    both = replace(target, density=0.5 * (one.density + other.density))
+    seen, unseen = (prepare.prepare(start, [both], halves=given) for given in ([(one, other)], None))
+    of_noise = [
+        rigidity_factor(problem, 0, 0.045, 1.0) - rigidity_factor(problem, 0, 0.045, 0.0) for problem in (seen, unseen)
+    ]
+    none, once, _ = factors(maps, noise[0])
+    assert of_noise[0] == pytest.approx(once - none, rel=0.3)
+    assert of_noise[1] < 0.1 * of_noise[0]
+
+
 @pytest.mark.parametrize(("most_loss", "taken"), [(1.05, False), (np.inf, True)])
 def test_borders_that_fit_worse_are_not_taken(maps, monkeypatch, most_loss, taken):
     along = np.indices(maps[0].density.shape)[2]
