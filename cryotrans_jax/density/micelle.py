@@ -43,6 +43,7 @@ class MicelleRules:
         same: ratio of contrasts above which the part left out is as detailed as the rest.
         more: least ratio of a map's volume to the other map's protein at which it shows more than the protein.
         modelled: least share of a model's atoms in the part kept if the part left out is a micelle.
+        beside: Å from the atoms of a model, within which its density is.
         fade: Å over which a mask falls to 0 outside the part with detail, and rises to 1 in the solvent.
     """
 
@@ -59,6 +60,7 @@ class MicelleRules:
     same: float = 0.6
     more: float = 1.25
     modelled: float = 0.9
+    beside: float = 3.5
     fade: float = 2.0
 
 
@@ -154,7 +156,7 @@ def proteins(
         resolutions: Å, of each map; None where unknown, for which 3 Å (initial map) or `rules.resolution`
             (targets) is assumed.
         masked: whether each map is masked already and stays as it is.
-        model: model of the initial map, which stays as it is if the part left out holds atoms of it.
+        model: of the molecule in the initial map, which stays as it is if the part left out holds atoms of it.
         rules: by which detail is measured and a micelle is recognised.
 
     Returns:
@@ -166,7 +168,7 @@ def proteins(
     if first and model is not None and share_in_mask(model, maps[0], first.mask) < rules.modelled:
         first = None
     shown = first or start
-    volume = shown.volume if shown else np.inf
+    volume = min(shown.volume if shown else np.inf, np.inf if model is None else volume_of(model, maps[0], rules))
     each = zip(maps[1:], resolutions[1:], masked[1:], strict=True)
     return [
         first,
@@ -175,6 +177,16 @@ def proteins(
             for map_, resolution, known in each
         ),
     ]
+
+
+def volume_of(model: gemmi.Structure, map_: Map, rules: MicelleRules = DEFAULT) -> float:
+    """Volume (Å³) near a model's atoms, in voxels of a map's size."""
+    index = np.rint(positions(model) / map_.voxel_size).astype(int)
+    index += np.ceil(rules.beside / map_.voxel_size).astype(int) + 1 - index.min(0)
+    empty = np.ones(2 * index.min(0) + np.ptp(index, axis=0) + 1, bool)
+    empty[tuple(index.T)] = False
+    near = ndimage.distance_transform_edt(empty, sampling=map_.voxel_size) <= rules.beside
+    return float(np.count_nonzero(near) * map_.voxel_size.prod())
 
 
 def share_in_mask(model: gemmi.Structure, map_: Map, mask: Mask) -> float:

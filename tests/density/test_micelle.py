@@ -233,3 +233,26 @@ def test_belts_are_left_out_of_what_is_fitted_unless_they_are_to_be_kept(pair, b
         for map_, one in zip((case.initial, *case.targets), pair, strict=True):
             ours = np.abs(map_.density[one[4] & (one[2] > 6)]).mean() / np.abs(with_belt(one).density[belt]).mean()
             assert ours > 0.9 if kept else ours < 0.3
+
+
+def test_the_volume_of_a_model_is_that_near_its_atoms(models):
+    """Of one atom a sphere, to the voxels of its surface; of atoms that are far apart the sum."""
+    model = models[0]
+    count = len(atoms.positions(model))
+    map_ = Map(np.zeros((4, 4, 4), np.float32), np.array([0.5, 0.6, 0.4]), np.zeros(3))
+    sphere = 4 / 3 * np.pi * micelle.DEFAULT.beside**3
+    one = atoms.with_positions(model, np.tile([30.0, -7.0, 5.0], (count, 1)))
+    assert micelle.volume_of(one, map_) == pytest.approx(sphere, rel=0.03)
+    two = atoms.with_positions(model, np.where(np.arange(count)[:, None] < count // 2, 0.0, [0.0, 25.0, 0.0]))
+    assert micelle.volume_of(two, map_) == pytest.approx(2 * sphere, rel=0.03)
+
+
+def test_a_target_is_cut_to_the_volume_of_the_model(pair):
+    """Where the initial map shows more than its protein, and no micelle is recognised in it."""
+    initial, target = pair
+    shown = [initial[1], with_belt(target)]
+    twice = replace(initial[1], density=np.concatenate([initial[1].density] * 2))
+    volume = micelle.volume_of(initial[0], twice)
+    without, given = (micelle.proteins([twice, shown[1]], [3.0, 5.0], [True, False], m)[1] for m in (None, initial[0]))
+    assert given is not None and abs(given.volume / volume - 1) < 0.15
+    assert without is None or without.volume > 1.2 * given.volume
