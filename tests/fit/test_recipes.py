@@ -134,11 +134,16 @@ def test_nodes_of_the_lattice_are_five_and_four_angstroms_apart_or_some_voxels(p
     assert [s.spacing for s in config.stages[1:]] == [wide] * 3 + [narrow] * 2
 
 
+def of_mass(inside):
+    """What a problem of this mass, in the initial map and in the target, holds."""
+    return dict(initial=inside, molecule=inside > 0, targets=inside[None], densities=inside[None])
+
+
 def test_large_molecules_on_wide_voxels_have_no_more_nodes_than_can_be_paid_for(problem):
     """60³ voxels of 4 Å: at 20 000 nodes these are 9 Å apart."""
     inside = np.zeros((72, 72, 72), np.float32)
     inside[:60, :60, :60] = 1
-    large = replace(problem, initial=inside, targets=inside[None], densities=inside[None], voxel_size=np.full(3, 4.0))
+    large = replace(problem, **of_mass(inside), voxel_size=np.full(3, 4.0))
     for stage in default(large).stages[1:]:
         assert (60 * 4.0 / stage.spacing) ** 3 == pytest.approx(20_000)
 
@@ -182,6 +187,6 @@ def test_large_molecules_have_no_more_points_that_follow_the_correspondences(pro
     """At 1 Å a voxel: 60³ / 4³ = 3375 points would be too many, so that these are 8 Å apart."""
     inside = np.zeros((72, 72, 72), np.float32)
     inside[:filled, :filled, :filled] = 1
-    large = replace(problem, initial=inside, targets=inside[None], densities=inside[None], voxel_size=np.ones(3))
+    large = replace(problem, **of_mass(inside), voxel_size=np.ones(3))
     first = default(large).stages[0]
     assert first.bin == first.sampling == factor
