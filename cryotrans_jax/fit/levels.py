@@ -46,11 +46,15 @@ class Tetrahedra(NamedTuple):
         nodes: numbers of the four nodes of each.
         edges: distances between neighbouring nodes along the axes, in unit boxes.
         share: weight of each, one in sum.
+        corner: position of the first node of each, unit box.
+        part: part (from 0) that each is in. What pads the smaller parts has no share.
     """
 
     nodes: Int[np.ndarray, "tetrahedra 4"]
     edges: Float[np.ndarray, "3"]
     share: Float[np.ndarray, "tetrahedra"]
+    corner: Float[np.ndarray, "tetrahedra 3"]
+    part: Int[np.ndarray, "tetrahedra"]
 
 
 class Level(NamedTuple):
@@ -170,16 +174,18 @@ def divided_levels(
     valid = pad_and_stack([np.concatenate(own) for own in places])
     rho = pad_and_stack([np.concatenate([piece.rho for piece in own]) for own in pieces])
     lattices = None if each[0].lattice is None else batch_lattices([piece.lattice for piece in each if piece.lattice])
-    tetrahedra = by_part([piece.tetrahedra.nodes for piece in each])
-    tetrahedra = tetrahedra + most_nodes * np.arange(parts)[:, None, None]
-    shares = weights[..., None] * by_part([piece.tetrahedra.share for piece in each])
+    nodes, corners, own_shares = (
+        by_part([getattr(piece.tetrahedra, name) for piece in each]) for name in ("nodes", "corner", "share")
+    )
+    nodes = nodes + most_nodes * np.arange(parts)[:, None, None]
+    shares, part = weights[..., None] * own_shares, np.repeat(np.arange(parts), nodes.shape[2])
     edges, levels = each[0].tetrahedra.edges, []
     for number in range(count):
         own = slice(number * parts, (number + 1) * parts)
         motion = AtPoints(field) if lattices is None else OnLattice(field, select(lattices, own))
         scene = Scene(Piecewise(motion, rows[number], valid[number]), x[number], rho[number])
-        found = Tetrahedra(tetrahedra[number].reshape(-1, 4), edges, shares[number].ravel())
-        levels.append(make_level(problem, scene, x[number].reshape(-1, 3)[valid[number]], found, sampling))
+        at = nodes[number].reshape(-1, 4), edges, shares[number].ravel(), corners[number].reshape(-1, 3), part
+        levels.append(make_level(problem, scene, x[number].reshape(-1, 3)[valid[number]], Tetrahedra(*at), sampling))
     return levels
 
 
@@ -211,7 +217,9 @@ def make_piece(
         cells = cell_indices(np.argwhere(inside) - low, spacing / (step * problem.voxel_size))
         nodes, edges = node_indices(lattice), np.full(3, spacing / problem.frame.edge)
     rows, share = make_tetrahedra(nodes, cells, held) if sampling.tetrahedra else (np.zeros((0, 4), int), np.zeros(0))
-    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), share.astype(np.float32))
+    corner = (x if lattice is None else np.asarray(lattice.nodes))[rows[:, 0]]
+    edges, share = (a.astype(np.float32) for a in (edges, share))
+    tetrahedra = Tetrahedra(rows, edges, share, corner, np.zeros(len(rows), int))
     return Piece(x, rho.astype(np.float32), lattice, tetrahedra, float(held.sum()))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
@@ -135,8 +136,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
       behind from further away than before.
-    - From then on learning rates are lower, as every step of the optimiser moves whole bodies, and the rigidity is
-      weighted by the target's information (`targets.rigidity_factor`).
+    - From then on learning rates are lower, as every step of the optimiser moves whole bodies, the rigidity is
+      weighted by the target's information (`targets.rigidity_factor`), and the backbone of a model keeps its distances.
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     - Bodies that are found by docking pieces of the map are tried as well: these are found whatever the angle by which
@@ -164,7 +165,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
         on = (
             dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
         )
-        terms = Matched(blur, float(bodies), 1.0), Rigidity(1.0, SLIP, balanced=bodies)
+        terms = (Matched(blur, float(bodies), 1.0), Rigidity(1.0, SLIP, balanced=bodies), *[Backbone()] * bodies)
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge

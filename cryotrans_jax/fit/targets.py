@@ -1,6 +1,7 @@
 """What a stage compares the carried map with: targets at one binning, their power, and the blurs that match them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,20 @@ def noise_variance(noise: np.ndarray, inside: np.ndarray) -> float:
     return float(np.var(noise[~inside])) if (~inside).any() else 0.0
 
 
-def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_weight: float) -> float:
+@dataclass(frozen=True)
+class Balance:
+    """How stiffness is weighed against what a target tells.
+
+    Attributes:
+        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
+        noise_weight: weight of the target's noise, 1/Å³; 1 expects strains of about 9 % in cubes of 4 Å.
+    """
+
+    detail_at_3a: float = 0.045
+    noise_weight: float = 1.0
+
+
+def rigidity_factor(problem: Problem, target: int, balance: Balance = Balance()) -> float:
     """Factor on the weight of the rigidity, which keeps it in proportion to the target's information.
 
     The matched loss of points with an rms error d is about (4π²/3) s² d², with s² the mean square spatial frequency of
@@ -68,19 +82,18 @@ def rigidity_factor(problem: Problem, target: int, detail_at_3a: float, noise_we
     Args:
         problem: the prepared maps.
         target: number of the target.
-        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
-        noise_weight: weight of the noise, 1/Å³.
+        balance: how stiffness is weighed against what the target tells.
     """
     s, power = shell_power(problem.initial, problem.voxel_size)
     volume = np.count_nonzero(problem.molecule) * problem.voxel_size.prod()
     inside, density = problem.targets[target] > 0, problem.densities[target]
     rest = max(problem.residual_blurs[target], 0.0)
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients
-    detail = weight @ s**2 / weight.sum() / detail_at_3a
+    detail = weight @ s**2 / weight.sum() / balance.detail_at_3a
     seen = weight * s**2
     noise = float(seen @ noise_power(problem, target) / seen.sum())
     noise *= volume / signal_power(density, density * ~inside, inside)
-    return float(np.sqrt(min(detail, 1.0)) + noise_weight * noise)
+    return float(np.sqrt(min(detail, 1.0)) + balance.noise_weight * noise)
 
 
 def noise_power(problem: Problem, target: int, fade: float = 8.0) -> np.ndarray:

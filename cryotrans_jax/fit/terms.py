@@ -13,7 +13,14 @@ from cryotrans_jax.core import losses
 from cryotrans_jax.core.grid import binned
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.levels import Level
-from cryotrans_jax.fit.targets import at_matched_resolution, level_blur, matched_widths, rigidity_factor, signal_power
+from cryotrans_jax.fit.targets import (
+    Balance,
+    at_matched_resolution,
+    level_blur,
+    matched_widths,
+    rigidity_factor,
+    signal_power,
+)
 from cryotrans_jax.motion import correspond
 
 
@@ -157,24 +164,23 @@ class Rigidity(TermSettings):
     Attributes:
         weight: factor of the term.
         slip: strain beyond which it hardly grows; 0: the published term.
-        balanced: whether the weight is multiplied by `targets.rigidity_factor`, which the others are for.
-        detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
-        noise_weight: weight of the target's noise, 1/Å³; 3 expects strains of about 5 % in cubes of 4 Å.
+        balanced: whether the weight is multiplied by `targets.rigidity_factor`.
+        balance: for that factor.
     """
 
     weight: float
     slip: float = 0.0
     balanced: bool = False
-    detail_at_3a: float = 0.045
-    noise_weight: float = 3.0
+    balance: Balance = Balance()
     label = "rigidity"
     rigid = True
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
-        factor = rigidity_factor(problem, target, self.detail_at_3a, self.noise_weight) if self.balanced else 1.0
+        factor = rigidity_factor(problem, target, self.balance) if self.balanced else 1.0
         weight = np.float32(self.weight * factor)
-        return losses.Rigidity(weight, *level.tetrahedra, self.slip)
+        tetrahedra = level.tetrahedra
+        return losses.Rigidity(weight, tetrahedra.nodes, tetrahedra.edges, tetrahedra.share, self.slip)
 
 
 @dataclass(frozen=True)
@@ -198,8 +204,8 @@ class PublishedRigidity(TermSettings):
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
         weight = np.float32(self.weight / self.beside.published_scale(problem, bin_, target))
-        rows, edges, share = level.tetrahedra
-        counted = share.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
+        tetrahedra = level.tetrahedra
+        counted = tetrahedra.share.reshape(max(problem.parts, 1), -1) > 0  # the others fill up the smaller parts
         even = counted / np.maximum(counted.sum(1, keepdims=True), 1)
         even *= np.array(problem.stiffness or [1.0])[:, None]
-        return losses.Rigidity(weight, rows, edges, even.ravel().astype(np.float32))
+        return losses.Rigidity(weight, tetrahedra.nodes, tetrahedra.edges, even.ravel().astype(np.float32))

@@ -212,7 +212,7 @@ def test_only_a_balanced_rigidity_weighs_by_what_the_targets_tell(two):
 
     assert weights(False) == [2.0, 2.0]
     term = Rigidity(2.0, balanced=True)
-    factors = [rigidity_factor(two, target, term.detail_at_3a, term.noise_weight) for target in range(2)]
+    factors = [rigidity_factor(two, target, term.balance) for target in range(2)]
     np.testing.assert_allclose(weights(True), 2 * np.array(factors), rtol=1e-6)
 
 

@@ -14,7 +14,7 @@ from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.options import Options, Running
 from cryotrans_jax.fit.stage import Config, Stage
-from cryotrans_jax.fit.targets import rigidity_factor
+from cryotrans_jax.fit.targets import Balance, rigidity_factor
 from cryotrans_jax.fit.terms import Matched
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.screw import Screw
@@ -24,7 +24,7 @@ def factors(maps, noise, weights=(0.0, 1.0, 10.0)):
     """Factors of the rigidity for these weights of the noise, of a target with this noise."""
     target = replace(maps[1], density=(maps[1].density + noise).astype(np.float32))
     problem = prepare.prepare(maps[0], [target])
-    return [rigidity_factor(problem, 0, 0.045, weight) for weight in weights]
+    return [rigidity_factor(problem, 0, Balance(noise_weight=weight)) for weight in weights]
 
 
 def test_noise_weighs_the_rigidity_by_its_power_where_displacements_are_seen(maps):
@@ -48,7 +48,8 @@ def test_noise_is_that_of_the_half_maps_where_there_are_any(maps):
     both = replace(target, density=0.5 * (one.density + other.density))
     seen, unseen = (prepare.prepare(start, [both], halves=given) for given in ([(one, other)], None))
     of_noise = [
-        rigidity_factor(problem, 0, 0.045, 1.0) - rigidity_factor(problem, 0, 0.045, 0.0) for problem in (seen, unseen)
+        rigidity_factor(problem, 0, Balance(noise_weight=1.0)) - rigidity_factor(problem, 0, Balance(noise_weight=0.0))
+        for problem in (seen, unseen)
     ]
     none, once, _ = factors(maps, noise[0])
     assert of_noise[0] == pytest.approx(once - none, rel=0.3)

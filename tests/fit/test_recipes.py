@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cryotrans_jax.fit import prepare
+from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
@@ -78,7 +79,7 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
         assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:
         assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
-        scene, (term, _) = stage_inputs(problem, config.field, stage).steps.of_target(0)
+        scene, (term, *_) = stage_inputs(problem, config.field, stage).steps.of_target(0)
         assert scene.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
         shape, voxel = np.array(problem.initial.shape) // stage.bin, stage.bin * problem.voxel_size / edge
         if stage is first:
@@ -109,10 +110,10 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     # what the target lacks is downweighted gradually in the first stage
     assert [s.terms for s in matched] == [
         (Matched(2.0, 0.0, 1.0), Rigidity(1.0, 0.03)),
-        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
-        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
-        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
-        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True)),
+        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
+        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
+        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
+        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
