@@ -66,6 +66,7 @@ class Backbone(TermSettings):
     balance: Balance = Balance()
     label = "backbone"
     rigid = True
+    floor = 0.0
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> Distances:
         """Make the term."""

@@ -57,6 +57,11 @@ class Stage:
         return self.terms[0].label
 
     @property
+    def floor(self) -> float:
+        """Loss below which only a fit of noise takes the stage."""
+        return sum(term.floor for term in self.terms)
+
+    @property
     def annealing(self) -> np.ndarray:
         """Fraction of the way to the final values left at each step (steps,): from 1 to 0 along half a cosine."""
         return 0.5 + 0.5 * np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))

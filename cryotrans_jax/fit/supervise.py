@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
@@ -178,11 +178,27 @@ def supervised(
     if any(messages) or any(state.failed):
         params, optimiser, state = restore_best(state, params, optimiser, messages, setting)
     score = losses.mean(0)
+    follows_noise = (score < stage.floor) & ~failed_targets(state)
     if inputs.validation is not None:
         score = np.asarray(losses_of(params, inputs.validation, layout))
+    if follows_noise.any():
+        params = where_target(follows_noise, state.watch.kept, params)
+        say_that_noise_is_followed(follows_noise, state, setting.callbacks)
     state = state._replace(params=params, optimiser=optimiser)
-    score = np.where([bool(what) for what in messages], np.nan, score)
-    return state._replace(watch=update_watch(state, stage, score, setting.supervision))
+    score = np.where(follows_noise | [bool(what) for what in messages], np.nan, score)
+    watch = update_watch(state, stage, score, setting.supervision)
+    ends = np.array([own.steps for own in stage.of_each(len(score))])
+    return state._replace(watch=watch._replace(skipped=np.where(follows_noise, ends - state.step, watch.skipped)))
+
+
+def say_that_noise_is_followed(targets: Bool[np.ndarray, "targets"], state: State, callbacks: Callbacks) -> None:
+    """Say for which targets a stage ends because its loss is below its floor."""
+    for target in np.flatnonzero(targets):
+        callbacks.on_setback(
+            int(target),
+            f"by step {state.step} of stage {state.stage + 1} the carried map explains more than the signal in the "
+            "target, that is, it follows noise: the stage ends, and the parameters before these steps are kept",
+        )
 
 
 def update_watch(state: State, stage: Stage, score: np.ndarray, rules: Supervision) -> Watch:

@@ -3,6 +3,7 @@
 A further term is a class like these: a frozen dataclass of plain values (text, numbers, tuples) with a method `make`.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,11 +32,13 @@ class TermSettings:
         label: name of the term, for people.
         matches: whether it compares with the target's density, so that a second half-map can validate it.
         rigid: whether it needs the tetrahedra of the nodes.
+        floor: below which only a fit of noise takes it.
     """
 
     label: ClassVar[str]
     matches: ClassVar[bool] = False
     rigid: ClassVar[bool] = False
+    floor: ClassVar[float] = -math.inf
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Term:
         """Make the term; called for each stage and target.
@@ -119,6 +122,7 @@ class Matched(TermSettings):
     nearby: float = 3.0
     label = "matched"
     matches = True
+    floor = 0.0  # all of the signal is explained; the power that it is relative to is without that of the noise
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Matched:
         """Make the term."""
@@ -174,6 +178,7 @@ class Rigidity(TermSettings):
     balance: Balance = Balance()
     label = "rigidity"
     rigid = True
+    floor = 0.0
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
@@ -200,6 +205,7 @@ class PublishedRigidity(TermSettings):
     beside: W2 | L2
     label = "rigidity"
     rigid = True
+    floor = 0.0
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""

@@ -13,7 +13,12 @@ from cryotrans_jax.core.losses import Carried
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.levels import Sampling, make_levels
+from cryotrans_jax.fit.morph import morph
+from cryotrans_jax.fit.options import Options, Waypoint
+from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.targets import rigidity_factor
+from cryotrans_jax.fit.terms import Matched
+from cryotrans_jax.io import atoms
 from cryotrans_jax.io.chain import Chain
 
 FIELD = Field(Velocity(width=16, centre=0.5), 4)
@@ -110,3 +115,22 @@ def test_its_gradient_is_finite_where_two_residues_meet(chained):
     term, nodes = made(chained)
     gradient = jax.grad(lambda nodes: term(Carried(nodes, nodes[:, 0], nodes)))(jnp.zeros(nodes.shape, jnp.float32))
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("waypoint", [False, True])
+def test_a_fit_with_a_model_keeps_its_backbone(maps, models, waypoint):
+    """With two targets of their own, and on the way through a map to another one."""
+    stage = Stage((Matched(), Backbone(weight=30.0)), 40, 1e-2, 1e-3, bin=2, sampling=2, spacing=6.0)
+    config = Config((stage,), Field(Velocity(width=16, centre=0.5, waves=8, wave_number=6.0), 4))
+    targets, passed = ([maps[1]], [Waypoint(maps[2], 0.5)]) if waypoint else ([maps[1], maps[2]], [])
+
+    def strain(schedule):
+        recipe = replace(config, schedule=schedule)
+        fit = morph(maps[0], targets, Options(recipe, align="none"), model=models[0], waypoints=passed)
+        moved = atoms.positions(fit.move(models[0]))
+        before = np.linalg.norm(np.diff(atoms.positions(models[0]), axis=0), axis=1)
+        return np.abs(np.linalg.norm(np.diff(moved, axis=0), axis=1) / before - 1).mean(), fit.history[0][-1]
+
+    with_it, loss = strain((stage,))
+    without, _ = strain((replace(stage, terms=stage.terms[:1]),))
+    assert np.isfinite(loss).all() and with_it < 0.7 * without

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -83,3 +84,24 @@ def test_a_flow_that_fits_no_better_than_the_start_is_not_kept(maps, rate):
         assert moved > 0.1 and not said
     else:  # the first weights are random: they move the map, and to no end
         assert moved < 1e-4 and len(said) == 1 and "given back unmoved" in said[0]
+
+
+def test_a_loss_below_its_floor_ends_the_stage_with_the_parameters_before(maps, monkeypatch):
+    """More than all of the signal is explained if its power was taken to be too small."""
+    monkeypatch.setattr("cryotrans_jax.fit.terms.signal_power", lambda volume, *_: np.float32(0.3 * np.sum(volume**2)))
+    said = []
+
+    def fitted(rate, *stages):
+        first = Stage((Matched(),), 100, rate, rate, bin=2, sampling=2)
+        config = Config((first, *stages), Field(Velocity(width=16, centre=0.5, init_std=0.05), 2))
+        running = Running(on_setback=lambda target, what: said.append((target, what)))
+        return morph(maps[0], maps[1:], Options(config, align="none"), running=running)
+
+    fit = fitted(3e-3)
+    assert len(fit.history[0]) == 25 and (fit.history[0] < 0).any() and not fit.failed
+    assert [target for target, _ in said] == [0, 1] and all("follows noise" in what for _, what in said)
+    for found, start in zip(jax.tree.leaves(fit.params), jax.tree.leaves(fitted(0.0).params), strict=True):
+        np.testing.assert_array_equal(found, start)
+    monkeypatch.undo()
+    said.clear()
+    assert len(fitted(3e-3).history[0]) == 100 and not said
