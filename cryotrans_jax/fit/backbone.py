@@ -1,7 +1,7 @@
 """The backbone of a model of the initial map: residues that follow one another stay as far apart as they are.
 
-No motion of a molecule changes these distances, but noise does that strains its map. Density alone does not hold a chain
-together either: bodies that slide along each other may tear it.
+No motion of a molecule changes these distances. Noise that strains its map does, and so do bodies that slide along each
+other: density alone does not hold a chain together.
 """
 
 from dataclasses import dataclass

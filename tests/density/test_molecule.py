@@ -11,10 +11,10 @@ SIZE = np.array([1.0, 1.0, 2.0])
 ORIGIN = np.array([-20.0, 7.0, 100.0])
 
 
-def outlined(mass, sites=None, rules=OutlineRules()):
+def outlined(mass, sites=None, **rules):
     """The outline, with residues at these places from the middle of the first voxel."""
     chain = None if sites is None else Chain(sites + ORIGIN, np.zeros(len(sites), bool))
-    return outline(Map(mass, SIZE, ORIGIN), chain, rules)
+    return outline(Map(mass, SIZE, ORIGIN), chain, OutlineRules(**rules))
 
 
 def slabs(apart):
@@ -35,7 +35,7 @@ def test_a_gap_belongs_to_the_molecule_if_it_is_narrow(apart, filled):
 
 
 def test_wider_gaps_are_filled_where_the_rules_say_so():
-    assert outlined(slabs(12), None, OutlineRules(gap=14.0))[26, 16, 8]
+    assert outlined(slabs(12), gap=14.0)[26, 16, 8]
 
 
 def test_with_a_model_the_molecule_is_where_its_residues_are():
