@@ -218,8 +218,8 @@ def make_piece(
         nodes, edges = node_indices(lattice), np.full(3, spacing / problem.frame.edge)
     rows, share = make_tetrahedra(nodes, cells, held) if sampling.tetrahedra else (np.zeros((0, 4), int), np.zeros(0))
     corner = (x if lattice is None else np.asarray(lattice.nodes))[rows[:, 0]]
-    edges, share = (a.astype(np.float32) for a in (edges, share))
-    tetrahedra = Tetrahedra(rows, edges, share, corner, np.zeros(len(rows), int))
+    part = np.zeros(len(rows), int)
+    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), share.astype(np.float32), corner, part)
     return Piece(x, rho.astype(np.float32), lattice, tetrahedra, float(held.sum()))
 
 
