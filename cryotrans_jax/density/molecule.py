@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
@@ -55,17 +54,19 @@ def gaps(
     dilated = ndimage.distance_transform_edt(~np.pad(blocks, [(n, n) for n in rim]), sampling=size) <= half
     closed = ndimage.distance_transform_edt(dilated, sampling=size) > half
     inner = closed[tuple(slice(n, -n) for n in rim)]
-    return np.kron(inner, np.ones((factor,) * 3, bool))
+    for axis in range(3):
+        inner = np.repeat(inner, factor, axis)
+    return inner
 
 
 def near(
     sites: Float[np.ndarray, "n 3"], shape: tuple[int, ...], voxel_size: Float[np.ndarray, "3"], reach: float
 ) -> Bool[np.ndarray, "x y z"]:
     """Voxels within reach (Å) of some places, which are in Å from the middle of the first voxel."""
-    found = np.zeros(shape, bool)
-    ends = [np.floor((sites.min(0) - reach) / voxel_size), np.ceil((sites.max(0) + reach) / voxel_size) + 1]
-    low, high = np.clip(ends, 0, shape).astype(int)
-    voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), -1)
-    away = cKDTree(sites).query(voxels * voxel_size, distance_upper_bound=1.01 * reach)[0]
-    found[tuple(map(slice, low, high))] = away <= reach
+    found, most = np.zeros(shape, bool), np.ceil(reach / voxel_size).astype(int) + 1
+    around = np.argwhere(np.ones(2 * most + 1, bool)) - most
+    for site in sites:
+        voxels = np.rint(site / voxel_size).astype(int) + around
+        inside = ((voxels >= 0) & (voxels < shape)).all(1)
+        found[tuple(voxels[inside & (np.linalg.norm(voxels * voxel_size - site, axis=1) <= reach)].T)] = True
     return found
