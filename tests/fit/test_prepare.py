@@ -356,7 +356,7 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
         initial, target, _ = blurring(noise)
         target = Map(scale * target.density, target.voxel_size, target.origin)
         problem = prepare.prepare(initial, [target, initial], Resolutions(3.0, [7.0, 3.0]))
-        return [targets.rigidity_factor(problem, number, 0.045, 0.5) for number in range(2)]
+        return [targets.rigidity_factor(problem, number, targets.Balance(noise_weight=0.5)) for number in range(2)]
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
