@@ -92,9 +92,9 @@ def owners(problem: Problem, x: Float[np.ndarray, "residues 3"], target: int) ->
     shape = np.array(problem.molecule.shape)
     voxel = np.floor((x - problem.corner) * problem.frame.edge / problem.voxel_size).astype(int)
     at, inside = tuple(np.clip(voxel, 0, shape - 1).T), ((voxel >= 0) & (voxel < shape)).all(1)
-    carried = problem.carried_molecule
-    carried = carried if carried.ndim == 3 else carried[target]
-    part = np.zeros(len(x), int) if problem.labels is None else problem.labels[target][at] - 1
+    trajectory, carried = 0 if problem.waypoints else target, problem.carried_molecule
+    carried = carried if carried.ndim == 3 else carried[trajectory]
+    part = np.zeros(len(x), int) if problem.labels is None else problem.labels[trajectory][at] - 1
     return np.where(inside & carried[at], part, -1)
 
 

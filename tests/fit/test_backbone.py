@@ -134,3 +134,15 @@ def test_a_fit_with_a_model_keeps_its_backbone(maps, models, waypoint):
     with_it, loss = strain((stage,))
     without, _ = strain((replace(stage, terms=stage.terms[:1]),))
     assert np.isfinite(loss).all() and with_it < 0.7 * without
+
+
+def test_on_the_way_through_a_map_residues_are_held_by_the_parts_of_the_only_trajectory(problem, chained, divided):
+    """Each map that is passed has a term of its own, and the parts are those of the whole way."""
+    labels = np.zeros(np.array(problem.start) + problem.initial.shape, int)
+    labels[tuple(slice(first, None) for first in problem.start)] = divided.labels[0]
+    passing = replace(problem, waypoints=(0.5,), chain=chained.chain).divide([np.maximum(labels, 1)])
+    (level,) = make_levels(passing, FIELD, Sampling(1, 1, 6.0, True))
+    first, last = (Backbone().make(passing, level, 1, target) for target in range(2))
+    assert first.counted.any()
+    np.testing.assert_array_equal(first.nodes, last.nodes)
+    np.testing.assert_array_equal(first.counted, last.counted)
