@@ -49,3 +49,8 @@ def points_of_blocks(
     factor = np.maximum(np.rint(spacing / voxel_size), 1).astype(int)
     x, held, filled = block_points(pad_to_blocks(mass, factor), factor)
     return origin + (x - 0.5) * voxel_size, held, filled, factor
+
+
+def power_of_two(wanted: float) -> int:
+    """Power of two nearest to the wanted factor, from 1 to 8 (the crop is a multiple of 8 voxels)."""
+    return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))

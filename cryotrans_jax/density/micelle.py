@@ -163,7 +163,9 @@ def proteins(
         The protein of each map; None where that is the whole map.
     """
     resolutions, masked = resolutions or [None] * len(maps), masked or [False] * len(maps)
-    start = None if all(masked) else measure_detail(maps[0], resolutions[0], rules)
+    if all(masked):
+        return [None] * len(maps)
+    start = measure_detail(maps[0], resolutions[0], rules)
     first = None if start is None or masked[0] else start.detailed_part()
     if first and model is not None and share_in_mask(model, maps[0], first.mask) < rules.modelled:
         first = None

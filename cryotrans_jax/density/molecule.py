@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 
@@ -30,7 +31,7 @@ class OutlineRules:
 
 
 def outline(mass: Map, chain: Chain | None = None, rules: OutlineRules = OutlineRules()) -> Bool[np.ndarray, "x y z"]:
-    """Outline a molecule: its mass, and what is near the residues of its model; without a model, gaps in the mass.
+    """Outline a molecule: its mass, and what surrounds the residues of its model or, without one, fills narrow gaps.
 
     Args:
         mass: density above a threshold, 0 elsewhere; its sides are multiples of 8 voxels.
@@ -46,8 +47,8 @@ def outline(mass: Map, chain: Chain | None = None, rules: OutlineRules = Outline
 def gaps(
     shown: Bool[np.ndarray, "x y z"], voxel_size: Float[np.ndarray, "3"], rules: OutlineRules
 ) -> Bool[np.ndarray, "x y z"]:
-    """Coarse voxels in gaps, and of what is shown, by the closing of mathematical morphology."""
-    factor = int(np.clip(2 ** np.round(np.log2(rules.voxel / voxel_size.min())), 1, 8))
+    """What is shown, with narrow gaps closed (morphological closing), on coarse voxels."""
+    factor = power_of_two(rules.voxel / voxel_size.min())
     size, half = factor * voxel_size, 0.5 * rules.gap
     blocks = shown.reshape([m for n in shown.shape for m in (n // factor, factor)]).any((1, 3, 5))
     rim = np.ceil(half / size).astype(int) + 1

@@ -70,7 +70,7 @@ class Problem:
 
     @property
     def carried_molecule(self) -> Bool[np.ndarray, "*trajectories x y z"]:
-        """Where what is carried is: the molecule, or its asymmetric unit."""
+        """Outline of the molecule, or of its asymmetric unit where only that is carried."""
         return self.molecule if self.unit is None else self.molecule & (self.unit > 0)
 
     @property
@@ -122,7 +122,7 @@ class Problem:
 
     @property
     def labels_and_carried(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each trajectory the labels of its parts, the mass that is carried, and where that is."""
+        """For each trajectory the labels of its parts, the mass that is carried, and its outline."""
         assert self.labels is not None
         both = (np.broadcast_to(a, self.labels.shape) for a in (self.carried, self.carried_molecule))
         return zip(self.labels, *both, strict=True)

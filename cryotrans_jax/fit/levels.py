@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.grid import block_points
 from cryotrans_jax.core.train import Scene
-from cryotrans_jax.density.boxes import bounding_box
+from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.motion.lattice import (
     Lattice,
@@ -90,7 +90,7 @@ class Carried(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The points of what is carried by one velocity field.
+    """Sampled points that one velocity field carries.
 
     Attributes:
         x: positions of the mass.
@@ -133,7 +133,7 @@ def make_levels(problem: Problem, field: FieldMotion, sampling: Sampling) -> lis
 
 
 def parts_of(labels: np.ndarray, mass: np.ndarray, molecule: np.ndarray) -> Iterator[Carried]:
-    """The parts of what is carried, in the order of their labels (1, 2, ...)."""
+    """Mass and outline of each part, in the order of the labels (1, 2, ...)."""
     for part in range(1, int(labels.max()) + 1):
         own = labels == part
         yield Carried(np.where(own, mass, 0), own & molecule)
@@ -209,9 +209,8 @@ def make_piece(
     if spacing:
         _, held, inside = block_points(carried.molecule.astype(np.float32), step)
         low, high = bounding_box(inside)
-        box = tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))
-        more = np.zeros(3, int) if sides is None else sides - (high - low)
-        around, points = (np.pad(a[box], [(0, n) for n in more]) for a in (inside, filled))
+        end = high if sides is None else low + sides
+        around, points = (crop(a, low, end) > 0 for a in (inside, filled))
         pitch = spacing / (step * problem.voxel_size.min())
         lattice = make_lattice(points, problem.corner + low * step * unit, step * unit, pitch, around)
         cells = cell_indices(np.argwhere(inside) - low, spacing / (step * problem.voxel_size))

@@ -54,8 +54,8 @@ def morph(
         initial: the initial map, or the path of an MRC file.
         targets: one or several target maps, or paths.
         options: recipe, thresholds, resolutions, parts, symmetry and more.
-        model: atomic model of the initial map; the search for rigid bodies follows its chain, and where it is, is
-            the molecule. `Fit.move` carries any model, given here or not.
+        model: atomic model of the initial map; the search for rigid bodies follows its chain, and it
+            outlines the molecule. `Fit.move` carries any model, given here or not.
         halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
             the best parameters and stops stages early. Threshold, blur and motion are still the target's.
         waypoints: maps that the flow passes on its way to the only target.

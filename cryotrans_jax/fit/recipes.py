@@ -8,6 +8,7 @@ import numpy as np
 
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
+from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.better_end import KeepStart
@@ -193,11 +194,6 @@ def screw_and_network(problem: Problem) -> Screw:
     bends = len(problem.waypoints) + 1  # the path may bend at each waypoint
     steps = max(2 * EULER_STEPS, 2 * bends) if bends > 1 else EULER_STEPS
     return Screw(Field(network, steps), problem.waypoints)
-
-
-def power_of_two(wanted: float) -> int:
-    """Power of two nearest to the wanted factor, from 1 to 8 (the crop is a multiple of 8 voxels)."""
-    return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from scipy.linalg import lapack
 
 from cryotrans_jax.core.grid import binned, block_points
 from cryotrans_jax.core.programs import program
+from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.thresholds import mass_fraction_threshold
 
@@ -158,7 +159,7 @@ def describe(
     The density blurred by several widths, and the square roots of the eigenvalues of the structure tensor (the mean
     outer product of the gradient with itself) for several widths of both.
     """
-    factor = int(np.clip(2 ** np.round(np.log2(search.working_voxel / voxel_size.min())), 1, 8))
+    factor = power_of_two(search.working_voxel / voxel_size.min())
     density, size = binned(density, factor), voxel_size * factor
     index = (x / size - 0.5).T
     at = lambda volume: ndimage.map_coordinates(volume, index, order=1, mode="nearest")  # noqa: E731

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cryotrans_jax.core.grid import binned
+from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
@@ -95,7 +96,7 @@ def dock_target(
         search: how pieces are docked.
         known: motions that may be right, Å.
     """
-    factor = int(np.clip(2 ** np.round(np.log2(search.voxel / problem.voxel_size.min())), 1, 8))
+    factor = power_of_two(search.voxel / problem.voxel_size.min())
     size = factor * problem.voxel_size
     origin = problem.frame.to_angstrom(problem.corner) + 0.5 * size
     shown = np.maximum(problem.densities[target], 0) * (problem.targets[target] > 0)

@@ -20,7 +20,7 @@ class Lattice(NamedTuple):
     """Nodes that control the voxels of a box, as a tuple of arrays that passes through jit (made with NumPy).
 
     Attributes:
-        nodes: positions (unit box) of the active nodes: the corners of the cells that contain voxels with nodes around.
+        nodes: positions (unit box) of the active nodes: the corners of all cells with a voxel that nodes surround.
         active: flat indices of the active nodes in the dense lattice.
         rim: flat indices of the nodes one further out, which cubic interpolation also uses.
         rim_sources: the active nodes from which each rim node is extrapolated, as numbers into `nodes`.

@@ -208,7 +208,7 @@ def local_correlations(
     y: Float[np.ndarray, "points motions 3"],
     free: Float[np.ndarray, "points motions"],
 ) -> Float[np.ndarray, "points motions"]:
-    """Local correlation of the blocks' density with what is free of the target where each motion takes them.
+    """Local correlation of the moved blocks with the target density that no other body explains.
 
     At the target's edge claims may exceed its density by far, so the correlation is clipped to -1 and 1.
     """

@@ -1,4 +1,4 @@
-"""Where a molecule is: its mass, gaps in it, and what is near its model."""
+"""The outline of a molecule, with a model and without."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def outlined(mass, sites=None, **rules):
 
 
 def slabs(apart):
-    """Two slabs of mass, so many voxels of 1 Å apart, in the middle of a box."""
+    """Two slabs of mass in the middle of a box, with this many empty voxels (1 Å) between them."""
     mass = np.zeros((48, 32, 16), np.float32)
     mass[16:20, 8:24, 4:12] = mass[20 + apart : 24 + apart, 8:24, 4:12] = 0.3
     return mass

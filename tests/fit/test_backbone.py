@@ -67,7 +67,7 @@ def divided(chained):
 
 @pytest.mark.parametrize("parts", ["chained", "divided"])
 def test_residues_move_with_the_nodes_around_them(parts, request):
-    """Exactly so in any affine motion; what is outside of the box is not carried."""
+    """Exactly so in any affine motion; a residue outside of the box is not carried."""
     problem = request.getfixturevalue(parts)
     term, nodes = made(problem)
     x = problem.frame.to_unit(problem.chain.x)[:12]

@@ -91,9 +91,9 @@ def test_a_loss_below_its_floor_ends_the_stage_with_the_parameters_before(maps, 
     monkeypatch.setattr("cryotrans_jax.fit.terms.signal_power", lambda volume, *_: np.float32(0.3 * np.sum(volume**2)))
     said = []
 
-    def fitted(rate, *stages):
+    def fitted(rate):
         first = Stage((Matched(),), 100, rate, rate, bin=2, sampling=2)
-        config = Config((first, *stages), Field(Velocity(width=16, centre=0.5, init_std=0.05), 2))
+        config = Config((first,), Field(Velocity(width=16, centre=0.5, init_std=0.05), 2))
         running = Running(on_setback=lambda target, what: said.append((target, what)))
         return morph(maps[0], maps[1:], Options(config, align="none"), running=running)
 

@@ -73,7 +73,7 @@ def masses(problem):
 
 
 def parts_alone(alone, both):
-    """For each part the problem of which it is all."""
+    """For each part a problem in which it is the whole molecule."""
     every = enumerate(masses(both), 1)
     return [replace(alone, initial=mass, molecule=both.molecule & (both.labels[0] == part)) for part, mass in every]
 
