@@ -59,3 +59,12 @@ def data_losses(fitting: Fitting, problem: Problem, stage: Stage) -> Float[np.nd
     matching = tuple(term for term in stage.terms if term.matches)
     inputs = stage_inputs(problem, fitting.field, replace(stage, terms=matching))
     return np.asarray(losses_of(fitting.state.params, inputs.validation or inputs.steps, fitting.layout))
+
+
+def whole_losses(fitting: Fitting, stage: Stage) -> Float[np.ndarray, "targets"]:
+    """The loss of each target by a stage, with all mass: `data_losses`, and the terms that do not compare."""
+    losses, others = data_losses(fitting, fitting.problem, stage), tuple(t for t in stage.terms if not t.matches)
+    if others:
+        inputs = stage_inputs(fitting.problem, fitting.field, replace(stage, terms=others))
+        losses = losses + np.asarray(losses_of(fitting.state.params, inputs.steps, fitting.layout))
+    return losses

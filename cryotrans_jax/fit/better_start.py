@@ -52,7 +52,8 @@ class KeepBetterStart(Action):
         trial = replace(following.shortened(self.trial_steps), patience=0)
         other = first_state(fitting.problem, fitting.config, fitting.field)
         ((other, _),) = fitting.try_stage(self.other, [other])
-        better = doubted & lower_losses(*fitting.trial_losses(trial, (state, other))) & ~failed_targets(other)
+        ends = [losses[-1] for _, losses in fitting.try_anew(trial, (state, other))]
+        better = doubted & lower_losses(*ends) & ~failed_targets(other)
         chosen = state._replace(params=where_target(better, other.params, state.params))
         first = fitting.config.stages[0].label
         return replace(fitting, state=with_starts(chosen, better, self.other.label, first))

@@ -15,7 +15,7 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.better_end import data_losses
+from cryotrans_jax.fit.better_end import data_losses, whole_losses
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
 from cryotrans_jax.fit.state import State, begin_stage, failed_targets, lower_losses, where_target, with_starts
@@ -24,6 +24,7 @@ from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
 from cryotrans_jax.motion.docking import DockingSearch, dock_target
+from cryotrans_jax.motion.offers import Docked
 from cryotrans_jax.motion.partition import (
     AsymmetricUnit,
     Partition,
@@ -67,11 +68,11 @@ class DockBodies(Action):
     """Find rigid bodies by docking pieces of the initial map, and keep them where they make a better start.
 
     A domain that turns by a large angle, or passes behind another one, is found by docking and by no flow. The loss
-    after a trial decides between the bodies that the fit has and those. A fit with waypoints keeps its bodies: docking
+    after a trial decides between the bodies that the fit has and those of each search that ends elsewhere. A fit with waypoints keeps its bodies: docking
     finds where they end, and not the way there.
 
     Attributes:
-        trial: stage that is fitted from both.
+        trial: stage that is fitted from each.
         search: how pieces are docked.
         smallest: how small a body may be.
     """
@@ -91,20 +92,31 @@ class DockBodies(Action):
             return fitting
         found = [self.dock(fitting, target) for target in range(fitting.targets)]
         found += found[-1:] * (fitting.whole.trajectories - fitting.targets)  # copies that fill up the last devices
-        partitions = [partition for partition, _ in found]
-        docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in found])
-        before, after = (each.trial_losses(self.trial, (each.state,))[0] for each in (fitting, docked))
-        better = lower_losses(before, after) & ~failed_targets(fitting.state)
-        if not better.any():
-            return fitting
-        chosen = choose_bodies(fitting, docked, better)
-        first = fitting.config.stages[0].label
-        return replace(chosen, state=with_starts(chosen.state, better, "docked", first))
+        best, loss, first = fitting, self.loss(fitting), fitting.config.stages[0].label
+        for rank in range(max(len(each) for each in found)):
+            own = [each[min(rank, len(each) - 1)] for each in found]
+            partitions = [partition for partition, _ in own]
+            docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in own])
+            after = self.loss(docked)
+            better = lower_losses(loss, after) & ~failed_targets(fitting.state)
+            if better.any():
+                best, loss = choose_bodies(best, docked, better), np.where(better, after, loss)
+                best = replace(best, state=with_starts(best.state, better, "docked", first))
+        return best
 
-    def dock(self, fitting: Fitting, target: int) -> tuple[Partition, list[Transform]]:
-        """Dock pieces into one target; return the bodies, and the motion of each."""
+    def loss(self, fitting: Fitting) -> Float[np.ndarray, "targets"]:
+        """The loss of each target after the trial, with all mass."""
+        ((state, _),) = fitting.try_anew(self.trial, (fitting.state,))
+        return whole_losses(replace(fitting, state=state), self.trial)
+
+    def dock(self, fitting: Fitting, target: int) -> list[tuple[Partition, list[Transform]]]:
+        """Dock pieces into one target; return for each result the bodies, and the motion of each."""
+        known = motions_of_bodies(fitting, target)
+        return [self.bodies(fitting, each) for each in dock_target(fitting.whole, target, self.search, known)]
+
+    def bodies(self, fitting: Fitting, found: Docked) -> tuple[Partition, list[Transform]]:
+        """The bodies that blocks have chosen, and the motion of each."""
         whole, initial = fitting.whole, fitting.initial_map
-        found = dock_target(whole, target, self.search, motions_of_bodies(fitting, target))
         unit = asymmetric_unit(whole, initial)
         within = np.ones(len(found.owner), bool)
         if unit is not None:

@@ -177,7 +177,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
         KeepBetterStart(transport),
         refine(250, 2e-3, 5e-4, BLURS[0], bodies=False),
         FindRigidBodies(),
-        DockBodies(trial=replace(refine(100, 5e-4, 1e-4, BLURS[0]), patience=0)),
+        DockBodies(trial=replace(refine(200, 5e-4, 1e-4), patience=0)),
         refine(100, 5e-4, 1e-4, WIDE_BLUR),
         refine(250, 5e-4, 1e-4, BLURS[0]),
         RedrawBorders(),

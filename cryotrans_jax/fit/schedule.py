@@ -116,10 +116,10 @@ class Fitting:
         inputs, setting = self.make_inputs(stage), self.setting(SILENT)
         return [fit_stage(stage, self.make_inputs, inputs, state, setting)[:2] for state in states]
 
-    def trial_losses(self, stage: Stage, states: Sequence[State]) -> list[Float[np.ndarray, "targets"]]:
-        """The losses after a stage that is begun anew from each of some states, silently."""
+    def try_anew(self, stage: Stage, states: Sequence[State]) -> list[tuple[State, np.ndarray]]:
+        """The same for a stage that is begun anew from each of the states."""
         begun = [begin_stage(state._replace(failed=(), setbacks=()), self.state.stage) for state in states]
-        return [losses[-1] for _, losses in self.try_stage(stage, begun)]
+        return self.try_stage(stage, begun)
 
     def fit(self) -> Fit:
         """The fit as it stands, which makes maps, frames and models."""

@@ -49,6 +49,7 @@ class DockingSearch:
         voxel: about the voxel size of the comparison, Å.
         balls: of each search, which are done until two agree.
         same: rms distance of the blocks in two results that agree, Å.
+        close: fraction by which a result may cost more than the best to be kept beside it.
         poses: how the poses of a piece are searched for.
         whole_poses: poses of the whole that are kept.
         piece_poses: poses of each piece that are kept.
@@ -68,6 +69,7 @@ class DockingSearch:
     voxel: float = 2.0
     balls: tuple[Balls, ...] = (Balls(8, 0.35), Balls(8, 0.5))
     same: float = 1.0
+    close: float = 0.1
     poses: PoseSearch = PoseSearch()
     whole_poses: int = 8
     piece_poses: int = 3
@@ -85,8 +87,8 @@ class DockingSearch:
 
 def dock_target(
     problem: Problem, target: int, search: DockingSearch = DockingSearch(), known: Sequence[Transform] = ()
-) -> Docked:
-    """Dock pieces of a problem's initial map into one of its targets.
+) -> list[Docked]:
+    """Dock pieces of a problem's initial map into one of its targets; see `dock` for what is returned.
 
     Densities are compared with all their detail and noise, within the target's mask.
 
@@ -113,11 +115,11 @@ def dock(
     search: DockingSearch = DockingSearch(),
     chain: Chain | None = None,
     known: Sequence[Transform] = (),
-) -> Docked:
+) -> list[Docked]:
     """Dock pieces of the initial map into the target, and let blocks of the map choose among the poses.
 
-    No search finds the best bodies for certain. Therefore several are done, with other pieces, until two agree; the
-    least cost decides. Motions that are known are where one more begins, which searches no further.
+    No search finds the best bodies for certain. Therefore several are done, with other pieces, until two agree. Motions
+    that are known are where one more begins, which searches no further.
 
     Args:
         initial: the initial map's mass.
@@ -126,18 +128,24 @@ def dock(
         search: how pieces are docked.
         chain: of a model of the initial map.
         known: motions that may be right, such as those of bodies in a flow, Å.
+
+    Returns:
+        Results that differ, the one of least cost first. Those that cost much more than it are left out.
     """
     pieces = Pieces(initial, target, max(resolution, search.resolution), search.block, search.max_blocks, search.poses)
     docking = Docking(pieces, search, chain)
-    best = docking.settle(known, searching=0) if known else None
+    results = [docking.settle(known, searching=0)] if known else []
     for balls in search.balls:
-        found = docking.settle(docking.candidates(balls), search.searching)
-        agree = best is not None and rms_distance(found.moved, best.moved) <= search.same
-        best = found if best is None or found.cost < best.cost else best
-        if agree:
+        found, agrees = docking.settle(docking.candidates(balls), search.searching), False
+        for place, other in enumerate(results):
+            if agrees := rms_distance(found.moved, other.moved) <= search.same:
+                results[place] = min(found, other, key=lambda result: result.cost)
+                break
+        if agrees:
             break
-    assert best is not None, "DockingSearch.balls is empty"
-    return best
+        results.append(found)
+    results.sort(key=lambda result: result.cost)
+    return [each for each in results if each.cost <= (1 + search.close) * results[0].cost]
 
 
 @dataclass(frozen=True)

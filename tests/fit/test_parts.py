@@ -258,13 +258,17 @@ def test_bodies_are_found_and_go_on_as_rigid_where_the_whole_left_them(sliding, 
 
 
 def test_docked_bodies_are_taken_by_the_targets_that_they_fit_better(sliding, monkeypatch):
-    """The second target is the initial map itself; no stage moves anything, so that the choice alone is seen."""
+    """Also where another result of the docking costs less.
+
+    The second target is the initial map itself; no stage moves anything, so that the choice alone is seen.
+    """
     initial, target, labels, x, shift = sliding
 
     def docked(problem, number, search, known):
         blocks = make_blocks(np.maximum(initial.density, 0), initial, 4.0)
         motions = [Transform(np.eye(3), np.array([0.0, 0, along])) for along in (4.0, -4.0)]
-        return Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions, 0.0)
+        right = Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions, 2.0)
+        return [right._replace(motions=motions[::-1], cost=1.0), right, right._replace(motions=motions[:1] * 2)]
 
     monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", docked)
     still = Stage((Matched(blur=3.0),), 1, 0.0, 0.0, bin=2)

@@ -54,13 +54,18 @@ def errors(first, second, first_end, second_end, noise):
     return np.linalg.norm(docked_ends(x, y, noise, rounds=4, searching=2) - y, axis=1)
 
 
-def docked(x, y, noise=0.0, chain=None, known=(), **search):
-    """The map of points x docked into that of y, by one search."""
+def results(x, y, noise=0.0, chain=None, known=(), **search):
+    """The results of docking the map of points x into that of y, by one search."""
     problem = replace(prepare.prepare(density(x), [density(y, noise)], Resolutions(6.0, 6.0)), chain=chain)
     search = {"balls": (docking.Balls(8, 0.35),)} | search
     found = docking.dock_target(problem, 0, docking.DockingSearch(**search), known)
-    assert np.abs(found.match).max() <= 1
+    assert all(np.abs(each.match).max() <= 1 for each in found)
     return found
+
+
+def docked(x, y, noise=0.0, chain=None, known=(), **search):
+    """The result of least cost."""
+    return results(x, y, noise, chain, known, **search)[0]
 
 
 def docked_ends(x, y, noise=0.0, chain=None, **search):
@@ -148,8 +153,8 @@ def test_two_domains_that_are_alike_are_not_put_in_one_place():
     assert max(each) < 1.5 and wrong < 0.15
 
 
-def test_of_several_searches_and_known_motions_the_least_cost_is_kept(monkeypatch):
-    """No further search is done once one agrees with the best result so far."""
+def test_of_several_searches_and_known_motions_the_least_cost_comes_first(monkeypatch):
+    """No further search is done once one agrees with a result so far."""
     first, second = domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]
     end = turned(second, 170, [1, 0.3, 0.2], [4, 0, 0])
     x, y = np.concatenate([first, second]), np.concatenate([first, end])
@@ -169,6 +174,8 @@ def test_of_several_searches_and_known_motions_the_least_cost_is_kept(monkeypatc
     assert begun == [weak]
     assert cost((), weak, strong) == found and begun == [weak, strong]
     assert cost((), weak, weak, strong) == missed and begun == [weak, weak]
+    for close, kept in ((0.1, [found]), (9.0, [found, missed])):
+        assert [each.cost for each in results(x, y, balls=(weak, strong), close=close, **poor)] == kept
 
 
 def test_a_molecule_that_does_not_move_stays():
