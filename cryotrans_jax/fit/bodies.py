@@ -68,8 +68,8 @@ class DockBodies(Action):
     """Find rigid bodies by docking pieces of the initial map, and keep them where they make a better start.
 
     A domain that turns by a large angle, or passes behind another one, is found by docking and by no flow. The loss
-    after a trial decides between the bodies that the fit has and those of each search that ends elsewhere. A fit with waypoints keeps its bodies: docking
-    finds where they end, and not the way there.
+    after a trial decides between the bodies that the fit has and those of each search that ends elsewhere. A fit with
+    waypoints keeps its bodies: docking finds where they end, and not the way there.
 
     Attributes:
         trial: stage that is fitted from each.

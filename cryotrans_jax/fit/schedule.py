@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.density.align import Alignment
