@@ -30,6 +30,8 @@ class Problem:
             target is sharper.
         residual_blurs: the same for the sharpened `densities`, Å².
         denoising_blurs: variance (Å²) of the blur that removed the noise before the masses were taken.
+        noise: power of the noise of each of the `densities` in each Fourier shell, as the variance of white noise that
+            has this power in all.
         report: for each map the threshold used and the fraction of its positive mass kept.
         validation_densities: the second half-maps, treated like `densities`.
         waypoints: times at which the trajectory passes the targets but the last, where it ends; empty: one trajectory
@@ -53,6 +55,7 @@ class Problem:
     blurs: np.ndarray
     residual_blurs: np.ndarray
     denoising_blurs: np.ndarray
+    noise: Float[np.ndarray, "targets shells"]
     report: dict
     validation_densities: Float[np.ndarray, "targets x y z"] | None = None
     waypoints: tuple[float, ...] = ()
@@ -134,9 +137,9 @@ class Problem:
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        names = ("targets", "densities", "blurs", "residual_blurs", "denoising_blurs", "validation_densities", "labels")
+        names = ("targets", "densities", "blurs", "residual_blurs", "denoising_blurs", "noise")
         chosen: dict[str, Any] = {}
-        for name in names:
+        for name in (*names, "validation_densities", "labels"):
             values = getattr(self, name)
             chosen[name] = None if values is None else values[list(targets)]
         return replace(self, **chosen)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from cryotrans_jax.density.align import AlignmentSearch
 from cryotrans_jax.density.micelle import MicelleRules
 from cryotrans_jax.density.molecule import OutlineRules
+from cryotrans_jax.density.noise import NoiseRules
 from cryotrans_jax.density.spectrum import SharpeningRules
 from cryotrans_jax.density.symmetry import Symmetry
 from cryotrans_jax.density.thresholds import ThresholdRules
@@ -62,6 +63,7 @@ class Preparation:
         thresholds: how thresholds are chosen.
         outline: how the molecule is outlined that the initial map shows.
         sharpening: how far targets are sharpened.
+        noise: how the noise of targets is measured.
         micelle: how the commands recognise a micelle or nanodisc; `morph` does not remove any.
         whole_box: whether the unit box is the maps' whole box without a crop (the paper). Otherwise it is the cube
             around the initial map's mass, and everything is cropped to the mass of all maps and a margin.
@@ -73,6 +75,7 @@ class Preparation:
     thresholds: ThresholdRules = ThresholdRules()
     outline: OutlineRules = OutlineRules()
     sharpening: SharpeningRules = SharpeningRules()
+    noise: NoiseRules = NoiseRules()
     micelle: MicelleRules = MicelleRules()
     whole_box: bool = False
     margin: float = 8.0

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.molecule import outline
+from cryotrans_jax.density.noise import Noise, NoiseRules, measure_noise
 from cryotrans_jax.density.problem import Problem
-from cryotrans_jax.density.spectrum import blur_between, sharpen, sharpening_variance
+from cryotrans_jax.density.spectrum import SharpeningRules, blur_between, sharpen, sharpening_variance
 from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise
 from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
 from cryotrans_jax.io.chain import Chain
@@ -48,20 +49,16 @@ def prepare(
         InputError: no density is above a threshold.
     """
     start = Thresholded.of(initial, "initial map", thresholds.initial, thresholds.volume, rules.thresholds, False)
-    ends = [
-        Thresholded.of(target, name, thresholds.targets, thresholds.volume, rules.thresholds, True)
-        for target, name in zip(targets, names_of(len(targets), len(waypoints)), strict=True)
-    ]
-    each = zip(resolutions.of_targets(len(targets)), targets, strict=True)
-    blurs = np.array([blur_between(initial, target, resolutions.initial, known) for known, target in each])
+    names, common = names_of(len(targets), len(waypoints)), (thresholds.targets, thresholds.volume, rules.thresholds)
+    ends = [Thresholded.of(map_, name, *common, True) for map_, name in zip(targets, names, strict=True)]
+    known = resolutions.of_targets(len(targets))
+    pairs = zip(targets, known, strict=True)
+    blurs = np.array([blur_between(initial, target, resolutions.initial, own) for target, own in pairs])
     compared, validating = zip(*halves, strict=True) if halves else (targets, None)
-    shown = zip(compared, ends, blurs, strict=True)
-    sharpenings = np.array(
-        [sharpening_variance(initial, map_, end.by_rule > 0, blur, rules.sharpening) for map_, end, blur in shown]
-    )
+    sharpenings = sharpening_variances(initial, compared, ends, blurs, rules.sharpening)
     size, whole = initial.voxel_size, (np.zeros(3, int), np.array(start.mass.shape))
-    every = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
-    low, high = to_multiple(*(whole if rules.whole_box else padded_box(every, rules.margin / size)))
+    shown_mass = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
+    low, high = to_multiple(*(whole if rules.whole_box else padded_box(shown_mass, rules.margin / size)))
     scale = start.mass.max()
 
     def densities(maps: Sequence[Map]) -> Float[np.ndarray, "targets x y z"]:
@@ -70,23 +67,63 @@ def prepare(
         return np.stack([crop(sharpen(map_, gain).density * factor, low, high) for map_, gain, factor in parts])
 
     scales = [start.mass.sum() / end.mass.sum() / scale for end in ends]
-    carried = crop(start.mass / scale, low, high)
+    carried = Map(crop(start.mass / scale, low, high), size, initial.origin + low * size)
+    masses = np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)])
+    shown, second = densities(compared), densities(validating) if validating else None
+    noise = noises(carried, shown, second, masses, known, rules.noise)
     return Problem(
-        initial=carried,
-        molecule=outline(replace(initial, density=carried, origin=initial.origin + low * size), chain, rules.outline),
-        targets=np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)]),
-        densities=densities(compared),
+        initial=carried.density,
+        molecule=outline(carried, chain, rules.outline),
+        targets=masses,
+        densities=shown,
         start=low,
         voxel_size=size,
         frame=cube_about(*(whole if rules.whole_box else bounding_box(start.mass > 0)), initial, rules.whole_box),
         blurs=blurs,
         residual_blurs=blurs - sharpenings,
         denoising_blurs=np.array([end.denoised**2 for end in ends]),
-        report={"initial": start.report, "targets": [end.report for end in ends], "origin": initial.origin},
-        validation_densities=densities(validating) if validating else None,
+        noise=np.stack([each.power for each in noise]),
+        report=reports(start, ends, initial, noise),
+        validation_densities=second,
         waypoints=tuple(waypoints),
         chain=chain,
     )
+
+
+def sharpening_variances(
+    initial: Map,
+    targets: Sequence[Map],
+    ends: Sequence["Thresholded"],
+    blurs: Float[np.ndarray, "targets"],
+    rules: SharpeningRules,
+) -> Float[np.ndarray, "targets"]:
+    """Variance (Å²) of the blur that can be removed from each target; see `sharpening_variance`."""
+    each = zip(targets, ends, blurs, strict=True)
+    return np.array([sharpening_variance(initial, map_, end.by_rule > 0, blur, rules) for map_, end, blur in each])
+
+
+def noises(
+    like: Map,
+    shown: Float[np.ndarray, "targets x y z"],
+    other_halves: Float[np.ndarray, "targets x y z"] | None,
+    masses: Float[np.ndarray, "targets x y z"],
+    resolutions: Sequence[float | None],
+    rules: NoiseRules,
+) -> list[Noise]:
+    """The noise of each target, on the grid of a map; see `measure_noise`."""
+    others = [None] * len(shown) if other_halves is None else other_halves
+    each = zip(shown, masses > 0, others, resolutions, strict=True)
+    return [measure_noise(replace(like, density=own), mass, other, r, rules) for own, mass, other, r in each]
+
+
+def reports(start: "Thresholded", ends: Sequence["Thresholded"], initial: Map, noise: Sequence[Noise]) -> dict:
+    """What was chosen by rule and measured in the preparation."""
+    return {
+        "initial": start.report,
+        "targets": [end.report for end in ends],
+        "origin": initial.origin,
+        "noise": [each.source for each in noise],
+    }
 
 
 def names_of(targets: int, waypoints: int) -> list[str]:

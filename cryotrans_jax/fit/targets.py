@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 from cryotrans_jax.core import losses
 from cryotrans_jax.core.grid import binned
-from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import shell_power
 
@@ -91,24 +89,9 @@ def rigidity_factor(problem: Problem, target: int, balance: Balance = Balance())
     weight = s**2 * power * np.exp(-4 * np.pi**2 * rest * s**2)  # a shell has about s² coefficients
     detail = weight @ s**2 / weight.sum() / balance.detail_at_3a
     seen = weight * s**2
-    noise = float(seen @ noise_power(problem, target) / seen.sum())
+    noise = float(seen @ problem.noise[target] / seen.sum())
     noise *= volume / signal_power(density, density * ~inside, inside)
     return float(np.sqrt(min(detail, 1.0)) + balance.noise_weight * noise)
-
-
-def noise_power(problem: Problem, target: int, fade: float = 8.0) -> np.ndarray:
-    """Power of a target's noise in each Fourier shell, as the variance of white noise that has this power in all.
-
-    With half-maps it is that of their difference in the molecule. Without, it is measured outside of the molecule,
-    where the density counts more and more over `fade` Å; 0 where there is no outside.
-    """
-    density, halves = problem.densities[target], problem.validation_densities
-    outside = ndimage.distance_transform_edt(problem.targets[target] == 0, sampling=problem.voxel_size)
-    weight, noise = 1 - soft_edge(outside, fade), density
-    if halves is not None:
-        weight, noise = 1 - weight, (density - halves[target]) / np.sqrt(2)  # as strong as in the first alone
-    _, power = shell_power(noise * weight, problem.voxel_size)
-    return power / max(float(np.sum(weight**2)), 1.0)
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float], target: int) -> losses.Blur | None:

@@ -360,7 +360,7 @@ def test_the_rigidity_keeps_its_proportion_to_what_a_target_tells(blurring):
 
     (clear, own), (quiet, _), (noisy, _), (louder, _) = map(held, (0.0, 0.3, 1.0, 2.0))
     assert own == pytest.approx(1, abs=0.05)  # 3 Å
-    assert clear == pytest.approx(own, abs=1e-3)  # sharpened back to that
+    assert clear == pytest.approx(own, abs=2e-3)  # sharpened back to that
     assert quiet < 0.5 * own  # not sharpened any more
     assert louder - quiet == pytest.approx((4 - 0.09) / (1 - 0.09) * (noisy - quiet), rel=0.2) and noisy > 1.1 * quiet
     assert held(1.0, scale=7.0)[0] == pytest.approx(noisy, rel=1e-4)

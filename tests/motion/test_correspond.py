@@ -325,7 +325,9 @@ def plain(shape=(16, 16, 16), blur=0.0, quieting=0.0, initial=None, target=None)
     report = {"origin": ORIGIN}
     start = np.array([3, 1, 2])
     variances = np.array([blur]), np.array([blur]), np.array([quieting])
-    return Problem(initial, initial > 0, target[None], target[None], start, VOXEL, frame, *variances, report)
+    return Problem(
+        initial, initial > 0, target[None], target[None], start, VOXEL, frame, *variances, np.zeros((1, 1)), report
+    )
 
 
 def unit(problem, x):

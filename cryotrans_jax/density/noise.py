@@ -1,0 +1,88 @@
+"""The noise of a target, by spatial frequency: from its half-maps, its solvent, or the molecule's surface."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.spectrum import shell_power
+from cryotrans_jax.io.maps import Map
+
+
+@dataclass(frozen=True)
+class NoiseRules:
+    """How noise is measured.
+
+    Attributes:
+        fade: Å from the mass, over which the solvent's density counts more and more.
+        surface: Å from the mass, within which negative density shows the noise of a target that was masked.
+        nothing: fraction of that noise's standard deviation; where less is seen a target was masked.
+        least: solvent that is needed, as a fraction of the volume of the mass.
+    """
+
+    fade: float = 8.0
+    surface: float = 3.0
+    nothing: float = 0.01
+    least: float = 0.5
+
+
+class Noise(NamedTuple):
+    """Noise of a target.
+
+    Attributes:
+        power: of each Fourier shell, as the variance of white noise that has this power in all.
+        source: where it was measured: "half-maps", "solvent" or "surface"; "none" where there is none.
+    """
+
+    power: Float[np.ndarray, "shells"]
+    source: str
+
+
+def measure_noise(
+    target: Map,
+    inside: Bool[np.ndarray, "x y z"],
+    other_half: Float[np.ndarray, "x y z"] | None = None,
+    resolution: float | None = None,
+    rules: NoiseRules = NoiseRules(),
+) -> Noise:
+    """Measure the noise of a target.
+
+    That of a half-map is what it differs by from the other one in the molecule. Otherwise noise is measured in the
+    solvent. Around a target that was masked there is too little of it. But a molecule is not negative: the mean square
+    of negative density at its surface is the variance of the noise, which is taken to be white up to the resolution.
+
+    Args:
+        target: the target, or its first half-map.
+        inside: where the target's mass is.
+        other_half: the second half-map; None where the target is no half-map.
+        resolution: of the target, Å; None: noise at the surface is taken to be white.
+        rules: how noise is measured.
+    """
+    size = target.voxel_size
+    distance = ndimage.distance_transform_edt(~inside, sampling=size)
+    solvent = 1 - soft_edge(distance, rules.fade)
+    if other_half is not None:
+        return Noise(power_within((target.density - other_half) / np.sqrt(2), 1 - solvent, size), "half-maps")
+    negative = target.density[(distance > 0) & (distance <= rules.surface) & (target.density < 0)]
+    variance = float(np.mean(negative**2)) if negative.size else 0.0
+    solvent *= np.abs(target.density) > rules.nothing * np.sqrt(variance)
+    if np.sum(solvent**2) >= rules.least * np.count_nonzero(inside):
+        return Noise(power_within(target.density, solvent, size), "solvent")
+    s, _ = shell_power(target.density, size)
+    limit = 1 / resolution if resolution else 1 / size.min()
+    share = min(4 / 3 * np.pi * limit**3 * np.prod(size), 1.0)  # of all frequencies
+    return Noise(np.where(s <= limit, variance / share, 0.0), "surface" if variance else "none")
+
+
+def power_within(
+    density: Float[np.ndarray, "x y z"], weight: Float[np.ndarray, "x y z"], voxel_size: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "shells"]:
+    """Power of a density in each Fourier shell where a weight is, as the variance of white noise of this power.
+
+    Where it is 0 exactly, beyond a mask or the box of a map, there is nothing.
+    """
+    _, power = shell_power(density * weight, voxel_size)
+    return power / max(float(np.sum((weight * (density != 0)) ** 2)), 1.0)
