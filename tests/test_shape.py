@@ -93,6 +93,7 @@ CONSTANTS = {
     "fit/prepare.py": "a multiple of all binnings",
     "fit/progress.py": "how often progress is printed",
     "fit/supervise.py": "points that are looked at for divergence",
+    "fit/strain.py": "accuracy of derivatives, and the definition of a score",
     "fit/trajectory.py": "numerical accuracy, and sizes of programs and chunks",
     "io": "formats and limits of files and memory",
     "motion/displacement.py": "how displacements are sampled for the report",

@@ -17,7 +17,7 @@ from cryotrans_jax.core.flow import FieldMotion, Scalar
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.outliers import without_outliers
-from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit import strain, trajectory
 from cryotrans_jax.fit.record import from_plain, plain_values, to_plain
 from cryotrans_jax.fit.stage import Config
 from cryotrans_jax.fit.target_flow import Flow
@@ -229,7 +229,11 @@ class Fit:
 
     def volume_change(self, xyz: np.ndarray, target: int = 0) -> np.ndarray:
         """Factor by which the flow changes volume at positions xyz (n, 3) in Å; at or below 0 the flow folds."""
-        return trajectory.volume_change(self.flow(target), xyz)
+        return strain.volume_change(self.flow(target), xyz)
+
+    def stretched_fraction(self, target: int = 0) -> float:
+        """Fraction of the carried mass that the flow extends or compresses by more than a quarter."""
+        return strain.stretched_fraction(self.flow(target), self.require_initial(), self.threshold)
 
     def parts_map(self, target: int = 0) -> Map:
         """Label map: the part (1, 2, ...) of each voxel that is carried, 0 elsewhere; 1 where there are no parts."""

@@ -31,7 +31,6 @@ INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousand
 SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
 PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
 CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
-DIFFERENCE_STEP = 0.25  # Å, for derivatives of the flow by differences
 CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
 
 
@@ -153,18 +152,6 @@ def follow(flow: Flow, xyz: np.ndarray, mass: np.ndarray, text: str, part: np.nd
     """
     steps = flow.field.euler_steps
     return StillBody(text, move(flow.aligned, xyz, np.arange(steps + 1) / steps, part), np.asarray(mass, float))
-
-
-def volume_change(flow: Flow, xyz: np.ndarray) -> Float[np.ndarray, "n"]:
-    """Factor by which the whole flow changes volume at positions xyz (n, 3) in Å: the determinant of its Jacobian.
-
-    By differences over DIFFERENCE_STEP. Where it is at or below zero the flow folds, or turns inside out.
-    """
-    at = np.concatenate([xyz, *(xyz + step for step in DIFFERENCE_STEP * np.eye(3))])
-    part = flow.part_at(xyz)
-    part = None if part is None else np.tile(part, 4)  # neighbours under one field, not across a border
-    end = move(flow, at, [1.0], part)[0].reshape(4, -1, 3)
-    return np.linalg.det(np.moveaxis((end[1:] - end[0]) / DIFFERENCE_STEP, 0, -1))
 
 
 def soft_support(

@@ -1,4 +1,4 @@
-"""The motion of a morph, sampled on a coarse lattice: displacements and local stretches."""
+"""The motion of a morph, sampled on a coarse lattice."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,18 +92,6 @@ def mass_points(map_: Map, level: float, cell: float = CELL) -> tuple[Float[np.n
 def distances(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
     """Distance (Å) between start and end of the motion at the positions xyz (Å)."""
     return np.linalg.norm(motion.displacements_at(xyz)[-1], axis=-1)
-
-
-def stretches(motion: Motion, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-    """Strongest compression (below 1) and extension (above 1) by the whole motion at the positions xyz (Å).
-
-    The least and the largest singular value of the gradient of the motion, over the lattice's spacing.
-    """
-    gradient = np.stack(np.gradient(motion.shift[-1], motion.spacing, axis=(0, 1, 2)), -1) + np.eye(3)
-    at = np.rint((xyz - motion.origin) / motion.spacing).astype(int).clip(0, np.array(gradient.shape[:3]) - 1)
-    each = gradient[tuple(at.T)]
-    squared = np.linalg.eigvalsh(np.swapaxes(each, 1, 2) @ each)
-    return np.sqrt(np.maximum(squared[:, [0, 2]], 0))
 
 
 def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map, time: float = 1.0) -> Map:

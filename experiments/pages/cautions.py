@@ -10,8 +10,7 @@ from ..masks import protein_in
 from ..prechecks import threshold_doubts
 
 MASS = 0.10  # fraction of the mass; larger gains or losses are reported
-STRETCH = 1.25  # torn: stretched by more, or compressed to less than the inverse
-TORN = 0.05  # fraction of the mass; more that is torn is reported
+STRETCHED = 0.05  # fraction of the mass; more that is stretched or compressed is reported
 APART = 1.0, 3.0  # Å; a median or 95th percentile of the spread between seeds above these is serious
 MATCHED = 0.8  # a lower correlation at the target's resolution is reported
 STILL = 1.0  # Å; a morph without larger displacements is reported
@@ -35,7 +34,7 @@ class Measured(NamedTuple):
     Attributes:
         matched: correlations of the initial and of the generated map with the target at the target's resolution; None
             where the target's file is gone.
-        torn: fraction of the mass that is stretched or compressed by more than STRETCH.
+        stretched: fraction of the mass that is stretched or compressed by more than a quarter within its rigid body.
         at_edge: fraction of the generated map's mass at the sides of the box.
         farthest: largest displacement of any mass (Å).
         outside: fraction of the mass that is carried out of the box.
@@ -43,7 +42,7 @@ class Measured(NamedTuple):
     """
 
     matched: tuple[float, float] | None
-    torn: float
+    stretched: float
     at_edge: float
     farthest: float
     outside: float = 0.0
@@ -127,9 +126,9 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
 
 def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the flow and the places to which it carries mass."""
-    if measured.torn > TORN:
+    if measured.stretched > STRETCHED:
         yield serious(
-            f"{100 * measured.torn:.0f} % of the mass is stretched or compressed by more than a quarter.",
+            f"{100 * measured.stretched:.0f} % of the mass is stretched or compressed by more than a quarter.",
             "Domains should move as rigid bodies. Play the morph: a domain that dissolves and condenses elsewhere was "
             "mistaken for another one.",
         )

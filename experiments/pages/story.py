@@ -13,16 +13,17 @@ from cryotrans_jax import plots
 from cryotrans_jax.density import align, similarity
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.result import Fit
+from cryotrans_jax.fit.strain import stretched_fraction
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum, write_file
 from cryotrans_jax.io.maps import Map, write_map
-from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion, stretches
+from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion
 from cryotrans_jax.scores import metrics
 
 from .. import exchange, finished, run_folder, score
 from ..masks import masks_used, read_as_used
 from . import film, page
-from .cautions import STRETCH, Caution, Measured, cautions, chosen, target_index, target_name, warnings
+from .cautions import Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
@@ -143,13 +144,11 @@ def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
         views: whose correlations are of the molecule; without them those in the scores are taken, of the whole box.
     """
     whole_box = tuple(story.scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
-    factors, rho = stretches(moved.motion, moved.points), moved.rho
-    torn = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
     mass = np.maximum(story.generated.density, 0)
     inner, whole = (part.sum(dtype=np.float64) for part in (mass[(slice(RIM, -RIM),) * 3], mass))
     return Measured(
         matched=views.matched if views else None if None in whole_box else whole_box,
-        torn=float(rho[torn].sum() / rho.sum()),
+        stretched=stretched_fraction(story.fit.flow(), story.initial, story.fit.threshold),
         at_edge=float(1 - inner / whole) if whole else 0.0,
         farthest=float(distances(moved.motion, moved.points).max()),
         outside=fraction_outside(story, moved),

@@ -30,7 +30,7 @@ from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms, memory
 from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map, read_map
-from cryotrans_jax.scores import geometry, metrics
+from cryotrans_jax.scores import geometry, metrics, qscore
 
 from .. import load, results, run_folder, tables
 from ..main import show_warnings
@@ -51,6 +51,8 @@ COLUMNS = {
     "rmsd_after": "{:.2f}",
     "displaced": "{:.2f}",
     "ca_bonds": "{:.2f}",
+    "stretched": "{:.2f}",
+    "detail": "{:.2f}",
     "correlation": "{:.3f}",
     "seconds": "{:.0f}",
     "peak_mib": "{:.0f}",
@@ -60,7 +62,8 @@ COLUMNS = {
 FAILURES = {key: COLUMNS[key] for key in [*COLUMNS][:7]}
 SUMMARY = (
     "recipe", "resolution", "cases", f"success (moves > {LARGE:g} Å)", "95 % interval",
-    "median rmsd_after of successes", f"not made worse (moves < {SMALL:g} Å)", "median ca_bonds",
+    "median rmsd_after of successes", f"not made worse (moves < {SMALL:g} Å)",
+    "median ca_bonds", "median stretched", "median detail",
 )  # fmt: skip
 
 
@@ -171,16 +174,26 @@ def measure(trial: Trial) -> dict[str, Any]:
     """
     start, end = trial.models()
     posed = in_pose(trial, end)
-    moved, target, seconds = move_by_peer(trial, start, posed) if trial.peer else move_by_fit(trial, start, end)
+    moved, target, seconds, more = (
+        (*move_by_peer(trial, start, posed), {}) if trial.peer else move_by_fit(trial, start, end)
+    )
     there = simulate(atoms.superpose(moved, posed), trial.resolution, like=target)
-    scores = score(start, moved, end, trial.resolution)
+    scores = score(start, moved, end, trial.resolution) | more
     scores["correlation"] = similarity.correlation(there.density, target.density)
     cost = {"seconds": seconds, "peak_mib": memory.peak() / 2**20}
     return scores | ({} if trial.written else cost)  # what it cost another program is not known
 
 
-def move_by_fit(trial: Trial, start: gemmi.Structure, end: gemmi.Structure) -> tuple[gemmi.Structure, Map, float]:
-    """Fit the maps by a recipe of ours: the carried model, idealised, the target map, and the seconds."""
+def move_by_fit(
+    trial: Trial, start: gemmi.Structure, end: gemmi.Structure
+) -> tuple[gemmi.Structure, Map, float, dict[str, float]]:
+    """Fit the maps by a recipe of ours.
+
+    Returns:
+        The carried model, idealised; the target map; the seconds; and how well the carried map is kept: the fraction of
+        the mass that is stretched, and its detail, which is the Q-score of the true model superposed on the carried one
+        in the generated map, relative to that of the initial model in the initial map.
+    """
     with tempfile.TemporaryDirectory() as folder:
         inputs = simulate_inputs(trial, start, end, Path(folder))
         begin = time.perf_counter()
@@ -189,7 +202,10 @@ def move_by_fit(trial: Trial, start: gemmi.Structure, end: gemmi.Structure) -> t
         fit: Fit = results.fit_case(case, FitSettings(name, trial.seed, trial.steps, int(bin_ or 1)))
         assert case.model is not None
         moved = idealised(case.model, fit.move(case.model))
-        return moved, read_map(inputs.target[0]), time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        own, there = qscore.q_score(case.initial, case.model), atoms.superpose(end, moved)
+        kept = {"stretched": fit.stretched_fraction(), "detail": qscore.q_score(fit.generated(), there) / own}
+        return moved, read_map(inputs.target[0]), seconds, kept
 
 
 def move_by_peer(trial: Trial, start: gemmi.Structure, posed: gemmi.Structure) -> tuple[gemmi.Structure, Map, float]:
@@ -286,7 +302,6 @@ def summary_line(rows: Sequence[dict]) -> list[str]:
     if large:
         low, high = stats.binomtest(len(found), len(large)).proportion_ci(method="wilson")
         interval = f"{100 * low:.0f} to {100 * high:.0f} %"
-    bonds = [row["ca_bonds"] for row in rows if "ca_bonds" in row]
     return [
         rows[0]["recipe"],
         f"{rows[0]['resolution']:g}",
@@ -295,8 +310,14 @@ def summary_line(rows: Sequence[dict]) -> list[str]:
         interval,
         f"{statistics.median(found):.2f}" if found else "",
         rate(sum(row["success"] for row in small), len(small)),
-        f"{statistics.median(bonds):.2f}" if bonds else "",
+        *(median_of(rows, name) for name in ("ca_bonds", "stretched", "detail")),
     ]
+
+
+def median_of(rows: Sequence[dict], name: str) -> str:
+    """Median of a score over the rows that have it; empty where none has."""
+    values = [row[name] for row in rows if name in row]
+    return f"{statistics.median(values):.2f}" if values else ""
 
 
 def rate(count: int, of: int) -> str:

@@ -442,7 +442,7 @@ GOOD = {
     "consistency": 0.002, "fsc_with_target_before": 20.0, "fsc_with_target_after": 4.0,
     "seed_spread_median": 0.2, "seed_spread_95": 0.5,
 }  # fmt: skip
-CALM = cautions.Measured(matched=(0.6, 0.98), torn=0.01, at_edge=0.0, farthest=12.0)
+CALM = cautions.Measured(matched=(0.6, 0.98), stretched=0.01, at_edge=0.0, farthest=12.0)
 USED = {"clear": 5.0, "specks": 0.0, "volume": 9e3}
 SEEN = {"body_volume": 1e4}
 SET = {
@@ -484,7 +484,7 @@ def test_good_numbers_alarm_nobody():
         ),
         ({}, {}, dict(steps=0.1), {}, "took 10 % of the recipe's steps"),
         ({}, {}, {}, dict(matched=(0.4, 0.6)), "is only 0.60 (0.40 before)"),
-        ({}, {}, {}, dict(torn=0.2), "20 % of the mass is stretched or compressed"),
+        ({}, {}, {}, dict(stretched=0.2), "20 % of the mass is stretched or compressed"),
         ({}, {}, {}, dict(folded=0.02), "The flow folds at 2 % of the mass"),
         ({}, {}, {}, dict(outside=0.03), "3.0 % of the mass is carried out of the box"),
         ({}, dict(setbacks=[0, 2]), {}, {}, "diverged 2 times"),

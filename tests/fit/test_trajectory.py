@@ -14,7 +14,7 @@ from cryotrans_jax.core.flow import Field, flow
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
-from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit import strain, trajectory
 from cryotrans_jax.fit.morph import morph
 from cryotrans_jax.fit.options import Options
 from cryotrans_jax.fit.stage import Config, Stage
@@ -23,6 +23,7 @@ from cryotrans_jax.fit.terms import L2
 from cryotrans_jax.fit.trajectory import PullBack, frame_times, move, pull_back, push_forward, soft_support, split_time
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import same_grid
+from cryotrans_jax.motion import displacement
 from cryotrans_jax.motion.partition import Partition
 
 FIELD = Field(Velocity(width=32, centre=0.5), 5)
@@ -231,7 +232,7 @@ def test_the_spread_is_the_distance_from_the_mean_where_the_first_fit_carries_th
 
 
 @pytest.mark.parametrize("parts", [False, True])
-def test_volumes_change_by_the_determinant(monkeypatch, parts):
+def test_strain_is_that_of_the_motion_of_each_part(monkeypatch, parts):
     """Of a linear motion, or of one for each part; neighbours of a point belong to its part, wherever they are."""
     rng = np.random.default_rng(3)
     turns, size = rng.normal(size=(2, 3, 3)), 0.2  # Å: voxels, of either part by chance, smaller than a difference
@@ -244,9 +245,26 @@ def test_volumes_change_by_the_determinant(monkeypatch, parts):
         return each[None]
 
     monkeypatch.setattr(trajectory, "move", move)
-    own = np.linalg.det(turns)[[0] * 40 if part is None else part]
+    own = turns[[0] * 40 if part is None else part]
     flow = Flow(FIELD, {}, Frame(np.zeros(3), 1.0), partition if parts else None)
-    np.testing.assert_allclose(trajectory.volume_change(flow, xyz), own, rtol=1e-9)
+    np.testing.assert_allclose(strain.volume_change(flow, xyz), np.linalg.det(own), rtol=1e-9)
+    values = np.linalg.svd(own, compute_uv=False)
+    np.testing.assert_allclose(strain.stretches(flow, xyz), values[:, [2, 0]], rtol=1e-9)
+
+
+def test_the_stretched_fraction_is_that_of_the_mass(initial, monkeypatch):
+    """Here all beyond the middle of the mass along x is extended by a third, and the rest turned."""
+    level = float(0.2 * initial.density.max())
+    x, mass = displacement.mass_points(initial, level)
+    middle = np.median(x[:, 0]) + 0.6  # Å: so that no difference at a point in the middle crosses it
+
+    def move(flow, xyz, times, part=None):
+        turned = xyz[:, [1, 0, 2]] * [-1, 1, 1]
+        return np.where(xyz[:, :1] > middle, xyz * [4 / 3, 1, 1], turned)[None]
+
+    monkeypatch.setattr(trajectory, "move", move)
+    fraction = strain.stretched_fraction(Flow(FIELD, {}, FRAME), initial, level)
+    assert fraction == pytest.approx(mass[x[:, 0] > middle].sum() / mass.sum(), abs=0.02)
 
 
 def test_the_widths_of_pulled_back_frames_are_those_of_the_configuration(maps):

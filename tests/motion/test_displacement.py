@@ -75,13 +75,6 @@ def test_no_more_nodes_than_allowed_in_a_large_box():
     )  # both ends are nodes
 
 
-def test_stretches_are_the_singular_values():
-    xyz = np.random.default_rng(2).uniform(LOW, HIGH, (20, 3))
-    expected = np.linalg.svd(MATRIX, compute_uv=False)[[2, 0]]
-    found = displacement.stretches(displacement.sample_motion(affine, LOW, HIGH), xyz)
-    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-4)
-
-
 @pytest.mark.parametrize("size", [1.0, 0.35])
 def test_mass_and_its_centre_are_kept_in_the_points(maps, size):
     """Also where cells are three voxels wide and reach beyond the box."""

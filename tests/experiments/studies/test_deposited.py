@@ -34,7 +34,14 @@ def pairs(tmp_path_factory):
 
 def row(**changes):
     """A row of the table: a success at 6 Å, but for the changes."""
-    found = {"rmsd_before": 8.0, "rmsd_after": 1.0, "displaced": 0.0, "ca_bonds": 0.9, "seconds": 9.0}
+    found = {
+        "rmsd_before": 8.0,
+        "rmsd_after": 1.0,
+        "displaced": 0.0,
+        "ca_bonds": 0.9,
+        "stretched": 0.02,
+        "seconds": 9.0,
+    }
     return asdict(TRIAL) | found | {"atoms_per_residue": 7.8, "peak_mib": 900.0, "success": True} | changes
 
 
@@ -57,8 +64,8 @@ def test_the_summary_has_the_rate_of_large_motions_with_its_interval():
     middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = (100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     interval = f"{low:.0f} to {high:.0f} %"
-    assert lines[2] == f"| default | 6 | 6 | 75 % (3 of 4) | {interval} | 1.10 | 50 % (1 of 2) | 0.90 |"
-    assert lines[3] == "| default | 10 | 1 |  |  |  |  | 0.50 |"
+    assert lines[2] == f"| default | 6 | 6 | 75 % (3 of 4) | {interval} | 1.10 | 50 % (1 of 2) | 0.90 | 0.02 |  |"
+    assert lines[3] == "| default | 10 | 1 |  |  |  |  | 0.50 | 0.02 |  |"
 
 
 def test_failures_are_listed_one_by_one_also_those_without_a_result():
@@ -297,6 +304,7 @@ def test_both_seeds_have_rows_and_what_fails_is_a_row_too(job, pairs, tmp_path):
     rows = json.loads((out / "validate.json").read_text())
     assert [(each["direction"], each["seed"]) for each in rows] == [("back", 0), ("back", 1)]
     assert all(each["rmsd_after"] > 0 and each["seconds"] > 0 and 0 < each["ca_bonds"] <= 1 for each in rows)
+    assert all(0 <= each["stretched"] <= 1 and 0 < each["detail"] < 1.5 for each in rows)
     assert deposited.SUMMARY[3] in printed and "## Failures" in (out / "validate.md").read_text()
     failed = deposited.measure_apart(replace(TRIAL, folder=str(tmp_path / "none")))
     assert not failed["success"] and failed["failed"].startswith("no ") and "pair.json" in failed["failed"]
