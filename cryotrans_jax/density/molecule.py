@@ -4,13 +4,13 @@ A threshold that keeps out the noise of a sharp map shows a part of the molecule
 below it. What is above is compared with the target. But the molecule between is as rigid as the rest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from cryotrans_jax.density.boxes import power_of_two
+from cryotrans_jax.density.thresholds import DEFAULT, ThresholdRules, apply_threshold
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
 
@@ -20,44 +20,38 @@ class OutlineRules:
     """How a molecule is outlined.
 
     Attributes:
-        gap: Å: gaps in the density up to this width belong to the molecule.
         reach: Å from the atom that stands for a residue, within which the residue is.
-        voxel: Å: about the voxel size of the outline in gaps.
+        blur: Å (standard deviation) of the blur of a map without a model; at this resolution a threshold that keeps
+            out the noise encloses the molecule.
     """
 
-    gap: float = 8.0
     reach: float = 5.0
-    voxel: float = 2.0
+    blur: float = 2.0
 
 
-def outline(mass: Map, chain: Chain | None = None, rules: OutlineRules = OutlineRules()) -> Bool[np.ndarray, "x y z"]:
-    """Outline a molecule: its mass, and what surrounds the residues of its model or, without one, fills narrow gaps.
+def outline(
+    initial: Map,
+    shown: Bool[np.ndarray, "x y z"],
+    chain: Chain | None = None,
+    volume: float | None = None,
+    rules: OutlineRules = OutlineRules(),
+    thresholds: ThresholdRules = DEFAULT,
+) -> Bool[np.ndarray, "x y z"]:
+    """Outline a molecule: its mass, and what surrounds the residues of its model or shows in a blurred map.
 
     Args:
-        mass: density above a threshold, 0 elsewhere; its sides are multiples of 8 voxels.
+        initial: the initial map.
+        shown: where it has mass.
         chain: of a model of the molecule; None: no model.
+        volume: of the molecule, Å³; None where it is not known.
         rules: how it is outlined.
+        thresholds: how the blurred map's threshold is chosen.
     """
-    shown = mass.density > 0
-    if chain is None or not len(chain.x):
-        return shown | gaps(shown, mass.voxel_size, rules)
-    return shown | near(chain.x - mass.origin, shown.shape, mass.voxel_size, rules.reach)
-
-
-def gaps(
-    shown: Bool[np.ndarray, "x y z"], voxel_size: Float[np.ndarray, "3"], rules: OutlineRules
-) -> Bool[np.ndarray, "x y z"]:
-    """What is shown, with narrow gaps closed (morphological closing), on coarse voxels."""
-    factor = power_of_two(rules.voxel / voxel_size.min())
-    size, half = factor * voxel_size, 0.5 * rules.gap
-    blocks = shown.reshape([m for n in shown.shape for m in (n // factor, factor)]).any((1, 3, 5))
-    rim = np.ceil(half / size).astype(int) + 1
-    dilated = ndimage.distance_transform_edt(~np.pad(blocks, [(n, n) for n in rim]), sampling=size) <= half
-    closed = ndimage.distance_transform_edt(dilated, sampling=size) > half
-    inner = closed[tuple(slice(n, -n) for n in rim)]
-    for axis in range(3):
-        inner = np.repeat(inner, factor, axis)
-    return inner
+    if chain is not None and len(chain.x):
+        return shown | near(chain.x - initial.origin, shown.shape, initial.voxel_size, rules.reach)
+    blurred = ndimage.gaussian_filter(initial.density, rules.blur / initial.voxel_size)
+    mass, _ = apply_threshold(replace(initial, density=blurred), None, "initial map", volume, thresholds)
+    return shown | (mass > 0)
 
 
 def near(

@@ -57,8 +57,7 @@ def prepare(
     compared, validating = zip(*halves, strict=True) if halves else (targets, None)
     sharpenings = sharpening_variances(initial, compared, ends, blurs, rules.sharpening)
     size, whole = initial.voxel_size, (np.zeros(3, int), np.array(start.mass.shape))
-    shown_mass = np.maximum.reduce([one.mass for one in (start, *ends)]) > 0
-    low, high = to_multiple(*(whole if rules.whole_box else padded_box(shown_mass, rules.margin / size)))
+    low, high = to_multiple(*(whole if rules.whole_box else padded_box(start, *ends, margin=rules.margin / size)))
     scale = start.mass.max()
 
     def densities(maps: Sequence[Map]) -> Float[np.ndarray, "targets x y z"]:
@@ -71,9 +70,10 @@ def prepare(
     masses = np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)])
     shown, second = densities(compared), densities(validating) if validating else None
     noise = noises(carried, shown, second, masses, known, rules.noise)
+    molecule = outline(initial, start.mass > 0, chain, thresholds.volume, rules.outline, rules.thresholds)
     return Problem(
         initial=carried.density,
-        molecule=outline(carried, chain, rules.outline),
+        molecule=crop(molecule, low, high) > 0,
         targets=masses,
         densities=shown,
         start=low,
@@ -176,11 +176,12 @@ def to_multiple(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return low, low + -(-(high - low) // CROP_MULTIPLE) * CROP_MULTIPLE
 
 
-def padded_box(inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel along each axis, and one past the last, of the bounding box of `inside` with a margin (voxels).
+def padded_box(*maps: Thresholded, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel along each axis, and one past the last, of the box around the mass of maps with a margin (voxels).
 
     The first is a multiple of CROP_MULTIPLE.
     """
+    inside = np.maximum.reduce([one.mass for one in maps]) > 0
     low, high = bounding_box(inside)
     margin = np.ceil(margin).astype(int)
     return np.maximum(low - margin, 0) // CROP_MULTIPLE * CROP_MULTIPLE, np.minimum(high + margin, inside.shape)

@@ -40,7 +40,8 @@ WINDOW = 7  # voxels: initial window of the transport, which the training loop w
 BLURS = 2.0, 1.0  # Å: blur of both maps in the L2 stages but the last
 WIDE_BLUR = 4.0  # Å: the same in the stage after the rigid bodies are found; wider, to attract density left behind
 MAX_VOXELS = 1_000_000  # about as many voxels at most have mass in the L2 stages
-SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly grows
+SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly grows, so that domains slide
+SLIP_IN_BODIES = 0.3  # the same (55 %) once each body has a motion of its own
 WAVE = 20.0  # Å per radian: distance over which the velocity field can change from the start
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage skips to its final phase
 EULER_STEPS = 5
@@ -132,7 +133,8 @@ def default(problem: Problem, seed: int = 0) -> Config:
     - The L2 stages integrate the flow on a control lattice. All but the last blur both maps a little more, so that a
       helix is attracted by its own density from further away than by its neighbour's.
     - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
-      follow both: besides the positions it sees sines of them, which change over WAVE.
+      follow both: besides the positions it sees sines of them, which change over WAVE. Once each body has a motion of
+      its own, hardly any strain is let off.
     - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own motion, a
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
@@ -161,12 +163,12 @@ def default(problem: Problem, seed: int = 0) -> Config:
     least = max(1.5 * size, (volume / MAX_NODES) ** (1 / 3))  # between nodes, for their cost
     wide = min(2.5 * middle * size, max(LATTICE_SPACINGS[0], least))
     narrow = min(max(4 * size, 2.5 * fine * size), max(LATTICE_SPACINGS[1], least))
+    coarsely, finely = (dict(bin=n, sampling=n, spacing=apart) for n, apart in ((middle, wide), (fine, narrow)))
 
-    def refine(steps: int, rate: float, final: float, blur: float = 0.0, bodies: bool = True, finely: bool = False):
-        on = (
-            dict(bin=fine, sampling=fine, spacing=narrow) if finely else dict(bin=middle, sampling=middle, spacing=wide)
-        )
-        terms = (Matched(blur, float(bodies), 1.0), Rigidity(1.0, SLIP, balanced=bodies), *[Backbone()] * bodies)
+    def refine(
+        steps: int, rate: float, final: float, blur: float, on: dict = coarsely, slip: float = SLIP_IN_BODIES
+    ) -> Stage:
+        terms = Matched(blur, 1.0, 1.0), Rigidity(1.0, slip, balanced=True), Backbone()
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
@@ -175,14 +177,14 @@ def default(problem: Problem, seed: int = 0) -> Config:
     schedule = (
         first,
         KeepBetterStart(transport),
-        refine(250, 2e-3, 5e-4, BLURS[0], bodies=False),
+        Stage((Matched(BLURS[0], 0.0, 1.0), Rigidity(1.0, SLIP)), 250, 2e-3, 5e-4, **coarsely, patience=PATIENCE),
         FindRigidBodies(),
-        DockBodies(trial=replace(refine(200, 5e-4, 1e-4), patience=0)),
+        DockBodies(trial=replace(refine(200, 5e-4, 1e-4, 0.0, slip=SLIP), patience=0)),
         refine(100, 5e-4, 1e-4, WIDE_BLUR),
         refine(250, 5e-4, 1e-4, BLURS[0]),
         RedrawBorders(),
-        refine(150, 1e-3, 5e-4, BLURS[1], finely=True),
-        refine(300, 1e-3, 2e-5, finely=True),
+        refine(150, 1e-3, 5e-4, BLURS[1], finely),
+        refine(300, 1e-3, 2e-5, 0.0, finely),
         KeepStart(),
     )
     return Config(schedule, screw_and_network(problem), seed=seed)

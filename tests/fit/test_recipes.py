@@ -110,10 +110,10 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     # what the target lacks is downweighted gradually in the first stage
     assert [s.terms for s in matched] == [
         (Matched(2.0, 0.0, 1.0), Rigidity(1.0, 0.03)),
-        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
-        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
-        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
-        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()),
+        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
+        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
+        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
+        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
@@ -123,7 +123,7 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     other = start.other
     assert (other.steps, other.learning_rate, other.final_learning_rate) == (500, 1e-3, 2e-4)
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
-    unblurred = (Matched(0.0, 1.0, 1.0), *matched[2].terms[1:])  # so that details tell the bodies apart
+    unblurred = Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.03, balanced=True), Backbone()  # details tell bodies apart
     assert docked.trial == replace(matched[2], terms=unblurred, steps=200, patience=0)
     assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
@@ -138,7 +138,8 @@ def test_nodes_of_the_lattice_are_five_and_four_angstroms_apart_or_some_voxels(p
 
 def of_mass(inside):
     """What a problem of this mass, in the initial map and in the target, holds."""
-    return dict(initial=inside, molecule=inside > 0, targets=inside[None], densities=inside[None])
+    noise = np.zeros((1, 1))
+    return dict(initial=inside, molecule=inside > 0, targets=inside[None], densities=inside[None], noise=noise)
 
 
 def test_large_molecules_on_wide_voxels_have_no_more_nodes_than_can_be_paid_for(problem):
