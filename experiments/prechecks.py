@@ -219,24 +219,27 @@ def warn(found: Sequence[Doubt]) -> None:
             log.warning(f"{doubt.what} {doubt.advice}")
 
 
-def threshold_doubts(used: dict, volume: float | None) -> list[str]:
+def threshold_doubts(used: dict, volume: float | None, outlined: bool = False) -> list[str]:
     """Find what is doubtful about the density that is carried.
+
+    A threshold that is chosen by rule in a noisy map has dust above it, which is no fault of the map.
 
     Args:
         used: the threshold and what it encloses, as from `thresholds.apply_threshold`.
         volume: molecular volume (Å³); None where noise hides it.
+        outlined: whether a model shows where the molecule is, whatever the threshold encloses of it.
     """
     found = []
-    if volume is None:
+    if volume is None and not outlined:
         found.append("noise is as strong as the molecule at its surface, so its volume cannot be estimated")
     if used["clear"] is not None and used["clear"] < CLEAR:
         found.append(
             f"solvent is carried along, as the threshold is only {used['clear']:.1f} standard deviations of its noise "
             "above it"
         )
-    if used["specks"] > DUST:
+    if used["specks"] > DUST and used["threshold_chosen"] != "by rule":
         found.append(f"{100 * used['specks']:.0f} % of the voxels above the threshold are dust, which is left out")
-    if volume and used["volume"] < THIN * volume:
+    if volume and used["volume"] < THIN * volume and not outlined:
         share = 100 * used["volume"] / volume
         found.append(f"the threshold encloses {share:.0f} % of the molecular volume, the rest is lost in noise")
     return found

@@ -302,7 +302,7 @@ def log_preparation(case: Case, report: dict) -> None:
     several = len(case.target_names) > 1
     targets = [f"target map {name}" if several else "target map" for name in case.target_names]
     contours = case.contours or [None] * (1 + len(targets))
-    log_map("initial map", report["initial"], contours[0])
+    log_map("initial map", report["initial"], contours[0], outlined=case.model is not None)
     for used in report.get("waypoints", []):
         log_map(f"waypoint map (time {used['time']:g})", used)
     for name, used, contour in zip(targets, report["targets"], contours[1:], strict=False):
@@ -320,8 +320,12 @@ def log_preparation(case: Case, report: dict) -> None:
             log.target_sharpened(name, sharpening**0.5)
 
 
-def log_map(name: str, used: dict, contour: dict | None = None) -> None:
-    """Print a map's threshold and, from what `contour.describe` says of it, its display contour and volume."""
+def log_map(name: str, used: dict, contour: dict | None = None, outlined: bool = False) -> None:
+    """Print a map's threshold and, from what `contour.describe` says of it, its display contour and volume.
+
+    Args:
+        outlined: whether a model shows where its molecule is.
+    """
     threshold = log.Level(used["threshold"], used["threshold_chosen"], used["volume"], used["share_of_mass"])
     if contour is None:
         log.map_levels(name, threshold)
@@ -331,7 +335,7 @@ def log_map(name: str, used: dict, contour: dict | None = None) -> None:
     volume = contour["body_volume"]
     if volume:
         log.molecular_volume(volume, BODY, volume / DALTON / 1e3)
-    for doubt in prechecks.threshold_doubts(used, volume):
+    for doubt in prechecks.threshold_doubts(used, volume, outlined):
         log.map_doubtful(name, doubt)
 
 

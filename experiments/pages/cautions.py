@@ -82,7 +82,8 @@ def threshold_cautions(config: dict) -> Iterator[Caution]:
         ("initial", config["chosen"]["initial"], config["contours"][0]),
         ("target", config["chosen"]["targets"][place], config["contours"][1 + place]),
     ):
-        for doubt in threshold_doubts(used, seen["body_volume"]):
+        outlined = name == "initial" and bool(config["settings"].get("model"))
+        for doubt in threshold_doubts(used, seen["body_volume"], outlined):
             yield serious(f"In the {name} map {doubt}.", "Give --mask, --mass_kda or another threshold.")
 
 

@@ -153,6 +153,8 @@ def test_noise_that_is_moved_is_warned_of(maps, deviations, doubt):
     _, used = thresholds.apply_threshold(loud, deviations * sigma, "map")
     found = prechecks.threshold_doubts(used, contour.describe(loud, 8.0)["body_volume"])
     assert len(found) == (doubt is not None) and all(doubt in words for words in found)
+    by_rule = prechecks.threshold_doubts(used | {"threshold_chosen": "by rule"}, used["volume"])
+    assert not any("dust" in words for words in by_rule)
 
 
 def test_too_little_and_too_much_noise_are_told(maps):
@@ -160,3 +162,4 @@ def test_too_little_and_too_much_noise_are_told(maps):
     assert prechecks.threshold_doubts(used, used["volume"]) == []
     assert "encloses 25 % of the molecular volume" in prechecks.threshold_doubts(used, 4 * used["volume"])[0]
     assert "its volume cannot be estimated" in prechecks.threshold_doubts(used, None)[0]
+    assert [prechecks.threshold_doubts(used, volume, True) for volume in (4 * used["volume"], None)] == [[], []]
