@@ -183,6 +183,12 @@ def target_cautions(config: dict, measured: Measured) -> Iterator[Caution]:
             "It was low-pass filtered before its mass was taken. In strong noise a domain can be missed: check that "
             "each is in its place.",
         )
+    if chosen(config, "noise") == "surface":
+        yield note(
+            "Around the molecule in the target map there is no solvent: the map seems to have been masked.",
+            "Its noise was estimated from negative density at the molecule's surface. The half-maps show it better, with "
+            "--target_half1.",
+        )
     if BLURRIER <= (chosen(config, "blur_variance") or 0) < 0:  # sharper targets were warned of before the fit
         yield note(
             "The target map was judged sharper than the initial map.",

@@ -443,7 +443,7 @@ GOOD = {
     "seed_spread_median": 0.2, "seed_spread_95": 0.5,
 }  # fmt: skip
 CALM = cautions.Measured(matched=(0.6, 0.98), stretched=0.01, at_edge=0.0, farthest=12.0)
-USED = {"clear": 5.0, "specks": 0.0, "volume": 9e3}
+USED = {"threshold_chosen": "given", "clear": 5.0, "specks": 0.0, "volume": 9e3}
 SEEN = {"body_volume": 1e4}
 SET = {
     "target": "b", "targets": ["a", "b"], "processes": 1,
@@ -507,6 +507,21 @@ def test_a_micelle_that_was_left_out_is_told(masked, said):
     found = [caution.what for caution in cautions.cautions(SET | {"inputs": SET["inputs"] | masks}, GOOD, CALM)]
     about = [what for what in found if what.startswith("Density without detail")]
     assert about == ([f"Density without detail was removed from {said}"] if said else [])
+
+
+@pytest.mark.parametrize("source, told", [("surface", True), ("solvent", False)])
+def test_a_target_that_was_masked_is_told(source, told):
+    config = SET | {"chosen": SET["chosen"] | {"noise": ["solvent", source]}}
+    found = [caution for caution in cautions.cautions(config, GOOD, CALM) if "to have been masked" in caution.what]
+    assert len(found) == told and not any(caution.serious for caution in found)
+
+
+@pytest.mark.parametrize("used", [{"volume": 1e3}, {"specks": 0.5, "threshold_chosen": "by rule"}])
+def test_where_a_model_shows_the_molecule_its_threshold_alarms_nobody(used):
+    """Nor does dust above a threshold that was chosen by rule."""
+    config = SET | {"chosen": SET["chosen"] | {"initial": USED | used}}
+    settings = SET["settings"] | {"model": "model.pdb"}
+    assert not any(caution.serious for caution in cautions.cautions(config | {"settings": settings}, GOOD, CALM))
 
 
 def test_the_start_of_a_target_is_found_among_those_of_its_process():
