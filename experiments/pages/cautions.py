@@ -186,7 +186,7 @@ def target_cautions(config: dict, measured: Measured) -> Iterator[Caution]:
     if chosen(config, "noise") == "surface":
         yield note(
             "Around the molecule in the target map there is no solvent: the map seems to have been masked.",
-            "Its noise was estimated from negative density at the molecule's surface. The half-maps show it better, with "
+            "Its noise was estimated from negative density at the molecule's surface. Half-maps show it better: give "
             "--target_half1.",
         )
     if BLURRIER <= (chosen(config, "blur_variance") or 0) < 0:  # sharper targets were warned of before the fit
