@@ -23,6 +23,7 @@ SCORES = (  # label, name in metrics.json without _before and _after, format
     ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
     ("CA RMSD, displaced residues (> 3 Å) [Å]", "moved_rmsd", "{:.2f}"),
     ("TM-score to the reference", "tm_score", "{:.3f}"),
+    ("Q-score of the model in its own map", "model_q_score", "{:.3f}"),
     ("Q-score of the reference model", "q_score", "{:.3f}"),
     ("fraction of CA-CA distances 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
     ("bond-length RMSD [Å]", "bond_rms", "{:.3f}"),

@@ -66,9 +66,10 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
 
     Always: correlation with the target map, FSC = 0.5 with it (Å), mass kept, and consistency of the flow with its
     inverse (Å). With a reference: where FSC falls to 0.5 and 0.143 (Å), a model being simulated at the initial map's
-    resolution, 3 Å if unknown. With models of both states: CA RMSD (Å) and TM-score. With a model of the target state:
-    its Q-score in the map. For each waypoint: correlation of the initial map and of the frame at its time. With several
-    parts: how each moves.
+    resolution, 3 Å if unknown. With a model: its Q-score in the initial map, and that of the carried model in the
+    generated map. With models of both states: CA RMSD (Å) and TM-score. With a model of the target state: its Q-score
+    in both maps. For each waypoint: correlation of the initial map and of the frame at its time. With several parts:
+    how each moves.
 
     Args:
         number: of the target in the case.
@@ -95,9 +96,13 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
         out["parts"] = [move._asdict() | ({"copies": copies} if copies > 1 else {}) for move in moves[::copies]]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
+    moved = None if case.model is None else fit.move(case.model)
+    if case.model is not None and moved is not None:
+        for when, map_, model in (("before", compared.start, case.model), ("after", generated, moved)):
+            out[f"model_q_score_{when}"] = qscore.q_score(map_, model)
     if isinstance(reference, gemmi.Structure):
-        if case.model is not None:
-            out |= score_models(case.model, fit.move(case.model), reference)
+        if case.model is not None and moved is not None:
+            out |= score_models(case.model, moved, reference)
         for when, map_ in (("before", compared.start), ("after", generated)):
             out[f"q_score_{when}"] = qscore.q_score(map_, reference)
     return out

@@ -25,7 +25,7 @@ from cryotrans_jax.fit.record import from_plain
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
-from cryotrans_jax.scores import metrics
+from cryotrans_jax.scores import metrics, qscore
 from experiments import exchange, inputs, load, results, run_folder
 from experiments.case import Case, replaced_folders
 from experiments.settings import InputSettings
@@ -749,6 +749,8 @@ def test_the_geometry_of_every_frame_is_written_down_and_mended_where_asked_for(
         nearer = np.linalg.norm(xyz[:, None] - xyz, axis=-1) < 2.2
         assert int(row["clashes"]) == np.triu(nearer, 2).sum()
     scores = json.loads((run / "metrics.json").read_text())
+    own = qscore.q_score(read_map(run / "generated.mrc"), atoms.read_model(run / "generated.cif"))
+    assert scores["model_q_score_after"] == pytest.approx(own, abs=0.02) and scores["model_q_score_before"] > 0.3
     assert scores["ca_bonds_before"] == 1 and scores["ca_bonds_after"] == pytest.approx(float(rows[-1]["ca_bonds"]))
     files = f"--model={folder}/initial.cif", f"--out_dir={tmp_path}", "--frames=3"
     assert job("predict", f"--run_dir={run}", *files)[0] == 0

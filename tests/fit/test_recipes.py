@@ -110,10 +110,10 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     # what the target lacks is downweighted gradually in the first stage
     assert [s.terms for s in matched] == [
         (Matched(2.0, 0.0, 1.0), Rigidity(1.0, 0.03)),
-        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
-        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
-        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
-        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.3, balanced=True), Backbone()),
+        (Matched(4.0, 1.0, 1.0), Rigidity(1.0, 0.1, balanced=True), Backbone()),
+        (Matched(2.0, 1.0, 1.0), Rigidity(1.0, 0.1, balanced=True), Backbone()),
+        (Matched(1.0, 1.0, 1.0), Rigidity(1.0, 0.1, balanced=True), Backbone()),
+        (Matched(0.0, 1.0, 1.0), Rigidity(1.0, 0.1, balanced=True), Backbone()),
     ]
     assert {s.patience for s in matched} == {2}
     places = [(k, item) for k, item in enumerate(config.schedule) if isinstance(item, Action)]
