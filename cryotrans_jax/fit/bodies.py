@@ -18,7 +18,15 @@ from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.better_end import data_losses, whole_losses
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
-from cryotrans_jax.fit.state import State, begin_stage, failed_targets, lower_losses, where_target, with_starts
+from cryotrans_jax.fit.state import (
+    State,
+    begin_stage,
+    failed_targets,
+    initial_watch,
+    lower_losses,
+    where_target,
+    with_starts,
+)
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
@@ -92,22 +100,23 @@ class DockBodies(Action):
             return fitting
         found = [self.dock(fitting, target) for target in range(fitting.targets)]
         found += found[-1:] * (fitting.whole.trajectories - fitting.targets)  # copies that fill up the last devices
-        best, loss, first = fitting, self.loss(fitting), fitting.config.stages[0].label
-        for rank in range(max(len(each) for each in found)):
-            own = [each[min(rank, len(each) - 1)] for each in found]
-            partitions = [partition for partition, _ in own]
-            docked = divided(fitting, partitions, [[[motion] for motion in motions] for _, motions in own])
-            after = self.loss(docked)
-            better = lower_losses(loss, after) & ~failed_targets(fitting.state)
-            if better.any():
-                best, loss = choose_bodies(best, docked, better), np.where(better, after, loss)
-                best = replace(best, state=with_starts(best.state, better, "docked", first))
-        return best
+        count = max(len(each) for each in found)
+        ranks = [[each[min(rank, len(each) - 1)] for each in found] for rank in range(count)]
+        every = divided_into(repeated(fitting, count), [one for own in ranks for one in own])
+        losses = self.loss(every).reshape(count, -1)
+        docked = divided_into(fitting, [ranks[best][target] for target, best in enumerate(losses.argmin(0))])
+        better = lower_losses(self.loss(fitting), losses.min(0)) & ~failed_targets(fitting.state)
+        if not better.any():
+            return fitting
+        chosen = choose_bodies(fitting, docked, better)
+        first = fitting.config.stages[0].label
+        return replace(chosen, state=with_starts(chosen.state, better, "docked", first))
 
     def loss(self, fitting: Fitting) -> Float[np.ndarray, "targets"]:
-        """The loss of each target after the trial, with all mass."""
+        """The loss of each target after the trial, with all mass; infinite where it is not finite."""
         ((state, _),) = fitting.try_anew(self.trial, (fitting.state,))
-        return whole_losses(replace(fitting, state=state), self.trial)
+        losses = whole_losses(replace(fitting, state=state), self.trial)
+        return np.where(np.isfinite(losses), losses, np.inf)
 
     def dock(self, fitting: Fitting, target: int) -> list[tuple[Partition, list[Transform]]]:
         """Dock pieces into one target; return for each result the bodies, and the motion of each."""
@@ -159,6 +168,20 @@ class RedrawBorders(Action):
         pairs = zip(drawn, fitting.partitions, after < self.most_loss * before, strict=True)
         chosen = tuple(new if better else old for new, old, better in pairs)
         return replace(fitting, partitions=chosen, problem=divide_into_parts(whole, chosen, initial))
+
+
+def repeated(fitting: Fitting, count: int) -> Fitting:
+    """The fit of each target this many times, so that several divisions of the initial map are tried at once."""
+    order = [*range(fitting.whole.trajectories)] * count
+    params = jax.tree.map(lambda p: p[np.array(order)], fitting.state.params)
+    state = fitting.state._replace(params=params, watch=initial_watch(len(order)))
+    problem = fitting.whole.select(order)
+    return replace(fitting, whole=problem, problem=problem, state=state, targets=len(order))
+
+
+def divided_into(fitting: Fitting, bodies: Sequence[tuple[Partition, list[Transform]]]) -> Fitting:
+    """The fit divided into the rigid bodies of each target, with the motion of each."""
+    return divided(fitting, [own for own, _ in bodies], [[[motion] for motion in motions] for _, motions in bodies])
 
 
 def divided(
