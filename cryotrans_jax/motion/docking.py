@@ -20,6 +20,7 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
+from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.hinges import Density, HingeSearch, TurnedSide, turned_sides
 from cryotrans_jax.motion.labelling import Blocks
@@ -83,6 +84,11 @@ class DockingSearch:
     reach: float = 6.0
     hinges: HingeSearch = HingeSearch()
     bodies: BodyRules = BodyRules()
+
+    def __post_init__(self) -> None:
+        """Raise InputError where there is no search."""
+        if not self.balls:
+            raise InputError("DockingSearch has no balls: give those of one search at least")
 
 
 def dock_target(

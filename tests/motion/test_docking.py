@@ -12,6 +12,7 @@ from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import prepare
 from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io.chain import Chain
+from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import docking
 from cryotrans_jax.motion.hinges import Density, HingeSearch, turned_sides
@@ -176,6 +177,11 @@ def test_of_several_searches_and_known_motions_the_least_cost_comes_first(monkey
     assert cost((), weak, weak, strong) == missed and begun == [weak, weak]
     for close, kept in ((0.1, [found]), (9.0, [found, missed])):
         assert [each.cost for each in results(x, y, balls=(weak, strong), close=close, **poor)] == kept
+
+
+def test_without_a_search_there_is_no_docking():
+    with pytest.raises(InputError, match="give those of one search"):
+        docking.DockingSearch(balls=())
 
 
 def test_a_molecule_that_does_not_move_stays():
