@@ -136,24 +136,22 @@ def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
 
 
 @STYLE
-def loss_drawing(stages: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Drawing:
+def loss_drawing(stages: Sequence[tuple[str, np.ndarray]]) -> Drawing:
     """Plot the loss of every step, a panel for each stage, because losses of different kinds are not comparable.
 
     Values that are not finite are left out.
 
     Args:
-        stages: name, loss, and loss on the other half-map of every step. The latter is in another colour, and NaN where
-            there is none.
+        stages: name, and loss of every step.
     """
     drawing = Drawing(max(230 * len(stages), 300) + 10, 230)
-    for number, ((name, *losses), axes) in enumerate(zip(stages, panels(drawing, len(stages)), strict=True), 1):
-        for values, kind in zip(losses, ("target_after", "reference_after"), strict=True):
-            steps = np.flatnonzero(np.isfinite(values))
-            axes.plot(steps + 1, values[steps], color=CURVES[kind][0], linewidth=1.2)
+    for number, ((name, losses), axes) in enumerate(zip(stages, panels(drawing, len(stages)), strict=True), 1):
+        steps = np.flatnonzero(np.isfinite(losses))
+        axes.plot(steps + 1, losses[steps], color=CURVES["target_after"][0], linewidth=1.2)
         low, high = axes.dataLim.intervaly if axes.dataLim.height >= 0 else (0.0, 1.0)
         wide = low > 0 and high > 5 * low
         axes.set(title=f"stage {number}: {name}", xlabel="step", yscale="log" if wide else "linear")
-        axes.set(xlim=(1, max(len(losses[0]), 2)), xticks=sorted({1, len(losses[0])}))
+        axes.set(xlim=(1, max(len(losses), 2)), xticks=sorted({1, len(losses)}))
         marks = sorted({low, np.sqrt(low * high) if wide else (low + high) / 2, high})
         axes.set_yticks(marks, [f"{value:.2g}" for value in marks])
         axes.minorticks_off()

@@ -58,8 +58,8 @@ def define_maps() -> None:
     paths.define_paths(
         "target_half1",
         None,
-        "MAP,...: a half-map of each target, to fit to; the other half-map, which the fit does not see, decides when "
-        "to stop early.",
+        "MAP,...: a half-map of each target; with the other one it shows the target's noise, by which the fit weighs "
+        "how stiff the molecule is.",
     )
     paths.define_paths(
         "target_half2", None, "MAP,...: the other half-map; found by its name if not given (half1, half_A ...)."

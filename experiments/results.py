@@ -277,19 +277,12 @@ def write_spread(fit: Fit, others: Sequence[Fit], folder: Path) -> dict:
 
 
 def write_losses(path: Path, fit: Fit, name: str) -> None:
-    """Write loss.csv: for each step the stage, the name of its loss, the step and the loss, under the target's name.
-
-    With half-maps also, where it was computed, the loss by the half-map that the fit does not see.
-    """
+    """Write loss.csv: for each step the stage, the name of its loss, the step and the loss, under the target's name."""
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["stage", "loss", "step", name] + ["other half-map"] * bool(fit.validation_history))
+        rows.writerow(["stage", "loss", "step", name])
         for number, (stage, history) in enumerate(zip(fit.config.stages, fit.history, strict=True)):
-            judged = fit.validation_history[number] if fit.validation_history and stage.label == "matched" else []
-            last = [min(fit.config.supervision.chunk * (k + 1), len(history)) - 1 for k in range(len(judged))]
-            seen = dict(zip(last, judged, strict=True))
-            for step, (value,) in enumerate(history):
-                rows.writerow([number, stage.label, step, f"{value:.8g}", *(f"{v:.8g}" for v in seen.get(step, []))])
+            rows.writerows([number, stage.label, step, f"{value:.8g}"] for step, (value,) in enumerate(history))
 
 
 def log_preparation(case: Case, report: dict) -> None:

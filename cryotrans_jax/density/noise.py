@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.spectrum import shell_power
 from cryotrans_jax.io.maps import Map
@@ -44,34 +45,39 @@ class Noise(NamedTuple):
 def measure_noise(
     target: Map,
     inside: Bool[np.ndarray, "x y z"],
-    other_half: Float[np.ndarray, "x y z"] | None = None,
+    halves: tuple[Map, Map] | None = None,
     resolution: float | None = None,
     rules: NoiseRules = NoiseRules(),
 ) -> Noise:
     """Measure the noise of a target.
 
-    That of a half-map is what it differs by from the other one in the molecule. Otherwise noise is measured in the
-    solvent. Around a target that was masked there is too little of it. But a molecule is not negative: the mean square
-    of negative density at its surface is the variance of the noise, which is taken to be white up to the resolution.
+    With half-maps it is the share (1 − FSC) / (1 + FSC) of the target's power in the molecule, in each shell, whatever
+    scale and sharpening the half-maps have. Otherwise noise is measured in the solvent. Around a target that was masked
+    there is too little of it. But a molecule is not negative: the mean square of negative density at its surface is the
+    variance of the noise, which is taken to be white up to the resolution.
 
     Args:
-        target: the target, or its first half-map.
-        inside: where the target's mass is.
-        other_half: the second half-map; None where the target is no half-map.
+        target: the target.
+        inside: where its mass is.
+        halves: its two half-maps, on the same grid.
         resolution: of the target, Å; None: noise at the surface is taken to be white.
         rules: how noise is measured.
     """
     size = target.voxel_size
     distance = ndimage.distance_transform_edt(~inside, sampling=size)
     solvent = 1 - soft_edge(distance, rules.fade)
-    if other_half is not None:
-        return Noise(power_within((target.density - other_half) / np.sqrt(2), 1 - solvent, size), "half-maps")
+    s, _ = shell_power(target.density, size)
+    if halves is not None:
+        near = 1 - solvent
+        at, found = fsc(halves[0].density * near, halves[1].density * near, size)
+        correlation = np.clip(np.interp(s, at, found), 0.0, 1.0)
+        power = power_within(target.density, near, size)
+        return Noise(power * (1 - correlation) / (1 + correlation), "half-maps")
     negative = target.density[(distance > 0) & (distance <= rules.surface) & (target.density < 0)]
     variance = float(np.mean(negative**2)) if negative.size else 0.0
     solvent *= np.abs(target.density) > rules.nothing * np.sqrt(variance)
     if np.sum(solvent**2) >= rules.least * np.count_nonzero(inside):
         return Noise(power_within(target.density, solvent, size), "solvent")
-    s, _ = shell_power(target.density, size)
     limit = 1 / resolution if resolution else 1 / size.min()
     share = min(4 / 3 * np.pi * limit**3 * np.prod(size), 1.0)  # of all frequencies
     return Noise(np.where(s <= limit, variance / share, 0.0), "surface" if variance else "none")

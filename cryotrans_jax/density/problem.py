@@ -22,7 +22,7 @@ class Problem:
         molecule: where the molecule of the initial map is, which its threshold may show in part only.
         targets: targets above their thresholds, scaled to the total of `initial`.
         densities: targets without a threshold, sharpened as far as their noise allows, scaled as if all thresholds had
-            been chosen by rule. Where the targets have half-maps, these are the first ones.
+            been chosen by rule.
         start: first voxel of the crop on the full grid.
         voxel_size: Å.
         frame: the unit box.
@@ -33,7 +33,6 @@ class Problem:
         noise: power of the noise of each of the `densities` in each Fourier shell, as the variance of white noise that
             has this power in all.
         report: for each map the threshold used and the fraction of its positive mass kept.
-        validation_densities: the second half-maps, treated like `densities`.
         waypoints: times at which the trajectory passes the targets but the last, where it ends; empty: one trajectory
             for each target.
         labels: the part (1, 2, ...) of each voxel of the initial map, for each trajectory; None: one part.
@@ -57,7 +56,6 @@ class Problem:
     denoising_blurs: np.ndarray
     noise: Float[np.ndarray, "targets shells"]
     report: dict
-    validation_densities: Float[np.ndarray, "targets x y z"] | None = None
     waypoints: tuple[float, ...] = ()
     labels: Int[np.ndarray, "trajectories x y z"] | None = None
     stiffness: tuple[float, ...] = ()
@@ -137,9 +135,9 @@ class Problem:
 
     def select(self, targets: Sequence[int]) -> "Problem":
         """The same problem with the targets of these numbers, in this order, on the same crop."""
-        names = ("targets", "densities", "blurs", "residual_blurs", "denoising_blurs", "noise")
+        names = ("targets", "densities", "blurs", "residual_blurs", "denoising_blurs", "noise", "labels")
         chosen: dict[str, Any] = {}
-        for name in (*names, "validation_densities", "labels"):
+        for name in names:
             values = getattr(self, name)
             chosen[name] = None if values is None else values[list(targets)]
         return replace(self, **chosen)

@@ -19,8 +19,7 @@ class KeepStart(Action):
     """Give the initial map back unmoved to targets that the carried map fits no better.
 
     The stages may weigh down mass that the target does not have, and so end with a small loss where hardly any mass is
-    left that counts. Here all mass counts. With half-maps the comparison is with the second ones, which no gradient
-    has seen.
+    left that counts. Here all mass counts.
 
     Attributes:
         gain: fraction of the initial map's loss by which a flow has to reduce it.
@@ -47,24 +46,16 @@ class KeepStart(Action):
 
 
 def data_losses(fitting: Fitting, problem: Problem, stage: Stage) -> Float[np.ndarray, "targets"]:
-    """How unlike each target the carried map is, by the terms of a stage that compare, with all its mass.
+    """How unlike each target the carried map is: `stage_losses` by the terms of the stage that compare."""
+    return stage_losses(fitting, problem, replace(stage, terms=tuple(term for term in stage.terms if term.matches)))
 
-    With half-maps the comparison is with the second ones, which no gradient sees.
+
+def stage_losses(fitting: Fitting, problem: Problem, stage: Stage) -> Float[np.ndarray, "targets"]:
+    """The loss of each target by the terms of a stage, with all its mass.
 
     Args:
         fitting: the fit, with its parameters.
         problem: the prepared maps, divided into the parts that the parameters are for.
         stage: the stage.
     """
-    matching = tuple(term for term in stage.terms if term.matches)
-    inputs = stage_inputs(problem, fitting.field, replace(stage, terms=matching))
-    return np.asarray(losses_of(fitting.state.params, inputs.validation or inputs.steps, fitting.layout))
-
-
-def whole_losses(fitting: Fitting, stage: Stage) -> Float[np.ndarray, "targets"]:
-    """The loss of each target by a stage, with all mass: `data_losses`, and the terms that do not compare."""
-    losses, others = data_losses(fitting, fitting.problem, stage), tuple(t for t in stage.terms if not t.matches)
-    if others:
-        inputs = stage_inputs(fitting.problem, fitting.field, replace(stage, terms=others))
-        losses = losses + np.asarray(losses_of(fitting.state.params, inputs.steps, fitting.layout))
-    return losses
+    return np.asarray(losses_of(fitting.state.params, stage_inputs(problem, fitting.field, stage), fitting.layout))

@@ -43,7 +43,7 @@ class KeepBetterStart(Action):
     def __call__(self, fitting: Fitting) -> Fitting:
         """Choose a start for each target; the others keep theirs, as they would alone."""
         assert fitting.inputs is not None
-        doubted = np.asarray(misplaced_fraction(fitting.state.params, fitting.inputs.steps, self.distance)) >= self.mass
+        doubted = np.asarray(misplaced_fraction(fitting.state.params, fitting.inputs, self.distance)) >= self.mass
         return self.choose(fitting, doubted) if doubted.any() else fitting
 
     def choose(self, fitting: Fitting, doubted: np.ndarray) -> Fitting:

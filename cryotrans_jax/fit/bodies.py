@@ -15,7 +15,7 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.better_end import data_losses, whole_losses
+from cryotrans_jax.fit.better_end import data_losses, stage_losses
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
 from cryotrans_jax.fit.state import (
@@ -115,7 +115,7 @@ class DockBodies(Action):
     def loss(self, fitting: Fitting) -> Float[np.ndarray, "targets"]:
         """The loss of each target after the trial, with all mass; infinite where it is not finite."""
         ((state, _),) = fitting.try_anew(self.trial, (fitting.state,))
-        losses = whole_losses(replace(fitting, state=state), self.trial)
+        losses = stage_losses(replace(fitting, state=state), fitting.problem, self.trial)
         return np.where(np.isfinite(losses), losses, np.inf)
 
     def dock(self, fitting: Fitting, target: int) -> list[tuple[Partition, list[Transform]]]:

@@ -56,8 +56,8 @@ def morph(
         options: recipe, thresholds, resolutions, parts, symmetry and more.
         model: atomic model of the initial map; the search for rigid bodies follows its chain, and it
             outlines the molecule. `Fit.move` carries any model, given here or not.
-        halves: two half-maps for each target. The fit compares with the first; the second validates it, which selects
-            the best parameters and stops stages early. Threshold, blur and motion are still the target's.
+        halves: two half-maps for each target. They show its noise, and so how stiff the flow is to be. The fit compares
+            with the target itself, which has less noise than either.
         waypoints: maps that the flow passes on its way to the only target.
         progress: True shows the progress in a notebook, a terminal or a log; a function is called with (config, stage,
             step, losses) after every chunk of steps.
@@ -122,7 +122,7 @@ def prepare_problem(inputs: AlignedMaps, options: Options, chain: Chain | None =
         [as_map(waypoint.map) for waypoint in inputs.waypoints] + inputs.targets,
         replace(options.resolutions, targets=resolutions),
         options.thresholds,
-        halves=inputs.halves,
+        halves=inputs.halves and [*[None] * len(inputs.waypoints), *inputs.halves],
         waypoints=[waypoint.time for waypoint in inputs.waypoints],
         chain=chain,
         rules=options.rules,
@@ -303,7 +303,5 @@ def check_targets(count: int, halves: Sequence[Halves] | None, waypoints: Sequen
     """Raise InputError if half-maps or waypoints do not fit this number of targets."""
     if halves is not None and len(halves) != count:
         raise InputError(f"{len(halves)} pairs of half-maps for {count} targets: give one for each target")
-    if halves is not None and waypoints:
-        raise InputError("half-maps and waypoints do not go together yet: leave one of them out")
     if waypoints and count > 1:
         raise InputError(f"waypoints are for one target, and there are {count}: fit each with its own")

@@ -152,8 +152,8 @@ class Options:
         """Raise InputError if options do not fit each other, the initial map, or half-maps."""
         recipe, parts, weights = self.chosen_recipe, self.parts, self.part_rigidity
         check_still(self.still, bool(self.symmetry), initial, self.preparation.frame)
-        if halves and not getattr(recipe, "validates", True):
-            raise InputError("half-maps have no effect in the recipe paper, which makes all its steps: leave them out")
+        if halves and not getattr(recipe, "weighs_noise", True):
+            raise InputError("half-maps have no effect in the recipe paper, which weighs no noise: leave them out")
         if self.symmetry and isinstance(parts, Partition):
             raise InputError("parts and a symmetry do not go together yet: leave one of them out")
         if isinstance(parts, str) and parts != "auto":

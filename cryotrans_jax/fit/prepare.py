@@ -1,7 +1,6 @@
 """Prepare maps for a fit: thresholds, one frame, the crop to the mass."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.molecule import outline
-from cryotrans_jax.density.noise import Noise, NoiseRules, measure_noise
+from cryotrans_jax.density.noise import Noise, measure_noise
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.spectrum import SharpeningRules, blur_between, sharpen, sharpening_variance
 from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise
@@ -27,7 +26,7 @@ def prepare(
     resolutions: Resolutions = Resolutions(),
     thresholds: Thresholds = Thresholds(),
     *,
-    halves: Sequence[tuple[Map, Map]] | None = None,
+    halves: Sequence[tuple[Map, Map] | None] | None = None,
     waypoints: Sequence[float] = (),
     chain: Chain | None = None,
     rules: Preparation = Preparation(),
@@ -40,7 +39,7 @@ def prepare(
         resolutions: of the maps. With both the blur between them is that of molmap's Gaussians; otherwise it is
             estimated by `relative_blur`.
         thresholds: of the maps. Where a target's is chosen by rule, this is done after `denoise` removed the noise.
-        halves: the two half-maps of each target.
+        halves: the two half-maps of each target, or None; they show its noise.
         waypoints: rising times of the targets but the last.
         chain: of a model of the initial map.
         rules: of the preparation.
@@ -54,28 +53,29 @@ def prepare(
     known = resolutions.of_targets(len(targets))
     pairs = zip(targets, known, strict=True)
     blurs = np.array([blur_between(initial, target, resolutions.initial, own) for target, own in pairs])
-    compared, validating = zip(*halves, strict=True) if halves else (targets, None)
-    sharpenings = sharpening_variances(initial, compared, ends, blurs, rules.sharpening)
+    sharpenings = sharpening_variances(initial, targets, ends, blurs, rules.sharpening)
     size, whole = initial.voxel_size, (np.zeros(3, int), np.array(start.mass.shape))
     low, high = to_multiple(*(whole if rules.whole_box else padded_box(start, *ends, margin=rules.margin / size)))
     scale = start.mass.max()
 
-    def densities(maps: Sequence[Map]) -> Float[np.ndarray, "targets x y z"]:
-        scales = [start.by_rule.sum() / end.by_rule.sum() / scale for end in ends]
-        parts = zip(maps, sharpenings, scales, strict=True)
-        return np.stack([crop(sharpen(map_, gain).density * factor, low, high) for map_, gain, factor in parts])
+    def cropped(density: Float[np.ndarray, "x y z"]) -> Map:
+        return Map(crop(density, low, high), size, initial.origin + low * size)
 
-    scales = [start.mass.sum() / end.mass.sum() / scale for end in ends]
-    carried = Map(crop(start.mass / scale, low, high), size, initial.origin + low * size)
-    masses = np.stack([crop(end.mass * factor, low, high) for end, factor in zip(ends, scales, strict=True)])
-    shown, second = densities(compared), densities(validating) if validating else None
-    noise = noises(carried, shown, second, masses, known, rules.noise)
+    each = zip(targets, sharpenings, ends, strict=True)
+    shown = [
+        cropped(sharpen(target, gain).density * (start.by_rule.sum() / end.by_rule.sum() / scale))
+        for target, gain, end in each
+    ]
+    masses = [cropped(end.mass * (start.mass.sum() / end.mass.sum() / scale)) for end in ends]
+    two = [pair and (cropped(pair[0].density), cropped(pair[1].density)) for pair in halves or [None] * len(ends)]
+    measured = zip(shown, masses, two, known, strict=True)
+    noise = [measure_noise(target, mass.density > 0, pair, r, rules.noise) for target, mass, pair, r in measured]
     molecule = outline(initial, start.mass > 0, chain, thresholds.volume, rules.outline, rules.thresholds)
     return Problem(
-        initial=carried.density,
+        initial=crop(start.mass / scale, low, high),
         molecule=crop(molecule, low, high) > 0,
-        targets=masses,
-        densities=shown,
+        targets=np.stack([mass.density for mass in masses]),
+        densities=np.stack([target.density for target in shown]),
         start=low,
         voxel_size=size,
         frame=cube_about(*(whole if rules.whole_box else bounding_box(start.mass > 0)), initial, rules.whole_box),
@@ -84,7 +84,6 @@ def prepare(
         denoising_blurs=np.array([end.denoised**2 for end in ends]),
         noise=np.stack([each.power for each in noise]),
         report=reports(start, ends, initial, noise),
-        validation_densities=second,
         waypoints=tuple(waypoints),
         chain=chain,
     )
@@ -100,20 +99,6 @@ def sharpening_variances(
     """Variance (Å²) of the blur that can be removed from each target; see `sharpening_variance`."""
     each = zip(targets, ends, blurs, strict=True)
     return np.array([sharpening_variance(initial, map_, end.by_rule > 0, blur, rules) for map_, end, blur in each])
-
-
-def noises(
-    like: Map,
-    shown: Float[np.ndarray, "targets x y z"],
-    other_halves: Float[np.ndarray, "targets x y z"] | None,
-    masses: Float[np.ndarray, "targets x y z"],
-    resolutions: Sequence[float | None],
-    rules: NoiseRules,
-) -> list[Noise]:
-    """The noise of each target, on the grid of a map; see `measure_noise`."""
-    others = [None] * len(shown) if other_halves is None else other_halves
-    each = zip(shown, masses > 0, others, resolutions, strict=True)
-    return [measure_noise(replace(like, density=own), mass, other, r, rules) for own, mass, other, r in each]
 
 
 def reports(start: "Thresholded", ends: Sequence["Thresholded"], initial: Map, noise: Sequence[Noise]) -> dict:

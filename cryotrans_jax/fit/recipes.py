@@ -223,14 +223,14 @@ class Paper:
         bin: factor by which maps are binned in stages without a bin of their own (the paper's multi-scale option).
         schedule: stages and width; without stages: the steps published for TmrAB at the nearest resolution.
         whole_box: the unit box is that of the maps.
-        validates: the second half-map of a target has no effect.
+        weighs_noise: the noise of a target, and so its half-maps, have an effect.
         weighs_rigidity: `Options.part_rigidity` is the λ of each part, or one λ of the whole; empty: no rigidity.
     """
 
     bin: int = 1
     schedule: Schedule = Schedule()
     whole_box: ClassVar[bool] = True
-    validates: ClassVar[bool] = False
+    weighs_noise: ClassVar[bool] = False
     weighs_rigidity: ClassVar[bool] = True
 
     def __call__(self, problem: Problem, options: Any) -> Config:

@@ -47,8 +47,6 @@ class Fit:
         frame: the unit box.
         threshold: the initial map's.
         history: for each stage the losses (steps, targets).
-        validation_history: in a fit with half-maps, for each stage the losses against the second one after each chunk
-            of steps (the training loss where the stage has none).
         report: thresholds, blurs and other values that were chosen by rule.
         partitions: for each target its parts; empty: one field for the whole.
         initial: the initial map; None in a fit that was loaded without it.
@@ -66,7 +64,6 @@ class Fit:
     frame: Frame
     threshold: float
     history: tuple[np.ndarray, ...] = ()
-    validation_history: tuple[np.ndarray, ...] = ()
     report: dict | None = None
     partitions: tuple[Partition, ...] = ()
     initial: Map | None = None
@@ -108,9 +105,7 @@ class Fit:
         """The same fit with the targets of these numbers, in this order; `report` still describes all."""
         chosen = list(targets)
         params = jax.tree.map(lambda p: p[chosen], self.params)
-        history, validation_history = (
-            tuple(a[:, chosen] for a in kind) for kind in (self.history, self.validation_history)
-        )
+        history = tuple(losses[:, chosen] for losses in self.history)
         partitions = tuple(self.partitions[target] for target in chosen) if self.partitions else ()
         alignments = tuple(self.alignments[target] for target in chosen) if self.alignments else ()
         failed = tuple(self.failed[target] for target in chosen) if self.failed else ()
@@ -119,7 +114,6 @@ class Fit:
             self,
             params=params,
             history=history,
-            validation_history=validation_history,
             partitions=partitions,
             alignments=alignments,
             failed=failed,
@@ -265,7 +259,6 @@ class Fit:
             "params": self.params,
             "labels": to_numbered(each.labels for each in self.partitions),
             "history": to_numbered(self.history),
-            "validation_history": to_numbered(self.validation_history),
             "still_path": to_numbered(each.path for each in self.still),
             "still_mass": to_numbered(each.mass for each in self.still),
         }
@@ -303,7 +296,6 @@ class Fit:
             frame=Frame(np.array(saved["corner"]), saved["edge"]),
             threshold=saved["threshold"],
             history=from_numbered(arrays["history"]),
-            validation_history=from_numbered(arrays["validation_history"]),
             report=saved["report"],
             partitions=tuple(Partition(each, *map(np.array, grid)) for each, grid in labels),
             initial=initial,

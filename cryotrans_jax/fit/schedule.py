@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.devices import DeviceLayout, check_memory, compiled_memory, fit_to_memory, train_steps
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
-from cryotrans_jax.fit.stage import Action, Config, Inputs, Stage, stage_inputs
+from cryotrans_jax.fit.stage import Action, Config, Stage, stage_inputs
 from cryotrans_jax.fit.state import State, all_failed, begin_stage, initial_state
 from cryotrans_jax.fit.supervise import SILENT, Callbacks, Setting, crop_of, fit_stage
 from cryotrans_jax.io.maps import Map
@@ -64,7 +65,7 @@ class Fitting:
     partitions: tuple[Partition, ...] = ()
     bodies_rms: tuple[tuple[float, ...], ...] = ()
     history: tuple[np.ndarray, ...] = ()
-    inputs: Inputs | None = None
+    inputs: Batch | None = None
     stopped: bool = False
 
     @classmethod
@@ -98,7 +99,7 @@ class Fitting:
         """The stage after the one that the state stands in."""
         return self.config.stages[self.state.stage + 1]
 
-    def make_inputs(self, stage: Stage) -> Inputs:
+    def make_inputs(self, stage: Stage) -> Batch:
         """Make the points of mass and the terms of a stage."""
         return stage_inputs(self.problem, self.field, stage)
 
@@ -125,7 +126,6 @@ class Fitting:
         state, count, params = self.state, self.targets, self.state.params
         if self.partitions:  # with a symmetry, the copies of a body become parts like any others
             params = replicate_fields(self.field, params, self.whole.operators)
-        validated = self.problem.validation_densities is not None
         return Fit(
             config=self.config,
             field=self.field,
@@ -133,7 +133,6 @@ class Fitting:
             frame=self.problem.frame,
             threshold=self.problem.report["initial"]["threshold"],
             history=tuple(losses[:, :count] for losses in self.history),
-            validation_history=tuple(scores[:, :count] for scores in state.scores) if validated else (),
             report=self.report | self.decisions,
             partitions=(self.partitions or self.given_parts)[:count],
             initial=self.initial,
@@ -217,8 +216,6 @@ def run_stage(fitting: Fitting, stage: Stage, on_snapshot: Callable[[Snapshot], 
 
     setting = fitting.setting(fitting.callbacks._replace(on_state=on_state))
     state, losses, stopped = fit_stage(stage, fitting.make_inputs, fitting.inputs, fitting.state, setting)
-    if not (stopped or all_failed(state)):
-        state = state._replace(scores=(*state.scores, state.watch.scores))
     history = (*earlier, np.concatenate(chunks) if chunks else losses)
     return replace(fitting, state=state, history=history, stopped=stopped)
 
@@ -243,7 +240,7 @@ class Compiler:
         """Forget programs of another division into parts."""
         self.coming = {}
 
-    def inputs(self, fitting: Fitting, schedule: tuple[Stage | Action, ...], number: int) -> Inputs:
+    def inputs(self, fitting: Fitting, schedule: tuple[Stage | Action, ...], number: int) -> Batch:
         """Inputs of the first stage of the rest of the schedule, which has this number.
 
         Programs of the stages up to the next division into parts are compiled in the background.
@@ -263,11 +260,11 @@ class Compiler:
         return self.coming.pop(number).result()
 
 
-def compile_stage(fitting: Fitting, stage: Stage, number: int) -> Inputs:
+def compile_stage(fitting: Fitting, stage: Stage, number: int) -> Batch:
     """Make the inputs of a stage, and compile its steps without calling them, which would take memory."""
     inputs, count, chunk = fitting.make_inputs(stage), fitting.problem.trajectories, fitting.config.supervision.chunk
     zeros = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
-    call = *zeros, fitting.state.params, fitting.state.optimiser, inputs.steps
+    call = *zeros, fitting.state.params, fitting.state.optimiser, inputs
     compiled = train_steps.lower(*call, fit_to_memory(fitting.layout, *call)).compile()
     check_memory(number, sum(compiled_memory(compiled)), fitting.layout)
     return inputs

@@ -45,7 +45,6 @@ class Snapshot:
             "params": state.params,
             "optimiser": to_numbered(jax.tree.leaves(state.optimiser)),
             "watch": {name: getattr(watch, name) for name in WATCH} | ({"kept": watch.kept} if watch.kept else {}),
-            "scores": to_numbered(state.scores),
             "history": to_numbered(self.history),
             "labels": to_numbered(smallest_type(each.labels) for each in self.partitions),
         }
@@ -88,7 +87,6 @@ class Snapshot:
             step=plain["step"],
             watch=Watch(**{name: watch[name] for name in WATCH}, kept=watch["kept"] if plain["kept"] else None),
             starts=tuple(plain["starts"]),
-            scores=from_numbered(found["scores"]),
             refined=plain["refined"],
             setbacks=tuple(plain["setbacks"]),
             failed=tuple(plain["failed"]),

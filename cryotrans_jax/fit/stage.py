@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -206,21 +206,8 @@ class Config:
         return replace(self, schedule=tuple(i for i in self.schedule if isinstance(i, Stage) or not i.divides))
 
 
-class Inputs(NamedTuple):
-    """What a stage's steps need besides parameters, for each trajectory.
-
-    Attributes:
-        steps: points of mass and terms, as (scene, terms).
-        validation: points of mass and the terms that compare with the second half-maps, which no gradient sees; None
-            where there are none.
-    """
-
-    steps: Batch
-    validation: Batch | None
-
-
-def stage_inputs(problem: Problem, field: FieldMotion, stage: Stage) -> Inputs:
-    """Make the points of mass and the terms of a stage.
+def stage_inputs(problem: Problem, field: FieldMotion, stage: Stage) -> Batch:
+    """Make the points of mass and the terms of a stage, for each trajectory.
 
     Args:
         problem: the prepared maps.
@@ -229,15 +216,8 @@ def stage_inputs(problem: Problem, field: FieldMotion, stage: Stage) -> Inputs:
     """
     rigid = any(term.rigid for term in stage.terms)
     levels = make_levels(problem, field, Sampling(stage.bin, stage.sampling, stage.spacing, rigid))
-
-    def batch(problem: Problem, terms: tuple[TermSettings, ...]) -> Batch:
-        each = enumerate(levels)
-        return Batch.of([(level.scene, make_terms(problem, terms, level, stage.bin, k)) for k, level in each])
-
-    matching, validation = tuple(term for term in stage.terms if term.matches), None
-    if matching and problem.validation_densities is not None:
-        validation = batch(replace(problem, densities=problem.validation_densities), matching)
-    return Inputs(batch(problem, stage.terms), validation)
+    each = enumerate(levels)
+    return Batch.of([(level.scene, make_terms(problem, stage.terms, level, stage.bin, k)) for k, level in each])
 
 
 def make_terms(

@@ -17,7 +17,7 @@ class Watch(NamedTuple):
     """State of early stopping in a stage, for each target separately.
 
     Attributes:
-        best: least loss of a chunk so far; the validation loss where there are half-maps.
+        best: least loss of a chunk so far.
         stale: number of chunks since one gained.
         skipped: number of steps left out.
         scores: losses of all chunks so far (chunks, targets), nan for chunks that diverged.
@@ -43,7 +43,6 @@ class State(NamedTuple):
         step: steps done in it.
         watch: state of early stopping.
         starts: label of the first stage from which each target started; empty where only one was tried.
-        scores: for each finished stage, the scores of its `watch`.
         refined: how often the stage's terms were refined.
         setbacks: how often each target's best parameters were restored; empty where none were.
         failed: for each target why it was given up, or ""; empty where none was.
@@ -55,7 +54,6 @@ class State(NamedTuple):
     step: int
     watch: Watch
     starts: tuple[str, ...] = ()
-    scores: tuple[np.ndarray, ...] = ()
     refined: int = 0
     setbacks: tuple[int, ...] = ()
     failed: tuple[str, ...] = ()

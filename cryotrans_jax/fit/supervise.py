@@ -14,9 +14,9 @@ from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
-from cryotrans_jax.fit.devices import DeviceLayout, fit_to_memory, losses_of, train_steps
+from cryotrans_jax.fit.devices import DeviceLayout, fit_to_memory, train_steps
 from cryotrans_jax.fit.optimisers import Optimiser
-from cryotrans_jax.fit.stage import Inputs, Stage, Supervision
+from cryotrans_jax.fit.stage import Stage, Supervision
 from cryotrans_jax.fit.state import State, Watch, all_failed, begin_optimiser, failed_targets, where_target
 
 Progress = Callable[[int, int, np.ndarray], Any]
@@ -96,7 +96,7 @@ class Setting(NamedTuple):
 
 
 def fit_stage(
-    stage: Stage, make_inputs: Callable[[Stage], Inputs], inputs: Inputs, state: State, setting: Setting
+    stage: Stage, make_inputs: Callable[[Stage], Batch], inputs: Batch, state: State, setting: Setting
 ) -> tuple[State, np.ndarray, bool]:
     """Fit one stage.
 
@@ -114,10 +114,10 @@ def fit_stage(
     for _ in range(state.refined):
         stage = stage.refined()
     inputs = make_inputs(stage) if state.refined else inputs
-    sample = sample_points(inputs.steps, len(state.watch.best))
+    sample = sample_points(inputs, len(state.watch.best))
     chunks, stopped, sized = [np.zeros((0, len(state.watch.best)), np.float32)], False, None
     while not (stopped or all_failed(state)) and (count := steps_left(stage, state, rules.chunk)) > 0:
-        call = *chunk_of(stage, state, rules, count), state.params, state.optimiser, inputs.steps
+        call = *chunk_of(stage, state, rules, count), state.params, state.optimiser, inputs
         sized = sized or fit_to_memory(layout, *call)
         params, optimiser, loss, error = train_steps(*call, sized)
         if float(jnp.max(error)) > rules.term_error and stage.refined() != stage:
@@ -125,12 +125,11 @@ def fit_stage(
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
         chunks.append(np.asarray(loss).T[:count])
-        state = supervised(stage, state, (params, optimiser), chunks[-1], inputs, sample, setting, sized)
+        state = supervised(stage, state, (params, optimiser), chunks[-1], sample, setting)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
-    if not stopped and state.watch.kept is not None:
-        chosen = failed_targets(state) | (inputs.validation is not None)
-        state = state._replace(params=where_target(chosen, state.watch.kept, state.params)) if chosen.any() else state
+    if not stopped and state.watch.kept is not None and failed_targets(state).any():
+        state = state._replace(params=where_target(failed_targets(state), state.watch.kept, state.params))
     return state, np.concatenate(chunks), stopped
 
 
@@ -162,10 +161,8 @@ def supervised(
     state: State,
     after: tuple[PyTree, Optimiser],
     losses: np.ndarray,
-    inputs: Inputs,
     sample: Sample,
     setting: Setting,
-    layout: DeviceLayout,
 ) -> State:
     """State after a chunk of steps with these losses (steps, targets): best parameters restored, early stopping.
 
@@ -179,8 +176,6 @@ def supervised(
         params, optimiser, state = restore_best(state, params, optimiser, messages, setting)
     score = losses.mean(0)
     follows_noise = (score < stage.floor) & ~failed_targets(state)
-    if inputs.validation is not None:
-        score = np.asarray(losses_of(params, inputs.validation, layout))
     if follows_noise.any():
         params = where_target(follows_noise, state.watch.kept, params)
         say_that_noise_is_followed(follows_noise, state, setting.callbacks)

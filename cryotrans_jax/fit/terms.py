@@ -30,7 +30,7 @@ class TermSettings:
 
     Attributes:
         label: name of the term, for people.
-        matches: whether it compares with the target's density, so that a second half-map can validate it.
+        matches: whether it compares with the target's density.
         rigid: whether it needs the tetrahedra of the nodes.
         floor: below which only a fit of noise takes it.
     """

@@ -14,13 +14,13 @@ from scipy.spatial import cKDTree
 from cryotrans_jax.core import losses
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.boxes import pad_to_blocks
+from cryotrans_jax.density.fsc import fsc, multiplicity
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, radial_frequency, same_grid
 from cryotrans_jax.io.structures import is_nucleotide
-from cryotrans_jax.scores.fsc import fsc, multiplicity
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced
 ROUNDS = 20  # of the search for the TM-score

@@ -255,16 +255,16 @@ def display_contours(config: dict) -> dict[str, float]:
     }
 
 
-def read_losses(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Read loss.csv: for each stage its name, the losses, and those by the other half-map (nan where not computed)."""
-    stages: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def read_losses(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Read loss.csv: for each stage its name and the losses; columns that older runs wrote besides are left out."""
+    stages: dict[tuple[str, str], list[float]] = {}
     try:
         with path.open(newline="") as file:
-            for stage, name, _, value, *judged in list(csv.reader(file))[1:]:
-                stages.setdefault((stage, name), []).append((float(value), float(*judged or ["nan"])))
+            for stage, name, _, value, *_ in list(csv.reader(file))[1:]:
+                stages.setdefault((stage, name), []).append(float(value))
     except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path} is not as a run writes it ({error}): remove it to do without the figure") from error
-    return [(name, *np.array(values).T) for (_, name), values in stages.items()]
+    return [(name, np.array(values)) for (_, name), values in stages.items()]
 
 
 def read_story(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:

@@ -95,7 +95,7 @@ def initial_params(config: Config) -> Any:
 
 def one_target(problem: Problem, config: Config, stage: Stage) -> tuple[Scene, tuple]:
     """Points of mass and terms of a stage for the first target."""
-    return stage_inputs(problem, config.field, stage).steps.of_target(0)
+    return stage_inputs(problem, config.field, stage).of_target(0)
 
 
 def seconds(call: Callable, *arguments: Any) -> float:
@@ -135,7 +135,7 @@ class Steps(NamedTuple):
 def compile_steps(problem: Problem, config: Config, stage: Stage, targets: int = 1, count: int = 5) -> Steps:
     """Compile `count` steps of a stage, for a number of copies of the first target."""
     begin = time.perf_counter()
-    batch = stage_inputs(problem.select([0] * targets), config.field, stage).steps
+    batch = stage_inputs(problem.select([0] * targets), config.field, stage)
     inputs = time.perf_counter() - begin
     state = initial_state(config.field, config.seed, targets)
     zeros = jnp.zeros((targets, count)), jnp.zeros(targets)

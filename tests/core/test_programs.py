@@ -69,6 +69,6 @@ def test_stages_that_differ_in_numbers_alone_share_a_program(problem):
     def shapes(lighten, blur, weight, balanced):
         terms = Matched(blur, lighten, 1.0), Rigidity(weight, 0.03, balanced)
         inputs = stage_inputs(problem, Field(), Stage(terms, 1, 1e-3, 1e-3, bin=2, sampling=2))
-        return jax.tree.map(jax.typeof, inputs.steps)
+        return jax.tree.map(jax.typeof, inputs)
 
     assert shapes(0.0, 2.0, 1.0, False) == shapes(1.0, 1.0, 2.0, True)

@@ -19,7 +19,6 @@ from cryotrans_jax.fit.bodies import FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.devices import (
     DeviceLayout,
     fit_to_memory,
-    losses_of,
     memory_needed,
     targets_at_once,
     train_steps,
@@ -53,7 +52,7 @@ OBJECTIVE, CARRY = jax.jit(objective), jax.jit(carry)
 
 def inputs(problem, stage):
     """Points of mass and terms of a stage."""
-    return stage_inputs(problem, FIELD, stage).steps
+    return stage_inputs(problem, FIELD, stage)
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +521,7 @@ def test_every_target_ends_as_it_would_alone(two):
     own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, residual_blurs=blurs)
 
     def ends(problem, params, target):
-        scene, _ = stage_inputs(problem, smooth, late).steps.of_target(0)
+        scene, _ = stage_inputs(problem, smooth, late).of_target(0)
         return np.asarray(CARRY(field(params, target), scene).x) * problem.frame.edge
 
     state, _ = fit_problem(own, config)
@@ -535,52 +534,6 @@ def test_every_target_ends_as_it_would_alone(two):
         np.testing.assert_allclose(
             *(ends(own, *each) for each in ((state.params, target), (alone.params, 0))), atol=0.02
         )
-
-
-@pytest.fixture(scope="module")
-def judged_by(two):
-    """Targets with half-maps: one that is the initial map, and one that is the target."""
-    blurs = np.zeros(2)
-    return replace(
-        two, blurs=blurs, residual_blurs=blurs, validation_densities=np.stack([two.initial, two.densities[1]])
-    )
-
-
-@pytest.fixture(scope="module")
-def by_judge(judged_by):
-    """The fit that they judge, and its losses."""
-    return fit_problem(judged_by, LATE)
-
-
-@pytest.fixture(scope="module")
-def unjudged(judged_by):
-    """The fit without half-maps, by all steps, and its losses."""
-    return fit_problem(replace(judged_by, validation_densities=None), PATIENT)
-
-
-def test_the_other_half_map_chooses_among_the_parameters(judged_by, by_judge, unjudged):
-    """One that is the initial map finds every step worse than the last; one that is the target finds them better."""
-    own, (state, (losses,)), (plain, _) = judged_by, by_judge, unjudged
-    assert state.watch.skipped[0] > 0 and len(losses) > LATE.stages[0].steps - state.watch.skipped[0]
-    for a, kept in zip(*map(jax.tree.leaves, (plain.params, state.params)), strict=True):
-        np.testing.assert_allclose(a[1], kept[1], atol=drift(LATE))
-    validation = stage_inputs(own, FIELD, LATE.stages[0]).validation
-    seen, at_end = (losses_of(s.params, validation) for s in (state, plain))
-    np.testing.assert_allclose(seen, state.watch.best, rtol=1e-3)
-    # not by more, as on coarse voxels a still flow has a loss of nearly 0.2
-    assert at_end[0] > 1.25 * seen[0] and at_end[1] == pytest.approx(float(seen[1]), rel=1e-3)
-
-
-def test_a_half_map_changes_no_step(judged_by, unjudged):
-    """It is looked at, not fitted to."""
-    _, with_judge = fit_problem(replace(judged_by, validation_densities=judged_by.densities[::-1].copy()), PATIENT)
-    np.testing.assert_array_equal(with_judge[0], unjudged[1][0])
-
-
-@pytest.mark.parametrize("stop", [CHUNK, 3 * CHUNK])
-def test_a_fit_with_a_judge_goes_on_as_if_never_stopped(judged_by, by_judge, stop):
-    middle, _ = fit_problem(judged_by, LATE, callbacks=Callbacks(lambda stage, step, _: step == stop))
-    assert middle.step == stop and equal(fit_problem(judged_by, LATE, state=middle)[0], by_judge[0])
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -13,13 +13,13 @@ from scipy.spatial import cKDTree
 from cryotrans_jax.density import deposition
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.density.deposition import Conditions, deposit, random_pose, with_extra, without_side
+from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.spectrum import shell_power
 from cryotrans_jax.density.transform import superposing_rotations
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import read_map
-from cryotrans_jax.scores.fsc import fsc
 from cryotrans_jax.scores.metrics import resolution_at
 
 SHARED = Path(__file__).parents[3] / "shared"  # another simulator of maps as deposited, where it is at hand

@@ -45,22 +45,22 @@ def test_noise_of_a_masked_target_is_that_of_its_half_maps_or_of_its_surface(map
     rng, strength = np.random.default_rng(1), 0.05 * target.density.max()
     shown = target.density > 0.01 * target.density.max()
     noise = [gaussian_filter(rng.standard_normal(shown.shape), 0.8) * strength for _ in range(2)]
-    one, other = (replace(target, density=((target.density + n) * shown).astype(np.float32)) for n in noise)
-    both = replace(target, density=0.5 * (one.density + other.density))
     known = Resolutions(*(float(n * start.voxel_size.max()) for n in (3, 6)))  # to half of the noise's power
-    seen, unseen = (prepare.prepare(start, [both], known, halves=given) for given in ([(one, other)], None))
-    of_noise = [
-        rigidity_factor(problem, 0, Balance(noise_weight=1.0)) - rigidity_factor(problem, 0, Balance(noise_weight=0.0))
-        for problem in (seen, unseen)
-    ]
-    none, once = (
-        rigidity_factor(prepare.prepare(start, [replace(target, density=d.astype(np.float32))], known), 0)
-        for d in (target.density, target.density + noise[0])
+
+    def of_noise(noise, halves=None, masked=True):
+        density = ((target.density + noise) * (shown if masked else 1)).astype(np.float32)
+        problem = prepare.prepare(start, [replace(target, density=density)], known, halves=halves)
+        with_noise, without = (rigidity_factor(problem, 0, Balance(noise_weight=weight)) for weight in (1.0, 0.0))
+        return with_noise - without, problem.report["noise"]
+
+    # of another scale than the target, as half-maps are before they are sharpened
+    halves = [tuple(replace(target, density=(7 * (target.density + n)).astype(np.float32)) for n in noise)]
+    (by_halves, first), (at_surface, second), (around, third) = (
+        of_noise(0.5 * sum(noise), given, masked) for given, masked in ((halves, True), (None, True), (None, False))
     )
-    assert of_noise[0] == pytest.approx(once - none, rel=0.5)
-    assert 1 / 3 < of_noise[1] / (0.5 * of_noise[0]) < 3  # the target has half as much as a half-map
-    clear = prepare.prepare(start, [target])
-    assert [each.report["noise"] for each in (seen, unseen, clear)] == [["half-maps"], ["surface"], ["solvent"]]
+    assert by_halves == pytest.approx(around, rel=0.5)
+    assert 1 / 3 < at_surface / around < 3
+    assert [first, second, third] == [["half-maps"], ["surface"], ["solvent"]]
 
 
 @pytest.mark.parametrize(("most_loss", "taken"), [(1.05, False), (np.inf, True)])

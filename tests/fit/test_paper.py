@@ -143,7 +143,7 @@ def test_parts_are_added_before_the_loss_and_each_is_rigid_by_its_own_weight(div
     alone, labels, params = divided
     weights = 0.3, 2.0
     stage = Stage((beside, PublishedRigidity(1.0, beside)), 1, 1e-3, 1e-3, bin=bin_, sampling=bin_)
-    scene, (data, rigid) = stage_inputs(alone.divide([labels], weights), FIELD, stage).steps.of_target(0)
+    scene, (data, rigid) = stage_inputs(alone.divide([labels], weights), FIELD, stage).of_target(0)
     carried = CARRY(jax.tree.map(lambda *p: np.stack(p), *params), scene)
     each = [*pieces(alone, labels, params, bin_)]
     added = sum(np.asarray(MAP(data, own)) for own, _ in each)
@@ -161,7 +161,7 @@ def test_one_weight_without_parts_is_that_of_the_whole(divided, maps):
     beside = W2(1e-4)
     config = configure(alone, Options("paper", parts=None, part_rigidity=(0.7,)))
     assert {stage.terms for stage in config.stages} == {(term, PublishedRigidity(0.7, term)) for term in (beside, L2())}
-    scene, (_, rigid) = stage_inputs(alone, FIELD, config.stages[0]).steps.of_target(0)
+    scene, (_, rigid) = stage_inputs(alone, FIELD, config.stages[0]).of_target(0)
     carried = CARRY(params[0], scene)
     expected = 0.7 * STRAIN(carried.nodes, rigid.tetrahedra, rigid.edges)
     assert float(rigid(carried)) * alone.targets[0].sum() == pytest.approx(float(expected), rel=1e-3)

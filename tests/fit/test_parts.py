@@ -122,7 +122,7 @@ def losses():
     loss = jax.jit(jax.value_and_grad(lambda params, *model: objective(params, *model)[0]))
 
     def losses(problem, stage, params, target=0):
-        return jax.device_get(loss(params, *stage_inputs(problem, FIELD, stage).steps.of_target(target)))
+        return jax.device_get(loss(params, *stage_inputs(problem, FIELD, stage).of_target(target)))
 
     return losses
 

@@ -79,7 +79,7 @@ def test_the_default_recipe_fits_the_crop_at_any_voxel_size(maps, size):
         assert 4 / np.sqrt(2) <= first.bin * size <= 4 * np.sqrt(2) * (1 + 1e-9)
     for stage in config.stages:
         assert not (np.array(problem.initial.shape) % stage.bin).any() and stage.bin == stage.sampling
-        scene, (term, *_) = stage_inputs(problem, config.field, stage).steps.of_target(0)
+        scene, (term, *_) = stage_inputs(problem, config.field, stage).of_target(0)
         assert scene.rho.sum() == pytest.approx(problem.initial.sum(dtype=float), rel=1e-5)  # float32
         shape, voxel = np.array(problem.initial.shape) // stage.bin, stage.bin * problem.voxel_size / edge
         if stage is first:

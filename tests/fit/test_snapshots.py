@@ -39,7 +39,7 @@ def same(a, b):
 def same_fit(a, b):
     """Whether two fits are the same in all that is written of them."""
     parts = [[p.labels for p in fit.partitions] for fit in (a, b)]
-    arrays = [(fit.params, fit.history, fit.validation_history, own) for fit, own in zip((a, b), parts, strict=True)]
+    arrays = [(fit.params, fit.history, own) for fit, own in zip((a, b), parts, strict=True)]
     settings = [(fit.config, fit.field, fit.report, fit.failed) for fit in (a, b)]
     return settings[0] == settings[1] and same(*arrays)
 

@@ -55,7 +55,6 @@ def test_a_loaded_fit_is_the_saved_one_in_every_field(tmp_path, fit, maps):
         fit,
         params=jax.device_get(fit.params),
         history=(losses, np.zeros((0, 2), np.float32), losses[:3]),
-        validation_history=(np.zeros((0, 2)), losses[:2].astype(float), losses[:1].astype(float)),
         report={"targets": [{"threshold": 0.1, "kept": float("nan")}, {}], "start": ["transport"], "none": None},
         partitions=tuple(parts),
         alignments=(Alignment(), Alignment(moved, "rotated", 3.5, agreement, 0.99)),

@@ -100,8 +100,8 @@ def test_terms_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(probl
     alone = replace(problem, waypoints=())
     assert (problem.trajectories, alone.trajectories) == (1, 2)
     for stage in (replace(MATCHED, terms=(Matched(), Rigidity(0.1))), POINTS):
-        _, (together,) = stage_inputs(problem, Timed(FIELD, (0.25,)), stage).steps.of_target(0)
-        apart = stage_inputs(alone, FIELD, stage).steps
+        _, (together,) = stage_inputs(problem, Timed(FIELD, (0.25,)), stage).of_target(0)
+        apart = stage_inputs(alone, FIELD, stage)
         for target in range(2):
             each = together.terms.of_target(target), apart.of_target(target)[1]
             for a, b in zip(*map(jax.tree.leaves, each), strict=True):
@@ -111,7 +111,7 @@ def test_terms_lie_along_one_trajectory_and_each_is_what_it_would_be_alone(probl
 def test_a_start_misplaces_mass_where_it_misses_a_waypoint(problem):
     """At the end every point is where it belongs, and at the waypoint half of them are not."""
     field = Timed(FIELD, problem.waypoints)
-    scene, (term,) = stage_inputs(problem, field, POINTS).steps.of_target(0)
+    scene, (term,) = stage_inputs(problem, field, POINTS).of_target(0)
     still = jax.tree.map(jnp.zeros_like, initial_state(field, 0, 1).params)
 
     def misplaced(away):

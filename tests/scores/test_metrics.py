@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from cryotrans_jax.density import similarity, simulation
 from cryotrans_jax.density.demo import hinge_pair
+from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
-from cryotrans_jax.scores.fsc import fsc
 from tests.nucleic import bent_rna
 
 SHARED = Path(__file__).parents[3] / "shared"

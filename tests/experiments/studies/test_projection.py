@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.scores import metrics
-from cryotrans_jax.scores.fsc import fsc
 from experiments.studies import projection
 
 N = 20
