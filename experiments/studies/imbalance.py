@@ -150,7 +150,7 @@ def reconstruct_class(map_, count: int, signal_to_noise: float, seed: int) -> Cl
 
 
 def fit_rare(common: Class, rare: Class):
-    """Fit the common conformation's map to the rare one's, cross-validated by its half-maps."""
+    """Fit the common conformation's map to the rare one's, whose half-maps show its noise."""
     from cryotrans_jax.fit.morph import morph
     from cryotrans_jax.fit.options import Options
     from cryotrans_jax.fit.progress import Progress
@@ -162,7 +162,7 @@ def fit_rare(common: Class, rare: Class):
             common.whole,
             rare.whole,
             Options(recipe, seed=FLAGS.seed, steps=FLAGS.steps, align="none"),
-            halves=rare.halves,
+            halves=None if isinstance(recipe, Paper) else rare.halves,
             progress=progress,
         )
 
