@@ -197,14 +197,14 @@ class Rigidity(Term):
         tetrahedra: numbers of the four nodes of each (tetrahedra, 4).
         edges: distances between neighbouring nodes before the motion (3,), in unit boxes.
         share: weight of each tetrahedron.
-        slip: strain beyond which the term hardly grows; 0: the published term.
+        slip: strain beyond which the term hardly grows; None: the published term.
     """
 
     weight: Leaf
     tetrahedra: Leaf
     edges: Leaf
     share: Leaf
-    slip: float = struct.field(pytree_node=False, default=0.0)
+    slip: Leaf | None = None
 
     def __call__(self, carried: Carried) -> Float[Array, ""]:
         """Weighted mean over the tetrahedra."""
@@ -296,7 +296,7 @@ def rigidity(
     tetrahedra: Int[Array, "tetrahedra 4"],
     edges: Float[Array, "3"],
     share: Float[Array, "tetrahedra"] | None = None,
-    slip: float = 0.0,
+    slip: Scalar | None = None,
 ) -> Float[Array, ""]:
     """Rigidity of the flow: mean over tetrahedra of Σ_i (σ_i(F)² − 1)² = ‖FᵀF − I‖² (paper, eq. 13).
 
@@ -308,14 +308,13 @@ def rigidity(
         tetrahedra: indices of the four nodes of each.
         edges: distances between neighbouring nodes before the flow along x, y and z, in unit boxes.
         share: weight of each tetrahedron; None weighs all alike.
-        slip: with a value above 0, the strain e of a tetrahedron counts as slip · log(1 + e / slip). More strain than
-            `slip` then costs little: domains may shear along their borders and move as rigid bodies within. 0 is the
-            published term.
+        slip: the strain e of a tetrahedron counts as slip · log(1 + e / slip). More strain than `slip` then costs
+            little: domains may shear along their borders and move as rigid bodies within. None is the published term.
     """
     corner = moved[tetrahedra]
     f = (corner[:, 1:] - corner[:, :1]) / edges[:, None]  # rows are the columns of F
     gram = jnp.einsum("tik,tjk->tij", f, f)
     strain = jnp.sum((gram - jnp.eye(3)) ** 2, axis=(1, 2))
-    if slip:
+    if slip is not None:
         strain = slip * jnp.log1p(strain / slip)
     return jnp.mean(strain) if share is None else jnp.vdot(share, strain)

@@ -67,8 +67,8 @@ def prepare(
         for target, gain, end in each
     ]
     masses = [cropped(end.mass * (start.mass.sum() / end.mass.sum() / scale)) for end in ends]
-    two = [pair and (cropped(pair[0].density), cropped(pair[1].density)) for pair in halves or [None] * len(ends)]
-    measured = zip(shown, masses, two, known, strict=True)
+    halved = [pair and (cropped(pair[0].density), cropped(pair[1].density)) for pair in halves or [None] * len(ends)]
+    measured = zip(shown, masses, halved, known, strict=True)
     noise = [measure_noise(target, mass.density > 0, pair, r, rules.noise) for target, mass, pair, r in measured]
     molecule = outline(initial, start.mass > 0, chain, thresholds.volume, rules.outline, rules.thresholds)
     return Problem(

@@ -15,6 +15,7 @@ from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
 from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.fit.targets import Balance
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, PublishedRigidity, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
@@ -41,7 +42,6 @@ BLURS = 2.0, 1.0  # Å: blur of both maps in the L2 stages but the last
 WIDE_BLUR = 4.0  # Å: the same in the stage after the rigid bodies are found; wider, to attract density left behind
 MAX_VOXELS = 1_000_000  # about as many voxels at most have mass in the L2 stages
 SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly grows, so that domains slide
-SLIP_IN_BODIES = 0.1  # the same (32 %) once each body has a motion of its own
 WAVE = 20.0  # Å per radian: distance over which the velocity field can change from the start
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage skips to its final phase
 EULER_STEPS = 5
@@ -134,7 +134,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
       helix is attracted by its own density from further away than by its neighbour's.
     - The rigidity lets domains slip along their borders and holds each together. This allows for a network that can
       follow both: besides the positions it sees sines of them, which change over WAVE. Once each body has a motion of
-      its own, less strain is let off.
+      its own, less strain is let off where there is noise.
     - After the first stage on 2 Å voxels the rigid bodies are found. In all later stages each has its own motion, a
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
@@ -166,9 +166,10 @@ def default(problem: Problem, seed: int = 0) -> Config:
     coarsely, finely = (dict(bin=n, sampling=n, spacing=apart) for n, apart in ((middle, wide), (fine, narrow)))
 
     def refine(
-        steps: int, rate: float, final: float, blur: float, on: dict = coarsely, slip: float = SLIP_IN_BODIES
+        steps: int, rate: float, final: float, blur: float, on: dict = coarsely, slip: float = Balance.noisy_slip
     ) -> Stage:
-        terms = Matched(blur, 1.0, 1.0), Rigidity(1.0, slip, balanced=True), Backbone()
+        rigidity = Rigidity(1.0, SLIP, balanced=True, balance=Balance(noisy_slip=slip))
+        terms = Matched(blur, 1.0, 1.0), rigidity, Backbone()
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge

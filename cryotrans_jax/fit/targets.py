@@ -57,22 +57,29 @@ class Balance:
     Attributes:
         detail_at_3a: mean square spatial frequency of a map at 3 Å, 1/Å².
         noise_weight: weight of the target's noise, 1/Å³; 1 expects strains of about 9 % in cubes of 4 Å.
+        noisy_slip: strain beyond which the rigidity hardly grows where the noise decides how stiff the molecule is.
     """
 
     detail_at_3a: float = 0.045
     noise_weight: float = 1.0
+    noisy_slip: float = 0.1
 
 
 def rigidity_factor(problem: Problem, target: int, balance: Balance = Balance()) -> float:
-    """Factor on the weight of the rigidity, which keeps it in proportion to the target's information.
+    """Factor on the weight of the rigidity: the sum of `rigidity_parts`."""
+    return sum(rigidity_parts(problem, target, balance))
+
+
+def rigidity_parts(problem: Problem, target: int, balance: Balance = Balance()) -> tuple[float, float]:
+    """What keeps the weight of the rigidity in proportion to the target's information.
 
     The matched loss of points with an rms error d is about (4π²/3) s² d², with s² the mean square spatial frequency of
     the carried map at the target's resolution, weighted by its power. A target with less detail weighs less against the
-    rigidity. The factor is the square root of s² over that of a map at 3 Å, at most 1: halfway between a
+    rigidity. The first part is the square root of s² over that of a map at 3 Å, at most 1: halfway between a
     constant weight and one that is proportional to s².
 
-    Noise adds to the factor, as by Bayes' rule a prior weighs more the noisier the data are: `noise_weight` times the
-    power of the noise in a volume of the molecule's size (Å³) over that of the signal. The noise is that of the
+    The second part is the noise's, as by Bayes' rule a prior weighs more the noisier the data are: `noise_weight` times
+    the power of the noise in a volume of the molecule's size (Å³) over that of the signal. The noise is that of the
     frequencies at which displacements are seen: the loss changes with a displacement by s² times the carried map's
     power, and where the noise of a map is limited to its resolution it is much stronger there than the variance of a
     voxel says.
@@ -81,6 +88,9 @@ def rigidity_factor(problem: Problem, target: int, balance: Balance = Balance())
         problem: the prepared maps.
         target: number of the target.
         balance: how stiffness is weighed against what the target tells.
+
+    Returns:
+        The parts of the detail and of the noise.
     """
     s, power = shell_power(problem.initial, problem.voxel_size)
     volume = np.count_nonzero(problem.molecule) * problem.voxel_size.prod()
@@ -91,7 +101,7 @@ def rigidity_factor(problem: Problem, target: int, balance: Balance = Balance())
     seen = weight * s**2
     noise = float(seen @ problem.noise[target] / seen.sum())
     noise *= volume / signal_power(density, density * ~inside, inside)
-    return float(np.sqrt(min(detail, 1.0)) + balance.noise_weight * noise)
+    return float(np.sqrt(min(detail, 1.0))), float(balance.noise_weight * noise)
 
 
 def level_blur(problem: Problem, bin_: int, widths: Sequence[float], target: int) -> losses.Blur | None:

@@ -19,7 +19,7 @@ from cryotrans_jax.fit.targets import (
     at_matched_resolution,
     level_blur,
     matched_widths,
-    rigidity_factor,
+    rigidity_parts,
     signal_power,
 )
 from cryotrans_jax.motion import correspond
@@ -168,7 +168,8 @@ class Rigidity(TermSettings):
     Attributes:
         weight: factor of the term.
         slip: strain beyond which it hardly grows; 0: the published term.
-        balanced: whether the weight is multiplied by `targets.rigidity_factor`.
+        balanced: whether the weight is multiplied by `targets.rigidity_factor`, and the slip is the nearer to
+            `Balance.noisy_slip` the more of that factor is the noise's.
         balance: for that factor.
     """
 
@@ -182,10 +183,12 @@ class Rigidity(TermSettings):
 
     def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Rigidity:
         """Make the term."""
-        factor = rigidity_factor(problem, target, self.balance) if self.balanced else 1.0
-        weight = np.float32(self.weight * factor)
+        detail, noise = rigidity_parts(problem, target, self.balance) if self.balanced else (1.0, 0.0)
+        weight = np.float32(self.weight * (detail + noise))
+        slip = np.float32(self.slip + noise / (detail + noise) * (self.balance.noisy_slip - self.slip))
         tetrahedra = level.tetrahedra
-        return losses.Rigidity(weight, tetrahedra.nodes, tetrahedra.edges, tetrahedra.share, self.slip)
+        own = slip if self.slip else None
+        return losses.Rigidity(weight, tetrahedra.nodes, tetrahedra.edges, tetrahedra.share, own)
 
 
 @dataclass(frozen=True)

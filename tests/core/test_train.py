@@ -30,7 +30,7 @@ from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Config, Stage, Supervision, stage_inputs
 from cryotrans_jax.fit.state import initial_state
 from cryotrans_jax.fit.supervise import Callbacks
-from cryotrans_jax.fit.targets import rigidity_factor
+from cryotrans_jax.fit.targets import Balance, rigidity_factor
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, Rigidity, TermSettings
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion import correspond
@@ -213,6 +213,21 @@ def test_only_a_balanced_rigidity_weighs_by_what_the_targets_tell(two):
     term = Rigidity(2.0, balanced=True)
     factors = [rigidity_factor(two, target, term.balance) for target in range(2)]
     np.testing.assert_allclose(weights(True), 2 * np.array(factors), rtol=1e-6)
+
+
+def test_the_more_a_balanced_rigidity_weighs_noise_the_less_strain_it_lets_off(two):
+    noisy = replace(two, noise=two.noise + 1e-3)
+
+    def slip(noise_weight, balanced=True, slip=0.03):
+        balance = Balance(noise_weight=noise_weight, noisy_slip=0.1)
+        term = Rigidity(1.0, slip, balanced=balanced, balance=balance)
+        return inputs(noisy, replace(STAGES[1], terms=(Matched(), term))).of_target(0)[1][1].slip
+
+    assert slip(0.0) == slip(1.0, balanced=False) == pytest.approx(0.03)
+    assert slip(1e9) == pytest.approx(0.1, rel=1e-3)
+    some, more = slip(1.0), slip(3.0)
+    assert 0.03 < some < more < 0.1
+    assert slip(1.0, slip=0.0) is None
 
 
 START, REFINE = replace(POINTS, steps=30), replace(STAGES[1], steps=30)
