@@ -96,13 +96,13 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
         out["parts"] = [move._asdict() | ({"copies": copies} if copies > 1 else {}) for move in moves[::copies]]
     if case.waypoints:
         out["waypoints"] = [score_waypoint(fit, compared.start, waypoint) for waypoint in case.waypoints]
-    moved = None if case.model is None else fit.move(case.model)
-    if case.model is not None and moved is not None:
+    if case.model is not None:
+        moved = fit.move(case.model)
         for when, map_, model in (("before", compared.start, case.model), ("after", generated, moved)):
             out[f"model_q_score_{when}"] = qscore.q_score(map_, model)
-    if isinstance(reference, gemmi.Structure):
-        if case.model is not None and moved is not None:
+        if isinstance(reference, gemmi.Structure):
             out |= score_models(case.model, moved, reference)
+    if isinstance(reference, gemmi.Structure):
         for when, map_ in (("before", compared.start), ("after", generated)):
             out[f"q_score_{when}"] = qscore.q_score(map_, reference)
     return out

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.density.mask import soft_edge
-from cryotrans_jax.density.spectrum import shell_power
+from cryotrans_jax.density.spectrum import shell_frequencies, shell_power
 from cryotrans_jax.io.maps import Map
 
 
@@ -66,7 +66,7 @@ def measure_noise(
     size = target.voxel_size
     distance = ndimage.distance_transform_edt(~inside, sampling=size)
     solvent = 1 - soft_edge(distance, rules.fade)
-    s, _ = shell_power(target.density, size)
+    s = shell_frequencies(target.density.shape, size)
     if halves is not None:
         near = 1 - solvent
         at, found = fsc(halves[0].density * near, halves[1].density * near, size)

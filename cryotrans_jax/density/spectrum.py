@@ -115,9 +115,13 @@ def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
     power = np.abs(scipy.fft.rfftn(density, workers=os.cpu_count())) ** 2
     n, v = density.shape, voxel_size
-    s = radial_frequency(n, v)
     width = 1.0 / max(n * v)
-    shell = np.round(s / width).astype(int).ravel()
-    count = np.bincount(shell)
-    last = max(int(0.5 / max(v) / width), 1)
-    return np.arange(last) * width, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[:last]
+    shell = np.round(radial_frequency(n, v) / width).astype(int).ravel()
+    shells, count = shell_frequencies(n, v), np.bincount(shell)
+    return shells, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[: len(shells)]
+
+
+def shell_frequencies(shape: tuple[int, ...], voxel_size: np.ndarray) -> np.ndarray:
+    """Spatial frequency (1/Å) of each Fourier shell of a grid up to Nyquist; see `shell_power`."""
+    width = 1.0 / max(shape * voxel_size)
+    return np.arange(max(int(0.5 / max(voxel_size) / width), 1)) * width

@@ -1,7 +1,7 @@
 """How the whole flow deforms what it carries: changes of volume, compression and extension."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.target_flow import Flow
@@ -33,16 +33,19 @@ def volume_change(flow: Flow, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray
     return np.linalg.det(jacobians(flow, xyz))
 
 
-def stretches(flow: Flow, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-    """Strongest compression (below 1) and extension (above 1) by the whole flow at positions (Å).
+def stretches(jacobians: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 2"]:
+    """Strongest compression (below 1) and extension (above 1): the least and the largest singular value."""
+    return np.linalg.svd(jacobians, compute_uv=False)[:, [2, 0]]
 
-    The least and the largest singular value of its Jacobian.
-    """
-    return np.linalg.svd(jacobians(flow, xyz), compute_uv=False)[:, [2, 0]]
+
+def is_stretched(jacobians: Float[np.ndarray, "n 3 3"]) -> Bool[np.ndarray, "n"]:
+    """Whether mass is extended or compressed by more than a quarter (STRETCH)."""
+    factors = stretches(jacobians)
+    return (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
 
 
 def stretched_fraction(flow: Flow, initial: Map, threshold: float) -> float:
-    """Fraction of the carried mass that the flow extends or compresses by more than a quarter (STRETCH).
+    """Fraction of the carried mass that the flow extends or compresses by more than a quarter.
 
     Args:
         flow: the flow.
@@ -51,6 +54,5 @@ def stretched_fraction(flow: Flow, initial: Map, threshold: float) -> float:
     """
     points, mass = mass_points(initial, threshold)
     every = -(-len(points) // SAMPLE)
-    factors, mass = stretches(flow, points[::every]), mass[::every]
-    stretched = (factors[:, 0] < 1 / STRETCH) | (factors[:, 1] > STRETCH)
+    stretched, mass = is_stretched(jacobians(flow, points[::every])), mass[::every]
     return float(mass[stretched].sum() / mass.sum())

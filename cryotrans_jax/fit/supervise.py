@@ -128,7 +128,7 @@ def fit_stage(
         state = supervised(stage, state, (params, optimiser), chunks[-1], sample, setting)
         callbacks.on_state(state, chunks[-1])
         stopped = bool(callbacks.progress(state.stage, state.step, chunks[-1]))
-    if not stopped and state.watch.kept is not None and failed_targets(state).any():
+    if not stopped and state.watch.kept is not None:
         state = state._replace(params=where_target(failed_targets(state), state.watch.kept, state.params))
     return state, np.concatenate(chunks), stopped
 

@@ -186,9 +186,8 @@ class Rigidity(TermSettings):
         detail, noise = rigidity_parts(problem, target, self.balance) if self.balanced else (1.0, 0.0)
         weight = np.float32(self.weight * (detail + noise))
         slip = np.float32(self.slip + noise / (detail + noise) * (self.balance.noisy_slip - self.slip))
-        tetrahedra = level.tetrahedra
-        own = slip if self.slip else None
-        return losses.Rigidity(weight, tetrahedra.nodes, tetrahedra.edges, tetrahedra.share, own)
+        cells = level.tetrahedra
+        return losses.Rigidity(weight, cells.nodes, cells.edges, cells.share, slip if self.slip else None)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class DockingSearch:
 def dock_target(
     problem: Problem, target: int, search: DockingSearch = DockingSearch(), known: Sequence[Transform] = ()
 ) -> list[Docked]:
-    """Dock pieces of a problem's initial map into one of its targets; see `dock` for what is returned.
+    """Dock pieces of a problem's initial map into one of its targets, with the results of `dock`.
 
     Densities are compared with all their detail and noise, within the target's mask.
 
@@ -142,12 +142,10 @@ def dock(
     docking = Docking(pieces, search, chain)
     results = [docking.settle(known, searching=0)] if known else []
     for balls in search.balls:
-        found, agrees = docking.settle(docking.candidates(balls), search.searching), False
-        for place, other in enumerate(results):
-            if agrees := rms_distance(found.moved, other.moved) <= search.same:
-                results[place] = min(found, other, key=lambda result: result.cost)
-                break
-        if agrees:
+        found = docking.settle(docking.candidates(balls), search.searching)
+        agreeing = [n for n, other in enumerate(results) if rms_distance(found.moved, other.moved) <= search.same]
+        if agreeing:
+            results[agreeing[0]] = min(found, results[agreeing[0]], key=lambda result: result.cost)
             break
         results.append(found)
     results.sort(key=lambda result: result.cost)

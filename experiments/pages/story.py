@@ -13,7 +13,7 @@ from cryotrans_jax import plots
 from cryotrans_jax.density import align, similarity
 from cryotrans_jax.fit import trajectory
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.fit.strain import stretched_fraction
+from cryotrans_jax.fit.strain import SAMPLE, is_stretched, jacobians
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError, checksum, write_file
 from cryotrans_jax.io.maps import Map, write_map
@@ -28,7 +28,6 @@ from .film import REACH, ROOM, CarriedMass, Frame, crop
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
 STILLS = 5  # pictures on the page at most
-FOLDS = 20_000  # points at most at which the flow is checked for folds
 RIM = 2  # voxels that count as the sides of the box
 SAME = 1e-3  # difference allowed between correlations of the same maps, which rounding explains
 
@@ -146,13 +145,18 @@ def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
     whole_box = tuple(story.scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
     mass = np.maximum(story.generated.density, 0)
     inner, whole = (part.sum(dtype=np.float64) for part in (mass[(slice(RIM, -RIM),) * 3], mass))
+    every = -(-len(moved.points) // SAMPLE)
+    points, rho = moved.points[::every], moved.rho[::every]
+    strained = jacobians(story.fit.flow(), points)
+    folded = ~(np.linalg.det(strained) > 0)
+    write_folded(story, points[folded], every)
     return Measured(
         matched=views.matched if views else None if None in whole_box else whole_box,
-        stretched=stretched_fraction(story.fit.flow(), story.initial, story.fit.threshold),
+        stretched=float(rho[is_stretched(strained)].sum() / rho.sum()),
         at_edge=float(1 - inner / whole) if whole else 0.0,
         farthest=float(distances(moved.motion, moved.points).max()),
         outside=fraction_outside(story, moved),
-        folded=fraction_folded(story, moved),
+        folded=float(rho[folded].sum() / rho.sum()),
     )
 
 
@@ -164,23 +168,20 @@ def fraction_outside(story: Story, moved: CarriedMass) -> float:
     return float(moved.rho[out].sum() / moved.rho.sum())
 
 
-def fraction_folded(story: Story, moved: CarriedMass) -> float:
-    """Fraction of the mass where the determinant of the flow's Jacobian is not positive, at FOLDS points at most.
+def write_folded(story: Story, points: np.ndarray, every: int) -> None:
+    """Write folded.mrc, which is 1 at points (n, 3) in Å where the flow folds; no such file where there are none.
 
-    If there is any, folded.mrc is written, which is 1 there.
+    Args:
+        every: of how many points of mass each stands for.
     """
-    every = -(-len(moved.points) // FOLDS)
-    points, rho = moved.points[::every], moved.rho[::every]
-    wrong = ~(story.fit.volume_change(points) > 0)
     (story.folder / "folded.mrc").unlink(missing_ok=True)
-    if wrong.any():
+    if len(points):
         like, shown = story.initial, np.zeros(story.initial.density.shape, bool)
-        at = np.rint((points[wrong] - like.origin) / like.voxel_size).astype(int)
+        at = np.rint((points - like.origin) / like.voxel_size).astype(int)
         shown[tuple(at.clip(0, np.array(shown.shape) - 1).T)] = True
         wide = np.maximum(np.rint(CELL * every ** (1 / 3) / like.voxel_size), 1).astype(int)
         shown = ndimage.maximum_filter(shown, size=tuple(wide.tolist()))
         write_map(story.folder / "folded.mrc", Map(shown.astype(np.float32), like.voxel_size, like.origin))
-    return float(rho[wrong].sum() / rho.sum())
 
 
 def make_views(story: Story, moved: CarriedMass) -> Views:
