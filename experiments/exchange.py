@@ -48,7 +48,19 @@ color bfactor #{n} palette {palette}
 hide #!{n} models""",
     "trajectory.pdb": TRAJECTORY.format(name="trajectory.pdb"),
     "trajectory.cif": TRAJECTORY.format(name="trajectory.cif"),
+    "error.mrc": """\
+# {n}: predicted error (Å), hidden. To colour the generated map by it:
+# color sample #2 map #{n} palette {errors} key true
+open error.mrc
+hide #!{n} models""",
+    "generated.cif": """\
+# {n}: the carried model, hidden, coloured by predicted error (its B-factors)
+open generated.cif
+cartoon #{n}
+color bfactor #{n} palette {errors}
+hide #!{n} models""",
 }
+ERRORS = "0.5,#2166ac:1,#67a9cf:2,#f7e08a:3,#ef8a62:5,#b2182b"  # palette of predicted errors (Å): red is wrong
 LAST = """\
 # Shown at first are the generated map and the target. For the series: show #!1 models, and hide #!2 models.
 hide #!1 models
@@ -132,7 +144,10 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
     """
     made = sorted(path.name for path in folder.iterdir())
     frames = [name for name in made if FRAME.fullmatch(name)]
+    if "error.mrc" not in made:  # then the model's B-factors are its own
+        made = [name for name in made if name != "generated.cif"]
     values = {
+        "errors": ERRORS,
         "frames": " ".join(frames) + " vseries true" * (len(frames) > 1),
         "palette": ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE)),
         **levels,
@@ -145,9 +160,13 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
     return "\n".join(lines) + "\n"
 
 
-def target_number(with_model: bool) -> int:
-    """Number of the target in view.cxc, after four maps and, with a model, the model and its trajectory."""
-    return 7 if with_model else 5
+def target_number(with_model: bool, with_error: bool) -> int:
+    """Number of the target in view.cxc.
+
+    Before it are four maps; with a model the model and its trajectory; with predicted errors their map and, with a
+    model, the model coloured by them.
+    """
+    return 5 + 2 * with_model + with_error * (1 + with_model)
 
 
 def target_map(folder: Path, target: Target, level: float, number: int) -> list[str]:

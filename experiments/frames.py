@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import gemmi
 import numpy as np
+from jaxtyping import Float
 
 from cryotrans_jax.density.align import resampled
 from cryotrans_jax.density.symmetry import Symmetry
@@ -22,6 +23,8 @@ from . import log
 from .case import Case, frame_number
 from .run_folder import FRAMES, result_files, write_rows
 from .settings import OutputSettings
+
+ERROR_ITEM = "cryotrans_predicted_error"  # of _atom_site: distance (Å) from the truth that 68 % do not exceed
 
 
 class Place(NamedTuple):
@@ -118,7 +121,8 @@ def write_models(
     settings: OutputSettings,
     places: Sequence[Place],
     reference: gemmi.Structure | Map | None = None,
-) -> dict:
+    errors: Float[np.ndarray, "atoms"] | None = None,
+) -> tuple[dict, gemmi.Structure]:
     """Write the carried models, their trajectory and geometry.csv.
 
     Args:
@@ -126,9 +130,12 @@ def write_models(
             and geometry.csv has columns carried_... for the models before that.
         places: where to write the models; geometry.csv is written to the first one.
         reference: the target state, if it is known.
+        errors: predicted errors of the atoms at the end, Å, which become the models' B-factors. At a time before the
+            end they are that fraction of it, as the initial model has none.
 
     Returns:
-        Scores of the geometry before and after; of idealised models also the CA RMSD to the reference.
+        Scores of the geometry before and after, of idealised models also the CA RMSD to the reference; and the last
+        model.
     """
     times = trajectory.frame_times(settings.frames)
     frames, topology = fit.move(model, times), geometry.topology(model)
@@ -138,8 +145,10 @@ def write_models(
         frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [model_geometry(topology, carried) | old for carried, old in zip(frames, before, strict=True)]
+    if errors is not None:
+        frames = [atoms.with_b_factors(carried, time * errors) for carried, time in zip(frames, times, strict=True)]
     for place in places:
-        write_model_files([place.model(carried) for carried in frames], place.folder)
+        write_model_files([place.model(carried) for carried in frames], place.folder, errors is not None)
     write_rows(
         places[0].folder / "geometry.csv",
         [{"frame": n, "time": t} | row for n, (t, row) in enumerate(zip(times, rows, strict=True))],
@@ -149,17 +158,23 @@ def write_models(
     scores["clashes_worst"] = max(row["clashes"] for row in rows)
     if settings.idealise and isinstance(reference, gemmi.Structure):
         scores["rmsd_idealised"] = metrics.ca_displacement(frames[-1], reference)["rmsd"]
-    return scores
+    return scores, frames[-1]
 
 
-def write_model_files(frames: Sequence[gemmi.Structure], folder: Path) -> None:
+def write_model_files(frames: Sequence[gemmi.Structure], folder: Path, with_errors: bool) -> None:
     """Write the models of all frames to a file each, the last one as generated.cif, and all as one trajectory.
 
     The trajectory is a PDB file or, where that format cannot hold the models, an mmCIF file.
+
+    Args:
+        frames: the models.
+        folder: where to write.
+        with_errors: whether the B-factors are predicted errors, so that mmCIF files have them under that name too.
     """
+    repeat = ERROR_ITEM if with_errors else None
     for number, carried in enumerate(frames):
-        atoms.write_model(folder / f"model_{frame_number(number, len(frames))}.cif", carried)
-    atoms.write_model(folder / "generated.cif", frames[-1])
+        atoms.write_model(folder / f"model_{frame_number(number, len(frames))}.cif", carried, repeat)
+    atoms.write_model(folder / "generated.cif", frames[-1], repeat)
     if all(not chain.name.strip() for chain in frames[-1][0]):  # mmCIF has no blank chains: keep them in a PDB as well
         atoms.write_model(folder / "generated.pdb", frames[-1])
     obstacle = next(filter(None, map(atoms.pdb_obstacle, frames)), None)

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # A command, as texts in the code name it.
 COMMAND = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.((?:studies\.)?\w+)")
@@ -29,6 +29,12 @@ SCORES = (  # label, name in metrics.json without _before and _after, format
     ("bond-length RMSD [Å]", "bond_rms", "{:.3f}"),
     ("chirality outliers", "mirrored", "{:.0f}"),
     ("clashes (heavy atoms within 2.2 Å)", "clashes", "{:.0f}"),
+)
+WITHHELD = (
+    "{region}, hidden from the fit: {apart:.1f} Å (median) from where the whole target puts it",
+    "  predicted error: {predicted_error:.1f} Å; share within its bound for 90 %: {within_90:.2f}",
+    "  correlation with what was hidden: {correlation_without:.2f} (before {correlation_before:.2f}, whole target "
+    "{correlation_with:.2f})",
 )
 SIGNIFICANT = 3  # digits of a volume
 
@@ -59,6 +65,7 @@ class RigidBody(NamedTuple):
         translation: in Å.
         deviation: RMS deviation from rigid-body motion (Å).
         copies: number of its symmetry mates, itself included.
+        error: predicted error of its place (Å); None where errors were not predicted.
     """
 
     mass: float
@@ -66,6 +73,7 @@ class RigidBody(NamedTuple):
     translation: float
     deviation: float
     copies: int = 1
+    error: float | None = None
 
 
 def commands_as_typed(text: str) -> str:
@@ -170,7 +178,7 @@ def hand(file: str, wrong: bool, mirrored: float, correlation: float) -> None:
         info(f"hand of {file}: consistent with the initial map (mirror image: {compared})")
 
 
-# What is fitted
+# The fit
 
 
 def memory(least: float, most: float, available: float) -> None:
@@ -231,9 +239,6 @@ def no_target() -> None:
     info("targets of this process: 0, as there are more processes than targets")
 
 
-# The fit
-
-
 def run_resumed(place: str, seed: int, folder: Path) -> None:
     """Say from where a run continues."""
     info(f"Run resumed from {place} (seed {seed}, {folder}).")
@@ -249,6 +254,11 @@ def target_warning(target: str, text: str) -> None:
     warning(f"{target}: {text}")
 
 
+def withholding(region: str, number: int, count: int) -> None:
+    """Say which region of the target is hidden from the next fit."""
+    info(f"test {number} of {count}: {region} is hidden, and the fit repeated")
+
+
 # Results
 
 
@@ -261,30 +271,32 @@ def score_rows(scores: Mapping[str, float]) -> list[Score]:
     ]
 
 
+def verdict(target: str, text: str) -> None:
+    """Print the verdict on a result."""
+    info(f"{target}: {text}.")
+
+
 def scores(target: str, rows: Sequence[Score]) -> None:
     """Print the scores of the initial and of the generated map as an aligned table."""
     width = max(len(target), *(len(row.label) + 2 for row in rows))
-    info(f"{target:{width}}  {'initial':>9}  {'generated':>9}")
-    for label, initial, generated in rows:
-        info(f"  {label:{width - 2}}  {initial:>9}  {generated:>9}")
+    for label, initial, generated in [(target, "initial", "generated"), *((f"  {row[0]}", *row[1:]) for row in rows)]:
+        info(f"{label:{width}}  {initial:>9}  {generated:>9}")
 
 
 def rigid_bodies(kind: str, bodies: Sequence[RigidBody]) -> None:
     """Print how rigid bodies that were found, or parts that were given, move; `kind` is "rigid body" or "part"."""
-    symmetric = any(body.copies > 1 for body in bodies)
-    heads = [
-        kind,
-        *["copies"] * symmetric,
-        "mass [%]",
-        "rotation [°]",
-        "translation [Å]",
-        "RMS deviation from rigid-body motion [Å]",
-    ]
-    info("  ".join(heads))
-    for number, body in enumerate(bodies, 1):
-        cells = [f"{number}", *[f"{body.copies}"] * symmetric, f"{100 * body.mass:.0f}", f"{body.rotation:.1f}"]
-        cells += [f"{body.translation:.1f}", f"{body.deviation:.2f}"]
-        info("  ".join(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True)))
+    columns = {
+        kind: [f"{number}" for number in range(1, 1 + len(bodies))],
+        "copies": [f"{body.copies}" for body in bodies if any(each.copies > 1 for each in bodies)],
+        "mass [%]": [f"{100 * body.mass:.0f}" for body in bodies],
+        "rotation [°]": [f"{body.rotation:.1f}" for body in bodies],
+        "translation [Å]": [f"{body.translation:.1f}" for body in bodies],
+        "RMS deviation from rigid-body motion [Å]": [f"{body.deviation:.2f}" for body in bodies],
+        "predicted error [Å]": [f"{body.error:.1f}" for body in bodies if body.error is not None],
+    }
+    known = {head: cells for head, cells in columns.items() if len(cells) == len(bodies)}
+    for row in zip(*([head, *cells] for head, cells in known.items()), strict=True):
+        info("  ".join(f"{cell:>{len(head)}}" for cell, head in zip(row, known, strict=True)))
 
 
 def result_frame(which: str, rotation: float | None, translation: float | None) -> None:
@@ -297,6 +309,12 @@ def result_frame(which: str, rotation: float | None, translation: float | None) 
 def seed_spread(median: float, far: float) -> None:
     """Print how far apart (Å) fits from several seeds carry the same density: the median and 95th percentile."""
     info(f"spread between seeds: median {median:.2f} Å, 95th percentile {far:.2f} Å")
+
+
+def withheld(found: Mapping[str, Any]) -> None:
+    """Print what became of a region that was hidden from a fit, as from `withhold.compare`."""
+    for line in WITHHELD:
+        info(line.format_map(found))
 
 
 def trajectory_in_mmcif(reason: str) -> None:

@@ -30,7 +30,7 @@ def main() -> None:
     """Write the frames."""
     import contextlib
 
-    from . import frames, run_folder, settings
+    from . import frames, run_folder, settings, vectors
 
     run_dir = Path(FLAGS.run_dir)
     out_dir = Path(FLAGS.out_dir or run_dir / f"predict_{FLAGS.frames}")
@@ -47,7 +47,8 @@ def main() -> None:
         places = [frames.Place(out_dir)]
         frames.write_frames(frames.with_render(fit, FLAGS.render), FLAGS.frames, places)
         if model is not None:
-            frames.write_models(fit, model, settings.from_flags(settings.OutputSettings), places)
+            output = settings.from_flags(settings.OutputSettings)
+            frames.write_models(fit, model, output, places, errors=vectors.errors_of_atoms(run_dir, model))
     log.frames_written(FLAGS.frames, out_dir)
 
 

@@ -29,8 +29,14 @@ PACKAGES = (
 )
 
 
-def alignment_record(case: Case, number: int) -> dict:
-    """Record of a target's superposition, for config.json and transform.json; empty if there was none."""
+def alignment_record(case: Case, number: int, with_error: bool) -> dict:
+    """Record of a target's superposition, for config.json and transform.json; empty if there was none.
+
+    Args:
+        case: the case in the frame of the result.
+        number: of the target.
+        with_error: whether errors are predicted.
+    """
     if not case.alignments:
         return {}
     found = case.alignments[number]
@@ -41,7 +47,7 @@ def alignment_record(case: Case, number: int) -> dict:
         | {
             "transform": found.transform.matrix.tolist(),
             "transform_is": "4 x 4 matrix from the target's frame to the initial map's, Å",
-            "chimerax": found.transform.chimerax(target_number(case.model is not None)),
+            "chimerax": found.transform.chimerax(target_number(case.model is not None, with_error)),
             "rotation": found.transform.angle,
             "wrong_hand": agreement.wrong_hand if agreement and agreement.mirrored is not None else None,
         }

@@ -25,7 +25,7 @@ from cryotrans_jax.io.files import InputError, whole_file
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores import metrics
 
-from . import log, prechecks
+from . import domains, log, prechecks, refine, trust, vectors
 from .case import Case, replaced_folders, target_folders
 from .frames import write_all_frames, write_models
 from .pages import story
@@ -46,7 +46,7 @@ from .settings import FitSettings, OutputSettings
 def check_disk_space(case: Case, settings: OutputSettings, out_dir: Path, targets: int) -> None:
     """Raise InputError where the disk has no room for the maps of this number of targets."""
     folders_each = 2 if case.originals and settings.frame == "target" else 1
-    needed = targets * folders_each * (settings.frames + 4) * 4 * case.initial.density.size
+    needed = targets * folders_each * (settings.frames + 8) * 4 * case.initial.density.size
     if (free := shutil.disk_usage(out_dir).free) < needed:
         raise InputError(
             f"the results take about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {out_dir}: "
@@ -172,6 +172,7 @@ def write(
     out_dir: Path,
     share: Sequence[int],
     others: Sequence[Fit] = (),
+    withheld: Sequence[dict] = (),
 ) -> dict[str, str]:
     """Write the results of each target, and print its scores.
 
@@ -182,6 +183,7 @@ def write(
         out_dir: the run's folder; each target's folder is a run by itself.
         share: numbers of the targets of the fit.
         others: fits of the same targets from other seeds.
+        withheld: tests with hidden regions of the only target, as from `withhold.test`.
 
     Returns:
         Why targets failed, by their names.
@@ -194,6 +196,9 @@ def write(
             same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
             if not any(one.failed):
                 stories.append(write_target(one, case, settings, description, folder, number, same))
+                stories[-1].scores.update({"withheld": [*withheld]} if withheld else {})
+        for region in withheld:
+            log.withheld(region)
         for entry in stories:  # once all results are there
             with updating_checksums(entry.folder):
                 found = story.write_story(entry, whole=settings.report)
@@ -222,10 +227,10 @@ def write_target(
         number: of the target in the case.
         others: fits of it from other seeds that did not fail.
     """
-    case = in_result_frame(case, number, fit)
+    aligned, case = case, in_result_frame(case, number, fit)
     name, target = case.target_names[number], case.targets[number]
     folder.mkdir(parents=True, exist_ok=True)
-    alignment = alignment_record(case, number)
+    alignment = alignment_record(case, number, settings.error)
     config = {"target": name} | alignment | frame_record(fit) | description
     write_json(folder / "config.json", config)
     if alignment:
@@ -238,8 +243,18 @@ def write_target(
     compared = compare(fit, case, number, last)
     scores = score(fit, case, number, last, compared) | frame_scores(fit)
     scores |= write_unexplained(compared.start, last, target, description["chosen"]["blur_variance"][number], folder)
+    errors = trust.predict(fit, aligned, case, number, last) if settings.error else None
+    if errors is not None:
+        scores |= trust.write(errors, case.model, last, folder)
+    domains.describe(scores.get("parts", []), fit, case.model, errors)
+    vectors.write(fit, errors, last, folder)
     if case.model is not None:
-        scores |= write_models(fit, case.model, settings, places, case.references[number] if case.references else None)
+        reference = case.references[number] if case.references else None
+        of_atoms = None if errors is None else errors.of_atoms(case.model)
+        more, moved = write_models(fit, case.model, settings, places, reference, of_atoms)
+        scores |= more
+        if of_atoms is not None:
+            refine.write(moved, of_atoms, case, number, folder)
     if others:
         scores |= write_spread(fit, others, folder)
     scores["peak_mib"] = memory.peak() / 2**20
@@ -340,11 +355,14 @@ def log_scores(target: str, scores: dict, kind: str) -> None:
         rows.append(log.Score(f"correlation with the waypoint at {waypoint['time']:g}", *values))
     if "rmsd_idealised" in scores:
         rows.append(log.Score("CA RMSD of the idealised model [Å]", "", f"{scores['rmsd_idealised']:.2f}"))
+    if "verdict" in scores:
+        log.verdict(target, scores["verdict_text"])
     log.scores(target, rows)
     if parts := scores.get("parts"):
         keys = ("share_of_mass", "turn", "shift", "from_rigid")
         log.rigid_bodies(
-            kind, [log.RigidBody(*(part[key] for key in keys), copies=part.get("copies", 1)) for part in parts]
+            kind,
+            [log.RigidBody(*(part[key] for key in keys), part.get("copies", 1), part.get("error")) for part in parts],
         )
     if frame := scores.get("result_frame"):
         log.result_frame(frame, scores.get("still_rotation"), scores.get("still_translation"))

@@ -50,6 +50,7 @@ def define_flags() -> None:
     shared.define_symmetry()
     shared.define_schedule()
     define_seeds_and_parts()
+    define_trust()
     with shared.group("Output"):
         paths.define_path("out_dir", None, "FOLDER: for the results; runs/<initial>_to_<target> if not given.")
         flags.DEFINE_bool(
@@ -114,6 +115,23 @@ def define_seeds_and_parts() -> None:
     )
 
 
+@shared.group("Trust")
+def define_trust() -> None:
+    """Define the flags that decide how the result is tested."""
+    flags.DEFINE_bool(
+        "error",
+        True,
+        "Predict by how many Å each place of the result is wrong, and judge by it whether the motion was found.",
+    )
+    flags.DEFINE_multi_string(
+        "withhold",
+        [],
+        "SELECTION|MASK: residues of --model (A:120-180) or a mask of the target, whose density is hidden from a "
+        "second fit, to see whether that puts it in the same place and how far it claims to be right. May be repeated.",
+    )
+    flags.DEFINE_bool("check", False, "The same with two regions at random, of a tenth of the molecule each.")
+
+
 def main() -> None:
     """Fit the targets of this process, and write the run's folder."""
     from . import hosts, settings
@@ -163,7 +181,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 
     Of several targets those that cannot be used are left out.
     """
-    from . import find, hosts, inputs, load, parse, prechecks, result_frame, results, run_folder, settings
+    from . import find, hosts, inputs, load, parse, prechecks, result_frame, results, run_folder, settings, withhold
 
     last = f"--seed={FLAGS.seed} with --seeds={FLAGS.seeds}: the last seed"
     parse.in_range(FLAGS.seed + FLAGS.seeds - 1, ranges.SEED, last, int)
@@ -176,6 +194,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
     load.add_parts(case, used)
     load.add_symmetry(case, settings.from_flags(settings.SymmetrySettings), used)
     result_frame.add_still(case, used)
+    withhold.check_flags(FLAGS.withhold, FLAGS.check, case)
     case.schedule = parse.parse_schedule(FLAGS.schedule, FLAGS.width, FLAGS.steps)
     share = hosts.share(len(case.targets))
     if not used.built_in:
@@ -193,7 +212,7 @@ def prepare(given: "InputSettings", out_dir: Path, keeper: "Keeper") -> "Case":
 
 def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence[int]) -> dict[str, str]:
     """Fit the targets with these numbers and write their results; return why targets failed, by their names."""
-    from . import record, results
+    from . import record, results, withhold
     from .frames import with_render
     from .settings import FitSettings, OutputSettings, from_flags
 
@@ -204,7 +223,9 @@ def fit_and_write(case: "Case", keeper: "Keeper", out_dir: Path, share: Sequence
             keeper.finish_seed()
         first, *others = [with_render(fit, FLAGS.render) for fit in fits]
         about = record.describe(first, case, FLAGS)
-        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, others)
+        testing = bool(FLAGS.withhold or FLAGS.check) and not any(first.failed)
+        withheld = withhold.test(FLAGS.withhold, FLAGS.check, first, case, fit_settings) if testing else []
+        failed = results.write(first, case, from_flags(OutputSettings), about, out_dir, share, others, withheld)
     keeper.finish()
     return failed
 

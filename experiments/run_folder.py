@@ -36,9 +36,12 @@ FRAMES = re.compile(  # what run and predict write of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
-    r"(config|metrics|transform|failed)\.json|folded\.mrc|loss\.csv|unexplained\.mrc|parts\.mrc|seed_spread\.mrc|displacement\.(mrc|cif)|view\.cxc"
+    r"(config|metrics|transform|failed)\.json|loss\.csv|view\.cxc"
+    r"|(folded|unexplained|parts|seed_spread|error)\.mrc"
+    r"|displacement(_[xyz])?\.mrc|displacement\.(cif|npz)"
+    r"|refine_start\.cif|isolde\.cxc|phenix\.eff"
     r"|report\.html|morph\.gif|reproduce\.(md|json)|SHA256SUMS"
-    r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices)\.(svg|png)"
+    r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices|errors)\.(svg|png)"
 )
 KINDS = {  # kinds of results; each kind is replaced as a whole
     "run": re.compile(f"{FRAMES.pattern}|{RECORDS.pattern}"),  # with the folders of OWN
@@ -52,6 +55,7 @@ KINDS = {  # kinds of results; each kind is replaced as a whole
     "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|refine\.sh|coverage\.json|refined\.json"),
     "benchmark": re.compile(r"benchmark\.(json|md)"),
     "validation": re.compile(r"validate\.(json|md)"),
+    "calibration": re.compile(r"calibrate\.(json|md)|reliability\.(svg|png)"),
     "waypoints": re.compile(r"waypoints\.(json|md)"),
 }
 FOLDERS = re.compile(  # made by a run in its folder or that of a target, and by commands while they replace results

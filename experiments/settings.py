@@ -97,6 +97,7 @@ class OutputSettings:
     frames: int = 11
     idealise: bool = True
     frame: str = "initial"
+    error: bool = True
     report: bool = True
 
 

@@ -38,6 +38,12 @@ def stretches(jacobians: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 2"]
     return np.linalg.svd(jacobians, compute_uv=False)[:, [2, 0]]
 
 
+def log_strains(jacobians: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n"]:
+    """Largest strain in any direction, as the absolute logarithm of the factor; at most log(100)."""
+    factors = np.clip(stretches(jacobians), 0.01, 100.0)
+    return np.abs(np.log(factors)).max(-1)
+
+
 def is_stretched(jacobians: Float[np.ndarray, "n 3 3"]) -> Bool[np.ndarray, "n"]:
     """Whether mass is extended or compressed by more than a quarter (STRETCH)."""
     factors = stretches(jacobians)

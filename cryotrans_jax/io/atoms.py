@@ -56,12 +56,14 @@ def read_models(path: str | os.PathLike) -> list[gemmi.Structure]:
     return each
 
 
-def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
+def write_model(path: str | os.PathLike, structure: gemmi.Structure, b_factors_are: str | None = None) -> None:
     """Write the model as mmCIF or PDB, by the suffix of the name; the file appears whole or not at all.
 
     Args:
         path: path of the file, which ends in .cif or .pdb.
         structure: the model.
+        b_factors_are: name of a further item of _atom_site with the values of the B-factors, for what they stand for;
+            only in mmCIF.
 
     Raises:
         InputError: the suffix is neither .cif nor .pdb, or the model does not fit the PDB format.
@@ -73,7 +75,10 @@ def write_model(path: str | os.PathLike, structure: gemmi.Structure) -> None:
     with whole_file(path) as temporary:
         if path.suffix.lower() == ".cif":
             _complete_for_mmcif(structure)
-            structure.make_mmcif_document().write_file(str(temporary))
+            document = structure.make_mmcif_document()
+            if b_factors_are:
+                _repeat_b_factors(document.sole_block(), b_factors_are)
+            document.write_file(str(temporary))
             return
         try:
             structure.setup_entities()
@@ -287,6 +292,15 @@ def _hydrogen_factor(name):
     lost = 2 if polymer else 0  # hydrogens: each bond of the chain releases one water
     weight = known.weight - lost / 2 * 18.015
     return weight / (weight - 1.008 * (known.hydrogen_count - lost))
+
+
+def _repeat_b_factors(block, name):
+    """Add an item of this name with the values of the B-factors to the atoms of an mmCIF block."""
+    values = [*block.find_loop("_atom_site.B_iso_or_equiv")]
+    block.find_loop("_atom_site.id").get_loop().add_columns([f"_atom_site.{name}"], "?")
+    column = block.find_loop(f"_atom_site.{name}")
+    for row, value in enumerate(values):
+        column[row] = value
 
 
 def _complete_for_mmcif(structure):

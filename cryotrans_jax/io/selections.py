@@ -1,10 +1,11 @@
 """Selections of a model's residues, as flags name them: CHAIN, CHAIN:NUMBER or CHAIN:FIRST-LAST."""
 
+import itertools
 import re
 
 import gemmi
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cryotrans_jax.io.files import InputError
 
@@ -86,3 +87,21 @@ def keep(model: gemmi.Structure, kept: set[int]) -> gemmi.Structure:
                 del chain[number]
     copy.remove_empty_chains()
     return copy
+
+
+def name_residues(model: gemmi.Structure, chosen: Bool[np.ndarray, "residues"]) -> list[str]:
+    """Selections that name residues, a run of a chain each (A:12-40, B:7).
+
+    Args:
+        model: the model.
+        chosen: which of its residues, in the order of `residues`.
+    """
+    found, count = [], 0
+    for chain in model[0]:
+        own, count = chosen[count : count + len(chain)], count + len(chain)
+        for wanted, run in itertools.groupby(zip(own, chain, strict=True), lambda each: bool(each[0])):
+            if wanted:
+                numbers = [residue.seqid.num for _, residue in run]
+                first, last = numbers[0], numbers[-1]
+                found.append(f"{chain.name}:{first}" + (f"-{last}" if last != first else ""))
+    return found

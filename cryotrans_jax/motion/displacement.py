@@ -109,15 +109,28 @@ def displacement_map(motion: Motion, points: Float[np.ndarray, "n 3"], like: Map
         The distances (Å) on the grid of `like`, zero away from the molecule.
     """
     knots = motion.displacements_at(points)
-    shift, far = motion.at_time(knots, time), np.linalg.norm(knots[-1], axis=-1)
+    return values_map(points + motion.at_time(knots, time), np.linalg.norm(knots[-1], axis=-1), like)
+
+
+def values_map(points: Float[np.ndarray, "n 3"], values: Float[np.ndarray, "n"], like: Map) -> Map:
+    """Map of values that points of mass have, averaged over about 3 Å and continued as far beyond the molecule.
+
+    Args:
+        points: positions (Å), as from `mass_points` or where they are carried.
+        values: one for each point.
+        like: the map whose grid is used.
+
+    Returns:
+        The values on the grid of `like`, zero away from the points.
+    """
     side = like.voxel_size * np.maximum(np.rint(CELL / like.voxel_size), 1)
     cells = np.ceil(like.density.shape * like.voxel_size / side).astype(int) + 1
-    at = np.rint((points + shift - like.origin) / side).astype(int)
+    at = np.rint((points - like.origin) / side).astype(int)
     inside = ((at >= 0) & (at < cells)).all(1)
     flat = np.ravel_multi_index(at[inside].T, cells)
     near = []
-    for values in (np.ones(inside.sum()), far[inside]):
-        coarse = np.bincount(flat, values, cells.prod()).reshape(cells).astype(np.float32)
+    for each in (np.ones(inside.sum()), values[inside]):
+        coarse = np.bincount(flat, each, cells.prod()).reshape(cells).astype(np.float32)
         near.append(interpolate_cells(ndimage.gaussian_filter(coarse, 1.0, mode="constant"), like, side))
     weight, total = near
     return Map(np.where(weight > MIN_WEIGHT, total / np.maximum(weight, MIN_WEIGHT), 0), like.voxel_size, like.origin)

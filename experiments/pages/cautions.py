@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from cryotrans_jax.density.checks import BLURRIER
+from cryotrans_jax.scores.confidence import FOUND
 
 from ..masks import protein_in
 from ..prechecks import threshold_doubts
@@ -60,10 +61,15 @@ def cautions(config: dict, scores: dict, measured: Measured) -> list[Caution]:
         *micelle_cautions(config),
         *score_cautions(scores),
         *flow_cautions(scores, measured),
-        *target_cautions(config, measured),
+        *target_cautions(config, scores, measured),
         *settings_cautions(config, scores),
     ]
     return sorted(found, key=lambda caution: not caution.serious)
+
+
+def in_doubt(scores: dict) -> bool:
+    """Whether signs that right results have too are warnings: not where a verdict says that the motion was found."""
+    return scores.get("verdict") != FOUND
 
 
 def input_cautions(config: dict) -> Iterator[Caution]:
@@ -128,7 +134,8 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
 def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the flow and the places to which it carries mass."""
     if measured.stretched > STRETCHED:
-        yield serious(
+        yield Caution(
+            in_doubt(scores),
             f"{100 * measured.stretched:.0f} % of the mass is stretched or compressed by more than a quarter.",
             "Domains should move as rigid bodies. Play the morph: a domain that dissolves and condenses elsewhere was "
             "mistaken for another one.",
@@ -140,7 +147,8 @@ def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
             "Try another --seed, or --parts where domains slide along each other.",
         )
     if scores.get("target_lacks", 0) > LACKING:
-        yield serious(
+        yield Caution(
+            in_doubt(scores),
             f"For {100 * scores['target_lacks']:.0f} % of the generated map's mass the target has no density.",
             "A domain that the target lacks is not fitted and moves with its neighbours, so its place is not seen in "
             "the target; or a motion was not found. See where unexplained.mrc is below zero.",
@@ -168,17 +176,19 @@ def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
         )
 
 
-def target_cautions(config: dict, measured: Measured) -> Iterator[Caution]:
+def target_cautions(config: dict, scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the target map."""
     if measured.matched and measured.matched[1] < MATCHED:
         before, after = measured.matched
-        yield serious(
+        yield Caution(
+            in_doubt(scores),
             f"The correlation at the target's resolution is only {after:.2f} ({before:.2f} before).",
             "The rest is noise, density that one of the maps lacks, or a motion that was not found: see the slices of "
             "the difference.",
         )
     if chosen(config, "quieting_variance"):
-        yield serious(
+        yield Caution(
+            in_doubt(scores),
             "The target map is noisy.",
             "It was low-pass filtered before its mass was taken. In strong noise a domain can be missed: check that "
             "each is in its place.",

@@ -31,12 +31,17 @@ FILES = (  # pattern, description
     (r"view\.cxc", "open it in ChimeraX: frames, generated map coloured by displacement, target, models"),
     (r"displacement\.mrc", "displacement (Å) of the density at each voxel of the generated map, to colour surfaces by"),
     (r"displacement\.cif", "the carried model with each atom's displacement (Å) as its B-factor"),
+    (r"displacement_[xyz]\.mrc", "the components (Å) of that displacement"),
+    (r"displacement\.npz", "displacement vectors (Å) of points of mass, with bodies and predicted errors, for NumPy"),
+    (r"error\.mrc", "predicted error (Å) of the density at each voxel of the generated map, to colour surfaces by"),
+    (r"refine_start\.cif", "the carried model in the frame of the target's file, to be refined against it"),
+    (r"isolde\.cxc|phenix\.eff", "starts its refinement in ISOLDE or Phenix, with restraints by the predicted errors"),
     (r"seed_spread\.mrc", "distance (Å) between the places to which fits from several seeds carry the same density"),
     (r"folded\.mrc", "1 where the flow folds, as the determinant of its Jacobian is not positive"),
     (r"morph\.gif", "the morph as an animation"),
     (r"fsc\.csv", "the Fourier shell correlations"),
     (r"fsc(_reference)?\.xml", "the Fourier shell correlation of the generated map, in the EMDB's format"),
-    (r"(fsc|loss|slices)\.(svg|png)", "the figures of this page"),
+    (r"(fsc|loss|slices|errors)\.(svg|png)", "the figures of this page"),
     (r"metrics\.json", "the scores"),
     (r"config\.json", "every setting, version and input with its checksum"),
     (r"loss\.csv", "the loss at every step"),
@@ -46,6 +51,11 @@ FILES = (  # pattern, description
 FSC_TEXT = (
     "The generated map against the unfiltered target: a blurred or noisy target lowers the curve as much as a poor "
     "prediction. Pale: the initial map, where the morph starts."
+)
+
+ERRORS_TEXT = (
+    "Distance of the carried residue from its true place that 68 % and 90 % of residues with such evidence do not "
+    "exceed, as measured on maps whose answer is known. The model's B-factors and error.mrc have the first of these."
 )
 
 MORPH_TEXT = "The surface of each frame at the display contour, coloured by displacement from start to end."
@@ -70,6 +80,7 @@ def build(
         "style": style,
         "script": program,
         "facts": facts(config),
+        "verdict": verdict(scores),
         "cautions": caution_list(found),
         "scores": score_table(scores),
         "bodies": body_table(scores),
@@ -80,6 +91,7 @@ def build(
         "morph_text": MORPH_TEXT,
         "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="the surface of the map at '
                           f't = {time:.2f} of the morph">' for time, png in stills),
+        "errors": section("How far to trust each residue", ERRORS_TEXT, drawings.get("errors")),
         "slices": drawings["slices"],
         "slices_text": slices_text(config, data),
         "fsc": drawings.get("fsc", "<p>No curves, as the target map is missing.</p>"),
@@ -105,6 +117,21 @@ def facts(config: dict) -> str:
         f"cryotrans-jax {config['versions'].get('cryotrans-jax')} on {config.get('device', 'an unknown device')}",
     ]
     return escape(" · ".join(filter(None, parts)))
+
+
+def section(title: str, text: str, figure: str | None) -> str:
+    """A section with a figure; empty where there is none."""
+    if figure is None:
+        return ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure>{figure}</figure>\n</section>"
+
+
+def verdict(scores: dict) -> str:
+    """The verdict on the result, empty where errors were not predicted."""
+    if "verdict" not in scores:
+        return ""
+    text = scores["verdict_text"]
+    return f'<p class="verdict {scores["verdict"].replace(" ", "-")}">{escape(text[:1].upper() + text[1:])}.</p>'
 
 
 def caution_list(found: list[Caution]) -> str:
@@ -139,13 +166,20 @@ def body_table(scores: dict) -> str:
     text = f"<p>The frame of the result is {escape(frame)}.</p>" if frame else ""
     if not parts:
         return text
-    names = ("rigid body or part", "mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]")
+    predicted = all("error" in part for part in parts)
+    names = ["rigid body or part", "mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]"]
+    names += ["predicted error [Å]"] * predicted
+    hinged = any(part.get("hinges") for part in parts)
     head = "".join(f'<th class="number">{name}</th>' for name in names).replace(' class="number"', "", 1)
+    head += "<th>hinges</th>" * hinged
     body = ""
     for number, part in enumerate(parts, 1):
         copies = f" ({part['copies']} copies)" if "copies" in part else ""
-        cells = [f"{100 * part['share_of_mass']:.0f}", f"{part['turn']:.1f}", f"{part['shift']:.1f}"]
-        row = "".join(f'<td class="number">{cell}</td>' for cell in [*cells, f"{part['from_rigid']:.2f}"])
+        turn = f"{part['turn']:.1f}" + (f" ± {part['turn_error']:.1f}" if predicted else "")
+        cells = [f"{100 * part['share_of_mass']:.0f}", turn, f"{part['shift']:.1f}", f"{part['from_rigid']:.2f}"]
+        cells += [f"{part['error']:.1f}"] if predicted else []
+        row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        row += f'<td class="value">{escape(", ".join(part.get("hinges", [])))}</td>' if hinged else ""
         body += f"<tr><th>{number}{copies}</th>{row}</tr>"
     return f"{text}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -19,6 +19,7 @@ from cryotrans_jax.io.files import InputError, checksum, write_file
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion
 from cryotrans_jax.scores import metrics
+from cryotrans_jax.scores.confidence import ErrorModel
 
 from .. import exchange, finished, run_folder, score
 from ..masks import masks_used, read_as_used
@@ -29,6 +30,8 @@ from .film import REACH, ROOM, CarriedMass, Frame, crop
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
 STILLS = 5  # pictures on the page at most
 RIM = 2  # voxels that count as the sides of the box
+CHAINS = 6  # whose residues' errors are plotted, at most
+BOUNDS = 0.68, 0.9  # fractions of residues within the plotted errors
 SAME = 1e-3  # difference allowed between correlations of the same maps, which rounding explains
 
 
@@ -106,6 +109,8 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
     drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
     if story.curves:
         drawings["fsc"] = plots.fsc_drawing(story.curves)
+    if "verdict" in story.scores and (folder / "generated.cif").is_file():
+        drawings["errors"] = errors_drawing(atoms.read_model(folder / "generated.cif"))
     if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
         drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
     for name, drawing in drawings.items():
@@ -125,6 +130,20 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)
+
+
+def errors_drawing(model: gemmi.Structure) -> plots.Drawing:
+    """Plot the predicted errors of the residues of the longest chains, which are the model's B-factors."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for chain, residue, atom in atoms.residue_sites(model):
+        found.setdefault(chain.name, []).append((residue.seqid.num or 0, atom.b_iso))
+    longest = sorted(found, key=lambda name: -len(found[name]))[:CHAINS]
+    curves = {}
+    for name in [name for name in found if name in longest]:
+        numbers, errors = np.array(found[name]).T
+        bounds = {f"{100 * share:.0f} % within": (numbers, ErrorModel().within(share) * errors) for share in BOUNDS}
+        curves[f"chain {name}: predicted error [Å]"] = bounds
+    return plots.panels_drawing(curves, "residue", 0.0)
 
 
 def motion_of(story: Story) -> CarriedMass:

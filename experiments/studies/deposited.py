@@ -35,7 +35,7 @@ from cryotrans_jax.scores import geometry, metrics, qscore
 from .. import load, results, run_folder, tables
 from ..main import show_warnings
 from ..settings import FitSettings
-from . import peers
+from . import evidence, peers
 from .deposited_cases import PEER, SUFFIXES, Trial, deposit_target, in_pose, simulate_inputs, write_inputs
 
 RESOLUTIONS = (4.0, 6.0, 8.0, 10.0)  # of the targets, Å
@@ -186,13 +186,14 @@ def measure(trial: Trial) -> dict[str, Any]:
 
 def move_by_fit(
     trial: Trial, start: gemmi.Structure, end: gemmi.Structure
-) -> tuple[gemmi.Structure, Map, float, dict[str, float]]:
+) -> tuple[gemmi.Structure, Map, float, dict[str, Any]]:
     """Fit the maps by a recipe of ours.
 
     Returns:
         The carried model, idealised; the target map; the seconds; and how well the carried map is kept: the fraction of
         the mass that is stretched, and its detail, which is the Q-score of the true model superposed on the carried one
-        in the generated map, relative to that of the initial model in the initial map.
+        in the generated map, relative to that of the initial model in the initial map; and the evidence of the errors
+        of its residues, with these.
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs = simulate_inputs(trial, start, end, Path(folder))
@@ -205,6 +206,8 @@ def move_by_fit(
         seconds = time.perf_counter() - begin
         own, there = qscore.q_score(case.initial, case.model), atoms.superpose(end, moved)
         kept = {"stretched": fit.stretched_fraction(), "detail": qscore.q_score(fit.generated(), there) / own}
+        truth = case.alignments[0].transform.move(in_pose(trial, end))
+        kept["residues"] = evidence.of_residues(fit, case, moved, truth)
         return moved, read_map(inputs.target[0]), seconds, kept
 
 

@@ -28,7 +28,8 @@ class Trial:
     Attributes:
         folder: of the pair.
         pair: its name.
-        direction: "forward", or "back" from the target state to the initial one.
+        direction: "forward"; "back" from the target state to the initial one; or "still": both maps are of the initial
+            state.
         resolution: of the target, Å.
         seed: of the noise, of the pose and of the fit.
         recipe: with its bin, such as paper/2; of another method PEER and its name.
@@ -74,6 +75,7 @@ class Trial:
     def models(self) -> tuple[gemmi.Structure, gemmi.Structure]:
         """Read the model of the state to start from, and what the target shows of the one to arrive at."""
         start, end = load_models(Path(self.folder), self.direction == "back")
+        end = start if self.direction == "still" else end
         return start, without_side(end, self.lacking, self.seed) if self.lacking else end
 
 

@@ -59,7 +59,7 @@ MARKS = "<!-- results: begin -->", "<!-- results: end -->"
 GROUP_KEYS = ("pair", "resolution", "signal_to_noise", "recipe")
 SUMMARY_KEYS = ("rmsd_after", "moved_rmsd_after", "fsc_after", "path", "straight_path", "seconds", "peak_mib")
 
-DIRECTIONS = ("forward", "back")
+DIRECTIONS = ("forward", "back", "still")
 SELECTING = ("pairs", "directions", "resolutions", "seeds", "recipes")  # flags that a table's command names
 DEPOSITED = ("initial_resolution", "belt", "half_maps", "extra", "lacking", "peers", "models_of", "keep_maps")
 
@@ -88,7 +88,10 @@ def define_flags() -> None:
         "Recipes: default, paper, or paper/2 for maps binned by 2; paper/2@7:adk only at 7 Å and on that pair.",
     )
     flags.DEFINE_list(
-        "directions", ["forward"], "forward, back (from the target state to the initial one), or forward,back."
+        "directions",
+        ["forward"],
+        "forward, back (from the target state to the initial one), still (nothing moves: both maps are of the initial "
+        "state; only with --as_deposited), or several, as in forward,back.",
     )
     paths.define_path("out_dir", "runs/validate", "Folder for validate.md and validate.json.")
     ranges.number("steps", 1.0, "Multiplies the number of steps of every stage.", ranges.STEPS)
@@ -154,7 +157,9 @@ def check_mode() -> None:
     from cryotrans_jax.io.files import InputError
 
     if not FLAGS.directions or not set(FLAGS.directions) <= set(DIRECTIONS):
-        raise InputError(f"--directions={','.join(FLAGS.directions)} is to be forward, back or forward,back")
+        raise InputError(f"--directions={','.join(FLAGS.directions)} is to be some of {', '.join(DIRECTIONS)}")
+    if not FLAGS.as_deposited and "still" in FLAGS.directions:
+        raise InputError("--directions=still is for maps as deposited: add --as_deposited, or leave it out")
     if FLAGS.as_deposited and FLAGS["signal_to_noise"].present:
         raise InputError("--signal_to_noise adds noise to maps that have none: leave it or --as_deposited out")
     if not FLAGS.as_deposited and (given := [name for name in DEPOSITED if FLAGS[name].present]):

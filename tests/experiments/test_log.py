@@ -137,6 +137,26 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
         "  in the frame of the alignment: rotation 33.0°, translation 12.1 Å\n",
         "",
     ),
+    ("withholding", ("A:1-9", 1, 2), "test 1 of 2: A:1-9 is hidden, and the fit repeated\n", ""),
+    (
+        "withheld",
+        (
+            {
+                "region": "A:1-9",
+                "apart": 1.26,
+                "predicted_error": 0.84,
+                "within_90": 0.777,
+                "correlation_before": 0.123,
+                "correlation_without": 0.456,
+                "correlation_with": 0.789,
+            },
+        ),
+        "A:1-9, hidden from the fit: 1.3 Å (median) from where the whole target puts it\n"
+        "  predicted error: 0.8 Å; share within its bound for 90 %: 0.78\n"
+        "  correlation with what was hidden: 0.46 (before 0.12, whole target 0.79)\n",
+        "",
+    ),  # fmt: skip
+    ("verdict", ("open_7A", "motion found"), "open_7A: motion found.\n", ""),
     ("seed_spread", (0.999, 4.82), "spread between seeds: median 1.00 Å, 95th percentile 4.82 Å\n", ""),
     (
         "trajectory_in_mmcif",
@@ -246,11 +266,13 @@ def test_a_long_name_of_a_target_widens_the_table(capsys):
 
 def test_rigid_bodies_are_an_aligned_table(capsys):
     log.rigid_bodies("rigid body", [log.RigidBody(0.57, 5.84, 9.04, 1.096), log.RigidBody(0.43, 124.8, 17.0, 1.36)])
-    log.rigid_bodies("part", [log.RigidBody(0.1, 5.84, 9.04, 1.096, copies=8)])
+    log.rigid_bodies("part", [log.RigidBody(0.1, 5.84, 9.04, 1.096, copies=8, error=0.76)])
     assert capsys.readouterr().out.splitlines() == [
         "rigid body  mass [%]  rotation [°]  translation [Å]  RMS deviation from rigid-body motion [Å]",
         "         1        57           5.8              9.0                                      1.10",
         "         2        43         124.8             17.0                                      1.36",
-        "part  copies  mass [%]  rotation [°]  translation [Å]  RMS deviation from rigid-body motion [Å]",
-        "   1       8        10           5.8              9.0                                      1.10",
+        "part  copies  mass [%]  rotation [°]  translation [Å]  RMS deviation from rigid-body motion [Å]  "
+        "predicted error [Å]",
+        "   1       8        10           5.8              9.0                                      1.10  "
+        "                0.8",
     ]

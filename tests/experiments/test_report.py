@@ -345,14 +345,15 @@ def test_the_chimerax_script_opens_what_is_there(run, fit):
     frames = [f"frame_{k:02d}.mrc" for k in range(3)]
     maps = [[f"{name}.mrc"] for name in ("generated", "displacement", "unexplained")]
     # the target file's own name is harmless, whatever the run called it
-    assert names == [frames, *maps, ["displacement.cif"], ["trajectory.cif"], ["target.mrc"]]
-    assert [number for number, model in models.items() if model.shown] == [2, exchange.target_number(True)]
+    with_errors = [["error.mrc"], ["generated.cif"]]
+    assert names == [frames, *maps, ["displacement.cif"], ["trajectory.cif"], *with_errors, ["target.mrc"]]
+    assert [number for number, model in models.items() if model.shown] == [2, exchange.target_number(True, True)]
     levels = {"initial": 1.2 * fit.threshold, "target": 0.7 * fit.threshold}
-    for number, own in {1: [levels["initial"]], 2: [levels["initial"]], 7: [levels["target"]]}.items():
+    for number, own in {1: [levels["initial"]], 2: [levels["initial"]], 9: [levels["target"]]}.items():
         np.testing.assert_allclose(models[number].levels, own, rtol=1e-5)
     np.testing.assert_allclose(models[4].levels, [levels["target"], -levels["target"]], rtol=1e-5)
     assert len(set(models[4].colours)) == 2
-    np.testing.assert_array_equal(models[7].pose, np.eye(4)[:3])
+    np.testing.assert_array_equal(models[9].pose, np.eye(4)[:3])
 
 
 @pytest.fixture
@@ -495,6 +496,15 @@ def test_bad_numbers_are_told_first(scores, chosen, settings, measured, said):
     config = SET | {"chosen": SET["chosen"] | chosen, "settings": SET["settings"] | settings}
     first, *rest = cautions.cautions(config, GOOD | scores, CALM._replace(**measured))
     assert first.serious and said in first.what and not any(caution.serious for caution in rest)
+
+
+@pytest.mark.parametrize("verdict, serious", [("found", False), ("partly found", True), ("not found", True)])
+def test_signs_that_right_results_have_too_alarm_nobody_once_the_motion_is_found(verdict, serious):
+    """On real maps the correlation is low, and some mass stretched, whether a result is right or wrong."""
+    measured = CALM._replace(matched=(0.4, 0.7), stretched=0.2)
+    config = SET | {"chosen": SET["chosen"] | {"quieting_variance": [0.0, 4.0]}}
+    found = cautions.cautions(config, GOOD | {"target_lacks": 0.08, "verdict": verdict}, measured)
+    assert sum(caution.serious for caution in found) == (4 if serious else 0)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_target_is_resampled_once_by_both_motions(case, fit, models):
     assert np.abs(found.targets[0].density - twice).max() > 1e-3 * once.max()
     expected = atoms.positions(both.move(models[1]))
     np.testing.assert_allclose(atoms.positions(found.references[0]), expected, atol=1e-9)
-    record = alignment_record(found, 0)["alignment"]
+    record = alignment_record(found, 0, False)["alignment"]
     assert np.allclose(record["transform"], both.matrix, atol=1e-9) and "rigid body 2" in record["status"]
     mapped = in_result_frame(replace(case, references=[case.targets[0]]), 0, fit).references[0]
     np.testing.assert_allclose(mapped.density, resampled(case.originals[0].reference, case.initial, both).density)

@@ -35,6 +35,8 @@ STEPS = 0.1  # of the default recipe; one number for all runs, which then share 
 FRAMES = 3
 QUICK = dict(recipe="paper", schedule="l2:10:1e-3", bin=4, steps=1.0)  # ten steps, for what no fit's quality matters to
 TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
+TOLD |= {"error.mrc", "displacement.npz"} | {f"displacement_{axis}.mrc" for axis in "xyz"}
+WITH_MODEL = {"errors.svg", "errors.png", "refine_start.cif", "isolde.cxc", "phenix.eff"}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif"}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
@@ -139,6 +141,7 @@ def test_a_run_writes_all_that_it_promises(run, folder):
     expected |= TOLD | PICTURES
     expected |= {"transform.json", "parts.mrc"}
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
+    expected |= WITH_MODEL
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
     initial = read_map(folder / "initial.mrc")
     for name in (*frames, "generated"):
@@ -189,7 +192,8 @@ def test_the_settings_written_down_are_the_flags_of_the_run(run):
         "target_resolution", "recipe", "bin", "seed", "steps", "frames", "model", "render", "overwrite", "out_dir",
         "reference", "deterministic", "distributed", "coordinator", "processes", "process", "seeds", "report",
         "mass_kda", "mask", "target_mask", "mask_radius", "fetch", "emdb_api", "emdb_files", "pdb_files", "max_gb",
-        "waypoint", "parts", "part_rigidity", "idealise", "align", "still", "check_hand", "frame", "target_half1",
+        "waypoint", "parts", "part_rigidity", "error",
+        "idealise", "align", "still", "check_hand", "frame", "target_half1",
         "target_half2", "symmetry", "symmetry_axis", "symmetry_centre", "one_unit", "schedule", "width",
         "resume", "checkpoint_minutes", "micelle", "invert", "config",
     }  # fmt: skip
@@ -547,7 +551,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
         "transform.json", "SHA256SUMS",
     }  # fmt: skip
     *_, target = chimerax.run(tmp_path / "view.cxc").items()
-    assert target[0] == exchange.target_number(False) and target[1].files[0].resolve() == folder / "target.mrc"
+    assert target[0] == exchange.target_number(False, True) and target[1].files[0].resolve() == folder / "target.mrc"
 
 
 def test_several_targets_replace_a_run_of_one_whole_and_a_part_of_them_touches_the_rest_no_more(folder, run, tmp_path):
@@ -596,7 +600,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
         assert {path.name for path in (out / name).iterdir()} == TOLD | PICTURES | {
             "frame_00.mrc", "generated.mrc", "model_00.cif", "generated.cif", "metrics.json", "config.json",
             "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
-            "transform.json", "SHA256SUMS",
+            "transform.json", "SHA256SUMS", *WITH_MODEL,
         }  # fmt: skip
         *_, target = chimerax.run(out / name / "view.cxc").values()
         assert target.files[0].name.startswith(name)

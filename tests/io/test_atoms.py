@@ -323,3 +323,17 @@ def test_superposed_real_pairs_have_their_known_rmsd(pair, first, second):
     known = {"adk": (214, 6.9), "msba": (574, 5.5)}[pair]  # stated to a tenth with the data
     assert len(a) == known[0] and abs(np.sqrt(((a - b) ** 2).sum(1).mean()) - known[1]) < 0.06
     assert isinstance(fixed, gemmi.Structure)
+
+
+def test_b_factors_are_repeated_under_the_name_of_what_they_are(tmp_path, models):
+    """In mmCIF alone: PDB has no place for it."""
+    values = np.round(np.linspace(0.1, 3.0, 16), 2)
+    model = atoms.with_b_factors(models[0], values)
+    atoms.write_model(tmp_path / "a.cif", model, "cryotrans_predicted_error")
+    atoms.write_model(tmp_path / "a.pdb", model, "cryotrans_predicted_error")
+    block = gemmi.cif.read(str(tmp_path / "a.cif")).sole_block()
+    found = [float(value) for value in block.find_loop("_atom_site.cryotrans_predicted_error")]
+    np.testing.assert_allclose(found, values, atol=1e-6)
+    for suffix in ("cif", "pdb"):
+        read = atoms.read_model(tmp_path / f"a.{suffix}")
+        np.testing.assert_allclose([site.atom.b_iso for site in read[0].all()], values, atol=0.006)

@@ -350,7 +350,7 @@ def test_a_model_too_large_for_a_pdb_file_has_its_trajectory_in_mmcif(complex_, 
     model[0]["A"].name = chain
     shift = {0.0: 0, 0.5: 1, 1.0: 2}
     fit = SimpleNamespace(move=lambda m, times: [atoms.with_positions(m, atoms.positions(m) + shift[t]) for t in times])
-    scores = write_models(fit, model, OutputSettings(frames=3), [Place(tmp_path)])
+    scores, _ = write_models(fit, model, OutputSettings(frames=3), [Place(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
         file, "generated.cif", "geometry.csv", *(f"model_{k:02d}.cif" for k in range(3))
     }  # fmt: skip

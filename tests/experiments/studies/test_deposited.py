@@ -256,7 +256,8 @@ def test_rows_of_maps_without_noise_are_not_taken(tmp_path):
     "given, sentence",
     [
         (["--half_maps"], "--half_maps is for maps as deposited: add --as_deposited"),
-        (["--directions=up"], "--directions=up is to be forward, back or forward,back"),
+        (["--directions=up"], "--directions=up is to be some of forward, back, still"),
+        (["--directions=still"], "--directions=still is for maps as deposited: add --as_deposited"),
         (["--as_deposited", "--signal_to_noise=1"], "--signal_to_noise adds noise to maps that have none"),
         (["--as_deposited", "--belt=other"], "--belt=other is no pair of this study"),
         (["--peers=domains"], "--peers is for maps as deposited"),

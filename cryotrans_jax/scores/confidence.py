@@ -1,0 +1,122 @@
+"""How far a fit is to be trusted: a predicted error in each place, and a verdict on the whole."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import ndtr
+
+
+class Evidence(NamedTuple):
+    """What bears on the error of each of some places.
+
+    Attributes:
+        strain: of the flow, averaged around the place, as a logarithm.
+        shift: displacement by which the density around the place would fit the target better, Å.
+        uncertainty: standard deviation of that displacement by the target's noise, Å.
+        residual: rms difference from the target around the place, relative to the noise.
+        misfit: mean square difference from the target in the whole molecule, relative to the noise.
+        slightness: inverse of the radius of the rigid body in which the place is, 1/Å: little density places a small
+            body.
+    """
+
+    strain: Float[np.ndarray, "n"]
+    shift: Float[np.ndarray, "n"]
+    uncertainty: Float[np.ndarray, "n"]
+    residual: Float[np.ndarray, "n"]
+    misfit: float
+    slightness: Float[np.ndarray, "n"]
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """The predicted error: a product of powers of the evidence, as `experiments.studies.calibrate` fits it.
+
+    Attributes:
+        scale: Å; the error of a place where all evidence is 1.
+        powers: of strain, shift, uncertainty, residual, misfit and slightness; none is negative.
+        least: values below which these count as much.
+        factors: for a fraction of all places the distance from the truth that it does not exceed, relative to the
+            predicted error.
+        spread: standard deviation of the logarithm of the true error about that of the predicted one.
+    """
+
+    scale: float = 1.0
+    powers: tuple[float, ...] = (0.44, 0.26, 0.69, 1.09, 0.25, 1.0)
+    least: tuple[float, ...] = (0.004, 0.023, 0.09, 0.79, 1.0, 0.05)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.7), (0.68, 1.0), (0.9, 1.8), (0.95, 2.5))
+    spread: float = 0.6
+
+    def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:
+        """Error (Å) of each place: the distance from the truth that 68 % of such places do not exceed."""
+        logarithms = self.logarithms(evidence) @ np.asarray(self.powers)
+        return self.scale * np.exp(logarithms)
+
+    def logarithms(self, evidence: Evidence) -> Float[np.ndarray, "n evidence"]:
+        """Logarithms of the evidence of each place, of which the model is linear."""
+        count, every = len(evidence.strain), [np.asarray(values) for values in evidence]
+        each = zip(every, self.least, strict=True)
+        return np.stack([np.log(np.maximum(np.broadcast_to(values, count), least)) for values, least in each], -1)
+
+    def within(self, fraction: float) -> float:
+        """Factor on the predicted error: the distance that this fraction of all places does not exceed.
+
+        Raises:
+            KeyError: the model was not fitted for this fraction.
+        """
+        return dict(self.factors)[fraction]
+
+    def chance_beyond(self, error: Float[np.ndarray, "n"], limit: float) -> Float[np.ndarray, "n"]:
+        """Probability that a place of this predicted error (Å) is further than a limit (Å) from the truth."""
+        return ndtr(np.log(error * self.within(0.5) / limit) / self.spread)
+
+
+FOUND, PARTLY, LOST = "found", "partly found", "not found"  # kinds of verdicts
+
+
+@dataclass(frozen=True)
+class VerdictRules:
+    """When a motion counts as found.
+
+    Attributes:
+        limit: distance from the truth beyond which a place is wrong, Å.
+        doubtful: probability of being wrong above which a place is doubtful.
+        few: fraction of the mass; a motion is found if no more than that is doubtful.
+        most: fraction of the mass; it is not found if more than that is expected to be wrong.
+    """
+
+    limit: float = 3.0
+    doubtful: float = 0.5
+    few: float = 0.01
+    most: float = 0.15
+
+
+class Verdict(NamedTuple):
+    """Verdict on a fit.
+
+    Attributes:
+        kind: "found", "partly found" or "not found".
+        wrong: fraction of the mass that is expected to be wrong.
+        doubtful: which places are doubtful.
+        error: median of the predicted errors, Å.
+    """
+
+    kind: str
+    wrong: float
+    doubtful: Bool[np.ndarray, "n"]
+    error: float
+
+
+def judge(
+    error: Float[np.ndarray, "n"],
+    mass: Float[np.ndarray, "n"],
+    model: ErrorModel = ErrorModel(),
+    rules: VerdictRules = VerdictRules(),
+) -> Verdict:
+    """Judge a fit by the predicted errors (Å) of its places and their masses."""
+    chance = model.chance_beyond(error, rules.limit)
+    wrong, doubtful = float(np.average(chance, weights=mass)), chance > rules.doubtful
+    share = float(np.average(doubtful, weights=mass))
+    kind = LOST if wrong > rules.most else PARTLY if share > rules.few else FOUND
+    return Verdict(kind, wrong, doubtful, float(np.median(error)))

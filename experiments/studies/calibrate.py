@@ -1,0 +1,153 @@
+"""Measure whether predicted errors and verdicts hold, and fit the constants of the prediction.
+
+python -m experiments.studies.calibrate --results=runs/validate             how well they hold on these cases
+python -m experiments.studies.calibrate --results=runs/validate --fit       with the constants fitted on them
+
+The cases are those of experiments.studies.validate --as_deposited, whose rows have the evidence and the true error of
+every residue. Pairs are divided into two halves by their names: constants are fitted on the first half, and all figures
+are of the second.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from .. import flags as shared
+from .. import paths, tables
+from ..main import command_of
+
+if TYPE_CHECKING:
+    from cryotrans_jax.plots import Drawing
+    from cryotrans_jax.scores.confidence import ErrorModel
+
+    from .calibration import Row
+
+FLAGS = flags.FLAGS
+MARKS = "<!-- errors: begin -->", "<!-- errors: end -->"
+COLUMNS = {
+    "residues of": "{}",
+    "cases": "{}",
+    "within 50 %": "{:.2f}",
+    "within 90 %": "{:.2f}",
+    "within 95 %": "{:.2f}",
+    "AUROC 2 Å": "{:.2f}",
+    "AUROC 4 Å": "{:.2f}",
+    "Spearman": "{:.2f}",
+}
+VERDICTS = ("cases", "failed", "of these called found", "succeeded", "of these called not found")
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    paths.define_paths("results", None, "FOLDER,...: of experiments.studies.validate --as_deposited.", required=True)
+    flags.DEFINE_bool("fit", False, "Fit the constants on the first half of the pairs, print them, and judge by them.")
+    with shared.group("Output"):
+        paths.define_path("out_dir", "runs/calibrate", "FOLDER: for calibrate.md, calibrate.json and the figure.")
+        paths.define_path(
+            "readme", None, "A Markdown file; the tables replace the text between its marks of predicted errors."
+        )
+        flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
+
+
+def main() -> None:
+    """Print the tables, and write them with the figure."""
+    from cryotrans_jax.io.files import write_file
+    from cryotrans_jax.scores.confidence import ErrorModel
+
+    from .. import exchange, run_folder
+    from . import calibration
+
+    out_dir = Path(FLAGS.out_dir)
+    run_folder.check_unused(out_dir, "calibration", "a calibration", FLAGS.overwrite)
+    rows = read_rows([Path(folder) for folder in FLAGS.results])
+    first, second = calibration.halves_of(rows)
+    model = ErrorModel()
+    if FLAGS.fit:
+        model = calibration.fit_model(first)
+        print(model)
+    text = table(second, model)
+    print(text)
+    with run_folder.claimed(out_dir, kinds=["calibration"]), run_folder.replacing(out_dir, "calibration"):
+        run_folder.write_json(out_dir / "calibrate.json", figures(second, model))
+        write_file(out_dir / "calibrate.md", text)
+        exchange.write_drawing(out_dir, "reliability", drawing(second, model))
+    if FLAGS.readme:
+        insert(Path(FLAGS.readme), text)
+
+
+def read_rows(folders: Sequence[Path]) -> "list[Row]":
+    """Read the rows that have evidence from the results of studies.
+
+    Raises:
+        InputError: a folder has no such results, or none of the rows has evidence.
+    """
+    from cryotrans_jax.io.files import InputError
+
+    rows: list[Row] = []
+    for folder in folders:
+        path = folder / "validate.json"
+        wrong = f"{path} has no results of experiments.studies.validate: give the folder of a finished study"
+        if not path.is_file():
+            raise InputError(wrong)
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            raise InputError(wrong) from None
+        rows += [row for row in found if isinstance(row, dict) and "residues" in row]
+    if len({row["pair"] for row in rows}) < 2:
+        raise InputError(
+            f"{', '.join(map(str, folders))}: fewer than two pairs with predicted errors: give results of "
+            "experiments.studies.validate --as_deposited on several pairs"
+        )
+    return rows
+
+
+def figures(rows: "Sequence[Row]", model: "ErrorModel") -> list[dict]:
+    """How well errors and verdicts hold for each group of rows."""
+    from . import calibration
+
+    return [
+        {"residues of": name} | calibration.measure(some, model) | calibration.outcomes(some, model)._asdict()
+        for name, some in calibration.groups(rows).items()
+    ]
+
+
+def table(rows: "Sequence[Row]", model: "ErrorModel") -> str:
+    """The tables of errors and of verdicts in Markdown."""
+    found = figures(rows, model)
+    verdicts = [[row["residues of"], row["failures"], row["missed"], row["successes"], row["alarms"]] for row in found]
+    return f"{tables.styled(found, COLUMNS)}\n{tables.markdown(VERDICTS, verdicts)}"
+
+
+def drawing(rows: "Sequence[Row]", model: "ErrorModel") -> "Drawing":
+    """The reliability diagram: the share of residues within the bound of each fraction, by resolution."""
+    from cryotrans_jax import plots
+
+    from . import calibration
+
+    curves = {
+        name: (calibration.CURVE, calibration.reliability(some, model))
+        for name, some in calibration.groups(rows).items()
+        if name == "all" or name.startswith("targets")
+    }
+    curves["perfect"] = calibration.CURVE, calibration.CURVE
+    return plots.panels_drawing({"share of residues within the bound": curves}, "fraction that the bound is for", 0.0)
+
+
+def insert(path: Path, text: str) -> None:
+    """Replace the text between the marks in a file by the tables and the command that makes them."""
+    from cryotrans_jax.io.files import write_file
+
+    before, _, after = tables.parted(path, *MARKS)
+    given = " --fit" * FLAGS.fit
+    command = f"    python -m experiments.studies.calibrate --results=FOLDERS{given} --readme={path.as_posix()}"
+    write_file(path, f"{before}\n{command}\n\n{text}{after}")
+
+
+command = command_of(main, define_flags)
+
+if __name__ == "__main__":
+    command()

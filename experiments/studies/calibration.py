@@ -1,0 +1,174 @@
+"""Fit the model of predicted errors to residues whose true errors are known, and measure how well it holds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import optimize, stats
+
+from cryotrans_jax.scores.confidence import FOUND, LOST, ErrorModel, Evidence, judge
+
+Row = dict[str, Any]  # of experiments.studies.validate
+
+TRUE = "error"  # name of the true errors among the residues of a row
+FRACTIONS = 0.5, 0.68, 0.9, 0.95  # of residues, for which bounds of the error are measured
+WRONG = 2.0, 4.0  # Å: errors that are to be told from smaller ones
+LEAST_ERROR = 0.15  # Å: smaller true errors count as this much in the fit
+RARE = 0.01  # fraction of residues whose evidence is below what counts at least
+LARGE, SMALL, NOTHING = 4.0, 2.0, 0.01  # Å: CA RMSD of two states above or below which a motion is called so
+CURVE = np.linspace(0.05, 0.99, 48)  # fractions of the reliability diagram
+
+
+def evidence_of(row: Row) -> Evidence:
+    """Evidence of the residues of a row."""
+    return Evidence(*(np.asarray(row["residues"][name]) for name in Evidence._fields))
+
+
+def errors_of(row: Row) -> Float[np.ndarray, "n"]:
+    """True errors of the residues of a row, Å."""
+    return np.asarray(row["residues"][TRUE])
+
+
+def halves_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Divide the rows by their pairs: every other name in alphabetical order."""
+    names = sorted({row["pair"] for row in rows})
+    first = set(names[::2])
+    return [row for row in rows if row["pair"] in first], [row for row in rows if row["pair"] not in first]
+
+
+def fit_model(rows: Sequence[Row]) -> ErrorModel:
+    """Fit the constants: powers that are not negative, by least squares of the logarithm of the error.
+
+    All cases weigh alike. What counts at least of the evidence is a low quantile of it. The factors are quantiles of
+    the ratio of the true error to the predicted one.
+    """
+    every = [np.concatenate([np.broadcast_to(v, len(errors_of(row))) for row, v in each]) for each in columns(rows)]
+    least = tuple(significant(np.quantile(values, RARE)) for values in every)
+    model = ErrorModel(1.0, (1.0,) * len(least), least)
+    x = np.concatenate([model.logarithms(evidence_of(row)) for row in rows])
+    true = np.concatenate([errors_of(row) for row in rows])
+    y = np.log(np.maximum(true, LEAST_ERROR))
+    weight = np.concatenate([np.full(len(errors_of(row)), len(errors_of(row)) ** -0.5) for row in rows])
+    middle = x.mean(0)
+    design = np.concatenate([x - middle, np.ones((len(x), 1)), -np.ones((len(x), 1))], 1) * weight[:, None]
+    found, _ = optimize.nnls(design, y * weight)
+    powers = found[:-2]
+    left = np.log(np.maximum(true, LEAST_ERROR)) - x @ powers
+    squared = weight**2 / np.sum(weight**2)
+    quantiles = [float(np.exp(weighted_quantile(np.log(true + 1e-9) - x @ powers, squared, f))) for f in FRACTIONS]
+    scale = quantiles[FRACTIONS.index(0.68)]
+    spread = float(np.sqrt(np.sum(squared * (left - np.sum(squared * left)) ** 2)))
+    factors = tuple((f, significant(q / scale)) for f, q in zip(FRACTIONS, quantiles, strict=True))
+    return ErrorModel(significant(scale), tuple(map(significant, powers)), least, factors, significant(spread))
+
+
+def columns(rows: Sequence[Row]) -> Iterator[list[tuple[Row, Any]]]:
+    """For each kind of evidence the rows with their values."""
+    for name in Evidence._fields:
+        yield [(row, row["residues"][name]) for row in rows]
+
+
+def significant(value: float, digits: int = 3) -> float:
+    """A number to as many digits as are worth keeping."""
+    return float(f"{float(value):.{digits}g}")
+
+
+def weighted_quantile(values: Float[np.ndarray, "n"], weight: Float[np.ndarray, "n"], fraction: float) -> float:
+    """Value below which this fraction of the weight is."""
+    order = np.argsort(values)
+    return float(np.interp(fraction, np.cumsum(weight[order]) / weight.sum(), values[order]))
+
+
+def measure(rows: Sequence[Row], model: ErrorModel) -> dict[str, float]:
+    """How well predicted errors hold: share within the bounds, AUROC of being wrong, Spearman's correlation."""
+    predicted, true = pooled(rows, model)
+    out: dict[str, float] = {"cases": len(rows)}
+    for fraction in (0.5, 0.9, 0.95):
+        out[f"within {100 * fraction:.0f} %"] = float(np.mean(true <= model.within(fraction) * predicted))
+    for limit in WRONG:
+        out[f"AUROC {limit:g} Å"] = area_under_curve(predicted, true > limit)
+    out["Spearman"] = float(stats.spearmanr(predicted, true).statistic)
+    return {name: value for name, value in out.items() if np.isfinite(value)}
+
+
+def pooled(rows: Sequence[Row], model: ErrorModel) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Predicted and true errors (Å) of the residues of all rows."""
+    predicted = np.concatenate([model.predict(evidence_of(row)) for row in rows])
+    return predicted, np.concatenate([errors_of(row) for row in rows])
+
+
+def area_under_curve(values: Float[np.ndarray, "n"], wrong: Bool[np.ndarray, "n"]) -> float:
+    """Area under the receiver operating characteristic: the chance that a wrong place has the larger value."""
+    many, few = int(np.sum(~wrong)), int(np.sum(wrong))
+    if not many or not few:
+        return float("nan")
+    return float((stats.rankdata(values)[wrong].sum() - few * (few + 1) / 2) / (few * many))
+
+
+def reliability(rows: Sequence[Row], model: ErrorModel) -> Float[np.ndarray, "fractions"]:
+    """Share of residues whose true error is within the bound of each fraction of CURVE, by the model's spread."""
+    predicted, true = pooled(rows, model)
+    bounds = np.exp(model.spread * stats.norm.ppf(CURVE)) * model.within(0.5)
+    return np.mean(true <= bounds[:, None] * predicted, axis=1)
+
+
+class Outcome(NamedTuple):
+    """Verdicts on cases whose answer is known.
+
+    Attributes:
+        failures: cases that failed.
+        missed: of these called found, where the residues that are not said to be doubtful are wrong.
+        successes: cases that succeeded.
+        alarms: of these called not found.
+    """
+
+    failures: int
+    missed: int
+    successes: int
+    alarms: int
+
+
+def limit_of(row: Row) -> float:
+    """RMSD (Å) up to which a motion counts as found at the target's resolution."""
+    return 2.5 if row["resolution"] >= 8 else 1.5
+
+
+def rms(errors: Float[np.ndarray, "n"]) -> float:
+    """Root mean square; 0 of nothing."""
+    return float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
+
+
+def verdict_of(row: Row, model: ErrorModel) -> tuple[str, float, float]:
+    """Verdict on a row, and RMSD (Å) of its residues and of those that are not doubtful."""
+    error, true = model.predict(evidence_of(row)), errors_of(row)
+    found = judge(error, np.ones(len(error)), model)
+    return found.kind, rms(true), rms(true[~found.doubtful])
+
+
+def outcomes(rows: Sequence[Row], model: ErrorModel) -> Outcome:
+    """Count failures that are called successes, and successes that are called failures."""
+    failures = missed = alarms = 0
+    for row in rows:
+        kind, whole, rest = verdict_of(row, model)
+        failed = whole > limit_of(row)
+        failures += failed
+        missed += failed and kind != LOST and (whole if kind == FOUND else rest) > limit_of(row)
+        alarms += not failed and kind == LOST
+    return Outcome(failures, missed, len(rows) - failures, alarms)
+
+
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by what they have in common: all, by resolution, by the size of the motion."""
+    found = {"all": [*rows]}
+    for resolution in sorted({row["resolution"] for row in rows}):
+        found[f"targets at {resolution:g} Å"] = [row for row in rows if row["resolution"] == resolution]
+    kinds: dict[str, Callable[[float], bool]] = {
+        "nothing moves": lambda before: before < NOTHING,
+        f"motions below {SMALL:g} Å": lambda before: NOTHING <= before < SMALL,
+        f"motions of {SMALL:g} to {LARGE:g} Å": lambda before: SMALL <= before <= LARGE,
+        f"motions above {LARGE:g} Å": lambda before: before > LARGE,
+    }
+    for name, holds in kinds.items():
+        found[name] = [row for row in rows if holds(row["rmsd_before"])]
+    return {name: some for name, some in found.items() if some}

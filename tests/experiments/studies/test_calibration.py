@@ -1,0 +1,130 @@
+"""The calibration finds the constants by which errors were made, and says how well predictions hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cryotrans_jax.scores.confidence import ErrorModel, Evidence
+from experiments.studies import calibration
+
+POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.4, 0.6]), 0.5, 2.0
+
+
+def make_row(number, seed, resolution=6.0, before=8.0, residues=200):
+    """A row whose errors are lognormal about a product of powers of the evidence."""
+    rng = np.random.default_rng(seed)
+    evidence = {name: np.exp(rng.normal(0, 1, residues)) for name in Evidence._fields}
+    evidence["misfit"] = float(np.exp(rng.normal(0, 1)))
+    logs = sum(power * np.log(value) for power, value in zip(POWERS, evidence.values(), strict=True))
+    error = SCALE * np.exp(logs + SPREAD * rng.normal(0, 1, residues))
+    kept = {name: np.asarray(value).tolist() for name, value in (evidence | {"error": error}).items()}
+    return {"pair": f"pair{number:02}", "resolution": resolution, "rmsd_before": before, "residues": kept}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [make_row(k, k, resolution=(6.0, 8.0)[k % 2], before=(1.0, 3.0, 9.0)[k % 3]) for k in range(60)]
+
+
+@pytest.fixture(scope="module")
+def model(rows):
+    return calibration.fit_model(calibration.halves_of(rows)[0])
+
+
+def test_the_constants_are_found_again(model):
+    """But for what the least values cut off."""
+    np.testing.assert_allclose(model.powers, POWERS, atol=0.05)
+    assert model.spread == pytest.approx(SPREAD, rel=0.1)
+    assert model.scale * model.within(0.5) == pytest.approx(SCALE, rel=0.1)
+    assert model.within(0.9) / model.within(0.5) == pytest.approx(np.exp(1.2816 * SPREAD), rel=0.1)
+
+
+def test_bounds_hold_for_pairs_that_were_not_fitted(rows, model):
+    found = calibration.measure(calibration.halves_of(rows)[1], model)
+    assert found["within 50 %"] == pytest.approx(0.5, abs=0.03)
+    assert found["within 90 %"] == pytest.approx(0.9, abs=0.02)
+    assert found["within 95 %"] == pytest.approx(0.95, abs=0.02)
+    assert found["AUROC 2 Å"] > 0.9 and found["Spearman"] > 0.8 and found["cases"] == 30
+    np.testing.assert_allclose(calibration.reliability(rows, model), calibration.CURVE, atol=0.04)
+
+
+def test_errors_that_are_not_predicted_are_seen_to_be_so(rows, model):
+    """Errors in another order are told from one another no better than by chance, and bounds half as wide hold less."""
+    rng, mixed = np.random.default_rng(0), []
+    for row in rows:
+        shuffled = rng.permutation([e for other in rows[:5] for e in other["residues"]["error"]])[:200]
+        mixed.append(row | {"residues": row["residues"] | {"error": shuffled.tolist()}})
+    found = calibration.measure(mixed, model)
+    assert found["AUROC 2 Å"] == pytest.approx(0.5, abs=0.05) and abs(found["Spearman"]) < 0.1
+    double = [
+        row | {"residues": row["residues"] | {"error": (2 * np.array(row["residues"]["error"])).tolist()}}
+        for row in rows
+    ]
+    assert calibration.measure(double, model)["within 90 %"] < 0.75
+
+
+def test_halves_share_no_pair(rows):
+    first, second = calibration.halves_of(rows + rows)
+    assert len(first) == len(second) == 60
+    assert not {row["pair"] for row in first} & {row["pair"] for row in second}
+
+
+def test_the_area_under_the_curve_counts_pairs_in_order():
+    values, wrong = np.array([1.0, 2.0, 3.0, 4.0, 4.0]), np.array([False, True, False, True, False])
+    pairs = [(a > b) + 0.5 * (a == b) for a in values[wrong] for b in values[~wrong]]
+    assert calibration.area_under_curve(values, wrong) == pytest.approx(np.mean(pairs))
+    assert np.isnan(calibration.area_under_curve(values, np.zeros(5, bool)))
+
+
+def verdict_row(errors, evidence, resolution=6.0):
+    """A row of residues with these errors (Å), whose evidence speaks of errors (1) or not (0)."""
+    values = {name: [100.0 if bad else 0.01 for bad in evidence] for name in Evidence._fields}
+    kept = values | {"misfit": 1.0, "error": list(errors)}
+    return {"pair": "a", "resolution": resolution, "rmsd_before": 9.0, "residues": kept}
+
+
+def test_failures_called_found_and_successes_called_lost_are_counted():
+    """What is said to be doubtful may be wrong; what is not may not."""
+    model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 6)
+    right, wrong, none, all_, tenth = [0.5] * 10, [9.0] * 10, [0] * 10, [1] * 10, [1] + [0] * 9
+    cases = [
+        (verdict_row(right, none), (0, 0, 1, 0)),
+        (verdict_row(wrong, none), (1, 1, 0, 0)),
+        (verdict_row(wrong, all_), (1, 0, 0, 0)),
+        (verdict_row(right, all_), (0, 0, 1, 1)),
+        (verdict_row([9.0] + right[1:], tenth), (1, 0, 0, 0)),
+        (verdict_row(right[:-1] + [9.0], tenth), (1, 1, 0, 0)),
+        (verdict_row([2.0] * 10, none), (1, 1, 0, 0)),
+        (verdict_row([2.0] * 10, none, resolution=8.0), (0, 0, 1, 0)),
+    ]
+    for row, expected in cases:
+        assert calibration.outcomes([row], model) == expected
+    assert calibration.outcomes([row for row, _ in cases], model) == tuple(np.sum([e for _, e in cases], axis=0))
+
+
+def test_tables_and_figure_are_written_from_the_rows_of_a_study(job, rows, tmp_path):
+    study, page = tmp_path / "study", tmp_path / "page.md"
+    study.mkdir()
+    (study / "validate.json").write_text(json.dumps([*rows, {"pair": "failed"}]))
+    page.write_text("Before\n<!-- errors: begin -->\nold\n<!-- errors: end -->\nafter\n")
+    given = (f"--results={study}", f"--out_dir={tmp_path / 'out'}", "--fit", f"--readme={page}")
+    status, out, error = job("calibrate", *given)
+    assert status == 0, error
+    assert "ErrorModel(" in out and "| all | 30 |" in out and "| motions above 4 Å | 10 |" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "calibrate.json", "calibrate.md", "reliability.png", "reliability.svg",
+    }  # fmt: skip
+    text = page.read_text()
+    assert text.startswith("Before") and text.endswith("after\n") and "old" not in text and "| all | 30 |" in text
+    status, _, error = job("calibrate", f"--results={study}", f"--out_dir={tmp_path / 'out'}")
+    assert status == 2 and "--overwrite" in error
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", json.dumps([{"pair": "a"}])])
+def test_a_folder_without_such_rows_is_refused(job, tmp_path, content):
+    if content is not None:
+        (tmp_path / "validate.json").write_text(content)
+    status, _, error = job("calibrate", f"--results={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+    assert status == 2 and "experiments.studies.validate" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
