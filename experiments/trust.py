@@ -7,11 +7,11 @@ import gemmi
 import numpy as np
 from jaxtyping import Bool
 
-from cryotrans_jax.fit.errors import Errors, predict_errors, target_noise
+from cryotrans_jax.fit.errors import Errors, predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms, selections
 from cryotrans_jax.io.maps import Map, write_map
-from cryotrans_jax.scores.confidence import FOUND, LOST, ErrorModel, Verdict, VerdictRules, judge
+from cryotrans_jax.scores.confidence import FOUND, LOST, Verdict, VerdictRules, judge
 
 from .case import Case
 
@@ -29,23 +29,22 @@ def predict(fit: Fit, aligned: Case, case: Case, number: int, generated: Map) ->
         generated: the generated map.
     """
     halves = aligned.halves[number] if aligned.halves else None
-    noise = target_noise(fit, aligned.targets[number], 0, case.target_resolutions[number], halves)
-    return predict_errors(fit, case.targets[number], noise, generated)
+    quality = target_quality(fit, aligned.targets[number], number, case.target_resolutions[number], halves)
+    return predict_errors(fit, case.targets[number], quality, generated)
 
 
 def write(errors: Errors, model: gemmi.Structure | None, generated: Map, folder: Path) -> dict[str, Any]:
     """Write error.mrc; return the verdict and a summary of the errors, for metrics.json."""
     write_map(folder / "error.mrc", errors.map(generated))
-    found, known = judge(errors.error, errors.mass), ErrorModel()
+    found = judge(errors.error, errors.mass)
     named = doubtful_residues(errors, found, model) if model is not None else []
-    wide = float(np.quantile(errors.error, 0.9)) * known.within(0.9)
     return {
         "verdict": found.kind,
-        "verdict_text": in_words(found, wide, named),
+        "verdict_text": in_words(found, named),
         "predicted_error": found.error,
-        "predicted_error_90": wide,
+        "predicted_error_90": found.reach,
         "expected_wrong": found.wrong,
-        "doubtful": float(np.average(found.doubtful, weights=errors.mass)),
+        "doubtful": found.doubtful_share,
         "unsupported": float(np.average(~errors.supported, weights=errors.mass)),
         "doubtful_residues": named,
     }
@@ -59,26 +58,20 @@ def doubtful_residues(errors: Errors, found: Verdict, model: gemmi.Structure) ->
     return selections.name_residues(model, share > 0.5)
 
 
-def in_words(found: Verdict, wide: float, named: list[str]) -> str:
-    """The verdict as a sentence.
-
-    Args:
-        found: the verdict.
-        wide: distance (Å) within which nearly all of the molecule is expected.
-        named: selections of the doubtful residues.
-    """
+def in_words(found: Verdict, named: list[str]) -> str:
+    """The verdict as a sentence, with selections of the doubtful residues."""
     limit = VerdictRules().limit
     if found.kind == LOST:
         return (
             f"motion not found: about {100 * found.wrong:.0f} % of the molecule is expected to be more than "
             f"{limit:g} Å from its place. Do not interpret the result"
         )
-    expected = f"predicted error {found.error:.1f} Å (median)"
+    expected = f"predicted error {found.error:.1f} Å (median), 90 % of the molecule within {found.reach:.1f} Å"
     if found.kind == FOUND:
-        return f"motion found: {expected}, {wide:.1f} Å at most for nearly all of the molecule"
+        return f"motion found: {expected}"
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     where = f" ({', '.join(named[:MOST_NAMED])}{more})" if named else ""
     return (
-        f"motion found, but not everywhere: {expected}; {100 * np.mean(found.doubtful):.0f} % of the molecule is "
-        f"probably more than {limit:g} Å from its place{where}"
+        f"motion found, but not everywhere: {expected}; {100 * found.doubtful_share:.0f} % is probably more than "
+        f"{limit:g} Å from its place{where}"
     )

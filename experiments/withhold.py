@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.density.transform import resampled
-from cryotrans_jax.fit.errors import predict_errors, target_noise
+from cryotrans_jax.fit.errors import predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms, selections
 from cryotrans_jax.io.files import InputError
@@ -129,8 +129,8 @@ def compare(region: Region, fit: Fit, case: Case, settings: FitSettings) -> dict
     blind, weight = hidden(case, ends[region.points])
     other = replace(results.fit_case(blind, settings), still=())
     halves = blind.halves[0] if blind.halves else None
-    noise = target_noise(other, blind.targets[0], 0, case.target_resolutions[0], halves)
-    errors = predict_errors(other, blind.targets[0], noise)
+    quality = target_quality(other, blind.targets[0], 0, case.target_resolutions[0], halves)
+    errors = predict_errors(other, blind.targets[0], quality)
     claimed = errors.at(points[region.points])
     apart = np.linalg.norm(other.carry(points[region.points], [1.0])[0] - ends[region.points], axis=-1)
     variance = (fit.report or {})["blur_variance"][0]

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import thresholds
-from cryotrans_jax.density.overlap import Body, Overlap, Pose, body
+from cryotrans_jax.density.overlap import Body, Overlap, Placement, body
 from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io.files import InputError
@@ -208,7 +208,7 @@ def align_bodies(fixed: Body, moving: Body, check_hand: bool = False, rules: Ali
     """
     levels = resolutions(fixed, moving, rules)
     overlaps = [Overlap(fixed, moving, level, sharp=True) for level in levels]
-    present = Pose(Rotation.identity(), moving.centre - fixed.centre, 0.0)
+    present = Placement(Rotation.identity(), moving.centre - fixed.centre, 0.0)
     before = overlaps[-1].score(*present[:2])[0]
     chosen = near = refine(overlaps, [present], rules)[0]
     best = mirrored = None
@@ -242,19 +242,19 @@ def resolutions(fixed: Body, moving: Body, rules: AlignmentSearch) -> tuple[floa
     return coarse, float(np.sqrt(coarse * fine)), fine
 
 
-def search(overlaps: Sequence[Overlap], rules: AlignmentSearch) -> Pose:
+def search(overlaps: Sequence[Overlap], rules: AlignmentSearch) -> Placement:
     """Find the best pose: score all shifts of evenly spread rotations, and refine the most promising poses."""
     return refine(overlaps, overlaps[0].scan_shifts(even_rotations(rules.rotations)), rules)[0]
 
 
-def refine(overlaps: Sequence[Overlap], poses: list[Pose], rules: AlignmentSearch) -> list[Pose]:
+def refine(overlaps: Sequence[Overlap], poses: list[Placement], rules: AlignmentSearch) -> list[Placement]:
     """Refine poses at one resolution after the other, fewer each time; best first."""
     for overlap, kept, close in zip(overlaps, rules.kept, rules.close, strict=True):
         poses = refine_once(overlap, poses[:kept], close)
     return poses
 
 
-def refine_once(overlap: Overlap, poses: Sequence[Pose], close: float) -> list[Pose]:
+def refine_once(overlap: Overlap, poses: Sequence[Placement], close: float) -> list[Placement]:
     """Refine poses at one resolution, until the gain is below `close`; best first, without duplicates."""
     overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -262,16 +262,16 @@ def refine_once(overlap: Overlap, poses: Sequence[Pose], close: float) -> list[P
     return drop_duplicates(sorted(refined, key=lambda pose: -pose.score), overlap.moving)
 
 
-def drop_duplicates(poses: list[Pose], moving: Body) -> list[Pose]:
+def drop_duplicates(poses: list[Placement], moving: Body) -> list[Placement]:
     """Drop poses within a tenth of the body's radius of a better one."""
-    kept: list[Pose] = []
+    kept: list[Placement] = []
     for pose in poses:
         if not kept or pose_distances(moving, pose, *kept).min() > 0.1 * moving.radius:
             kept.append(pose)
     return kept
 
 
-def pose_distances(moving: Body, pose: Pose, *others: Pose) -> np.ndarray:
+def pose_distances(moving: Body, pose: Placement, *others: Placement) -> np.ndarray:
     """Rms distance [Å] of the moving body's points between one pose and each of others.
 
     The body is approximated by a ball of its radius of gyration: the mean of |R x - x|² is 2/3 of its square (3 - tr

@@ -105,7 +105,7 @@ def body(
     return Body(coarse, size, origin, centre, radius, float(width))
 
 
-class Pose(NamedTuple):
+class Placement(NamedTuple):
     """A body rotated about its centre of mass, and how well it fits.
 
     Attributes:
@@ -202,7 +202,7 @@ class Overlap:
         volumes = (scipy.fft.irfftn(spectrum * f, shape, workers=os.cpu_count()) for f in factors)
         return [ndimage.spline_filter(v, output=np.float32, mode="mirror") for v in volumes], size, first
 
-    def scan_shifts(self, rotations: Rotation) -> list[Pose]:
+    def scan_shifts(self, rotations: Rotation) -> list[Placement]:
         """Find the best shift for each rotation; poses, best first.
 
         One Fourier transform scores all shifts, on a periodic grid with room for the moving body on every side.
@@ -217,14 +217,14 @@ class Overlap:
         spectrum = spectrum.astype(np.complex64)
         batch = max(BATCH // int(np.prod(shape)), 1)
 
-        def shifted(start: int) -> list[Pose]:
+        def shifted(start: int) -> list[Placement]:
             part = rotations[start : start + batch]
             at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) - low) / step
             found = scipy.fft.rfftn(splat_periodic(at, mass, shape), axes=(1, 2, 3))
             found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3)).reshape(len(part), -1)
             shifts = np.stack(np.unravel_index(found.argmax(1), shape), -1)
             shifts = step * np.where(shifts > np.array(shape) // 2, shifts - np.array(shape), shifts)
-            return [Pose(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
+            return [Placement(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             poses = [pose for each in pool.map(shifted, range(0, len(rotations), batch)) for pose in each]
@@ -240,7 +240,7 @@ class Overlap:
         pull = np.stack(slopes, -1) * mass[:, None]
         return float(value @ mass), np.cross(y, pull).sum(0), pull.sum(0)
 
-    def maximise(self, pose: Pose, close: float, reach: float = np.inf) -> Pose:
+    def maximise(self, pose: Placement, close: float, reach: float = np.inf) -> Placement:
         """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`.
 
         Args:
@@ -260,7 +260,7 @@ class Overlap:
         end = optimize.minimize(
             down, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50, "ftol": close}
         )
-        return Pose(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
+        return Placement(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
 
 
 def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

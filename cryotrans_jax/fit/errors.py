@@ -1,6 +1,7 @@
 """The error of a fit in each place: the evidence for it, and its prediction."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -74,10 +75,47 @@ class Errors:
         return values_map(self.ends, self.error, like)
 
 
+class Quality(NamedTuple):
+    """Quality of a target, as a fit compares with it.
+
+    Attributes:
+        noise: its noise.
+        blur: variance of the Gaussian that takes the generated map to its resolution, Å²; negative where the target is
+            sharper, and is blurred instead.
+    """
+
+    noise: Noise
+    blur: float
+
+
+def target_quality(
+    fit: Fit,
+    target: Map,
+    number: int = 0,
+    resolution: float | None = None,
+    halves: tuple[Map, Map] | None = None,
+) -> Quality:
+    """Measure the quality of a target as before the fit.
+
+    Args:
+        fit: the fit, whose report has the thresholds and blurs of its targets.
+        target: the target map in the frame of the alignment.
+        number: of the target in the report.
+        resolution: of the target, Å; None if unknown.
+        halves: the target's half-maps, on the same grid.
+    """
+    blur = float(chosen(fit, "blur_variance")[number])
+    if blur < 0:
+        target = replace(target, density=ndimage.gaussian_filter(target.density, np.sqrt(-blur) / target.voxel_size))
+    sigma = np.sqrt(chosen(fit, "quieting_variance")[number]) / target.voxel_size
+    mass = carried_mass(ndimage.gaussian_filter(target.density, sigma), chosen(fit, "targets")[number]["threshold"])
+    return Quality(measure_noise(target, mass > 0, halves, resolution), blur)
+
+
 def predict_errors(
     fit: Fit,
     target: Map,
-    noise: Noise,
+    quality: Quality,
     generated: Map | None = None,
     number: int = 0,
     rules: ErrorRules = ErrorRules(),
@@ -87,7 +125,7 @@ def predict_errors(
     Args:
         fit: with its initial map.
         target: the target map on the initial map's grid, in the frame of the result.
-        noise: of the target, as from `target_noise`.
+        quality: of the target, as from `target_quality`.
         generated: the generated map; None: it is made.
         number: of the target in the fit.
         rules: how evidence is gathered.
@@ -99,38 +137,12 @@ def predict_errors(
     generated = generated or fit.generated(number)
     points, mass = mass_points(initial, fit.threshold)
     ends = fit.carry(points, [1.0], number)[0]
-    carried, goal = metrics.matched(generated, target, chosen(fit, "blur_variance")[number])
+    carried, goal = metrics.matched(generated, target, quality.blur)
     inside = carried_mass(generated.density, fit.threshold) > 0
-    found = local_fit(carried, replace(target, density=goal), noise.power, inside, ends, rules.local)
+    found = local_fit(carried, replace(target, density=goal), quality.noise.power, inside, ends, rules.local)
     evidence = Evidence(strain_around(fit, points, number, rules), *found, slightness(fit, points, number, rules))
     supported = found.uncertainty <= rules.local.reach
     return Errors(points, ends, mass, rules.model.predict(evidence), supported, evidence)
-
-
-def target_noise(
-    fit: Fit,
-    target: Map,
-    number: int = 0,
-    resolution: float | None = None,
-    halves: tuple[Map, Map] | None = None,
-) -> Noise:
-    """Noise of a target at the resolution at which a fit compares it, measured as before the fit.
-
-    Args:
-        fit: the fit, of which the target's threshold is taken.
-        target: the target map in the frame of the alignment.
-        number: of the target in the fit.
-        resolution: of the target, Å; None if unknown.
-        halves: the target's half-maps, on the same grid.
-    """
-    variance = chosen(fit, "blur_variance")[number]
-    if variance < 0:  # the target is sharper, and is compared at the initial map's resolution
-        target = replace(
-            target, density=ndimage.gaussian_filter(target.density, np.sqrt(-variance) / target.voxel_size)
-        )
-    sigma = np.sqrt(chosen(fit, "quieting_variance")[number]) / target.voxel_size
-    mass = carried_mass(ndimage.gaussian_filter(target.density, sigma), chosen(fit, "targets")[number]["threshold"])
-    return measure_noise(target, mass > 0, halves, resolution)
 
 
 def chosen(fit: Fit, name: str) -> list:

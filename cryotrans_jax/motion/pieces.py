@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.align import even_rotations, refine_once
 from cryotrans_jax.density.boxes import box_slices
-from cryotrans_jax.density.overlap import Body, Overlap, Pose
+from cryotrans_jax.density.overlap import Body, Overlap, Placement
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.maps import Map
@@ -135,7 +135,7 @@ class Pieces:
         fixed, moving = self.body(target), self.part(self.voxels(own))
         if fixed is None or moving is None:
             return None
-        start = Pose(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
+        start = Placement(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
         overlap = Overlap(fixed, moving, self.resolution, sharp=True)
         return overlap.maximise(start, close, reach).motion(fixed, moving)
 

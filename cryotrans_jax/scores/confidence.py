@@ -72,6 +72,8 @@ class ErrorModel:
         return ndtr(np.log(error * self.within(0.5) / limit) / self.spread)
 
 
+DISTANCES = np.geomspace(0.02, 200.0, 120)  # Å: among which that of a share of the mass is interpolated
+
 FOUND, PARTLY, LOST = "found", "partly found", "not found"  # kinds of verdicts
 
 
@@ -99,13 +101,17 @@ class Verdict(NamedTuple):
         kind: "found", "partly found" or "not found".
         wrong: fraction of the mass that is expected to be wrong.
         doubtful: which places are doubtful.
+        doubtful_share: fraction of the mass that is doubtful.
         error: median of the predicted errors, Å.
+        reach: distance from its true place, Å, beyond which a tenth of the mass is expected.
     """
 
     kind: str
     wrong: float
     doubtful: Bool[np.ndarray, "n"]
+    doubtful_share: float
     error: float
+    reach: float
 
 
 def judge(
@@ -119,4 +125,6 @@ def judge(
     wrong, doubtful = float(np.average(chance, weights=mass)), chance > rules.doubtful
     share = float(np.average(doubtful, weights=mass))
     kind = LOST if wrong > rules.most else PARTLY if share > rules.few else FOUND
-    return Verdict(kind, wrong, doubtful, float(np.median(error)))
+    beyond = [np.average(model.chance_beyond(error, limit), weights=mass) for limit in DISTANCES]
+    reach = float(np.interp(-0.1, -np.array(beyond), DISTANCES))
+    return Verdict(kind, wrong, doubtful, share, float(np.median(error)), reach)

@@ -5,7 +5,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from cryotrans_jax.fit.errors import predict_errors, target_noise
+from cryotrans_jax.fit.errors import predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.io import atoms
 
@@ -28,8 +28,8 @@ def of_residues(fit: Fit, case: Case, moved: gemmi.Structure, truth: gemmi.Struc
         Lists by name: the true errors (Å), and the fields of `Evidence`, of which `misfit` is one number.
     """
     target, resolution = case.targets[0], case.target_resolutions[0]
-    noise = target_noise(fit, target, 0, resolution, case.halves[0] if case.halves else None)
-    found = predict_errors(fit, target, noise)
+    quality = target_quality(fit, target, 0, resolution, case.halves[0] if case.halves else None)
+    found = predict_errors(fit, target, quality)
     assert case.model is not None
     start, end, right = atoms.common_ca(case.model, moved, truth)
     nearest = found.nearest(start)

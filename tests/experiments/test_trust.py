@@ -20,8 +20,8 @@ def errors_of(model, error):
 @pytest.mark.parametrize(
     "error, kind, words",
     [
-        ([0.3] * 16, "found", "motion found: predicted error 0.3 Å (median)"),
-        ([0.3] * 15 + [20.0], "partly found", "6 % of the molecule is probably more than 3 Å from its place (A:16)"),
+        ([0.3] * 16, "found", "motion found: predicted error 0.3 Å (median), 90 % of the molecule within"),
+        ([0.3] * 15 + [20.0], "partly found", "6 % is probably more than 3 Å from its place (A:16)"),
         ([20.0] * 8 + [0.3] * 8, "not found", "motion not found: about 50 % of the molecule is expected to be more"),
     ],
 )
@@ -46,5 +46,5 @@ def test_many_doubtful_places_are_counted(tmp_path, maps, models):
     error = np.where(np.isin(np.arange(16), [0, 2, 4, 6, 8, 10, 12]), 6.0, 0.2)
     named = trust.doubtful_residues(errors_of(model, error), trust.judge(error, np.ones(16)), model)
     assert named == [f"A:{k}" for k in (1, 3, 5, 7, 9, 11, 13)]
-    text = trust.in_words(trust.judge(error, np.ones(16))._replace(kind="partly found"), 1.0, named)
+    text = trust.in_words(trust.judge(error, np.ones(16))._replace(kind="partly found"), named)
     assert text.endswith("(A:1, A:3, A:5, A:7, A:9, A:11 and 1 more)")

@@ -10,7 +10,7 @@ import pytest
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
-from cryotrans_jax.fit.errors import ErrorRules, predict_errors, slightness, strain_around, target_noise
+from cryotrans_jax.fit.errors import ErrorRules, predict_errors, slightness, strain_around, target_quality
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.terms import Matched
@@ -51,7 +51,7 @@ def moved(map_, by, seed=0):
 
 
 def predicted(fit, target):
-    return predict_errors(fit, target, target_noise(fit, target))
+    return predict_errors(fit, target, target_quality(fit, target))
 
 
 def test_a_right_flow_has_small_errors_and_a_wrong_one_large_ones(fit, maps):
@@ -67,8 +67,8 @@ def test_what_the_target_lacks_is_not_supported(fit, maps):
     target = moved(maps[0], (1, -1, 1))
     middle = (maps[0].origin + 0.5 * maps[0].voxel_size * maps[0].density.shape)[2]
     half = target.density * (np.arange(target.density.shape[2]) > target.density.shape[2] / 2)
-    noise = target_noise(fit, target)
-    found = predict_errors(fit, replace(target, density=half.astype(np.float32)), noise)
+    quality = target_quality(fit, target)
+    found = predict_errors(fit, replace(target, density=half.astype(np.float32)), quality)
     low, high = found.ends[:, 2] < middle - 8, found.ends[:, 2] > middle + 4
     assert low.any() and high.any()
     assert found.evidence.uncertainty[low].mean() > 2 * found.evidence.uncertainty[high].mean()
@@ -116,15 +116,24 @@ def test_a_body_is_the_slighter_the_less_mass_it_has(fit, maps):
 
 def test_a_fit_without_its_initial_map_says_so(fit, maps):
     target = moved(maps[0], (1, -1, 1))
-    noise = target_noise(fit, target)
+    quality = target_quality(fit, target)
     with pytest.raises(InputError, match="without its initial map"):
-        predict_errors(replace(fit, initial=None), target, noise)
+        predict_errors(replace(fit, initial=None), target, quality)
 
 
 def test_a_sharper_target_is_compared_as_blurred_as_the_initial_map(fit, maps):
     """Its noise is that of the blurred target, which has none of high frequency."""
     sharper = replace(fit, report=fit.report | {"blur_variance": [-4.0]})
     target = moved(maps[0], (1, -1, 1))
-    plain, blurred = (target_noise(each, target).power for each in (fit, sharper))
+    plain, blurred = (target_quality(each, target).noise.power for each in (fit, sharper))
     assert blurred[-4:].sum() < 0.2 * plain[-4:].sum()
-    assert np.isfinite(predict_errors(sharper, target, target_noise(sharper, target)).error).all()
+    assert np.isfinite(predict_errors(sharper, target, target_quality(sharper, target)).error).all()
+
+
+def test_a_selected_fit_is_compared_by_the_quality_of_its_own_target(fit, maps):
+    """Its report still lists those of all targets."""
+    target = moved(maps[0], (1, -1, 1))
+    lists = {"targets": 2 * fit.report["targets"], "blur_variance": [9.0, 0.0], "quieting_variance": [4.0, 0.0]}
+    two = replace(fit, params=jax.tree.map(lambda p: np.repeat(p, 2, axis=0), fit.params), report=lists)
+    found = predict_errors(two.select([1]), target, target_quality(two.select([1]), target, 1))
+    np.testing.assert_allclose(found.error, predicted(fit, target).error, rtol=1e-5)

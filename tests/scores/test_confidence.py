@@ -50,6 +50,16 @@ def test_the_verdict_is_of_the_share_of_the_mass_that_is_wrong(wrong, kind):
     assert found.wrong == pytest.approx(wrong, abs=0.01) and found.error == pytest.approx(np.median(error))
 
 
+def test_a_tenth_of_the_mass_is_expected_beyond_the_reach():
+    """Of equal places it is the bound of a lognormal distribution; of two kinds it is that of their mixture."""
+    same = judge(np.full(10, 0.8), np.ones(10))
+    median = 0.8 * MODEL.within(0.5)
+    assert same.reach == pytest.approx(stats.lognorm(MODEL.spread, scale=median).ppf(0.9), rel=0.02)
+    error, mass = np.array([0.5, 6.0]), np.array([3.0, 1.0])
+    mixed = judge(error, mass)
+    assert np.average(MODEL.chance_beyond(error, mixed.reach), weights=mass) == pytest.approx(0.1, abs=0.005)
+
+
 def test_light_places_hardly_count():
     error, rules = np.array([50.0, 0.2]), VerdictRules()
     assert judge(error, np.array([1e-6, 1.0])).kind == FOUND
