@@ -218,9 +218,9 @@ def symmetry(name: str, centre: Iterable[float]) -> None:
     info(f"symmetry: {name} about ({about}) Å, kept by the flow")
 
 
-def target_noisy(target: str, sigma: float) -> None:
+def target_filtered(target: str, sigma: float, noisy: bool) -> None:
     """Say that a target's mass is taken after a low-pass filter, a Gaussian of standard deviation sigma (Å)."""
-    info(f"{target}: noisy, low-pass filtered by a Gaussian of {sigma:.1f} Å before its mass is taken")
+    info(f"{target}: {'noisy, ' * noisy}low-pass filtered by a Gaussian of {sigma:.1f} Å before its mass is taken")
 
 
 def blur(target: str, variance: float) -> None:

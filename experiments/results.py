@@ -317,12 +317,10 @@ def log_preparation(case: Case, report: dict) -> None:
         log_map(name, used, contour)
     if found := report.get("symmetry"):
         log.symmetry(found["name"], found["centre"])
-    variances = zip(
-        targets, report["quieting_variance"], report["blur_variance"], report["sharpening_variance"], strict=False
-    )
-    for name, quieting, blur, sharpening in variances:
+    keys = ("quieting_variance", "noisy", "blur_variance", "sharpening_variance")
+    for name, quieting, noisy, blur, sharpening in zip(targets, *(report[key] for key in keys), strict=False):
         if quieting:
-            log.target_noisy(name, quieting**0.5)
+            log.target_filtered(name, quieting**0.5, noisy)
         log.blur(name, blur)
         if sharpening:
             log.target_sharpened(name, sharpening**0.5)

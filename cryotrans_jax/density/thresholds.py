@@ -20,12 +20,15 @@ class ThresholdRules:
         sigmas: standard deviations of the noise above the solvent that noise hardly ever exceeds.
         max_noise: fraction of the maximum; a target with stronger noise is blurred before its mass is taken.
         max_blur: limit of that blur (standard deviation), Å.
+        finest: resolution at which a target's mass is taken, if the target's own is finer, Å. Motions are found by the
+            mass, and above a threshold a sharp map with noise is in pieces.
     """
 
     fraction: float = 0.98
     sigmas: float = 3.5
     max_noise: float = 0.1
     max_blur: float = 8.0
+    finest: float = 6.0
 
 
 DEFAULT = ThresholdRules()

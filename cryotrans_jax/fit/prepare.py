@@ -1,16 +1,19 @@
 """Prepare maps for a fit: thresholds, one frame, the crop to the mass."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import ndimage
 
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.boxes import bounding_box, crop
 from cryotrans_jax.density.molecule import outline
 from cryotrans_jax.density.noise import Noise, measure_noise
 from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.spectrum import SharpeningRules, blur_between, sharpen, sharpening_variance
 from cryotrans_jax.density.thresholds import ThresholdRules, apply_threshold, denoise
 from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
@@ -47,10 +50,10 @@ def prepare(
     Raises:
         InputError: no density is above a threshold.
     """
-    start = Thresholded.of(initial, "initial map", thresholds.initial, thresholds.volume, rules.thresholds, False)
-    names, common = names_of(len(targets), len(waypoints)), (thresholds.targets, thresholds.volume, rules.thresholds)
-    ends = [Thresholded.of(map_, name, *common, True) for map_, name in zip(targets, names, strict=True)]
+    start = Thresholded.of(initial, "initial map", thresholds.initial, thresholds.volume, rules.thresholds)
     known = resolutions.of_targets(len(targets))
+    named = zip(names_of(len(targets), len(waypoints)), targets, known, strict=True)
+    ends = [threshold_target(*each, thresholds, rules.thresholds) for each in named]
     pairs = zip(targets, known, strict=True)
     blurs = np.array([blur_between(initial, target, resolutions.initial, own) for target, own in pairs])
     sharpenings = sharpening_variances(initial, targets, ends, blurs, rules.sharpening)
@@ -108,7 +111,16 @@ def reports(start: "Thresholded", ends: Sequence["Thresholded"], initial: Map, n
         "targets": [end.report for end in ends],
         "origin": initial.origin,
         "noise": [each.source for each in noise],
+        "noisy": [end.noisy for end in ends],
     }
+
+
+def threshold_target(
+    name: str, target: Map, resolution: float | None, thresholds: Thresholds, rules: ThresholdRules
+) -> "Thresholded":
+    """Take a target's mass, at no finer a resolution (Å) than the rules have it."""
+    smooth = SIGMA * float(np.sqrt(max(rules.finest**2 - resolution**2, 0.0))) if resolution else 0.0
+    return Thresholded.of(target, name, thresholds.targets, thresholds.volume, rules, smooth)
 
 
 def names_of(targets: int, waypoints: int) -> list[str]:
@@ -124,17 +136,25 @@ class Thresholded(NamedTuple):
         mass: density above the threshold, 0 elsewhere.
         by_rule: the same for the threshold that is chosen by rule.
         report: the threshold, how it was chosen, and what it keeps.
-        denoised: width (standard deviation) of the blur that removed the noise before the mass was taken, Å.
+        denoised: width (standard deviation) of the blur before the mass was taken, Å.
+        noisy: whether some of it removed noise.
     """
 
     mass: Float[np.ndarray, "x y z"]
     by_rule: Float[np.ndarray, "x y z"]
     report: dict
     denoised: float
+    noisy: bool
 
     @classmethod
     def of(
-        cls, map_: Map, name: str, given: float | None, volume: float | None, rules: ThresholdRules, denoised: bool
+        cls,
+        map_: Map,
+        name: str,
+        given: float | None,
+        volume: float | None,
+        rules: ThresholdRules,
+        smooth: float | None = None,
     ) -> "Thresholded":
         """Take a map's mass.
 
@@ -144,16 +164,21 @@ class Thresholded(NamedTuple):
             given: the threshold; None: the one that encloses `volume`, or else the rule's.
             volume: of the molecule, Å³.
             rules: by which a threshold is chosen.
-            denoised: whether noise is removed before a threshold is chosen.
+            smooth: width of a blur, Å, after which noise is removed as well, before a threshold is chosen; None: the
+                mass is taken from the map as it is, as it is above a given threshold.
 
         Raises:
             InputError: no density is above the threshold.
         """
-        quiet, width = denoise(map_, rules) if denoised else (map_, 0.0)
+        quiet, width = map_, 0.0
+        if smooth is not None:
+            blurred = ndimage.gaussian_filter(map_.density, smooth / map_.voxel_size) if smooth else map_.density
+            quiet, width = denoise(replace(map_, density=blurred), rules)
         mass, report = apply_threshold(quiet if given is None else map_, given, name, volume, rules)
         chosen = given is None and volume is None
         by_rule = mass if chosen else apply_threshold(quiet, None, name, rules=rules)[0]
-        return cls(mass, by_rule, report, width if given is None else 0.0)
+        total = 0.0 if given is not None else float(np.hypot(width, smooth or 0.0))
+        return cls(mass, by_rule, report, total, width > 0)
 
 
 def to_multiple(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -133,9 +133,9 @@ def score_cautions(scores: dict) -> Iterator[Caution]:
 
 def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the flow and the places to which it carries mass."""
+    sign = partial(Caution, in_doubt(scores))
     if measured.stretched > STRETCHED:
-        yield Caution(
-            in_doubt(scores),
+        yield sign(
             f"{100 * measured.stretched:.0f} % of the mass is stretched or compressed by more than a quarter.",
             "Domains should move as rigid bodies. Play the morph: a domain that dissolves and condenses elsewhere was "
             "mistaken for another one.",
@@ -147,8 +147,7 @@ def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
             "Try another --seed, or --parts where domains slide along each other.",
         )
     if scores.get("target_lacks", 0) > LACKING:
-        yield Caution(
-            in_doubt(scores),
+        yield sign(
             f"For {100 * scores['target_lacks']:.0f} % of the generated map's mass the target has no density.",
             "A domain that the target lacks is not fitted and moves with its neighbours, so its place is not seen in "
             "the target; or a motion was not found. See where unexplained.mrc is below zero.",
@@ -178,17 +177,16 @@ def flow_cautions(scores: dict, measured: Measured) -> Iterator[Caution]:
 
 def target_cautions(config: dict, scores: dict, measured: Measured) -> Iterator[Caution]:
     """Cautions about the target map."""
+    sign = partial(Caution, in_doubt(scores))
     if measured.matched and measured.matched[1] < MATCHED:
         before, after = measured.matched
-        yield Caution(
-            in_doubt(scores),
+        yield sign(
             f"The correlation at the target's resolution is only {after:.2f} ({before:.2f} before).",
             "The rest is noise, density that one of the maps lacks, or a motion that was not found: see the slices of "
             "the difference.",
         )
-    if chosen(config, "quieting_variance"):
-        yield Caution(
-            in_doubt(scores),
+    if chosen(config, "noisy"):
+        yield sign(
             "The target map is noisy.",
             "It was low-pass filtered before its mass was taken. In strong noise a domain can be missed: check that "
             "each is in its place.",

@@ -101,8 +101,8 @@ LINES = [  # function, arguments, what goes to stdout, what to stderr
     ),
     ("symmetry", ("C3", (-0.01, 2.0, 3.06)), "symmetry: C3 about (0.0, 2.0, 3.1) Å, kept by the flow\n", ""),
     (
-        "target_noisy",
-        ("target map", 2.0),
+        "target_filtered",
+        ("target map", 2.0, True),
         "target map: noisy, low-pass filtered by a Gaussian of 2.0 Å before its mass is taken\n",
         "",
     ),

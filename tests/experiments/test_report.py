@@ -449,7 +449,8 @@ SEEN = {"body_volume": 1e4}
 SET = {
     "target": "b", "targets": ["a", "b"], "processes": 1,
     "initial": "i.mrc", "inputs": {"i.mrc": {}, "a.mrc": {}, "b.mrc": {}},
-    "chosen": {"quieting_variance": [0.0, 0.0], "blur_variance": [2.0, 2.0], "start": ["transport", "correspondences"],
+    "chosen": {"quieting_variance": [0.0, 0.0], "noisy": [False, False], "blur_variance": [2.0, 2.0],
+               "start": ["transport", "correspondences"],
                "initial": USED, "targets": [USED, USED]},
     "contours": [SEEN, SEEN, SEEN],
     "resolutions": {"initial": 3.0, "targets": [5.0, 7.0]},
@@ -474,7 +475,7 @@ def test_good_numbers_alarm_nobody():
         (dict(target_lacks=0.08), {}, {}, {}, "For 8 % of the generated map's mass the target has no density"),
         (dict(seed_spread_95=4.0), {}, {}, {}, "3 seeds differ by 0.20 Å (median; 4.0 Å"),
         ({}, dict(start=["correspondences", "transport"]), {}, {}, "started from mass transport"),
-        ({}, dict(quieting_variance=[0.0, 4.0]), {}, {}, "target map is noisy"),
+        ({}, dict(noisy=[False, True]), {}, {}, "target map is noisy"),
         ({}, dict(targets=[USED, USED | {"clear": 1.1}]), {}, {}, "In the target map solvent is carried along"),
         (
             {},
@@ -502,7 +503,7 @@ def test_bad_numbers_are_told_first(scores, chosen, settings, measured, said):
 def test_signs_that_right_results_have_too_alarm_nobody_once_the_motion_is_found(verdict, serious):
     """On real maps the correlation is low, and some mass stretched, whether a result is right or wrong."""
     measured = CALM._replace(matched=(0.4, 0.7), stretched=0.2)
-    config = SET | {"chosen": SET["chosen"] | {"quieting_variance": [0.0, 4.0]}}
+    config = SET | {"chosen": SET["chosen"] | {"noisy": [False, True]}}
     found = cautions.cautions(config, GOOD | {"target_lacks": 0.08, "verdict": verdict}, measured)
     assert sum(caution.serious for caution in found) == (4 if serious else 0)
 

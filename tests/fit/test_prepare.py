@@ -481,3 +481,20 @@ def test_parts_of_any_sizes_lie_in_rows_of_one_part_each_with_little_padding(siz
             where = place[part, :size]
             np.testing.assert_array_equal(points.ravel()[where], part * longest + np.arange(size))
             assert (owner[where // points.shape[1]] == part).all()
+
+
+@pytest.mark.parametrize("resolution, finest", [(4.0, 8.0), (8.0, 8.0), (12.0, 8.0), (None, 8.0)])
+def test_the_mass_of_a_fine_target_is_taken_at_a_coarser_resolution(maps, resolution, finest):
+    """As of the target blurred by what its resolution lacks; a coarser one, or one of unknown resolution, as it is."""
+    rules = Preparation(thresholds=thresholds.ThresholdRules(finest=finest))
+    known = Resolutions(4.0, [resolution]) if resolution else Resolutions()
+    problem = prepare.prepare(maps[0], maps[1:2], known, rules=rules)
+    width = simulation.SIGMA * np.sqrt(max(finest**2 - (resolution or finest) ** 2, 0.0))
+    expected = maps[1].density if not width else ndimage.gaussian_filter(maps[1].density, width / maps[1].voxel_size)
+    threshold = thresholds.choose_threshold(expected)
+    assert problem.report["targets"][0]["threshold"] == pytest.approx(threshold, rel=1e-5)
+    assert problem.denoising_blurs[0] == pytest.approx(width**2) and problem.report["noisy"] == [False]
+    given = prepare.prepare(
+        maps[0], maps[1:2], known, Thresholds(targets=float(maps[1].density.max() / 3)), rules=rules
+    )
+    assert given.denoising_blurs[0] == 0
