@@ -37,21 +37,23 @@ class ErrorModel:
         scale: Å; the error of a place where all evidence is 1.
         powers: of strain, shift, uncertainty, residual, misfit and slightness; none is negative.
         least: values below which these count as much.
+        smallest: error that is predicted at least, Å; smaller ones were not measured.
         factors: for a fraction of all places the distance from the truth that it does not exceed, relative to the
             predicted error.
         spread: standard deviation of the logarithm of the true error about that of the predicted one.
     """
 
-    scale: float = 1.0
-    powers: tuple[float, ...] = (0.44, 0.26, 0.69, 1.09, 0.25, 1.0)
-    least: tuple[float, ...] = (0.004, 0.023, 0.09, 0.79, 1.0, 0.05)
-    factors: tuple[tuple[float, float], ...] = ((0.5, 0.7), (0.68, 1.0), (0.9, 1.8), (0.95, 2.5))
-    spread: float = 0.6
+    scale: float = 89.4
+    powers: tuple[float, ...] = (0.44, 0.283, 0.692, 1.36, 0.306, 0.804)
+    least: tuple[float, ...] = (0.00439, 0.0183, 0.0365, 0.811, 1.04, 0.0479)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.75), (0.68, 1.0), (0.9, 1.66), (0.95, 2.26))
+    spread: float = 0.699
+    smallest: float = 0.1
 
     def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:
         """Error (Å) of each place: the distance from the truth that 68 % of such places do not exceed."""
         logarithms = self.logarithms(evidence) @ np.asarray(self.powers)
-        return self.scale * np.exp(logarithms)
+        return np.maximum(self.scale * np.exp(logarithms), self.smallest)
 
     def logarithms(self, evidence: Evidence) -> Float[np.ndarray, "n evidence"]:
         """Logarithms of the evidence of each place, of which the model is linear."""
@@ -91,7 +93,7 @@ class VerdictRules:
     limit: float = 3.0
     doubtful: float = 0.5
     few: float = 0.01
-    most: float = 0.15
+    most: float = 0.1
 
 
 class Verdict(NamedTuple):

@@ -2,6 +2,7 @@
 
 python -m experiments.studies.calibrate --results=runs/validate             how well they hold on these cases
 python -m experiments.studies.calibrate --results=runs/validate --fit       with the constants fitted on them
+python -m experiments.studies.calibrate --results=tests/reference/errors.npz   on what the tests keep
 
 The cases are those of experiments.studies.validate --as_deposited, whose rows have the evidence and the true error of
 every residue. Pairs are divided into two halves by their names: constants are fitted on the first half, and all figures
@@ -42,19 +43,29 @@ VERDICTS = ("cases", "failed", "of these called found", "succeeded", "of these c
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    paths.define_paths("results", None, "FOLDER,...: of experiments.studies.validate --as_deposited.", required=True)
+    paths.define_paths(
+        "results",
+        None,
+        "FOLDER|FILE.npz,...: of experiments.studies.validate --as_deposited, or as from --pack.",
+        required=True,
+    )
     flags.DEFINE_bool("fit", False, "Fit the constants on the first half of the pairs, print them, and judge by them.")
     with shared.group("Output"):
         paths.define_path("out_dir", "runs/calibrate", "FOLDER: for calibrate.md, calibrate.json and the figure.")
         paths.define_path(
             "readme", None, "A Markdown file; the tables replace the text between its marks of predicted errors."
         )
+        paths.define_path(
+            "pack", None, "FILE.npz: for evidence and true errors of all residues, as the tests keep them."
+        )
         flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
 def main() -> None:
     """Print the tables, and write them with the figure."""
-    from cryotrans_jax.io.files import write_file
+    import numpy as np
+
+    from cryotrans_jax.io.files import whole_file, write_file
     from cryotrans_jax.scores.confidence import ErrorModel
 
     from .. import exchange, run_folder
@@ -74,6 +85,9 @@ def main() -> None:
         run_folder.write_json(out_dir / "calibrate.json", figures(second, model))
         write_file(out_dir / "calibrate.md", text)
         exchange.write_drawing(out_dir, "reliability", drawing(second, model))
+    if FLAGS.pack:
+        with whole_file(FLAGS.pack) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **calibration.pack(rows))
     if FLAGS.readme:
         insert(Path(FLAGS.readme), text)
 
@@ -88,14 +102,13 @@ def read_rows(folders: Sequence[Path]) -> "list[Row]":
 
     rows: list[Row] = []
     for folder in folders:
-        path = folder / "validate.json"
-        wrong = f"{path} has no results of experiments.studies.validate: give the folder of a finished study"
-        if not path.is_file():
-            raise InputError(wrong)
+        path = folder if folder.suffix == ".npz" else folder / "validate.json"
         try:
-            found = json.loads(path.read_bytes())
-        except ValueError:
-            raise InputError(wrong) from None
+            found = read_packed(path) if path == folder else json.loads(path.read_bytes())
+        except (OSError, ValueError, KeyError):
+            raise InputError(
+                f"{path} has no results of experiments.studies.validate: give the folder of a finished study"
+            ) from None
         rows += [row for row in found if isinstance(row, dict) and "residues" in row]
     if len({row["pair"] for row in rows}) < 2:
         raise InputError(
@@ -103,6 +116,16 @@ def read_rows(folders: Sequence[Path]) -> "list[Row]":
             "experiments.studies.validate --as_deposited on several pairs"
         )
     return rows
+
+
+def read_packed(path: Path) -> "list[Row]":
+    """Read the rows that --pack wrote."""
+    import numpy as np
+
+    from . import calibration
+
+    with np.load(path) as arrays:
+        return calibration.unpack(arrays)
 
 
 def figures(rows: "Sequence[Row]", model: "ErrorModel") -> list[dict]:
@@ -142,8 +165,8 @@ def insert(path: Path, text: str) -> None:
     from cryotrans_jax.io.files import write_file
 
     before, _, after = tables.parted(path, *MARKS)
-    given = " --fit" * FLAGS.fit
-    command = f"    python -m experiments.studies.calibrate --results=FOLDERS{given} --readme={path.as_posix()}"
+    given = f"--results={','.join(FLAGS.results)}{' --fit' * FLAGS.fit} --readme={path.as_posix()}"
+    command = f"    python -m experiments.studies.calibrate {given}"
     write_file(path, f"{before}\n{command}\n\n{text}{after}")
 
 

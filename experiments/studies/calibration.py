@@ -1,6 +1,6 @@
 """Fit the model of predicted errors to residues whose true errors are known, and measure how well it holds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from cryotrans_jax.scores.confidence import FOUND, LOST, ErrorModel, Evidence, j
 
 Row = dict[str, Any]  # of experiments.studies.validate
 
+KEPT = "pair", "direction", "resolution", "seed", "rmsd_before"  # of a row that is packed
 TRUE = "error"  # name of the true errors among the residues of a row
 FRACTIONS = 0.5, 0.68, 0.9, 0.95  # of residues, for which bounds of the error are measured
 WRONG = 2.0, 4.0  # Å: errors that are to be told from smaller ones
@@ -172,3 +173,24 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for name, holds in kinds.items():
         found[name] = [row for row in rows if holds(row["rmsd_before"])]
     return {name: some for name, some in found.items() if some}
+
+
+def pack(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Evidence and true errors of the residues of all rows as a few arrays, in half precision."""
+    counts = np.array([len(errors_of(row)) for row in rows])
+    out = {name: np.array([row[name] for row in rows]) for name in KEPT} | {"residues": counts}
+    for name in (TRUE, *Evidence._fields):
+        each = [np.broadcast_to(row["residues"][name], count) for row, count in zip(rows, counts, strict=True)]
+        out[name] = np.concatenate(each).astype(np.float16)
+    return out
+
+
+def unpack(arrays: Mapping[str, np.ndarray]) -> list[Row]:
+    """The rows that were packed; `misfit` has a value for each residue."""
+    ends = np.cumsum(arrays["residues"])[:-1]
+    residues = {name: np.split(arrays[name].astype(float), ends) for name in (TRUE, *Evidence._fields)}
+    rows: list[Row] = []
+    for k in range(len(arrays["residues"])):
+        own = {name: each[k] for name, each in residues.items()}
+        rows.append({name: arrays[name][k].item() for name in KEPT} | {"residues": own})
+    return rows

@@ -22,7 +22,7 @@ def errors_of(model, error):
     [
         ([0.3] * 16, "found", "motion found: predicted error 0.3 Å (median), 90 % of the molecule within"),
         ([0.3] * 15 + [20.0], "partly found", "6 % is probably more than 3 Å from its place (A:16)"),
-        ([20.0] * 8 + [0.3] * 8, "not found", "motion not found: about 50 % of the molecule is expected to be more"),
+        ([200.0] * 8 + [0.3] * 8, "not found", "motion not found: about 50 % of the molecule is expected to be more"),
     ],
 )
 def test_the_verdict_and_its_residues(tmp_path, maps, models, error, kind, words):
@@ -36,7 +36,7 @@ def test_the_verdict_and_its_residues(tmp_path, maps, models, error, kind, words
 
 
 def test_without_a_model_the_verdict_names_no_residues(tmp_path, maps, models):
-    found = trust.write(errors_of(models[0], [0.3] * 14 + [20.0] * 2), None, maps[0], tmp_path)
+    found = trust.write(errors_of(models[0], [0.3] * 15 + [20.0]), None, maps[0], tmp_path)
     assert found["doubtful_residues"] == [] and found["verdict_text"].endswith("from its place")
 
 

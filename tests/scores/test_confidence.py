@@ -24,6 +24,11 @@ def test_errors_are_powers_of_the_evidence_above_what_counts_at_least():
     np.testing.assert_allclose(model.predict(EVIDENCE), [2 * 0.75 * 0.5**0.5 * 2.25 * 0.5, 2 * 2.25])
 
 
+def test_no_error_is_predicted_smaller_than_was_measured():
+    tiny = Evidence(*(np.full(2, 1e-9) for _ in range(4)), 1e-9, np.full(2, 1e-9))
+    np.testing.assert_array_equal(replace(MODEL, scale=1e-3).predict(tiny), MODEL.smallest)
+
+
 def test_bounds_hold_more_places_the_wider_they_are():
     fractions, factors = zip(*MODEL.factors, strict=True)
     assert list(fractions) == sorted(fractions) and list(factors) == sorted(factors)
@@ -40,7 +45,7 @@ def test_the_chance_to_be_further_off_is_that_of_a_lognormal_distribution():
     assert MODEL.chance_beyond(np.array([limit / MODEL.within(0.5)]), limit)[0] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("wrong, kind", [(0.0, FOUND), (0.1, PARTLY), (0.6, LOST)])
+@pytest.mark.parametrize("wrong, kind", [(0.0, FOUND), (0.05, PARTLY), (0.6, LOST)])
 def test_the_verdict_is_of_the_share_of_the_mass_that_is_wrong(wrong, kind):
     mass = np.ones(1000)
     error = np.where(np.arange(1000) < 1000 * wrong, 50.0, 0.2)

@@ -1,6 +1,7 @@
 """The calibration finds the constants by which errors were made, and says how well predictions hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,24 @@ def test_failures_called_found_and_successes_called_lost_are_counted():
     assert calibration.outcomes([row for row, _ in cases], model) == tuple(np.sum([e for _, e in cases], axis=0))
 
 
+def test_packed_rows_are_read_as_they_were(job, rows, tmp_path, model):
+    """To half precision, which changes no share by more than a residue or two."""
+    some = [row | {"direction": "forward", "seed": 0} for row in rows]
+    back = calibration.unpack(calibration.pack(some))
+    for row, other in zip(some, back, strict=True):
+        assert {name: row[name] for name in calibration.KEPT} == {name: other[name] for name in calibration.KEPT}
+        np.testing.assert_allclose(calibration.errors_of(other), calibration.errors_of(row), rtol=1e-3)
+    before, after = (calibration.measure(each, model) for each in (some, back))
+    assert after == pytest.approx(before, abs=1e-3)
+    (tmp_path / "validate.json").write_text(json.dumps(some))
+    status, out, error = job(
+        "calibrate", f"--results={tmp_path}", f"--out_dir={tmp_path / 'a'}", f"--pack={tmp_path}/a.npz"
+    )
+    assert status == 0, error
+    again = job("calibrate", f"--results={tmp_path}/a.npz", f"--out_dir={tmp_path / 'b'}")
+    assert again[0] == 0 and again[1].splitlines()[2].split("|")[1:3] == out.splitlines()[2].split("|")[1:3]
+
+
 def test_tables_and_figure_are_written_from_the_rows_of_a_study(job, rows, tmp_path):
     study, page = tmp_path / "study", tmp_path / "page.md"
     study.mkdir()
@@ -128,3 +147,32 @@ def test_a_folder_without_such_rows_is_refused(job, tmp_path, content):
     status, _, error = job("calibrate", f"--results={tmp_path}", f"--out_dir={tmp_path / 'out'}")
     assert status == 2 and "experiments.studies.validate" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The cases on which the constants were found, and those on which they are judged."""
+    with np.load(Path(__file__).parents[2] / "reference" / "errors.npz") as arrays:
+        return calibration.halves_of(calibration.unpack(arrays))
+
+
+def test_the_constants_are_those_of_the_stored_cases(stored):
+    """To half precision of the evidence."""
+    found, model = calibration.fit_model(stored[0]), ErrorModel()
+    np.testing.assert_allclose(found.powers, model.powers, atol=0.02)
+    np.testing.assert_allclose(
+        [found.spread, *dict(found.factors).values()], [model.spread, *dict(model.factors).values()], rtol=0.03
+    )
+
+
+def test_predicted_errors_hold_on_pairs_that_were_not_fitted(stored):
+    """As the page of results says: of the bound for 90 %, overall and at each resolution; and of the verdicts."""
+    model, rows = ErrorModel(), stored[1]
+    every = calibration.groups(rows)
+    found = {name: calibration.measure(some, model) for name, some in every.items()}
+    assert 0.87 <= found["all"]["within 90 %"] <= 0.95
+    assert found["all"]["AUROC 2 Å"] >= 0.9 and found["all"]["AUROC 4 Å"] >= 0.95
+    for name in [name for name in found if name.startswith("targets")]:
+        assert 0.8 <= found[name]["within 90 %"] <= 0.97, name
+    outcome = calibration.outcomes(rows, model)
+    assert outcome.missed <= 0.06 * len(rows) and outcome.alarms <= 0.1 * outcome.successes
