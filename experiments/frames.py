@@ -161,7 +161,7 @@ def write_models(
     return scores, frames[-1]
 
 
-def write_model_files(frames: Sequence[gemmi.Structure], folder: Path, with_errors: bool) -> None:
+def write_model_files(frames: Sequence[gemmi.Structure], folder: Path, with_errors: bool = False) -> None:
     """Write the models of all frames to a file each, the last one as generated.cif, and all as one trajectory.
 
     The trajectory is a PDB file or, where that format cannot hold the models, an mmCIF file.
