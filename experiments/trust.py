@@ -63,8 +63,8 @@ def in_words(found: Verdict, named: list[str]) -> str:
     limit = VerdictRules().limit
     if found.kind == LOST:
         return (
-            f"motion not found: about {100 * found.wrong:.0f} % of the molecule is expected to be more than "
-            f"{limit:g} Å from its place. Do not interpret the result"
+            f"motion probably not found: about {100 * found.wrong:.0f} % of the molecule is expected to be more than "
+            f"{limit:g} Å from its place. Do not interpret the result without a check"
         )
     expected = f"predicted error {found.error:.1f} Å (median), 90 % of the molecule within {found.reach:.1f} Å"
     if found.kind == FOUND:

@@ -15,8 +15,8 @@ class Evidence(NamedTuple):
         strain: of the flow, averaged around the place, as a logarithm.
         shift: displacement by which the density around the place would fit the target better, Å.
         uncertainty: standard deviation of that displacement by the target's noise, Å.
-        residual: rms difference from the target around the place, relative to the noise.
-        misfit: mean square difference from the target in the whole molecule, relative to the noise.
+        residual: rms difference from the target around the place, relative to its median over the molecule. How large
+            it is in all depends on what the two maps are, and not only on how well they fit.
         slightness: inverse of the radius of the rigid body in which the place is, 1/Å: little density places a small
             body.
     """
@@ -25,7 +25,6 @@ class Evidence(NamedTuple):
     shift: Float[np.ndarray, "n"]
     uncertainty: Float[np.ndarray, "n"]
     residual: Float[np.ndarray, "n"]
-    misfit: float
     slightness: Float[np.ndarray, "n"]
 
 
@@ -35,7 +34,7 @@ class ErrorModel:
 
     Attributes:
         scale: Å; the error of a place where all evidence is 1.
-        powers: of strain, shift, uncertainty, residual, misfit and slightness; none is negative.
+        powers: of strain, shift, uncertainty, residual and slightness; none is negative.
         least: values below which these count as much.
         smallest: error that is predicted at least, Å; smaller ones were not measured.
         factors: for a fraction of all places the distance from the truth that it does not exceed, relative to the
@@ -43,11 +42,11 @@ class ErrorModel:
         spread: standard deviation of the logarithm of the true error about that of the predicted one.
     """
 
-    scale: float = 89.4
-    powers: tuple[float, ...] = (0.44, 0.283, 0.692, 1.36, 0.306, 0.804)
-    least: tuple[float, ...] = (0.00439, 0.0183, 0.0365, 0.811, 1.04, 0.0479)
-    factors: tuple[tuple[float, float], ...] = ((0.5, 0.75), (0.68, 1.0), (0.9, 1.66), (0.95, 2.26))
-    spread: float = 0.699
+    scale: float = 330.0
+    powers: tuple[float, ...] = (0.632, 0.402, 0.464, 0.647, 0.954)
+    least: tuple[float, ...] = (0.00439, 0.0183, 0.0365, 0.77, 0.0479)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.742), (0.68, 1.0), (0.9, 1.76), (0.95, 2.51))
+    spread: float = 0.74
     smallest: float = 0.1
 
     def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:

@@ -40,15 +40,12 @@ class LocalFit(NamedTuple):
     Attributes:
         shift: displacement by which the density around each place would fit the target better, Å.
         uncertainty: standard deviation of that displacement by the target's noise, Å.
-        residual: rms difference of the maps around each place, relative to that of the noise.
-        misfit: mean square difference of the maps in the molecule, relative to that of the noise: about 1 if the fit is
-            perfect.
+        residual: rms difference of the maps around each place, relative to its median over all places.
     """
 
     shift: Float[np.ndarray, "n"]
     uncertainty: Float[np.ndarray, "n"]
     residual: Float[np.ndarray, "n"]
-    misfit: float
 
 
 def local_fit(
@@ -85,11 +82,8 @@ def local_fit(
     wiener = np.interp(radial_frequency(target.density.shape, size), s, gain, right=0.0)
     c, t = filtered(carried, wiener), filtered(target.density, wiener)
     left = noise * gain**2  # of the noise after the filter
-    within = min(4 / 3 * np.pi * s[-1] ** 3 * np.prod(size), 1.0)  # share of all coefficients within the last shell
-    variance = within * float(s**2 @ left / np.sum(s**2))  # a shell has about s² coefficients
-    seen = s**4 * gain**2 * signal  # power of the gradient
+    seen = s**4 * gain**2 * signal  # power of the gradient; a shell has about s² coefficients
     at_gradients = float(seen @ left / max(seen.sum(), 1e-30)) * INDEPENDENT
-    misfit = float(np.mean((t - c)[near] ** 2) / max(variance, 1e-30))
 
     box = box_slices(near, np.ceil(3 * rules.window / size).astype(int))
     corner = target.origin + size * [along.start for along in box]
@@ -113,5 +107,5 @@ def local_fit(
     covariance = np.linalg.inv(information + at_gradients / rules.reach**2 * np.eye(3))
     shift = np.linalg.norm(np.einsum("nij,nj->ni", covariance, towards), axis=-1)
     uncertainty = np.sqrt(at_gradients * np.trace(covariance, axis1=1, axis2=2))
-    residual = np.sqrt(np.maximum(sums(rest**2), 0.0) / voxels / max(variance, 1e-30))
-    return LocalFit(shift, uncertainty, residual, misfit)
+    difference = np.sqrt(np.maximum(sums(rest**2), 0.0))
+    return LocalFit(shift, uncertainty, difference / max(float(np.median(difference)), 1e-30))

@@ -186,7 +186,7 @@ def pack(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> list[Row]:
-    """The rows that were packed; `misfit` has a value for each residue."""
+    """The rows that were packed."""
     ends = np.cumsum(arrays["residues"])[:-1]
     residues = {name: np.split(arrays[name].astype(float), ends) for name in (TRUE, *Evidence._fields)}
     rows: list[Row] = []

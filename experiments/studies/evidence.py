@@ -25,7 +25,7 @@ def of_residues(fit: Fit, case: Case, moved: gemmi.Structure, truth: gemmi.Struc
         truth: the model of the target state, in the frame of the alignment.
 
     Returns:
-        Lists by name: the true errors (Å), and the fields of `Evidence`, of which `misfit` is one number.
+        Lists by name: the true errors (Å), and the fields of `Evidence`.
     """
     target, resolution = case.targets[0], case.target_resolutions[0]
     quality = target_quality(fit, target, 0, resolution, case.halves[0] if case.halves else None)
@@ -33,8 +33,7 @@ def of_residues(fit: Fit, case: Case, moved: gemmi.Structure, truth: gemmi.Struc
     assert case.model is not None
     start, end, right = atoms.common_ca(case.model, moved, truth)
     nearest = found.nearest(start)
-    values = {name: np.asarray(value) for name, value in found.evidence._asdict().items()}
-    values = {name: value[nearest] if value.ndim else value for name, value in values.items()}
+    values = {name: value[nearest] for name, value in found.evidence._asdict().items()}
     values |= {TRUE: np.linalg.norm(end - right, axis=-1)}
     return {name: rounded(value) for name, value in values.items()}
 

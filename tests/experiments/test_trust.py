@@ -13,7 +13,7 @@ from experiments import trust
 def errors_of(model, error):
     """Predicted errors of points of mass at the atoms of a model."""
     xyz, error = atoms.positions(model), np.asarray(error, float)
-    none = Evidence(*(np.ones(len(xyz)) for _ in range(4)), 1.0, np.ones(len(xyz)))
+    none = Evidence(*(np.ones(len(xyz)) for _ in range(5)))
     return Errors(xyz, xyz, np.ones(len(xyz)), error, error < 5, none)
 
 
@@ -22,7 +22,11 @@ def errors_of(model, error):
     [
         ([0.3] * 16, "found", "motion found: predicted error 0.3 Å (median), 90 % of the molecule within"),
         ([0.3] * 15 + [20.0], "partly found", "6 % is probably more than 3 Å from its place (A:16)"),
-        ([200.0] * 8 + [0.3] * 8, "not found", "motion not found: about 50 % of the molecule is expected to be more"),
+        (
+            [200.0] * 8 + [0.3] * 8,
+            "not found",
+            "motion probably not found: about 50 % of the molecule is",
+        ),
     ],
 )
 def test_the_verdict_and_its_residues(tmp_path, maps, models, error, kind, words):

@@ -9,14 +9,13 @@ import pytest
 from cryotrans_jax.scores.confidence import ErrorModel, Evidence
 from experiments.studies import calibration
 
-POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.4, 0.6]), 0.5, 2.0
+POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6]), 0.5, 2.0
 
 
 def make_row(number, seed, resolution=6.0, before=8.0, residues=200):
     """A row whose errors are lognormal about a product of powers of the evidence."""
     rng = np.random.default_rng(seed)
     evidence = {name: np.exp(rng.normal(0, 1, residues)) for name in Evidence._fields}
-    evidence["misfit"] = float(np.exp(rng.normal(0, 1)))
     logs = sum(power * np.log(value) for power, value in zip(POWERS, evidence.values(), strict=True))
     error = SCALE * np.exp(logs + SPREAD * rng.normal(0, 1, residues))
     kept = {name: np.asarray(value).tolist() for name, value in (evidence | {"error": error}).items()}
@@ -81,13 +80,13 @@ def test_the_area_under_the_curve_counts_pairs_in_order():
 def verdict_row(errors, evidence, resolution=6.0):
     """A row of residues with these errors (Å), whose evidence speaks of errors (1) or not (0)."""
     values = {name: [100.0 if bad else 0.01 for bad in evidence] for name in Evidence._fields}
-    kept = values | {"misfit": 1.0, "error": list(errors)}
+    kept = values | {"error": list(errors)}
     return {"pair": "a", "resolution": resolution, "rmsd_before": 9.0, "residues": kept}
 
 
 def test_failures_called_found_and_successes_called_lost_are_counted():
     """What is said to be doubtful may be wrong; what is not may not."""
-    model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 6)
+    model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 5)
     right, wrong, none, all_, tenth = [0.5] * 10, [9.0] * 10, [0] * 10, [1] * 10, [1] + [0] * 9
     cases = [
         (verdict_row(right, none), (0, 0, 1, 0)),
