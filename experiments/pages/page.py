@@ -20,6 +20,7 @@ from .film import Frame
 
 ASSETS = Path(__file__).parent / "assets"
 LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour: the range in which the page's contours can be chosen
+MOST_NAMED = 4  # hinges of a body in its table; metrics.json has all
 MARK = re.compile(r"\{\{(\w+)\}\}")
 FILES = (  # pattern, description
     (r"generated\.mrc", "the initial map carried to the target's conformation: the prediction"),
@@ -179,9 +180,15 @@ def body_table(scores: dict) -> str:
         cells = [f"{100 * part['share_of_mass']:.0f}", turn, f"{part['shift']:.1f}", f"{part['from_rigid']:.2f}"]
         cells += [f"{part['error']:.1f}"] if predicted else []
         row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        row += f'<td class="value">{escape(", ".join(part.get("hinges", [])))}</td>' if hinged else ""
+        row += f'<td class="value">{escape(shortened(part.get("hinges", [])))}</td>' if hinged else ""
         body += f"<tr><th>{number}{copies}</th>{row}</tr>"
     return f"{text}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def shortened(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def slices_text(config: dict, data: dict) -> str:

@@ -807,3 +807,19 @@ def test_a_frame_at_time_zero_is_what_is_carried(run, fit, maps):
         trajectory.carried_density(maps[0], fit.threshold).density,
         atol=1e-5 * maps[0].density.max(),
     )
+
+
+def test_the_table_of_bodies_has_errors_and_the_first_hinges():
+    part = {"share_of_mass": 0.4, "turn": 30.0, "shift": 9.0, "from_rigid": 0.5}
+    known = part | {"error": 0.84, "turn_error": 2.3, "hinges": [f"A:{k}" for k in range(1, 8)]}
+    text = page.body_table({"parts": [known, known | {"hinges": []}]})
+    assert "30.0 ± 2.3" in text and ">0.8<" in text and "A:1, A:2, A:3, A:4 and 3 more" in text
+    plain = page.body_table({"parts": [part]})
+    assert "±" not in plain and "hinges" not in plain and "predicted error" not in plain
+
+
+@pytest.mark.parametrize("kind", ["found", "partly found", "not found"])
+def test_the_verdict_stands_on_the_page_as_a_sentence(kind):
+    text = page.verdict({"verdict": kind, "verdict_text": "motion <found>"})
+    assert "Motion &lt;found&gt;." in text and f'class="verdict {kind.replace(" ", "-")}"' in text
+    assert page.verdict({}) == ""
