@@ -20,6 +20,12 @@ TRAJECTORY = """\
 open {name} coordsets true
 cartoon #{{n}}
 hide #!{{n}} models"""
+COLOURED = """\
+# {{n}}: the carried model, hidden, coloured by {what} (its B-factors)
+open {name}
+cartoon #{{n}}
+color bfactor #{{n}} palette {{{palette}}}
+hide #!{{n}} models"""
 FIRST = "# The morph of this folder in ChimeraX: open this file in a new session."
 SHOWN = {  # the frames and files of a folder in the order in which they are opened, and the commands for number n
     "frames": """\
@@ -40,12 +46,7 @@ hide #!{n} models""",
 open unexplained.mrc
 volume #{n} style surface level {target:.6g} level -{target:.6g} step 1 color #2166ac color #b2182b
 hide #!{n} models""",
-    "displacement.cif": """\
-# {n}: the carried model, hidden, coloured by displacement (its B-factors)
-open displacement.cif
-cartoon #{n}
-color bfactor #{n} palette {palette}
-hide #!{n} models""",
+    "displacement.cif": COLOURED.format(name="displacement.cif", what="displacement", palette="palette"),
     "trajectory.pdb": TRAJECTORY.format(name="trajectory.pdb"),
     "trajectory.cif": TRAJECTORY.format(name="trajectory.cif"),
     "error.mrc": """\
@@ -53,12 +54,7 @@ hide #!{n} models""",
 # color sample #2 map #{n} palette {errors} key true
 open error.mrc
 hide #!{n} models""",
-    "generated.cif": """\
-# {n}: the carried model, hidden, coloured by predicted error (its B-factors)
-open generated.cif
-cartoon #{n}
-color bfactor #{n} palette {errors}
-hide #!{n} models""",
+    "generated.cif": COLOURED.format(name="generated.cif", what="predicted error", palette="errors"),
 }
 ERRORS = "0.5,#2166ac:1,#67a9cf:2,#f7e08a:3,#ef8a62:5,#b2182b"  # palette of predicted errors (Å): red is wrong
 LAST = """\

@@ -43,8 +43,7 @@ def write(model: gemmi.Structure, errors: Float[np.ndarray, "atoms"], case: Case
 
 def of_residues(model: gemmi.Structure, errors: Float[np.ndarray, "atoms"]) -> Float[np.ndarray, "residues"]:
     """Largest predicted error (Å) of the atoms of each residue."""
-    counts = [len(residue) for residue in selections.residues(model)]
-    return np.maximum.reduceat(errors, np.cumsum([0, *counts[:-1]]))
+    return np.maximum.reduceat(errors, selections.first_atoms(model))
 
 
 def isolde(model: gemmi.Structure, errors: Float[np.ndarray, "residues"], target: str) -> str:
@@ -53,12 +52,12 @@ def isolde(model: gemmi.Structure, errors: Float[np.ndarray, "residues"], target
         "# Start of a refinement in ISOLDE: open this file in a new session of ChimeraX.",
         "# Distances are restrained the less the larger the predicted errors are; above the last group not at all.",
         f"open {START}",
-        "# The target map is left out: its path has characters with a special meaning in ChimeraX."
-        if UNSAFE.search(target)
-        else f'open "{target}"',
-        "isolde start",
-        *([] if UNSAFE.search(target) else ["clipper associate #2 toModel #1"]),
     ]
+    if UNSAFE.search(target):
+        lines += ["# The target map is left out: its path has characters with a special meaning in ChimeraX."]
+        lines += ["isolde start"]
+    else:
+        lines += [f'open "{target}"', "isolde start", "clipper associate #2 toModel #1"]
     for least, most in zip((0.0, *GROUPS), GROUPS, strict=False):
         named = selections.name_residues(model, (errors > least) & (errors <= most))
         if named:

@@ -196,7 +196,8 @@ def write(
             same = [seed for seed in (other.select([place]) for other in others) if not any(seed.failed)]
             if not any(one.failed):
                 stories.append(write_target(one, case, settings, description, folder, number, same))
-                stories[-1].scores.update({"withheld": [*withheld]} if withheld else {})
+                if withheld:
+                    stories[-1].scores["withheld"] = [*withheld]
         for region in withheld:
             log.withheld(region)
         for entry in stories:  # once all results are there

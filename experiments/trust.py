@@ -9,13 +9,11 @@ from jaxtyping import Bool
 
 from cryotrans_jax.fit.errors import Errors, predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.io import atoms, selections
+from cryotrans_jax.io import atoms, selections, structures
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.scores.confidence import FOUND, LOST, Verdict, VerdictRules, judge
 
 from .case import Case
-
-MOST_NAMED = 6  # runs of doubtful residues that a verdict names
 
 
 def predict(fit: Fit, aligned: Case, case: Case, number: int, generated: Map) -> Errors:
@@ -54,7 +52,7 @@ def doubtful_residues(errors: Errors, found: Verdict, model: gemmi.Structure) ->
     """Selections that name the model's residues most of whose atoms are doubtful."""
     own: Bool[np.ndarray, "atoms"] = found.doubtful[errors.nearest(atoms.positions(model))]
     counts = [len(residue) for residue in selections.residues(model)]
-    share = np.add.reduceat(own.astype(float), np.cumsum([0, *counts[:-1]])) / np.maximum(counts, 1)
+    share = np.add.reduceat(own.astype(float), selections.first_atoms(model)) / np.maximum(counts, 1)
     return selections.name_residues(model, share > 0.5)
 
 
@@ -69,8 +67,7 @@ def in_words(found: Verdict, named: list[str]) -> str:
     expected = f"predicted error {found.error:.1f} Å (median), 90 % of the molecule within {found.reach:.1f} Å"
     if found.kind == FOUND:
         return f"motion found: {expected}"
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    where = f" ({', '.join(named[:MOST_NAMED])}{more})" if named else ""
+    where = f" ({structures.shortlist(named)})" if named else ""
     return (
         f"motion found, but not everywhere: {expected}; {100 * found.doubtful_share:.0f} % is probably more than "
         f"{limit:g} Å from its place{where}"

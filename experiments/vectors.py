@@ -28,12 +28,15 @@ def write(fit: Fit, errors: Errors | None, generated: Map, folder: Path) -> None
         generated: the generated map.
         folder: where to write.
     """
-    points, mass = mass_points(fit.require_initial(), fit.threshold)
-    ends = fit.carry(points, [1.0])[0]
+    if errors is None:
+        points, mass = mass_points(fit.require_initial(), fit.threshold)
+        ends = fit.carry(points, [1.0])[0]
+    else:
+        points, mass, ends = errors.points, errors.mass, errors.ends
     part = np.zeros(len(points), np.int16) if fit.partition() is None else fit.partition().part_at(points)
     arrays = {"points": points, "vectors": ends - points, "mass": mass, "body": part + 1}
     if errors is not None:
-        arrays |= {"error": errors.at(points), "supported": errors.supported[errors.nearest(points)]}
+        arrays |= {"error": errors.error, "supported": errors.supported}
     with whole_file(folder / VECTORS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     for axis, name in enumerate(AXES):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit.errors import predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
@@ -91,14 +92,14 @@ def chosen(
 
 
 def hidden(case: Case, ends: Float[np.ndarray, "some 3"]) -> tuple[Case, Float[np.ndarray, "x y z"]]:
-    """The case without the density of its target near some places (Å), and the weight (0 to 1) of what is hidden."""
+    """Hide the density of the target near some positions (Å); return the case and the mask (0 to 1) that was hidden."""
     target = case.targets[0]
     at = np.rint((ends - target.origin) / target.voxel_size).astype(int)
     at = at[((at >= 0) & (at < target.density.shape)).all(1)]
     away = np.ones(target.density.shape, bool)
     away[tuple(at.T)] = False
     distance = ndimage.distance_transform_edt(away, sampling=target.voxel_size)
-    weight = (0.5 + 0.5 * np.cos(np.pi * np.clip((distance - NEAR) / FADE, 0, 1))).astype(np.float32)
+    weight = soft_edge(distance - NEAR, FADE)
 
     def without(map_: Map) -> Map:
         return replace(map_, density=map_.density * (1 - weight))
@@ -109,14 +110,15 @@ def hidden(case: Case, ends: Float[np.ndarray, "some 3"]) -> tuple[Case, Float[n
 
 def test(given: Sequence[str], check: bool, fit: Fit, case: Case, settings: FitSettings) -> list[dict[str, Any]]:
     """Fit once more without each of the regions that flags name; see `compare`."""
-    found = regions(given, check, fit, case)
-    for number, region in enumerate(found, 1):
-        log.withholding(region.name, number, len(found))
-    return [compare(region, fit, case, settings) for region in found]
+    every, found = regions(given, check, fit, case), []
+    for number, region in enumerate(every, 1):
+        log.withholding(region.name, number, len(every))
+        found.append(compare(region, fit, case, settings))
+    return found
 
 
 def compare(region: Region, fit: Fit, case: Case, settings: FitSettings) -> dict[str, Any]:
-    """Fit without a region of the target, and compare what is claimed of it with the fit to the whole target.
+    """Fit without a region of the target, and compare the result there with the fit to the whole target.
 
     Returns:
         The region's name; the median of the errors that are predicted for it (Å); the median distance (Å) between

@@ -63,7 +63,7 @@ class Errors:
         return cKDTree(self.points).query(xyz)[1]
 
     def at(self, xyz: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "m"]:
-        """Predicted error (Å) of what is at positions (Å) in the initial map: that of the nearest mass."""
+        """Predicted error (Å) at positions (Å) in the initial map, taken from the nearest point of mass."""
         return self.error[self.nearest(xyz)]
 
     def of_atoms(self, model: gemmi.Structure) -> Float[np.ndarray, "atoms"]:
@@ -154,8 +154,8 @@ def strain_around(fit: Fit, points: Float[np.ndarray, "n 3"], number: int, rules
     """Mean strain of the mass around each of some positions (Å) in the initial map, as a logarithm."""
     cells, mass = mass_points(fit.require_initial(), fit.threshold, rules.cell)
     strains = strain.log_strains(strain.jacobians(fit.flow(number), cells))
-    near = cKDTree(cells).query_ball_point(points, rules.radius)
-    nearest = cKDTree(cells).query(points)[1]
+    tree = cKDTree(cells)
+    near, nearest = tree.query_ball_point(points, rules.radius), tree.query(points)[1]
     return np.array(
         [
             np.average(strains[own], weights=mass[own]) if own else strains[k]

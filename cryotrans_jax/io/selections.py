@@ -17,6 +17,12 @@ def residues(model: gemmi.Structure) -> list[gemmi.Residue]:
     return [residue for chain in model[0] for residue in chain]
 
 
+def first_atoms(model: gemmi.Structure) -> Int[np.ndarray, "residues"]:
+    """Number of the first atom of each residue, in the order of `atoms.positions`."""
+    counts = [len(residue) for residue in residues(model)]
+    return np.cumsum([0, *counts[:-1]])
+
+
 def select_residues(model: gemmi.Structure, text: str, flag: str) -> Int[np.ndarray, "chosen"]:
     """Indices, in the order of `residues`, of the residues that a selection names.
 

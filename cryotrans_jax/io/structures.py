@@ -215,8 +215,8 @@ def _correct_elements(structure: gemmi.Structure) -> str:
     if not count:
         return ""
     return (
-        f"{count} atoms of amino acids or nucleotides had the elements {_shortlist(sorted(before))}, which these do "
-        f"not have; read by the atoms' names as {_shortlist(sorted(after))}"
+        f"{count} atoms of amino acids or nucleotides had the elements {shortlist(sorted(before))}, which these do "
+        f"not have; read by the atoms' names as {shortlist(sorted(after))}"
     )
 
 
@@ -310,12 +310,12 @@ def _drop_records(structure: gemmi.Structure, names: set[str]) -> None:
 def _describe_split(name: str, made: list[tuple[str, str]]) -> str:
     """Describe which chains were made of one."""
     segments = [segment for segment, _ in made]
-    where = f" in segments {_shortlist(segments)}" if any(segments) else ""
+    where = f" in segments {shortlist(segments)}" if any(segments) else ""
     chain = f"chain {name}" if name else "the chain without a name"
-    return f"{chain} repeats residue numbers{where}, read as chains {_shortlist([new for _, new in made])}"
+    return f"{chain} repeats residue numbers{where}, read as chains {shortlist([new for _, new in made])}"
 
 
-def _shortlist(names: list[str]) -> str:
+def shortlist(names: list[str], most: int = SHOWN) -> str:
     """List the first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -55,10 +55,9 @@ class ErrorModel:
         return np.maximum(self.scale * np.exp(logarithms), self.smallest)
 
     def logarithms(self, evidence: Evidence) -> Float[np.ndarray, "n evidence"]:
-        """Logarithms of the evidence of each place, of which the model is linear."""
-        count, every = len(evidence.strain), [np.asarray(values) for values in evidence]
-        each = zip(every, self.least, strict=True)
-        return np.stack([np.log(np.maximum(np.broadcast_to(values, count), least)) for values, least in each], -1)
+        """Logarithms of the evidence, in which the logarithm of the predicted error is linear."""
+        each = zip(evidence, self.least, strict=True)
+        return np.stack([np.log(np.maximum(values, least)) for values, least in each], -1)
 
     def within(self, fraction: float) -> float:
         """Factor on the predicted error: the distance that this fraction of all places does not exceed.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.io.structures import shortlist
 
 from ..log import commands_as_typed, score_rows
 from .cautions import Caution, chosen, target_index
@@ -180,15 +181,9 @@ def body_table(scores: dict) -> str:
         cells = [f"{100 * part['share_of_mass']:.0f}", turn, f"{part['shift']:.1f}", f"{part['from_rigid']:.2f}"]
         cells += [f"{part['error']:.1f}"] if predicted else []
         row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        row += f'<td class="value">{escape(shortened(part.get("hinges", [])))}</td>' if hinged else ""
+        row += f'<td class="value">{escape(shortlist(part.get("hinges", []), MOST_NAMED))}</td>' if hinged else ""
         body += f"<tr><th>{number}{copies}</th>{row}</tr>"
     return f"{text}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def shortened(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def slices_text(config: dict, data: dict) -> str:

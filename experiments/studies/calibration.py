@@ -1,6 +1,6 @@
 """Fit the model of predicted errors to residues whose true errors are known, and measure how well it holds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ def fit_model(rows: Sequence[Row]) -> ErrorModel:
     All cases weigh alike. What counts at least of the evidence is a low quantile of it. The factors are quantiles of
     the ratio of the true error to the predicted one.
     """
-    every = [np.concatenate([np.broadcast_to(v, len(errors_of(row))) for row, v in each]) for each in columns(rows)]
+    every = [np.concatenate(values) for values in zip(*map(evidence_of, rows), strict=True)]
     least = tuple(significant(np.quantile(values, RARE)) for values in every)
     model = ErrorModel(1.0, (1.0,) * len(least), least)
     x = np.concatenate([model.logarithms(evidence_of(row)) for row in rows])
@@ -62,12 +62,6 @@ def fit_model(rows: Sequence[Row]) -> ErrorModel:
     spread = float(np.sqrt(np.sum(squared * (left - np.sum(squared * left)) ** 2)))
     factors = tuple((f, significant(q / scale)) for f, q in zip(FRACTIONS, quantiles, strict=True))
     return ErrorModel(significant(scale), tuple(map(significant, powers)), least, factors, significant(spread))
-
-
-def columns(rows: Sequence[Row]) -> Iterator[list[tuple[Row, Any]]]:
-    """For each kind of evidence the rows with their values."""
-    for name in Evidence._fields:
-        yield [(row, row["residues"][name]) for row in rows]
 
 
 def significant(value: float, digits: int = 3) -> float:
@@ -104,7 +98,7 @@ def area_under_curve(values: Float[np.ndarray, "n"], wrong: Bool[np.ndarray, "n"
     many, few = int(np.sum(~wrong)), int(np.sum(wrong))
     if not many or not few:
         return float("nan")
-    return float((stats.rankdata(values)[wrong].sum() - few * (few + 1) / 2) / (few * many))
+    return float(stats.mannwhitneyu(values[wrong], values[~wrong], method="asymptotic").statistic / (few * many))
 
 
 def reliability(rows: Sequence[Row], model: ErrorModel) -> Float[np.ndarray, "fractions"]:
@@ -130,9 +124,9 @@ class Outcome(NamedTuple):
     alarms: int
 
 
-def limit_of(row: Row) -> float:
-    """RMSD (Å) up to which a motion counts as found at the target's resolution."""
-    return 2.5 if row["resolution"] >= 8 else 1.5
+def most_rmsd(resolution: float) -> float:
+    """RMSD (Å) up to which a motion counts as found in a target of this resolution (Å)."""
+    return 2.5 if resolution >= 8 else 1.5
 
 
 def rms(errors: Float[np.ndarray, "n"]) -> float:
@@ -152,9 +146,9 @@ def outcomes(rows: Sequence[Row], model: ErrorModel) -> Outcome:
     failures = missed = alarms = 0
     for row in rows:
         kind, whole, rest = verdict_of(row, model)
-        failed = whole > limit_of(row)
+        failed = whole > most_rmsd(row["resolution"])
         failures += failed
-        missed += failed and kind != LOST and (whole if kind == FOUND else rest) > limit_of(row)
+        missed += failed and kind != LOST and (whole if kind == FOUND else rest) > most_rmsd(row["resolution"])
         alarms += not failed and kind == LOST
     return Outcome(failures, missed, len(rows) - failures, alarms)
 
@@ -180,8 +174,7 @@ def pack(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     counts = np.array([len(errors_of(row)) for row in rows])
     out = {name: np.array([row[name] for row in rows]) for name in KEPT} | {"residues": counts}
     for name in (TRUE, *Evidence._fields):
-        each = [np.broadcast_to(row["residues"][name], count) for row, count in zip(rows, counts, strict=True)]
-        out[name] = np.concatenate(each).astype(np.float16)
+        out[name] = np.concatenate([row["residues"][name] for row in rows]).astype(np.float16)
     return out
 
 

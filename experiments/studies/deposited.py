@@ -36,10 +36,10 @@ from .. import load, results, run_folder, tables
 from ..main import show_warnings
 from ..settings import FitSettings
 from . import evidence, peers
+from .calibration import LARGE, SMALL, most_rmsd, rms
 from .deposited_cases import PEER, SUFFIXES, Trial, deposit_target, in_pose, simulate_inputs, write_inputs
 
 RESOLUTIONS = (4.0, 6.0, 8.0, 10.0)  # of the targets, Å
-LARGE, SMALL = 4.0, 2.0  # Å: CA RMSD of two states, beyond which a motion is large, and below which it is small
 BACKBONE = 5.5  # heavy atoms a residue: with fewer a model has no side chains
 COLUMNS = {
     "pair": "{}",
@@ -260,11 +260,6 @@ def share_of_ca_bonds(model: gemmi.Structure, moved: gemmi.Structure) -> float:
     return float(np.mean(off <= geometry.CA_SLACK)) if len(off) else math.nan
 
 
-def rms(distances: np.ndarray) -> float:
-    """Root mean square."""
-    return float(np.sqrt(np.mean(distances**2)))
-
-
 def succeeded(before: float, after: float, resolution: float) -> bool:
     """Whether a fit is a success, by the CA RMSD (Å) before and after it and the target's resolution (Å).
 
@@ -273,7 +268,7 @@ def succeeded(before: float, after: float, resolution: float) -> bool:
     """
     if before < SMALL:
         return after <= 1.1 * before + 0.2
-    return after <= min(before / 4, 2.5 if resolution >= 8 else 1.5)
+    return after <= min(before / 4, most_rmsd(resolution))
 
 
 def write(rows: Sequence[dict], out_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verdict in words: what was found, and which residues are doubtful."""
+"""The verdict as a sentence, with the doubtful residues."""
 
 import numpy as np
 import pytest

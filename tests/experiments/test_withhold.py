@@ -1,4 +1,4 @@
-"""A region is hidden from the target alone where the fit carries it, and what is claimed of it is compared."""
+"""A region of the target is hidden where the fit carries it, and the predicted errors there are tested."""
 
 from dataclasses import replace
 

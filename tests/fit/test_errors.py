@@ -63,7 +63,7 @@ def test_a_right_flow_has_small_errors_and_a_wrong_one_large_ones(fit, maps):
 
 
 def test_what_the_target_lacks_is_not_supported(fit, maps):
-    """Without its lower half along z the target says nothing of what is carried there."""
+    """The target has no density in its lower half along z, which leaves what is carried there undetermined."""
     target = moved(maps[0], (1, -1, 1))
     middle = (maps[0].origin + 0.5 * maps[0].voxel_size * maps[0].density.shape)[2]
     half = target.density * (np.arange(target.density.shape[2]) > target.density.shape[2] / 2)

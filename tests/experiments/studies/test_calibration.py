@@ -85,7 +85,7 @@ def verdict_row(errors, evidence, resolution=6.0):
 
 
 def test_failures_called_found_and_successes_called_lost_are_counted():
-    """What is said to be doubtful may be wrong; what is not may not."""
+    """Residues that the verdict names as doubtful may be wrong; the others count."""
     model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 5)
     right, wrong, none, all_, tenth = [0.5] * 10, [9.0] * 10, [0] * 10, [1] * 10, [1] + [0] * 9
     cases = [
