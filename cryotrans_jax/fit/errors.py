@@ -122,6 +122,9 @@ def predict_errors(
 ) -> Errors:
     """Predict how far from the truth a fit carries each place of the molecule.
 
+    A place that the target does not determine may have moved as far as the others did. So its error is the rms
+    displacement of these at least.
+
     Args:
         fit: with its initial map.
         target: the target map on the initial map's grid, in the frame of the result.
@@ -141,8 +144,11 @@ def predict_errors(
     inside = carried_mass(generated.density, fit.threshold) > 0
     found = local_fit(carried, replace(target, density=goal), quality.noise.power, inside, ends, rules.local)
     evidence = Evidence(strain_around(fit, points, number, rules), *found, slightness(fit, points, number, rules))
-    supported = found.uncertainty <= rules.local.reach
-    return Errors(points, ends, mass, rules.model.predict(evidence), supported, evidence)
+    error, supported = rules.model.predict(evidence), found.uncertainty <= rules.local.reach
+    moved = float(np.sqrt(np.mean(((ends - points)[supported] ** 2).sum(1)))) if supported.any() else 0.0
+    unknown = max(moved, rules.local.reach)
+    error = np.where(supported, error, np.maximum(error, unknown))
+    return Errors(points, ends, mass, error, supported, evidence)
 
 
 def chosen(fit: Fit, name: str) -> list:

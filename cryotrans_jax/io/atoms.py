@@ -189,7 +189,7 @@ def common_ca(*structures: gemmi.Structure) -> tuple[Float[np.ndarray, "atoms 3"
     """Positions [Å] of the atoms, one a residue (`residue_atom`), that several models have in common.
 
     These are CA atoms, and C4' of nucleotides. They correspond by chain name and residue number. Where each model has
-    one chain of amino acids, and all names differ from the first model's, they correspond by residue number and residue
+    one chain of amino acids, and not all of these chains have one name, they correspond by residue number and residue
     name; nucleotides likewise.
 
     Args:
@@ -278,8 +278,8 @@ def _residue_atoms(structure):
 
 
 def _are_renamed(chains):
-    """Whether models with these sets of chain names have one chain each, under other names than the first model's."""
-    return all(len(names) == 1 for names in chains) and all(chains[0].isdisjoint(names) for names in chains[1:])
+    """Whether models with these sets of chain names have one chain each, and not all under one name."""
+    return all(len(names) == 1 for names in chains) and any(names != chains[0] for names in chains[1:])
 
 
 @functools.cache

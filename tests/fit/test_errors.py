@@ -62,16 +62,23 @@ def test_a_right_flow_has_small_errors_and_a_wrong_one_large_ones(fit, maps):
     assert right.supported.all() and right.mass.min() > 0
 
 
-def test_what_the_target_lacks_is_not_supported(fit, maps):
-    """The target has no density in its lower half along z, which leaves what is carried there undetermined."""
-    target = moved(maps[0], (1, -1, 1))
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_the_target_lacks_is_not_supported(fit, maps, times):
+    """The target has no density in its lower half along z, which leaves what is carried there undetermined.
+
+    It may have moved as far as the rest, and as far as is expected of anything that is not seen.
+    """
+    far = replace(fit, params=jax.tree.map(lambda p: times * p, fit.params))
+    target = moved(maps[0], (times, -times, times))
     middle = (maps[0].origin + 0.5 * maps[0].voxel_size * maps[0].density.shape)[2]
     half = target.density * (np.arange(target.density.shape[2]) > target.density.shape[2] / 2)
-    quality = target_quality(fit, target)
-    found = predict_errors(fit, replace(target, density=half.astype(np.float32)), quality)
+    found = predict_errors(far, replace(target, density=half.astype(np.float32)), target_quality(far, target))
     low, high = found.ends[:, 2] < middle - 8, found.ends[:, 2] > middle + 4
     assert low.any() and high.any()
     assert found.evidence.uncertainty[low].mean() > 2 * found.evidence.uncertainty[high].mean()
+    assert found.supported[high].all() and not found.supported[low].all()
+    least = max(times * np.linalg.norm(SHIFT), ErrorRules().local.reach)
+    np.testing.assert_array_less(0.999 * least, found.error[~found.supported])
 
 
 def test_atoms_and_the_map_have_the_errors_of_the_mass_around_them(fit, maps, models):

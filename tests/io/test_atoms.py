@@ -163,6 +163,7 @@ def test_common_ca_goes_by_chain_and_number(model):
     np.testing.assert_array_equal(a, [[14.0, 13.7, 12.9], [17.5, 14.0, 13.5]])  # not the calcium ion
     np.testing.assert_array_equal(a, b)
     assert len(atoms.common_ca(model, renamed(model, "Q"))[0]) == 3
+    assert len(atoms.common_ca(model, model, renamed(model, "Q"))[0]) == 3  # a moved model keeps its own name
 
 
 def test_a_nucleotide_is_where_its_c4_is(tmp_path):
