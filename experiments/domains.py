@@ -36,6 +36,7 @@ def describe(parts: list[dict[str, Any]], fit: Fit, model: gemmi.Structure | Non
         part |= axis_of(motions[body][0])
         if model is not None and chain is not None:
             own = np.asarray(partition.part_at(chain.x)) == body
+            part["residues"] = selections.name_residues(model, of_sites(model, own))
             part["hinges"] = selections.name_residues(model, hinges(model, chain, own))
         if errors is not None:
             part |= errors_of(errors, partition.part_at(errors.points) == body)
@@ -68,8 +69,13 @@ def hinges(model: gemmi.Structure, chain: Chain, own: Bool[np.ndarray, "sites"])
     near = np.zeros(len(own), bool)
     near[:-1] |= across
     near[1:] |= across
-    sites = zip(atoms.residue_sites(model), near, strict=True)
-    found = {(chain.name, str(residue.seqid), residue.name) for (chain, residue, _), hinge in sites if hinge}
+    return of_sites(model, near)
+
+
+def of_sites(model: gemmi.Structure, chosen: Bool[np.ndarray, "sites"]) -> Bool[np.ndarray, "residues"]:
+    """Which residues of a model are those of chosen sites of its chain."""
+    sites = zip(atoms.residue_sites(model), chosen, strict=True)
+    found = {(chain.name, str(residue.seqid), residue.name) for (chain, residue, _), own in sites if own}
     return np.array([(c.name, str(residue.seqid), residue.name) in found for c in model[0] for residue in c])
 
 

@@ -17,10 +17,11 @@ from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
 from .. import finished
 from ..case import frame_number
+from .places import Places
 
 ROOM = 4.0  # Å around the mass in a picture
 REACH = 2 * trajectory.PullBack.skin + CELL  # Å around the mass, beyond which frames have no density
-VOXELS = 450_000  # at most of a frame's density, from which its surface is drawn
+VOXELS = 1_000_000  # at most of a frame's density, from which its surface is drawn
 COLOURS = 50_000  # voxels at most of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most in the animation and on the page
 SIDE = 600  # pixels of a picture's longer side, before it is halved
@@ -36,21 +37,34 @@ class CarriedMass:
         rho: mass of each point.
         motion: of the mass.
         top: displacement at the end of the colour key (Å).
+        places: bodies and predicted errors of the points.
     """
 
     points: np.ndarray
     rho: np.ndarray
     motion: Motion
     top: float
+    places: Places
 
 
 class Frame(NamedTuple):
-    """A frame's name, time and density, and the displacement (Å) of its density from start to end."""
+    """A frame of the morph.
+
+    Attributes:
+        name: of its file.
+        time: from 0 to 1.
+        density: of the frame, around the molecule.
+        displacement: of its density from start to end, Å.
+        body: codes of the rigid bodies, on the grid of the displacement.
+        error: codes of the predicted errors, likewise.
+    """
 
     name: str
     time: float
     density: Map
     displacement: Map
+    body: np.ndarray
+    error: np.ndarray
 
 
 def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: CarriedMass) -> list[Frame]:
@@ -65,7 +79,8 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
     Returns:
         The frames by time, the first at 0 and the last at 1.
     """
-    places = (moved.points + moved.motion.displacements_at(moved.points)).reshape(-1, 3)
+    knots = moved.motion.displacements_at(moved.points)
+    places = (moved.points + knots).reshape(-1, 3)
     low, high = places.min(0) - REACH, places.max(0) + REACH
     found = []
     for name, time, map_ in pick_evenly(run_frames(folder, count, initial, generated), FRAMES):
@@ -73,7 +88,8 @@ def read_frames(folder: Path, count: int, initial: Map, generated: Map, moved: C
         size, origin, shape = coarse_grid(box, COLOURS)
         colours = Map(np.zeros(shape, np.float32), size, origin)
         displacement = displacement_map(moved.motion, moved.points, colours, time)
-        found.append(Frame(name, time, resampled(box, VOXELS), fill_empty(displacement)))
+        codes = moved.places.on_grid(moved.points + moved.motion.at_time(knots, time), colours)
+        found.append(Frame(name, time, resampled(box, VOXELS), fill_empty(displacement), *codes))
     return found
 
 
@@ -103,7 +119,7 @@ def fill_empty(map_: Map) -> Map:
 
 def surfaces(film: Sequence[Frame], level: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Surface of each frame at a contour level: vertices (Å), triangles, displacements at the vertices (Å)."""
-    for _, _, density, displacement in film:
+    for _, _, density, displacement, *_ in film:
         vertices, faces = surface.isosurface(density.density, level, density.voxel_size, density.origin)
         at = ((vertices - displacement.origin) / displacement.voxel_size).T
         yield vertices, faces, ndimage.map_coordinates(displacement.density, at, order=1, mode="nearest")

@@ -4,23 +4,22 @@ import base64
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from cryotrans_jax.io.maps import Map
 from cryotrans_jax.io.structures import shortlist
 
 from ..log import commands_as_typed, score_rows
+from . import packing, words
 from .cautions import Caution, chosen, target_index
-from .film import Frame
+from .scene import body_colour, part_name
 
 ASSETS = Path(__file__).parent / "assets"
-LOWEST, HIGHEST = 0.5, 8.0  # times the run's contour: the range in which the page's contours can be chosen
+SCRIPTS = "surface", "ribbon", "viewer", "controls", "slices", "page"  # of the page, in this order
 MOST_NAMED = 4  # hinges of a body in its table; metrics.json has all
 MARK = re.compile(r"\{\{(\w+)\}\}")
 FILES = (  # pattern, description
@@ -60,8 +59,6 @@ ERRORS_TEXT = (
     "exceed, as measured on maps whose answer is known. The model's B-factors and error.mrc have the first of these."
 )
 
-MORPH_TEXT = "The surface of each frame at the display contour, coloured by displacement from start to end."
-
 
 def build(
     config: dict,
@@ -73,25 +70,30 @@ def build(
     made: list[str],
 ) -> str:
     """Build the page."""
-    style, program = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    library = (ASSETS / "three.js").read_text()
+    program = "".join((ASSETS / f"{name}.js").read_text() for name in SCRIPTS)
+    serious = sum(caution.serious for caution in found)
     filled = {
         "title": escape(f"{Path(config['initial']).name} → {config['target']}"),
         "version": escape(str(config["versions"].get("cryotrans-jax"))),
-        "script_hash": f"sha256-{digest}",  # the page runs this script and no other, whatever a name contains
-        "style": style,
+        "script_hashes": f"{digest(library)} {digest(program)}",  # the page runs no other, whatever a name contains
+        "style": (ASSETS / "page.css").read_text(),
+        "library": library,
         "script": program,
+        "headline": words.headline(scores),
         "facts": facts(config),
         "verdict": verdict(scores),
         "cautions": caution_list(found),
+        "cautions_summary": f"{serious} warning{'s' * (serious > 1)}" if serious else "No warnings, some notes",
+        "cautions_open": "" if "verdict" in scores else " open",
+        "alignment": words.alignment(config),
+        "methods": words.methods(config, scores),
         "scores": score_table(scores),
         "bodies": body_table(scores),
-        "top": f"{data['film']['top']:g}",
         "last_frame": str(len(data["film"]["frames"]) - 1),
-        "lowest": f"{np.log2(LOWEST):g}",
-        "highest": f"{np.log2(HIGHEST):g}",
-        "morph_text": MORPH_TEXT,
-        "stills": "".join(f'<img src="data:image/png;base64,{encode(png)}" alt="the surface of the map at '
+        "lowest": f"{np.log2(packing.LOWEST):g}",
+        "highest": f"{np.log2(packing.HIGHEST):g}",
+        "stills": "".join(f'<img src="data:image/png;base64,{packing.encode(png)}" alt="the surface of the map at '
                           f't = {time:.2f} of the morph">' for time, png in stills),
         "errors": section("How far to trust each residue", ERRORS_TEXT, drawings.get("errors")),
         "slices": drawings["slices"],
@@ -104,6 +106,11 @@ def build(
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
+
+
+def digest(script: str) -> str:
+    """The hash by which the page's policy lets a script run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def facts(config: dict) -> str:
@@ -142,9 +149,7 @@ def caution_list(found: list[Caution]) -> str:
         f"<li{' class=warn' if serious else ''}><strong>{escape(what)}</strong> {escape(advice)}</li>"
         for serious, what, advice in found
     ]
-    serious = sum(caution.serious for caution in found)
-    head = f"{serious} warning{'s' * (serious > 1)}:" if serious else "No warnings. Notes:"
-    return f'<p>{head}</p>\n<ul class="cautions">\n' + "\n".join(rows) + "\n</ul>"
+    return '<ul class="cautions">\n' + "\n".join(rows) + "\n</ul>"
 
 
 def score_table(scores: dict) -> str:
@@ -169,21 +174,23 @@ def body_table(scores: dict) -> str:
     if not parts:
         return text
     predicted = all("error" in part for part in parts)
-    names = ["rigid body or part", "mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]"]
-    names += ["predicted error [Å]"] * predicted
     hinged = any(part.get("hinges") for part in parts)
-    head = "".join(f'<th class="number">{name}</th>' for name in names).replace(' class="number"', "", 1)
+    names = ["mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]"]
+    names += ["predicted error [Å]"] * predicted
+    head = "<th>rigid body or part</th>" + "".join(f'<th class="number">{name}</th>' for name in names)
     head += "<th>hinges</th>" * hinged
     body = ""
     for number, part in enumerate(parts, 1):
         copies = f" ({part['copies']} copies)" if "copies" in part else ""
         turn = f"{part['turn']:.1f}" + (f" ± {part['turn_error']:.1f}" if predicted else "")
-        cells = [f"{100 * part['share_of_mass']:.0f}", turn, f"{part['shift']:.1f}", f"{part['from_rigid']:.2f}"]
+        shift = f"{part['shift']:.1f}" + (f" ± {part['error']:.1f}" if predicted else "")
+        cells = [f"{100 * part['share_of_mass']:.0f}", turn, shift, f"{part['from_rigid']:.2f}"]
         cells += [f"{part['error']:.1f}"] if predicted else []
         row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         row += f'<td class="value">{escape(shortlist(part.get("hinges", []), MOST_NAMED))}</td>' if hinged else ""
-        body += f"<tr><th>{number}{copies}</th>{row}</tr>"
-    return f"{text}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        spot = f'<i style="background:{body_colour(number)}"></i>'
+        body += f"<tr><th>{spot}{escape(part_name(part, number))}{copies}</th>{row}</tr>"
+    return f'{text}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def slices_text(config: dict, data: dict) -> str:
@@ -230,6 +237,11 @@ def table(values: dict[str, Any]) -> str:
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
+def link(name: str) -> str:
+    """A relative link to a file of the folder."""
+    return name if name == "…" else f'<a href="{quote(name)}"><code>{escape(name)}</code></a>'
+
+
 def file_table(made: list[str]) -> str:
     """Table of the run's files and what they are."""
     rows = []
@@ -237,80 +249,6 @@ def file_table(made: list[str]) -> str:
         names = sorted(name for name in made if re.fullmatch(pattern, name))
         if names:
             shown = names if len(names) < 4 else [names[0], "…", names[-1]]
-            cell = " ".join(f"<code>{escape(name)}</code>" for name in shown)
+            cell = " ".join(link(name) for name in shown)
             rows.append(f'<tr><td>{cell}</td><td class="value">{escape(commands_as_typed(what))}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
-
-
-def pack_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Pack volumes for the page's script, a byte per voxel: on a square-root scale, or signed for the difference.
-
-    The entry `black` of each is the density that slices show as black.
-    """
-    black = {name: max(float(np.percentile(volume, 99.9)), 1e-9) for name, volume in volumes.items()}
-    packed = {}
-    for name, volume in volumes.items():
-        if name == "difference":
-            high = max(float(np.abs(volume).max()), 1e-9)
-            values = (np.rint(volume / high * 127) + 128).astype(np.uint8)
-            meta = {"high": high, "signed": True, "black": black["target"]}
-        else:
-            low = float(np.percentile(volume, 0.1)) if name == "target" else 0.0
-            high = max(float(volume.max()), low + 1e-9)
-            values = quantise(volume, low, high)
-            meta = {"low": low, "high": high, "signed": False, "black": black[name]}
-        packed[name] = meta | {"data": compress(values)}
-    return packed
-
-
-def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
-    """Pack the frames' densities and displacements for the page's script, a byte per voxel.
-
-    Args:
-        level: the run's display contour; densities are kept up to twice the page's highest contour.
-        top: displacement at the end of the colour key (Å), above which displacements are cut off.
-    """
-    first, shares = frames[0], [np.clip(frame.displacement.density / top, 0, 1) for frame in frames]
-    highest = max(float(frame.density.density.max()) for frame in frames)
-    high = max(min(2 * HIGHEST * level, highest), level)
-    return {
-        "grid": grid(first.density),
-        "colours": grid(first.displacement),
-        "low": 0.0,
-        "high": high,
-        "signed": False,
-        "top": top,
-        "frames": [
-            {
-                "name": frame.name,
-                "time": frame.time,
-                "data": compress(quantise(frame.density.density, 0.0, high)),
-                "displacement": compress(np.rint(255 * share).astype(np.uint8)),
-            }
-            for frame, share in zip(frames, shares, strict=True)
-        ],
-    }
-
-
-def quantise(density: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Quantise densities from `low` to `high` to bytes on a square-root scale, which is finer towards the low end."""
-    return np.rint(255 * np.sqrt(np.clip((density - low) / (high - low), 0, 1))).astype(np.uint8)
-
-
-def grid(map_: Map) -> dict:
-    """Grid of a map, as the page's script reads it."""
-    return {
-        "shape": list(map_.density.shape),
-        "voxel": map_.voxel_size.tolist(),
-        "origin": map_.origin.tolist(),
-    }
-
-
-def compress(values: np.ndarray) -> str:
-    """Compress an array, and encode it as base64."""
-    return encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6))
-
-
-def encode(data: bytes) -> str:
-    """Encode bytes as base64."""
-    return base64.b64encode(data).decode()

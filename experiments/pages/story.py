@@ -23,7 +23,7 @@ from cryotrans_jax.scores.confidence import ErrorModel
 
 from .. import exchange, finished, run_folder, score
 from ..masks import masks_used, read_as_used
-from . import film, page
+from . import film, packing, page, places, scene
 from .cautions import Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
 
@@ -126,7 +126,7 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
-        data=page_data(config, frames, moved, views),
+        data=page_data(story, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)
@@ -152,7 +152,8 @@ def motion_of(story: Story) -> CarriedMass:
     motion = sample_motion(story.fit.carry, points.min(0) - ROOM, points.max(0) + ROOM)
     far = max(float(np.percentile(distances(motion, points), 99)), 1.0)
     unit = 10 ** np.floor(np.log10(far)) / 10
-    return CarriedMass(points, rho, motion, float(np.ceil(far / unit) * unit))
+    top = float(np.ceil(far / unit) * unit)
+    return CarriedMass(points, rho, motion, top, places.read_places(story.folder, points))
 
 
 def measure(story: Story, moved: CarriedMass, views: Views | None) -> Measured:
@@ -206,10 +207,10 @@ def write_folded(story: Story, points: np.ndarray, every: int) -> None:
 def make_views(story: Story, moved: CarriedMass) -> Views:
     """Crop the maps to the mass on its whole way and to the target, and compare them."""
     config = story.config
-    places = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
+    reached = [moved.points + shift for shift in moved.motion.displacements_at(moved.points)]
     if story.target is not None:
-        places.append(mass_points(story.target, config["chosen"]["targets"][target_index(config)]["threshold"])[0])
-    low, high = np.min([p.min(0) for p in places], 0) - REACH, np.max([p.max(0) for p in places], 0) + REACH
+        reached.append(mass_points(story.target, config["chosen"]["targets"][target_index(config)]["threshold"])[0])
+    low, high = np.min([p.min(0) for p in reached], 0) - REACH, np.max([p.max(0) for p in reached], 0) + REACH
     initial, generated = (crop(map_, low, high) for map_ in (story.initial, story.generated))
     volumes = {"initial": initial.density, "generated": generated.density}
     matched = None
@@ -226,18 +227,26 @@ def make_views(story: Story, moved: CarriedMass) -> Views:
     return Views({name: map_.density for name, map_ in maps.items()}, grid.voxel_size, grid.origin, matched)
 
 
-def page_data(config: dict, frames: Sequence[Frame], moved: CarriedMass, views: Views) -> dict:
+def page_data(story: Story, frames: Sequence[Frame], moved: CarriedMass, views: Views) -> dict:
     """Collect the data of the page's script."""
     view, centre, sides = film.scene(moved)
-    first, contours = np.maximum(views.volumes["initial"], 0), display_contours(config)
+    first, contours = np.maximum(views.volumes["initial"], 0), display_contours(story.config)
     weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
+    times = [frame.time for frame in frames]
     return {
-        "grid": page.grid(Map(first, views.voxel_size, views.origin)),
+        "grid": packing.grid(Map(first, views.voxel_size, views.origin)),
         "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
-        "volumes": page.pack_volumes(views.volumes),
-        "film": page.pack_frames(frames, contours["initial"], moved.top),
+        "volumes": packing.pack_volumes(views.volumes),
+        "film": packing.pack_frames(frames, contours["initial"], moved.top),
         "levels": contours,
+        "sigmas": {
+            "morph": float(story.generated.density.std()),
+            "target": 1.0 if story.target is None else float(story.target.density.std()),
+        },
         "palette": plots.PALETTE,
+        "errors": {"palette": scene.ERRORS, "top": places.TOP_ERROR, "known": moved.places.known},
+        "bodies": scene.bodies(story.scores.get("parts", []), moved.places),
+        "model": story.model and scene.model(story.model, story.fit, times, centre, moved.places, moved.top),
         "centre": centre.tolist(),
         "sides": sides.tolist(),
         "view": view.tolist(),

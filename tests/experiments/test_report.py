@@ -13,6 +13,7 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import chimerax
@@ -39,7 +40,7 @@ from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from experiments import exchange, record, results, run_folder, score
 from experiments.case import Case
-from experiments.pages import cautions, film, page, story
+from experiments.pages import cautions, film, packing, page, story
 from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
@@ -222,7 +223,7 @@ def test_pictures_show_the_gap_that_opens(balls):
 
 def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
     frames, moved = balls
-    packed = json.loads(json.dumps(page.pack_frames(frames, LEVEL, moved.top)))
+    packed = json.loads(json.dumps(packing.pack_frames(frames, LEVEL, moved.top)))
     shape, low, high = packed["grid"]["shape"], packed["low"], packed["high"]
     for frame, (name, t), found in zip(frames, BALLS.items(), packed["frames"], strict=True):
         assert (found["name"], found["time"]) == (name, t)
@@ -239,8 +240,19 @@ def test_the_frames_in_the_page_are_the_runs_to_half_a_code(balls):
 
 def test_the_page_of_the_largest_and_noisiest_maps_is_below_20_mb():
     """A byte a voxel that cannot be compressed, four bytes for three in base64; four volumes are sliced."""
-    bytes_ = 4 * story.SHOWN + film.FRAMES * (film.VOXELS + film.COLOURS)
-    assert bytes_ * 4 / 3 < 20e6
+    bytes_ = 4 * story.SHOWN + film.FRAMES * film.COLOURS
+    assert bytes_ * 4 / 3 + packing.ROOM + (page.ASSETS / "three.js").stat().st_size < 20e6
+
+
+def test_frames_that_cannot_be_compressed_are_resampled(balls, monkeypatch):
+    """Their place and their size in Å stay."""
+    frames, moved = balls
+    whole = packing.pack_frames(frames, LEVEL, moved.top)
+    monkeypatch.setattr(packing, "ROOM", sum(len(frame["data"]) for frame in whole["frames"]) // 2)
+    less = packing.pack_frames(frames, LEVEL, moved.top)
+    assert sum(len(frame["data"]) for frame in less["frames"]) <= packing.ROOM
+    sides = [np.array(each["grid"]["shape"]) * each["grid"]["voxel"] for each in (whole, less)]
+    np.testing.assert_allclose(*sides)
 
 
 def test_a_run_with_one_frame_shows_both_ends_and_one_with_many_some_of_them(balls, tmp_path):
@@ -410,22 +422,29 @@ def test_a_name_that_is_a_command_or_a_file_that_is_gone_stays_out_of_the_chimer
 
 def test_names_by_strangers_are_texts(text):
     found = Elements(text)
-    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert [tag for tag, _ in found.tags].count("script") == 3
     assert EVIL in "".join(found.texts) and "{{" not in text.replace(EVIL, "").replace("{{data}}", "")
     assert "<script>alert" not in text and "<b>" not in text
-    program = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
-    digest = sha256(program.encode()).digest()
+    programs = re.findall(r"<script>(.*?)</script>", text, re.S)
     policy = next(attributes["content"] for tag, attributes in found.tags if "http-equiv" in attributes)
-    allowed = re.search(r"script-src 'sha256-([^']+)'", policy)[1]
-    assert b64decode(allowed) == digest and "default-src 'none'" in policy
+    allowed = [b64decode(each) for each in re.findall(r"'sha256-([^']+)'", policy)]
+    assert allowed == [sha256(each.encode()).digest() for each in programs] and "default-src 'none'" in policy
 
 
 def test_the_page_needs_nothing_else(text):
     for tag, attributes in Elements(text).tags:
-        for name in ("src", "href", "data", "action", "poster", "srcset"):
+        for name in ("src", "data", "action", "poster", "srcset"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
-    assert not re.search(r"@import|url\((?!data:|#)|fetch\(|XMLHttpRequest|import\(", text)
-    assert len(text) < 1_000_000
+    library = (page.ASSETS / "three.js").read_text()  # can fetch, and the page's policy does not let it
+    own = text.replace(library, "")
+    assert not re.search(r"@import|url\((?!data:|#)|fetch\(|XMLHttpRequest|import\(", own)
+    assert len(own) < 1_000_000
+
+
+def test_files_are_linked_and_are_there(run, text):
+    links = [attributes["href"] for tag, attributes in Elements(text).tags if tag == "a"]
+    assert {"generated.mrc", "view.cxc", "metrics.json"} <= set(links)
+    assert all((run / unquote(link)).exists() for link in links)
 
 
 def test_the_page_has_the_scores_settings_and_cautions(run, text):
@@ -695,10 +714,16 @@ def test_the_page_shows_the_morph_in_a_browser(run, browser, tmp_path):
     before = pictures[-1]
     moved(browser, "level", 1.5)
     assert waited(lambda: (now := scene(browser)) != before and now)  # another contour
-    moved(browser, "target", False, "change")
-    without = scene(browser)
-    moved(browser, "target", True, "change")
-    assert scene(browser) != without
+    seen = [scene(browser)]
+    for name, value in (
+        ("target", "off"), ("target", "solid"), ("initial", "mesh"), ("layout", "three"), ("layout", "one"),
+        ("look", "solid"), ("look", "mesh"), ("look", "off"), ("model", False), ("unexplained", True), ("front", 0.6),
+    ):  # fmt: skip
+        moved(browser, name, value, "input" if name == "front" else "change")
+        seen.append(scene(browser))
+        assert seen[-1] != seen[-2], name
+    hidden = "return [...document.querySelectorAll('.of_target, .of_model')].filter(row => row.hidden).length"
+    assert browser.execute_script(hidden) == 0
     browser.execute_script("document.getElementById('play').click()")
     now = label(browser)
     waited(lambda: label(browser) != now)
@@ -724,7 +749,11 @@ def page_of_balls(balls, run, tmp_path):
     views = story.Views(volumes, ends["initial"].voxel_size, ends["initial"].origin, None)
     config, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics"))
     config["contours"][0]["contour"] = LEVEL
-    data = story.page_data(config, frames, moved, views)
+    level = float(two_balls(0).density.std())
+    ends_of = SimpleNamespace(carry=parting, threshold=LEVEL)
+    told = story.Story(tmp_path, config, scores, ends_of, two_balls(0), two_balls(1), None)
+    data = story.page_data(told, frames, moved, views)
+    assert data["sigmas"]["morph"] == pytest.approx(level, rel=0.1)
     path = tmp_path / "report.html"
     path.write_text(page.build(config, scores, [], {"slices": ""}, [], data, []))
     return path
@@ -765,6 +794,65 @@ def test_the_page_turns_by_hand(run, browser):
     assert scene(browser) == before and errors(browser) == []
 
 
+def test_a_contour_is_a_density_a_multiple_of_sigma_or_a_volume(page_of_balls, balls, browser):
+    """Each ball has LEVEL at 8 Å from its middle; the volume of both is read from the map, and put back in."""
+    opened(browser, page_of_balls)
+    moved(browser, "time", 4)  # apart
+    number = "return Number(document.getElementById('level_number').value)"
+    assert browser.execute_script(number) == pytest.approx(LEVEL, rel=0.01)
+    moved(browser, "level_unit", "sigma", "change")
+    assert browser.execute_script(number) == pytest.approx(LEVEL / two_balls(1).density.std(), rel=0.01)
+    moved(browser, "level_unit", "volume", "change")
+    enclosed = (two_balls(1).density > LEVEL).sum() * np.prod(two_balls(1).voxel_size)
+    assert browser.execute_script(number) == pytest.approx(enclosed, rel=0.05)
+    before = scene(browser)
+    moved(browser, "level_number", enclosed / 4, "change")
+    moved(browser, "level_unit", "density", "change")
+    level = browser.execute_script(number)
+    left = (two_balls(1).density > level).sum() * np.prod(two_balls(1).voxel_size)
+    assert left == pytest.approx(enclosed / 4, rel=0.25) and waited(lambda: scene(browser) != before)  # few voxels
+    moved(browser, "level_number", -1, "change")  # no contour: the one before stays
+    assert browser.execute_script(number) == level and errors(browser) == []
+
+
+def test_the_wheel_scrolls_the_page_until_the_viewer_is_clicked(run, browser):
+    opened(browser, run / "report.html")
+    still = scene(browser)
+    wheel = (
+        "const c = document.getElementById('scene'), e = new WheelEvent('wheel', {deltaY: -300, cancelable: true});"
+        "c.dispatchEvent(e); return e.defaultPrevented"
+    )
+    assert not browser.execute_script(wheel) and scene(browser) == still
+    browser.execute_script("document.getElementById('scene').focus()")
+    assert browser.execute_script(wheel) and scene(browser) != still
+
+
+def test_keys_turn_zoom_and_play(run, browser):
+    opened(browser, run / "report.html")
+    seen = [scene(browser)]
+    press = "document.getElementById('scene').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"
+    for key in ("ArrowLeft", "ArrowUp", "+", "-", "ArrowRight"):
+        browser.execute_script(press, key)
+        seen.append(scene(browser))
+        assert seen[-1] != seen[-2]
+    now = label(browser)
+    browser.execute_script(press, " ")
+    waited(lambda: label(browser) != now)
+    browser.execute_script(press, " ")
+
+
+def test_surfaces_and_model_are_coloured_by_what_is_chosen(run, browser):
+    opened(browser, run / "report.html")
+    seen = {}
+    for colour in ("displacement", "error", "plain"):
+        moved(browser, "colour", colour, "change")
+        seen[colour] = scene(browser)
+    assert len(set(seen.values())) == 3
+    key = "return document.getElementById('bar_what').textContent"
+    moved(browser, "colour", "error", "change")
+    assert "predicted error" in browser.execute_script(key) and errors(browser) == []
+
+
 def test_a_narrow_window_has_no_need_to_scroll_sideways(run, browser):
     browser.set_window_size(500, 900)
     try:
@@ -794,7 +882,7 @@ def test_without_webgl_there_are_a_message_and_the_pictures(run):
 def test_volumes_are_packed_to_half_a_code():
     rng = np.random.default_rng(0)
     volumes = {"target": rng.normal(size=(5, 6, 7)), "difference": rng.normal(size=(5, 6, 7))}
-    packed = page.pack_volumes(volumes)
+    packed = packing.pack_volumes(volumes)
     codes = np.frombuffer(zlib.decompress(b64decode(packed["difference"]["data"])), np.uint8).reshape(5, 6, 7)
     found = (codes.astype(float) - 128) / 127 * packed["difference"]["high"]
     np.testing.assert_allclose(found, volumes["difference"], atol=packed["difference"]["high"] / 254 + 1e-9)
