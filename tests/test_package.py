@@ -75,7 +75,7 @@ def test_messages_name_the_command_that_was_typed(monkeypatch, capsys, tmp_path)
     from experiments import report
 
     monkeypatch.setattr(sys, "argv", ["bin/cryotrans-report"])
-    monkeypatch.setattr(main, "parse_flags", lambda: None)
+    monkeypatch.setattr(main, "parse_flags", lambda names: None)
     monkeypatch.setattr(report, "FLAGS", type("Flags", (), {"run_dir": str(tmp_path), "target": None}))
     with pytest.raises(SystemExit):
         main.run(report.main)
