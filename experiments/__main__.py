@@ -1,7 +1,7 @@
 """Morph one cryo-EM density map into another, and look at the result.
 
-cryotrans run --initial=A.mrc --target=B.mrc    as python -m experiments.run, or cryotrans-run
-cryotrans run --help                            the options of a command
+cryotrans run A.mrc B.mrc    from the initial map A to the target B
+cryotrans run --help         the options of a command
 cryotrans --version
 """
 

@@ -1,6 +1,6 @@
 """Compare our morph with other methods on the same two maps, all scored in the same way.
 
-python -m experiments.compare --initial=A.mrc --target=B.mrc "--frames_of=MorphOT:morphot/*.mrc"
+python -m experiments.compare A.mrc B.mrc "--frames_of=MorphOT:morphot/*.mrc"
 python -m experiments.compare --data_dir=PAIRS --pair=adk --target_resolution=7
 
 Methods (--methods): ours, the default recipe; blend, a linear mixture of the maps, as in ChimeraX's volume morph;
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .contest import Comparison, Entry
 
 FLAGS = flags.FLAGS
+NAMES = ("initial", "target")  # the flags for which names without a flag stand
 METHODS = ("ours", "blend", "barycentre", "l2", "paper", "models")
 DEFAULT_METHODS = ("ours", "blend", "barycentre", "l2", "models")
 
@@ -162,7 +163,7 @@ def load_maps(out_dir: Path) -> "tuple[Case, list[gemmi.Structure]]":
     return case, []
 
 
-command = command_of(main, define_flags)
+command = command_of(main, define_flags, NAMES)
 
 if __name__ == "__main__":
     command()

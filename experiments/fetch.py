@@ -15,6 +15,7 @@ from . import paths
 from .main import command_of
 
 FLAGS = flags.FLAGS
+NAMES = ("entries",)  # the flag for which names without a flag stand
 
 
 def define_flags() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         archives.fetch(name, settings.archives(FLAGS.overwrite), folder, tuple(FLAGS.parts))
 
 
-command = command_of(main, define_flags)
+command = command_of(main, define_flags, NAMES)
 
 if __name__ == "__main__":
     command()

@@ -5,12 +5,12 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from . import log, signals, usage
+from . import log, positional, signals, usage
 
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 FAILED, PARTLY = 2, 3
@@ -20,8 +20,12 @@ class SomeFailed(Exception):
     """The command could do its work for a part of its input only."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], names: Sequence[str] = ()) -> None:
     """Parse the flags and run a command.
+
+    Args:
+        main: does the command's work.
+        names: the flags for which names without a flag stand, as `positional.take` has them.
 
     The status of the process is 0 if `main()` returns, 2 on input that cannot be used, 3 where only a part could be
     done, and 128 and the signal's number where one of `signals.SIGNALS` ended it.
@@ -37,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
     if not usage.ASKING.isdisjoint(sys.argv):
         log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
-    parse_flags()
+    parse_flags(names)
     enable_compilation_cache()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
@@ -65,12 +69,14 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"stopped by {signal.Signals(number).name}", error, 128 + number)
 
 
-def command_of(main: Callable[[], None], define_flags: Callable[[], None]) -> Callable[[], None]:
-    """The command with these flags, as it is started by its name."""
+def command_of(
+    main: Callable[[], None], define_flags: Callable[[], None], names: Sequence[str] = ()
+) -> Callable[[], None]:
+    """The command with these flags, as it is started by its name; `names` as for `run`."""
 
     def command() -> None:
         define_flags()
-        run(main)
+        run(main, names)
 
     return command
 
@@ -93,17 +99,14 @@ def show_warnings() -> None:
     others, warnings.showwarning = warnings.showwarning, show
 
 
-def parse_flags() -> None:
-    """Parse the command line, and exit where it is wrong."""
+def parse_flags(names: Sequence[str] = ()) -> None:
+    """Parse the command line, whose flags may follow its names, and exit where it is wrong; `names` as for `run`."""
+    flags.FLAGS.set_gnu_getopt()
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        positional.take(flags.FLAGS(sys.argv)[1:], names, flags.FLAGS)
     except flags.Error as error:
         message = MISSING.sub(r"--\1 is missing;", str(error)).removeprefix("flag ").replace(": is not ", " is not ")
         _exit(message.rstrip(".;") + "; see --help")
-    if rest and "entries" in flags.FLAGS:
-        flags.FLAGS.entries = [*flags.FLAGS.entries, *rest]
-    elif rest:
-        _exit(f"unexpected argument {rest[0]!r}: every option has the form --name=value; see --help")
 
 
 def enable_compilation_cache() -> None:

@@ -1,9 +1,11 @@
 """Morph one density map into another: write the frames between them, the generated map and its scores.
 
 python -m experiments.run                                  the built-in pair
+python -m experiments.run A.mrc B.mrc --out_dir=DIR        from the initial map A to the target B
+python -m experiments.run --initial=A.mrc --target=B.mrc   the same
 python -m experiments.run --target=6RAI_5A.mrc             from 6RAH_3A.mrc in data/
-python -m experiments.run --initial=A.mrc --target=B.mrc --out_dir=DIR
-python -m experiments.run --initial=A.mrc --target=B.mrc,C.mrc --distributed
+python -m experiments.run A.mrc B.mrc C.mrc                to two targets
+python -m experiments.run A.mrc B.mrc C.mrc --distributed
                                                            in each process of a cluster
 """
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .settings import InputSettings
 
 FLAGS = flags.FLAGS
+NAMES = ("initial", "target")  # the flags for which names without a flag stand
 COMMON = (  # flags that nearly everyone needs, in the order in which --help begins with them
     "initial", "target", "out_dir", "initial_resolution", "target_resolution", "model", "reference", "mass_kda",
     "frames", "overwrite",
@@ -238,7 +241,7 @@ def default_folder(given: "InputSettings") -> Path:
     return Path("runs") / f"{Path(given.initial_name).name.split('.')[0]}_to_{name}"
 
 
-command = command_of(main, define_flags)
+command = command_of(main, define_flags, NAMES)
 
 if __name__ == "__main__":
     command()

@@ -229,7 +229,7 @@ def run_job(name, *arguments):
         module.define_flags()
         sys.argv = [f"{name}.py", *map(str, arguments)]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            main.run(module.main)
+            main.run(module.main, getattr(module, "NAMES", ()))
         status = 0
     except SystemExit as stopped:
         status = stopped.code

@@ -75,7 +75,7 @@ def test_messages_name_the_command_that_was_typed(monkeypatch, capsys, tmp_path)
     from experiments import report
 
     monkeypatch.setattr(sys, "argv", ["bin/cryotrans-report"])
-    monkeypatch.setattr(main, "parse_flags", lambda: None)
+    monkeypatch.setattr(main, "parse_flags", lambda names: None)
     monkeypatch.setattr(report, "FLAGS", type("Flags", (), {"run_dir": str(tmp_path), "target": None}))
     with pytest.raises(SystemExit):
         main.run(report.main)
@@ -120,6 +120,7 @@ def test_wheel_and_source_hold_what_the_folders_hold(built):
     }
     inside = {name.partition("/")[2] for name in source.getnames()}
     others = {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "examples/morph.ipynb"}
+    others |= {"constraints.txt", "requirements-cuda.txt", "containers/Dockerfile", "containers/install.sh"}
     assert kept | others <= inside
     (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
     for line in ("Name: cryotrans-jax", "License-Expression: Apache-2.0", "License-File: LICENSE", "# cryotrans-jax"):

@@ -27,7 +27,7 @@ def started(monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
 def test_without_a_command_all_are_listed(monkeypatch, capsys, arguments):
     status, out, error = started(monkeypatch, capsys, *arguments)
-    assert status == 0 and not error and "cryotrans run --initial=A.mrc" in out
+    assert status == 0 and not error and "cryotrans run A.mrc B.mrc " in out
     listed = [line.split() for line in out.split("Commands:\n")[1].splitlines()]
     assert [words[0] for words in listed] == list(program.COMMANDS) and all(len(words) > 3 for words in listed)
 

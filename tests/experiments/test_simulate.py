@@ -150,7 +150,7 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "parse_flags", lambda: None)
+    monkeypatch.setattr(main, "parse_flags", lambda names: None)
     with pytest.raises(SystemExit) as stopped:
         main.run(interrupted)
     assert stopped.value.code == 130 and capsys.readouterr().err == "error: stopped by SIGINT\n"

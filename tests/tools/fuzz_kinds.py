@@ -124,7 +124,9 @@ def flag_seeds(data_dir: Path | None) -> list[bytes]:
     numbers = ["--steps=0.1", "--frames=2", "--mass_kda=15", "--seed=1", "--mask_radius=30", "--initial_threshold=0.01"]
     parts = ["--parts=A:1-5;A:6-12", "--model=seed.cif", "--initial_resolution=9", "--target_resolution=9"]
     halves = ["--target_half1=half1.mrc", "--waypoint=seed.mrc@0.5", "--bin=1", "--target_threshold=0.01", "--seeds=1"]
-    return ["\n".join(fixed + more).encode() for more in (several, bounds, places, numbers, parts, halves)]
+    lines = [fixed + more for more in (several, bounds, places, numbers, parts, halves)]
+    lines.append(["seed.mrc", "half1.mrc", *fixed[2:]])
+    return ["\n".join(line).encode() for line in lines]
 
 
 def read_flags(folder: Path, data: bytes, random) -> None:
@@ -179,7 +181,7 @@ def run_command(name: str, words: list[str], work: Callable[[], None]) -> None:
     sys.argv = [f"{name}.py", *words]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
-            run(work)
+            run(work, getattr(module_of(name), "NAMES", ()))
     except SystemExit as stopped:
         lines = [line for line in error.getvalue().splitlines() if not line.startswith("warning: ")]
         if stopped.code and (stopped.code != 2 or len(lines) != 1):
