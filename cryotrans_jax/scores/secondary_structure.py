@@ -26,15 +26,14 @@ def secondary_structure(xyz: Float[np.ndarray, "n 3"], joined: Bool[np.ndarray, 
     found = np.full(len(xyz), COIL)
     if len(xyz) < WINDOW:
         return "".join(found)
-    whole: Bool[np.ndarray, "windows"] = np.lib.stride_tricks.sliding_window_view(joined, WINDOW - 1)[
-        : len(xyz) - WINDOW + 1
-    ].all(-1)
+    windows = len(xyz) - WINDOW + 1
+    whole = np.array([joined[first : first + WINDOW - 1].all() for first in range(windows)])
     for kind in (STRAND, HELIX):
         fits = whole.copy()
         for apart, (length, slack) in enumerate(LENGTHS[kind], 2):
             away = np.linalg.norm(xyz[apart:] - xyz[:-apart], axis=-1)
             for first in range(WINDOW - apart):
-                fits &= np.abs(away[first : first + len(whole)] - length) <= slack
+                fits &= np.abs(away[first : first + windows] - length) <= slack
         for start in np.flatnonzero(fits):
             found[start : start + WINDOW] = kind
     return "".join(found)
