@@ -39,7 +39,7 @@ volume #{n} style surface level {initial:.6g} step 1""",
     "displacement.mrc": """\
 # {n}: displacement of the density (Å), by which the generated map is coloured
 open displacement.mrc
-color sample #{before} map #{n} palette {palette} key true
+color sample #{before} map #{n} palette {palette}
 hide #!{n} models""",
     "unexplained.mrc": """\
 # {n}: target minus generated map, hidden: blue where the target has more density, red where less
@@ -62,6 +62,9 @@ LAST = """\
 hide #!1 models
 lighting soft
 view"""
+KEY = """\
+# The colour key of the displacement: last, as ChimeraX numbers it among the models
+color sample #{before} map #{n} palette {palette} key true"""
 
 
 def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
@@ -130,7 +133,8 @@ class Target(NamedTuple):
 def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Target | None) -> str:
     """The text of view.cxc: commands that show a run's folder in ChimeraX, which runs them in that folder.
 
-    The target is opened last, so that all else is shown if its file is gone and ChimeraX stops there.
+    The target is opened last, so that all else is shown if its file is gone and ChimeraX stops there. Only the colour
+    key follows: ChimeraX gives it the next number of a model.
 
     Args:
         folder: of the run, with its results.
@@ -148,11 +152,14 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         "palette": ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE)),
         **levels,
     }
-    shown = [text for name, text in SHOWN.items() if name in ("frames", "generated.mrc", *made)]
-    texts = [text.format(n=n, before=n - 1, **values) for n, text in enumerate(shown, 1)]
+    shown = [name for name in SHOWN if name in ("frames", "generated.mrc", *made)]
+    texts = [SHOWN[name].format(n=n, before=n - 1, **values) for n, name in enumerate(shown, 1)]
     lines = [FIRST, *texts, LAST]
     if target is not None:
         lines += target_map(folder, target, levels["target"], len(shown) + 1)
+    if "displacement.mrc" in shown:
+        before = shown.index("displacement.mrc")
+        lines.append(KEY.format(n=before + 1, before=before, **values))
     return "\n".join(lines) + "\n"
 
 

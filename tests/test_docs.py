@@ -112,7 +112,7 @@ def anchors(page):
     return slugs | set(re.findall(r'<a id="([^"]+)"', text))
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=name)
+@pytest.mark.parametrize("page", [*TEXTS, ROOT / "chimerax" / "README.md"], ids=name)
 def test_links_lead_to_files_and_headings(page):
     """Relative ones, as a file browser follows them."""
     for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):

@@ -121,6 +121,7 @@ def test_wheel_and_source_hold_what_the_folders_hold(built):
     inside = {name.partition("/")[2] for name in source.getnames()}
     others = {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "examples/morph.ipynb"}
     others |= {"constraints.txt", "requirements-cuda.txt", "containers/Dockerfile", "containers/install.sh"}
+    others |= {"chimerax/pyproject.toml", "chimerax/README.md", "chimerax/src/cmd.py"}
     assert kept | others <= inside
     (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
     for line in ("Name: cryotrans-jax", "License-Expression: Apache-2.0", "License-File: LICENSE", "# cryotrans-jax"):

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for name in ("cryotrans_jax", "experiments") for path in (ROOT / name).rglob("*.py"))
+FILES = sorted(path for name in ("cryotrans_jax", "experiments", "chimerax") for path in (ROOT / name).rglob("*.py"))
 TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in FILES}
 MOST_LINES, MOST_IN_FUNCTION, MOST_PARAMETERS, MOST_NONE = 400, 40, 8, 3
 
@@ -26,7 +26,7 @@ MANY_NONE = {
 
 
 def functions():
-    """Every function of the package and of the experiments, by file and name."""
+    """Every function of the package, of the experiments and of the bundle of ChimeraX, by file and name."""
     for file, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

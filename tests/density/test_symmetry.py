@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import replace
 
-import chimerax
+import cxc
 import gemmi
 import jax
 import jax.numpy as jnp
@@ -458,9 +458,9 @@ def show_in_chimerax(folder, target):
 
     config = {"settings": {"target": ["b"]}, "targets": ["b"], "target": "b", "inputs": {"b": {"file": str(target)}}}
     write_scripts(folder, config | {"chosen": {"initial": {"threshold": 0.1}, "targets": [{"threshold": 0.2}]}}, 5.0)
-    *_, last = chimerax.run(folder / "view.cxc").values()
+    *_, last = cxc.run(folder / "view.cxc").values()
     assert last.files[0].resolve() == target
-    names = [model.files[0].name for model in chimerax.run(folder / "assembly" / "view.cxc").values()]
+    names = [model.files[0].name for model in cxc.run(folder / "assembly" / "view.cxc").values()]
     assert names == ["frame_00.mrc", "generated.mrc", "trajectory.pdb"]
 
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-import chimerax
+import cxc
 import gemmi
 import jax
 import mrcfile
@@ -352,7 +352,7 @@ def test_curves_are_exchanged_as_they_are(run):
 
 
 def test_the_chimerax_script_opens_what_is_there(run, fit):
-    models = chimerax.run(run / "view.cxc")
+    models = cxc.run(run / "view.cxc")
     names = [[file.name for file in model.files] for model in models.values()]
     frames = [f"frame_{k:02d}.mrc" for k in range(3)]
     maps = [[f"{name}.mrc"] for name in ("generated", "displacement", "unexplained")]
@@ -392,29 +392,29 @@ def viewed(tmp_path, maps):
 
 def test_a_target_is_found_from_the_folder_and_stands_where_it_was_aligned(viewed):
     pose = Transform(Rotation.from_rotvec([0.4, -0.7, 1.1]).as_matrix(), np.array([184.0, -3.0, 0.25]))
-    *_, target = chimerax.run(viewed("in puts/b.mrc", pose)).values()
+    *_, target = cxc.run(viewed("in puts/b.mrc", pose)).values()
     assert target.files[0].resolve().name == "b.mrc" and target.files[0].is_file()
     xyz = np.array([[1.0, 20.0, -300.0]])
     np.testing.assert_allclose(xyz @ target.pose[:, :3].T + target.pose[:, 3], pose(xyz), atol=1e-3)  # six decimals
-    *_, inside = chimerax.run(viewed("out/inputs/b.mrc")).values()
+    *_, inside = cxc.run(viewed("out/inputs/b.mrc")).values()
     assert inside.files == [viewed("out/inputs/b.mrc").parent / "inputs" / "b.mrc"]
 
 
 def test_a_target_is_opened_as_the_run_read_it_or_left_out(viewed):
     script = viewed("b.mrc", voxel_size=[1.06, 1.06, 1.2])
-    number = max(chimerax.run(script))
+    number = max(cxc.run(script))
     assert f"volume #{number} voxelSize 1.06,1.06,1.2\n" in script.read_text()
     dark = viewed("b.mrc", negated=True)
-    assert "contrast is inverted" in dark.read_text() and len(chimerax.run(dark)) == number - 1
+    assert "contrast is inverted" in dark.read_text() and len(cxc.run(dark)) == number - 1
 
 
 def test_a_name_that_is_a_command_or_a_file_that_is_gone_stays_out_of_the_chimerax_script(viewed):
     for name in ("a.mrc; exit.mrc", 'a".mrc', "a\nexit.mrc", "a*.mrc", "out/~a.mrc"):
         script = viewed(name)
         assert "left out" in script.read_text() and "exit" not in script.read_text()
-        assert len(chimerax.run(script)) == 2
+        assert len(cxc.run(script)) == 2
     script = viewed("b.mrc", there=False)
-    assert "left out" in script.read_text() and len(chimerax.run(script)) == 2
+    assert "left out" in script.read_text() and len(cxc.run(script)) == 2
 
 
 # ------------------------------------------------------------------------------------- what the page says
@@ -578,7 +578,7 @@ def test_the_report_of_an_older_run_is_the_same(run, old, job):
     assert status == 0, error
     assert str(old / "report.html") in out
     assert {path.name for path in old.iterdir()} == {path.name for path in run.iterdir()}
-    *_, opened, seen = (chimerax.run(folder / "view.cxc").popitem()[1] for folder in (run, old))
+    *_, opened, seen = (cxc.run(folder / "view.cxc").popitem()[1] for folder in (run, old))
     assert opened.files[0].resolve() == seen.files[0].resolve()  # the target, found from either folder
     for name in ("loss.svg", "loss.png", "slices.svg", "slices.png"):
         assert (run / name).read_bytes() == (old / name).read_bytes(), name

@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import chimerax
+import cxc
 import gemmi
 import mrcfile
 import numpy as np
@@ -442,7 +442,7 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(
     assert told["status"].startswith("aligned, then moved") and told["overlap"] > told["overlap_before"]
     matrix = np.array(told["transform"])
     back = Transform(matrix[:3, :3], matrix[:3, 3])
-    *_, target = chimerax.run(tmp_path / "view.cxc").values()  # the last, and in the pose of transform.json
+    *_, target = cxc.run(tmp_path / "view.cxc").values()  # the last, and in the pose of transform.json
     assert target.files[0].resolve() == far.resolve()
     np.testing.assert_allclose(target.pose, matrix[:3], atol=1e-6)
     assert told["chimerax"] in (tmp_path / "view.cxc").read_text()
@@ -457,7 +457,7 @@ def test_a_target_in_a_frame_of_its_own_is_as_good_as_one_on_the_grid(
     own = tmp_path if frame == "initial" else tmp_path / "target_frame"
     assert (tmp_path / "target_frame").is_dir() == (frame == "target")
     if frame == "target":
-        *_, target = chimerax.run(own / "view.cxc").values()
+        *_, target = cxc.run(own / "view.cxc").values()
         assert target.files[0].resolve() == far.resolve() and np.array_equal(target.pose, np.eye(4)[:3])
     generated, model = read_map(own / "generated.mrc"), atoms.read_model(own / "generated.cif")
     assert same_grid(generated, read_map(far if frame == "target" else folder / "initial.mrc")) is None
@@ -551,7 +551,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
         "transform.json", "SHA256SUMS",
     }  # fmt: skip
-    *_, target = chimerax.run(tmp_path / "view.cxc").items()
+    *_, target = cxc.run(tmp_path / "view.cxc").items()
     assert target[0] == exchange.target_number(False, True) and target[1].files[0].resolve() == folder / "target.mrc"
 
 
@@ -603,7 +603,7 @@ def test_entries_are_simulated_superposed_and_each_target_has_its_folder(folder,
             "loss.csv", "checkpoint", "displacement.cif", "fsc_reference.xml", "geometry.csv", "trajectory.pdb",
             "transform.json", "SHA256SUMS", *WITH_MODEL,
         }  # fmt: skip
-        *_, target = chimerax.run(out / name / "view.cxc").values()
+        *_, target = cxc.run(out / name / "view.cxc").values()
         assert target.files[0].name.startswith(name)
         for file in ("metrics.json", "config.json"):
             assert json.loads((out / name / file).read_text())["target"] == name

@@ -42,14 +42,18 @@ class Opened:
 def run(script: Path) -> dict[int, Opened]:
     """Run a script, and return the open models by number.
 
+    The colour key gets the next number of a model, so that nothing may be opened after it.
+
     Raises:
         AssertionError: ChimeraX would stop, or do something else.
     """
     models: dict[int, Opened] = {}
+    keyed = False
     for line in script.read_text().splitlines():
         if line.startswith("#"):
             assert ";" not in line
         elif line.startswith("open "):
+            assert not keyed, line
             open_files(line, script.parent, models)
         elif line.startswith("view matrix "):
             place(line, models)
@@ -59,6 +63,7 @@ def run(script: Path) -> dict[int, Opened]:
             models[int(found[2])].shown = found[1] == "show"
         elif line not in ("lighting soft", "view"):
             style(line, models)
+            keyed = keyed or line.endswith(" key true")
     return models
 
 
