@@ -1,19 +1,17 @@
-"""Draw figures with matplotlib, and pictures of the morph with Pillow; no display is needed.
+"""Draw figures with matplotlib; no display is needed.
 
 Figures are vector graphics whose text stays text, and are the same bytes every time.
 """
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba_array
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
 Real = int | float  # the type checks of the tests do not accept an int as a float
 Curve = tuple[Float[np.ndarray, "shells"], Float[np.ndarray, "shells"]]
@@ -57,9 +55,6 @@ STYLE = matplotlib.rc_context(
     }
 )
 PIXELS = 2  # of a PNG, and of the images in an SVG, for each unit of a figure
-COLOURS = 96  # of a GIF
-KEY = 26  # pixels below an animation, for its colour key
-PAUSE, STEP = 700, 90  # ms that an animation shows its ends, and the pictures between
 
 
 class Drawing(Figure):
@@ -230,40 +225,3 @@ def displacement_colours(values: Float[np.ndarray, "n"], top: Real) -> Float[np.
     at = np.clip(values / top, 0, 1) * (len(PALETTE) - 1)
     stops = to_rgba_array(PALETTE)[:, :3].T
     return np.stack([np.interp(at, np.arange(len(PALETTE)), each) for each in stops], -1).astype(np.float32)
-
-
-def with_caption(picture: UInt8[np.ndarray, "h w 3"], top: Real, time: Real) -> Image.Image:
-    """Halve a picture, and add the key of its colours (0 to `top` Å) and the time below it."""
-    small = Image.fromarray(picture).reduce(2)
-    whole = Image.new("RGB", (small.width, small.height + KEY), "white")
-    whole.paste(small, (0, 0))
-    key = np.repeat(displacement_colours(np.linspace(0, 1, 60), 1.0)[None], 8, axis=0)
-    whole.paste(Image.fromarray((255 * key).astype(np.uint8)), (18, small.height + 9))
-    draw, line = ImageDraw.Draw(whole), small.height + 17
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)
-    for x, text, anchor in ((15, "0", "rs"), (82, f"{top:g} Å", "ls"), (small.width - 4, f"t = {time:.2f}", "rs")):
-        draw.text((x, line), text, fill=INK, font=font, anchor=anchor)
-    return whole
-
-
-def animation(pictures: Sequence[Image.Image]) -> bytes:
-    """Encode pictures, played forward and backward, as an endless GIF that pauses at both ends."""
-    chosen = [pictures[k] for k in {0, len(pictures) // 2, len(pictures) - 1}]
-    strip = Image.new("RGB", (sum(p.width for p in chosen), chosen[0].height))
-    for place, picture in enumerate(chosen):
-        strip.paste(picture, (place * picture.width, 0))
-    palette = strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)  # shared, so that colours do not flicker
-    flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    turn = [*flat, *flat[-2:0:-1]]
-    rests = [PAUSE if k in (0, len(flat) - 1) else STEP for k in range(len(turn))]
-    file = io.BytesIO()
-    turn[0].save(file, "GIF", save_all=True, append_images=turn[1:], duration=rests, loop=0, optimize=False)
-    return file.getvalue()
-
-
-def small_png(picture: Image.Image) -> bytes:
-    """Encode a picture as a small PNG."""
-    file = io.BytesIO()
-    small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(file, "PNG", compress_level=4)
-    return file.getvalue()

@@ -1,8 +1,9 @@
-"""Results in the formats of other programs: FSC curves as CSV and EMDB XML, and a ChimeraX script."""
+"""Results in the formats of other programs: FSC curves as CSV and EMDB XML, and scripts for ChimeraX."""
 
 import csv
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -62,6 +63,13 @@ LAST = """\
 hide #!1 models
 lighting soft
 view"""
+RECORD = """\
+# Records the morph and back as movie.mp4, in this folder: open it in ChimeraX. It takes a minute or two.
+open view.cxc
+show #!1 models
+hide #!2 models
+movie record size 1080,1080 supersample 3"""
+REST, MOMENT = 20, 3  # pictures for which the ends are recorded, and the frames between
 KEY = """\
 # The colour key of the displacement: last, as ChimeraX numbers it among the models
 color sample #{before} map #{n} palette {palette} key true"""
@@ -144,15 +152,13 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
     """
     made = sorted(path.name for path in folder.iterdir())
     frames = [name for name in made if FRAME.fullmatch(name)]
-    if "error.mrc" not in made:  # then the model's B-factors are its own
-        made = [name for name in made if name != "generated.cif"]
     values = {
         "errors": ERRORS,
         "frames": " ".join(frames) + " vseries true" * (len(frames) > 1),
         "palette": ":".join(f"{top * k / (len(PALETTE) - 1):g},{colour}" for k, colour in enumerate(PALETTE)),
         **levels,
     }
-    shown = [name for name in SHOWN if name in ("frames", "generated.mrc", *made)]
+    shown = opened(made)
     texts = [SHOWN[name].format(n=n, before=n - 1, **values) for n, name in enumerate(shown, 1)]
     lines = [FIRST, *texts, LAST]
     if target is not None:
@@ -161,6 +167,33 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         before = shown.index("displacement.mrc")
         lines.append(KEY.format(n=before + 1, before=before, **values))
     return "\n".join(lines) + "\n"
+
+
+def recording_script(folder: Path) -> str:
+    """The text of movie.cxc: commands that record the morph in ChimeraX; empty for a folder of fewer than two frames.
+
+    Args:
+        folder: of the run, with its results and view.cxc.
+    """
+    made = sorted(path.name for path in folder.iterdir())
+    frames = [name for name in made if FRAME.fullmatch(name)]
+    if len(frames) < 2:
+        return ""
+    series, model = 1, next((n for n, name in enumerate(opened(made), 1) if name.startswith("trajectory.")), None)
+    turn = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
+    lines = [RECORD, *([f"show #!{model} models"] if model else [])]
+    for number in turn:
+        lines.append(f"vseries play #{series} jumpTo {number}")
+        lines += [f"coordset #{model} {number + 1}"] if model else []
+        lines.append(f"wait {REST if number in (0, len(frames) - 1) else MOMENT}")
+    return "\n".join([*lines, "movie encode movie.mp4 framerate 25"]) + "\n"
+
+
+def opened(made: Sequence[str]) -> list[str]:
+    """What view.cxc opens of a folder's files but for the target, in order; the frames are one series."""
+    if "error.mrc" not in made:  # then the model's B-factors are its own
+        made = [name for name in made if name != "generated.cif"]
+    return [name for name in SHOWN if name in ("frames", "generated.mrc", *made)]
 
 
 def target_number(with_model: bool, with_error: bool) -> int:

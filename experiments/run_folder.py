@@ -36,11 +36,11 @@ FRAMES = re.compile(  # what run and predict write of a fit
     r"frame_\d+\.mrc|model_\d+\.cif|generated\.(mrc|cif|pdb)|trajectory\.(cif|pdb)|geometry\.csv"
 )
 RECORDS = re.compile(  # what a run writes about itself
-    r"(config|metrics|transform|failed)\.json|loss\.csv|view\.cxc"
+    r"(config|metrics|transform|failed)\.json|loss\.csv|(view|movie)\.cxc"
     r"|(folded|unexplained|parts|seed_spread|error)\.mrc"
     r"|displacement(_[xyz])?\.mrc|displacement\.(cif|npz)"
     r"|refine_start\.cif|isolde\.cxc|phenix\.eff"
-    r"|report\.html|morph\.gif|reproduce\.(md|json)|SHA256SUMS"
+    r"|report\.html|morph\.(gif|mp4)|reproduce\.(md|json)|SHA256SUMS"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices|errors)\.(svg|png)"
 )
 KINDS = {  # kinds of results; each kind is replaced as a whole

@@ -39,6 +39,39 @@ class Opened:
     shown: bool = True
 
 
+def record(script: Path) -> tuple[dict[int, Opened], list[int], list[int]]:
+    """Run a script that records a film.
+
+    Returns:
+        The open models by number, the members of the series from 0 that are shown one after the other, and the
+        coordinate sets from 1 of a trajectory likewise.
+
+    Raises:
+        AssertionError: ChimeraX would stop, or do something else.
+    """
+    note, first, *lines = script.read_text().splitlines()
+    assert note.startswith("#") and first == "open view.cxc"
+    models, shown, sets, recording, waited = run(script.parent / "view.cxc"), list[int](), list[int](), False, 0
+    for line in lines:
+        if line.startswith(("show ", "hide ")):
+            show(line, models)
+        elif line.startswith("movie record "):
+            assert re.fullmatch(r"movie record size \d+,\d+ supersample \d+", line) and not recording
+            recording = True
+        elif found := re.fullmatch(r"vseries play #(\d+) jumpTo (\d+)", line):
+            assert models[int(found[1])].kind == SERIES and int(found[2]) < len(models[int(found[1])].files)
+            shown.append(int(found[2]))
+        elif found := re.fullmatch(r"coordset #(\d+) (\d+)", line):
+            assert models[int(found[1])].kind == MODEL and int(found[2]) >= 1
+            sets.append(int(found[2]))
+        elif found := re.fullmatch(r"wait (\d+)", line):
+            waited += int(found[1]) * recording
+        else:
+            assert re.fullmatch(r"movie encode \S+\.mp4 framerate \d+", line) and line == lines[-1] and recording, line
+    assert waited >= len(shown)
+    return models, shown, sets
+
+
 def run(script: Path) -> dict[int, Opened]:
     """Run a script, and return the open models by number.
 
@@ -58,13 +91,18 @@ def run(script: Path) -> dict[int, Opened]:
         elif line.startswith("view matrix "):
             place(line, models)
         elif line.startswith(("hide ", "show ")):
-            found = re.fullmatch(r"(hide|show) #!(\d+) models", line)  # only the parent of a series, not its maps
-            assert found, line
-            models[int(found[2])].shown = found[1] == "show"
+            show(line, models)
         elif line not in ("lighting soft", "view"):
             style(line, models)
             keyed = keyed or line.endswith(" key true")
     return models
+
+
+def show(line: str, models: dict[int, Opened]) -> None:
+    """Show or hide a model: of a series only its parent, not its maps."""
+    found = re.fullmatch(r"(hide|show) #!(\d+) models", line)
+    assert found, line
+    models[int(found[2])].shown = found[1] == "show"
 
 
 def open_files(line: str, folder: Path, models: dict[int, Opened]) -> None:

@@ -84,7 +84,24 @@ def test_code_that_a_page_names_is_in_the_package(page):
     """`file.function` or `Class.method`, and not the name of a file of results."""
     named = re.findall(r"`(?:[\w.]+\.)?(\w+)\.(\w+)(?:\(.*?\))?`", page.read_text())
     ours = {(home, name) for home, name in named if home in defined()}
-    files = {"csv", "json", "mrc", "cif", "pdb", "md", "py", "png", "svg", "gif", "xml", "html", "cxc", "npz", "eff"}
+    files = {
+        "csv",
+        "json",
+        "mrc",
+        "cif",
+        "pdb",
+        "md",
+        "py",
+        "png",
+        "svg",
+        "gif",
+        "mp4",
+        "xml",
+        "html",
+        "cxc",
+        "npz",
+        "eff",
+    }
     assert not [f"{h}.{n}" for h, n in ours if n not in defined()[h] | files]
 
 

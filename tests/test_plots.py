@@ -89,15 +89,3 @@ def test_the_difference_is_blue_below_and_red_above():
     red, green, blue = plots.DIFFERENCE([0.0, 0.5, 1.0])[:, :3].T
     assert blue[0] > red[0] and red[2] > blue[2]
     np.testing.assert_allclose([red[1], green[1], blue[1]], 1, atol=1 / 128)
-
-
-def test_an_animation_goes_there_and_back_and_never_ends():
-    pictures = [np.full((40, 60, 3), 80 * k, np.uint8) for k in range(4)]
-    film = Image.open(io.BytesIO(plots.animation([plots.with_caption(p, 3.2, k / 3) for k, p in enumerate(pictures)])))
-    assert film.n_frames == 6 and film.info["loop"] == 0
-    greys = []
-    for number in range(6):
-        film.seek(number)
-        greys.append(int(np.asarray(film.convert("RGB"))[5, 5, 0]))
-    np.testing.assert_allclose(greys, [0, 80, 160, 240, 160, 80], atol=8)  # of a palette of 96
-    assert film.size == (30, 20 + plots.KEY)

@@ -17,6 +17,7 @@ from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
 from .. import finished
 from ..case import frame_number
+from . import pictures
 from .places import Places
 
 ROOM = 4.0  # Å around the mass in a picture
@@ -24,8 +25,6 @@ REACH = 2 * trajectory.PullBack.skin + CELL  # Å around the mass, beyond which 
 VOXELS = 1_000_000  # at most of a frame's density, from which its surface is drawn
 COLOURS = 50_000  # voxels at most of a frame's displacement, by which its surface is coloured
 FRAMES = 13  # at most in the animation and on the page
-SIDE = 600  # pixels of a picture's longer side, before it is halved
-NARROWEST = 320  # pixels, so that there is room for the colour key
 
 
 @dataclass
@@ -134,17 +133,18 @@ def scene(moved: CarriedMass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return view, view.T @ ((low + high) / 2), high - low
 
 
-def draw_pictures(film: Sequence[Frame], level: float, moved: CarriedMass) -> list[Image.Image]:
-    """Draw the frames' surfaces at a contour level, coloured by displacement."""
+def draw_pictures(
+    film: Sequence[Frame], level: float, moved: CarriedMass, title: str = "", names: str = ""
+) -> list[Image.Image]:
+    """Draw the frames' surfaces at a contour level, coloured by displacement, with a title and the maps' names."""
     view, centre, sides = scene(moved)
-    sides = sides[:2]
-    scale = SIDE / sides.max()
-    height, width = (2 * int(np.ceil(side * scale / 2)) for side in (sides[1], max(sides[0], NARROWEST / scale)))
+    size = tuple(round(pictures.FINER * side) for side in pictures.AREA)
+    scale = min(size[0] / sides[1], size[1] / sides[0])
     drawn = []
     for frame, (vertices, faces, far) in zip(film, surfaces(film, level), strict=True):
         colours = plots.displacement_colours(far, moved.top)
-        picture = surface.render(vertices, faces, colours, view, centre, scale, (height, width))
-        drawn.append(plots.with_caption(picture, moved.top, frame.time))
+        picture = surface.render(vertices, faces, colours, view, centre, scale, size)
+        drawn.append(pictures.compose(picture, title, names, moved.top, frame.time))
     return drawn
 
 

@@ -23,7 +23,7 @@ from cryotrans_jax.scores.confidence import ErrorModel
 
 from .. import exchange, finished, run_folder, score
 from ..masks import masks_used, read_as_used
-from . import film, packing, page, places, scene
+from . import film, packing, page, pictures, places, scene, words
 from .cautions import Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
 
@@ -117,15 +117,17 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         exchange.write_drawing(folder, name, drawing)
     # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
-    pictures = film.draw_pictures(frames, display_contours(config)["initial"], moved)
-    write_file(folder / "morph.gif", plots.animation(pictures))
-    stills = film.pick_evenly([*zip(frames, pictures, strict=True)], STILLS)
+    title, names = words.motion(story.scores), f"{config['initial']} → {config['target']}"
+    drawn = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
+    write_file(folder / "morph.gif", pictures.animation(drawn))
+    pictures.write_film(folder / "morph.mp4", drawn)
+    stills = film.pick_evenly([*zip(frames, drawn, strict=True)], STILLS)
     text = page.build(
         config=config,
         scores=story.scores,
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
-        stills=[(frame.time, plots.small_png(picture)) for frame, picture in stills],
+        stills=[(frame.time, pictures.still(picture)) for frame, picture in stills],
         data=page_data(story, frames, moved, views),
         made=[path.name for path in folder.iterdir()],
     )
@@ -270,6 +272,8 @@ def write_scripts(folder: Path, config: dict, top: float) -> None:
         if (folder / inside).is_dir():
             text = exchange.chimerax_script(folder / inside, display_contours(config), top, shown)
             write_file(folder / inside / "view.cxc", text)
+            if recording := exchange.recording_script(folder / inside):
+                write_file(folder / inside / "movie.cxc", recording)
 
 
 def display_contours(config: dict) -> dict[str, float]:

@@ -19,21 +19,25 @@ VERDICTS = {"found": "motion found", "partly found": "found, but not everywhere"
 
 def headline(scores: dict) -> str:
     """The motion in words and numbers: what moves most, how well it fits the target, and the verdict."""
-    parts = list(enumerate(scores.get("parts", []), 1))
-    moves = [(part["share_of_mass"] * part["shift"], part, number) for number, part in parts if is_moved(part)]
-    if moves:
-        _, part, number = max(moves, key=lambda each: each[0])
-        name = part_name(part, number)
-        said = [f"{name} turns by {part['turn']:.0f}° and shifts by {part['shift']:.0f} Å"]
-    else:
-        said = ["No rigid body moves by itself"] if parts else []
+    said = [motion(scores)]
     before, after = (scores.get(f"correlation_matched_{when}") for when in ("before", "after"))
     if before is not None and after is not None:
         said.append(f"correlation with the target {before:.2f} → {after:.2f}")
     if "verdict" in scores:
         said.append(VERDICTS[scores["verdict"]])
-    text = "; ".join(said) or "The morph"
+    text = "; ".join(filter(None, said)) or "The morph"
     return escape(text[0].upper() + text[1:])
+
+
+def motion(scores: dict) -> str:
+    """What moves most, and by how much; empty where the run does not say."""
+    parts = list(enumerate(scores.get("parts", []), 1))
+    moves = [(part["share_of_mass"] * part["shift"], part, number) for number, part in parts if is_moved(part)]
+    if not moves:
+        return "No rigid body moves by itself" if parts else ""
+    _, part, number = max(moves, key=lambda each: each[0])
+    name = part_name(part, number)
+    return f"{name[0].upper()}{name[1:]} turns by {part['turn']:.0f}° and shifts by {part['shift']:.0f} Å"
 
 
 def is_moved(part: dict) -> bool:

@@ -26,7 +26,6 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax import plots
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
@@ -40,13 +39,13 @@ from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from experiments import exchange, record, results, run_folder, score
 from experiments.case import Case
-from experiments.pages import cautions, film, packing, page, story
+from experiments.pages import cautions, film, packing, page, pictures, story
 from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
-TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc"}
+TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc", "movie.cxc"}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
-PICTURES |= {"report.html", "morph.gif"}
+PICTURES |= {"report.html", "morph.gif", "morph.mp4"}
 STAGES = tuple(Stage((Matched(),), steps, 1e-3, 1e-4) for steps in (4, 3))
 CONFIG = Config(STAGES, Field(Velocity(width=32, centre=0.5), 5))
 
@@ -217,7 +216,7 @@ def parted(picture):
 def test_pictures_show_the_gap_that_opens(balls):
     frames, moved = balls
     drawn = film.draw_pictures(frames, LEVEL, moved)  # the longest side, along which the balls part, is up
-    shown = [picture.crop((0, 0, picture.width, picture.height - plots.KEY)) for picture in drawn]
+    shown = [p.crop((0, pictures.TOP, p.width, p.height - pictures.BOTTOM)) for p in drawn]
     assert [parted(picture) for picture in shown] == [False, True, True, True, True]
 
 
@@ -388,6 +387,14 @@ def viewed(tmp_path, maps):
         return script
 
     return written
+
+
+def test_the_recording_plays_the_series_and_the_model_there_and_back(run):
+    count = len([*run.glob("frame_*.mrc")])
+    models, shown, sets = cxc.record(run / "movie.cxc")
+    turn = [*range(count), *range(count - 2, 0, -1)]
+    assert shown == turn and sets == [number + 1 for number in turn]
+    assert models[1].shown and not models[2].shown
 
 
 def test_a_target_is_found_from_the_folder_and_stands_where_it_was_aligned(viewed):

@@ -38,7 +38,7 @@ TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}
 TOLD |= {"error.mrc", "displacement.npz"} | {f"displacement_{axis}.mrc" for axis in "xyz"}
 WITH_MODEL = {"errors.svg", "errors.png", "refine_start.cif", "isolde.cxc", "phenix.eff"}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
-PICTURES |= {"report.html", "morph.gif"}
+PICTURES |= {"report.html", "morph.gif", "morph.mp4"}
 TURN = np.array([[0.0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])  # a rotation
 
 
