@@ -4,7 +4,8 @@ Figures are vector graphics whose text stays text, and are the same bytes every 
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,9 @@ CURVES = {  # colour and width: pale and thin before the fit
     "target_after": ("#1f5f8b", 2.0),
     "reference_before": ("#e3b48d", 1.2),
     "reference_after": ("#c2571a", 2.0),
+    "half_maps": ("#3f8f5b", 1.2),
 }
+HALF_MAPS = "half-maps of the target"
 SERIES = ("#c2571a", "#7b8793", "#1f5f8b", "#3f8f5b", "#8a6bb1", "#c99a1b", "#2b3440", "#d94a8c")  # of methods
 RAMP = ("#12466b", "#2f8f9d", "#8fae3c", "#e0a030", "#c2571a", "#861a68")  # from the first target to the last
 DISTINCT = ("#8fb3cf", "#c2571a", "#1f5f8b", "#c8cfd6", "#e3b48d", "#861a68")  # of named curves
@@ -89,17 +92,19 @@ def encode(drawing: Drawing, format: str, unknown: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def fsc_drawing(curves: dict[str, Curve]) -> Drawing:
+def fsc_drawing(curves: dict[str, Curve], marks: Mapping[str, float] = MappingProxyType({})) -> Drawing:
     """Plot Fourier shell correlations against frequency.
 
     Args:
-        curves: by name: "target" or "reference", then "_before" or "_after".
+        curves: by name: "target" or "reference", then "_before" or "_after"; or "half_maps".
+        marks: resolutions (Å) that are marked, by name.
     """
     styled: dict[str, tuple[Curve, str, float]] = {}
     for name, curve in curves.items():
         against, _, when = name.partition("_")
-        styled[f"{'initial' if when == 'before' else 'generated'} against {against}"] = (curve, *CURVES[name])
-    return curves_drawing(styled)
+        which = {"before": f"initial against {against}", "after": f"generated against {against}"}
+        styled[which.get(when, HALF_MAPS)] = (curve, *CURVES[name])
+    return curves_drawing(styled, marks)
 
 
 def targets_drawing(start: Curve, ends: dict[str, Curve]) -> Drawing:
@@ -115,8 +120,15 @@ def named_drawing(curves: dict[str, Curve]) -> Drawing:
 
 
 @STYLE
-def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
-    """Plot Fourier shell correlations against frequency; each is (curve, colour, width), under its name in the key."""
+def curves_drawing(
+    curves: dict[str, tuple[Curve, str, float]], marks: Mapping[str, float] = MappingProxyType({})
+) -> Drawing:
+    """Plot Fourier shell correlations against frequency; each is (curve, colour, width), under its name in the key.
+
+    Args:
+        curves: by name.
+        marks: resolutions (Å) that are marked by a line, by name; those beyond the curves are left out.
+    """
     drawing = Drawing(640, 340 + 18 * -(-len(curves) // 2))
     axes = drawing.add_subplot(xlabel="spatial frequency [1/Å] and resolution [Å]", ylabel="Fourier shell correlation")
     axes.set_yticks((0, 0.143, 0.5, 1), ("0", "0.143", "0.5", "1"))
@@ -126,6 +138,11 @@ def curves_drawing(curves: dict[str, tuple[Curve, str, float]]) -> Drawing:
     ticks = np.linspace(0, last, 6)
     axes.set_xticks(ticks, ["0", *(f"{tick:.2f}\n{1 / tick:.1f} Å" for tick in ticks[1:])])
     axes.set(xlim=(0, last), ylim=(min(0.0, axes.dataLim.y0), 1.02))
+    for name, resolution in marks.items():
+        if 1 / resolution <= 1.001 * last:
+            axes.axvline(1 / resolution, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
+            text = f"{name} {resolution:.1f} Å"
+            axes.text(1 / resolution, 1.0, text, rotation=90, ha="right", va="top", color=GREY, fontsize=8)
     drawing.legend(loc="outside lower left", ncols=2)
     return drawing
 
@@ -184,19 +201,19 @@ def panels(drawing: Drawing, count: int, columns: int = 0) -> list[Axes]:
 
 
 @STYLE
-def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: Float[np.ndarray, "3"]) -> Drawing:
-    """Draw slices of each volume across z, y and x through the middle of the first volume's mass.
+def slices_drawing(
+    volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: Float[np.ndarray, "3"], middle: Sequence[int]
+) -> Drawing:
+    """Draw slices of each volume across z, y and x.
 
-    Each is from white to black, "difference" from blue (below zero) to red on the scale of "target".
+    Each is from white to black, "difference" from blue (below zero) to red, all on scales of their own.
 
     Args:
         volumes: by name.
         voxel_size: Å, along each axis.
+        middle: the voxel through which they are cut.
     """
-    first = np.maximum(next(iter(volumes.values())), 0)
-    sums = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
-    middle = [int(np.average(np.arange(len(s)), weights=s)) for s in sums]
-    sides = np.round(np.array(first.shape) * voxel_size, 3)  # a map's file keeps no more digits
+    sides = np.round(np.array(next(iter(volumes.values())).shape) * voxel_size, 3)  # files keep no more digits
     scale = 170 / sides.max()
     rows = [(axis, *(k for k in range(3) if k != axis)) for axis in (2, 1, 0)]
     tops = np.cumsum([28, *(sides[up] * scale + 10 for _, _, up in rows)])
@@ -204,7 +221,7 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
     drawing = Drawing(width, height)
     drawing.set_layout_engine("none")
     for column, (name, volume) in enumerate(volumes.items()):
-        black = max(float(np.percentile(volumes["target"] if name == "difference" else volume, 99.9)), 1e-9)
+        black = black_level(volume)
         colours, white = (DIFFERENCE, -black) if name == "difference" else ("binary", 0.0)
         drawing.text((145 + 180 * column) / width, 1 - 18 / height, name, ha="center")
         for (axis, across, up), top in zip(rows, tops, strict=False):
@@ -218,6 +235,18 @@ def slices_drawing(volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: F
             )  # fmt: skip
             axes.set_axis_off()
     return drawing
+
+
+def black_level(volume: Float[np.ndarray, "x y z"]) -> float:
+    """The density, or difference, that slices show as black, or as the full colour."""
+    return max(float(np.percentile(np.abs(volume), 99.9)), 1e-9)
+
+
+def middle_voxel(volume: Float[np.ndarray, "x y z"]) -> list[int]:
+    """The voxel in the middle of a volume's mass."""
+    mass = np.maximum(volume, 0)
+    sums = [mass.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
+    return [int(np.average(np.arange(len(along)), weights=along)) for along in sums]
 
 
 def displacement_colours(values: Float[np.ndarray, "n"], top: Real) -> Float[np.ndarray, "n 3"]:

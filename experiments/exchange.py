@@ -15,6 +15,7 @@ from cryotrans_jax.io.files import InputError, whole_file, write_file
 from cryotrans_jax.plots import PALETTE, Curve, Drawing, png, svg
 
 UNSAFE = re.compile(r"[\x00-\x1f\"*?\[\];]|^~")  # characters that ChimeraX does not take as part of a file name
+PLAIN = re.compile(r"\w+:\d+(-\d+)?")  # selections that mean the same to ChimeraX
 FRAME = re.compile(r"frame_\d+\.mrc")
 TRAJECTORY = """\
 # {{n}}: the model in every frame, hidden, with a slider
@@ -122,6 +123,13 @@ def fsc_xml(curve: Curve, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
+class Body(NamedTuple):
+    """A rigid body's colour, and selections of its residues (A:12-40)."""
+
+    colour: str
+    residues: Sequence[str]
+
+
 class Target(NamedTuple):
     """A target map as a run used it.
 
@@ -138,7 +146,9 @@ class Target(NamedTuple):
     negated: bool = False
 
 
-def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: Target | None) -> str:
+def chimerax_script(
+    folder: Path, levels: dict[str, float], top: float, target: Target | None, bodies: Sequence[Body] = ()
+) -> str:
     """The text of view.cxc: commands that show a run's folder in ChimeraX, which runs them in that folder.
 
     The target is opened last, so that all else is shown if its file is gone and ChimeraX stops there. Only the colour
@@ -149,6 +159,7 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
         levels: display contours of the "initial" and the "target" map.
         top: displacement at the end of the colour key (Å).
         target: the target map; None leaves it out.
+        bodies: rigid bodies of the models.
     """
     made = sorted(path.name for path in folder.iterdir())
     frames = [name for name in made if FRAME.fullmatch(name)]
@@ -160,13 +171,27 @@ def chimerax_script(folder: Path, levels: dict[str, float], top: float, target: 
     }
     shown = opened(made)
     texts = [SHOWN[name].format(n=n, before=n - 1, **values) for n, name in enumerate(shown, 1)]
-    lines = [FIRST, *texts, LAST]
+    models = [n for n, name in enumerate(shown, 1) if name.endswith((".cif", ".pdb"))]
+    lines = [FIRST, *texts, *body_colours(bodies, models), LAST]
     if target is not None:
         lines += target_map(folder, target, levels["target"], len(shown) + 1)
     if "displacement.mrc" in shown:
         before = shown.index("displacement.mrc")
         lines.append(KEY.format(n=before + 1, before=before, **values))
     return "\n".join(lines) + "\n"
+
+
+def body_colours(bodies: Sequence[Body], models: Sequence[int]) -> list[str]:
+    """Commands, as comments, that colour models of these numbers by rigid bodies."""
+    if not models:
+        return []
+    which = ",".join(map(str, models))
+    commands = [
+        f"# color #{which}/{chain}:{numbers} {body.colour}"
+        for body in bodies
+        for chain, _, numbers in (each.partition(":") for each in body.residues if PLAIN.fullmatch(each))
+    ]
+    return ["# To colour the models by rigid bodies, run:", *commands] if commands else []
 
 
 def recording_script(folder: Path) -> str:

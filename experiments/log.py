@@ -11,25 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .score_rows import Score
+
 # A command, as texts in the code name it.
 COMMAND = re.compile(r"(?<![\w./-])(?:python -m )?experiments\.((?:studies\.)?\w+)")
 PROGRAM = "cryotrans"  # the installed program; its commands are installed by themselves as well, as "cryotrans-run"
-SCORES = (  # label, name in metrics.json without _before and _after, format
-    ("correlation with the target map", "correlation_with_target", "{:.3f}"),
-    ("correlation at the target's resolution", "correlation_matched", "{:.3f}"),
-    ("FSC = 0.5 against the target map [Å]", "fsc_with_target", "{:.2f}"),
-    ("FSC = 0.5 against the reference [Å]", "fsc", "{:.2f}"),
-    ("FSC = 0.143 against the reference [Å]", "fsc_0.143", "{:.2f}"),
-    ("CA RMSD to the reference [Å]", "rmsd", "{:.2f}"),
-    ("CA RMSD, displaced residues (> 3 Å) [Å]", "moved_rmsd", "{:.2f}"),
-    ("TM-score to the reference", "tm_score", "{:.3f}"),
-    ("Q-score of the model in its own map", "model_q_score", "{:.3f}"),
-    ("Q-score of the reference model", "q_score", "{:.3f}"),
-    ("fraction of CA-CA distances 3.8 ± 0.3 Å", "ca_bonds", "{:.3f}"),
-    ("bond-length RMSD [Å]", "bond_rms", "{:.3f}"),
-    ("chirality outliers", "mirrored", "{:.0f}"),
-    ("clashes (heavy atoms within 2.2 Å)", "clashes", "{:.0f}"),
-)
 WITHHELD = (
     "{region}, hidden from the fit: {apart:.1f} Å (median) from where the whole target puts it",
     "  predicted error: {predicted_error:.1f} Å; share within its bound for 90 %: {within_90:.2f}",
@@ -46,14 +32,6 @@ class Level(NamedTuple):
     chosen: str
     volume: float
     mass: float
-
-
-class Score(NamedTuple):
-    """A row of the table of scores; empty where there is no value."""
-
-    label: str
-    initial: str
-    generated: str
 
 
 class RigidBody(NamedTuple):
@@ -260,15 +238,6 @@ def withholding(region: str, number: int, count: int) -> None:
 
 
 # Results
-
-
-def score_rows(scores: Mapping[str, float]) -> list[Score]:
-    """The rows of the table of scores for which metrics.json has values."""
-    return [
-        Score(label, *(style.format(scores[f"{key}_{when}"]) for when in ("before", "after")))
-        for label, key, style in SCORES
-        if f"{key}_after" in scores
-    ]
 
 
 def verdict(target: str, text: str) -> None:

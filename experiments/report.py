@@ -27,7 +27,7 @@ def main() -> None:
     from cryotrans_jax.io.files import InputError
 
     from . import finished, run_folder
-    from .pages import story
+    from .pages import reading, story
 
     run_dir = Path(FLAGS.run_dir)
     folders = finished.runs_in(run_dir)
@@ -36,7 +36,7 @@ def main() -> None:
     with run_folder.claimed(run_dir, inside=[folder.name for folder in folders if folder != run_dir]):
         for folder in folders:
             with finished.checked_records(folder), run_folder.replacing(folder, "records"):
-                story.write_story(story.read_story(folder, FLAGS.initial, FLAGS.target))
+                story.write_story(reading.read_story(folder, FLAGS.initial, FLAGS.target))
             log.report_written(folder / "report.html")
 
 

@@ -28,7 +28,7 @@ from cryotrans_jax.scores import metrics
 from . import domains, log, prechecks, refine, trust, vectors
 from .case import Case, replaced_folders, target_folders
 from .frames import write_all_frames, write_models
-from .pages import story
+from .pages import reading, story
 from .record import alignment_record
 from .result_frame import frame_record, frame_scores, in_result_frame
 from .run_folder import (
@@ -40,6 +40,7 @@ from .run_folder import (
     write_json,
 )
 from .score import compare, score
+from .score_rows import Score, score_rows
 from .settings import FitSettings, OutputSettings
 
 
@@ -220,7 +221,7 @@ def write_target(
     folder: Path,
     number: int,
     others: Sequence[Fit],
-) -> story.Story:
+) -> reading.Story:
     """Write the results of a fit of one target, but for its story, and print its scores.
 
     Args:
@@ -261,7 +262,7 @@ def write_target(
     scores["peak_mib"] = memory.peak() / 2**20
     sign(folder)
     log_scores(name, scores, "rigid body" if case.parts == "auto" else "part")
-    return story.Story(folder, config, scores, fit, compared.start, last, target, compared.curves, case.model)
+    return reading.Story(folder, config, scores, fit, compared.start, last, target, compared.curves, case.model)
 
 
 def write_unexplained(start: Map, generated: Map, target: Map, variance: float, folder: Path) -> dict:
@@ -348,12 +349,12 @@ def log_map(name: str, used: dict, contour: dict | None = None, outlined: bool =
 
 def log_scores(target: str, scores: dict, kind: str) -> None:
     """Print a target's metrics.json: a table of scores, and how its bodies move, which are of a `kind`."""
-    rows = log.score_rows(scores)
+    rows = score_rows(scores)
     for waypoint in scores.get("waypoints", []):
         values = (f"{waypoint[f'correlation_{when}']:.3f}" for when in ("before", "after"))
-        rows.append(log.Score(f"correlation with the waypoint at {waypoint['time']:g}", *values))
+        rows.append(Score(f"correlation with the waypoint at {waypoint['time']:g}", *values))
     if "rmsd_idealised" in scores:
-        rows.append(log.Score("CA RMSD of the idealised model [Å]", "", f"{scores['rmsd_idealised']:.2f}"))
+        rows.append(Score("CA RMSD of the idealised model [Å]", "", f"{scores['rmsd_idealised']:.2f}"))
     if "verdict" in scores:
         log.verdict(target, scores["verdict_text"])
     log.scores(target, rows)

@@ -40,7 +40,7 @@ RECORDS = re.compile(  # what a run writes about itself
     r"|(folded|unexplained|parts|seed_spread|error)\.mrc"
     r"|displacement(_[xyz])?\.mrc|displacement\.(cif|npz)"
     r"|refine_start\.cif|isolde\.cxc|phenix\.eff"
-    r"|report\.html|morph\.(gif|mp4)|reproduce\.(md|json)|SHA256SUMS"
+    r"|report\.html|README\.txt|morph\.(gif|mp4)|reproduce\.(md|json)|SHA256SUMS"
     r"|fsc\.csv|fsc(_reference)?\.xml|(fsc|loss|slices|errors)\.(svg|png)"
 )
 KINDS = {  # kinds of results; each kind is replaced as a whole

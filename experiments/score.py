@@ -45,7 +45,10 @@ def compare(fit: Fit, case: Case, number: int, generated: Map) -> Comparison:
     reference = case.references[number] if case.references else None
     truth = None if reference is None else reference_map(reference, generated, case.initial_resolution)
     start = trajectory.carried_density(case.initial, fit.threshold)  # without the solvent, as the generated map
-    return Comparison(start, truth, fsc_curves(start, generated, case.targets[number], truth))
+    curves = fsc_curves(start, generated, case.targets[number], truth)
+    if case.halves:
+        curves["half_maps"] = metrics.map_fsc(*case.halves[number])
+    return Comparison(start, truth, curves)
 
 
 def fsc_curves(start: Map, generated: Map, target: Map, truth: Map | None) -> dict[str, Curve]:
@@ -83,6 +86,7 @@ def score(fit: Fit, case: Case, number: int, generated: Map, compared: Compariso
     }
     compared = compared or compare(fit, case, number, generated)
     truth, curves = compared.truth, compared.curves
+    out["nyquist"] = float(1 / curves["target_after"][0][-1])
     for when, map_ in (("before", compared.start), ("after", generated)):
         out[f"correlation_with_target_{when}"] = similarity.correlation(map_.density, target.density)
         out[f"fsc_with_target_{when}"] = metrics.resolution_at(*curves[f"target_{when}"], 0.5)

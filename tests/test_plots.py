@@ -31,6 +31,7 @@ FIGURES = {
     "slices": plots.slices_drawing(
         {name: np.random.default_rng(0).normal(size=(9, 7, 12)) for name in ("initial", "target", "difference")},
         np.array([1.0, 1.5, 2.0]),
+        [4, 3, 6],
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.plots import black_level
 
 from .film import Frame, resampled
 
@@ -17,21 +18,20 @@ ROOM = 7_000_000  # characters of all frames' densities on a page, at most
 def pack_volumes(volumes: dict[str, np.ndarray]) -> dict[str, dict]:
     """Pack volumes for the page's script, a byte per voxel: on a square-root scale, or signed for the difference.
 
-    The entry `black` of each is the density that slices show as black.
+    The entry `black` of each is the density, or difference, that slices show as black, or in full colour.
     """
-    black = {name: max(float(np.percentile(volume, 99.9)), 1e-9) for name, volume in volumes.items()}
     packed = {}
     for name, volume in volumes.items():
         if name == "difference":
             high = max(float(np.abs(volume).max()), 1e-9)
             values = (np.rint(volume / high * 127) + 128).astype(np.uint8)
-            meta = {"high": high, "signed": True, "black": black["target"]}
+            meta = {"high": high, "signed": True}
         else:
             low = float(np.percentile(volume, 0.1)) if name == "target" else 0.0
             high = max(float(volume.max()), low + 1e-9)
             values = quantise(volume, low, high)
-            meta = {"low": low, "high": high, "signed": False, "black": black[name]}
-        packed[name] = meta | {"data": compress(values)}
+            meta = {"low": low, "high": high, "signed": False}
+        packed[name] = meta | {"black": black_level(volume), "data": compress(values)}
     return packed
 
 

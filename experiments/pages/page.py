@@ -7,49 +7,20 @@ import re
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from cryotrans_jax.io.structures import shortlist
 
-from ..log import commands_as_typed, score_rows
-from . import packing, words
+from ..score_rows import score_rows
+from . import files, packing, words
 from .cautions import Caution, chosen, target_index
 from .scene import body_colour, part_name
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = "surface", "ribbon", "viewer", "controls", "slices", "page"  # of the page, in this order
+SCRIPTS = "surface", "ribbon", "viewer", "controls", "slices", "curves", "page"  # of the page, in this order
 MOST_NAMED = 4  # hinges of a body in its table; metrics.json has all
 MARK = re.compile(r"\{\{(\w+)\}\}")
-FILES = (  # pattern, description
-    (r"generated\.mrc", "the initial map carried to the target's conformation: the prediction"),
-    (r"frame_\d+\.mrc", "the pseudo-trajectory, from the initial map to the generated one"),
-    (r"generated\.(cif|pdb)", "the model carried to the target's conformation"),
-    (r"model_\d+\.cif", "the model in every frame"),
-    (r"trajectory\.(pdb|cif)", "these models as one movie for ChimeraX, PyMOL and VMD"),
-    (r"geometry\.csv", "bonds, chirality and clashes of the model in every frame"),
-    (r"view\.cxc", "open it in ChimeraX: frames, generated map coloured by displacement, target, models"),
-    (r"displacement\.mrc", "displacement (Å) of the density at each voxel of the generated map, to colour surfaces by"),
-    (r"displacement\.cif", "the carried model with each atom's displacement (Å) as its B-factor"),
-    (r"displacement_[xyz]\.mrc", "the components (Å) of that displacement"),
-    (r"displacement\.npz", "displacement vectors (Å) of points of mass, with bodies and predicted errors, for NumPy"),
-    (r"error\.mrc", "predicted error (Å) of the density at each voxel of the generated map, to colour surfaces by"),
-    (r"refine_start\.cif", "the carried model in the frame of the target's file, to be refined against it"),
-    (r"isolde\.cxc|phenix\.eff", "starts its refinement in ISOLDE or Phenix, with restraints by the predicted errors"),
-    (r"seed_spread\.mrc", "distance (Å) between the places to which fits from several seeds carry the same density"),
-    (r"folded\.mrc", "1 where the flow folds, as the determinant of its Jacobian is not positive"),
-    (r"morph\.(mp4|gif)", "the morph as a film, for a talk and for a web page"),
-    (r"movie\.cxc", "records a film of the morph in ChimeraX"),
-    (r"fsc\.csv", "the Fourier shell correlations"),
-    (r"fsc(_reference)?\.xml", "the Fourier shell correlation of the generated map, in the EMDB's format"),
-    (r"(fsc|loss|slices|errors)\.(svg|png)", "the figures of this page"),
-    (r"metrics\.json", "the scores"),
-    (r"config\.json", "every setting, version and input with its checksum"),
-    (r"loss\.csv", "the loss at every step"),
-    (r"checkpoint", "the fit itself, from which experiments.predict makes more frames"),
-)
-
 FSC_TEXT = (
     "The generated map against the unfiltered target: a blurred or noisy target lowers the curve as much as a poor "
     "prediction. Pale: the initial map, where the morph starts."
@@ -103,7 +74,7 @@ def build(
         "fsc_text": FSC_TEXT,
         "loss": drawings.get("loss", "<p>No curves, as there is no loss.csv.</p>"),
         "settings": settings(config),
-        "files": file_table(made),
+        "files": files.file_table(made),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())
@@ -205,7 +176,7 @@ def slices_text(config: dict, data: dict) -> str:
     target = "the target" if blur >= 0 else f"the target, blurred to it (a Gaussian of {(-blur) ** 0.5:.1f} Å)"
     return (
         f"Initial: the part that is carried. Difference: {generated} and scaled to fit, minus {target}; red where it "
-        "has too much density, blue where too little, on the target's scale."
+        "has too much density, blue where too little, on a scale of its own. They are cut through what moves."
     )
 
 
@@ -235,21 +206,4 @@ def table(values: dict[str, Any]) -> str:
     for name, value in values.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
         rows.append(f'<tr><th>{escape(str(name))}</th><td class="value">{escape(shown)}</td></tr>')
-    return f"<table><tbody>{''.join(rows)}</tbody></table>"
-
-
-def link(name: str) -> str:
-    """A relative link to a file of the folder."""
-    return name if name == "…" else f'<a href="{quote(name)}"><code>{escape(name)}</code></a>'
-
-
-def file_table(made: list[str]) -> str:
-    """Table of the run's files and what they are."""
-    rows = []
-    for pattern, what in FILES:
-        names = sorted(name for name in made if re.fullmatch(pattern, name))
-        if names:
-            shown = names if len(names) < 4 else [names[0], "…", names[-1]]
-            cell = " ".join(link(name) for name in shown)
-            rows.append(f'<tr><td>{cell}</td><td class="value">{escape(commands_as_typed(what))}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"

@@ -1,8 +1,7 @@
 """Write what presents a finished run: the report, its pictures, and maps and scripts for other programs."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
@@ -11,55 +10,25 @@ from scipy import ndimage
 
 from cryotrans_jax import plots
 from cryotrans_jax.density import align, similarity
-from cryotrans_jax.fit import trajectory
-from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.strain import SAMPLE, is_stretched, jacobians
 from cryotrans_jax.io import atoms
-from cryotrans_jax.io.files import InputError, checksum, write_file
+from cryotrans_jax.io.files import write_file
 from cryotrans_jax.io.maps import Map, write_map
 from cryotrans_jax.motion.displacement import CELL, displacement_map, distances, mass_points, sample_motion
 from cryotrans_jax.scores import metrics
 from cryotrans_jax.scores.confidence import ErrorModel
 
-from .. import exchange, finished, run_folder, score
-from ..masks import masks_used, read_as_used
-from . import film, packing, page, pictures, places, scene, words
+from .. import exchange, run_folder
+from . import files, film, packing, page, pictures, places, scene, words
 from .cautions import Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
+from .reading import Story, display_contours, read_losses, target_pose
 
 SHOWN = 2_000_000  # voxels of a sliced volume: with the frames the page stays below 20 MB for maps of any noise
 STILLS = 5  # pictures on the page at most
 RIM = 2  # voxels that count as the sides of the box
 CHAINS = 6  # whose residues' errors are plotted, at most
 BOUNDS = 0.68, 0.9  # fractions of residues within the plotted errors
-SAME = 1e-3  # difference allowed between correlations of the same maps, which rounding explains
-
-
-@dataclass
-class Story:
-    """A finished run of one target.
-
-    Attributes:
-        folder: of its results.
-        config: config.json.
-        scores: metrics.json.
-        fit: of this target.
-        initial: the part of the initial map that is carried, as in the frame at time 0.
-        generated: the generated map.
-        target: the target map; None where its file is gone.
-        curves: as from `score.fsc_curves`.
-        model: of the initial state.
-    """
-
-    folder: Path
-    config: dict
-    scores: dict
-    fit: Fit
-    initial: Map
-    generated: Map
-    target: Map | None
-    curves: dict[str, plots.Curve] = field(default_factory=dict)
-    model: gemmi.Structure | None = None
 
 
 @dataclass
@@ -94,21 +63,23 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
         atoms.write_model(story.folder / "displacement.cif", atoms.with_b_factors(end, far))
     if story.curves:
         exchange.write_fsc(story.folder, story.curves)
-    write_scripts(story.folder, config, moved.top)
+    write_scripts(story.folder, config, moved.top, story.scores.get("parts", []))
     views = make_views(story, moved) if whole else None
     found = cautions(config, story.scores, measure(story, moved, views))
     run_folder.write_json(story.folder / "metrics.json", story.scores | {"warnings": warnings(found)})
     if views is not None:
         write_report(story, moved, views, found)
+    made = [*(path.name for path in story.folder.iterdir()), "README.txt"]
+    write_file(story.folder / "README.txt", files.folder_text(made, config, story.scores))
     return warnings(found)
 
 
 def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Caution]) -> None:
     """Write report.html, and its pictures as files."""
     folder, config = story.folder, story.config
-    drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size)}
+    drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size, moving_voxel(moved, views))}
     if story.curves:
-        drawings["fsc"] = plots.fsc_drawing(story.curves)
+        drawings["fsc"] = plots.fsc_drawing(story.curves, known_resolutions(config))
     if "verdict" in story.scores and (folder / "generated.cif").is_file():
         drawings["errors"] = errors_drawing(atoms.read_model(folder / "generated.cif"))
     if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
@@ -128,7 +99,7 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         found=found,
         drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
         stills=[(frame.time, pictures.still(picture)) for frame, picture in stills],
-        data=page_data(story, frames, moved, views),
+        data=page_data(story, frames, moved, views) | curve_data(story.curves, drawings.get("fsc")),
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)
@@ -232,12 +203,11 @@ def make_views(story: Story, moved: CarriedMass) -> Views:
 def page_data(story: Story, frames: Sequence[Frame], moved: CarriedMass, views: Views) -> dict:
     """Collect the data of the page's script."""
     view, centre, sides = film.scene(moved)
-    first, contours = np.maximum(views.volumes["initial"], 0), display_contours(story.config)
-    weights = [first.sum(other) + 1e-12 for other in ((1, 2), (0, 2), (0, 1))]
+    contours = display_contours(story.config)
     times = [frame.time for frame in frames]
     return {
-        "grid": packing.grid(Map(first, views.voxel_size, views.origin)),
-        "middle": [int(np.average(np.arange(len(w)), weights=w)) for w in weights],
+        "grid": packing.grid(Map(views.volumes["initial"], views.voxel_size, views.origin)),
+        "middle": moving_voxel(moved, views),
         "volumes": packing.pack_volumes(views.volumes),
         "film": packing.pack_frames(frames, contours["initial"], moved.top),
         "levels": contours,
@@ -255,14 +225,42 @@ def page_data(story: Story, frames: Sequence[Frame], moved: CarriedMass, views: 
     }
 
 
-def write_scripts(folder: Path, config: dict, top: float) -> None:
+def moving_voxel(moved: CarriedMass, views: Views) -> list[int]:
+    """The voxel of the views in the middle of what moves, by mass and displacement."""
+    weights = moved.rho * (distances(moved.motion, moved.points) + 1e-9)
+    at = (np.average(moved.points, axis=0, weights=weights) - views.origin) / views.voxel_size
+    return np.clip(np.rint(at), 0, np.array(views.volumes["initial"].shape) - 1).astype(int).tolist()
+
+
+def known_resolutions(config: dict) -> dict[str, float]:
+    """The resolutions of both maps that the run was given, Å."""
+    known = config.get("resolutions", {})
+    targets = known.get("targets") or []
+    place = target_index(config)
+    found = {"initial": known.get("initial"), "target": targets[place] if place < len(targets) else None}
+    return {name: float(value) for name, value in found.items() if value}
+
+
+def curve_data(curves: dict[str, plots.Curve], drawing: plots.Drawing | None) -> dict:
+    """The Fourier shell correlations for the page's script, and where the axes are in their finished drawing."""
+    if drawing is None:
+        return {}
+    box = drawing.axes[0].get_position().bounds  # left, bottom, width and height, as fractions
+    frequency = next(iter(curves.values()))[0]
+    values = {name.replace("_", " "): np.round(curve[1], 3).tolist() for name, curve in curves.items()}
+    return {"fsc": {"box": [float(side) for side in box], "frequency": frequency.tolist(), "curves": values}}
+
+
+def write_scripts(folder: Path, config: dict, top: float, parts: Sequence[dict] = ()) -> None:
     """Write view.cxc for ChimeraX in a target's folder and, if they exist, in its folders target_frame and assembly.
 
     The script of the assembly leaves out the target map, which shows one asymmetric unit.
 
     Args:
         top: displacement at the end of the colour key (Å).
+        parts: motions of the rigid bodies, as in metrics.json.
     """
+    bodies = [exchange.Body(scene.body_colour(n), part.get("residues", [])) for n, part in enumerate(parts, 1)]
     name, settings, target = target_name(config), config["settings"], None
     if name:
         size, negated = settings.get("target_voxel_size"), settings.get("invert") in ("target", "both")
@@ -270,119 +268,7 @@ def write_scripts(folder: Path, config: dict, top: float) -> None:
     own = target and target._replace(pose=align.IDENTITY)
     for inside, shown in (("", target), ("target_frame", own), ("assembly", None)):
         if (folder / inside).is_dir():
-            text = exchange.chimerax_script(folder / inside, display_contours(config), top, shown)
+            text = exchange.chimerax_script(folder / inside, display_contours(config), top, shown, bodies)
             write_file(folder / inside / "view.cxc", text)
             if recording := exchange.recording_script(folder / inside):
                 write_file(folder / inside / "movie.cxc", recording)
-
-
-def display_contours(config: dict) -> dict[str, float]:
-    """Display contours of the initial map and of the folder's target; of older runs the thresholds."""
-    seen, used = config.get("contours"), config["chosen"]
-    initial, target = (
-        (seen[0], seen[1 + target_index(config)]) if seen else (used["initial"], used["targets"][target_index(config)])
-    )
-    return {
-        name: max(float(level.get("contour", level.get("threshold"))), 1e-9)  # surfaces need a level above 0
-        for name, level in (("initial", initial), ("target", target))
-    }
-
-
-def read_losses(path: Path) -> list[tuple[str, np.ndarray]]:
-    """Read loss.csv: for each stage its name and the losses; columns that older runs wrote besides are left out."""
-    stages: dict[tuple[str, str], list[float]] = {}
-    try:
-        with path.open(newline="") as file:
-            for stage, name, _, value, *_ in list(csv.reader(file))[1:]:
-                stages.setdefault((stage, name), []).append(float(value))
-    except (ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} is not as a run writes it ({error}): remove it to do without the figure") from error
-    return [(name, np.array(values)) for (_, name), values in stages.items()]
-
-
-def read_story(run_dir: Path, initial: str | None = None, target: str | None = None) -> Story:
-    """Read a finished run from its folder.
-
-    Args:
-        run_dir: the folder of the run of one target.
-        initial: where the initial map is now, if it is no longer where the run read it.
-        target: where the target map is now, likewise.
-    """
-    config, scores = finished.read_config(run_dir), finished.read_scores(run_dir)
-    fit, generated = finished.load_fit(run_dir), finished.load_map(run_dir, "generated.mrc")
-    start, goal = read_first_frame(run_dir, config, fit, initial), read_target(config, scores, generated, target)
-    if finished.has(run_dir, "loss.csv"):
-        finished.verify(run_dir, "loss.csv")
-    if finished.has(run_dir, "fsc.csv"):
-        curves = exchange.read_fsc(finished.verify(run_dir, "fsc.csv"))
-    else:
-        curves = score.fsc_curves(start, generated, goal, read_reference(config, generated)) if goal else {}
-    first = config["settings"]["frames"] > 1  # a single frame is the last one
-    whole = first and finished.has(run_dir, "model_00.cif")
-    model = atoms.read_model(finished.verify(run_dir, "model_00.cif")) if whole else None
-    return Story(run_dir, config, scores, fit, start, generated, goal, curves, model)
-
-
-def find_unchanged(config: dict, name: str | None, path: str | None = None) -> Path | None:
-    """File of an input of the run; None if it is gone or changed.
-
-    Args:
-        path: where the file is now, if not where the run read it.
-    """
-    entry = config["inputs"].get(name)
-    found = Path(path or (entry or {}).get("file", ""))
-    if entry and found.is_file() and checksum(found) == entry["sha256"]:
-        return found
-    if path:
-        raise InputError(f"{path} is not the run's {name} (it is gone, or checksums differ): give the path of that map")
-    return None
-
-
-def read_first_frame(run_dir: Path, config: dict, fit: Fit, given: str | None) -> Map:
-    """The initial map as carried: the frame at time 0, or without one computed from the map itself."""
-    frames = (finished.has(run_dir, f"frame_{k:02d}.mrc") for k in (0, 1))
-    if not given and all(frames):  # a single frame is the last one
-        return finished.load_map(run_dir, "frame_00.mrc")
-    path = find_unchanged(config, config["initial"], given)
-    if path is None:
-        raise InputError(f"the run's initial map {config['initial']} is gone: say where it is now with --initial")
-    masks = masks_used(config, config["initial"], config["settings"].get("mask"))
-    initial = read_as_used(config, path, "initial", masks)
-    return trajectory.carried_density(initial, fit.threshold)
-
-
-def read_target(config: dict, scores: dict, generated: Map, given: str | None) -> Map | None:
-    """Read the target map as it was fitted, and check its correlation with the generated map against the run's.
-
-    Returns:
-        The map; None if its file is gone or changed, or if the correlation differs.
-    """
-    name = target_name(config)
-    path = find_unchanged(config, name, given)
-    if path is None:
-        return None
-    flags = config["settings"].get("target_mask") or [None]
-    try:
-        masks = masks_used(config, name, flags[target_index(config)] if len(flags) > 1 else flags[0])
-    except InputError:
-        return None
-    target = align.resampled(read_as_used(config, path, "target", masks), generated, target_pose(config))
-    now, then = similarity.correlation(generated.density, target.density), scores["correlation_with_target_after"]
-    return target if abs(now - then) < SAME else None
-
-
-def target_pose(config: dict) -> align.Transform:
-    """The transform by which the run superposed the target on the initial map."""
-    record = config.get("alignment")
-    return align.Transform.from_matrix(record["transform"]) if record else align.IDENTITY
-
-
-def read_reference(config: dict, generated: Map) -> Map | None:
-    """Read the reference as a map; None where the run had none, or it is gone."""
-    names = config["settings"].get("reference") or [None]
-    path = find_unchanged(config, names[target_index(config)] if len(names) > 1 else names[0])
-    if path is None:
-        return None
-    size, whole = (config["settings"].get(name) for name in ("target_voxel_size", "all_models"))
-    reference = score.place_reference(score.read_reference(path, size, bool(whole)), generated, target_pose(config))
-    return score.reference_map(reference, generated, config["resolutions"]["initial"])

@@ -1,12 +1,13 @@
 """Measure whether predicted errors and verdicts hold, and fit the constants of the prediction.
 
 python -m experiments.studies.calibrate --results=runs/validate             how well they hold on these cases
-python -m experiments.studies.calibrate --results=runs/validate --fit       with the constants fitted on them
-python -m experiments.studies.calibrate --results=tests/reference/errors.npz   on what the tests keep
+python -m experiments.studies.calibrate --results=runs/validate --fit       with constants fitted on them
+python -m experiments.studies.calibrate --results=tests/reference/errors.npz --fit   on what the tests keep
 
 The cases are those of experiments.studies.validate --as_deposited, whose rows have the evidence and the true error of
-every residue. Pairs are divided into two halves by their names: constants are fitted on the first half, and all figures
-are of the second.
+every residue. Without --fit they are judged by the program's constants, which were fitted on the cases that the tests
+keep. With --fit the constants that fit all cases are printed, and each case is judged by constants that were fitted
+without its molecule.
 """
 
 import json
@@ -22,11 +23,11 @@ from ..main import command_of
 
 if TYPE_CHECKING:
     from cryotrans_jax.plots import Drawing
-    from cryotrans_jax.scores.confidence import ErrorModel
 
-    from .calibration import Row
+    from .calibration import Judged, Row
 
 FLAGS = flags.FLAGS
+KINDS = "found", "partly found", "not found"
 MARKS = "<!-- errors: begin -->", "<!-- errors: end -->"
 COLUMNS = {
     "residues of": "{}",
@@ -38,7 +39,7 @@ COLUMNS = {
     "AUROC 4 Å": "{:.2f}",
     "Spearman": "{:.2f}",
 }
-VERDICTS = ("cases", "failed", "of these called found", "succeeded", "of these called not found")
+VERDICTS = ("cases", *(f"{what}, called {kind}" for what in ("failed", "succeeded") for kind in KINDS))
 
 
 def define_flags() -> None:
@@ -49,7 +50,11 @@ def define_flags() -> None:
         "FOLDER|FILE.npz,...: of experiments.studies.validate --as_deposited, or as from --pack.",
         required=True,
     )
-    flags.DEFINE_bool("fit", False, "Fit the constants on the first half of the pairs, print them, and judge by them.")
+    flags.DEFINE_bool(
+        "fit",
+        False,
+        "Fit the constants, print them, and judge each case by constants that were fitted without its molecule.",
+    )
     with shared.group("Output"):
         paths.define_path("out_dir", "runs/calibrate", "FOLDER: for calibrate.md, calibrate.json and the figure.")
         paths.define_path(
@@ -74,17 +79,15 @@ def main() -> None:
     out_dir = Path(FLAGS.out_dir)
     run_folder.check_unused(out_dir, "calibration", "a calibration", FLAGS.overwrite)
     rows = read_rows([Path(folder) for folder in FLAGS.results])
-    first, second = calibration.halves_of(rows)
-    model = ErrorModel()
     if FLAGS.fit:
-        model = calibration.fit_model(first)
-        print(model)
-    text = table(second, model)
+        print(calibration.fit_model(rows))
+    cases = calibration.cross_validated(rows) if FLAGS.fit else calibration.judged_by(rows, ErrorModel())
+    text = table(cases)
     print(text)
     with run_folder.claimed(out_dir, kinds=["calibration"]), run_folder.replacing(out_dir, "calibration"):
-        run_folder.write_json(out_dir / "calibrate.json", figures(second, model))
+        run_folder.write_json(out_dir / "calibrate.json", figures(cases))
         write_file(out_dir / "calibrate.md", text)
-        exchange.write_drawing(out_dir, "reliability", drawing(second, model))
+        exchange.write_drawing(out_dir, "reliability", drawing(cases))
     if FLAGS.pack:
         with whole_file(FLAGS.pack) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **calibration.pack(rows))
@@ -110,10 +113,10 @@ def read_rows(folders: Sequence[Path]) -> "list[Row]":
                 f"{path} has no results of experiments.studies.validate: give the folder of a finished study"
             ) from None
         rows += [row for row in found if isinstance(row, dict) and "residues" in row]
-    if len({row["pair"] for row in rows}) < 2:
+    if len({row["pair"].partition("_")[0] for row in rows}) < 2:
         raise InputError(
-            f"{', '.join(map(str, folders))}: fewer than two pairs with predicted errors: give results of "
-            "experiments.studies.validate --as_deposited on several pairs"
+            f"{', '.join(map(str, folders))}: fewer than two molecules with predicted errors: give results of "
+            "experiments.studies.validate --as_deposited on pairs of several molecules"
         )
     return rows
 
@@ -128,32 +131,37 @@ def read_packed(path: Path) -> "list[Row]":
         return calibration.unpack(arrays)
 
 
-def figures(rows: "Sequence[Row]", model: "ErrorModel") -> list[dict]:
-    """How well errors and verdicts hold for each group of rows."""
+def figures(cases: "Sequence[Judged]") -> list[dict]:
+    """How well errors and verdicts hold for each group of cases."""
     from . import calibration
 
     return [
-        {"residues of": name} | calibration.measure(some, model) | calibration.outcomes(some, model)._asdict()
-        for name, some in calibration.groups(rows).items()
+        {"residues of": name} | calibration.measure(some) | named(calibration.outcomes(some))
+        for name, some in calibration.groups(cases).items()
     ]
 
 
-def table(rows: "Sequence[Row]", model: "ErrorModel") -> str:
+def named(counts: dict[tuple[bool, str], int]) -> dict[str, int]:
+    """Numbers of cases under the names of the table's columns."""
+    return {f"{('succeeded', 'failed')[failed]}, called {kind}": count for (failed, kind), count in counts.items()}
+
+
+def table(cases: "Sequence[Judged]") -> str:
     """The tables of errors and of verdicts in Markdown."""
-    found = figures(rows, model)
-    verdicts = [[row["residues of"], row["failures"], row["missed"], row["successes"], row["alarms"]] for row in found]
+    found = figures(cases)
+    verdicts = [[row["residues of"], *(row[name] for name in VERDICTS[1:])] for row in found]
     return f"{tables.styled(found, COLUMNS)}\n{tables.markdown(VERDICTS, verdicts)}"
 
 
-def drawing(rows: "Sequence[Row]", model: "ErrorModel") -> "Drawing":
+def drawing(cases: "Sequence[Judged]") -> "Drawing":
     """The reliability diagram: the share of residues within the bound of each fraction, by resolution."""
     from cryotrans_jax import plots
 
     from . import calibration
 
     curves = {
-        name: (calibration.CURVE, calibration.reliability(some, model))
-        for name, some in calibration.groups(rows).items()
+        name: (calibration.CURVE, calibration.reliability(some))
+        for name, some in calibration.groups(cases).items()
         if name == "all" or name.startswith("targets")
     }
     curves["perfect"] = calibration.CURVE, calibration.CURVE

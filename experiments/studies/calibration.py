@@ -1,5 +1,6 @@
 """Fit the model of predicted errors to residues whose true errors are known, and measure how well it holds."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,12 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import optimize, stats
 
-from cryotrans_jax.scores.confidence import FOUND, LOST, ErrorModel, Evidence, judge
+from cryotrans_jax.scores.confidence import FOUND, LOST, PARTLY, ErrorModel, Evidence, judge
 
 Row = dict[str, Any]  # of experiments.studies.validate
 
 KEPT = "pair", "direction", "resolution", "seed", "rmsd_before"  # of a row that is packed
 TRUE = "error"  # name of the true errors among the residues of a row
+FOLDS = 10  # parts of the molecules, each judged by constants of the others
 FRACTIONS = 0.5, 0.68, 0.9, 0.95  # of residues, for which bounds of the error are measured
 WRONG = 2.0, 4.0  # Å: errors that are to be told from smaller ones
 LEAST_ERROR = 0.15  # Å: smaller true errors count as this much in the fit
@@ -31,11 +33,36 @@ def errors_of(row: Row) -> Float[np.ndarray, "n"]:
     return np.asarray(row["residues"][TRUE])
 
 
-def halves_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Divide the rows by their pairs: every other name in alphabetical order."""
-    names = sorted({row["pair"] for row in rows})
-    first = set(names[::2])
-    return [row for row in rows if row["pair"] in first], [row for row in rows if row["pair"] not in first]
+class Judged(NamedTuple):
+    """A row, and the model by which its errors are predicted."""
+
+    row: Row
+    model: ErrorModel
+
+
+def judged_by(rows: Sequence[Row], model: ErrorModel) -> list[Judged]:
+    """All rows judged by one model."""
+    return [Judged(row, model) for row in rows]
+
+
+def cross_validated(rows: Sequence[Row], folds: int = FOLDS) -> list[Judged]:
+    """Each row judged by constants that were fitted without its molecule (the name of its pair up to the first _).
+
+    Args:
+        rows: the rows.
+        folds: parts into which the molecules are divided, each of which is left out in turn.
+    """
+    names, found = sorted({molecule(row) for row in rows}), list[Judged]()
+    for fold in range(min(folds, len(names))):
+        held = set(names[fold::folds])
+        model = fit_model([row for row in rows if molecule(row) not in held])
+        found += judged_by([row for row in rows if molecule(row) in held], model)
+    return found
+
+
+def molecule(row: Row) -> str:
+    """Which molecule a row is of."""
+    return row["pair"].partition("_")[0]
 
 
 def fit_model(rows: Sequence[Row]) -> ErrorModel:
@@ -75,22 +102,23 @@ def weighted_quantile(values: Float[np.ndarray, "n"], weight: Float[np.ndarray, 
     return float(np.interp(fraction, np.cumsum(weight[order]) / weight.sum(), values[order]))
 
 
-def measure(rows: Sequence[Row], model: ErrorModel) -> dict[str, float]:
+def measure(cases: Sequence[Judged]) -> dict[str, float]:
     """How well predicted errors hold: share within the bounds, AUROC of being wrong, Spearman's correlation."""
-    predicted, true = pooled(rows, model)
-    out: dict[str, float] = {"cases": len(rows)}
+    predicted, true = pooled(cases)
+    out: dict[str, float] = {"cases": len(cases)}
     for fraction in (0.5, 0.9, 0.95):
-        out[f"within {100 * fraction:.0f} %"] = float(np.mean(true <= model.within(fraction) * predicted))
+        within = [errors_of(row) <= model.within(fraction) * model.predict(evidence_of(row)) for row, model in cases]
+        out[f"within {100 * fraction:.0f} %"] = float(np.mean(np.concatenate(within)))
     for limit in WRONG:
         out[f"AUROC {limit:g} Å"] = area_under_curve(predicted, true > limit)
     out["Spearman"] = float(stats.spearmanr(predicted, true).statistic)
     return {name: value for name, value in out.items() if np.isfinite(value)}
 
 
-def pooled(rows: Sequence[Row], model: ErrorModel) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Predicted and true errors (Å) of the residues of all rows."""
-    predicted = np.concatenate([model.predict(evidence_of(row)) for row in rows])
-    return predicted, np.concatenate([errors_of(row) for row in rows])
+def pooled(cases: Sequence[Judged]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Predicted and true errors (Å) of the residues of all cases."""
+    predicted = np.concatenate([model.predict(evidence_of(row)) for row, model in cases])
+    return predicted, np.concatenate([errors_of(row) for row, _ in cases])
 
 
 def area_under_curve(values: Float[np.ndarray, "n"], wrong: Bool[np.ndarray, "n"]) -> float:
@@ -101,27 +129,13 @@ def area_under_curve(values: Float[np.ndarray, "n"], wrong: Bool[np.ndarray, "n"
     return float(stats.mannwhitneyu(values[wrong], values[~wrong], method="asymptotic").statistic / (few * many))
 
 
-def reliability(rows: Sequence[Row], model: ErrorModel) -> Float[np.ndarray, "fractions"]:
+def reliability(cases: Sequence[Judged]) -> Float[np.ndarray, "fractions"]:
     """Share of residues whose true error is within the bound of each fraction of CURVE, by the model's spread."""
-    predicted, true = pooled(rows, model)
-    bounds = np.exp(model.spread * stats.norm.ppf(CURVE)) * model.within(0.5)
-    return np.mean(true <= bounds[:, None] * predicted, axis=1)
-
-
-class Outcome(NamedTuple):
-    """Verdicts on cases whose answer is known.
-
-    Attributes:
-        failures: cases that failed.
-        missed: of these called found, where the residues that are not said to be doubtful are wrong.
-        successes: cases that succeeded.
-        alarms: of these called not found.
-    """
-
-    failures: int
-    missed: int
-    successes: int
-    alarms: int
+    within = []
+    for row, model in cases:
+        bounds = np.exp(model.spread * stats.norm.ppf(CURVE)) * model.within(0.5)
+        within.append(errors_of(row) <= bounds[:, None] * model.predict(evidence_of(row)))
+    return np.mean(np.concatenate(within, axis=1), axis=1)
 
 
 def most_rmsd(resolution: float) -> float:
@@ -134,30 +148,21 @@ def rms(errors: Float[np.ndarray, "n"]) -> float:
     return float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
 
 
-def verdict_of(row: Row, model: ErrorModel) -> tuple[str, float, float]:
-    """Verdict on a row, and RMSD (Å) of its residues and of those that are not doubtful."""
-    error, true = model.predict(evidence_of(row)), errors_of(row)
-    found = judge(error, np.ones(len(error)), model)
-    return found.kind, rms(true), rms(true[~found.doubtful])
+def outcomes(cases: Sequence[Judged]) -> dict[tuple[bool, str], int]:
+    """Number of cases by whether they failed, and by the kind of their verdict."""
+    counts = dict.fromkeys(itertools.product((False, True), (FOUND, PARTLY, LOST)), 0)
+    for row, model in cases:
+        error = model.predict(evidence_of(row))
+        failed = rms(errors_of(row)) > most_rmsd(row["resolution"])
+        counts[failed, judge(error, np.ones(len(error)), model).kind] += 1
+    return counts
 
 
-def outcomes(rows: Sequence[Row], model: ErrorModel) -> Outcome:
-    """Count failures that are called successes, and successes that are called failures."""
-    failures = missed = alarms = 0
-    for row in rows:
-        kind, whole, rest = verdict_of(row, model)
-        failed = whole > most_rmsd(row["resolution"])
-        failures += failed
-        missed += failed and kind != LOST and (whole if kind == FOUND else rest) > most_rmsd(row["resolution"])
-        alarms += not failed and kind == LOST
-    return Outcome(failures, missed, len(rows) - failures, alarms)
-
-
-def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows by what they have in common: all, by resolution, by the size of the motion."""
-    found = {"all": [*rows]}
-    for resolution in sorted({row["resolution"] for row in rows}):
-        found[f"targets at {resolution:g} Å"] = [row for row in rows if row["resolution"] == resolution]
+def groups(cases: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """The cases by what they have in common: all, by resolution, by the size of the motion."""
+    found = {"all": [*cases]}
+    for resolution in sorted({row["resolution"] for row, _ in cases}):
+        found[f"targets at {resolution:g} Å"] = [case for case in cases if case.row["resolution"] == resolution]
     kinds: dict[str, Callable[[float], bool]] = {
         "nothing moves": lambda before: before < NOTHING,
         f"motions below {SMALL:g} Å": lambda before: NOTHING <= before < SMALL,
@@ -165,7 +170,7 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
         f"motions above {LARGE:g} Å": lambda before: before > LARGE,
     }
     for name, holds in kinds.items():
-        found[name] = [row for row in rows if holds(row["rmsd_before"])]
+        found[name] = [case for case in cases if holds(case.row["rmsd_before"])]
     return {name: some for name, some in found.items() if some}
 
 

@@ -22,7 +22,7 @@ from cryotrans_jax.io import atoms, maps, selections
 from cryotrans_jax.io.files import DEPTH, MAX_RATIO, UNPACKED_BYTES, InputError, open_unpacked, read_json
 from cryotrans_jax.io.maps import Map, read_map, write_map
 from experiments import archives, exchange, find, finished, pairs, run_folder
-from experiments.pages import story
+from experiments.pages import reading
 from tests.tools import fuzz, fuzz_damage, fuzz_kinds
 
 MODEL, _ = demo.hinge_pair()
@@ -149,7 +149,7 @@ def test_any_selection_is_of_residues_or_an_error(text):
 @given(st.text(max_size=60))
 def test_any_text_is_curves_and_losses_or_an_error(text):
     path = stored(text.encode(errors="replace"), ".csv")
-    for read in (exchange.read_fsc, story.read_losses):
+    for read in (exchange.read_fsc, reading.read_losses):
         result_or_error(read, path)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import cryotrans_jax as ct
 from experiments import log
+from experiments.score_rows import Score, score_rows
 
 EXPERIMENTS = Path(log.__file__).parent
 PRODUCT = sorted({path.stem for path in EXPERIMENTS.glob("*.py")} - {"log", "usage"})  # which prints for the manual
@@ -243,13 +244,13 @@ def test_a_line_reads_as_it_should(capsys, name, arguments, printed, warned):
 def test_every_function_that_prints_is_tried():
     tree = ast.parse((EXPERIMENTS / "log.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
-    others = {"commands_as_typed", "score_rows", "scores", "rigid_bodies"}
+    others = {"commands_as_typed", "scores", "rigid_bodies"}
     assert functions - others == {name for name, *_ in LINES} and others < functions
 
 
 def test_scores_are_an_aligned_table(capsys):
-    rows = log.score_rows({"rmsd_before": 12.409, "rmsd_after": 0.055, "clashes_after": 3, "clashes_before": 10})
-    log.scores("open_7A", [*rows, log.Score("CA RMSD of the idealised model [Å]", "", "0.06")])
+    rows = score_rows({"rmsd_before": 12.409, "rmsd_after": 0.055, "clashes_after": 3, "clashes_before": 10})
+    log.scores("open_7A", [*rows, Score("CA RMSD of the idealised model [Å]", "", "0.06")])
     assert capsys.readouterr().out.splitlines() == [
         "open_7A                                 initial  generated",
         "  CA RMSD to the reference [Å]            12.41       0.06",
@@ -258,8 +259,14 @@ def test_scores_are_an_aligned_table(capsys):
     ]
 
 
+def test_a_curve_that_never_falls_is_said_to_reach_the_nyquist_limit():
+    scores = {"nyquist": 2.1, "fsc_with_target_before": 17.333, "fsc_with_target_after": 2.1}
+    assert score_rows(scores) == [("FSC = 0.5 against the target map [Å]", "17.33", "≤ 2.1 (Nyquist)")]
+    assert score_rows(scores | {"nyquist": 1.9})[0].generated == "2.10"
+
+
 def test_a_long_name_of_a_target_widens_the_table(capsys):
-    log.scores("t" * 50, [log.Score("label", "0.1", "0.2")])
+    log.scores("t" * 50, [Score("label", "0.1", "0.2")])
     head, row = capsys.readouterr().out.splitlines()
     assert len(head) == len(row) and head.startswith("t" * 50 + "  ")
 

@@ -39,11 +39,20 @@ from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from experiments import exchange, record, results, run_folder, score
 from experiments.case import Case
-from experiments.pages import cautions, film, packing, page, pictures, story
+from experiments.pages import cautions, files, film, packing, page, pictures, reading, story
 from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
-TOLD = {"displacement.mrc", "displacement.cif", "fsc.csv", "fsc.xml", "fsc_reference.xml", "view.cxc", "movie.cxc"}
+TOLD = {
+    "displacement.mrc",
+    "displacement.cif",
+    "fsc.csv",
+    "fsc.xml",
+    "fsc_reference.xml",
+    "view.cxc",
+    "movie.cxc",
+    "README.txt",
+}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
 PICTURES |= {"report.html", "morph.gif", "morph.mp4"}
 STAGES = tuple(Stage((Matched(),), steps, 1e-3, 1e-4) for steps in (4, 3))
@@ -136,7 +145,7 @@ def test_a_run_of_maps_without_voxel_sizes_is_read_again_by_the_sizes_it_was_giv
     assert same_grid(read_map(out / "predict_2" / "frame_00.mrc"), maps[0]) is None
     for path in out.glob("frame_*.mrc"):
         path.unlink()
-    told = story.read_story(out)
+    told = reading.read_story(out)
     assert told.target is not None and same_grid(told.initial, maps[0]) is None
 
 
@@ -191,7 +200,7 @@ def balls(tmp_path_factory):
         write_map(folder / name, two_balls(t))
     fit = SimpleNamespace(carry=parting, threshold=LEVEL)
     run_folder.sign(folder)
-    moved = story.motion_of(story.Story(folder, {}, {}, fit, two_balls(0), two_balls(1), None))
+    moved = story.motion_of(reading.Story(folder, {}, {}, fit, two_balls(0), two_balls(1), None))
     return film.read_frames(folder, len(BALLS), two_balls(0), two_balls(1), moved), moved
 
 
@@ -291,7 +300,7 @@ def test_the_difference_vanishes_where_the_generated_map_blurred_is_the_target(f
     blurred = ndimage.gaussian_filter(initial.density, np.sqrt(1.5) / initial.voxel_size, mode="constant")
     target = type(initial)(3 * blurred, initial.voxel_size, initial.origin)
     config = {"target": "b", "targets": ["b"], "chosen": fit.report}
-    told = story.Story(tmp_path, config, {}, fit, initial, initial, target)
+    told = reading.Story(tmp_path, config, {}, fit, initial, initial, target)
     views = story.make_views(told, story.motion_of(told))
     assert np.abs(views.volumes["difference"]).max() < 0.01 * views.volumes["target"].max()  # of the cut edges
     np.testing.assert_allclose(views.matched, 1, atol=1e-4)
@@ -317,6 +326,15 @@ def test_a_run_has_all_files_for_others(run):
     assert TOLD | PICTURES <= {path.name for path in run.iterdir()}
     made = {path.name for path in run.iterdir()} - {"checkpoint"}
     assert {path.name for path in run_folder.result_files(run)} == made  # and --overwrite knows them all
+
+
+def test_the_folder_says_what_its_files_are(run):
+    text = (run / "README.txt").read_text()
+    shown = [path.name for path in run.iterdir()]
+    assert [name for name in shown if not any(re.fullmatch(pattern, name) for pattern, _ in files.FILES)] == []
+    for name in ("generated.mrc", "unexplained.mrc", "morph.mp4", "view.cxc", "checkpoint"):
+        assert re.search(rf"^{re.escape(name)}|\s{re.escape(name)}", text, re.M), name
+    assert "Verdict: motion" in " ".join(text.split()) and max(map(len, text.splitlines())) <= 120
 
 
 def test_displacement_is_that_of_the_flow(run, fit, models):
@@ -387,6 +405,14 @@ def viewed(tmp_path, maps):
         return script
 
     return written
+
+
+def test_the_chimerax_script_can_colour_models_by_bodies(run, fit):
+    """As comments; a selection that ChimeraX could read otherwise is left out."""
+    bodies = [exchange.Body("#c2571a", ["A:1-59", "B:3"]), exchange.Body("#7b8793", ["<b>:1-2", "A:-3-4"])]
+    text = exchange.chimerax_script(run, {"initial": 1.0, "target": 1.0}, 8.0, None, bodies)
+    said = [line for line in text.splitlines() if line.startswith("# color #5")]
+    assert said == ["# color #5,6,8/A:1-59 #c2571a", "# color #5,6,8/B:3 #c2571a"]
 
 
 def test_the_recording_plays_the_series_and_the_model_there_and_back(run):
@@ -758,7 +784,7 @@ def page_of_balls(balls, run, tmp_path):
     config["contours"][0]["contour"] = LEVEL
     level = float(two_balls(0).density.std())
     ends_of = SimpleNamespace(carry=parting, threshold=LEVEL)
-    told = story.Story(tmp_path, config, scores, ends_of, two_balls(0), two_balls(1), None)
+    told = reading.Story(tmp_path, config, scores, ends_of, two_balls(0), two_balls(1), None)
     data = story.page_data(told, frames, moved, views)
     assert data["sigmas"]["morph"] == pytest.approx(level, rel=0.1)
     path = tmp_path / "report.html"
@@ -799,6 +825,20 @@ def test_the_page_turns_by_hand(run, browser):
     assert scene(browser) != turned
     browser.execute_script("document.getElementById('reset').click()")
     assert scene(browser) == before and errors(browser) == []
+
+
+def test_the_cursor_reads_the_curves(run, browser, data):
+    opened(browser, run / "report.html")
+    read = (
+        "const d = document.querySelector('#fsc svg'), r = d.getBoundingClientRect(), [left, , wide] = arguments[0];"
+        "d.dispatchEvent(new PointerEvent('pointermove', {clientX: r.left + (left + 0.5 * wide) * r.width}));"
+        "return document.getElementById('fsc_at').textContent"
+    )
+    text = browser.execute_script(read, data["fsc"]["box"])
+    frequency = np.array(data["fsc"]["frequency"])
+    at = np.searchsorted(frequency, frequency[-1] / 2)
+    assert f"{1 / frequency[at]:.1f} Å" in text or f"{1 / frequency[at + 1]:.1f} Å" in text
+    assert "target after" in text and "reference before" in text
 
 
 def test_a_contour_is_a_density_a_multiple_of_sigma_or_a_volume(page_of_balls, balls, browser):
@@ -851,10 +891,10 @@ def test_keys_turn_zoom_and_play(run, browser):
 def test_surfaces_and_model_are_coloured_by_what_is_chosen(run, browser):
     opened(browser, run / "report.html")
     seen = {}
-    for colour in ("displacement", "error", "plain"):
+    for colour in ("displacement", "error", "unexplained", "plain"):
         moved(browser, "colour", colour, "change")
         seen[colour] = scene(browser)
-    assert len(set(seen.values())) == 3
+    assert len(set(seen.values())) == 4
     key = "return document.getElementById('bar_what').textContent"
     moved(browser, "colour", "error", "change")
     assert "predicted error" in browser.execute_script(key) and errors(browser) == []
@@ -893,7 +933,7 @@ def test_volumes_are_packed_to_half_a_code():
     codes = np.frombuffer(zlib.decompress(b64decode(packed["difference"]["data"])), np.uint8).reshape(5, 6, 7)
     found = (codes.astype(float) - 128) / 127 * packed["difference"]["high"]
     np.testing.assert_allclose(found, volumes["difference"], atol=packed["difference"]["high"] / 254 + 1e-9)
-    assert packed["difference"]["black"] == packed["target"]["black"]
+    assert packed["difference"]["black"] == pytest.approx(np.percentile(np.abs(volumes["difference"]), 99.9))
 
 
 def test_a_frame_at_time_zero_is_what_is_carried(run, fit, maps):

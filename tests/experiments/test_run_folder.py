@@ -231,7 +231,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run, job, monkey
             (told.folder / name).write_text("{}")
         raise OUT_OF_ROOM
 
-    monkeypatch.setattr("experiments.pages.story.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
+    monkeypatch.setattr("experiments.pages.reading.read_story", lambda folder, *_: type("Told", (), {"folder": folder}))
     monkeypatch.setattr("experiments.pages.story.write_story", tell)
     assert "No space left on device" in refused(job, "report", f"--run_dir={run}")
     assert contents(run) == before

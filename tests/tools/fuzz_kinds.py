@@ -69,18 +69,18 @@ def read_records(folder: Path, data: bytes, random) -> None:
     """Read the text as a run's settings, its curves, its losses, and as a benchmark."""
     from cryotrans_jax.io.files import InputError
     from experiments import exchange, finished, run_folder
-    from experiments.pages import page, story
+    from experiments.pages import page, reading
     from experiments.studies import benchmark
 
     path = folder / "config.json"
     path.write_bytes(data)
-    for use in (exchange.read_fsc, story.read_losses, lambda p: benchmark.read_rows(str(p))):
+    for use in (exchange.read_fsc, reading.read_losses, lambda p: benchmark.read_rows(str(p))):
         with contextlib.suppress(InputError):
             use(path)
     run_folder.sign(folder)
     config = finished.read_config(folder)
     with finished.checked_records(folder):
-        story.display_contours(config), story.target_name(config), story.find_unchanged(config, config["initial"])
+        reading.display_contours(config), reading.target_name(config), reading.find_unchanged(config, config["initial"])
         page.facts(config), page.settings(config)
 
 

@@ -152,6 +152,7 @@ function viewer(data, volumes, frames, problem) {
   if (world.model) byId("look").value = "transparent";
   for (const body of data.bodies.length > 1 ? [] : ["body"]) byId("colour").querySelector(`[value=${body}]`).disabled = true;
   if (!data.errors.known) byId("colour").querySelector("[value=error]").disabled = true;
+  if (!volumes.difference) byId("colour").querySelector("[value=unexplained]").disabled = true;
   function read() {
     for (const name of boxes) state[name] = byId(name).checked;
     for (const name of choices) state[name] = byId(name).value;
@@ -163,12 +164,18 @@ function viewer(data, volumes, frames, problem) {
   for (const name of choices) byId(name).addEventListener("change", read);
   byId("front").addEventListener("input", read);
 
+  const keys = {
+    displacement: [data.palette, "0 Å", `≥ ${data.film.top} Å`, "displacement, start to end"],
+    error: [data.errors.palette, "0 Å", `≥ ${data.errors.top} Å`, "predicted error; grey: not shown by the target"],
+    unexplained: [DIFFERENCE, "too little", "too much", "density here, compared with the target: of the last frame"],
+  };
   function legend() {
-    const { colour } = state, named_bodies = byId("bodies_key"), { palette, top } = colour === "error" ? data.errors : { palette: data.palette, top: data.film.top };
-    byId("scale").hidden = !["displacement", "error"].includes(colour);
+    const { colour } = state, named_bodies = byId("bodies_key"), [palette, low, top, what] = keys[colour] || keys.displacement;
+    byId("scale").hidden = !(colour in keys);
     byId("bar").style.background = `linear-gradient(to right, ${palette.join(",")})`;
-    byId("bar_top").textContent = `≥ ${top} Å`;
-    byId("bar_what").textContent = colour === "error" ? "predicted error; grey: not shown by the target" : "displacement, start to end";
+    byId("bar_low").textContent = low;
+    byId("bar_top").textContent = top;
+    byId("bar_what").textContent = what;
     named_bodies.hidden = colour !== "body";
     named_bodies.replaceChildren(...data.bodies.map(({ name, colour: own }) => {
       const entry = document.createElement("span"), spot = document.createElement("i");

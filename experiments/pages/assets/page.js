@@ -46,6 +46,7 @@
     for (const name of ["displacement", "body", "error"]) model[name] = bytes(model[name]);
   }
   slices(data, volumes);
+  if (data.fsc) curves(data.fsc);
   viewer(data, volumes, frames, problem);
 })().catch((error) => {
   const place = document.getElementById("problem");

@@ -5,6 +5,7 @@ const MOST_TRIANGLES = 40000; // while something moves; a computer without a gra
 const QUIET = 250; // ms without a movement, after which the surface is drawn with all its detail
 const ROUND_TRIP = 6000; // ms: the morph and back
 const PLAIN = { target: "#6f93b8", initial: "#9aa5af", above: "#2166ac", below: "#b2182b", unsupported: "#e4e7ea" };
+const DIFFERENCE = ["#2166ac", "#d9dde2", "#b2182b"]; // too little density, as much as the target has, too much
 const LOOKS = { solid: 1, transparent: 0.42 };
 
 class Contour {
@@ -81,12 +82,13 @@ function along(palette) {
 // For each way of colouring: the colour of a byte that the volumes and the model keep.
 function paints(data) {
   const bodies = data.bodies.map(({ colour }) => new THREE.Color(colour)), grey = new THREE.Color(PLAIN.unsupported);
-  const far = along(data.palette), wrong = along(data.errors.palette), plain = new THREE.Color(PLAIN.target);
+  const far = along(data.palette), unexplained = along(DIFFERENCE), wrong = along(data.errors.palette), plain = new THREE.Color(PLAIN.target);
   return {
     displacement: (code) => far(code / 255),
     error: (code) => (code === 255 ? grey : wrong((code - 1) / 253)),
     body: (code) => bodies[code - 1] || grey,
     plain: () => plain,
+    unexplained: (code) => unexplained(code / 255),
   };
 }
 
@@ -182,9 +184,8 @@ class World {
     if (!shown) return 0;
     const made = this.contours[name].get(k, moving || look === "mesh");
     if (meshes.look.material.vertexColors && made.painted !== by) {
-      const values = by === "plain" ? new Uint8Array(made.geometry.getAttribute("position").count)
-        : sampled(this.frames[k][by], this.data.film.colours, made.geometry.getAttribute("position").array, by !== "displacement");
-      made.geometry.setAttribute("color", colourAttribute(values, this.paint[by]));
+      const codes = this.codesAt(made.geometry.getAttribute("position").array, k, by);
+      made.geometry.setAttribute("color", colourAttribute(codes, this.paint[by]));
       made.painted = by;
     }
     for (const mesh of Object.values(meshes)) mesh.geometry = made.geometry;
@@ -195,6 +196,14 @@ class World {
     if (meshes.look.material.transparent !== clear) meshes.look.material.needsUpdate = true;
     Object.assign(meshes.look.material, { transparent: clear, opacity: clear ? LOOKS.transparent : 1 });
     return made.triangles;
+  }
+
+  // Codes of what colours a frame, at positions (Å).
+  codesAt(positions, k, by) {
+    if (by === "plain") return new Uint8Array(positions.length / 3);
+    if (by !== "unexplained") return sampled(this.frames[k][by], this.data.film.colours, positions, by !== "displacement");
+    const { codes, black, high } = this.volumes.difference, wide = high / black; // the key ends where slices are full
+    return sampled(codes, this.data.grid, positions).map((code) => 127.5 + Math.min(Math.max((code - 128) * wide, -127), 127));
   }
 
   showModel(k, shown, hinges, by) {
@@ -208,8 +217,8 @@ class World {
     }
     const one = made.get(k);
     if (one.painted !== by) {
-      const codes = this.data.model[by];
-      one.geometry.setAttribute("color", colourAttribute(Array.from(one.residues, (r) => (codes ? codes[r] : 0)), this.paint[by]));
+      const codes = by in this.data.model ? this.data.model[by] : this.codesAt(frames[k], k, by);
+      one.geometry.setAttribute("color", colourAttribute(Array.from(one.residues, (r) => codes[r]), this.paint[by]));
       one.painted = by;
     }
     mesh.geometry = one.geometry;

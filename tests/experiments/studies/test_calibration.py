@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryotrans_jax.scores.confidence import ErrorModel, Evidence
+from cryotrans_jax.scores.confidence import FOUND, LOST, PARTLY, ErrorModel, Evidence
 from experiments.studies import calibration
 
 POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6]), 0.5, 2.0
@@ -19,7 +19,7 @@ def make_row(number, seed, resolution=6.0, before=8.0, residues=200):
     logs = sum(power * np.log(value) for power, value in zip(POWERS, evidence.values(), strict=True))
     error = SCALE * np.exp(logs + SPREAD * rng.normal(0, 1, residues))
     kept = {name: np.asarray(value).tolist() for name, value in (evidence | {"error": error}).items()}
-    return {"pair": f"pair{number:02}", "resolution": resolution, "rmsd_before": before, "residues": kept}
+    return {"pair": f"mol{number:02}_pair", "resolution": resolution, "rmsd_before": before, "residues": kept}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def model(rows):
-    return calibration.fit_model(calibration.halves_of(rows)[0])
+    return calibration.fit_model(rows[::2])
 
 
 def test_the_constants_are_found_again(model):
@@ -41,12 +41,14 @@ def test_the_constants_are_found_again(model):
 
 
 def test_bounds_hold_for_pairs_that_were_not_fitted(rows, model):
-    found = calibration.measure(calibration.halves_of(rows)[1], model)
+    found = calibration.measure(calibration.judged_by(rows[1::2], model))
     assert found["within 50 %"] == pytest.approx(0.5, abs=0.03)
     assert found["within 90 %"] == pytest.approx(0.9, abs=0.02)
     assert found["within 95 %"] == pytest.approx(0.95, abs=0.02)
     assert found["AUROC 2 Å"] > 0.9 and found["Spearman"] > 0.8 and found["cases"] == 30
-    np.testing.assert_allclose(calibration.reliability(rows, model), calibration.CURVE, atol=0.04)
+    np.testing.assert_allclose(
+        calibration.reliability(calibration.judged_by(rows, model)), calibration.CURVE, atol=0.04
+    )
 
 
 def test_errors_that_are_not_predicted_are_seen_to_be_so(rows, model):
@@ -55,19 +57,23 @@ def test_errors_that_are_not_predicted_are_seen_to_be_so(rows, model):
     for row in rows:
         shuffled = rng.permutation([e for other in rows[:5] for e in other["residues"]["error"]])[:200]
         mixed.append(row | {"residues": row["residues"] | {"error": shuffled.tolist()}})
-    found = calibration.measure(mixed, model)
+    found = calibration.measure(calibration.judged_by(mixed, model))
     assert found["AUROC 2 Å"] == pytest.approx(0.5, abs=0.05) and abs(found["Spearman"]) < 0.1
     double = [
         row | {"residues": row["residues"] | {"error": (2 * np.array(row["residues"]["error"])).tolist()}}
         for row in rows
     ]
-    assert calibration.measure(double, model)["within 90 %"] < 0.75
+    assert calibration.measure(calibration.judged_by(double, model))["within 90 %"] < 0.75
 
 
-def test_halves_share_no_pair(rows):
-    first, second = calibration.halves_of(rows + rows)
-    assert len(first) == len(second) == 60
-    assert not {row["pair"] for row in first} & {row["pair"] for row in second}
+def test_each_case_is_judged_by_constants_fitted_without_its_molecule(rows):
+    """Pairs of one molecule are left out together, and every case is judged once."""
+    few = [row | {"pair": f"mol{k // 2}_{k % 2}"} for k, row in enumerate(rows[:8])]
+    found = calibration.cross_validated(few, folds=4)
+    assert [case.row["pair"] for case in found] == [row["pair"] for row in few]
+    for case in found:
+        own = calibration.molecule(case.row)
+        assert case.model == calibration.fit_model([row for row in few if calibration.molecule(row) != own])
 
 
 def test_the_area_under_the_curve_counts_pairs_in_order():
@@ -84,23 +90,24 @@ def verdict_row(errors, evidence, resolution=6.0):
     return {"pair": "a", "resolution": resolution, "rmsd_before": 9.0, "residues": kept}
 
 
-def test_failures_called_found_and_successes_called_lost_are_counted():
-    """Residues that the verdict names as doubtful may be wrong; the others count."""
+def test_verdicts_are_counted_by_whether_the_case_failed():
     model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 5)
-    right, wrong, none, all_, tenth = [0.5] * 10, [9.0] * 10, [0] * 10, [1] * 10, [1] + [0] * 9
+    right, wrong, none, all_ = [0.5] * 50, [9.0] * 50, [0] * 50, [1] * 50
+    tenth = [1] + [0] * 49
     cases = [
-        (verdict_row(right, none), (0, 0, 1, 0)),
-        (verdict_row(wrong, none), (1, 1, 0, 0)),
-        (verdict_row(wrong, all_), (1, 0, 0, 0)),
-        (verdict_row(right, all_), (0, 0, 1, 1)),
-        (verdict_row([9.0] + right[1:], tenth), (1, 0, 0, 0)),
-        (verdict_row(right[:-1] + [9.0], tenth), (1, 1, 0, 0)),
-        (verdict_row([2.0] * 10, none), (1, 1, 0, 0)),
-        (verdict_row([2.0] * 10, none, resolution=8.0), (0, 0, 1, 0)),
+        (verdict_row(right, none), (False, FOUND)),
+        (verdict_row(wrong, none), (True, FOUND)),
+        (verdict_row(wrong, all_), (True, LOST)),
+        (verdict_row(right, all_), (False, LOST)),
+        (verdict_row(right, tenth), (False, PARTLY)),
+        (verdict_row([2.0] * 50, none), (True, FOUND)),
+        (verdict_row([2.0] * 50, none, resolution=8.0), (False, FOUND)),
     ]
+    every = calibration.outcomes(calibration.judged_by([row for row, _ in cases], model))
     for row, expected in cases:
-        assert calibration.outcomes([row], model) == expected
-    assert calibration.outcomes([row for row, _ in cases], model) == tuple(np.sum([e for _, e in cases], axis=0))
+        counts = calibration.outcomes(calibration.judged_by([row], model))
+        assert counts[expected] == 1 == sum(counts.values())
+        assert every[expected] == sum(other == expected for _, other in cases)
 
 
 def test_packed_rows_are_read_as_they_were(job, rows, tmp_path, model):
@@ -110,7 +117,7 @@ def test_packed_rows_are_read_as_they_were(job, rows, tmp_path, model):
     for row, other in zip(some, back, strict=True):
         assert {name: row[name] for name in calibration.KEPT} == {name: other[name] for name in calibration.KEPT}
         np.testing.assert_allclose(calibration.errors_of(other), calibration.errors_of(row), rtol=1e-3)
-    before, after = (calibration.measure(each, model) for each in (some, back))
+    before, after = (calibration.measure(calibration.judged_by(each, model)) for each in (some, back))
     assert after == pytest.approx(before, abs=1e-3)
     (tmp_path / "validate.json").write_text(json.dumps(some))
     status, out, error = job(
@@ -129,12 +136,12 @@ def test_tables_and_figure_are_written_from_the_rows_of_a_study(job, rows, tmp_p
     given = (f"--results={study}", f"--out_dir={tmp_path / 'out'}", "--fit", f"--readme={page}")
     status, out, error = job("calibrate", *given)
     assert status == 0, error
-    assert "ErrorModel(" in out and "| all | 30 |" in out and "| motions above 4 Å | 10 |" in out
+    assert "ErrorModel(" in out and "| all | 60 |" in out and "| motions above 4 Å | 20 |" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "calibrate.json", "calibrate.md", "reliability.png", "reliability.svg",
     }  # fmt: skip
     text = page.read_text()
-    assert text.startswith("Before") and text.endswith("after\n") and "old" not in text and "| all | 30 |" in text
+    assert text.startswith("Before") and text.endswith("after\n") and "old" not in text and "| all | 60 |" in text
     status, _, error = job("calibrate", f"--results={study}", f"--out_dir={tmp_path / 'out'}")
     assert status == 2 and "--overwrite" in error
 
@@ -150,28 +157,28 @@ def test_a_folder_without_such_rows_is_refused(job, tmp_path, content):
 
 @pytest.fixture(scope="module")
 def stored():
-    """The cases on which the constants were found, and those on which they are judged."""
+    """The cases on which the constants were found."""
     with np.load(Path(__file__).parents[2] / "reference" / "errors.npz") as arrays:
-        return calibration.halves_of(calibration.unpack(arrays))
+        return calibration.unpack(arrays)
 
 
 def test_the_constants_are_those_of_the_stored_cases(stored):
     """To half precision of the evidence."""
-    found, model = calibration.fit_model(stored[0]), ErrorModel()
+    found, model = calibration.fit_model(stored), ErrorModel()
     np.testing.assert_allclose(found.powers, model.powers, atol=0.02)
     np.testing.assert_allclose(
         [found.spread, *dict(found.factors).values()], [model.spread, *dict(model.factors).values()], rtol=0.03
     )
 
 
-def test_predicted_errors_hold_on_pairs_that_were_not_fitted(stored):
+def test_predicted_errors_hold_for_molecules_that_were_not_fitted(stored):
     """As the page of results says: of the bound for 90 %, overall and at each resolution; and of the verdicts."""
-    model, rows = ErrorModel(), stored[1]
-    every = calibration.groups(rows)
-    found = {name: calibration.measure(some, model) for name, some in every.items()}
-    assert 0.87 <= found["all"]["within 90 %"] <= 0.95
-    assert found["all"]["AUROC 2 Å"] >= 0.9 and found["all"]["AUROC 4 Å"] >= 0.95
+    cases = calibration.cross_validated(stored)
+    found = {name: calibration.measure(some) for name, some in calibration.groups(cases).items()}
+    assert 0.87 <= found["all"]["within 90 %"] <= 0.93
+    assert found["all"]["AUROC 2 Å"] >= 0.9 and found["all"]["AUROC 4 Å"] >= 0.94
     for name in [name for name in found if name.startswith("targets")]:
         assert 0.8 <= found[name]["within 90 %"] <= 0.97, name
-    outcome = calibration.outcomes(rows, model)
-    assert outcome.missed <= 0.06 * len(rows) and outcome.alarms <= 0.1 * outcome.successes
+    counts = calibration.outcomes(cases)
+    succeeded = sum(count for (failed, _), count in counts.items() if not failed)
+    assert counts[True, FOUND] <= 0.03 * len(cases) and counts[False, LOST] <= 0.1 * succeeded
