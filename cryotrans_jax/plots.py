@@ -142,7 +142,7 @@ def curves_drawing(
         if 1 / resolution <= 1.001 * last:
             axes.axvline(1 / resolution, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
             text = f"{name} {resolution:.1f} Å"
-            axes.text(1 / resolution, 1.0, text, rotation=90, ha="right", va="top", color=GREY, fontsize=8)
+            axes.text(1 / resolution, 1.0, text, rotation=90, ha="right", va="top", color=INK, fontsize=9)
     drawing.legend(loc="outside lower left", ncols=2)
     return drawing
 

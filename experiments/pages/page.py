@@ -146,11 +146,9 @@ def body_table(scores: dict) -> str:
     if not parts:
         return text
     predicted = all("error" in part for part in parts)
-    hinged = any(part.get("hinges") for part in parts)
-    names = ["mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid motion [Å]"]
+    names = ["mass [%]", "rotation [°]", "shift [Å]", "RMS deviation from rigid [Å]"]
     names += ["predicted error [Å]"] * predicted
     head = "<th>rigid body or part</th>" + "".join(f'<th class="number">{name}</th>' for name in names)
-    head += "<th>hinges</th>" * hinged
     body = ""
     for number, part in enumerate(parts, 1):
         copies = f" ({part['copies']} copies)" if "copies" in part else ""
@@ -159,9 +157,11 @@ def body_table(scores: dict) -> str:
         cells = [f"{100 * part['share_of_mass']:.0f}", turn, shift, f"{part['from_rigid']:.2f}"]
         cells += [f"{part['error']:.1f}"] if predicted else []
         row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        row += f'<td class="value">{escape(shortlist(part.get("hinges", []), MOST_NAMED))}</td>' if hinged else ""
         spot = f'<i style="background:{body_colour(number)}"></i>'
         body += f"<tr><th>{spot}{escape(part_name(part, number))}{copies}</th>{row}</tr>"
+        if hinges := part.get("hinges"):
+            text_ = f"hinges: {escape(shortlist(hinges, MOST_NAMED))}"
+            body += f'<tr class="more"><td colspan="{len(names) + 1}">{text_}</td></tr>'
     return f'{text}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
