@@ -11,7 +11,7 @@ function viewer(data, volumes, frames, problem) {
   const world = new World(canvas, data, frames, volumes);
   const slider = byId("time"), play = byId("play"), dark = matchMedia("(prefers-color-scheme: dark)");
   const state = { frame: 0, front: 0, layout: "one", look: "solid", target: "off", initial: "off", colour: "displacement" };
-  let moving = false, playing = 0, wanted = false, quiet = 0;
+  let moving = false, playing = 0, wanted = false, quiet = 0, rough = 1, last = 0, between = (SLOW + QUICK) / 2;
 
   const controls = new THREE.TrackballControls(world.camera, canvas);
   Object.assign(controls, { staticMoving: true, rotateSpeed: 2.5, zoomSpeed: 1.2, panSpeed: 0.4, noZoom: true, keys: ["", "", ""] });
@@ -20,11 +20,23 @@ function viewer(data, volumes, frames, problem) {
     if (!still) stir();
     if (wanted) return;
     wanted = true;
-    requestAnimationFrame(() => {
+    requestAnimationFrame((now) => {
       wanted = false;
-      canvas.dataset.triangles = world.draw(state, moving || playing);
+      const busy = moving || playing;
+      canvas.dataset.triangles = world.draw(state, busy ? rough : 0);
       canvas.dataset.drawn = Number(canvas.dataset.drawn || 0) + 1;
+      if (busy) pace(now);
     });
+  }
+
+  // Draw on coarser grids where pictures follow one another slowly, and on finer ones where quickly.
+  function pace(now) {
+    const apart = now - last;
+    last = now;
+    if (apart > QUIET) return;
+    between = 0.8 * between + 0.2 * apart;
+    if (between > SLOW && rough < ROUGHEST) [rough, between] = [rough + 1, (SLOW + QUICK) / 2];
+    else if (between < QUICK && rough > 1) [rough, between] = [rough - 1, (SLOW + QUICK) / 2];
   }
 
   // For a moment everything is drawn coarsely, so that it follows the hand.
@@ -187,7 +199,7 @@ function viewer(data, volumes, frames, problem) {
   }
 
   byId("screenshot").addEventListener("click", () => {
-    world.draw(state, false);
+    world.draw(state, 0);
     const link = document.createElement("a");
     link.href = canvas.toDataURL("image/png");
     link.download = `morph_${state.frame}.png`;

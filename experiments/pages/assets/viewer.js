@@ -2,6 +2,8 @@
 
 const SMALL_GRID = 200000; // voxels: smaller maps are contoured with all of them also while they move
 const MOST_TRIANGLES = 40000; // while something moves; a computer without a graphics card draws as many fluently
+const ROUGHEST = 2; // times that the grid is halved at most while something moves
+const SLOW = 50, QUICK = 20; // ms between two pictures: then the grid is halved once more, or once less
 const QUIET = 250; // ms without a movement, after which the surface is drawn with all its detail
 const ROUND_TRIP = 6000; // ms: the morph and back
 const PLAIN = { target: "#6f93b8", initial: "#9aa5af", above: "#2166ac", below: "#b2182b", unsupported: "#e4e7ea" };
@@ -25,17 +27,18 @@ class Contour {
     return Float32Array.from(codes, (code) => density[code]);
   }
 
-  // The surface of a volume; while something moves it may be a coarser one.
-  get(k, moving) {
-    const whole = this.made.get(`${k}`), rough = moving && this.volumes[k].codes.length > SMALL_GRID;
-    if (whole && (!rough || whole.triangles <= MOST_TRIANGLES)) return whole;
-    return rough ? this.kept(`${k} rough`, k, true) : this.kept(`${k}`, k, false);
+  // The surface of a volume, on a grid that is halved `rough` times, if the map is large.
+  get(k, rough) {
+    const whole = this.made.get(`${k} 0`), small = this.volumes[k].codes.length <= SMALL_GRID;
+    if (!rough || small || (whole && whole.triangles <= MOST_TRIANGLES)) return this.kept(k, 0);
+    return this.kept(k, rough);
   }
 
-  kept(name, k, rough) {
+  kept(k, rough) {
+    const name = `${k} ${rough}`;
     if (!this.made.has(name)) {
       let values = this.values(k), { grid } = this.volumes[k];
-      if (rough) ({ values, grid } = halved(values, grid));
+      for (let time = 0; time < rough; time++) ({ values, grid } = halved(values, grid));
       const { vertices, triangles } = surface(values, grid, this.level);
       this.made.set(name, { geometry: geometry(vertices, triangles), triangles: triangles.length / 3, painted: null });
     }
@@ -98,12 +101,18 @@ function colourAttribute(codes, paint) {
   return new THREE.BufferAttribute(out, 3);
 }
 
+// Whether there is no graphics card: smoothing of edges then takes most of the time.
+function drawnInSoftware() {
+  const gl = document.createElement("canvas").getContext("webgl2"), about = gl.getExtension("WEBGL_debug_renderer_info");
+  return /swiftshader|llvmpipe|software|basic render/i.test(gl.getParameter(about ? about.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+}
+
 class World {
   // The scene: a root whose origin is the middle of the molecule, with a mesh for everything that can be shown.
   constructor(canvas, data, frames, volumes) {
     const { WebGLRenderer, Scene, Group, Fog, Color, HemisphereLight, DirectionalLight, OrthographicCamera } = THREE;
     Object.assign(this, { canvas, data, frames, volumes, paint: paints(data) });
-    this.renderer = new WebGLRenderer({ canvas, antialias: true, preserveDrawingBuffer: true });
+    this.renderer = new WebGLRenderer({ canvas, antialias: !drawnInSoftware(), preserveDrawingBuffer: true });
     this.renderer.autoClear = false;
     this.radius = Math.hypot(...data.sides) / 2;
     this.scene = new Scene();
@@ -178,11 +187,11 @@ class World {
   }
 
   // Put the surface of volume k into the meshes of a map, and make those visible that its look needs.
-  showSurface(name, k, look, moving, by) {
+  showSurface(name, k, look, rough, by) {
     const meshes = this.meshes[name], shown = look !== "off";
     for (const mesh of Object.values(meshes)) mesh.visible = false;
     if (!shown) return 0;
-    const made = this.contours[name].get(k, moving || look === "mesh");
+    const made = this.contours[name].get(k, look === "mesh" ? rough + 1 : rough);
     if (meshes.look.material.vertexColors && made.painted !== by) {
       const codes = this.codesAt(made.geometry.getAttribute("position").array, k, by);
       made.geometry.setAttribute("color", colourAttribute(codes, this.paint[by]));
@@ -232,8 +241,8 @@ class World {
     this.renderer.setSize(Math.max(clientWidth, 1), Math.max(clientHeight, 1), false);
   }
 
-  // Draw what a state says; return the number of triangles.
-  draw(state, moving) {
+  // Draw what a state says, surfaces on grids halved `rough` times; return the number of triangles.
+  draw(state, rough) {
     const { renderer, camera, scene, radius } = this, { clientWidth: width, clientHeight: height } = this.canvas;
     const views = state.layout === "three" && this.contours.target ? ["initial", "target", "morph"] : ["all"];
     const each = width / views.length, size = this.data.sides[1] / 2, ratio = each / height;
@@ -250,14 +259,14 @@ class World {
     views.forEach((view, place) => {
       renderer.setViewport(place * each, 0, each, height);
       renderer.setScissor(place * each, 0, each, height);
-      triangles += this.compose(view, state, moving);
+      triangles += this.compose(view, state, rough);
       renderer.render(scene, camera);
     });
     return triangles;
   }
 
   // Make visible what one of the views shows.
-  compose(view, state, moving) {
+  compose(view, state, rough) {
     const k = view === "initial" ? 0 : state.frame, alone = view === "all", last = this.frames.length - 1;
     const looks = {
       morph: view === "target" ? "off" : state.look,
@@ -268,7 +277,7 @@ class World {
     };
     let triangles = 0;
     for (const name of Object.keys(this.contours))
-      triangles += this.showSurface(name, name === "morph" ? k : 0, looks[name], moving, state.colour);
+      triangles += this.showSurface(name, name === "morph" ? k : 0, looks[name], rough, state.colour);
     triangles += this.showModel(view === "target" ? last : k, state.model && view !== "target", state.hinges && view !== "target", state.colour);
     for (const mesh of this.axes) mesh.visible = state.axes && view !== "target";
     return triangles;
