@@ -146,7 +146,7 @@ def body_table(scores: dict) -> str:
     if not parts:
         return text
     predicted = all("error" in part for part in parts)
-    names = ["mass [%]", "rotation [°]", "shift [Å]", "RMS deviation from rigid [Å]"]
+    names = ["mass [%]", "rotation [°]", "translation [Å]", "RMS deviation from rigid [Å]"]
     names += ["predicted error [Å]"] * predicted
     head = "<th>rigid body or part</th>" + "".join(f'<th class="number">{name}</th>' for name in names)
     body = ""

@@ -37,7 +37,7 @@ def motion(scores: dict) -> str:
         return "No rigid body moves by itself" if parts else ""
     _, part, number = max(moves, key=lambda each: each[0])
     name = part_name(part, number)
-    return f"{name[0].upper()}{name[1:]} turns by {part['turn']:.0f}° and shifts by {part['shift']:.0f} Å"
+    return f"{name[0].upper()}{name[1:]} rotates by {part['turn']:.0f}° and shifts by {part['shift']:.0f} Å"
 
 
 def is_moved(part: dict) -> bool:
@@ -55,7 +55,7 @@ def alignment(config: dict) -> str:
         "<tr>" + "".join(f'<td class="number">{value:.4f}</td>' for value in row) + "</tr>" for row in found.matrix[:3]
     )
     text = (
-        f"The target was turned by {found.angle:.1f}° and shifted by {np.linalg.norm(found.shift):.1f} Å onto the "
+        f"The target was rotated by {found.angle:.1f}° and translated by {np.linalg.norm(found.shift):.1f} Å onto the "
         "initial map. The matrix acts on positions in its file (Å); it is kept in transform.json."
     )
     return f"<section>\n<h2>Alignment</h2>\n<p>{escape(text)}</p>\n<table><tbody>{rows}</tbody></table>\n</section>"

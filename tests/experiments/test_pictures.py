@@ -11,7 +11,7 @@ from PIL import Image
 from experiments.pages import pictures
 
 
-def composed(count=4, title="Domain A turns by 30° and shifts by 11 Å"):
+def composed(count=4, title="Domain A rotates by 30° and shifts by 11 Å"):
     """Pictures of a molecule that becomes lighter."""
     flat = [np.full((*pictures.AREA, 3), 80 * k, np.uint8) for k in range(count)]
     names = "a.mrc → b.mrc"

@@ -78,7 +78,7 @@ def test_the_model_is_where_the_flow_carries_it():
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        ({"parts": PARTS, "verdict": "found"}, "Body 1 turns by 30° and shifts by 9 Å; motion found"),
+        ({"parts": PARTS, "verdict": "found"}, "Body 1 rotates by 30° and shifts by 9 Å; motion found"),
         ({"parts": PARTS[1:]}, "No rigid body moves by itself"),
         ({"correlation_matched_before": 0.651, "correlation_matched_after": 0.99},
          "Correlation with the target 0.65 → 0.99"),
@@ -93,5 +93,5 @@ def test_the_alignment_is_told_by_angle_shift_and_matrix():
     matrix = np.eye(4)
     matrix[:3, 3] = 3.0, 0.0, 4.0
     text = words.alignment({"alignment": {"transform": Transform.from_matrix(matrix).matrix.tolist()}})
-    assert "turned by 0.0° and shifted by 5.0 Å" in text and text.count("<tr>") == 3
+    assert "rotated by 0.0° and translated by 5.0 Å" in text and text.count("<tr>") == 3
     assert words.alignment({}) == ""
