@@ -91,7 +91,7 @@ def morph(pairs: list, options: dict[str, flags.Flag], out_dir: Path) -> dict[st
     from .batch_state import Plan
 
     number, of = map(int, FLAGS.share.split("/"))
-    plan = Plan(out_dir, Path(FLAGS.pairs).parent.resolve(), options, FLAGS.overwrite, FLAGS.at_once)
+    plan = Plan(out_dir, options, FLAGS.overwrite, FLAGS.at_once)
     batch = batch_runs.Batch(plan)
     batch.run(batch_list.by_size(pairs)[number - 1 :: of])
     return batch.not_done

@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,19 @@ class Pair:
 
     Attributes:
         name: of the pair, and of its folder.
+        folder: of the list, from which its files are named, and in which its run starts.
         files: paths of its files, by the flag of `experiments.run` that takes each.
         given: texts of its other flags, by name.
     """
 
     name: str
+    folder: Path
     files: dict[str, Path]
     given: dict[str, str] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """Path of a file, by its flag, from wherever one is."""
+        return self.folder / self.files[name]
 
     def settings(self, options: Mapping[str, flags.Flag]) -> dict[str, Any]:
         """Values of all flags but those that name files: the pair's own, and otherwise those of all pairs."""
@@ -76,8 +82,11 @@ def read_list(path: Path, options: Mapping[str, flags.Flag], with_files: bool = 
                 f"{where} has {len(cells)} cells and there are {len(columns)} columns: put a text with commas in quotes"
             )
         given = {name: cell for name, cell in zip(columns, cells, strict=False) if cell}
-        files = shared | read_files(given, path.parent.resolve(), where, with_files)
-        pairs[number] = Pair(read_name(given, where), files, read_flags(given, path.parent.resolve(), options, where))
+        files = shared | read_files(given, where)
+        pair = Pair(read_name(given, where), path.parent.resolve(), files)
+        if with_files:
+            check_files(pair, where)
+        pairs[number] = replace(pair, given=read_flags(given, pair.folder, options, where))
     check_names(path, pairs)
     return [*pairs.values()]
 
@@ -130,17 +139,20 @@ def shared_files(options: Mapping[str, flags.Flag]) -> dict[str, Path]:
     return {name: Path(value[0] if isinstance(value, list) else value).absolute() for name, value in found.items()}
 
 
-def read_files(given: Mapping[str, str], folder: Path, where: str, needed: bool) -> dict[str, Path]:
-    """Paths of the files that a row's cells name, by column; raise InputError where a `needed` one is missing."""
+def read_files(given: Mapping[str, str], where: str) -> dict[str, Path]:
+    """Paths of the files that a row's cells name, by their columns; raise InputError where a map is not named."""
     for name in MAPS:
         if name not in given:
             raise InputError(f"{where} has no {name} map: give its path in the column {name}")
-    files = {name: folder / os.path.expanduser(given[name]) for name in FILES if name in given}
-    for name, path in files.items():
-        if needed and not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise InputError(f"{where} names the {name} {given[name]!r}, and {path} {what}: correct the cell")
-    return files
+    return {name: Path(os.path.expanduser(given[name])) for name in FILES if name in given}
+
+
+def check_files(pair: Pair, where: str) -> None:
+    """Raise InputError where a file of a pair is not there."""
+    for name, path in pair.files.items():
+        if not pair.file(name).is_file():
+            what = "is a folder" if pair.file(name).is_dir() else "does not exist"
+            raise InputError(f"{where} names the {name} {str(path)!r}, and {pair.file(name)} {what}: correct the cell")
 
 
 def read_flags(given: Mapping[str, str], folder: Path, options: Mapping[str, flags.Flag], where: str) -> dict[str, str]:
@@ -196,7 +208,7 @@ def check_names(path: Path, pairs: Mapping[int, Pair]) -> None:
 
 def by_size(pairs: Iterable[Pair]) -> list[Pair]:
     """Sort pairs by the box of the initial map, so that those of like shapes follow and share compiled programs."""
-    return sorted(pairs, key=lambda pair: (*box(pair.files["initial"]), "model" in pair.files, pair.name))
+    return sorted(pairs, key=lambda pair: (*box(pair.file("initial")), "model" in pair.files, pair.name))
 
 
 def box(path: Path) -> tuple[int, ...]:

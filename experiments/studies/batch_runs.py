@@ -113,7 +113,7 @@ class Batch:
             output.flush()
             process = subprocess.Popen(
                 arguments,
-                cwd=self.plan.folder,
+                cwd=pair.folder,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -30,14 +30,12 @@ class Plan:
 
     Attributes:
         out_dir: folder of the batch, which has a folder for each pair.
-        folder: of the list, from which names in its cells begin.
         options: flags of a run, with their values for all pairs.
         overwrite: whether runs of other inputs or settings may be replaced.
         at_once: number of pairs that are run at the same time.
     """
 
     out_dir: Path
-    folder: Path
     options: Mapping[str, flags.Flag]
     overwrite: bool = False
     at_once: int = 1
@@ -96,13 +94,17 @@ def is_finished(folder: Path) -> bool:
 
 def differences(config: dict, pair: Pair, options: Mapping[str, flags.Flag]) -> list[str]:
     """Describe how a pair differs from a run by its config.json: in its files, by checksums, and in settings."""
-    recorded, found = config["settings"], []
+    recorded, inputs, found, compared = config["settings"], config["inputs"], [], set()
     for name in FILES:
         value = recorded.get(name) or []
         named = value if isinstance(value, list) else [value]
-        before = [config["inputs"].get(each, {}).get("sha256") for each in named]
-        if before != ([checksum(pair.files[name])] if name in pair.files else []):
+        before = [inputs.get(each, {}).get("sha256") for each in named]
+        compared.update(named)
+        if before != ([checksum(pair.file(name))] if name in pair.files else []):
             found.append(f"the file for --{name} is another one")
+    for name, entry in inputs.items():  # such as parts and waypoints
+        if name not in compared and Path(entry["file"]).is_file() and checksum(entry["file"]) != entry["sha256"]:
+            found.append(f"the file {name} has changed")
     now = json.loads(json.dumps(pair.settings(options), default=str))
     for name, value in now.items():
         if name not in WITHOUT and recorded.get(name) != value:
