@@ -60,8 +60,8 @@ class Batch:
         """Run those that are not done, in this order; where the batch is stopped, stop those that run."""
         waiting = deque(pair for pair in pairs if not self.is_settled(pair))
         self.count, self.begun, self.ended = len(pairs), len(pairs) - len(waiting), len(pairs) - len(waiting)
-        kept = f"{self.ended - len(self.not_done)} are done already"
-        log.info(f"{counted(self.count)}: {kept}, {len(waiting)} to be morphed, {self.plan.at_once} at a time")
+        kept = self.ended - len(self.not_done)
+        log.info(f"{counted(self.count)}: {kept} done already, {len(waiting)} to morph, {self.plan.at_once} at a time")
         for name, why in self.not_done.items():
             log.info(f"{name}: failed: {why}")
         try:
@@ -100,8 +100,8 @@ class Batch:
             lock.owner_ended(out_dir / pair.name / "running.lock")
         except InputError as error:
             claim.close()
-            self.not_done[pair.name] = f"{BUSY} ({error})"
-            self.tell(pair, f"left out, as {BUSY}")
+            self.not_done[pair.name] = BUSY
+            self.tell(pair, f"left out, as {BUSY}: {error}")
             return
         if self.is_settled(pair):  # meanwhile, by another program
             claim.close()
@@ -111,6 +111,7 @@ class Batch:
         with beside(out_dir, pair, LOG).open("ab") as output:
             output.write(f"$ {subprocess.list2cmdline(arguments)}\n".encode(errors="replace"))
             output.flush()
+            offset = output.tell()
             process = subprocess.Popen(
                 arguments,
                 cwd=pair.folder,
@@ -120,18 +121,19 @@ class Batch:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal signals the batch alone, which passes it on
             )
-            self.running.append(Started(pair, process, time.monotonic(), output.tell(), claim))
-        log.info(f"{pair.name}: begins, {self.begun} of {self.count}")
+            self.running.append(Started(pair, process, time.monotonic(), offset, claim))
+        log.info(f"{pair.name}: begins ({self.begun} of {self.count})")
 
     def finish(self, started: Started) -> None:
         """Note what became of a pair whose process has ended."""
         pair, seconds = started.pair, time.monotonic() - started.begin
         self.running.remove(started)
-        self.seconds.append(seconds)
         failed = ""
         if status := started.process.returncode:
             failed = last_error(beside(self.plan.out_dir, pair, LOG), started.offset, status)
             self.not_done[pair.name] = failed
+        else:
+            self.seconds.append(seconds)
         record(self.plan.out_dir, pair, failed, seconds)
         started.claim.close()
         said = failed or batch_table.in_words(batch_table.row(pair, self.plan.out_dir))
@@ -143,7 +145,7 @@ class Batch:
         log.info(f"{pair.name}: {what} ({self.ended} of {self.count} ended{self.time_left()})")
 
     def time_left(self) -> str:
-        """How long the pairs that are left may take, by those that were run, in words."""
+        """How long the pairs that are left may take, by those that were morphed, in words."""
         left = self.count - self.ended
         if not left or not self.seconds:
             return ""

@@ -104,10 +104,10 @@ def test_each_pair_is_a_run_of_its_own_and_one_that_fails_stops_no_other(done):
     assert (out / ODD / "report.html").is_file() and not (out / "initial_to_between" / "report.html").exists()
     assert (out / ODD / "generated.cif").is_file()
     lines = said.splitlines()
-    assert lines[0] == "3 pairs: 0 are done already, 3 to be morphed, 2 at a time"
-    assert len([line for line in lines if re.fullmatch(r".+: begins, [123] of 3", line)]) == 3
+    assert lines[0] == "3 pairs: 0 done already, 3 to morph, 2 at a time"
+    assert len([line for line in lines if re.fullmatch(r".+: begins \([123] of 3\)", line)]) == 3
     ended = [line for line in lines if re.search(r" \([123] of 3 ended(, about \d+ s left)?\)$", line)]
-    assert len(ended) == 3 and " left)" in ended[0] and " left)" not in ended[2]
+    assert [" left)" in line for line in ended] == [False, True, False]  # the first has failed at once
     assert any(line.startswith("cut_to_between: failed after ") and "is truncated" in line for line in ended)
     assert not [path for path in out.iterdir() if path.name.endswith((".claim", ".lock"))]
 
@@ -142,7 +142,7 @@ def test_what_is_done_is_kept_and_the_rest_is_run(folder, job, again):
     """Also where the folder was copied, and the list has other pairs; what the page needs is made anew."""
     with instead(FAILS) as started:
         status, said, _ = batch(job, folder, LIST[:3], again)
-    assert status == 0 and not started and said.startswith("2 pairs: 2 are done already, 0 to be morphed")
+    assert status == 0 and not started and said.startswith("2 pairs: 2 done already, 0 to morph")
     assert "cut_to_between" not in (again / "batch.csv").read_text()
     shutil.rmtree(again / "initial_to_between")
     with instead(FAILS) as started:
@@ -227,6 +227,23 @@ def test_a_batch_that_is_stopped_stops_its_runs(folder, job, tmp_path):
     assert error == "error: stopped by SIGTERM; the runs are saved: give the same command to go on\n"
     (record,) = (tmp_path / "out").glob("*.json")
     assert json.loads(record.read_text())["stopped"] and not [*(tmp_path / "out").glob("*.claim")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells how a process handles signals")
+def test_a_run_that_a_cluster_has_signalled_already_is_not_signalled_again(tmp_path):
+    """A run that was signalled handles none of the signals any more, so that a second one would end it at once."""
+    ready = tmp_path / "ready"
+    again = STOPS.replace("lambda *_: sys.exit(143)", "lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL)")
+    with subprocess.Popen([sys.executable, "-c", again, str(ready)]) as process:
+        while not ready.exists():
+            time.sleep(0.02)
+        assert not batch_runs.has_caught(process.pid)
+        process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 10
+        while not batch_runs.has_caught(process.pid) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert batch_runs.has_caught(process.pid) and process.poll() is None
+        process.kill()
 
 
 BAD = {
