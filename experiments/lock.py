@@ -51,10 +51,21 @@ def held(folder: Path, process: int = 0) -> Iterator[None]:
     if path in HELD:
         yield
         return
-    HELD[path] = acquire(path)
-    try:
+    with owned(path):
         if process == 0:
             check_others(path)
+        yield
+
+
+@contextlib.contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Own a lock file within the block, and renew it; unlike `held`, this looks at no other lock.
+
+    Raises:
+        InputError: another program owns it.
+    """
+    HELD[path] = acquire(path)
+    try:
         with renewing(path):
             yield
     finally:
