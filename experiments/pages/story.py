@@ -65,8 +65,10 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
         exchange.write_fsc(story.folder, story.curves)
     write_scripts(story.folder, config, moved.top, story.scores.get("parts", []))
     views = make_views(story, moved) if whole else None
-    found = cautions(config, story.scores, measure(story, moved, views))
-    run_folder.write_json(story.folder / "metrics.json", story.scores | {"warnings": warnings(found)})
+    measured = measure(story, moved, views)
+    found = cautions(config, story.scores, measured)
+    more = {"stretched": measured.stretched, "warnings": warnings(found)}
+    run_folder.write_json(story.folder / "metrics.json", story.scores | more)
     if views is not None:
         write_report(story, moved, views, found)
     made = [*(path.name for path in story.folder.iterdir()), "README.txt"]
