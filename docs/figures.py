@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 FIGURES = Path(__file__).parent / "figures"
-WIDTH = 900  # pixels, the width in the page
+WIDTH = 1100  # pixels, the width in the page
 
 
 def small(path: Path, name: str, colours: int = 64) -> None:
@@ -28,12 +28,12 @@ def report(page: Path, picture: Path) -> None:
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options)
     try:
-        browser.set_window_size(1200, 1250)
+        browser.set_window_size(1400, 1043)
         browser.get(page.resolve().as_uri())
         WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.readyState") == "complete")
         browser.implicitly_wait(2)
         browser.execute_script(
-            "const s = document.querySelector('input[type=range]');"
+            "const s = document.getElementById('time');"
             "if (s) { s.value = (Number(s.min) + Number(s.max)) / 2; s.dispatchEvent(new Event('input')); }"
         )
         browser.execute_async_script("setTimeout(arguments[0], 2000)")

@@ -36,17 +36,19 @@ class ErrorModel:
         scale: Å; the error of a place where all evidence is 1.
         powers: of strain, shift, uncertainty, residual and slightness; none is negative.
         least: values below which these count as much.
+        most: values above which these count as much, as larger ones were hardly seen.
         smallest: error that is predicted at least, Å; smaller ones were not measured.
         factors: for a fraction of all places the distance from the truth that it does not exceed, relative to the
             predicted error.
         spread: standard deviation of the logarithm of the true error about that of the predicted one.
     """
 
-    scale: float = 330.0
-    powers: tuple[float, ...] = (0.632, 0.402, 0.464, 0.647, 0.954)
-    least: tuple[float, ...] = (0.00439, 0.0183, 0.0365, 0.77, 0.0479)
-    factors: tuple[tuple[float, float], ...] = ((0.5, 0.742), (0.68, 1.0), (0.9, 1.76), (0.95, 2.51))
-    spread: float = 0.74
+    scale: float = 193.0
+    powers: tuple[float, ...] = (0.506, 0.406, 0.317, 0.659, 1.02)
+    least: tuple[float, ...] = (0.00541, 0.0231, 0.0369, 0.712, 0.0453)
+    most: tuple[float, ...] = (0.417, 1.34, 1.72, 1.59, 0.131)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.749), (0.68, 1.0), (0.9, 1.74), (0.95, 2.42))
+    spread: float = 0.693
     smallest: float = 0.1
 
     def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:
@@ -56,8 +58,8 @@ class ErrorModel:
 
     def logarithms(self, evidence: Evidence) -> Float[np.ndarray, "n evidence"]:
         """Logarithms of the evidence, in which the logarithm of the predicted error is linear."""
-        each = zip(evidence, self.least, strict=True)
-        return np.stack([np.log(np.maximum(values, least)) for values, least in each], -1)
+        each = zip(evidence, self.least, self.most, strict=True)
+        return np.stack([np.log(np.clip(values, least, most)) for values, least, most in each], -1)
 
     def within(self, fraction: float) -> float:
         """Factor on the predicted error: the distance that this fraction of all places does not exceed.
@@ -90,8 +92,8 @@ class VerdictRules:
 
     limit: float = 3.0
     doubtful: float = 0.5
-    few: float = 0.01
-    most: float = 0.1
+    few: float = 0.005
+    most: float = 0.12
 
 
 class Verdict(NamedTuple):

@@ -18,7 +18,7 @@ FOLDS = 10  # parts of the molecules, each judged by constants of the others
 FRACTIONS = 0.5, 0.68, 0.9, 0.95  # of residues, for which bounds of the error are measured
 WRONG = 2.0, 4.0  # Å: errors that are to be told from smaller ones
 LEAST_ERROR = 0.15  # Å: smaller true errors count as this much in the fit
-RARE = 0.01  # fraction of residues whose evidence is below what counts at least
+RARE = 0.01  # fraction of residues whose evidence is below what counts at least, or above what counts at most
 LARGE, SMALL, NOTHING = 4.0, 2.0, 0.01  # Å: CA RMSD of two states above or below which a motion is called so
 CURVE = np.linspace(0.05, 0.99, 48)  # fractions of the reliability diagram
 
@@ -68,12 +68,12 @@ def molecule(row: Row) -> str:
 def fit_model(rows: Sequence[Row]) -> ErrorModel:
     """Fit the constants: powers that are not negative, by least squares of the logarithm of the error.
 
-    All cases weigh alike. What counts at least of the evidence is a low quantile of it. The factors are quantiles of
-    the ratio of the true error to the predicted one.
+    All cases weigh alike. What counts at least and at most of the evidence are quantiles of it. The factors are
+    quantiles of the ratio of the true error to the predicted one.
     """
     every = [np.concatenate(values) for values in zip(*map(evidence_of, rows), strict=True)]
-    least = tuple(significant(np.quantile(values, RARE)) for values in every)
-    model = ErrorModel(1.0, (1.0,) * len(least), least)
+    least, most = (tuple(significant(np.quantile(values, share)) for values in every) for share in (RARE, 1 - RARE))
+    model = ErrorModel(1.0, (1.0,) * len(least), least, most)
     x = np.concatenate([model.logarithms(evidence_of(row)) for row in rows])
     true = np.concatenate([errors_of(row) for row in rows])
     y = np.log(np.maximum(true, LEAST_ERROR))
@@ -88,7 +88,7 @@ def fit_model(rows: Sequence[Row]) -> ErrorModel:
     scale = quantiles[FRACTIONS.index(0.68)]
     spread = float(np.sqrt(np.sum(squared * (left - np.sum(squared * left)) ** 2)))
     factors = tuple((f, significant(q / scale)) for f, q in zip(FRACTIONS, quantiles, strict=True))
-    return ErrorModel(significant(scale), tuple(map(significant, powers)), least, factors, significant(spread))
+    return ErrorModel(significant(scale), tuple(map(significant, powers)), least, most, factors, significant(spread))
 
 
 def significant(value: float, digits: int = 3) -> float:
