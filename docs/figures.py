@@ -31,10 +31,12 @@ def report(page: Path, picture: Path) -> None:
         browser.set_window_size(1400, 1043)
         browser.get(page.resolve().as_uri())
         WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.readyState") == "complete")
-        browser.implicitly_wait(2)
+        WebDriverWait(browser, 60).until(
+            lambda b: b.execute_script("return document.getElementById('frame').textContent")
+        )
         browser.execute_script(
             "const s = document.getElementById('time');"
-            "if (s) { s.value = (Number(s.min) + Number(s.max)) / 2; s.dispatchEvent(new Event('input')); }"
+            "s.value = (Number(s.min) + Number(s.max)) / 2; s.dispatchEvent(new Event('input'));"
         )
         browser.execute_async_script("setTimeout(arguments[0], 2000)")
         browser.save_screenshot(str(picture))

@@ -247,9 +247,10 @@ def verdict(target: str, text: str) -> None:
 
 def scores(target: str, rows: Sequence[Score]) -> None:
     """Print the scores of the initial and of the generated map as an aligned table."""
-    width = max(len(target), *(len(row.label) + 2 for row in rows))
-    for label, initial, generated in [(target, "initial", "generated"), *((f"  {row[0]}", *row[1:]) for row in rows)]:
-        info(f"{label:{width}}  {initial:>9}  {generated:>9}")
+    table = [Score(target, "initial", "generated"), *(row._replace(label=f"  {row.label}") for row in rows)]
+    name, width = max(len(row.label) for row in table), max(len(cell) for row in table for cell in row[1:])
+    for label, initial, generated in table:
+        info(f"{label:{name}}  {initial:>{width}}  {generated:>{width}}")
 
 
 def rigid_bodies(kind: str, bodies: Sequence[RigidBody]) -> None:
