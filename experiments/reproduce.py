@@ -20,6 +20,7 @@ from absl import flags
 from . import log, ranges, systems, tables
 from . import run as job
 from .main import run
+from .score_rows import SCORES
 from .systems import System
 from .usage import group
 
@@ -190,7 +191,7 @@ def row(quantity: str, before: str = "", ours: str | int = "", published: str = 
 def score_rows(system: System, resolution: float | None, scores: dict, check: float | None) -> list[dict]:
     """Rows of scores; the published one is against a model of the target state."""
     rows = []
-    styles = {key: (label, style) for label, key, style in log.SCORES}
+    styles = {key: (label, style) for label, key, style in SCORES}
     for key in COMPARED:
         label, style = styles[key]
         known = systems.format_published(system.result(resolution)) if key == "fsc" else systems.UNKNOWN

@@ -13,7 +13,7 @@ import numpy as np
 from cryotrans_jax.io.structures import shortlist
 
 from ..score_rows import score_rows
-from . import files, packing, words
+from . import contents, packing, words
 from .cautions import Caution, chosen, target_index
 from .scene import body_colour, part_name
 
@@ -74,7 +74,7 @@ def build(
         "fsc_text": FSC_TEXT,
         "loss": drawings.get("loss", "<p>No curves, as there is no loss.csv.</p>"),
         "settings": settings(config),
-        "files": files.file_table(made),
+        "files": contents.file_table(made),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     return MARK.sub(lambda mark: filled[mark[1]], (ASSETS / "page.html").read_text())

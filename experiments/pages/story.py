@@ -19,7 +19,7 @@ from cryotrans_jax.scores import metrics
 from cryotrans_jax.scores.confidence import ErrorModel
 
 from .. import exchange, run_folder
-from . import files, film, packing, page, pictures, places, scene, words
+from . import contents, film, packing, page, pictures, places, scene, words
 from .cautions import Caution, Measured, cautions, chosen, target_index, target_name, warnings
 from .film import REACH, ROOM, CarriedMass, Frame, crop
 from .reading import Story, display_contours, read_losses, target_pose
@@ -72,7 +72,7 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
     if views is not None:
         write_report(story, moved, views, found)
     made = [*(path.name for path in story.folder.iterdir()), "README.txt"]
-    write_file(story.folder / "README.txt", files.folder_text(made, config, story.scores))
+    write_file(story.folder / "README.txt", contents.folder_text(made, config, story.scores))
     return warnings(found)
 
 

@@ -39,7 +39,7 @@ from cryotrans_jax.io.files import checksum
 from cryotrans_jax.io.maps import Map, read_map, same_grid, write_map
 from experiments import exchange, record, results, run_folder, score
 from experiments.case import Case
-from experiments.pages import cautions, files, film, packing, page, pictures, reading, story
+from experiments.pages import cautions, contents, film, packing, page, pictures, reading, story
 from experiments.settings import OutputSettings
 
 EVIL = "a<script>alert(1)</script>\"'&{{data}}<!--"  # a file's name by a stranger
@@ -331,7 +331,7 @@ def test_a_run_has_all_files_for_others(run):
 def test_the_folder_says_what_its_files_are(run):
     text = (run / "README.txt").read_text()
     shown = [path.name for path in run.iterdir()]
-    assert [name for name in shown if not any(re.fullmatch(pattern, name) for pattern, _ in files.FILES)] == []
+    assert [name for name in shown if not any(re.fullmatch(pattern, name) for pattern, _ in contents.FILES)] == []
     for name in ("generated.mrc", "unexplained.mrc", "morph.mp4", "view.cxc", "checkpoint"):
         assert re.search(rf"^{re.escape(name)}|\s{re.escape(name)}", text, re.M), name
     assert "Verdict: motion" in " ".join(text.split()) and max(map(len, text.splitlines())) <= 120

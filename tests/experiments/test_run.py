@@ -34,7 +34,14 @@ ROOT = Path(__file__).parents[2]
 STEPS = 0.1  # of the default recipe; one number for all runs, which then share compiled programs
 FRAMES = 3
 QUICK = dict(recipe="paper", schedule="l2:10:1e-3", bin=4, steps=1.0)  # ten steps, for what no fit's quality matters to
-TOLD = {"unexplained.mrc", "displacement.mrc", "fsc.csv", "fsc.xml", "view.cxc"}  # for other programs, after every run
+TOLD = {
+    "unexplained.mrc",
+    "displacement.mrc",
+    "fsc.csv",
+    "fsc.xml",
+    "view.cxc",
+    "README.txt",
+}  # for other programs, after every run
 TOLD |= {"error.mrc", "displacement.npz"} | {f"displacement_{axis}.mrc" for axis in "xyz"}
 WITH_MODEL = {"errors.svg", "errors.png", "refine_start.cif", "isolde.cxc", "phenix.eff"}
 PICTURES = {f"{name}.{kind}" for name in ("fsc", "loss", "slices") for kind in ("svg", "png")}
@@ -139,7 +146,7 @@ def test_a_run_writes_all_that_it_promises(run, folder):
     expected = {f"{name}.mrc" for name in (*frames, "generated")} | {f"{name}.cif" for name in (*carried, "generated")}
     expected |= {"config.json", "loss.csv", "metrics.json", "geometry.csv", "trajectory.pdb", "SHA256SUMS"}
     expected |= TOLD | PICTURES
-    expected |= {"transform.json", "parts.mrc"}
+    expected |= {"transform.json", "parts.mrc", "movie.cxc"}
     expected |= {"displacement.cif", "fsc_reference.xml"}  # with a model, with a reference
     expected |= WITH_MODEL
     assert {path.name for path in run.iterdir()} == expected | {"checkpoint"}
@@ -549,7 +556,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(folder, job, tmp_path):
     assert job("run", *arguments(folder, tmp_path, **QUICK, frames=2), "--overwrite", "--report=false")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == TOLD | {
         "frame_00.mrc", "frame_01.mrc", "generated.mrc", "config.json", "loss.csv", "metrics.json", "checkpoint",
-        "transform.json", "SHA256SUMS",
+        "transform.json", "SHA256SUMS", "movie.cxc",
     }  # fmt: skip
     *_, target = cxc.run(tmp_path / "view.cxc").items()
     assert target[0] == exchange.target_number(False, True) and target[1].files[0].resolve() == folder / "target.mrc"
