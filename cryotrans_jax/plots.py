@@ -202,7 +202,9 @@ def panels(drawing: Drawing, count: int, columns: int = 0) -> list[Axes]:
 
 @STYLE
 def slices_drawing(
-    volumes: dict[str, Float[np.ndarray, "x y z"]], voxel_size: Float[np.ndarray, "3"], middle: Sequence[int]
+    volumes: dict[str, Float[np.ndarray, "x y z"]],
+    voxel_size: Float[np.ndarray, "3"],
+    middle: Sequence[int] | None = None,
 ) -> Drawing:
     """Draw slices of each volume across z, y and x.
 
@@ -211,9 +213,11 @@ def slices_drawing(
     Args:
         volumes: by name.
         voxel_size: Å, along each axis.
-        middle: the voxel through which they are cut.
+        middle: the voxel through which they are cut; if not given, that in the middle of the first volume's mass.
     """
-    sides = np.round(np.array(next(iter(volumes.values())).shape) * voxel_size, 3)  # files keep no more digits
+    first = next(iter(volumes.values()))
+    middle = middle_voxel(first) if middle is None else middle
+    sides = np.round(np.array(first.shape) * voxel_size, 3)  # files keep no more digits
     scale = 170 / sides.max()
     rows = [(axis, *(k for k in range(3) if k != axis)) for axis in (2, 1, 0)]
     tops = np.cumsum([28, *(sides[up] * scale + 10 for _, _, up in rows)])

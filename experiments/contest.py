@@ -244,8 +244,7 @@ def figures(entries: Sequence[Entry], comparison: Comparison) -> dict[str, plots
     drawn["ends"] = plots.panels_drawing(fsc, "spatial frequency [1/Å]", floor=0.0)
     frames = {e.name: e.halfway for e in entries if e.halfway is not None}
     volumes = {"initial": comparison.initial.density} | frames | {"target": comparison.target.density}
-    middle = plots.middle_voxel(comparison.initial.density)
-    drawn["halfway"] = plots.slices_drawing(volumes, comparison.initial.voxel_size, middle)
+    drawn["halfway"] = plots.slices_drawing(volumes, comparison.initial.voxel_size)
     return drawn
 
 
