@@ -45,6 +45,7 @@ FILES = (  # pattern, description
     (r"checkpoint", "the fit itself, from which experiments.predict makes more frames"),
 )
 
+FEW = 3  # files of one kind that are named one by one
 WIDTH = 100  # letters of a line of README.txt
 FIRST = """\
 The morph of {initial} into {target}, by cryotrans-jax {version}.
@@ -58,15 +59,17 @@ documentation, under "Use".
 
 def link(name: str) -> str:
     """A relative link to a file of the folder."""
-    return name if name == "…" else f'<a href="{quote(name)}"><code>{escape(name)}</code></a>'
+    return f'<a href="{quote(name)}"><code>{escape(name)}</code></a>'
 
 
 def file_table(made: Sequence[str]) -> str:
-    """Table of the run's files and what they are."""
-    rows = (
-        f'<tr><td>{" ".join(map(link, names))}</td><td class="value">{escape(what)}</td></tr>'
-        for names, what in listed(made)
-    )
+    """Table of the run's files, each linked, and what they are; many of one kind are folded."""
+    rows = []
+    for names, what in listed(made):
+        links = " ".join(map(link, names))
+        if len(names) > FEW:
+            links = f"<details><summary><code>{escape(shortened(names))}</code></summary>{links}</details>"
+        rows.append(f'<tr><td>{links}</td><td class="value">{escape(what)}</td></tr>')
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -74,7 +77,12 @@ def listed(made: Sequence[str]) -> Iterator[tuple[list[str], str]]:
     """The files of a folder, those of one kind together, with what they are."""
     for pattern, what in FILES:
         if names := sorted(name for name in made if re.fullmatch(pattern, name)):
-            yield names if len(names) < 4 else [names[0], "…", names[-1]], commands_as_typed(what)
+            yield names, commands_as_typed(what)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names of one kind, many of them by the first and the last."""
+    return " ".join(names if len(names) <= FEW else [names[0], "…", names[-1]])
 
 
 def folder_text(made: Sequence[str], config: dict, scores: dict) -> str:
@@ -90,5 +98,5 @@ def folder_text(made: Sequence[str], config: dict, scores: dict) -> str:
     version = config["versions"].get("cryotrans-jax")
     text = FIRST.format(initial=config["initial"], target=config["target"], version=version, verdict=verdict)
     for names, what in listed(made):
-        text += "\n" + textwrap.fill(f"{' '.join(names)}: {what}", WIDTH, subsequent_indent="    ")
+        text += "\n" + textwrap.fill(f"{shortened(names)}: {what}", WIDTH, subsequent_indent="    ")
     return text + "\n"

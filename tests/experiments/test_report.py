@@ -476,7 +476,8 @@ def test_the_page_needs_nothing_else(text):
 
 def test_files_are_linked_and_are_there(run, text):
     links = [attributes["href"] for tag, attributes in Elements(text).tags if tag == "a"]
-    assert {"generated.mrc", "view.cxc", "metrics.json"} <= set(links)
+    frames = {f"frame_{k:02d}.mrc" for k in range(3)}
+    assert {"generated.mrc", "view.cxc", "metrics.json"} | frames <= set(links)
     assert all((run / unquote(link)).exists() for link in links)
 
 

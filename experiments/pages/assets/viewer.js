@@ -141,12 +141,11 @@ class World {
   }
 
   home() {
-    const [right, up, towards] = this.data.view.map((row) => new THREE.Vector3(...row));
+    const [, up, towards] = this.data.view.map((row) => new THREE.Vector3(...row));
     this.camera.position.copy(towards).multiplyScalar(4 * this.radius);
     this.camera.up.copy(up);
     this.camera.zoom = 0.95;
     this.camera.lookAt(0, 0, 0);
-    return right;
   }
 
   surfaceMeshes(name) {
@@ -198,7 +197,7 @@ class World {
       made.painted = by;
     }
     for (const mesh of Object.values(meshes)) mesh.geometry = made.geometry;
-    const clear = look === "transparent" || name !== "morph";
+    const clear = look === "transparent" || name !== "morph"; // what is laid over the morph lets it be seen
     meshes.net.visible = look === "mesh";
     meshes.look.visible = look !== "mesh";
     meshes.depth.visible = clear && look !== "mesh";
