@@ -205,13 +205,17 @@ def recording_script(folder: Path) -> str:
     if len(frames) < 2:
         return ""
     series, model = 1, next((n for n, name in enumerate(opened(made), 1) if name.startswith("trajectory.")), None)
-    turn = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
     lines = [RECORD, *([f"show #!{model} models"] if model else [])]
-    for number in turn:
+    for number in there_and_back(len(frames)):
         lines.append(f"vseries play #{series} jumpTo {number}")
         lines += [f"coordset #{model} {number + 1}"] if model else []
         lines.append(f"wait {REST if number in (0, len(frames) - 1) else MOMENT}")
     return "\n".join([*lines, "movie encode movie.mp4 framerate 25"]) + "\n"
+
+
+def there_and_back(count: int) -> list[int]:
+    """Numbers of the pictures of a film that plays forward and backward, in the order in which they are shown."""
+    return [*range(count), *range(count - 2, 0, -1)]
 
 
 def opened(made: Sequence[str]) -> list[str]:

@@ -93,7 +93,7 @@ class Job:
 
 @contextlib.contextmanager
 def user_errors():
-    """Let what was refused, and errors of files, be errors of the user's: a sentence without a traceback."""
+    """Report refusals and file errors as ChimeraX's user errors, without a traceback."""
     try:
         yield
     except request.Refused as error:

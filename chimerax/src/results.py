@@ -1,4 +1,4 @@
-"""Open a result beside what is open already: its script counts models from 1, as in an empty ChimeraX."""
+"""Open a result beside the models that are already open: renumber its script, which counts models from 1."""
 
 import contextlib
 import re

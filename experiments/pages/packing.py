@@ -52,7 +52,7 @@ def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
         packed = [compress(quantise(map_.density, 0.0, high)) for map_ in shown]
     codes = [
         {
-            "displacement": compress(np.rint(255 * np.clip(frame.displacement.density / top, 0, 1)).astype(np.uint8)),
+            "displacement": compress(linear_codes(frame.displacement.density, top)),
             "body": compress(frame.body),
             "error": compress(frame.error),
         }
@@ -75,6 +75,11 @@ def pack_frames(frames: Sequence[Frame], level: float, top: float) -> dict:
 def quantise(density: np.ndarray, low: float, high: float) -> np.ndarray:
     """Quantise densities from `low` to `high` to bytes on a square-root scale, which is finer towards the low end."""
     return np.rint(255 * np.sqrt(np.clip((density - low) / (high - low), 0, 1))).astype(np.uint8)
+
+
+def linear_codes(values: np.ndarray, top: float) -> np.ndarray:
+    """Quantise values from 0 to `top` to bytes."""
+    return np.rint(255 * np.clip(values / top, 0, 1)).astype(np.uint8)
 
 
 def grid(map_: Map) -> dict:

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from cryotrans_jax.io.files import whole_file
 from cryotrans_jax.plots import GREY, INK, displacement_colours
 
+from .. import exchange
+
 SIDE = 1080  # pixels of a picture
 TOP, BOTTOM = 100, 76  # pixels above and below the molecule, for the title and the key
 AREA = SIDE - TOP - BOTTOM, SIDE  # height and width of the molecule's picture, pixels
@@ -73,7 +75,7 @@ def shortened(text: str) -> str:
 
 def there_and_back(count: int) -> list[tuple[int, float]]:
     """Numbers of the pictures of one round, and the seconds for which each is shown."""
-    order = [*range(count), *range(count - 2, 0, -1)]
+    order = exchange.there_and_back(count)
     return [(number, PAUSE if number in (0, count - 1) else STEP) for number in order]
 
 

@@ -12,7 +12,7 @@ from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.plots import SERIES
 from cryotrans_jax.scores.secondary_structure import secondary_structure
 
-from .packing import compress, encode
+from .packing import compress, encode, linear_codes
 from .places import Places
 
 ERRORS = ("#3b6fb6", "#8fc1d9", "#f4dd86", "#f2994a", "#b2182b")  # colours of predicted errors, from none on
@@ -79,7 +79,7 @@ def model(
         "kinds": "".join(kinds),
         "unit": unit,
         "frames": [compress(np.rint(xyz / unit).astype("<i2")) for xyz in frames],
-        "displacement": encode(np.rint(255 * np.clip(far / top, 0, 1)).astype(np.uint8)),
+        "displacement": encode(linear_codes(far, top)),
         "body": encode(own.body),
         "error": encode(own.error),
         "hinges": np.flatnonzero(np.append(hinge, False) | np.insert(hinge, 0, False)).tolist(),
