@@ -57,3 +57,11 @@ class Program:
 def program(function: Callable | None = None, **settings: Any) -> Any:
     """Decorator like `jax.jit`, with the same settings, that makes a `Program`."""
     return functools.partial(Program, **settings) if function is None else Program(function, **settings)
+
+
+def padded_size(count: int, least: int = 16) -> int:
+    """Smallest power of two that is no less than `count` and `least`.
+
+    Arrays that are padded to such sizes find programs that were compiled for other molecules of like size.
+    """
+    return max(least, 1 << max(count - 1, 0).bit_length())

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import thresholds
-from cryotrans_jax.density.overlap import Body, Overlap, Placement, body
+from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement, body
 from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io.files import InputError
@@ -207,7 +207,7 @@ def align_bodies(fixed: Body, moving: Body, check_hand: bool = False, rules: Ali
         rules: the numbers above, and how the best pose is searched for.
     """
     levels = resolutions(fixed, moving, rules)
-    overlaps = [Overlap(fixed, moving, level, sharp=True) for level in levels]
+    overlaps = [Overlap(Filtered(fixed, level, sharp=True), moving) for level in levels]
     present = Placement(Rotation.identity(), moving.centre - fixed.centre, 0.0)
     before = overlaps[-1].score(*present[:2])[0]
     chosen = near = refine(overlaps, [present], rules)[0]
@@ -216,9 +216,9 @@ def align_bodies(fixed: Body, moving: Body, check_hand: bool = False, rules: Ali
         found = search(overlaps, rules)
         chosen = near if near.score >= rules.equal * found.score else found
         best = max(found.score, near.score)
-        image = [Overlap(fixed, moving.mirrored, level, sharp=True) for level in levels]
+        image = [replace(overlap, moving=moving.mirrored) for overlap in overlaps]
         mirrored = search(image, rules).score if check_hand else None
-    coarse = Overlap(fixed, moving, levels[0], sharp=False)
+    coarse = Overlap(Filtered(fixed, levels[0], sharp=False), moving)
     old, new = (coarse.score(*pose[:2])[0] for pose in (present, chosen))
     far = pose_distances(moving, chosen, present)[0] > rules.near * min(fixed.radius, moving.radius)
     agreement = Agreement(old, new, before, chosen.score, (levels[0], levels[-1]), best, mirrored)
@@ -256,7 +256,7 @@ def refine(overlaps: Sequence[Overlap], poses: list[Placement], rules: Alignment
 
 def refine_once(overlap: Overlap, poses: Sequence[Placement], close: float) -> list[Placement]:
     """Refine poses at one resolution, until the gain is below `close`; best first, without duplicates."""
-    overlap.points, overlap.splines  # noqa: B018  cached here once, before threads use them
+    overlap.points, overlap.fixed.splines  # noqa: B018  cached here once, before threads use them
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         refined = list(pool.map(partial(overlap.maximise, close=close), poses))
     return drop_duplicates(sorted(refined, key=lambda pose: -pose.score), overlap.moving)

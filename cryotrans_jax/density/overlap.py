@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -125,48 +125,25 @@ class Placement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Correlation of a fixed and a moving body in any pose, at one resolution.
+class Filtered:
+    """The mass of a body under a filter K, which blurs it to a resolution.
 
-    ⟨a, K b⟩ / √(⟨a, K a⟩⟨b, K b⟩), where K blurs both bodies to the resolution. If `sharp`, K also subtracts from each
-    its blur of twice the width, so that surfaces and domains count for more than the bulk, which overlaps in any pose.
-    K a is stored as splines, which are evaluated at the points of b.
+    If `sharp`, K also subtracts the blur of twice the width, so that surfaces and domains count for more than the bulk,
+    which overlaps in any pose.
 
     Attributes:
-        fixed: the fixed body, a.
-        moving: the moving body, b.
+        body: the body, b.
         resolution: Å.
         sharp: whether K is a band-pass filter instead of a low-pass filter.
-        spacing: of the points of b, in units of the resolution.
     """
 
-    fixed: Body
-    moving: Body
+    body: Body
     resolution: float
     sharp: bool
-    spacing: float = 1 / 3
 
     @cached_property
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points of the moving body, and their masses over the norm of the correlation.
-
-        Points lose some of a body's extent, so that they fit it better than by 1; the norm corrects that.
-        """
-        x, mass = self.moving.points(self.spacing * self.resolution)
-        spectrum, size, shape, first = self.spectrum(self.moving)
-        blurred = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
-        own = mass @ ndimage.map_coordinates(blurred, ((x - first) / size).T, mode="constant")
-        return x, mass * np.sqrt(self.energy(self.moving) / self.energy(self.fixed)) / own
-
-    def energy(self, body: Body) -> float:
-        """⟨b, K b⟩."""
-        spectrum, size, shape, _ = self.spectrum(body)
-        power = np.abs(spectrum) ** 2 * self.kernel(shape, size)
-        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the coefficients
-        return float((twice - power[..., -1].sum() if shape[2] % 2 == 0 else twice) / np.prod(shape))
-
-    def spectrum(self, body: Body) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
-        """Fourier transform of a body's mass, padded.
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+        """Fourier transform of the body's mass, padded.
 
         Voxels are a quarter of the resolution or less, each the sum of several; the effect of the sum on the transform
         is divided out.
@@ -175,6 +152,7 @@ class Overlap:
             The transform, the voxel size [Å], the shape, and the position of the first voxel from the centre of mass
             [Å].
         """
+        body = self.body
         factor = np.maximum(self.resolution / 4 / body.size, 1).astype(int)
         room = np.ceil(2 * self.resolution / (factor * body.size)).astype(int)
         size, volume = factor * body.size, body.blocks(factor)
@@ -194,36 +172,80 @@ class Overlap:
         return np.exp(-2 * np.pi**2 * 2 * variance * s2) * band / np.prod(np.broadcast_to(size, 3))
 
     @cached_property
+    def energy(self) -> float:
+        """⟨b, K b⟩."""
+        spectrum, size, shape, _ = self.spectrum
+        power = np.abs(spectrum) ** 2 * self.kernel(shape, size)
+        twice = 2 * power.sum() - power[..., 0].sum()  # a real transform has half of the coefficients
+        return float((twice - power[..., -1].sum() if shape[2] % 2 == 0 else twice) / np.prod(shape))
+
+    def at(self, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        """K b at positions from the centre of mass, Å."""
+        spectrum, size, shape, first = self.spectrum
+        volume = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
+        return ndimage.map_coordinates(volume, ((x - first) / size).T, mode="constant")
+
+    @cached_property
     def splines(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Cubic spline coefficients of K a and its derivatives [1/Å]; voxel size and first position [Å]."""
-        spectrum, size, shape, first = self.spectrum(self.fixed)
+        """Cubic spline coefficients of K b and its derivatives [1/Å]; voxel size and first position [Å]."""
+        spectrum, size, shape, first = self.spectrum
         spectrum = spectrum * self.kernel(shape, size)
         factors = (1.0, *(2j * np.pi * f for f in frequencies(shape, size)))
         volumes = (scipy.fft.irfftn(spectrum * f, shape, workers=os.cpu_count()) for f in factors)
         return [ndimage.spline_filter(v, output=np.float32, mode="mirror") for v in volumes], size, first
 
+
+@dataclass(frozen=True)
+class Overlap:
+    """Correlation of a fixed and a moving body in any pose, at one resolution.
+
+    ⟨a, K b⟩ / √(⟨a, K a⟩⟨b, K b⟩), where K is the filter of both. K a is stored as splines, which are evaluated at the
+    points of b.
+
+    Attributes:
+        fixed: the fixed body, a, under the filter; what is computed of it serves many moving bodies.
+        moving: the moving body, b.
+        spacing: of the points of b, in units of the resolution.
+    """
+
+    fixed: Filtered
+    moving: Body
+    spacing: float = 1 / 3
+
+    @cached_property
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the moving body, and their masses over the norm of the correlation.
+
+        Points lose some of a body's extent, so that they fit it better than by 1; the norm corrects that.
+        """
+        x, mass = self.moving.points(self.spacing * self.fixed.resolution)
+        filtered = replace(self.fixed, body=self.moving)
+        return x, mass * np.sqrt(filtered.energy / self.fixed.energy) / (mass @ filtered.at(x))
+
     def scan_shifts(self, rotations: Rotation) -> list[Placement]:
         """Find the best shift for each rotation; poses, best first.
 
-        One Fourier transform scores all shifts, on a periodic grid with room for the moving body on every side.
+        The moving body's centre of mass stays within the box of the fixed body. One Fourier transform scores all
+        shifts, on a periodic grid with so much room that the moving body meets no image of the fixed one.
         """
-        step = self.resolution / 2.5
+        step = self.fixed.resolution / 2.5
         x, mass = self.points
-        y, fixed = self.fixed.points(step / 2)
-        room = np.linalg.norm(x, axis=1).max()
-        low = y.min(0) - room
-        shape = [scipy.fft.next_fast_len(int(n) + 2, real=True) for n in (y.max(0) + room - low) / step]
-        spectrum = scipy.fft.rfftn(splat_periodic((y - low)[None] / step, fixed, shape)[0]) * self.kernel(shape, step)
-        spectrum = spectrum.astype(np.complex64)
+        y, fixed = self.fixed.body.points(step / 2)
+        low, room = y.min(0), np.linalg.norm(x, axis=1).max()
+        sides = np.ceil((y.max(0) - low) / step).astype(int) + 1  # of the box, in steps
+        shape = [scipy.fft.next_fast_len(int(n) + 1, real=True) for n in sides + room / step]
+        first = np.rint(low / step).astype(int)  # shift at the box's corner, in steps
+        spectrum = scipy.fft.rfftn(splat_periodic((y - low)[None] / step, fixed, shape)[0])
+        spectrum = (spectrum * self.fixed.kernel(shape, step)).astype(np.complex64)
         batch = max(BATCH // int(np.prod(shape)), 1)
 
         def shifted(start: int) -> list[Placement]:
             part = rotations[start : start + batch]
-            at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) - low) / step
+            at = (np.einsum("rij,pj->rpi", part.as_matrix(), x) + step * first - low) / step
             found = scipy.fft.rfftn(splat_periodic(at, mass, shape), axes=(1, 2, 3))
-            found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3)).reshape(len(part), -1)
-            shifts = np.stack(np.unravel_index(found.argmax(1), shape), -1)
-            shifts = step * np.where(shifts > np.array(shape) // 2, shifts - np.array(shape), shifts)
+            found = scipy.fft.irfftn(found.conj() * spectrum, shape, axes=(1, 2, 3))
+            found = found[:, : sides[0], : sides[1], : sides[2]].reshape(len(part), -1)
+            shifts = step * (np.stack(np.unravel_index(found.argmax(1), sides), -1) + first)
             return [Placement(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -233,7 +255,7 @@ class Overlap:
     def score(self, rotation: Rotation, shift) -> tuple[float, np.ndarray, np.ndarray]:
         """Correlation in a pose, and its gradients by a further rotation (a rotation vector) and by the shift."""
         x, mass = self.points
-        splines, size, first = self.splines
+        splines, size, first = self.fixed.splines
         y = rotation.apply(x)
         at = ((y + shift - first) / size).T
         value, *slopes = (ndimage.map_coordinates(c, at, prefilter=False, mode="constant") for c in splines)
@@ -284,13 +306,16 @@ def splat_periodic(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"
     Returns:
         Volumes of shape (many, x, y, z), float32.
     """
-    low = np.floor(x).astype(np.int64)
-    part = x - low
-    size = int(np.prod(shape))
-    base = size * np.arange(len(x))[:, None]
-    total = np.zeros(len(x) * size)
+    low = np.floor(x)
+    part, low = x - low, low.astype(np.int64)
+    size, volume = int(np.prod(shape)), np.arange(len(x))[:, None]
+    places, weights = [], []
     for corner in np.ndindex(2, 2, 2):
-        i, j, k = np.moveaxis((low + corner) % np.array(shape), -1, 0)
-        weight = mass * np.prod(np.where(corner, part, 1 - part), -1)
-        total += np.bincount((base + (i * shape[1] + j) * shape[2] + k).ravel(), weight.ravel(), len(total))
+        at, weight = volume, mass
+        for axis, side in enumerate(corner):
+            at = at * shape[axis] + (low[..., axis] + side) % shape[axis]
+            weight = weight * (part[..., axis] if side else 1 - part[..., axis])
+        places.append(at)
+        weights.append(weight)
+    total = np.bincount(np.stack(places).ravel(), np.stack(weights).ravel(), len(x) * size)
     return total.reshape(len(x), *shape).astype(np.float32)

@@ -219,7 +219,7 @@ class Docking:
         for number in np.argsort(worth, kind="stable"):
             own = kept[number]
             given = found.motions[found.owner[own][0]]
-            motion = self.pieces.refine(own, given, left, 1e-6, self.search.reach) or given
+            motion = self.pieces.refine(own, given, self.pieces.filtered(left), 1e-6, self.search.reach) or given
             moved = self.pieces.moved(own, motion)
             bodies.append(DockedBody(own, motion, moved, self.pieces.sharp(moved)))
             left = self.pieces.without(left, moved)
@@ -248,10 +248,10 @@ class Docking:
             explained = pieces.block_density * np.where(body.own, here, pieces.interpolate(left, present))
             given = Density(blocks.x, pieces.block_density, residue, explained, body.own)
             sides += turned_sides(chain, given, body.motion, replace(pieces.initial, density=left), search)
-        motions: list[Transform] = []
+        whole, motions = pieces.filtered(pieces.target.density), list[Transform]()
         for side in sorted(sides, key=lambda side: -side.gain)[: search.refined]:
             own, x = np.isin(np.arange(len(blocks.x)), side.points), blocks.x[side.points]
-            motion = pieces.refine(own, side.motion, pieces.target.density, 1e-4, search.settle)
+            motion = pieces.refine(own, side.motion, whole, 1e-4, search.settle)
             if motion is not None and all(rms_distance(motion(x), each(x)) > search.apart for each in motions):
                 motions.append(motion)
             if len(motions) == search.kept:

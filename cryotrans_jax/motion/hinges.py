@@ -4,12 +4,16 @@ Most domains hang on their neighbours by one or two strands of the chain. Turned
 its rotation to be found. This is found in more noise than a pose that may be anywhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from cryotrans_jax.core.programs import padded_size, program
 from cryotrans_jax.density.align import even_rotations
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
@@ -94,50 +98,137 @@ def turned_sides(chain: Chain, given: Density, anchor: Transform, left: Map, sea
     Returns:
         The best for each residue and side.
     """
-    turns, found = even_rotations(search.rotations).as_matrix(), list[TurnedSide]()
-    segment, moved = chain.segment, anchor(given.x)
-    look_up, inverse = NearestVoxel.of(left), turns.transpose(0, 2, 1).astype(np.float32)
-    own = np.unique(given.residue[given.fixed & (given.residue >= 0)])
+    turns, segment, moved = even_rotations(search.rotations).as_matrix(), chain.segment, anchor(given.x)
+    sides, own = list[Side](), np.unique(given.residue[given.fixed & (given.residue >= 0)])
     for pivot in own[:: -(-len(chain.x) // search.pivots)]:
         centre, away = anchor(chain.x[pivot][None])[0], given.residue - pivot
         near = (given.residue >= 0) & (segment[given.residue] == segment[pivot]) & (np.abs(away) <= search.reach)
-        for side in (away > 0, away < 0):
-            points = np.flatnonzero(near & side)
-            points = points[np.argsort(np.abs(away[points]), kind="stable")]
-            if len(points) < search.least:
-                continue
-            there = look_up((moved[points] - centre).astype(np.float32) @ inverse, centre)
-            gains = np.cumsum(given.density[points] * there - given.explained[points], axis=1)[:, search.least - 1 :]
-            reached, best = gains.argmax(1), gains.max(1)
-            for turn in np.argsort(-best)[: search.each]:
-                motion = Transform(turns[turn], centre - turns[turn] @ centre).after(anchor)
-                found.append(TurnedSide(float(best[turn]), points[: search.least + reached[turn]], motion))
-    return found
+        for beyond in (away > 0, away < 0):
+            points = np.flatnonzero(near & beyond)
+            if len(points) >= search.least:
+                sides.append(Side(centre, points[np.argsort(np.abs(away[points]), kind="stable")]))
+    if not sides:
+        return []
+    hanging, volume = hanging_sides(sides, moved, given, left), voxels_of(left, turns)
+    at_once = len(hanging.count) if jax.default_backend() != "cpu" else None
+    found = jax.device_get(best_turns(hanging, volume, search.least, search.each, at_once))
+    return [
+        TurnedSide(float(gain), side.points[:reached], about(side.centre, turns[turn]).after(anchor))
+        for side, *best in zip(sides, *found)
+        for gain, turn, reached in zip(*best, strict=True)
+    ]
 
 
-class NearestVoxel(NamedTuple):
-    """Densities of the voxels nearest to many positions, 0 outside of the map.
+class Side(NamedTuple):
+    """What hangs on one side of a residue.
 
     Attributes:
-        density: of the map with a border of zeros, in one row.
+        centre: position of the residue with its body, Å.
+        points: numbers of the points, the nearest along the chain first.
+    """
+
+    centre: Float[np.ndarray, "3"]
+    points: Int[np.ndarray, "some"]
+
+
+class Hanging(NamedTuple):
+    """The points of several sides, padded to the largest, and beyond the last side by sides without points.
+
+    Attributes:
+        count: number of points.
+        x: positions of the points from the centre, Å.
+        centre: in voxels of the target.
+        density: band-passed density of each point.
+        explained: product of its density with the target's where its present motion takes it.
+    """
+
+    count: Int[np.ndarray, "sides"]
+    x: Float[np.ndarray, "sides most 3"]
+    centre: Float[np.ndarray, "sides 3"]
+    density: Float[np.ndarray, "sides most"]
+    explained: Float[np.ndarray, "sides most"]
+
+
+class Voxels(NamedTuple):
+    """A density, to be looked up under many rotations.
+
+    Attributes:
+        density: of the map with a border of zeros, in one row, padded.
         shape: with the border.
-        origin: centre of the border's first voxel, Å.
-        size: of a voxel, Å.
+        turns: for each axis of the map (first) what takes positions (Å) to voxels, for each rotation (last).
     """
 
     density: Float[np.ndarray, "voxels"]
     shape: Int[np.ndarray, "3"]
-    origin: Float[np.ndarray, "3"]
-    size: Float[np.ndarray, "3"]
+    turns: Float[np.ndarray, "3 3 turns"]
 
-    @classmethod
-    def of(cls, map_: Map) -> "NearestVoxel":
-        """Those of a map."""
-        padded = np.pad(map_.density, 1)
-        return cls(padded.ravel(), np.array(padded.shape), map_.origin - map_.voxel_size, map_.voxel_size)
 
-    def __call__(self, x: Float[np.ndarray, "*some 3"], shift: Float[np.ndarray, "3"]) -> Float[np.ndarray, "*some"]:
-        """Densities at the positions x + shift, Å."""
-        index = x / self.size.astype(x.dtype) + ((shift - self.origin) / self.size + 0.5).astype(x.dtype)
-        index = np.clip(index, 0, (self.shape - 1).astype(x.dtype)).astype(np.int32)
-        return self.density[(index[..., 0] * self.shape[1] + index[..., 1]) * self.shape[2] + index[..., 2]]
+def about(centre: Float[np.ndarray, "3"], turn: Float[np.ndarray, "3 3"]) -> Transform:
+    """The rotation by this matrix about a position, Å."""
+    return Transform(turn, centre - turn @ centre)
+
+
+def hanging_sides(sides: Sequence[Side], moved: Points, given: Density, left: Map) -> Hanging:
+    """The points of sides, moved with their body (Å), above the target that the body leaves."""
+    count, most = padded_size(len(sides)), padded_size(max(len(side.points) for side in sides))
+    found = Hanging(
+        np.zeros(count, np.int32),
+        np.zeros((count, most, 3), np.float32),
+        np.zeros((count, 3), np.float32),
+        np.zeros((count, most), np.float32),
+        np.zeros((count, most), np.float32),
+    )
+    for number, (centre, points) in enumerate(sides):
+        own = number, slice(len(points))
+        found.count[number] = len(points)
+        found.x[own], found.density[own] = moved[points] - centre, given.density[points]
+        found.explained[own] = given.explained[points]
+        found.centre[number] = (centre - left.origin) / left.voxel_size + 1.5  # the border is one voxel
+    return found
+
+
+def voxels_of(map_: Map, turns: Float[np.ndarray, "turns 3 3"]) -> Voxels:
+    """The density of a map, to be looked up under rotations by these matrices."""
+    density = np.pad(map_.density, 1).astype(np.float32)
+    row = np.zeros(padded_size(density.size), np.float32)
+    row[: density.size] = density.ravel()
+    scaled = (turns / map_.voxel_size[:, None]).transpose(1, 2, 0)
+    return Voxels(row, np.array(density.shape, np.int32), scaled.astype(np.float32))
+
+
+@program(static_argnames=("least", "each", "at_once"))
+def best_turns(
+    sides: Hanging, target: Voxels, least: int, each: int, at_once: int | None = None
+) -> tuple[Float[Array, "sides each"], Int[Array, "sides each"], Int[Array, "sides each"]]:
+    """The rotations about each side's centre by which it explains the most of a target.
+
+    Args:
+        sides: the sides.
+        target: the target, looked up at the nearest voxels.
+        least: points at least that are turned with a side.
+        each: number of rotations that are kept for each side.
+        at_once: number of sides that are computed at once; None: one after the other.
+
+    Returns:
+        For each side the gains, the numbers of the rotations, and how many of the points are turned.
+    """
+
+    def of_side(side: Hanging) -> tuple[Array, Array, Array]:
+        def add_point(number, at):
+            total, best, reached = at
+            index = jnp.zeros(total.shape, jnp.int32)
+            for axis in range(3):
+                place = side.x[number] @ target.turns[axis] + side.centre[axis]
+                place = jnp.clip(place, 0, target.shape[axis] - 1).astype(jnp.int32)
+                index = index * target.shape[axis] + place
+            total = total + side.density[number] * target.density[index] - side.explained[number]
+            better = (number + 1 >= least) & (total > best)
+            return total, jnp.where(better, total, best), jnp.where(better, number + 1, reached)
+
+        turns = target.turns.shape[-1]
+        begun = jnp.zeros(turns), jnp.full(turns, -jnp.inf), jnp.zeros(turns, jnp.int32)
+        _, best, reached = jax.lax.fori_loop(0, side.count, add_point, begun)
+        gain, turn = jax.lax.top_k(best, each)
+        return gain, turn, reached[turn]
+
+    return jax.lax.map(of_side, sides, batch_size=at_once)

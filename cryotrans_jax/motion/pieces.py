@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.align import even_rotations, refine_once
 from cryotrans_jax.density.boxes import box_slices
-from cryotrans_jax.density.overlap import Body, Overlap, Placement
+from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.maps import Map
@@ -123,21 +123,26 @@ class Pieces:
         if fixed is None or moving is None:
             return []
         coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
-        poses = Overlap(fixed, moving, coarse, sharp=True).scan_shifts(even_rotations(self.search.rotations))
-        fine = Overlap(fixed, moving, self.resolution, sharp=True, spacing=self.search.spacing)
+        poses = Overlap(Filtered(fixed, coarse, sharp=True), moving).scan_shifts(even_rotations(self.search.rotations))
+        fine = Overlap(Filtered(fixed, self.resolution, sharp=True), moving, self.search.spacing)
         best = refine_once(fine, poses[: self.search.refined], 1e-4)[:count]
         return [pose.motion(fixed, moving) for pose in best]
 
+    def filtered(self, density: Volume) -> Filtered | None:
+        """A density as it is compared in `refine`; None where it is too small."""
+        body = self.body(density)
+        return body and Filtered(body, self.resolution, sharp=True)
+
     def refine(
-        self, own: Bool[np.ndarray, "points"], motion: Transform, target: Volume, close: float, reach: float
+        self, own: Bool[np.ndarray, "points"], motion: Transform, target: Filtered | None, close: float, reach: float
     ) -> Transform | None:
         """The best motion of some blocks near one (`Overlap.maximise`) in a density; None where either is too small."""
-        fixed, moving = self.body(target), self.part(self.voxels(own))
-        if fixed is None or moving is None:
+        moving = self.part(self.voxels(own))
+        if target is None or moving is None:
             return None
+        fixed = target.body
         start = Placement(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
-        overlap = Overlap(fixed, moving, self.resolution, sharp=True)
-        return overlap.maximise(start, close, reach).motion(fixed, moving)
+        return Overlap(target, moving).maximise(start, close, reach).motion(fixed, moving)
 
     def moved(self, own: Bool[np.ndarray, "points"], motion: Transform) -> Volume:
         """The mass of some blocks where a motion takes it."""

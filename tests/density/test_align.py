@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import align, simulation
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.density.overlap import Overlap, body, left_jacobian
+from cryotrans_jax.density.overlap import Filtered, Overlap, body, left_jacobian
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -127,7 +127,7 @@ def test_even_rotations_leave_no_gap():
 @pytest.mark.parametrize("resolution", [6.0, 10.0])
 def test_a_body_overlaps_with_itself_by_one_and_nowhere_by_more(maps, sharp, resolution):
     mass = body(maps[0])
-    overlap = Overlap(mass, mass, resolution, sharp)
+    overlap = Overlap(Filtered(mass, resolution, sharp), mass)
     assert overlap.score(Rotation.identity(), np.zeros(3))[0] == pytest.approx(1, abs=1e-5)  # sums in float32
     for seed in range(5):
         value = overlap.score(Rotation.random(rng=np.random.default_rng(seed)), np.array([2.0, -1.0, seed]))[0]
@@ -141,12 +141,13 @@ def test_the_overlap_is_the_correlation_of_the_blurred_maps(maps):
     blurred = [ndimage.gaussian_filter(m.density, 0.225 * resolution / m.voxel_size) for m in maps[:2]]
     expected = np.sum(blurred[0] * blurred[1]) / np.sqrt(np.sum(blurred[0] ** 2) * np.sum(blurred[1] ** 2))
     present = moving.centre - fixed.centre
-    found = Overlap(fixed, moving, resolution, False).score(Rotation.identity(), present)[0]
+    found = Overlap(Filtered(fixed, resolution, False), moving).score(Rotation.identity(), present)[0]
     assert found == pytest.approx(expected, abs=0.02)
 
 
 def test_gradients_of_the_overlap_are_those_of_finite_differences(pair):
-    overlap = Overlap(*(body(m) for m in pair[2:]), 8.0, True)
+    fixed, moving = (body(m) for m in pair[2:])
+    overlap = Overlap(Filtered(fixed, 8.0, True), moving)
     pose, shift, step = Rotation.from_rotvec([0.1, 0.1, -0.2]), np.array([1.0, -2.0, 0.5]), 1e-2
     _, by_turn, by_shift = overlap.score(pose, shift)
     for axis in np.eye(3):
@@ -162,7 +163,8 @@ def test_gradients_of_the_overlap_are_those_of_finite_differences(pair):
 
 def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
     """Splatted on the grid of the search, a pose scores a little less than it is worth; its best shift is the best."""
-    overlap = Overlap(*(body(m) for m in pair[2:]), 12.0, False)
+    fixed, moving = (body(m) for m in pair[2:])
+    overlap = Overlap(Filtered(fixed, 12.0, False), moving)
     scores = {}
     for pose in overlap.scan_shifts(align.even_rotations(6)):
         alone = overlap.score(pose.rotation, pose.shift)[0]
