@@ -175,13 +175,13 @@ class Docking:
     def whole_poses(self) -> list[Transform]:
         """Poses of the whole."""
         pieces = self.pieces
-        return pieces.poses(pieces.initial.density > 0, pieces.target.density, self.search.whole_poses)
+        return pieces.poses(pieces.initial.density > 0, pieces.whole_target, self.search.whole_poses)
 
     def candidates(self, balls: Balls) -> list[Transform]:
         """Poses of the whole, and of balls of density all over the initial map."""
         pieces, found = self.pieces, [*self.whole_poses]
         for centre in spread_points(self.blocks.x, balls.number):
-            found += pieces.poses(pieces.ball(centre, balls.mass), pieces.target.density, self.search.piece_poses)
+            found += pieces.poses(pieces.ball(centre, balls.mass), pieces.whole_target, self.search.piece_poses)
         return found
 
     def settle(self, motions: Sequence[Transform], searching: int) -> Docked:
@@ -232,9 +232,9 @@ class Docking:
         left, poses = self.pieces.target.density, list[Transform]()
         for number, body in enumerate(bodies[: self.search.redocked]):
             left = self.pieces.without(left, body.moved)
-            rest = [each.own for each in bodies[number + 1 :]]
+            rest, filtered = [each.own for each in bodies[number + 1 :]], self.pieces.filtered(left)
             for own in [*rest[:1], *([np.any(rest, axis=0)] if len(rest) > 1 else [])]:
-                poses += self.pieces.poses(self.pieces.voxels(own), left, self.search.piece_poses)
+                poses += self.pieces.poses(self.pieces.voxels(own), filtered, self.search.piece_poses)
         return poses + ([] if self.chain is None else self.turned(self.chain, found, bodies))
 
     def turned(self, chain: Chain, found: Docked, bodies: Sequence[DockedBody]) -> list[Transform]:
@@ -248,10 +248,10 @@ class Docking:
             explained = pieces.block_density * np.where(body.own, here, pieces.interpolate(left, present))
             given = Density(blocks.x, pieces.block_density, residue, explained, body.own)
             sides += turned_sides(chain, given, body.motion, replace(pieces.initial, density=left), search)
-        whole, motions = pieces.filtered(pieces.target.density), list[Transform]()
+        motions: list[Transform] = []
         for side in sorted(sides, key=lambda side: -side.gain)[: search.refined]:
             own, x = np.isin(np.arange(len(blocks.x)), side.points), blocks.x[side.points]
-            motion = pieces.refine(own, side.motion, whole, 1e-4, search.settle)
+            motion = pieces.refine(own, side.motion, pieces.whole_target, 1e-4, search.settle)
             if motion is not None and all(rms_distance(motion(x), each(x)) > search.apart for each in motions):
                 motions.append(motion)
             if len(motions) == search.kept:

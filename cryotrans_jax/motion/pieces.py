@@ -1,6 +1,6 @@
 """Pieces of an initial map as rigid bodies: their best poses in a target, and what they leave of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,8 +66,13 @@ class Pieces:
         return make_blocks(self.initial.density, self.initial, side)
 
     @cached_property
+    def whole_target(self) -> Filtered | None:
+        """The whole target as it is compared."""
+        return self.filtered(self.target.density)
+
+    @cached_property
     def sharp_target(self) -> Volume:
-        """The target's density as it is compared."""
+        """The target's density on its voxels as it is compared."""
         return self.sharp(self.target.density)
 
     @cached_property
@@ -117,21 +122,21 @@ class Pieces:
         """A part of the initial map as a body."""
         return self.body(np.where(keep, self.initial.density, 0))
 
-    def poses(self, keep: Mask, target: Volume, count: int) -> list[Transform]:
-        """The best poses of a part of the initial map in a target density; none where either is too small."""
-        fixed, moving = self.body(target), self.part(keep)
-        if fixed is None or moving is None:
-            return []
-        coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
-        poses = Overlap(Filtered(fixed, coarse, sharp=True), moving).scan_shifts(even_rotations(self.search.rotations))
-        fine = Overlap(Filtered(fixed, self.resolution, sharp=True), moving, self.search.spacing)
-        best = refine_once(fine, poses[: self.search.refined], 1e-4)[:count]
-        return [pose.motion(fixed, moving) for pose in best]
-
     def filtered(self, density: Volume) -> Filtered | None:
-        """A density as it is compared in `refine`; None where it is too small."""
+        """A density of the target as it is compared; None where it is too small."""
         body = self.body(density)
         return body and Filtered(body, self.resolution, sharp=True)
+
+    def poses(self, keep: Mask, target: Filtered | None, count: int) -> list[Transform]:
+        """The best poses of a part of the initial map in a target density; none where either is too small."""
+        moving = self.part(keep)
+        if target is None or moving is None:
+            return []
+        fixed = target.body
+        coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
+        begun = Overlap(replace(target, resolution=coarse), moving).scan_shifts(even_rotations(self.search.rotations))
+        best = refine_once(Overlap(target, moving, self.search.spacing), begun[: self.search.refined], 1e-4)[:count]
+        return [pose.motion(fixed, moving) for pose in best]
 
     def refine(
         self, own: Bool[np.ndarray, "points"], motion: Transform, target: Filtered | None, close: float, reach: float
@@ -142,7 +147,8 @@ class Pieces:
             return None
         fixed = target.body
         start = Placement(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
-        return Overlap(target, moving).maximise(start, close, reach).motion(fixed, moving)
+        overlap = Overlap(target, moving, self.search.spacing)
+        return overlap.maximise(start, close, reach).motion(fixed, moving)
 
     def moved(self, own: Bool[np.ndarray, "points"], motion: Transform) -> Volume:
         """The mass of some blocks where a motion takes it."""
