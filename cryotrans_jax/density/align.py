@@ -1,17 +1,14 @@
 """Align two maps by a rigid-body motion, and resample one on the other's grid."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import thresholds
-from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement, body
+from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement, body, maximise
 from cryotrans_jax.density.thresholds import ThresholdRules
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io.files import InputError
@@ -256,9 +253,7 @@ def refine(overlaps: Sequence[Overlap], poses: list[Placement], rules: Alignment
 
 def refine_once(overlap: Overlap, poses: Sequence[Placement], close: float) -> list[Placement]:
     """Refine poses at one resolution, until the gain is below `close`; best first, without duplicates."""
-    overlap.points, overlap.fixed.splines  # noqa: B018  cached here once, before threads use them
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        refined = list(pool.map(partial(overlap.maximise, close=close), poses))
+    refined = maximise([overlap] * len(poses), poses, close)
     return drop_duplicates(sorted(refined, key=lambda pose: -pose.score), overlap.moving)
 
 

@@ -1,25 +1,31 @@
 """The correlation of two maps' mass in any pose, its gradient and its maxima."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 from jaxtyping import Float, Int
-from scipy import ndimage, optimize
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
+from cryotrans_jax.core.programs import padded_size
 from cryotrans_jax.density import boxes, thresholds
+from cryotrans_jax.density.refine_pose import LARGE, Placed, Splines, best_poses, correlations
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
 
 BATCH = 1 << 20  # voxels transformed at once
+VOXELS = 1 << 17  # to which volumes are padded at least
 POINT = 0.8  # voxels: one voxel spread over its neighbours by binning has a radius of gyration of 0.75 at most
 
 
@@ -186,13 +192,13 @@ class Filtered:
         return ndimage.map_coordinates(volume, ((x - first) / size).T, mode="constant")
 
     @cached_property
-    def splines(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Cubic spline coefficients of K b and its derivatives [1/Å]; voxel size and first position [Å]."""
+    def splines(self) -> Splines:
+        """K b as splines, from the centre of mass."""
         spectrum, size, shape, first = self.spectrum
-        spectrum = spectrum * self.kernel(shape, size)
-        factors = (1.0, *(2j * np.pi * f for f in frequencies(shape, size)))
-        volumes = (scipy.fft.irfftn(spectrum * f, shape, workers=os.cpu_count()) for f in factors)
-        return [ndimage.spline_filter(v, output=np.float32, mode="mirror") for v in volumes], size, first
+        volume = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
+        row = np.zeros(padded_size(volume.size, VOXELS), np.float32)
+        row[: volume.size] = ndimage.spline_filter(volume, output=np.float32, mode="mirror").ravel()
+        return Splines(jnp.asarray(row), np.asarray(shape, np.int32), first.astype(np.float32), size.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -254,45 +260,41 @@ class Overlap:
 
     def score(self, rotation: Rotation, shift) -> tuple[float, np.ndarray, np.ndarray]:
         """Correlation in a pose, and its gradients by a further rotation (a rotation vector) and by the shift."""
-        x, mass = self.points
-        splines, size, first = self.fixed.splines
-        y = rotation.apply(x)
-        at = ((y + shift - first) / size).T
-        value, *slopes = (ndimage.map_coordinates(c, at, prefilter=False, mode="constant") for c in splines)
-        pull = np.stack(slopes, -1) * mass[:, None]
-        return float(value @ mass), np.cross(y, pull).sum(0), pull.sum(0)
-
-    def maximise(self, pose: Placement, close: float, reach: float = np.inf) -> Placement:
-        """Refine a pose to the nearest maximum by quasi-Newton steps (L-BFGS) in Å, until the gain is below `close`.
-
-        Args:
-            pose: where to start.
-            close: gain of the score that is none.
-            reach: Å by which the pose may change at most along each axis, and by turning.
-        """
-        scale = self.moving.radius
-
-        def down(q):
-            turn = Rotation.from_rotvec(q[:3] / scale)
-            value, by_turn, by_shift = self.score(turn * pose.rotation, q[3:])
-            return -value, -np.concatenate([left_jacobian(q[:3] / scale).T @ by_turn / scale, by_shift])
-
-        start = np.concatenate([np.zeros(3), pose.shift])
-        bounds = optimize.Bounds(start - reach, start + reach)
-        end = optimize.minimize(
-            down, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50, "ftol": close}
-        )
-        return Placement(Rotation.from_rotvec(end.x[:3] / scale) * pose.rotation, end.x[3:], float(-end.fun))
+        bodies = placed([self], [Placement(rotation, shift, 0.0)])
+        values, slopes = jax.device_get(correlations(bodies, self.fixed.splines))
+        return float(values[0]), self.moving.radius * slopes[0, :3], slopes[0, 3:]
 
 
-def left_jacobian(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """Derivative of the rotation that follows exp(turn), by `turn`: Σ [turn]^k / (k + 1)!."""
-    cross = np.cross(np.eye(3), turn)  # cross @ v = turn x v
-    result = term = np.eye(3)
-    for k in range(2, 12):  # converged for the small turns of a refinement
-        term = term @ cross / k
-        result = result + term
-    return result
+def maximise(
+    overlaps: Sequence[Overlap], poses: Sequence[Placement], close: float, reach: float = np.inf
+) -> list[Placement]:
+    """Refine a pose of each of some moving bodies to the nearest maximum of its overlap with one fixed body.
+
+    Args:
+        overlaps: of the bodies, with one `fixed`.
+        poses: where to start.
+        close: gain of the score that is none.
+        reach: Å by which a pose may change at most along each axis, and by turning.
+    """
+    if not overlaps:
+        return []
+    bodies, fixed = placed(overlaps, poses), overlaps[0].fixed
+    rules = (np.float32(value) for value in (fixed.resolution, close, min(reach, LARGE)))
+    found = jax.device_get(best_poses(bodies, fixed.splines, *rules))
+    each = zip(*(array[: len(overlaps)].astype(float) for array in found), strict=True)
+    return [Placement(Rotation.from_matrix(turn), shift, float(score)) for turn, shift, score in each]
+
+
+def placed(overlaps: Sequence[Overlap], poses: Sequence[Placement]) -> Placed:
+    """The points of the moving bodies in these poses."""
+    bodies = Placed.empty(len(overlaps), max(len(overlap.points[1]) for overlap in overlaps))
+    for number, (overlap, pose) in enumerate(zip(overlaps, poses, strict=True)):
+        x, mass = overlap.points
+        bodies.sizes[number] = len(mass)
+        bodies.x[number, : len(mass)], bodies.mass[number, : len(mass)] = x, mass
+        bodies.rotation[number], bodies.shift[number] = pose.rotation.as_matrix(), pose.shift
+        bodies.radius[number] = overlap.moving.radius
+    return bodies
 
 
 def splat_periodic(x: Float[np.ndarray, "many n 3"], mass: Float[np.ndarray, "n"], shape) -> np.ndarray:

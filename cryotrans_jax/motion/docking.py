@@ -219,7 +219,7 @@ class Docking:
         for number in np.argsort(worth, kind="stable"):
             own = kept[number]
             given = found.motions[found.owner[own][0]]
-            motion = self.pieces.refine(own, given, self.pieces.filtered(left), 1e-6, self.search.reach) or given
+            (motion,) = self.pieces.refine([(own, given)], self.pieces.filtered(left), 1e-6, self.search.reach)
             moved = self.pieces.moved(own, motion)
             bodies.append(DockedBody(own, motion, moved, self.pieces.sharp(moved)))
             left = self.pieces.without(left, moved)
@@ -248,15 +248,14 @@ class Docking:
             explained = pieces.block_density * np.where(body.own, here, pieces.interpolate(left, present))
             given = Density(blocks.x, pieces.block_density, residue, explained, body.own)
             sides += turned_sides(chain, given, body.motion, replace(pieces.initial, density=left), search)
-        motions: list[Transform] = []
-        for side in sorted(sides, key=lambda side: -side.gain)[: search.refined]:
-            own, x = np.isin(np.arange(len(blocks.x)), side.points), blocks.x[side.points]
-            motion = pieces.refine(own, side.motion, pieces.whole_target, 1e-4, search.settle)
-            if motion is not None and all(rms_distance(motion(x), each(x)) > search.apart for each in motions):
+        best, motions = sorted(sides, key=lambda side: -side.gain)[: search.refined], list[Transform]()
+        begun = [(np.isin(np.arange(len(blocks.x)), side.points), side.motion) for side in best]
+        refined = pieces.refine(begun, pieces.whole_target, 1e-4, search.settle)
+        for side, motion in zip(best, refined, strict=True):
+            x = blocks.x[side.points]
+            if all(rms_distance(motion(x), each(x)) > search.apart for each in motions):
                 motions.append(motion)
-            if len(motions) == search.kept:
-                break
-        return motions
+        return motions[: search.kept]
 
 
 def rms_distance(x: Float[np.ndarray, "points 3"], y: Float[np.ndarray, "points 3"]) -> float:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cryotrans_jax.core.programs import padded_size, program
+from cryotrans_jax.core.programs import mapped, padded_size, program
 from cryotrans_jax.density.align import even_rotations
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
@@ -110,11 +110,10 @@ def turned_sides(chain: Chain, given: Density, anchor: Transform, left: Map, sea
     if not sides:
         return []
     hanging, volume = hanging_sides(sides, moved, given, left), voxels_of(left, turns)
-    at_once = len(hanging.count) if jax.default_backend() != "cpu" else None
-    found = jax.device_get(best_turns(hanging, volume, search.least, search.each, at_once))
+    found = jax.device_get(best_turns(hanging, volume, search.least, search.each))
     return [
         TurnedSide(float(gain), side.points[:reached], about(side.centre, turns[turn]).after(anchor))
-        for side, *best in zip(sides, *found)
+        for side, *best in zip(sides, *found, strict=False)  # the last ones of `found` are padding
         for gain, turn, reached in zip(*best, strict=True)
     ]
 
@@ -135,14 +134,14 @@ class Hanging(NamedTuple):
     """The points of several sides, padded to the largest, and beyond the last side by sides without points.
 
     Attributes:
-        count: number of points.
+        sizes: number of points of each.
         x: positions of the points from the centre, Å.
         centre: in voxels of the target.
         density: band-passed density of each point.
         explained: product of its density with the target's where its present motion takes it.
     """
 
-    count: Int[np.ndarray, "sides"]
+    sizes: Int[np.ndarray, "sides"]
     x: Float[np.ndarray, "sides most 3"]
     centre: Float[np.ndarray, "sides 3"]
     density: Float[np.ndarray, "sides most"]
@@ -180,7 +179,7 @@ def hanging_sides(sides: Sequence[Side], moved: Points, given: Density, left: Ma
     )
     for number, (centre, points) in enumerate(sides):
         own = number, slice(len(points))
-        found.count[number] = len(points)
+        found.sizes[number] = len(points)
         found.x[own], found.density[own] = moved[points] - centre, given.density[points]
         found.explained[own] = given.explained[points]
         found.centre[number] = (centre - left.origin) / left.voxel_size + 1.5  # the border is one voxel
@@ -196,9 +195,9 @@ def voxels_of(map_: Map, turns: Float[np.ndarray, "turns 3 3"]) -> Voxels:
     return Voxels(row, np.array(density.shape, np.int32), scaled.astype(np.float32))
 
 
-@program(static_argnames=("least", "each", "at_once"))
+@program(static_argnames=("least", "each"))
 def best_turns(
-    sides: Hanging, target: Voxels, least: int, each: int, at_once: int | None = None
+    sides: Hanging, target: Voxels, least: int, each: int
 ) -> tuple[Float[Array, "sides each"], Int[Array, "sides each"], Int[Array, "sides each"]]:
     """The rotations about each side's centre by which it explains the most of a target.
 
@@ -207,7 +206,6 @@ def best_turns(
         target: the target, looked up at the nearest voxels.
         least: points at least that are turned with a side.
         each: number of rotations that are kept for each side.
-        at_once: number of sides that are computed at once; None: one after the other.
 
     Returns:
         For each side the gains, the numbers of the rotations, and how many of the points are turned.
@@ -227,8 +225,8 @@ def best_turns(
 
         turns = target.turns.shape[-1]
         begun = jnp.zeros(turns), jnp.full(turns, -jnp.inf), jnp.zeros(turns, jnp.int32)
-        _, best, reached = jax.lax.fori_loop(0, side.count, add_point, begun)
+        _, best, reached = jax.lax.fori_loop(0, side.sizes, add_point, begun)
         gain, turn = jax.lax.top_k(best, each)
         return gain, turn, reached[turn]
 
-    return jax.lax.map(of_side, sides, batch_size=at_once)
+    return mapped(of_side, sides)

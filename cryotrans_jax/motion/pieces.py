@@ -1,5 +1,6 @@
 """Pieces of an initial map as rigid bodies: their best poses in a target, and what they leave of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.align import even_rotations, refine_once
 from cryotrans_jax.density.boxes import box_slices
-from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement
+from cryotrans_jax.density.overlap import Body, Filtered, Overlap, Placement, maximise
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.maps import Map
@@ -134,21 +135,38 @@ class Pieces:
             return []
         fixed = target.body
         coarse = max(1.4 * self.resolution, self.search.coarse * min(fixed.radius, moving.radius))
-        begun = Overlap(replace(target, resolution=coarse), moving).scan_shifts(even_rotations(self.search.rotations))
+        scan = Overlap(replace(target, resolution=coarse), moving, self.search.spacing)
+        begun = scan.scan_shifts(even_rotations(self.search.rotations))
         best = refine_once(Overlap(target, moving, self.search.spacing), begun[: self.search.refined], 1e-4)[:count]
         return [pose.motion(fixed, moving) for pose in best]
 
     def refine(
-        self, own: Bool[np.ndarray, "points"], motion: Transform, target: Filtered | None, close: float, reach: float
-    ) -> Transform | None:
-        """The best motion of some blocks near one (`Overlap.maximise`) in a density; None where either is too small."""
-        moving = self.part(self.voxels(own))
-        if target is None or moving is None:
-            return None
-        fixed = target.body
-        start = Placement(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
-        overlap = Overlap(target, moving, self.search.spacing)
-        return overlap.maximise(start, close, reach).motion(fixed, moving)
+        self,
+        pieces: Sequence[tuple[Bool[np.ndarray, "points"], Transform]],
+        target: Filtered | None,
+        close: float,
+        reach: float,
+    ) -> list[Transform]:
+        """The best motions near given ones (`overlap.maximise`) of pieces in a density of the target.
+
+        Args:
+            pieces: which blocks are in each piece, and its motion. A piece that is too small keeps it.
+            target: as from `filtered`.
+            close: gain of the correlation that is none.
+            reach: Å by which a piece may move at most.
+        """
+        found = [motion for _, motion in pieces]
+        each = [(number, self.part(self.voxels(own))) for number, (own, _) in enumerate(pieces)]
+        if target is None or not (large := [(number, body) for number, body in each if body is not None]):
+            return found
+        fixed, begun = target.body, list[Placement]()
+        for number, body in large:
+            shift = found[number](body.centre[None])[0] - fixed.centre
+            begun.append(Placement(Rotation.from_matrix(found[number].rotation), shift, 0.0))
+        overlaps = [Overlap(target, body, self.search.spacing) for _, body in large]
+        for (number, body), pose in zip(large, maximise(overlaps, begun, close, reach), strict=True):
+            found[number] = pose.motion(fixed, body)
+        return found
 
     def moved(self, own: Bool[np.ndarray, "points"], motion: Transform) -> Volume:
         """The mass of some blocks where a motion takes it."""

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from cryotrans_jax.density.overlap import Filtered, Overlap, Placement, body
+from cryotrans_jax.density.overlap import Filtered, Overlap, Placement, body, maximise
 from cryotrans_jax.density.simulation import common_grid, simulate_map
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -58,7 +58,7 @@ def fit_domains(placed: gemmi.Structure, truth: gemmi.Structure, target: Map, re
         part = simulate_map((heavy[own == number], weights[own == number]), *grid, resolution)
         moving = body(part, 0.0, "map of a domain")
         begin = Placement(Rotation.identity(), moving.centre - fixed.centre, 0.0)
-        found = Overlap(Filtered(fixed, resolution, sharp=True), moving).maximise(begin, CLOSE)
+        (found,) = maximise([Overlap(Filtered(fixed, resolution, sharp=True), moving)], [begin], CLOSE)
         moved[domain == number] = found.motion(fixed, moving)(xyz[domain == number])
     return atoms.with_positions(placed, moved)
 

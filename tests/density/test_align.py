@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import align, simulation
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.density.overlap import Filtered, Overlap, body, left_jacobian
+from cryotrans_jax.density.overlap import Filtered, Overlap, body, maximise
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -152,13 +152,13 @@ def test_gradients_of_the_overlap_are_those_of_finite_differences(pair):
     _, by_turn, by_shift = overlap.score(pose, shift)
     for axis in np.eye(3):
         ends = [overlap.score(pose, shift + s * axis)[0] for s in (-step, step)]
-        # value and slope are splines of their own on voxels of a quarter of the resolution
-        assert by_shift @ axis == pytest.approx((ends[1] - ends[0]) / 2 / step, abs=0.02 * np.abs(by_shift).max())
+        assert by_shift @ axis == pytest.approx(
+            (ends[1] - ends[0]) / 2 / step, abs=0.02 * float(np.abs(by_shift).max())
+        )
         ends = [overlap.score(Rotation.from_rotvec(0.1 * s * axis) * pose, shift)[0] for s in (-step, step)]
-        assert by_turn @ axis == pytest.approx((ends[1] - ends[0]) / 0.2 / step, abs=0.02 * np.abs(by_turn).max())
-    turn, change = np.array([0.5, -0.8, 0.3]), 1e-5 * np.array([1.0, 2.0, -1.0])
-    after = Rotation.from_rotvec(turn + change) * Rotation.from_rotvec(turn).inv()
-    np.testing.assert_allclose(left_jacobian(turn) @ change, after.as_rotvec(), atol=1e-9)
+        assert by_turn @ axis == pytest.approx(
+            (ends[1] - ends[0]) / 0.2 / step, abs=0.02 * float(np.abs(by_turn).max())
+        )
 
 
 def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
@@ -173,7 +173,7 @@ def test_all_shifts_together_find_the_best_that_each_finds_alone(pair):
         assert alone > max(around)
         scores[alone] = pose
     best = scores[max(scores)]
-    free, near = overlap.maximise(best, 1e-8), overlap.maximise(best, 1e-8, reach=0.5)
+    (free,), (near,) = maximise([overlap], [best], 1e-8), maximise([overlap], [best], 1e-8, reach=0.5)
     assert align.refine_once(overlap, [best], 1e-8)[0].score == free.score
     assert free.score >= max(scores)
     assert max(scores) <= near.score <= free.score + 1e-6 and np.abs(near.shift - best.shift).max() <= 0.5

@@ -1,0 +1,173 @@
+"""Refine poses of rigid bodies in a filtered density, in one compiled program."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.optimize import minimize
+from jax.scipy.spatial.transform import Rotation
+from jaxtyping import Array, Float, Int
+
+from cryotrans_jax.core.programs import mapped, padded_size, program
+
+LARGE = 1e4  # Å: a reach beyond every map
+MOST = 50  # iterations of a refinement
+BODIES, POINTS = 64, 1024  # to which numbers are padded at least; what pads costs no time
+CHUNK = 128  # points that are looked up at once
+
+
+class Splines(NamedTuple):
+    """A density as cubic B-splines.
+
+    Attributes:
+        coefficients: on a grid of this shape, in one row, padded.
+        shape: number of coefficients along each axis.
+        first: position of the first coefficient, Å.
+        size: distance of the coefficients along each axis, Å.
+    """
+
+    coefficients: Float[Array | np.ndarray, "padded"]
+    shape: Int[np.ndarray, "3"]
+    first: Float[np.ndarray, "3"]
+    size: Float[np.ndarray, "3"]
+
+
+class Placed(NamedTuple):
+    """Bodies in poses from which they are refined; the last bodies, and the last points of each, are padding.
+
+    Attributes:
+        sizes: number of points of each.
+        x: points from the centre of mass, Å.
+        mass: of the points.
+        rotation: about the centre of mass.
+        shift: of the centre of mass, Å.
+        radius: of gyration, Å.
+    """
+
+    sizes: Int[np.ndarray, "bodies"]
+    x: Float[np.ndarray, "bodies points 3"]
+    mass: Float[np.ndarray, "bodies points"]
+    rotation: Float[np.ndarray, "bodies 3 3"]
+    shift: Float[np.ndarray, "bodies 3"]
+    radius: Float[np.ndarray, "bodies"]
+
+    @classmethod
+    def empty(cls, bodies: int, points: int) -> "Placed":
+        """As many bodies as are padded to, of no points, with room for this number of them."""
+        count, most = padded_size(bodies, BODIES), padded_size(points, POINTS)
+        x, turn = np.zeros((count, most, 3), np.float32), np.zeros((count, 3, 3), np.float32)
+        return cls(np.zeros(count, np.int32), x, x[..., 0].copy(), turn, turn[:, 0].copy(), np.ones(count, np.float32))
+
+
+def turned(change: Float[Array, "6"], body: Placed) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:
+    """Rotation and shift (Å) of a body after a change of its pose: a turn of `change[:3]` / radius, and a shift, Å."""
+    half = change[:3] / (2 * body.radius)
+    turn = Rotation.from_quat(jnp.append(half, 1.0)).as_matrix()  # 2 tan(angle / 2) about the axis
+    return jnp.matmul(turn, body.rotation, precision="highest"), jnp.asarray(body.shift) + change[3:]
+
+
+def correlation(change: Float[Array, "6"], body: Placed, target: Splines) -> Float[Array, ""]:
+    """Sum of a body's masses times the target's density where they are after a change of the pose, Å; 0 outside."""
+    return density_sum(*turned(change, body), body, target)
+
+
+@jax.custom_vjp
+def density_sum(
+    rotation: Float[Array, "3 3"], shift: Float[Array, "3"], body: Placed, target: Splines
+) -> Float[Array, ""]:
+    """Sum of a body's masses times the target's density in a pose."""
+    return sum_and_slopes(rotation, shift, body, target)[0]
+
+
+def sum_and_slopes(
+    rotation: Float[Array, "3 3"], shift: Float[Array, "3"], body: Placed, target: Splines
+) -> tuple[Float[Array, ""], tuple[Float[Array, "3 3"], Float[Array, "3"]]]:
+    """`density_sum`, and its derivatives by the rotation and by the shift."""
+
+    def add_chunk(number, at):
+        points = number * CHUNK + jnp.arange(CHUNK)
+        x, mass = jnp.asarray(body.x)[points], jnp.asarray(body.mass)[points]
+        value, slope = look_up(target, jnp.matmul(x, rotation.T, precision="highest") + shift)
+        pull = mass[:, None] * slope
+        turn = jnp.einsum("na,nb->ab", pull, x, precision="highest")
+        return at[0] + jnp.sum(mass * value), at[1] + turn, at[2] + jnp.sum(pull, axis=0)
+
+    chunks = -(-jnp.asarray(body.sizes) // CHUNK)
+    value, *slopes = jax.lax.fori_loop(0, chunks, add_chunk, (jnp.zeros(()), jnp.zeros((3, 3)), jnp.zeros(3)))
+    return value, tuple(slopes)
+
+
+def by_pose(slopes, change):
+    """Derivatives of a loss by rotation and shift, from those of `density_sum` and that of the loss by it."""
+    turn, shift = slopes
+    return change * turn, change * shift, None, None
+
+
+density_sum.defvjp(sum_and_slopes, by_pose)
+
+
+def look_up(target: Splines, x: Float[Array, "n 3"]) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
+    """Density and its gradient (1/Å) at positions, Å; 0 outside."""
+    at = (x - target.first) / target.size
+    low = jnp.floor(at)
+    weights, slopes = cubic_weights(at - low)
+    steps = low[..., None].astype(jnp.int32) + jnp.arange(-1, 3)
+    i, j, k = jnp.moveaxis(jnp.clip(steps, 0, target.shape[:, None] - 1), 1, 0)
+    rows = (i[:, :, None] * target.shape[1] + j[:, None, :]) * target.shape[2]
+    taps = jnp.asarray(target.coefficients)[rows[..., None] + k[:, None, None, :]]
+    along_z, by_z = (jnp.einsum("nabc,nc->nab", taps, w[:, 2]) for w in (weights, slopes))
+    pairs = (along_z, weights), (along_z, slopes), (by_z, weights)
+    plain, by_y, by_z = (jnp.einsum("nab,nb->na", values, w[:, 1]) for values, w in pairs)
+    both = (plain, weights), (plain, slopes), (by_y, weights), (by_z, weights)
+    value, *slope = (jnp.einsum("na,na->n", values, w[:, 0]) for values, w in both)
+    inside = jnp.all((at >= 0) & (at <= target.shape - 1), axis=-1)
+    return jnp.where(inside, value, 0), jnp.where(inside[:, None], jnp.stack(slope, -1) / target.size, 0)
+
+
+def cubic_weights(part: Float[Array, "*some"]) -> tuple[Float[Array, "*some 4"], Float[Array, "*some 4"]]:
+    """Weights of the four cubic B-splines about a place, and their slopes, by its distance from the second (0 to 1)."""
+    rest = 1 - part
+    inner, steep = (
+        [f(t) for t in (part, rest)] for f in (lambda t: 2 / 3 - t**2 + t**3 / 2, lambda t: 1.5 * t**2 - 2 * t)
+    )
+    weights = rest**3 / 6, *inner, part**3 / 6
+    slopes = -(rest**2) / 2, steep[0], -steep[1], part**2 / 2
+    return jnp.stack(weights, -1), jnp.stack(slopes, -1)
+
+
+@program
+def correlations(bodies: Placed, target: Splines) -> tuple[Float[Array, "bodies"], Float[Array, "bodies 6"]]:
+    """Correlation of each body with the target, and its gradient by a change of the pose, 1/Å."""
+    return mapped(lambda body: jax.value_and_grad(correlation)(jnp.zeros(6), body, target), bodies)
+
+
+@program
+def best_poses(
+    bodies: Placed, target: Splines, scale: Float[Array, ""], close: Float[Array, ""], reach: Float[Array, ""]
+) -> tuple[Float[Array, "bodies 3 3"], Float[Array, "bodies 3"], Float[Array, "bodies"]]:
+    """Refine each body's pose to the nearest maximum of its correlation with the target, by BFGS.
+
+    Args:
+        bodies: the bodies.
+        target: the target.
+        scale: Å, by which a pose changes for the correlation to change much.
+        close: gain of the correlation that is none.
+        reach: Å by which a pose may change at most along each axis, and by turning.
+
+    Returns:
+        Rotations, shifts (Å), and correlations.
+    """
+
+    def within(change):
+        return reach * jnp.tanh(change / reach)
+
+    def refined(body: Placed):
+        def loss(change):  # of a curvature about 1, whatever the unit
+            return -(scale**2) * correlation(within(change), body, target)
+
+        small: Any = scale * jnp.sqrt(2 * close)  # the gradient where the gain that is left is `close`
+        found = minimize(loss, jnp.zeros(6), method="BFGS", tol=small, options={"maxiter": MOST})
+        return *turned(within(found.x), body), -found.fun / scale**2
+
+    return mapped(refined, bodies)
