@@ -95,10 +95,12 @@ def write_fsc(folder: Path, curves: dict[str, Curve]) -> None:
             write_file(folder / name, fsc_xml(curves[f"{against}_after"], f"generated map against the {against}"))
 
 
-def write_drawing(folder: Path, name: str, drawing: Drawing) -> None:
-    """Write a figure as name.svg and name.png."""
-    write_file(folder / f"{name}.svg", svg(drawing))
+def write_drawing(folder: Path, name: str, drawing: Drawing) -> str:
+    """Write a figure as name.svg and name.png; return the SVG element."""
+    text = svg(drawing)
+    write_file(folder / f"{name}.svg", text)
     write_file(folder / f"{name}.png", png(drawing))
+    return text
 
 
 def read_fsc(path: Path) -> dict[str, Curve]:

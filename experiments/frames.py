@@ -141,7 +141,7 @@ def write_models(
     frames, topology = fit.move(model, times), geometry.topology(model)
     rows = [model_geometry(topology, carried) for carried in frames]
     if settings.idealise:
-        ideal = [geometry.idealise(topology, atoms.positions(carried)) for carried in frames]
+        ideal = geometry.idealise_each(topology, [atoms.positions(carried) for carried in frames])
         frames = [atoms.with_positions(carried, xyz) for carried, xyz in zip(frames, ideal, strict=True)]
         before = [{f"carried_{key}": value for key, value in row.items()} for row in rows]
         rows = [model_geometry(topology, carried) | old for carried, old in zip(frames, before, strict=True)]

@@ -84,6 +84,7 @@ CONSTANTS = {
     "density/demo.py": "the built-in pair",
     "density/deposition.py": "the FSC by which resolutions are stated, and what noise and atoms in contact are like",
     "density/overlap.py": "how correlations are computed, and what is too small to be aligned",
+    "density/refine_pose.py": "iterations, and how points are arranged in memory",
     "density/simulation.py": "the convention of molmap, and memory",
     "density/surface.py": "how pictures look",
     "density/symmetry.py": "when a symmetry is refused, and the search for axes that may be given instead",

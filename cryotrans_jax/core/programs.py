@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 
-# By `jax.default_backend`. CPU: XLA's older loop emitter, which compiles in two thirds of the time and makes steps that
-# are no slower. GPU: no autotuning of kernels, and cuBLAS instead of generated matrix products, which halves the time
-# of a whole run in which nothing is compiled yet.
+# By `jax.default_backend`. CPU: the older loop emitter compiles in two thirds of the time, and steps are no slower.
+# GPU: without autotuning and generated matrix products, a run with nothing compiled takes half the time.
 COMPILER_OPTIONS = {
     "cpu": {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1},
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
@@ -19,8 +18,6 @@ COMPILER_OPTIONS = {
 def compiler_options() -> dict[str, Any] | None:
     """XLA's options for this kind of device; None for other devices, and for an XLA without these options."""
     quick = COMPILER_OPTIONS.get(jax.default_backend())
-    if quick is None:
-        return None
     try:
         jax.jit(lambda: 0, compiler_options=quick).lower().compile()
     except Exception:  # a future XLA may reject options in any way
@@ -59,14 +56,6 @@ def program(function: Callable | None = None, **settings: Any) -> Any:
     return functools.partial(Program, **settings) if function is None else Program(function, **settings)
 
 
-def padded_size(count: int, least: int = 16) -> int:
-    """Smallest power of two that is no less than `count` and `least`.
-
-    Arrays that are padded to such sizes find programs that were compiled for other molecules of like size.
-    """
-    return max(least, 1 << max(count - 1, 0).bit_length())
-
-
 def mapped(function: Callable, each: Any) -> Any:
-    """function of each row of a tree of arrays, inside a program: in turn on a CPU, at once on an accelerator."""
+    """function of each row of some arrays, inside a program: in turn on a CPU, at once on an accelerator."""
     return jax.lax.map(function, each) if jax.default_backend() == "cpu" else jax.vmap(function)(each)

@@ -54,3 +54,11 @@ def points_of_blocks(
 def power_of_two(wanted: float) -> int:
     """Power of two nearest to the wanted factor, from 1 to 8 (the crop is a multiple of 8 voxels)."""
     return int(2 ** np.clip(np.round(np.log2(max(wanted, 1.0))), 0, 3))
+
+
+def padded_size(count: int, least: int = 16) -> int:
+    """Smallest power of two that is no less than `count` and `least`.
+
+    Arrays that are padded to such sizes find programs that were compiled for other molecules of like size.
+    """
+    return max(least, 1 << max(count - 1, 0).bit_length())

@@ -16,7 +16,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
-from cryotrans_jax.core.programs import padded_size
 from cryotrans_jax.density import boxes, thresholds
 from cryotrans_jax.density.refine_pose import LARGE, Placed, Splines, best_poses, correlations
 from cryotrans_jax.density.simulation import SIGMA
@@ -196,7 +195,7 @@ class Filtered:
         """K b as splines, from the centre of mass."""
         spectrum, size, shape, first = self.spectrum
         volume = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
-        row = np.zeros(padded_size(volume.size, VOXELS), np.float32)
+        row = np.zeros(boxes.padded_size(volume.size, VOXELS), np.float32)
         row[: volume.size] = ndimage.spline_filter(volume, output=np.float32, mode="mirror").ravel()
         return Splines(jnp.asarray(row), np.asarray(shape, np.int32), first.astype(np.float32), size.astype(np.float32))
 

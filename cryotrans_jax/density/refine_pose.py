@@ -9,7 +9,8 @@ from jax.scipy.optimize import minimize
 from jax.scipy.spatial.transform import Rotation
 from jaxtyping import Array, Float, Int
 
-from cryotrans_jax.core.programs import mapped, padded_size, program
+from cryotrans_jax.core.programs import mapped, program
+from cryotrans_jax.density.boxes import padded_size
 
 LARGE = 1e4  # Å: a reach beyond every map
 MOST = 50  # iterations of a refinement

@@ -44,6 +44,8 @@ from cryotrans_jax.motion.rigid_bodies import BodySearch, from_flow, rigid_motio
 from cryotrans_jax.motion.screw import screw_of
 from cryotrans_jax.motion.symmetric import replicate_fields, without_symmetry
 
+Bodies = tuple[Partition, list[Transform]]  # rigid bodies, and the motion of each
+
 
 @dataclass(frozen=True)
 class FindRigidBodies(Action):
@@ -102,12 +104,15 @@ class DockBodies(Action):
         found += found[-1:] * (fitting.whole.trajectories - fitting.targets)  # copies that fill up the last devices
         count = max(len(each) for each in found)
         ranks = [[each[min(rank, len(each) - 1)] for each in found] for rank in range(count)]
-        every = divided_into(repeated(fitting, count), [one for own in ranks for one in own])
-        losses = self.loss(every).reshape(count, -1)
-        docked = divided_into(fitting, [ranks[best][target] for target, best in enumerate(losses.argmin(0))])
-        better = lower_losses(self.loss(fitting), losses.min(0)) & ~failed_targets(fitting.state)
+        present: list[list[Bodies]] = [[(bodies, []) for bodies in fitting.partitions]] if fitting.partitions else []
+        tried = [one for rank in present + ranks for one in rank]
+        losses = self.loss(divided_into(repeated(fitting, len(present) + count), tried)).reshape(-1, len(found))
+        before = losses[0] if present else self.loss(fitting)  # at once, where there is one program for all
+        losses = losses[len(present) :]
+        better = lower_losses(before, losses.min(0)) & ~failed_targets(fitting.state)
         if not better.any():
             return fitting
+        docked = divided_into(fitting, [ranks[best][target] for target, best in enumerate(losses.argmin(0))])
         chosen = choose_bodies(fitting, docked, better)
         first = fitting.config.stages[0].label
         return replace(chosen, state=with_starts(chosen.state, better, "docked", first))
@@ -118,12 +123,12 @@ class DockBodies(Action):
         losses = stage_losses(replace(fitting, state=state), fitting.problem, self.trial)
         return np.where(np.isfinite(losses), losses, np.inf)
 
-    def dock(self, fitting: Fitting, target: int) -> list[tuple[Partition, list[Transform]]]:
+    def dock(self, fitting: Fitting, target: int) -> list[Bodies]:
         """Dock pieces into one target; return for each result the bodies, and the motion of each."""
         known = motions_of_bodies(fitting, target)
         return [self.bodies(fitting, each) for each in dock_target(fitting.whole, target, self.search, known)]
 
-    def bodies(self, fitting: Fitting, found: Docked) -> tuple[Partition, list[Transform]]:
+    def bodies(self, fitting: Fitting, found: Docked) -> Bodies:
         """The bodies that blocks have chosen, and the motion of each."""
         whole, initial = fitting.whole, fitting.initial_map
         unit = asymmetric_unit(whole, initial)
@@ -179,7 +184,7 @@ def repeated(fitting: Fitting, count: int) -> Fitting:
     return replace(fitting, whole=problem, problem=problem, state=state, targets=len(order))
 
 
-def divided_into(fitting: Fitting, bodies: Sequence[tuple[Partition, list[Transform]]]) -> Fitting:
+def divided_into(fitting: Fitting, bodies: Sequence[Bodies]) -> Fitting:
     """The fit divided into the rigid bodies of each target, with the motion of each."""
     return divided(fitting, [own for own, _ in bodies], [[[motion] for motion in motions] for _, motions in bodies])
 
@@ -192,14 +197,14 @@ def divided(
     Args:
         fitting: the fit so far.
         partitions: for each target its bodies; with a symmetry those of the asymmetric unit and their copies.
-        motions: for each target and body its motion (Å) to each waypoint and to the end; none where the field of the
-            target goes on as it is.
+        motions: for each target and body its motion (Å) to each waypoint and to the end; none where the fields of the
+            target go on as they are.
     """
     problem = divide_into_parts(fitting.whole, partitions, fitting.initial_map)
     field, params = without_symmetry(fitting.field), jax.device_get(fitting.state.params)
 
     def start(target: int, part: int) -> PyTree:
-        own = jax.tree.map(lambda p: p[target, 0] if fitting.partitions else p[target], params)
+        own = jax.tree.map(lambda p: p[target, min(part, p.shape[1] - 1)] if fitting.partitions else p[target], params)
         if part >= len(motions[target]):
             return own
         return screw_of(field).rigid(own, [in_unit_box(motion, problem.frame) for motion in motions[target][part]])

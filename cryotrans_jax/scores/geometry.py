@@ -6,8 +6,11 @@ theirs. Only the distances of consecutive CA atoms, which hardly vary, are those
 have no such distance.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import gemmi
@@ -156,7 +159,21 @@ def idealise(
     Returns:
         The new positions, Å.
     """
-    by = restraints
+    return idealise_each(top, [xyz], restraints)[0]
+
+
+def idealise_each(
+    top: Topology, frames: Sequence[Float[np.ndarray, "atoms 3"]], restraints: Restraints = Restraints()
+) -> list[Float[np.ndarray, "atoms 3"]]:
+    """`idealise` for the positions (Å) of several frames, on all cores."""
+    each = partial(minimised, top, restraints)
+    # threads of BLAS cost more than they save on vectors this short
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [*pool.map(each, frames)]
+
+
+def minimised(top: Topology, by: Restraints, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
+    """Positions (Å) of the least energy near these; see `idealise`."""
     kinds = ((top.bonds, by.bond_sigma), (top.angles, by.angle_sigma), (top.residue, by.residue_sigma))
     fixed = np.concatenate([pairs for pairs, _ in kinds])
     weight = np.concatenate([np.full(len(pairs), sigma**-2) for pairs, sigma in kinds])
@@ -169,8 +186,7 @@ def idealise(
         ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], by.contact)
         each = np.concatenate([weight, np.full(len(meeting), by.contact_sigma**-2)])
         parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz, by.place_sigma))
-        with threadpool_limits(1, "blas"):  # threads cost more than they save on vectors this short
-            found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": by.steps})
+        found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": by.steps})
         x = found.x.reshape(-1, 3)
     return x
 

@@ -1,6 +1,8 @@
 """The frames of a run for its report: volumes that the page's script contours, and pictures of their surfaces."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -116,12 +118,12 @@ def fill_empty(map_: Map) -> Map:
     return Map(map_.density[tuple(nearest)], map_.voxel_size, map_.origin)
 
 
-def surfaces(film: Sequence[Frame], level: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Surface of each frame at a contour level: vertices (Å), triangles, displacements at the vertices (Å)."""
-    for _, _, density, displacement, *_ in film:
-        vertices, faces = surface.isosurface(density.density, level, density.voxel_size, density.origin)
-        at = ((vertices - displacement.origin) / displacement.voxel_size).T
-        yield vertices, faces, ndimage.map_coordinates(displacement.density, at, order=1, mode="nearest")
+def coloured_surface(frame: Frame, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Surface of a frame at a contour level: vertices (Å), triangles, displacements at the vertices (Å)."""
+    density, displacement = frame.density, frame.displacement
+    vertices, faces = surface.isosurface(density.density, level, density.voxel_size, density.origin)
+    at = ((vertices - displacement.origin) / displacement.voxel_size).T
+    return vertices, faces, ndimage.map_coordinates(displacement.density, at, order=1, mode="nearest")
 
 
 def scene(moved: CarriedMass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,12 +142,15 @@ def draw_pictures(
     view, centre, sides = scene(moved)
     size = tuple(round(pictures.FINER * side) for side in pictures.AREA)
     scale = min(size[0] / sides[1], size[1] / sides[0])
-    drawn = []
-    for frame, (vertices, faces, far) in zip(film, surfaces(film, level), strict=True):
+
+    def draw(frame: Frame) -> Image.Image:
+        vertices, faces, far = coloured_surface(frame, level)
         colours = plots.displacement_colours(far, moved.top)
         picture = surface.render(vertices, faces, colours, view, centre, scale, size)
-        drawn.append(pictures.compose(picture, title, names, moved.top, frame.time))
-    return drawn
+        return pictures.compose(picture, title, names, moved.top, frame.time)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [*pool.map(draw, film)]
 
 
 def crop(map_: Map, low: np.ndarray, high: np.ndarray) -> Map:

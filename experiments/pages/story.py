@@ -86,20 +86,19 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         drawings["errors"] = errors_drawing(atoms.read_model(folder / "generated.cif"))
     if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
         drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
-    for name, drawing in drawings.items():
-        exchange.write_drawing(folder, name, drawing)
+    drawn = {name: exchange.write_drawing(folder, name, drawing) for name, drawing in drawings.items()}
     # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     title, names = words.motion(story.scores), f"{config['initial']} → {config['target']}"
-    drawn = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
-    write_file(folder / "morph.gif", pictures.animation(drawn))
-    pictures.write_film(folder / "morph.mp4", drawn)
-    stills = film.pick_evenly([*zip(frames, drawn, strict=True)], STILLS)
+    morph = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
+    write_file(folder / "morph.gif", pictures.animation(morph))
+    pictures.write_film(folder / "morph.mp4", morph)
+    stills = film.pick_evenly([*zip(frames, morph, strict=True)], STILLS)
     text = page.build(
         config=config,
         scores=story.scores,
         found=found,
-        drawings={name: plots.svg(drawing) for name, drawing in drawings.items()},
+        drawings=drawn,
         stills=[(frame.time, pictures.still(picture)) for frame, picture in stills],
         data=page_data(story, frames, moved, views) | curve_data(story.curves, drawings.get("fsc")),
         made=[path.name for path in folder.iterdir()],

@@ -3,10 +3,11 @@
 python -m experiments.studies.benchmark --out_dir=runs/benchmark
 python -m experiments.studies.benchmark --sections=kernel,step --baseline=runs/earlier/benchmark.json
 
-Sections: kernel (one application against ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped
-and windowed, against the stock Grid on a cube), step (one training step by part), stages (compile and step time of
-each recipe's stages), scaling (boxes, points, targets), recipes (time to the same FSC), device (a GPU's sizes: the
-paper's step, the default recipe, several targets; each with its lower bound).
+Sections: run (where the time of a whole run goes, with nothing compiled and once more), kernel (one application against
+ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped and windowed, against the stock Grid on a
+cube), step (one training step by part), stages (compile and step time of each recipe's stages), scaling (boxes, points,
+targets), recipes (time to the same FSC), device (a GPU's sizes: the paper's step, the default recipe, several targets;
+each with its lower bound).
 
 Section recipes runs the whole default recipe twice. It also runs every step of the paper's recipe, but with our kernel:
 the potentials are the same (section sinkhorn), and so is the FSC after each step. The time stated for that recipe is
@@ -26,6 +27,7 @@ from ..main import command_of
 
 FLAGS = flags.FLAGS
 SECTIONS = {  # with the last word of the name of each one's file
+    "run": "run",
     "kernel": "kernels",
     "sinkhorn": "kernels",
     "step": "steps",
@@ -66,6 +68,7 @@ def define_flags() -> None:
     ranges.number("device_steps", 1.0, "Multiplies the default recipe's steps in section device.", ranges.STEPS)
     ranges.number("peak_flops", None, "float32 operations a second of the device, where unknown.", PEAK)
     ranges.number("peak_bandwidth", None, "Bytes a second of the device, where unknown.", PEAK)
+    flags.DEFINE_string("run", "", "Flags of experiments.run for section run; the built-in pair if not given.")
     flags.DEFINE_bool("overwrite", False, "Replace the results that the output folder holds.")
 
 
@@ -83,6 +86,7 @@ def main() -> None:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
     rows: dict[str, float] = {}
+    parts = ""  # of a whole run, as a table
     with run_folder.growing(out_dir, "benchmark") as growing:
         for section in FLAGS.sections:
             for label, value in rows_of(section):
@@ -90,7 +94,12 @@ def main() -> None:
                 print(tables.row(cells(label, value, earlier)), flush=True)
             run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
             lines = (cells(label, value, earlier) for label, value in rows.items())
-            write_file(growing / "benchmark.md", tables.markdown(("what", "value", "earlier", "ratio"), lines))
+            text = tables.markdown(("what", "value", "earlier", "ratio"), lines)
+            if section == "run":
+                from .benchmark_run import table
+
+                print(parts := table(rows), flush=True)
+            write_file(growing / "benchmark.md", "\n".join(filter(None, [parts, text])))
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,6 @@ all threads.
 """
 
 import json
-import os
 import runpy
 import sys
 import threading
@@ -19,8 +18,8 @@ from pathlib import Path
 INTERVAL = 0.01  # seconds between two looks
 OTHER = "other"
 COMPILED, CACHED, TRACED = "programs compiled", "programs from the cache", "programs traced"
-# Beginnings of "module:function" by the part of the run that they belong to. The innermost frame that begins with one
-# of them counts, and of several beginnings the longest.
+# Beginnings of "module:function" by the part of the run that they belong to. The innermost function that begins with
+# one of them counts, and of several beginnings the longest. What serves several parts is counted for its caller.
 PARTS = {
     "jax._src.compiler:": COMPILED,
     "jax._src.compilation_cache:": CACHED,
@@ -29,41 +28,27 @@ PARTS = {
     "jax._src.stages:": TRACED,
     "cryotrans_jax.fit.schedule:inputs": "waiting for programs",
     "importlib._bootstrap": "import",
-    "runpy:": "import",
-    "experiments.usage:": "import",
     "experiments.load:": "reading",
     "experiments.inputs:": "reading",
-    "cryotrans_jax.io.": "reading",
     "cryotrans_jax.density.align:": "alignment",
-    "cryotrans_jax.density.": "preparation",
     "cryotrans_jax.fit.prepare:": "preparation",
+    "cryotrans_jax.fit.morph:": "preparation",
+    "experiments.run:": "preparation",
     "cryotrans_jax.motion.correspond:": "correspondences",
     "cryotrans_jax.motion.docking:": "docking",
-    "cryotrans_jax.motion.offers:": "docking",
-    "cryotrans_jax.motion.labelling:": "docking",
-    "cryotrans_jax.motion.pieces:": "docking",
     "cryotrans_jax.motion.rigid_bodies:": "rigid bodies",
-    "cryotrans_jax.motion.partition:": "rigid bodies",
     "cryotrans_jax.fit.bodies:": "rigid bodies",
-    "cryotrans_jax.motion.borders:": "borders",
     "cryotrans_jax.fit.bodies:redraw_borders": "borders",
-    "cryotrans_jax.fit.levels:": "points and terms of stages",
     "cryotrans_jax.fit.stage:": "points and terms of stages",
-    "cryotrans_jax.fit.terms:": "points and terms of stages",
-    "cryotrans_jax.fit.targets:": "points and terms of stages",
-    "cryotrans_jax.fit.backbone:": "points and terms of stages",
     "cryotrans_jax.fit.supervise:": "steps",
-    "cryotrans_jax.fit.trajectory:": "frames",
-    "cryotrans_jax.fit.frame:": "frames",
     "experiments.frames:": "frames",
+    "cryotrans_jax.fit.frame:": "frames",
     "cryotrans_jax.fit.errors:": "predicted errors",
-    "cryotrans_jax.fit.strain:": "predicted errors",
-    "cryotrans_jax.scores.local_fit:": "predicted errors",
+    "experiments.frames:write_models": "models",
     "cryotrans_jax.scores.": "scores",
+    "cryotrans_jax.scores.geometry:idealise": "models",
     "experiments.score:": "scores",
     "experiments.pages.": "report",
-    "cryotrans_jax.plots:": "report",
-    "experiments.": "other files",
 }
 EVENTS = {  # of JAX: seconds of a program, by its name
     "/jax/core/compile/jaxpr_trace_duration": "traced",
@@ -124,16 +109,16 @@ class Timeline:
 
     def listen(self) -> bool:
         """Register for JAX's events once JAX is imported; return whether it is."""
-        if "jax.monitoring" not in sys.modules:
+        monitoring = sys.modules.get("jax.monitoring")
+        if not hasattr(monitoring, "register_event_duration_secs_listener"):  # not imported, or not to its end
             return False
-        monitoring = sys.modules["jax.monitoring"]
 
         def on_duration(event: str, seconds: float, fun_name: str = "", **_) -> None:
             if event in EVENTS:
                 self.programs[EVENTS[event], fun_name] += seconds
 
         monitoring.register_event_duration_secs_listener(on_duration)
-        monitoring.register_event_listener(lambda event, **_: self.counts.update([event]))
+        monitoring.register_event_listener(lambda event, **_: self.counts.update([event.rpartition("/")[2]]))
         return True
 
     def record(self) -> dict:
@@ -153,7 +138,9 @@ def main() -> None:
     finally:
         timeline.stop.set()
         timeline.thread.join()
-        Path(out).write_text(json.dumps(timeline.record() | {"pid": os.getpid()}))
+        from cryotrans_jax.io import memory
+
+        Path(out).write_text(json.dumps(timeline.record() | {"peak": memory.peak()}))
 
 
 if __name__ == "__main__":
