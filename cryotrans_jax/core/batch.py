@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import PyTree
@@ -32,9 +31,9 @@ class Batch:
         structure = jax.tree.structure(values[0])
         each = [*zip(*(jax.tree.leaves(value) for value in values), strict=True)]
         differs = tuple(any(leaf is not leaves[0] for leaf in leaves) for leaves in each)
-        own = [jnp.asarray(np.stack(leaves)) for leaves, apart in zip(each, differs, strict=True) if apart]
-        shared = [jnp.asarray(leaves[0]) for leaves, apart in zip(each, differs, strict=True) if not apart]
-        return cls(shared, own, differs, structure)
+        own = [np.stack(leaves) for leaves, apart in zip(each, differs, strict=True) if apart]
+        shared = [np.asarray(leaves[0]) for leaves, apart in zip(each, differs, strict=True) if not apart]
+        return cls(jax.device_put(shared), jax.device_put(own), differs, structure)
 
     def join(self, shared: list[Any], own: list[Any]) -> PyTree:
         """One target's value from the shared arrays and its own ones."""
@@ -44,4 +43,4 @@ class Batch:
 
     def of_target(self, target: int) -> PyTree:
         """One target's value."""
-        return self.join(self.shared, [leaf[target] for leaf in self.own])
+        return self.join(self.shared, [np.asarray(leaf)[target] for leaf in self.own])  # no program for each shape

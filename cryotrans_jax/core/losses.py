@@ -21,7 +21,8 @@ from cryotrans_jax.core.transport import w2_and_error
 Points = Float[Array, "points 3"]
 Scalar = float | Float[Array, ""]
 Volume = Float[Array, "x y z"]
-Blur = tuple[Float[Array, "nx nx"], Float[Array, "ny ny"], Float[Array, "nz nz"]]
+Matrix = Array | np.ndarray
+Blur = tuple[Float[Matrix, "nx nx"], Float[Matrix, "ny ny"], Float[Matrix, "nz nz"]]
 Leaf = Any  # an array; while JAX takes a tree apart, whatever it puts in an array's place
 
 
@@ -273,7 +274,7 @@ def gaussian_blur(shape: tuple[int, int, int], voxel_size: np.ndarray, sigma: fl
         sigma: standard deviation of the Gaussian, Å.
     """
     each = (gaussian_matrix(n, sigma / float(v)) for n, v in zip(shape, voxel_size, strict=True))
-    kx, ky, kz = (jnp.asarray(matrix, jnp.float32) for matrix in each)
+    kx, ky, kz = (np.asarray(matrix, np.float32) for matrix in each)
     return kx, ky, kz
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -30,7 +29,7 @@ class KeepStart(Action):
     def __call__(self, fitting: Fitting) -> Fitting:
         """Compare each target's end with its start."""
         state, stage = fitting.state, fitting.config.stages[fitting.state.stage]
-        still = jax.tree.map(jnp.zeros_like, state.params)  # a field of no weights moves nothing
+        still = jax.tree.map(np.zeros_like, jax.device_get(state.params))  # a field of no weights moves nothing
         start, end = (
             data_losses(replace(fitting, state=state._replace(params=params)), fitting.problem, stage)
             for params in (still, state.params)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PyTree
 from scipy.ndimage import gaussian_filter
@@ -178,7 +177,7 @@ class RedrawBorders(Action):
 def repeated(fitting: Fitting, count: int) -> Fitting:
     """The fit of each target this many times, so that several divisions of the initial map are tried at once."""
     order = [*range(fitting.whole.trajectories)] * count
-    params = jax.tree.map(lambda p: p[np.array(order)], fitting.state.params)
+    params = jax.tree.map(lambda p: np.asarray(p)[order], fitting.state.params)
     state = fitting.state._replace(params=params, watch=initial_watch(len(order)))
     problem = fitting.whole.select(order)
     return replace(fitting, whole=problem, problem=problem, state=state, targets=len(order))
@@ -210,8 +209,8 @@ def divided(
         return screw_of(field).rigid(own, [in_unit_box(motion, problem.frame) for motion in motions[target][part]])
 
     rows = [start(target, part) for target in range(problem.trajectories) for part in range(problem.parts)]
-    stacked = jax.tree.map(lambda *p: jnp.asarray(np.stack(p).reshape(-1, problem.parts, *p[0].shape)), *rows)
-    state = begin_stage(fitting.state._replace(params=stacked), fitting.state.stage)
+    stacked = jax.tree.map(lambda *p: np.stack(p).reshape(-1, problem.parts, *p[0].shape), *rows)
+    state = begin_stage(fitting.state._replace(params=jax.device_put(stacked)), fitting.state.stage)
     return replace(fitting, partitions=tuple(partitions), problem=problem, field=field, state=state)
 
 
@@ -246,7 +245,7 @@ def carry_undivided(
     problem: Problem, field: FieldMotion, state: State, target: int
 ) -> Callable[[np.ndarray, trajectory.Times], np.ndarray]:
     """The function that carries positions (n, 3) in Å to some times by a target's flow, before it is divided."""
-    params = jax.tree.map(lambda p: p[target], state.params)
+    params = jax.tree.map(lambda p: np.asarray(p)[target], state.params)
     return partial(trajectory.move, Flow(field, params, problem.frame))
 
 
@@ -329,7 +328,7 @@ def redraw_borders(
     rules: BorderRules,
 ) -> Partition:
     """A target's parts with borders where their fields explain the target (with waypoints, the last one) best."""
-    fields = [jax.tree.map(lambda p, k=k: p[target, k], params) for k in range(parts.count)]
+    fields = [jax.tree.map(lambda p, k=k: np.asarray(p)[target, k], params) for k in range(parts.count)]
     carries = [partial(trajectory.move, Flow(field, params, problem.frame)) for params in fields]
     number = target - problem.trajectories  # counted from the last target, which is the end with waypoints
     variance, size = problem.residual_blurs[number], initial.voxel_size

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cryotrans_jax.core.batch import Batch
@@ -263,7 +262,7 @@ class Compiler:
 def compile_stage(fitting: Fitting, stage: Stage, number: int) -> Batch:
     """Make the inputs of a stage, and compile its steps without calling them, which would take memory."""
     inputs, count, chunk = fitting.make_inputs(stage), fitting.problem.trajectories, fitting.config.supervision.chunk
-    zeros = jnp.int32(0), jnp.zeros((count, chunk), jnp.float32), jnp.zeros(count, jnp.float32)
+    zeros = np.int32(0), np.zeros((count, chunk), np.float32), np.zeros(count, np.float32)
     call = *zeros, fitting.state.params, fitting.state.optimiser, inputs
     compiled = train_steps.lower(*call, fit_to_memory(fitting.layout, *call)).compile()
     check_memory(number, sum(compiled_memory(compiled)), fitting.layout)

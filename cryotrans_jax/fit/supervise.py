@@ -44,15 +44,15 @@ SILENT = Callbacks()
 class Box(NamedTuple):
     """Two opposite corners of a box, in unit boxes."""
 
-    low: Float[Array, "3"]
-    high: Float[Array, "3"]
+    low: Float[Array | np.ndarray, "3"]
+    high: Float[Array | np.ndarray, "3"]
 
 
 def crop_of(problem: Problem) -> Box:
     """The problem's crop as a box; mass outside of it is lost."""
     corner = np.asarray(problem.corner)
     sides = np.array(problem.initial.shape) * problem.voxel_size / problem.frame.edge
-    return Box(jnp.asarray(corner, jnp.float32), jnp.asarray(corner + sides, jnp.float32))
+    return Box(corner.astype(np.float32), (corner + sides).astype(np.float32))
 
 
 def warn_of_setback(target: int, what: str) -> None:
@@ -120,7 +120,7 @@ def fit_stage(
         call = *chunk_of(stage, state, rules, count), state.params, state.optimiser, inputs
         sized = sized or fit_to_memory(layout, *call)
         params, optimiser, loss, error = train_steps(*call, sized)
-        if float(jnp.max(error)) > rules.term_error and stage.refined() != stage:
+        if float(np.max(error)) > rules.term_error and stage.refined() != stage:
             stage, sized, state = stage.refined(), None, state._replace(refined=state.refined + 1)
             inputs = make_inputs(stage)
             continue  # repeat these steps with the refined terms
@@ -141,7 +141,7 @@ def steps_left(stage: Stage, state: State, chunk: int) -> int:
 
 def chunk_of(
     stage: Stage, state: State, rules: Supervision, count: int
-) -> tuple[Array, Float[Array, "targets chunk"], Float[Array, "targets"]]:
+) -> tuple[np.int32, Float[np.ndarray, "targets chunk"], Float[np.ndarray, "targets"]]:
     """Number of steps in a chunk, their learning rates, and the fraction of the annealing that is left.
 
     Beyond a target's own steps both are 0.
@@ -153,7 +153,7 @@ def chunk_of(
         coming = own.rates[position:][: rules.chunk]
         rates[target, : len(coming)] = coming * factor[target]
         left[target] = own.annealing[position] if len(coming) else 0.0
-    return jnp.int32(count), jnp.asarray(rates, jnp.float32), jnp.asarray(left, jnp.float32)
+    return np.int32(count), rates.astype(np.float32), left.astype(np.float32)
 
 
 def supervised(

@@ -289,8 +289,8 @@ def preimages(flow: Flow, y: Float[Array, "n 3"], times: Times) -> Iterator[Floa
     tau, kept = 1.0 / field.euler_steps, {}
 
     def invert(part: float, steps: int, t: float):
-        at = backward(field, params, y, part * tau, 1, t)[1] if part else y
-        return backward(field, params, at, tau, steps, t - part * tau)
+        at = np.asarray(backward(field, params, y, part * tau, 1, t))[1] if part else y
+        return np.asarray(backward(field, params, at, tau, steps, t - part * tau))
 
     for t in times:
         whole, part = split_time(t, field.euler_steps)
