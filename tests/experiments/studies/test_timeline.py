@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from experiments.studies import benchmark_run
 from experiments.studies.timeline import Timeline, part_of
+
+BASELINE = Path(__file__).parents[2] / "reference/speed.json"
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,23 @@ def test_the_parts_of_a_run_become_one_table():
     lines = benchmark_run.table(rows).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| all", "| steps", "| import"]
     assert lines[3] == "| steps | 3.0 | 5.0 | 0.0 | 0.0 |"
+
+
+@pytest.mark.slow
+def test_a_run_takes_no_more_than_it_did_within_generous_bounds(tmp_path):
+    """CPU seconds are compared as multiples of a matrix product's on the same machine.
+
+    The baseline is written by `python -m experiments.studies.benchmark --sections=run`, of whose benchmark.json it is a
+    copy.
+    """
+    command = ["--sections=run", f"--out_dir={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "experiments.studies.benchmark", *command], check=True)
+    before, now = (json.loads(path.read_text())["rows"] for path in (BASELINE, tmp_path / "benchmark.json"))
+    compiled, memory = "run, cold: programs, cache misses", "run, cold: peak memory [MiB]"
+    assert now[compiled] <= 1.2 * before[compiled]
+    assert now[memory] <= 1.5 * before[memory]
+    for when in ("cold", "warm"):
+        product = f"run, {when}: product of 1500 x 1500 matrices [s]"
+        for part in ("steps", "all"):
+            label = f"run, {when}: {part}, CPU [s]"
+            assert now[label] / now[product] <= 2.5 * before[label] / before[product], label
