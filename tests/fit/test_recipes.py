@@ -127,7 +127,7 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     soft = Rigidity(1.0, 0.03, balanced=True, balance=Balance(noisy_slip=0.03))
     unblurred = Matched(0.0, 1.0, 1.0), soft, Backbone()  # details tell bodies apart
     assert docked.trial == replace(matched[2], terms=unblurred, steps=100, patience=0)
-    assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 3)
+    assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
 
 @pytest.mark.parametrize("size, wide, narrow", [(1.0, 5.0, 4.0), (0.5, 5.0, 2.5), (2.0, 5.0, 4.0), (4.0, 6.0, 6.0)])
@@ -181,7 +181,7 @@ def test_a_schedule_replaces_the_papers_steps(problem):
     assert paper(problem, schedule=Schedule(width=7)).field.network.width == 7
 
 
-@pytest.mark.parametrize("passed, steps", [((), 3), ((0.5,), 6), ((0.2, 0.4, 0.6, 0.8, 0.9), 12)])
+@pytest.mark.parametrize("passed, steps", [((), 5), ((0.5,), 10), ((0.2, 0.4, 0.6, 0.8, 0.9), 12)])
 def test_a_path_by_waypoints_has_two_steps_or_more_between_them(problem, passed, steps):
     assert default(replace(problem, waypoints=passed)).field.euler_steps == steps
     assert not passed or steps >= 2 * (len(passed) + 1)
