@@ -1,6 +1,7 @@
 """Write what presents a finished run: the report, its pictures, and maps and scripts for other programs."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,16 +92,19 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     title, names = words.motion(story.scores), f"{config['initial']} → {config['target']}"
     morph = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
-    write_file(folder / "morph.gif", pictures.animation(morph))
-    pictures.write_film(folder / "morph.mp4", morph)
-    stills = film.pick_evenly([*zip(frames, morph, strict=True)], STILLS)
+    with ThreadPoolExecutor(1) as pool:  # the encoder is a process of its own
+        written = pool.submit(pictures.write_film, folder / "morph.mp4", morph)
+        write_file(folder / "morph.gif", pictures.animation(morph))
+        stills = film.pick_evenly([*zip(frames, morph, strict=True)], STILLS)
+        data = page_data(story, frames, moved, views) | curve_data(story.curves, drawings.get("fsc"))
+        written.result()
     text = page.build(
         config=config,
         scores=story.scores,
         found=found,
         drawings=drawn,
         stills=[(frame.time, pictures.still(picture)) for frame, picture in stills],
-        data=page_data(story, frames, moved, views) | curve_data(story.curves, drawings.get("fsc")),
+        data=data,
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)

@@ -5,9 +5,9 @@ python -m experiments.studies.benchmark --sections=kernel,step --baseline=runs/e
 
 Sections: run (where the time of a whole run goes, with nothing compiled and once more), kernel (one application against
 ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped and windowed, against the stock Grid on a
-cube), step (one training step by part), stages (compile and step time of each recipe's stages), scaling (boxes, points,
-targets), recipes (time to the same FSC), device (a GPU's sizes: the paper's step, the default recipe, several targets;
-each with its lower bound).
+cube), step (one training step by part), stages (compile and step time of each recipe's stages, those of the default one
+with lower bounds), scaling (boxes, points, targets), recipes (time to the same FSC), device (a GPU's sizes: the paper's
+step, the default recipe, several targets; each with its lower bound).
 
 Section recipes runs the whole default recipe twice. It also runs every step of the paper's recipe, but with our kernel:
 the potentials are the same (section sinkhorn), and so is the FSC after each step. The time stated for that recipe is

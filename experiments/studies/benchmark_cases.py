@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from cryotrans_jax.core import train
 from cryotrans_jax.core.train import Scene
 from cryotrans_jax.density import simulation
 from cryotrans_jax.density.demo import hinge_pair
@@ -25,6 +26,7 @@ from cryotrans_jax.io.maps import Map
 from ..case import Case
 from ..inputs import check_detail
 from ..pairs import load_pair, pair_folder
+from . import floor
 
 FLAGS = flags.FLAGS
 Rows = Iterator[tuple[str, float]]
@@ -156,3 +158,16 @@ def stage_times(problem: Problem, config: Config, label: str, targets: int = 1, 
         yield f"{label} {name}: inputs [s]", steps.inputs
         yield f"{label} {name}: compile [s]", steps.compilation
         yield f"{label} {name}: working memory [MiB]", steps.memory
+
+
+def with_floor(problem: Problem, config: Config, label: str, peaks: tuple[float, float]) -> Rows:
+    """Time the stages, with the floor of a step by XLA's count of operations and bytes, and the ratio to it."""
+    rows = dict(stage_times(problem, config, label))
+    gradient = jax.grad(lambda *call: train.objective(*call)[0])
+    for name, stage in named_stages(config):
+        least = floor.cost(gradient, initial_params(config), *one_target(problem, config, stage))
+        rows[f"{label} {name}: operations a step"] = least.operations
+        rows[f"{label} {name}: bytes a step"] = least.bytes
+        rows[f"{label} {name}: floor [s]"] = least.seconds(peaks)
+        rows[f"{label} {name}: step / floor"] = rows[f"{label} {name}: step [s]"] / least.seconds(peaks)
+    yield from rows.items()

@@ -9,10 +9,6 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from cryotrans_jax.core import train
-from cryotrans_jax.density.problem import Problem
-from cryotrans_jax.fit.stage import Config
-
 from . import benchmark_cases as cases
 from . import floor
 from .benchmark_cases import Rows
@@ -33,13 +29,13 @@ def device() -> Rows:
     config = cases.paper_recipe(case, problem)
     config = replace(config, schedule=config.schedule[:1])
     yield "device: points of mass", float((problem.initial > 0).sum())
-    for label, value in with_floor(problem, config, "device: paper,", (operations, bandwidth)):
+    for label, value in cases.with_floor(problem, config, "device: paper,", (operations, bandwidth)):
         yield label, value
         if label.endswith("step [s]"):
             yield "device: published step, 64.8 ms at 160³ / ours", PUBLISHED_STEP / value
     problem = cases.prepare_case(case)
     config = cases.default_recipe(problem)
-    yield from with_floor(problem, config, "device: default,", (operations, bandwidth))
+    yield from cases.with_floor(problem, config, "device: default,", (operations, bandwidth))
     cold, warm = cold_and_warm(lambda: timeline(problem, config.scaled(FLAGS.device_steps)))
     yield "device: default, nothing compiled: fit [s]", cold
     yield "device: default, programs from the cache: fit [s]", warm
@@ -47,19 +43,6 @@ def device() -> Rows:
     for name, stage in cases.named_stages(config):
         one, several = (cases.compile_steps(problem, config, stage, n).seconds for n in (1, number))
         yield f"device: default, {name}: {number} targets / one", several / one
-
-
-def with_floor(problem: Problem, config: Config, label: str, peaks: tuple[float, float]) -> Rows:
-    """Time the stages, with the floor of a step by XLA's count of operations and bytes, and the ratio to it."""
-    rows = dict(cases.stage_times(problem, config, label))
-    gradient = jax.grad(lambda *call: train.objective(*call)[0])
-    for name, stage in cases.named_stages(config):
-        least = floor.cost(gradient, cases.initial_params(config), *cases.one_target(problem, config, stage))
-        rows[f"{label} {name}: operations a step"] = least.operations
-        rows[f"{label} {name}: bytes a step"] = least.bytes
-        rows[f"{label} {name}: floor [s]"] = least.seconds(peaks)
-        rows[f"{label} {name}: step / floor"] = rows[f"{label} {name}: step [s]"] / least.seconds(peaks)
-    yield from rows.items()
 
 
 def cold_and_warm(fit: Callable) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.stage import Config, Stage
 
 from . import benchmark_cases as cases
+from . import floor
 from .benchmark_cases import Rows
 
 FLAGS = flags.FLAGS
@@ -63,10 +64,16 @@ def comparison(term: losses.OnGrid) -> tuple[str, Callable]:
 
 
 def stages() -> Rows:
-    """Time the stages of both recipes; the paper's with the whole kernel, which takes seconds a step."""
+    """Time the stages of both recipes; the paper's with the whole kernel, which takes seconds a step.
+
+    Those of the default recipe with their lower bounds.
+    """
     case = cases.load()
+    operations, bandwidth, source = floor.peaks(FLAGS.peak_flops, FLAGS.peak_bandwidth)
+    yield f"stages: operations a second, {source}", operations
+    yield f"stages: bytes a second, {source}", bandwidth
     problem = cases.prepare_case(case)
-    yield from cases.stage_times(problem, cases.default_recipe(problem), "default,")
+    yield from cases.with_floor(problem, cases.default_recipe(problem), "default,", (operations, bandwidth))
     problem = cases.prepare_case(case, whole_box=True)
     yield from cases.stage_times(problem, cases.paper_recipe(case, problem), "paper,", count=1)
 

@@ -20,7 +20,8 @@ OTHER = "other"
 COMPILED, CACHED, TRACED = "programs compiled", "programs from the cache", "programs traced"
 # Beginnings of "module:function" by the part of the run that they belong to. The innermost function that begins with
 # one of them counts, and of several beginnings the longest. What serves several parts is counted for its caller.
-PARTS = {
+PARTS: dict[str, str | None] = {
+    "": None,
     "jax._src.compiler:": COMPILED,
     "jax._src.compilation_cache:": CACHED,
     "jax._src.interpreters.": TRACED,
@@ -31,6 +32,7 @@ PARTS = {
     "experiments.load:": "reading",
     "experiments.inputs:": "reading",
     "cryotrans_jax.density.align:": "alignment",
+    "cryotrans_jax.density.align:refine_once": None,  # of docking too
     "cryotrans_jax.fit.prepare:": "preparation",
     "cryotrans_jax.fit.morph:": "preparation",
     "experiments.run:": "preparation",
@@ -60,8 +62,7 @@ EVENTS = {  # of JAX: seconds of a program, by its name
 def part_of(module: str, function: str) -> str | None:
     """Part of the run to which a function belongs; None if to no particular one."""
     name = f"{module}:{function}"
-    found = [beginning for beginning in PARTS if name.startswith(beginning)]
-    return PARTS[max(found, key=len)] if found else None
+    return PARTS[max((beginning for beginning in PARTS if name.startswith(beginning)), key=len, default="")]
 
 
 class Timeline:
