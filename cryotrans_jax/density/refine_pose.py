@@ -65,7 +65,7 @@ def turned(change: Float[Array, "6"], body: Placed) -> tuple[Float[Array, "3 3"]
     """Rotation and shift (Å) of a body after a change of its pose: a turn of `change[:3]` / radius, and a shift, Å."""
     half = change[:3] / (2 * body.radius)
     turn = Rotation.from_quat(jnp.append(half, 1.0)).as_matrix()  # 2 tan(angle / 2) about the axis
-    return jnp.matmul(turn, body.rotation, precision="highest"), jnp.asarray(body.shift) + change[3:]
+    return turn @ body.rotation, jnp.asarray(body.shift) + change[3:]
 
 
 def correlation(change: Float[Array, "6"], body: Placed, target: Splines) -> Float[Array, ""]:
@@ -89,10 +89,9 @@ def sum_and_slopes(
     def add_chunk(number, at):
         points = number * CHUNK + jnp.arange(CHUNK)
         x, mass = jnp.asarray(body.x)[points], jnp.asarray(body.mass)[points]
-        value, slope = look_up(target, jnp.matmul(x, rotation.T, precision="highest") + shift)
+        value, slope = look_up(target, x @ rotation.T + shift)
         pull = mass[:, None] * slope
-        turn = jnp.einsum("na,nb->ab", pull, x, precision="highest")
-        return at[0] + jnp.sum(mass * value), at[1] + turn, at[2] + jnp.sum(pull, axis=0)
+        return at[0] + jnp.sum(mass * value), at[1] + pull.T @ x, at[2] + jnp.sum(pull, axis=0)
 
     chunks = -(-jnp.asarray(body.sizes) // CHUNK)
     value, *slopes = jax.lax.fori_loop(0, chunks, add_chunk, (jnp.zeros(()), jnp.zeros((3, 3)), jnp.zeros(3)))
@@ -129,18 +128,16 @@ def look_up(target: Splines, x: Float[Array, "n 3"]) -> tuple[Float[Array, "n"],
 def cubic_weights(part: Float[Array, "*some"]) -> tuple[Float[Array, "*some 4"], Float[Array, "*some 4"]]:
     """Weights of the four cubic B-splines about a place, and their slopes, by its distance from the second (0 to 1)."""
     rest = 1 - part
-    inner, steep = (
-        [f(t) for t in (part, rest)] for f in (lambda t: 2 / 3 - t**2 + t**3 / 2, lambda t: 1.5 * t**2 - 2 * t)
-    )
-    weights = rest**3 / 6, *inner, part**3 / 6
-    slopes = -(rest**2) / 2, steep[0], -steep[1], part**2 / 2
+    weights = rest**3 / 6, 2 / 3 - part**2 + part**3 / 2, 2 / 3 - rest**2 + rest**3 / 2, part**3 / 6
+    slopes = -(rest**2) / 2, 1.5 * part**2 - 2 * part, 2 * rest - 1.5 * rest**2, part**2 / 2
     return jnp.stack(weights, -1), jnp.stack(slopes, -1)
 
 
 @program
 def correlations(bodies: Placed, target: Splines) -> tuple[Float[Array, "bodies"], Float[Array, "bodies 6"]]:
     """Correlation of each body with the target, and its gradient by a change of the pose, 1/Å."""
-    return mapped(lambda body: jax.value_and_grad(correlation)(jnp.zeros(6), body, target), bodies)
+    with jax.default_matmul_precision("float32"):  # accelerators would keep three digits
+        return mapped(lambda body: jax.value_and_grad(correlation)(jnp.zeros(6), body, target), bodies)
 
 
 @program
@@ -171,4 +168,5 @@ def best_poses(
         found = minimize(loss, jnp.zeros(6), method="BFGS", tol=small, options={"maxiter": MOST})
         return *turned(within(found.x), body), -found.fun / scale**2
 
-    return mapped(refined, bodies)
+    with jax.default_matmul_precision("float32"):
+        return mapped(refined, bodies)

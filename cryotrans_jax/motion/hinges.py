@@ -230,4 +230,5 @@ def best_turns(
         gain, turn = jax.lax.top_k(best, each)
         return gain, turn, reached[turn]
 
-    return mapped(of_side, sides)
+    with jax.default_matmul_precision("float32"):  # accelerators would keep three digits
+        return mapped(of_side, sides)
