@@ -27,7 +27,7 @@ PARTS: dict[str, str | None] = {
     "jax._src.interpreters.": TRACED,
     "jax._src.pjit:": TRACED,
     "jax._src.stages:": TRACED,
-    "cryotrans_jax.fit.schedule:inputs": "waiting for programs",
+    "cryotrans_jax.fit.schedule:inputs": "waiting for programs and correspondences",  # made by another thread
     "importlib._bootstrap": "import",
     "experiments.load:": "reading",
     "experiments.inputs:": "reading",
