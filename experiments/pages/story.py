@@ -90,7 +90,7 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
     drawn = {name: exchange.write_drawing(folder, name, drawing) for name, drawing in drawings.items()}
     # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
-    title, names = words.motion(story.scores), f"{config['initial']} → {config['target']}"
+    title, names = words.motion(story.scores), f"{Path(config['initial']).name} → {config['target']}"
     morph = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
     with ThreadPoolExecutor(1) as pool:  # the encoder is a process of its own
         written = pool.submit(pictures.write_film, folder / "morph.mp4", morph)
