@@ -30,7 +30,7 @@ class PoseSearch:
             of the comparison.
         rotations: number of rotations that are tried.
         refined: poses of the search that are refined.
-        spacing: of the points that are compared then, in units of the resolution.
+        spacing: of the points of a piece, in units of the resolution.
     """
 
     coarse: float = 0.6

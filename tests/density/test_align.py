@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density import align, simulation
 from cryotrans_jax.density.demo import hinge_pair
-from cryotrans_jax.density.overlap import Filtered, Overlap, body, maximise
+from cryotrans_jax.density.overlap import Filtered, Overlap, Placement, body, maximise
 from cryotrans_jax.density.transform import IDENTITY, Transform, resampled
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
@@ -322,3 +322,20 @@ def test_real_pairs_that_were_superposed_keep_their_pose(names):
     start, end = (atoms.read_model(SHARED / f"pairs/{name}.pdb") for name in names)
     found = onto(simulated(start, 1.0, 3.0), simulated(end, 1.3, 7.0))[1]
     assert found.status == "already aligned" and found.transform is IDENTITY
+
+
+def test_bodies_that_are_refined_together_end_where_each_ends_alone(pair):
+    """Bodies are padded to the largest, and their points are summed in chunks."""
+    fixed, moving = (body(m) for m in pair[2:])
+    target = Filtered(fixed, 8.0, True)
+    several = [Overlap(target, moving, spacing) for spacing in (1.0, 1 / 3, 0.5)]
+    assert len({-(-len(overlap.points[1]) // 128) for overlap in several}) > 1
+    begin = [Placement(Rotation.from_rotvec([0.1 * k, 0, 0.1]), np.array([1.0, k, 0.0]), 0.0) for k in range(3)]
+    together = maximise(several, begin, 1e-7)
+    for overlap, start, found in zip(several, begin, together, strict=True):
+        (alone,) = maximise([overlap], [start], 1e-7)
+        assert found.score == pytest.approx(alone.score, abs=1e-6)
+        np.testing.assert_allclose(found.shift, alone.shift, atol=1e-3)
+        assert found.score == pytest.approx(overlap.score(found.rotation, found.shift)[0], abs=1e-5)
+        assert found.score > overlap.score(*start[:2])[0]
+    assert maximise([], [], 1e-7) == []

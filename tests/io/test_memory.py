@@ -63,7 +63,7 @@ def test_the_process_own_limit_counts(monkeypatch):
 def measured():
     """Voxels of the box and peak memory (GiB) of whole fits of one target, as the page on performance tells them."""
     page = (Path(__file__).parents[2] / "docs" / "results" / "performance.md").read_text()
-    head, rows = "| case | box | seconds | peak memory |\n", []
+    head, rows = "| case | residues | box | cold, seconds (CPU) | warm, seconds (CPU) | peak memory |\n", []
     for line in page[page.index(head) + len(head) :].splitlines()[1:]:
         if not line.startswith("|"):
             return rows
