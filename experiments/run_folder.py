@@ -53,7 +53,7 @@ KINDS = {  # kinds of results; each kind is replaced as a whole
     "imbalance": re.compile(r"imbalance\.(json|md)|fsc\.(png|svg)|(common|rare|generated|truth)\.mrc"),
     "dynamics": re.compile(r"dynamics\.(csv|json|svg|png)"),
     "rebuild": re.compile(r"reference\.pdb|sequence\.fasta|build\.sh|refine\.sh|coverage\.json|refined\.json"),
-    "benchmark": re.compile(r"benchmark\.(json|md)"),
+    "benchmark": re.compile(r"(benchmark\.(json|md)|run\.md)"),
     "validation": re.compile(r"validate\.(json|md)"),
     "calibration": re.compile(r"calibrate\.(json|md)|reliability\.(svg|png)"),
     "waypoints": re.compile(r"waypoints\.(json|md)"),

@@ -45,7 +45,7 @@ PEAK = ranges.Range(1, 1e21, "it is counted in single operations or bytes a seco
 def define_flags() -> None:
     """Define the flags of this command."""
     flags.DEFINE_list("sections", list(SECTIONS)[:-1], f"What to measure, of {', '.join(SECTIONS)}.")
-    paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md.")
+    paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md; and for run.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
     paths.define_path(
         "data_dir", None, "Folder of pairs (see experiments.studies.validate); the built-in pair if not given."
@@ -86,7 +86,6 @@ def main() -> None:
         raise InputError(f"{out_dir} holds a benchmark: give another --out_dir, or --overwrite to replace it")
     earlier = read_rows(FLAGS.baseline) if FLAGS.baseline else {}
     rows: dict[str, float] = {}
-    parts = ""  # of a whole run, as a table
     with run_folder.growing(out_dir, "benchmark") as growing:
         for section in FLAGS.sections:
             for label, value in rows_of(section):
@@ -94,12 +93,12 @@ def main() -> None:
                 print(tables.row(cells(label, value, earlier)), flush=True)
             run_folder.write_json(growing / "benchmark.json", {"machine": machine(), "rows": rows})
             lines = (cells(label, value, earlier) for label, value in rows.items())
-            text = tables.markdown(("what", "value", "earlier", "ratio"), lines)
+            write_file(growing / "benchmark.md", tables.markdown(("what", "value", "earlier", "ratio"), lines))
             if section == "run":
                 from .benchmark_run import table
 
-                print(parts := table(rows), flush=True)
-            write_file(growing / "benchmark.md", "\n".join(filter(None, [parts, text])))
+                write_file(growing / "run.md", table(rows))
+                print(table(rows), end="", flush=True)
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:
