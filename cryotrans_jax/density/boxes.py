@@ -1,7 +1,7 @@
 """Boxes on a grid: around density, cropped, padded, and divided into blocks."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import ndimage
 
 from cryotrans_jax.core.grid import block_points
@@ -62,3 +62,10 @@ def padded_size(count: int, least: int = 16) -> int:
     Arrays that are padded to such sizes find programs that were compiled for other molecules of like size.
     """
     return max(least, 1 << max(count - 1, 0).bit_length())
+
+
+def padded_row(volume: Float[np.ndarray, "x y z"], least: int = 16) -> Float[np.ndarray, "padded"]:
+    """The values of a volume in one row, in single precision, with zeros up to a `padded_size`."""
+    row = np.zeros(padded_size(volume.size, least), np.float32)
+    row[: volume.size] = volume.ravel()
+    return row

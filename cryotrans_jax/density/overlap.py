@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 from jaxtyping import Float, Int
@@ -123,6 +122,11 @@ class Placement(NamedTuple):
     shift: Float[np.ndarray, "3"]
     score: float
 
+    @classmethod
+    def of(cls, motion: Transform, fixed: Body, moving: Body) -> "Placement":
+        """The pose to which a motion takes the moving body, not scored yet."""
+        return cls(Rotation.from_matrix(motion.rotation), motion(moving.centre[None])[0] - fixed.centre, 0.0)
+
     def motion(self, fixed: Body, moving: Body) -> Transform:
         """The motion of the moving body from its place to this pose."""
         rotation = self.rotation.as_matrix()
@@ -186,18 +190,21 @@ class Filtered:
 
     def at(self, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
         """K b at positions from the centre of mass, Å."""
-        spectrum, size, shape, first = self.spectrum
-        volume = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
-        return ndimage.map_coordinates(volume, ((x - first) / size).T, mode="constant")
+        _, size, _, first = self.spectrum
+        return ndimage.map_coordinates(self.volume(), ((x - first) / size).T, mode="constant")
+
+    def volume(self) -> Float[np.ndarray, "x y z"]:
+        """K b on the grid of the transform."""
+        spectrum, size, shape, _ = self.spectrum
+        return scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
 
     @cached_property
     def splines(self) -> Splines:
         """K b as splines, from the centre of mass."""
-        spectrum, size, shape, first = self.spectrum
-        volume = scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
-        row = np.zeros(boxes.padded_size(volume.size, VOXELS), np.float32)
-        row[: volume.size] = ndimage.spline_filter(volume, output=np.float32, mode="mirror").ravel()
-        return Splines(jnp.asarray(row), np.asarray(shape, np.int32), first.astype(np.float32), size.astype(np.float32))
+        _, size, shape, first = self.spectrum
+        row = boxes.padded_row(ndimage.spline_filter(self.volume(), output=np.float32, mode="mirror"), VOXELS)
+        first, size = first.astype(np.float32), size.astype(np.float32)
+        return Splines(jax.device_put(row), np.asarray(shape, np.int32), first, size)
 
 
 @dataclass(frozen=True)
@@ -208,7 +215,7 @@ class Overlap:
     points of b.
 
     Attributes:
-        fixed: the fixed body, a, under the filter; what is computed of it serves many moving bodies.
+        fixed: the filtered fixed body, a. Its transform and splines are computed once for all moving bodies.
         moving: the moving body, b.
         spacing: of the points of b, in units of the resolution.
     """

@@ -57,8 +57,14 @@ class Placed(NamedTuple):
     def empty(cls, bodies: int, points: int) -> "Placed":
         """As many bodies as are padded to, of no points, with room for this number of them."""
         count, most = padded_size(bodies, BODIES), padded_size(points, POINTS)
-        x, turn = np.zeros((count, most, 3), np.float32), np.zeros((count, 3, 3), np.float32)
-        return cls(np.zeros(count, np.int32), x, x[..., 0].copy(), turn, turn[:, 0].copy(), np.ones(count, np.float32))
+        return cls(
+            sizes=np.zeros(count, np.int32),
+            x=np.zeros((count, most, 3), np.float32),
+            mass=np.zeros((count, most), np.float32),
+            rotation=np.zeros((count, 3, 3), np.float32),
+            shift=np.zeros((count, 3), np.float32),
+            radius=np.ones(count, np.float32),
+        )
 
 
 def turned(change: Float[Array, "6"], body: Placed) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:

@@ -103,10 +103,10 @@ def backward(field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], tau: Sc
     return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
 
 
-def pad_points(x: np.ndarray) -> Float[Array, "n 3"]:
+def pad_points(x: np.ndarray) -> Float[np.ndarray, "n 3"]:
     """Pad points with copies of the first one to a multiple of PAD_MULTIPLE."""
     extra = -len(x) % PAD_MULTIPLE
-    return jnp.asarray(np.concatenate([x, np.repeat(x[:1], extra, axis=0)]), jnp.float32)
+    return np.concatenate([x, np.repeat(x[:1], extra, axis=0)]).astype(np.float32)
 
 
 def move(flow: Flow, xyz: np.ndarray, times: Times, part: np.ndarray | None = None) -> np.ndarray:
@@ -232,7 +232,7 @@ def pull_back_part(
     at = at.astype(np.int32)
     del share, part, wanted
     for t, origin in zip(times, preimages(flow.aligned, nodes, times), strict=True):
-        back = np.asarray((origin - nodes)[:count]) * (frame.edge / size).astype(np.float32)
+        back = (origin - nodes)[:count] * (frame.edge / size).astype(np.float32)
         moved = lattices.interpolate_numpy(lattice, back).T
         if shown is None:
             yield voxels, evaluate_spline(spline, places + moved)
@@ -283,7 +283,7 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
         return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count() or 1, axis=1))))
 
 
-def preimages(flow: Flow, y: Float[Array, "n 3"], times: Times) -> Iterator[Float[Array, "n 3"]]:
+def preimages(flow: Flow, y: Float[np.ndarray, "n 3"], times: Times) -> Iterator[Float[np.ndarray, "n 3"]]:
     """For each time, the points that a flow by one field has carried to y by then; all in the unit box."""
     field, params = flow.field, flow.params
     tau, kept = 1.0 / field.euler_steps, {}
@@ -314,7 +314,7 @@ def consistency(flow: Flow, initial: Map, threshold: float) -> float:
     flow, back = flow.aligned, np.empty_like(xyz)
     for own, one in flow.by_part(flow.part_at(xyz)):
         end = flow.frame.to_unit(move(one, xyz[own], [1.0])[0])
-        back[own] = flow.frame.to_angstrom(np.asarray(next(preimages(one, pad_points(end), [1.0])))[: len(end)])
+        back[own] = flow.frame.to_angstrom(next(preimages(one, pad_points(end), [1.0]))[: len(end)])
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 

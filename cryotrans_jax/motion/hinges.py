@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cryotrans_jax.core.programs import mapped, program
 from cryotrans_jax.density.align import even_rotations
-from cryotrans_jax.density.boxes import padded_size
+from cryotrans_jax.density.boxes import padded_row, padded_size
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
@@ -189,11 +189,9 @@ def hanging_sides(sides: Sequence[Side], moved: Points, given: Density, left: Ma
 
 def voxels_of(map_: Map, turns: Float[np.ndarray, "turns 3 3"]) -> Voxels:
     """The density of a map, to be looked up under rotations by these matrices."""
-    density = np.pad(map_.density, 1).astype(np.float32)
-    row = np.zeros(padded_size(density.size), np.float32)
-    row[: density.size] = density.ravel()
+    density = np.pad(map_.density, 1)
     scaled = (turns / map_.voxel_size[:, None]).transpose(1, 2, 0)
-    return Voxels(row, np.array(density.shape, np.int32), scaled.astype(np.float32))
+    return Voxels(padded_row(density), np.array(density.shape, np.int32), scaled.astype(np.float32))
 
 
 @program(static_argnames=("least", "each"))

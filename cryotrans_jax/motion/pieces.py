@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.align import even_rotations, refine_once
 from cryotrans_jax.density.boxes import box_slices
@@ -156,16 +155,14 @@ class Pieces:
             reach: Å by which a piece may move at most.
         """
         found = [motion for _, motion in pieces]
-        each = [(number, self.part(self.voxels(own))) for number, (own, _) in enumerate(pieces)]
-        if target is None or not (large := [(number, body) for number, body in each if body is not None]):
+        if target is None:
             return found
-        fixed, begun = target.body, list[Placement]()
-        for number, body in large:
-            shift = found[number](body.centre[None])[0] - fixed.centre
-            begun.append(Placement(Rotation.from_matrix(found[number].rotation), shift, 0.0))
-        overlaps = [Overlap(target, body, self.search.spacing) for _, body in large]
-        for (number, body), pose in zip(large, maximise(overlaps, begun, close, reach), strict=True):
-            found[number] = pose.motion(fixed, body)
+        parts = [self.part(self.voxels(own)) for own, _ in pieces]
+        bodies = {number: body for number, body in enumerate(parts) if body is not None}
+        begun = [Placement.of(found[number], target.body, body) for number, body in bodies.items()]
+        overlaps = [Overlap(target, body, self.search.spacing) for body in bodies.values()]
+        for number, pose in zip(bodies, maximise(overlaps, begun, close, reach), strict=True):
+            found[number] = pose.motion(target.body, bodies[number])
         return found
 
     def moved(self, own: Bool[np.ndarray, "points"], motion: Transform) -> Volume:

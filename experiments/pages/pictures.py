@@ -27,20 +27,7 @@ COLOURS = 96  # of a GIF and of a still
 PAUSE, STEP = 0.7, 0.09  # seconds for which both ends are shown, and the pictures between
 RATE = 30  # pictures a second of the MP4
 ROUNDS = 2  # times that the MP4 goes there and back
-CODEC = [
-    "-vcodec",
-    "libx264",
-    "-preset",
-    "veryfast",
-    "-pix_fmt",
-    "yuv420p",
-    "-crf",
-    "20",
-    "-movflags",
-    "+faststart",
-    "-f",
-    "mp4",
-]
+CODEC = "-vcodec libx264 -preset veryfast -pix_fmt yuv420p -crf 20 -movflags +faststart -f mp4".split()
 
 
 def compose(picture: UInt8[np.ndarray, "h w 3"], title: str, names: str, top: float, time: float) -> Image.Image:

@@ -97,8 +97,8 @@ def main() -> None:
             if section == "run":
                 from .benchmark_run import table
 
-                write_file(growing / "run.md", table(rows))
-                print(table(rows), end="", flush=True)
+                write_file(growing / "run.md", parts := table(rows))
+                print(parts, end="", flush=True)
 
 
 def rows_of(section: str) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from absl import flags
 from cryotrans_jax.io.files import InputError
 
 from .. import tables
+from . import benchmark_cases as cases
 
 FLAGS = flags.FLAGS
 
@@ -26,8 +26,13 @@ NAMED = 0.2  # seconds from which on a program is named
 
 def run() -> Iterator[tuple[str, float]]:
     """A whole command in a process of its own, with nothing compiled, and again: seconds by part and by program."""
+    square = np.ones((PRODUCT, PRODUCT), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         for when in WHENS:
+            yield (
+                f"run, {when}: product of {PRODUCT} x {PRODUCT} matrices [s]",
+                cases.seconds(np.matmul, square, square),
+            )
             found = timed_run(shlex.split(FLAGS.run), Path(folder), when)
             yield from rows_of(found, when)
 
@@ -52,28 +57,18 @@ def timed_run(given: list[str], folder: Path, when: str) -> dict:
 
 def rows_of(found: dict, when: str) -> Iterator[tuple[str, float]]:
     """Rows of one timeline."""
-    yield f"run, {when}: product of {PRODUCT} x {PRODUCT} matrices [s]", product_seconds()
-    for part, seconds in sorted(found["wall"].items(), key=lambda item: -item[1]):
-        yield f"run, {when}: {part}, wall [s]", seconds
-        yield f"run, {when}: {part}, CPU [s]", found["cpu"][part]
-    for kind in ("wall", "cpu"):
-        yield f"run, {when}: all, {'wall' if kind == 'wall' else 'CPU'} [s]", sum(found[kind].values())
+    wall, cpu = found["wall"], found["cpu"]
+    for part in sorted(wall, key=lambda part: -wall[part]):
+        yield f"run, {when}: {part}, wall [s]", wall[part]
+        yield f"run, {when}: {part}, CPU [s]", cpu[part]
+    yield f"run, {when}: all, wall [s]", sum(wall.values())
+    yield f"run, {when}: all, CPU [s]", sum(cpu.values())
     yield f"run, {when}: peak memory [MiB]", found["peak"] / 2**20
     for name in ("cache_misses", "cache_hits"):
         yield f"run, {when}: {name.replace('cache_', 'programs, cache ')}", found["counts"].get(name, 0)
     for each in found["programs"]:
         if each["seconds"] >= NAMED:
             yield f"run, {when}: {each['program']} {each['what']} [s]", each["seconds"]
-
-
-def product_seconds() -> float:
-    """Median seconds of a product of two square matrices in single precision, by NumPy, on this machine."""
-    square, spent = np.ones((PRODUCT, PRODUCT), np.float32), []
-    for _ in range(7):
-        begin = time.perf_counter()
-        square @ square
-        spent.append(time.perf_counter() - begin)
-    return float(np.median(spent))
 
 
 def table(rows: Mapping[str, float]) -> str:

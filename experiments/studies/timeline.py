@@ -71,7 +71,7 @@ class Timeline:
     Attributes:
         wall: seconds by part.
         cpu: seconds of all cores by part, while the main thread was in it.
-        programs: seconds by what was done, and the program's name.
+        programs: seconds spent tracing, lowering and compiling each program, by what was done and its name.
         counts: how many programs were compiled, or found in the cache.
     """
 

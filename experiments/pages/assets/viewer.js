@@ -197,7 +197,7 @@ class World {
       made.painted = by;
     }
     for (const mesh of Object.values(meshes)) mesh.geometry = made.geometry;
-    const clear = look === "transparent" || name !== "morph"; // what is laid over the morph lets it be seen
+    const clear = look === "transparent" || name !== "morph"; // overlays stay transparent, so that the morph shows behind them
     meshes.net.visible = look === "mesh";
     meshes.look.visible = look !== "mesh";
     meshes.depth.visible = clear && look !== "mesh";
