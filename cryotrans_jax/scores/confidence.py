@@ -19,6 +19,9 @@ class Evidence(NamedTuple):
             it is in all depends on what the two maps are, and not only on how well they fit.
         slightness: inverse of the radius of the rigid body in which the place is, 1/Å: little density places a small
             body.
+        exposure: inverse of the share of the place's wider surroundings that the molecule fills: loops and ends at its
+            surface move by themselves.
+        thinness: inverse of the density around the place in the initial map, relative to its median over the molecule.
     """
 
     strain: Float[np.ndarray, "n"]
@@ -26,6 +29,8 @@ class Evidence(NamedTuple):
     uncertainty: Float[np.ndarray, "n"]
     residual: Float[np.ndarray, "n"]
     slightness: Float[np.ndarray, "n"]
+    exposure: Float[np.ndarray, "n"]
+    thinness: Float[np.ndarray, "n"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class ErrorModel:
 
     Attributes:
         scale: Å; the error of a place where all evidence is 1.
-        powers: of strain, shift, uncertainty, residual and slightness; none is negative.
+        powers: of the evidence, in its order; none is negative.
         least: values below which these count as much.
         most: values above which these count as much, as larger ones were hardly seen.
         smallest: error that is predicted at least, Å; smaller ones were not measured.
@@ -43,12 +48,12 @@ class ErrorModel:
         spread: standard deviation of the logarithm of the true error about that of the predicted one.
     """
 
-    scale: float = 193.0
-    powers: tuple[float, ...] = (0.506, 0.406, 0.317, 0.659, 1.02)
-    least: tuple[float, ...] = (0.00541, 0.0231, 0.0369, 0.712, 0.0453)
-    most: tuple[float, ...] = (0.417, 1.34, 1.72, 1.59, 0.131)
-    factors: tuple[tuple[float, float], ...] = ((0.5, 0.749), (0.68, 1.0), (0.9, 1.74), (0.95, 2.42))
-    spread: float = 0.693
+    scale: float = 33.9
+    powers: tuple[float, ...] = (0.561, 0.327, 0.413, 1.11, 0.662, 0.386, 0.274)
+    least: tuple[float, ...] = (0.00541, 0.0231, 0.0369, 0.712, 0.0453, 3.43, 0.714)
+    most: tuple[float, ...] = (0.417, 1.34, 1.72, 1.59, 0.131, 25.9, 1.74)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.761), (0.68, 1.0), (0.9, 1.68), (0.95, 2.27))
+    spread: float = 0.675
     smallest: float = 0.1
 
     def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:
@@ -93,7 +98,7 @@ class VerdictRules:
     limit: float = 3.0
     doubtful: float = 0.5
     few: float = 0.005
-    most: float = 0.12
+    most: float = 0.14
 
 
 class Verdict(NamedTuple):

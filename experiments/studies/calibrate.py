@@ -102,6 +102,9 @@ def read_rows(folders: Sequence[Path]) -> "list[Row]":
         InputError: a folder has no such results, or none of the rows has evidence.
     """
     from cryotrans_jax.io.files import InputError
+    from cryotrans_jax.scores.confidence import Evidence
+
+    from . import calibration
 
     rows: list[Row] = []
     for folder in folders:
@@ -113,6 +116,12 @@ def read_rows(folders: Sequence[Path]) -> "list[Row]":
                 f"{path} has no results of experiments.studies.validate: give the folder of a finished study"
             ) from None
         rows += [row for row in found if isinstance(row, dict) and "residues" in row]
+    wanted = {calibration.TRUE, *Evidence._fields}
+    if any(lacking := wanted - row["residues"].keys() for row in rows):
+        raise InputError(
+            f"{', '.join(map(str, folders))}: rows without {', '.join(sorted(lacking))}, of an earlier version: run "
+            "experiments.studies.validate --as_deposited again, with --overwrite"
+        )
     if len({row["pair"].partition("_")[0] for row in rows}) < 2:
         raise InputError(
             f"{', '.join(map(str, folders))}: fewer than two molecules with predicted errors: give results of "

@@ -41,7 +41,7 @@ def test_hinges_are_the_joined_residues_on_both_sides_of_a_border(models):
 def test_errors_of_a_body_are_its_masses_and_turn_it_at_its_radius():
     points = np.array([[2.0, 0, 0], [-2.0, 0, 0], [0, 2.0, 0], [0, -2.0, 0], [50.0, 0, 0]])
     error, mass = np.array([1.0, 1.0, 1.0, 1.0, 9.0]), np.ones(5)
-    none = Evidence(*(np.ones(5) for _ in range(5)))
+    none = Evidence(*(np.ones(5) for _ in Evidence._fields))
     errors = Errors(points, points, mass, error, error < 5, none)
     found = domains.errors_of(errors, error < 5)
     assert found["error"] == pytest.approx(1.0)

@@ -13,7 +13,7 @@ from experiments import trust
 def errors_of(model, error):
     """Predicted errors of points of mass at the atoms of a model."""
     xyz, error = atoms.positions(model), np.asarray(error, float)
-    none = Evidence(*(np.ones(len(xyz)) for _ in range(5)))
+    none = Evidence(*(np.ones(len(xyz)) for _ in Evidence._fields))
     return Errors(xyz, xyz, np.ones(len(xyz)), error, error < 5, none)
 
 

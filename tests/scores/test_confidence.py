@@ -9,7 +9,7 @@ from scipy import stats
 from cryotrans_jax.scores.confidence import FOUND, LOST, PARTLY, ErrorModel, Evidence, VerdictRules, judge
 
 MODEL = ErrorModel()
-EVIDENCE = Evidence(*(np.array([0.5, 1.0]) for _ in range(5)))
+EVIDENCE = Evidence(*(np.array([0.5, 1.0]) for _ in Evidence._fields))
 
 
 @pytest.mark.parametrize("name", Evidence._fields)
@@ -20,14 +20,16 @@ def test_more_evidence_of_an_error_never_predicts_a_smaller_one(name):
 
 
 def test_errors_are_powers_of_the_evidence_between_what_counts_at_least_and_at_most():
-    model = replace(MODEL, scale=2.0, powers=(1.0, 0.5, 0.0, 0.0, 1.0), least=(0.75, *4 * (0.1,)), most=(9.0,) * 5)
+    model = replace(
+        MODEL, scale=2.0, powers=(1.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0), least=(0.75, *6 * (0.1,)), most=(9.0,) * 7
+    )
     np.testing.assert_allclose(model.predict(EVIDENCE), [2 * 0.75 * 0.5**0.5 * 0.5, 2.0])
-    low = replace(model, most=(0.8, *4 * (9.0,)))
+    low = replace(model, most=(0.8, *6 * (9.0,)))
     np.testing.assert_allclose(low.predict(EVIDENCE), [2 * 0.75 * 0.5**0.5 * 0.5, 1.6])
 
 
 def test_no_error_is_predicted_smaller_than_was_measured():
-    tiny = Evidence(*(np.full(2, 1e-9) for _ in range(5)))
+    tiny = Evidence(*(np.full(2, 1e-9) for _ in Evidence._fields))
     np.testing.assert_array_equal(replace(MODEL, scale=1e-3).predict(tiny), MODEL.smallest)
 
 

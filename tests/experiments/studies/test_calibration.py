@@ -9,7 +9,7 @@ import pytest
 from cryotrans_jax.scores.confidence import FOUND, LOST, PARTLY, ErrorModel, Evidence
 from experiments.studies import calibration
 
-POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6]), 0.5, 2.0
+POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6, 0.4, 0.2]), 0.5, 2.0
 
 
 def make_row(number, seed, resolution=6.0, before=8.0, residues=200):
@@ -91,7 +91,7 @@ def verdict_row(errors, evidence, resolution=6.0):
 
 
 def test_verdicts_are_counted_by_whether_the_case_failed():
-    model = ErrorModel(1.0, (1.0, 0.0, 0.0, 0.0, 0.0), (0.01,) * 5, (100.0,) * 5)
+    model = ErrorModel(1.0, (1.0, *6 * (0.0,)), (0.01,) * 7, (100.0,) * 7)
     right, wrong, none, all_ = [0.5] * 50, [9.0] * 50, [0] * 50, [1] * 50
     tenth = [1] + [0] * 49
     cases = [
@@ -146,6 +146,13 @@ def test_tables_and_figure_are_written_from_the_rows_of_a_study(job, rows, tmp_p
     assert status == 2 and "--overwrite" in error
 
 
+def test_rows_without_some_evidence_are_said_to_be_of_an_earlier_version(job, rows, tmp_path):
+    old = [row | {"residues": {"error": row["residues"]["error"], "strain": row["residues"]["strain"]}} for row in rows]
+    (tmp_path / "validate.json").write_text(json.dumps([*rows, *old]))
+    status, _, error = job("calibrate", f"--results={tmp_path}", f"--out_dir={tmp_path / 'out'}")
+    assert status == 2 and "rows without exposure" in error and "earlier version" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("content", [None, "no JSON", json.dumps([{"pair": "a"}])])
 def test_a_folder_without_such_rows_is_refused(job, tmp_path, content):
     if content is not None:
@@ -176,9 +183,9 @@ def test_predicted_errors_hold_for_molecules_that_were_not_fitted(stored):
     cases = calibration.cross_validated(stored)
     found = {name: calibration.measure(some) for name, some in calibration.groups(cases).items()}
     assert 0.87 <= found["all"]["within 90 %"] <= 0.93
-    assert found["all"]["AUROC 2 Å"] >= 0.87 and found["all"]["AUROC 4 Å"] >= 0.9
+    assert found["all"]["AUROC 2 Å"] >= 0.89 and found["all"]["AUROC 4 Å"] >= 0.92
     for name in [name for name in found if name.startswith("targets")]:
         assert 0.8 <= found[name]["within 90 %"] <= 0.97, name
     counts = calibration.outcomes(cases)
     succeeded = sum(count for (failed, _), count in counts.items() if not failed)
-    assert counts[True, FOUND] <= 0.05 * len(cases) and counts[False, LOST] <= 0.1 * succeeded
+    assert counts[True, FOUND] <= 0.03 * len(cases) and counts[False, LOST] <= 0.1 * succeeded
