@@ -19,7 +19,7 @@ from cryotrans_jax.motion.displacement import mass_points, values_map
 from cryotrans_jax.scores import metrics
 from cryotrans_jax.scores.confidence import ErrorModel, Evidence
 from cryotrans_jax.scores.local_fit import LocalFitRules, local_fit
-from cryotrans_jax.scores.surroundings import SurroundingRules, surroundings
+from cryotrans_jax.scores.surroundings import exposure
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,12 @@ class ErrorRules:
         cell: side of the cells of mass whose strain is measured, Å.
         radius: of the surroundings over which the strain is averaged, Å.
         local: how the generated map is compared with its target.
-        surroundings: windows that show how deep in the molecule a place lies, and how dense it is there.
         model: how errors are predicted from the evidence.
     """
 
     cell: float = 4.0
     radius: float = 8.0
     local: LocalFitRules = LocalFitRules()
-    surroundings: SurroundingRules = SurroundingRules()
     model: ErrorModel = ErrorModel()
 
 
@@ -147,7 +145,7 @@ def predict_errors(
     inside = carried_mass(generated.density, fit.threshold) > 0
     found = local_fit(carried, replace(target, density=goal), quality.noise.power, inside, ends, rules.local)
     strained, slight = (measure(fit, points, number, rules) for measure in (strain_around, slightness))
-    evidence = Evidence(strained, *found, slight, *surroundings(initial, fit.threshold, points, rules.surroundings))
+    evidence = Evidence(strained, *found, slight, exposure(initial, fit.threshold, points))
     error, supported = rules.model.predict(evidence), found.uncertainty <= rules.local.reach
     moved = float(np.sqrt(np.mean(((ends - points)[supported] ** 2).sum(1)))) if supported.any() else 0.0
     unknown = max(moved, rules.local.reach)

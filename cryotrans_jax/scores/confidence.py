@@ -19,9 +19,8 @@ class Evidence(NamedTuple):
             it is in all depends on what the two maps are, and not only on how well they fit.
         slightness: inverse of the radius of the rigid body in which the place is, 1/Å: little density places a small
             body.
-        exposure: inverse of the share of the place's wider surroundings that the molecule fills: loops and ends at its
-            surface move by themselves.
-        thinness: inverse of the density around the place in the initial map, relative to its median over the molecule.
+        exposure: inverse of the share of the place's wide surroundings that the molecule fills, relative to its median:
+            loops and ends at the surface move by themselves.
     """
 
     strain: Float[np.ndarray, "n"]
@@ -30,7 +29,6 @@ class Evidence(NamedTuple):
     residual: Float[np.ndarray, "n"]
     slightness: Float[np.ndarray, "n"]
     exposure: Float[np.ndarray, "n"]
-    thinness: Float[np.ndarray, "n"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,12 @@ class ErrorModel:
         spread: standard deviation of the logarithm of the true error about that of the predicted one.
     """
 
-    scale: float = 33.9
-    powers: tuple[float, ...] = (0.561, 0.327, 0.413, 1.11, 0.662, 0.386, 0.274)
-    least: tuple[float, ...] = (0.00541, 0.0231, 0.0369, 0.712, 0.0453, 3.43, 0.714)
-    most: tuple[float, ...] = (0.417, 1.34, 1.72, 1.59, 0.131, 25.9, 1.74)
-    factors: tuple[tuple[float, float], ...] = ((0.5, 0.761), (0.68, 1.0), (0.9, 1.68), (0.95, 2.27))
-    spread: float = 0.675
+    scale: float = 134.0
+    powers: tuple[float, ...] = (0.491, 0.365, 0.316, 1.12, 0.942, 0.508)
+    least: tuple[float, ...] = (0.00541, 0.0231, 0.0369, 0.712, 0.0453, 0.62)
+    most: tuple[float, ...] = (0.417, 1.34, 1.72, 1.59, 0.131, 2.17)
+    factors: tuple[tuple[float, float], ...] = ((0.5, 0.759), (0.68, 1.0), (0.9, 1.7), (0.95, 2.33))
+    spread: float = 0.683
     smallest: float = 0.1
 
     def predict(self, evidence: Evidence) -> Float[np.ndarray, "n"]:

@@ -1,47 +1,38 @@
-"""A place is the more exposed the less of its surroundings the molecule fills, and thin where its density is weak."""
+"""A place is the more exposed the less of its surroundings the molecule fills."""
 
 import numpy as np
 import pytest
 
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.displacement import mass_points
-from cryotrans_jax.scores.surroundings import SurroundingRules, surroundings
+from cryotrans_jax.scores.surroundings import exposure
 
-SIZE, SIDE, LEVEL = np.full(3, 2.0), 40, 0.5
+SIZE, SIDE, LEVEL, RADIUS = np.full(3, 3.0), 54, 0.5, 60.0
 
 
 @pytest.fixture(scope="module")
 def ball():
-    """A ball of 24 Å radius of density 2, of which one half (x > 0) is twice as dense."""
+    """A ball with a weaker half."""
     x = SIZE[0] * (np.indices((SIDE,) * 3) - (SIDE - 1) / 2)
-    density = np.where((x**2).sum(0) < 24**2, np.where(x[0] > 0, 4.0, 2.0), 0.0).astype(np.float32)
+    density = np.where((x**2).sum(0) < RADIUS**2, np.where(x[0] > 0, 4.0, 2.0), 0.0).astype(np.float32)
     return Map(density, SIZE, np.full(3, -SIZE[0] * (SIDE - 1) / 2))
 
 
-def test_half_of_the_surroundings_of_a_flat_surface_are_filled(ball):
-    """Deep inside all is filled; outwards ever less."""
+def test_half_of_the_surroundings_of_a_surface_are_filled(ball):
+    """Deep inside all is filled, and outwards ever less; how strong the density is does not matter."""
     points, _ = mass_points(ball, LEVEL)
-    found = surroundings(ball, LEVEL, points, SurroundingRules(depth=4.0)).exposure
-    away = np.linalg.norm(points, axis=1)
-    np.testing.assert_allclose(found[away < 12], 1.0, rtol=0.02)
-    rings = [np.mean(found[(away >= low) & (away < low + 3)]) for low in (9, 12, 15, 18, 21)]
-    assert rings == sorted(rings)
-    at_surface = np.abs(away - 24) < 1
-    assert 1.8 < np.median(found[at_surface]) < 2.8
-
-
-def test_density_is_relative_to_its_median(ball):
-    """Ten times the density is the same; of two halves the weaker is thinner by as much as it is weaker."""
-    points, _ = mass_points(ball, LEVEL)
-    found = surroundings(ball, LEVEL, points).thinness
-    more = Map(10 * ball.density, ball.voxel_size, ball.origin)
-    np.testing.assert_allclose(surroundings(more, 10 * LEVEL, points).thinness, found, rtol=1e-5)
-    inner = np.linalg.norm(points, axis=1) < 14
-    dense, weak = (np.median(found[inner & side]) for side in (points[:, 0] > 9, points[:, 0] < -9))
-    assert weak / dense == pytest.approx(2.0, rel=0.02)
+    found, away = exposure(ball, LEVEL, points), np.linalg.norm(points, axis=1)
+    assert np.median(found) == pytest.approx(1)
+    inner, surface = found[away < 30], found[np.abs(away - RADIUS) < 1.5]
+    assert np.ptp(inner) < 0.03 * inner.mean()
+    assert 1.8 < np.median(surface) / inner.mean() < 2.8
+    shells = [np.mean(found[(away >= low) & (away < low + 6)]) for low in (30, 36, 42, 48, 54)]
+    assert shells == sorted(shells)
+    weak = points[:, 0] < 0
+    assert np.median(found[weak]) == pytest.approx(np.median(found[~weak]), rel=0.02)
 
 
 def test_a_lonely_place_has_finite_evidence(ball):
     """Beside a map's corner, far from all density."""
-    found = surroundings(ball, LEVEL, np.array([[-39.0, -39.0, -39.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
-    assert all(np.isfinite(values).all() for values in found) and found.exposure[0] > 100 * found.exposure[1]
+    found = exposure(ball, LEVEL, np.array([[-79.0, -79.0, -79.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
+    assert np.isfinite(found).all() and found[0] > 100 * found[1]

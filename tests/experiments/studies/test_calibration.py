@@ -9,7 +9,7 @@ import pytest
 from cryotrans_jax.scores.confidence import FOUND, LOST, PARTLY, ErrorModel, Evidence
 from experiments.studies import calibration
 
-POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6, 0.4, 0.2]), 0.5, 2.0
+POWERS, SPREAD, SCALE = np.array([0.7, 0.3, 0.5, 0.0, 0.6, 0.4]), 0.5, 2.0
 
 
 def make_row(number, seed, resolution=6.0, before=8.0, residues=200):
@@ -91,7 +91,7 @@ def verdict_row(errors, evidence, resolution=6.0):
 
 
 def test_verdicts_are_counted_by_whether_the_case_failed():
-    model = ErrorModel(1.0, (1.0, *6 * (0.0,)), (0.01,) * 7, (100.0,) * 7)
+    model = ErrorModel(1.0, (1.0, *5 * (0.0,)), (0.01,) * 6, (100.0,) * 6)
     right, wrong, none, all_ = [0.5] * 50, [9.0] * 50, [0] * 50, [1] * 50
     tenth = [1] + [0] * 49
     cases = [
@@ -183,7 +183,7 @@ def test_predicted_errors_hold_for_molecules_that_were_not_fitted(stored):
     cases = calibration.cross_validated(stored)
     found = {name: calibration.measure(some) for name, some in calibration.groups(cases).items()}
     assert 0.87 <= found["all"]["within 90 %"] <= 0.93
-    assert found["all"]["AUROC 2 Å"] >= 0.89 and found["all"]["AUROC 4 Å"] >= 0.92
+    assert found["all"]["AUROC 2 Å"] >= 0.88 and found["all"]["AUROC 4 Å"] >= 0.91
     for name in [name for name in found if name.startswith("targets")]:
         assert 0.8 <= found[name]["within 90 %"] <= 0.97, name
     counts = calibration.outcomes(cases)
