@@ -5,6 +5,7 @@ The answer is compared with that of the fit to the whole target, and with the er
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,17 +42,20 @@ class Region(NamedTuple):
 
 
 def check_flags(given: Sequence[str], check: bool, case: Case) -> None:
-    """Raise InputError where flags ask for what this case does not allow."""
+    """Raise InputError where flags ask for what this case does not allow; add masks to the files of the case."""
     if (given or check) and len(case.targets) > 1:
         raise InputError(
             f"--withhold and --check are for one target, and there are {len(case.targets)}: fit each alone"
         )
     for text in given:
-        if not text.lower().endswith(MAP_SUFFIXES):
-            if case.model is None:
-                raise InputError(
-                    f"--withhold={text} selects residues: give the model with --model, or a mask of the target"
-                )
+        if text.lower().endswith(MAP_SUFFIXES):
+            read_map(text)  # now, and not after the fit
+            case.files[text] = Path(text)
+        elif case.model is None:
+            raise InputError(
+                f"--withhold={text} selects residues: give the model with --model, or a mask of the target"
+            )
+        else:
             selections.only(case.model, text, "--withhold")
 
 

@@ -20,6 +20,7 @@ WRONG = 2.0, 4.0  # Å: errors that are to be told from smaller ones
 LEAST_ERROR = 0.15  # Å: smaller true errors count as this much in the fit
 RARE = 0.01  # fraction of residues whose evidence is below what counts at least, or above what counts at most
 LARGE, SMALL, NOTHING = 4.0, 2.0, 0.01  # Å: CA RMSD of two states above or below which a motion is called so
+NOISY = 0.15, 0.3  # Å: uncertainties of places by the target's noise (median) that divide the cases
 CURVE = np.linspace(0.05, 0.99, 48)  # fractions of the reliability diagram
 
 
@@ -159,10 +160,18 @@ def outcomes(cases: Sequence[Judged]) -> dict[tuple[bool, str], int]:
 
 
 def groups(cases: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """The cases by what they have in common: all, by resolution, by the size of the motion."""
+    """The cases by what they have in common: all, by resolution, by noise, by the size of the motion."""
     found = {"all": [*cases]}
     for resolution in sorted({row["resolution"] for row, _ in cases}):
         found[f"targets at {resolution:g} Å"] = [case for case in cases if case.row["resolution"] == resolution]
+    little, much = NOISY
+    levels: dict[str, Callable[[float], bool]] = {
+        f"noise that moves places by less than {little:g} Å": lambda noise: noise < little,
+        f"by {little:g} to {much:g} Å": lambda noise: little <= noise <= much,
+        f"by more than {much:g} Å": lambda noise: noise > much,
+    }
+    for name, holds in levels.items():
+        found[name] = [case for case in cases if holds(float(np.median(evidence_of(case.row).uncertainty)))]
     kinds: dict[str, Callable[[float], bool]] = {
         "nothing moves": lambda before: before < NOTHING,
         f"motions below {SMALL:g} Å": lambda before: NOTHING <= before < SMALL,

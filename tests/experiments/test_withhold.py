@@ -65,7 +65,12 @@ def test_a_selection_is_the_mass_nearest_to_its_residues(fit, case, models):
 def test_a_mask_is_of_the_target_where_the_fit_carries_the_mass(fit, case, maps, tmp_path):
     half = np.broadcast_to(np.arange(maps[0].density.shape[2]) < 14, maps[0].density.shape).astype(np.float32)
     write_map(tmp_path / "mask.mrc", replace(maps[0], density=np.ascontiguousarray(half)))
-    (region,) = withhold.regions([str(tmp_path / "mask.mrc")], False, fit, case)
+    given = [str(tmp_path / "mask.mrc")]
+    withhold.check_flags(given, False, case)
+    assert case.files.pop(given[0]) == tmp_path / "mask.mrc"  # so that its checksum is recorded
+    with pytest.raises(InputError, match="nothing.mrc"):
+        withhold.check_flags([str(tmp_path / "nothing.mrc")], False, case)
+    (region,) = withhold.regions(given, False, fit, case)
     points, _ = mass_points(case.initial, fit.threshold)
     below = (points + SHIFT)[:, 2] < maps[0].origin[2] + 13.5 * maps[0].voxel_size[2]
     np.testing.assert_array_equal(region.points, below)

@@ -110,6 +110,17 @@ def test_verdicts_are_counted_by_whether_the_case_failed():
         assert every[expected] == sum(other == expected for _, other in cases)
 
 
+def test_cases_are_grouped_by_noise(rows):
+    """Every case is in one of three groups, by the median uncertainty of its places."""
+    quiet, some, much = (
+        row | {"residues": row["residues"] | {"uncertainty": [value] * 200}}
+        for row, value in zip(rows, (0.01, 0.2, 1.0), strict=False)
+    )
+    found = calibration.groups(calibration.judged_by([quiet, some, much, much], ErrorModel()))
+    counts = [len(cases) for name, cases in found.items() if "by less" in name or name.startswith("by ")]
+    assert counts == [1, 1, 2]
+
+
 def test_packed_rows_are_read_as_they_were(job, rows, tmp_path, model):
     """To half precision, which changes no share by more than a residue or two."""
     some = [row | {"direction": "forward", "seed": 0} for row in rows]
