@@ -12,9 +12,7 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "experiments/load.py:load_case": "one constructor of many fields",
 }
-MANY_PARAMETERS = {
-    "cryotrans_jax/motion/correspond.py:coupling": "a compiled kernel, which takes its arrays one by one",
-}
+MANY_PARAMETERS: dict[str, str] = {}
 MANY_NONE = {
     "cryotrans_jax/density/problem.py:Problem": "what half-maps, parts and a symmetry add",
     "experiments/case.py:Case": "what a run may have besides two maps",

@@ -1,10 +1,12 @@
 """Levels of binning: the points of mass at one resolution, how they move, and what the terms need to know of them."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.core.grid import block_points
@@ -78,15 +80,22 @@ class Level(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What is carried by one velocity field.
+    """What is carried by one velocity field, in the box around it.
 
     Attributes:
         mass: the mass, which is compared with the target.
         molecule: where it is, and the rest of the molecule, which is as rigid.
+        start: first voxel of the box, a multiple of the distance between sampled points along each axis.
     """
 
     mass: Float[np.ndarray, "x y z"]
     molecule: Bool[np.ndarray, "x y z"]
+    start: Int[np.ndarray, "3"]
+
+    def sides(self, step: int) -> Int[np.ndarray, "3"]:
+        """Sides of the molecule's box, in voxels that are sampled `step` apart."""
+        low, high = bounding_box(self.molecule)
+        return (high - 1) // step - low // step + 1
 
 
 class Piece(NamedTuple):
@@ -121,22 +130,24 @@ def make_levels(problem: Problem, field: FieldMotion, sampling: Sampling) -> lis
         sampling: how finely the maps are sampled.
     """
     if not problem.parts:
-        piece = make_piece(problem, Carried(problem.carried, problem.carried_molecule), sampling)
+        whole = Carried(problem.carried, problem.carried_molecule, np.zeros(3, int))
+        piece = make_piece(problem, whole, sampling)
         motion = AtPoints(field) if piece.lattice is None else OnLattice(field, piece.lattice)
         scene = Scene(motion, piece.x, piece.rho)
         return [make_level(problem, scene, piece.x, piece.tetrahedra, sampling)] * problem.trajectories
-    carried = [list(parts_of(*each)) for each in problem.labels_and_carried]
-    boxes = [bounding_box(part.molecule) for own in carried for part in own]
-    sides = np.max([(high - 1) // sampling.points - low // sampling.points + 1 for low, high in boxes], axis=0)
-    pieces = [[make_piece(problem, part, sampling, sides) for part in own] for own in carried]
+    each = [partial(parts_of, *own, sampling.points) for own in problem.labels_and_carried]  # one part in memory
+    sides = np.max([part.sides(sampling.points) for parts in each for part in parts()], axis=0)
+    pieces = [[make_piece(problem, part, sampling, sides) for part in parts()] for parts in each]
     return divided_levels(problem, field, pieces, sampling)
 
 
-def parts_of(labels: np.ndarray, mass: np.ndarray, molecule: np.ndarray) -> Iterator[Carried]:
-    """Mass and outline of each part, in the order of the labels (1, 2, ...)."""
-    for part in range(1, int(labels.max()) + 1):
-        own = labels == part
-        yield Carried(np.where(own, mass, 0), own & molecule)
+def parts_of(labels: np.ndarray, mass: np.ndarray, molecule: np.ndarray, step: int) -> Iterator[Carried]:
+    """Mass and outline of each part in its box, in the order of the labels (1, 2, ...); boxes start every `step`."""
+    for part, box in enumerate(ndimage.find_objects(labels), 1):
+        start = np.array([along.start for along in box]) // step * step
+        whole = tuple(slice(low, -(-along.stop // step) * step) for low, along in zip(start, box, strict=True))
+        own = labels[whole] == part
+        yield Carried(np.where(own, mass[whole], 0), own & molecule[whole], start)
 
 
 def make_level(problem: Problem, scene: Scene, points: np.ndarray, tetrahedra: Tetrahedra, sampling: Sampling) -> Level:
@@ -204,21 +215,23 @@ def make_piece(
     """
     unit, step = problem.voxel_size / problem.frame.edge, sampling.points
     place, rho, filled = block_points(carried.mass, step)
-    x, cells, edges = (problem.corner + place * unit).astype(np.float32), np.argwhere(filled), step * unit
-    nodes, lattice, held, spacing = cells, None, rho, sampling.spacing
+    x, edges = (problem.corner + (carried.start + place) * unit).astype(np.float32), step * unit
+    cells = nodes = np.argwhere(filled)
+    lattice, held, spacing = None, rho, sampling.spacing
     if spacing:
         _, held, inside = block_points(carried.molecule.astype(np.float32), step)
         low, high = bounding_box(inside)
         end = high if sides is None else low + sides
         around, points = (crop(a, low, end) > 0 for a in (inside, filled))
         pitch = spacing / (step * problem.voxel_size.min())
-        lattice = make_lattice(points, problem.corner + low * step * unit, step * unit, pitch, around)
+        corner = problem.corner + (carried.start + low * step) * unit
+        lattice = make_lattice(points, corner, step * unit, pitch, around)
         cells = cell_indices(np.argwhere(inside) - low, spacing / (step * problem.voxel_size))
         nodes, edges = node_indices(lattice), np.full(3, spacing / problem.frame.edge)
     rows, share = make_tetrahedra(nodes, cells, held) if sampling.tetrahedra else (np.zeros((0, 4), int), np.zeros(0))
-    corner = (x if lattice is None else np.asarray(lattice.nodes))[rows[:, 0]]
+    first = (x if lattice is None else np.asarray(lattice.nodes))[rows[:, 0]]
     part = np.zeros(len(rows), int)
-    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), share.astype(np.float32), corner, part)
+    tetrahedra = Tetrahedra(rows, edges.astype(np.float32), share.astype(np.float32), first, part)
     return Piece(x, rho.astype(np.float32), lattice, tetrahedra, float(held.sum()))
 
 

@@ -6,6 +6,7 @@ neighbours to neighbours. Its linear problems are solved by ott-jax's Sinkhorn. 
 because ε falls from round to round, and ott-jax's quadratic solver has a constant ε.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ class CorrespondenceSearch:
     """How correspondences are searched for.
 
     Attributes:
-        spacing: Å between a cloud's points, wider if the initial map would have more than `max_points`.
-        max_points: about as many points at most.
+        spacing: Å between a cloud's points, wider if one would have more than `max_points`.
+        max_points: points of a cloud at most. Memory is that of three numbers for each pair of points.
         radius: width of the neighbourhood that is kept together, in spacings.
         density_widths: blurs of the density among the descriptors, Å.
         gradient_widths: blurs of its gradient, Å.
@@ -51,7 +52,7 @@ class CorrespondenceSearch:
     """
 
     spacing: float = 5.0
-    max_points: int = 2000
+    max_points: int = 10_000
     radius: float = 2.0
     density_widths: tuple[float, ...] = (1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0)
     gradient_widths: tuple[float, ...] = (1.5, 3.0)
@@ -64,7 +65,7 @@ class CorrespondenceSearch:
     last_epsilon: float = 0.8
     falling_rounds: int = 20
     last_rounds: int = 10
-    kernel_error: float = 1e-2
+    kernel_error: float = 3e-2
     iterations: int = 10
     half_weight_spread: float = 0.6
 
@@ -103,8 +104,7 @@ def ends(
     Returns:
         The ends (unit box), and the weight (0 to 1) of each.
     """
-    spacing = spacing_for(problem, search)
-    start, end = clouds(problem, target, spacing, search)
+    start, end, spacing = clouds(problem, target, search)
     image, spread = images(start, end, spacing, search)
     cloud_confidence = 1 / (1 + (spread / (search.half_weight_spread * spacing)) ** 2)
     x = problem.frame.to_angstrom(np.asarray(x, np.float64))
@@ -117,25 +117,30 @@ def ends(
     return problem.frame.to_unit(x + shift / np.maximum(confidence, 1e-6)[:, None]), confidence
 
 
-def spacing_for(problem: Problem, search: CorrespondenceSearch = DEFAULT) -> float:
-    """Distance (Å) between a cloud's points, so that there are at most about `search.max_points`."""
-    volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
-    return max(search.spacing, float((volume / search.max_points) ** (1 / 3)))
-
-
-def clouds(
-    problem: Problem, target: int, spacing: float, search: CorrespondenceSearch = DEFAULT
-) -> tuple[Cloud, Cloud]:
-    """The initial map and a target at matched resolution, as clouds with whitened descriptors."""
+def clouds(problem: Problem, target: int, search: CorrespondenceSearch = DEFAULT) -> tuple[Cloud, Cloud, float]:
+    """The initial map and a target at matched resolution, as clouds with whitened descriptors; and their spacing, Å."""
     variance = problem.blurs[target] + problem.denoising_blurs[target]
     maps = [problem.initial, problem.targets[target]]
     sharper = 0 if variance > 0 else 1
     maps[sharper] = blurred(maps[sharper], np.sqrt(abs(variance)), problem.voxel_size)
-    (x, share), (y, share_end) = (points(m, problem.voxel_size, spacing) for m in maps)
+    ((x, share), (y, share_end)), spacing = spaced_points(maps, problem.voxel_size, search)
     raw, raw_end = (describe(m, problem.voxel_size, at, search) for m, at in zip(maps, (x, y), strict=True))
     first, second = whiten(raw, raw_end, share, share_end, search.components)
     origin = problem.frame.to_angstrom(problem.corner)
-    return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second)
+    return Cloud(origin + x, share, first), Cloud(origin + y, share_end, second), spacing
+
+
+def spaced_points(
+    maps: Sequence[np.ndarray], voxel_size: np.ndarray, search: CorrespondenceSearch = DEFAULT
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
+    """`points` of each map as near to one another as `search` allows, and their spacing, Å."""
+    spacing = search.spacing
+    while True:
+        found = [points(map_, voxel_size, spacing) for map_ in maps]
+        most = max(len(x) for x, _ in found)
+        if most <= search.max_points:
+            return found, spacing
+        spacing = max(spacing + float(voxel_size.max()), spacing * (most / search.max_points) ** (1 / 3))
 
 
 def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -203,79 +208,106 @@ def images(
     start: Cloud, end: Cloud, spacing: float, search: CorrespondenceSearch = DEFAULT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean position (n, 3) of the end's points that each point is coupled to, and their spread about it, both in Å."""
-    unlike = search.descriptor_cost * squared_distances(start.descriptors, end.descriptors)
-    first = unlike + squared_distances(start.x, end.x)
-    near, near_end = (np.exp(-0.5 * squared_distances(c.x, c.x) / (search.radius * spacing) ** 2) for c in (start, end))
-    own, own_end = near**2 @ start.share, near_end**2 @ end.share
-    weight = search.neighbour_cost / 2 / (start.share @ own)
-    linear = first + weight * (own[:, None] + own_end)
-    factors = (low_rank_factor(kernel, search.kernel_error) for kernel in (near, near_end))
-    given = (first, linear, *factors, start.share, end.share, weight, search.epsilons)
-    arrays = (jnp.asarray(a, jnp.float32) for a in given)
-    plan = np.asarray(coupling(*arrays, iterations=search.iterations), np.float64)
-    plan /= np.maximum(plan.sum(1, keepdims=True), 1e-30)
-    mean = plan @ end.x
-    return mean, np.sqrt(np.maximum(plan @ (end.x**2).sum(1) - (mean**2).sum(1), 0))
+    middle, scale = end.share @ end.x, np.sqrt(search.descriptor_cost)
+    x, y = (np.concatenate([cloud.x - middle, scale * cloud.descriptors], axis=1) for cloud in (start, end))
+    one, one_end, length, length_end = np.ones((len(x), 1)), np.ones((len(y), 1)), row_squares(x), row_squares(y)
+    costs = np.concatenate([-2 * x, length, one], axis=1), np.concatenate([y, one_end, length_end], axis=1)
+    each = zip((start, end), costs, strict=True)
+    sides = [side_of(cloud, cost, search.radius * spacing, search.kernel_error) for cloud, cost in each]
+    weight = np.float32(search.neighbour_cost / 2 / (sides[0].share @ sides[0].own))
+    plan = np.asarray(coupling(*sides, weight, search.epsilons.astype(np.float32), iterations=search.iterations))
+    ends = np.concatenate([one_end, end.x - middle, row_squares(end.x - middle)], axis=1).astype(np.float32)
+    total, *mean, square = (plan @ ends).astype(np.float64).T
+    mean = np.stack(mean, -1) / np.maximum(total, 1e-30)[:, None]
+    square /= np.maximum(total, 1e-30)
+    return middle + mean, np.sqrt(np.maximum(square - (mean**2).sum(1), 0))
+
+
+class Side(NamedTuple):
+    """A cloud as `coupling` takes it.
+
+    Attributes:
+        cost: factor of the linear cost, which is the product of both clouds' (Å²).
+        near: factor L of the kernel of its neighbourhoods, K = L Lᵀ.
+        own: sum of the squares of each point's row of the kernel, weighted by the shares.
+        share: fractions of the mass.
+    """
+
+    cost: Float[Array | np.ndarray, "n factors"]
+    near: Float[Array | np.ndarray, "n rank"]
+    own: Float[Array | np.ndarray, "n"]
+    share: Float[Array | np.ndarray, "n"]
+
+
+def side_of(cloud: Cloud, cost: Float[np.ndarray, "n factors"], radius: float, error: float) -> Side:
+    """A cloud with neighbourhoods of this radius (Å), whose kernel is kept to `error`."""
+    x = (cloud.x - cloud.share @ cloud.x).astype(np.float32)
+    kernel = x @ x.T
+    kernel *= 2
+    kernel -= row_squares(x)
+    kernel -= row_squares(x)[:, 0]
+    kernel *= 0.5 / radius**2
+    np.exp(kernel, out=kernel)
+    share = cloud.share.astype(np.float32)
+    own = np.einsum("ij,ij,j->i", kernel, kernel, share)
+    return Side(cost.astype(np.float32), low_rank_factor(kernel, error), own, share)
+
+
+def row_squares(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n 1"]:
+    """Sum of the squares of each row."""
+    return np.einsum("ij,ij->i", x, x)[:, None]
 
 
 def low_rank_factor(kernel: np.ndarray, error: float = DEFAULT.kernel_error) -> np.ndarray:
     """Matrix L (n, r) with |kernel − L Lᵀ| ≤ `error` everywhere; r is a fifth of n for a cloud's neighbourhoods.
 
     Cholesky decomposition with pivoting, ended early: the remainder of a positive definite matrix is positive definite,
-    and its largest entry is on its diagonal.
+    and its largest entry is on its diagonal. Single precision is computed in place, and the kernel lost.
     """
-    lower, order, rank, _ = lapack.dpstrf(kernel, tol=error, lower=1)
-    unordered = np.empty((len(kernel), rank))
-    unordered[order - 1] = np.tril(lower)[:, :rank]
+    pivoted = lapack.spstrf if kernel.dtype == np.float32 else lapack.dpstrf
+    lower, order, rank, _ = pivoted(kernel.T, tol=error, lower=1, overwrite_a=kernel.dtype == np.float32)
+    unordered = np.empty((len(kernel), rank), kernel.dtype)
+    unordered[order - 1] = np.tril(lower[:, :rank])
     return unordered
-
-
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances (n, m) between two sets of points."""
-    return spatial.distance.cdist(a, b, "sqeuclidean")
 
 
 @program(static_argnames="iterations")
 def coupling(
-    first: Float[Array, "n m"],
-    linear: Float[Array, "n m"],
-    near: Float[Array, "n r"],
-    near_end: Float[Array, "m q"],
-    share: Float[Array, "n"],
-    share_end: Float[Array, "m"],
+    start: Side,
+    end: Side,
     weight: Float[Array, ""],
     epsilons: Float[Array, "rounds"],
     iterations: int = DEFAULT.iterations,
 ) -> Float[Array, "n m"]:
-    """Coupling P that makes <linear, P> − weight Σ K_ik K'_jl P_ij P_kl small, with entropy ε.
+    """Coupling P that makes <C, P> + weight/2 Σ (K_ik − K'_jl)² P_ij P_kl small, with entropy ε.
 
-    K = near nearᵀ and K' = near_end near_endᵀ are the kernels. With given marginals this is weight/2 Σ (K_ik − K'_jl)²
-    P_ij P_kl, except for terms that depend on one cloud alone and are part of `linear`. By successive linearisation
-    (Peyré, Cuturi and Solomon 2016), one per round at that round's ε, each from the potentials of the round before.
+    C is the linear cost, and K and K' are the kernels of the clouds. By successive linearisation (Peyré, Cuturi and
+    Solomon 2016), one per round at that round's ε, each from the potentials of the round before; the first plan is that
+    of the linear cost alone. The sum of squares is that of the kernels' own, and a product of the kernels and the plan,
+    so that the cost of a round is a product of two factors.
 
     Args:
-        first: cost of the first coupling.
-        linear: linear cost, Å².
-        near: factor of the initial cloud's kernel.
-        near_end: factor of the target cloud's kernel.
-        share: the initial cloud's fractions of the mass.
-        share_end: the target cloud's.
+        start: the initial cloud.
+        end: the target cloud.
         weight: of the quadratic term, Å².
         epsilons: ε of each round, Å².
         iterations: of Sinkhorn in a round.
     """
     solver = sinkhorn.Sinkhorn(min_iterations=iterations, max_iterations=iterations, inner_iterations=iterations)
+    shares = jnp.asarray(start.share), jnp.asarray(end.share)
 
     def solve(cost, epsilon, f, g):
-        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), share, share_end)
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), *shares)
         solution = solver(problem, init=(f, g))
         return solution.matrix, solution.f, solution.g
 
     def round_(i, at):
         plan, f, g = at
-        together = near @ (near.T @ plan @ near_end) @ near_end.T
-        return solve(linear - 2 * weight * together, epsilons[i], f, g)
+        together = start.near.T @ plan @ end.near
+        factor = jnp.concatenate([start.cost, start.near @ (-2 * weight * together)], axis=1)
+        cost = factor @ jnp.concatenate([end.cost, end.near], axis=1).T
+        return solve(cost + weight * (start.own[:, None] + end.own), epsilons[i], f, g)
 
-    initial = solve(first, epsilons[0], jnp.zeros_like(share), jnp.zeros_like(share_end))
     with jax.default_matmul_precision("float32"):  # accelerators would keep three digits, an error of many ε
+        initial = solve(start.cost @ end.cost.T, epsilons[0], *map(jnp.zeros_like, shares))
         return jax.lax.fori_loop(0, len(epsilons), round_, initial)[0]

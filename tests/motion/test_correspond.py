@@ -18,7 +18,7 @@ from cryotrans_jax.fit import levels, prepare
 from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import correspond
-from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch
+from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch, Side
 
 SEARCH = CorrespondenceSearch()
 SHAPE = (38, 28, 32)
@@ -178,14 +178,14 @@ def test_points_follow_the_strong_density_only():
 
 
 def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(problem):
-    volume = (problem.initial > 0).sum() * np.prod(problem.voxel_size)
-    assert correspond.spacing_for(problem) == SEARCH.spacing
-    for most in (200, 30):
-        spacing = correspond.spacing_for(problem, CorrespondenceSearch(max_points=most))
-        assert spacing == pytest.approx(max(SEARCH.spacing, (volume / most) ** (1 / 3)))
-    few, _ = correspond.points(problem.initial, problem.voxel_size, spacing)
-    many, _ = correspond.points(problem.initial, problem.voxel_size, SEARCH.spacing)
-    assert spacing > SEARCH.spacing and len(few) < len(many) and len(few) < 2 * 30  # border blocks are partly full
+    maps = [problem.initial, problem.targets[0]]
+    every, spacing = correspond.spaced_points(maps, problem.voxel_size)
+    assert spacing == SEARCH.spacing
+    counts = [len(x) for x, _ in every]
+    for most in (max(counts), max(counts) - 1, 30):
+        found, wider = correspond.spaced_points(maps, problem.voxel_size, CorrespondenceSearch(max_points=most))
+        assert 0.1 * most < max(len(x) for x, _ in found) <= most
+        assert (wider == SEARCH.spacing) == (most == max(counts))
 
 
 # Coupling
@@ -217,17 +217,17 @@ def small():
     return cdist(x, y, "sqeuclidean"), near, near_end, share, share_end, np.array(40.0)
 
 
-def given(small, epsilons):
-    """The same problem as `coupling` takes it."""
+def sides(small):
+    """The same problem as `coupling` takes it; the first cost is the linear one."""
     linear, near, near_end, share, share_end, weight = small
-    own = (near**2 @ share)[:, None] + near_end**2 @ share_end
     roots = (np.linalg.cholesky(k + 1e-9 * np.eye(len(k))) for k in (near, near_end))
-    problem = (linear, linear + weight * own, *roots, share, share_end, weight, epsilons)
-    return [jnp.asarray(a, jnp.float32) for a in problem]
+    costs = linear, np.eye(len(share_end))
+    each = zip(costs, roots, (near**2 @ share, near_end**2 @ share_end), (share, share_end), strict=True)
+    return *(Side(*(jnp.asarray(a, jnp.float32) for a in side)) for side in each), jnp.float32(weight)
 
 
 def coupled(small, epsilons):
-    return np.asarray(correspond.coupling(*given(small, epsilons)), np.float64)
+    return np.asarray(correspond.coupling(*sides(small), jnp.asarray(epsilons, jnp.float32)), np.float64)
 
 
 def test_the_coupling_is_that_of_the_linearisation_written_out(small):
@@ -246,8 +246,8 @@ def test_the_coupling_has_its_marginals(small):
 
 def test_products_of_kernels_and_plan_keep_all_digits_on_an_accelerator(small):
     """These products stand for costs of thousands of ε; by default a GPU keeps three digits and a TPU fewer."""
-    written = str(jax.make_jaxpr(correspond.coupling.function)(*given(small, np.ones(3))))
-    assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 4
+    written = str(jax.make_jaxpr(correspond.coupling.function)(*sides(small), np.ones(3, np.float32)))
+    assert written.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == written.count("dot_general") == 5
 
 
 def test_neighbours_alone_tell_points_apart(small):
@@ -260,17 +260,25 @@ def test_neighbours_alone_tell_points_apart(small):
     assert plan.max(1).sum() > 0.95
 
 
-def test_the_plan_starts_from_the_first_cost(small):
-    """Two equal places and a strong wish to keep together: the first cost alone tells which of two answers is found."""
+def test_the_plan_starts_from_the_linear_cost(small):
+    """Two equal places and a strong wish to keep together: the linear cost tells which of two answers is found."""
     x = np.array([[0.0, 0, 0], [1, 0, 0]])
-    near = np.exp(-cdist(x, x, "sqeuclidean"))
-    share, nothing = np.full(2, 0.5), np.zeros((2, 2))
+    near, share = np.exp(-cdist(x, x, "sqeuclidean")), np.full(2, 0.5)
     for turned in (False, True):
         hint = np.abs(np.eye(2) - (0 if turned else 1)) * 4.0
-        problem = given((nothing, near, near, share, share, np.array(60.0)), np.full(10, 0.5))
-        plan = np.asarray(correspond.coupling(jnp.asarray(hint, jnp.float32), *problem[1:]), np.float64)
+        plan = coupled((hint, near, near, share, share, np.array(60.0)), np.full(10, 0.5))
         expected = np.eye(2) if not turned else 1 - np.eye(2)
         np.testing.assert_allclose(plan, 0.5 * expected, atol=1e-3)
+
+
+def test_a_cloud_has_the_kernel_of_its_neighbourhoods():
+    rng = np.random.default_rng(5)
+    cloud = Cloud(300 + rng.uniform(0, 30, (300, 3)), np.full(300, 1 / 300), rng.normal(size=(300, 2)))
+    kernel = np.exp(-0.5 * cdist(cloud.x, cloud.x, "sqeuclidean") / 8.0**2)
+    side = correspond.side_of(cloud, np.ones((300, 1)), 8.0, 0.01)
+    assert side.near.dtype == np.float32 and side.near.shape[1] < 200
+    assert np.abs(side.near @ side.near.T - kernel).max() < 0.011
+    np.testing.assert_allclose(side.own, kernel**2 @ cloud.share, rtol=1e-4)
 
 
 def test_a_factor_gives_the_kernel_back_within_its_error_at_a_lower_rank():
@@ -341,7 +349,7 @@ def found(monkeypatch):
 
     def set_(at, image, spread):
         cloud = Cloud(at, np.full(len(at), 1 / len(at)), np.zeros((len(at), 1)))
-        monkeypatch.setattr(correspond, "clouds", lambda *_: (cloud, cloud))
+        monkeypatch.setattr(correspond, "clouds", lambda *_: (cloud, cloud, SEARCH.spacing))
         monkeypatch.setattr(correspond, "images", lambda *_, **__: (image, spread))
 
     return set_
@@ -396,7 +404,7 @@ def test_clouds_are_compared_at_one_resolution_in_one_frame(sign, quieting):
     blurred = ndimage.gaussian_filter(sharp, 3.0 / VOXEL, mode="constant")
     maps = (sharp, blurred)[::sign]
     problem = plain(blur=9.0 * sign - quieting, quieting=quieting, initial=maps[0], target=maps[1])
-    first, second = correspond.clouds(problem, 0, 5.0)
+    first, second, _ = correspond.clouds(problem, 0)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
     total = blurred / blurred.sum(dtype=np.float64)
@@ -404,7 +412,7 @@ def test_clouds_are_compared_at_one_resolution_in_one_frame(sign, quieting):
     centre = [total.sum(tuple({0, 1, 2} - {k})) @ axes[k] for k in range(3)]
     whole = ORIGIN + problem.start * VOXEL + centre
     np.testing.assert_allclose(first.share @ first.x, whole, atol=0.3)  # without the weakest 2 %
-    one, other = correspond.clouds(replace(problem, blurs=-problem.denoising_blurs), 0, 5.0)  # unblurred it is another
+    one, other, _ = correspond.clouds(replace(problem, blurs=-problem.denoising_blurs), 0)  # unblurred it is another
     assert len(one.x) != len(other.x) or np.abs(one.descriptors - other.descriptors).max() > 0.5
 
 
@@ -451,7 +459,7 @@ def test_exchanged_and_turned_domains_are_found_where_mass_alone_leaves_them(exc
 
     true, found = belongs(x), problem.frame.to_angstrom(end)
     unturned = belongs(x, [np.eye(3)] * 2)
-    first, second = correspond.clouds(problem, 0, SEARCH.spacing)
+    first, second, _ = correspond.clouds(problem, 0)
     rows, columns = linear_sum_assignment(cdist(first.x, second.x, "sqeuclidean"))  # W2 of as many as there are
     transported = off(second.x[columns], belongs(first.x[rows]))
     assert transported > 25 and off(x, true) > 25
