@@ -3,6 +3,8 @@
 python -m experiments.studies.batch --pairs=list.csv --out_dir=runs/batch
 python -m experiments.studies.batch --pairs=list.csv --out_dir=runs/batch --share=2/8
                                                           a share of the pairs, on one of 8 hosts
+srun python -m experiments.studies.batch --pairs=list.csv --out_dir=runs/batch --distributed
+                                                          a share on each of several hosts, which JAX finds
 python -m experiments.studies.batch --pairs=list.csv --out_dir=runs/batch --table_only
                                                           the table and the page of what is done
 
@@ -25,8 +27,9 @@ FLAGS = flags.FLAGS
 COMMON = ("pairs", "out_dir", "at_once", "share", "overwrite", "table_only")
 OF_ONE_RUN = (  # flags of a run that a batch sets itself, or that make no sense for it
     "initial", "target", "config", "out_dir", "overwrite", "resume", "fetch", "max_gb", "emdb_api", "emdb_files",
-    "pdb_files", "distributed", "coordinator", "processes", "process",
+    "pdb_files",
 )  # fmt: skip
+HOSTS = "distributed", "coordinator", "processes", "process"  # flags of the batch itself that a run has too
 AT_ONCE = ranges.Range(1, 1000, "each pair is a separate process")
 
 
@@ -58,7 +61,7 @@ def define_batch() -> None:
     flags.DEFINE(
         ShareParser(),
         "share",
-        "1/1",
+        None,
         "K/N: morph only the K-th of N shares of the pairs, for several hosts or an array of jobs.",
         serializer=flags.ArgumentSerializer(),
     )
@@ -73,34 +76,55 @@ def main() -> None:
     from .. import run_folder
     from . import batch_list, batch_state, batch_table
 
-    options = run_options()
+    own_share, options = share(), run_options()
     pairs = batch_list.read_list(Path(FLAGS.pairs), options, with_files=not FLAGS.table_only)
     out_dir = Path(FLAGS.out_dir).absolute()
     run_folder.make_folder(out_dir)
     batch_state.check_links(out_dir, pairs)
-    not_done = {} if FLAGS.table_only else morph(pairs, options, out_dir)
+    not_done = {} if FLAGS.table_only else morph(batch_list.by_size(pairs)[own_share], options, out_dir)
     rows = batch_table.write(pairs, out_dir)
     log.info(f"{batch_table.summary(rows)} Open {out_dir / 'index.html'} in a browser")
     if not_done or (FLAGS.table_only and any("failed" in row for row in rows)):
         sys.exit(1)
 
 
+def share() -> slice:
+    """Which of the pairs, in the order of their sizes, are morphed here: those of --share, or of this process.
+
+    Raises:
+        InputError: both are given, or the processes cannot be joined.
+    """
+    if not any(FLAGS[name].value for name in HOSTS[:2]):
+        number, of = map(int, (FLAGS.share or "1/1").split("/"))
+        return slice(number - 1, None, of)
+    import jax
+
+    from cryotrans_jax.io.files import InputError
+
+    from .. import hosts, settings
+
+    if FLAGS.share:
+        raise InputError(f"--share={FLAGS.share} contradicts processes that JAX connects: leave one of them out")
+    jax.config.update("jax_platforms", "cpu")  # devices are for the runs, each a process of its own
+    hosts.join(settings.from_flags(settings.HostSettings))
+    return slice(jax.process_index(), None, jax.process_count())
+
+
 def morph(pairs: list, options: dict[str, flags.Flag], out_dir: Path) -> dict[str, str]:
-    """Morph the pairs of this share that are not done; return why pairs are not done, by their names."""
-    from . import batch_list, batch_runs
+    """Morph these pairs that are not done; return why pairs are not done, by their names."""
+    from . import batch_runs
     from .batch_state import Plan
 
-    number, of = map(int, FLAGS.share.split("/"))
-    plan = Plan(out_dir, options, FLAGS.overwrite, FLAGS.at_once)
-    batch = batch_runs.Batch(plan)
-    batch.run(batch_list.by_size(pairs)[number - 1 :: of])
+    batch = batch_runs.Batch(Plan(out_dir, options, FLAGS.overwrite, FLAGS.at_once))
+    batch.run(pairs)
     return batch.not_done
 
 
 def run_options() -> dict[str, flags.Flag]:
     """The flags of a run that may be given; where they name files, these are named from the root."""
     modules = FLAGS.flags_by_module_dict()
-    found = {flag.name: flag for home in (run, shared) for flag in modules.get(home.__name__, [])}
+    every = (flag for home in (run, shared) for flag in modules.get(home.__name__, []))
+    found = {flag.name: flag for flag in every if flag.name not in HOSTS}
     for flag in found.values():
         if flag.present and isinstance(flag.parser, paths.PathParser) and Path(flag.value).exists():
             flag.value = str(Path(flag.value).absolute())

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -168,6 +169,11 @@ def test_a_run_of_other_settings_or_files_is_replaced_only_if_asked(folder, job,
     assert status == 0 and table(again)[ODD]["verdict"] != "failed"
 
 
+def test_a_share_of_processes_that_are_connected_is_refused(folder, job, tmp_path):
+    status, _, error = batch(job, folder, LIST, tmp_path / "out", "--share=1/2", "--distributed")
+    assert status == 2 and "--share=1/2 contradicts processes that JAX connects" in error
+
+
 def test_shares_have_each_pair_once_in_the_order_of_size(folder, job, tmp_path):
     rows = ["target;initial;name;seed", *(f"target.mrc;{m}.mrc;{m};7" for m in ("large", "initial", "between"))]
     with instead(FAILS) as started:
@@ -313,9 +319,17 @@ def started_apart(folder, out, *more):
 
 
 @pytest.mark.slow
-def test_shares_that_run_at_once_make_one_table(folder, tmp_path):
+@pytest.mark.parametrize("connected", [False, True])
+def test_shares_that_run_at_once_make_one_table(folder, tmp_path, connected):
+    """Named one by one, or of processes that JAX connects."""
+    shares = [[f"--share={k}/2"] for k in (1, 2)]
+    if connected:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        shares = [[f"--coordinator={address}", "--processes=2", f"--process={k}"] for k in (0, 1)]
     (folder / "apart.csv").write_text("\n".join([LIST[0], LIST[2], LIST[2].replace("n.mrc,,", "n.mrc,b,")]) + "\n")
-    both = [started_apart(folder, tmp_path, *HOW, f"--share={k}/2") for k in (1, 2)]
+    both = [started_apart(folder, tmp_path, *HOW, *own) for own in shares]
     assert [each.wait(300) for each in both] == [0, 0]
     assert all(row["predicted_error"] for row in table(tmp_path).values()) and len(table(tmp_path)) == 2
 
