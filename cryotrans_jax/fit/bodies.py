@@ -1,6 +1,7 @@
 """Actions that give each rigid body a motion of its own, and redraw the bodies' borders."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.fit import trajectory
+from cryotrans_jax.fit.background import Background
 from cryotrans_jax.fit.better_end import data_losses, stage_losses
 from cryotrans_jax.fit.schedule import Fitting
 from cryotrans_jax.fit.stage import Action, Stage
@@ -30,7 +32,7 @@ from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import borders
 from cryotrans_jax.motion.borders import BorderRules
-from cryotrans_jax.motion.docking import DockingSearch, dock_target
+from cryotrans_jax.motion.docking import Docking, DockingSearch, searched
 from cryotrans_jax.motion.offers import Docked
 from cryotrans_jax.motion.partition import (
     AsymmetricUnit,
@@ -95,11 +97,23 @@ class DockBodies(Action):
         """The action with `factor` times the steps of the trial."""
         return replace(self, trial=self.trial.scaled(factor))
 
+    def ahead(self, fitting: Fitting, background: Background) -> Callable[[Fitting], Fitting]:
+        """Begin the first search of each target, which needs no flow."""
+        if fitting.problem.waypoints:
+            return self
+        whole, stopped = fitting.whole, background.closed.is_set
+        searches = [background.submit(searched, whole, n, self.search, stopped) for n in range(fitting.targets)]
+        return lambda fitting: self.choose(fitting, awaited(searches))
+
     def __call__(self, fitting: Fitting) -> Fitting:
         """Choose the bodies of each target."""
         if fitting.problem.waypoints:
             return fitting
-        found = [self.dock(fitting, target) for target in range(fitting.targets)]
+        return self.choose(fitting, [searched(fitting.whole, n, self.search) for n in range(fitting.targets)])
+
+    def choose(self, fitting: Fitting, dockings: Sequence[Docking]) -> Fitting:
+        """Choose the bodies of each target among those that the fit has and those that are docked."""
+        found = [self.dock(fitting, target, docking) for target, docking in enumerate(dockings)]
         found += found[-1:] * (fitting.whole.trajectories - fitting.targets)  # copies that fill up the last devices
         count = max(len(each) for each in found)
         ranks = [[each[min(rank, len(each) - 1)] for each in found] for rank in range(count)]
@@ -122,10 +136,9 @@ class DockBodies(Action):
         losses = stage_losses(replace(fitting, state=state), fitting.problem, self.trial)
         return np.where(np.isfinite(losses), losses, np.inf)
 
-    def dock(self, fitting: Fitting, target: int) -> list[Bodies]:
+    def dock(self, fitting: Fitting, target: int, docking: Docking) -> list[Bodies]:
         """Dock pieces into one target; return for each result the bodies, and the motion of each."""
-        known = motions_of_bodies(fitting, target)
-        return [self.bodies(fitting, each) for each in dock_target(fitting.whole, target, self.search, known)]
+        return [self.bodies(fitting, each) for each in docking.results(motions_of_bodies(fitting, target))]
 
     def bodies(self, fitting: Fitting, found: Docked) -> Bodies:
         """The bodies that blocks have chosen, and the motion of each."""
@@ -172,6 +185,11 @@ class RedrawBorders(Action):
         pairs = zip(drawn, fitting.partitions, after < self.most_loss * before, strict=True)
         chosen = tuple(new if better else old for new, old, better in pairs)
         return replace(fitting, partitions=chosen, problem=divide_into_parts(whole, chosen, initial))
+
+
+def awaited(searches: Sequence["Future[Docking]"]) -> list[Docking]:
+    """Searches that were begun in the background, once they have ended."""
+    return [search.result() for search in searches]
 
 
 def repeated(fitting: Fitting, count: int) -> Fitting:

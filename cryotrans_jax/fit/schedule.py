@@ -14,6 +14,7 @@ from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
 from cryotrans_jax.density.align import Alignment
 from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.background import Background
 from cryotrans_jax.fit.devices import DeviceLayout, check_memory, compiled_memory, fit_to_memory, train_steps
 from cryotrans_jax.fit.result import Fit
 from cryotrans_jax.fit.snapshots import Snapshot
@@ -176,27 +177,31 @@ def run(fitting: Fitting, on_snapshot: Callable[[Snapshot], None] | None = None)
     Raises:
         InputError: a stage needs more memory than there is.
     """
-    number = -1
-    with Compiler() as compiler:
-        for place, item in enumerate(fitting.config.schedule):
-            number += isinstance(item, Stage)
-            if number < fitting.state.stage or fitting.over:
-                continue  # done before the state was kept
+    schedule, first = fitting.config.schedule, fitting.state.stage
+    numbers = list(itertools.accumulate((isinstance(item, Stage) for item in schedule), initial=-1))[1:]
+    left = [place for place, number in enumerate(numbers) if number >= first]  # the others were done before
+    with Compiler() as compiler, Background() as background:
+        actions = ((place, item) for place in left if isinstance(item := schedule[place], Action))
+        acting = {place: item.ahead(fitting, background) for place, item in actions}
+        for place in left:
+            item, number = schedule[place], numbers[place]
+            if fitting.over:
+                break
             if isinstance(item, Action):
-                fitting = act(item, fitting)
+                fitting = act(item, acting[place], fitting)
                 if item.divides:
                     compiler.forget()
                 continue
             if number > fitting.state.stage:
                 fitting = replace(fitting, state=begin_stage(fitting.state, number))
-            inputs = compiler.inputs(fitting, fitting.config.schedule[place:], number)
+            inputs = compiler.inputs(fitting, schedule[place:], number)
             fitting = run_stage(replace(fitting, inputs=inputs), item, on_snapshot)
     return fitting
 
 
-def act(action: Action, fitting: Fitting) -> Fitting:
-    """Do an action between two stages; raise TypeError if it does not return the fit."""
-    found = action(fitting)
+def act(action: Action, acting: Callable[[Fitting], Any], fitting: Fitting) -> Fitting:
+    """Do what an action has begun ahead, between two stages; raise TypeError if it does not return the fit."""
+    found = acting(fitting)
     if not isinstance(found, Fitting):
         raise TypeError(f"{type(action).__name__} returned {found!r}: return the fit, changed or not")
     return found

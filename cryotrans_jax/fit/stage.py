@@ -1,6 +1,6 @@
 """The schedule of a fit as data: stages, and the actions between them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import Field, FieldMotion
 from cryotrans_jax.core.losses import Term
 from cryotrans_jax.density.problem import Problem
+from cryotrans_jax.fit.background import Background
 from cryotrans_jax.fit.levels import Level, Sampling, make_levels
 from cryotrans_jax.fit.optimisers import Adam, OptimiserSettings
 from cryotrans_jax.fit.terms import TermSettings
@@ -108,6 +109,15 @@ class Action:
     def __call__(self, fitting: Any) -> Any:
         """Take the fit so far (`schedule.Fitting`), and return it with what the action has changed."""
         raise NotImplementedError
+
+    def ahead(self, fitting: Any, background: Background) -> Callable[[Any], Any]:
+        """Begin, with the schedule, what needs no result of a stage; return what is called in the action's turn.
+
+        Args:
+            fitting: the fit before the stages.
+            background: does the work beside them.
+        """
+        return self
 
     def scaled(self, factor: float) -> "Action":
         """The action with `factor` times the steps, where it makes some."""

@@ -7,7 +7,8 @@ there and how little it tears the density. Where there is a model, its chain is 
 turned about the residues by which they hang on their neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,6 +27,11 @@ from cryotrans_jax.motion.hinges import Density, HingeSearch, TurnedSide, turned
 from cryotrans_jax.motion.labelling import Blocks
 from cryotrans_jax.motion.offers import BodyRules, Docked, DockedBody, Offers
 from cryotrans_jax.motion.pieces import Pieces, PoseSearch
+
+
+def never() -> bool:
+    """False: a search that is not stopped."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,10 @@ class DockingSearch:
             raise InputError("DockingSearch has no balls: give those of one search at least")
 
 
-def dock_target(
-    problem: Problem, target: int, search: DockingSearch = DockingSearch(), known: Sequence[Transform] = ()
-) -> list[Docked]:
-    """Dock pieces of a problem's initial map into one of its targets, with the results of `dock`.
+def searched(
+    problem: Problem, target: int, search: DockingSearch = DockingSearch(), stopped: Callable[[], bool] = never
+) -> "Docking":
+    """The search of a problem's initial map in one of its targets, after its first part.
 
     Densities are compared with all their detail and noise, within the target's mask.
 
@@ -102,7 +108,10 @@ def dock_target(
         problem: the prepared maps.
         target: number of the target.
         search: how pieces are docked.
-        known: motions that may be right, Å.
+        stopped: whether to stop.
+
+    Raises:
+        CancelledError: it was stopped.
     """
     factor = power_of_two(search.voxel / problem.voxel_size.min())
     size = factor * problem.voxel_size
@@ -111,60 +120,67 @@ def dock_target(
     both = problem.initial, shown
     start, end = (Map(binned(mass, factor).astype(np.float32), size, origin) for mass in both)
     resolution = float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA
-    return dock(start, end, resolution, search, problem.chain, known)
-
-
-def dock(
-    initial: Map,
-    target: Map,
-    resolution: float = 0.0,
-    search: DockingSearch = DockingSearch(),
-    chain: Chain | None = None,
-    known: Sequence[Transform] = (),
-) -> list[Docked]:
-    """Dock pieces of the initial map into the target, and let blocks of the map choose among the poses.
-
-    No search finds the best bodies for certain. Therefore several are done, with other pieces, until two agree. Motions
-    that are known are where one more begins, which searches no further.
-
-    Args:
-        initial: the initial map's mass.
-        target: the target's mass, on the same grid.
-        resolution: of the target, Å.
-        search: how pieces are docked.
-        chain: of a model of the initial map.
-        known: motions that may be right, such as those of bodies in a flow, Å.
-
-    Returns:
-        Results that differ, the one of least cost first. Those that cost much more than it are left out.
-    """
-    pieces = Pieces(initial, target, max(resolution, search.resolution), search.block, search.max_blocks, search.poses)
-    docking = Docking(pieces, search, chain)
-    results = [docking.settle(known, searching=0)] if known else []
-    for balls in search.balls:
-        found = docking.settle(docking.candidates(balls), search.searching)
-        agreeing = [n for n, other in enumerate(results) if rms_distance(found.moved, other.moved) <= search.same]
-        if agreeing:
-            results[agreeing[0]] = min(found, results[agreeing[0]], key=lambda result: result.cost)
-            break
-        results.append(found)
-    results.sort(key=lambda result: result.cost)
-    return [each for each in results if each.cost <= (1 + search.close) * results[0].cost]
+    docking = Docking.of(start, end, resolution, search, problem.chain, stopped)
+    docking.first  # noqa: B018 -- is kept
+    return docking
 
 
 @dataclass(frozen=True)
 class Docking:
-    """The search in one pair of maps.
+    """The search in one pair of maps: pieces of the initial map are docked, and blocks choose among their poses.
 
     Attributes:
         pieces: the maps.
         search: how pieces are docked.
         chain: of a model of the initial map; None: no model.
+        stopped: whether to stop.
     """
 
     pieces: Pieces
     search: DockingSearch
     chain: Chain | None = None
+    stopped: Callable[[], bool] = never
+
+    @classmethod
+    def of(
+        cls,
+        initial: Map,
+        target: Map,
+        resolution: float = 0.0,
+        search: DockingSearch = DockingSearch(),
+        chain: Chain | None = None,
+        stopped: Callable[[], bool] = never,
+    ) -> "Docking":
+        """The search for the mass of an initial map in that of a target of this resolution (Å) on the same grid."""
+        detail = max(resolution, search.resolution)
+        pieces = Pieces(initial, target, detail, search.block, search.max_blocks, search.poses)
+        return cls(pieces, search, chain, stopped)
+
+    @cached_property
+    def first(self) -> Docked:
+        """What the first search finds."""
+        return self.settle(self.candidates(self.search.balls[0]), self.search.searching)
+
+    def results(self, known: Sequence[Transform] = ()) -> list[Docked]:
+        """Results that differ, the one of least cost first. Those that cost much more than it are left out.
+
+        No search finds the best bodies for certain. Therefore several are done, with other pieces, until two agree.
+        Motions that are known are where one more begins, which searches no further.
+
+        Args:
+            known: motions that may be right, such as those of bodies in a flow, Å.
+        """
+        search = self.search
+        results = [self.settle(known, searching=0)] if known else []
+        for number, balls in enumerate(search.balls):
+            found = self.settle(self.candidates(balls), search.searching) if number else self.first
+            agreeing = [n for n, other in enumerate(results) if rms_distance(found.moved, other.moved) <= search.same]
+            if agreeing:
+                results[agreeing[0]] = min(found, results[agreeing[0]], key=lambda result: result.cost)
+                break
+            results.append(found)
+        results.sort(key=lambda result: result.cost)
+        return [each for each in results if each.cost <= (1 + search.close) * results[0].cost]
 
     @property
     def blocks(self) -> Blocks:
@@ -181,6 +197,7 @@ class Docking:
         """Poses of the whole, and of balls of density all over the initial map."""
         pieces, found = self.pieces, [*self.whole_poses]
         for centre in spread_points(self.blocks.x, balls.number):
+            self.check()
             found += pieces.poses(pieces.ball(centre, balls.mass), pieces.whole_target, self.search.piece_poses)
         return found
 
@@ -196,6 +213,7 @@ class Docking:
         """
         found, best, without_gain = self.offers([], motions).best(), None, 0
         for round_ in range(self.search.rounds):
+            self.check()
             bodies = self.refined(found)
             here = self.offers(bodies).docked(np.argmax([body.own for body in bodies], axis=0))
             gains = best is None or here.cost < (1 - self.search.gain) * best.cost
@@ -205,6 +223,11 @@ class Docking:
             found = self.offers(bodies, self.further(found, bodies) if round_ < searching else []).best()
         assert best is not None
         return best
+
+    def check(self) -> None:
+        """Raise CancelledError if the search is to stop."""
+        if self.stopped():
+            raise CancelledError
 
     def offers(self, bodies: Sequence[DockedBody], motions: Sequence[Transform] = ()) -> Offers:
         """The motions of bodies, and others, among which the blocks choose."""

@@ -40,6 +40,7 @@ PARTS: dict[str, str | None] = {
     "cryotrans_jax.motion.docking:": "docking",
     "cryotrans_jax.motion.rigid_bodies:": "rigid bodies",
     "cryotrans_jax.fit.bodies:": "rigid bodies",
+    "cryotrans_jax.fit.bodies:awaited": "docking",
     "cryotrans_jax.fit.bodies:redraw_borders": "borders",
     "cryotrans_jax.fit.stage:": "points and terms of stages",
     "cryotrans_jax.fit.supervise:": "steps",

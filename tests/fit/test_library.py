@@ -305,11 +305,11 @@ def test_the_chain_of_a_given_model_guides_the_docking(models, maps, monkeypatch
     """Docking sees the residues of the model, and the fit without a model sees none."""
     seen = []
 
-    def dock(problem, target, search, known):
+    def dock(problem, *_):
         seen.append(problem.chain)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", dock)
+    monkeypatch.setattr("cryotrans_jax.fit.bodies.searched", dock)
     for model in (models[0], None):
         with pytest.raises(RuntimeError, match="seen"):
             ct.morph(*maps[:2], ct.Options(steps=0.01, align="none"), model=model)

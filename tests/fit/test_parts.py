@@ -28,7 +28,7 @@ from cryotrans_jax.fit.terms import Correspondences, Matched, Rigidity
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.borders import make_blocks
-from cryotrans_jax.motion.docking import Docked
+from cryotrans_jax.motion.docking import Docked, Docking
 from cryotrans_jax.motion.partition import Partition
 from cryotrans_jax.motion.screw import Screw
 
@@ -264,13 +264,14 @@ def test_docked_bodies_are_taken_by_the_targets_that_they_fit_better(sliding, mo
     """
     initial, target, labels, x, shift = sliding
 
-    def docked(problem, number, search, known):
+    def docked(*_):
         blocks = make_blocks(np.maximum(initial.density, 0), initial, 4.0)
         motions = [Transform(np.eye(3), np.array([0.0, 0, along])) for along in (4.0, -4.0)]
         right = Docked(blocks, labels.part_at(blocks.x), np.ones(len(blocks.x)), motions, 2.0)
         return [right._replace(motions=motions[::-1], cost=1.0), right, right._replace(motions=motions[:1] * 2)]
 
-    monkeypatch.setattr("cryotrans_jax.fit.bodies.dock_target", docked)
+    monkeypatch.setattr("cryotrans_jax.fit.bodies.searched", lambda *_: object.__new__(Docking))
+    monkeypatch.setattr(Docking, "results", docked)
     still = Stage((Matched(blur=3.0),), 1, 0.0, 0.0, bin=2)
     config = Config((still, FindRigidBodies(), DockBodies(trial=still), still), Screw(Field(Velocity(init_std=0.0), 2)))
     options = Options(config, align="none", resolutions=Resolutions(6.0, 6.0))

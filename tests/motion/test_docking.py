@@ -1,5 +1,6 @@
 """Docking: pieces of a map are found in the target in any pose, and no two in one place."""
 
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def results(x, y, noise=0.0, chain=None, known=(), **search):
     """The results of docking the map of points x into that of y, by one search."""
     problem = replace(prepare.prepare(density(x), [density(y, noise)], Resolutions(6.0, 6.0)), chain=chain)
     search = {"balls": (docking.Balls(8, 0.35),)} | search
-    found = docking.dock_target(problem, 0, docking.DockingSearch(**search), known)
+    found = docking.searched(problem, 0, docking.DockingSearch(**search)).results(known)
     assert all(np.abs(each.match).max() <= 1 for each in found)
     return found
 
@@ -177,6 +178,14 @@ def test_of_several_searches_and_known_motions_the_least_cost_comes_first(monkey
     assert cost((), weak, weak, strong) == missed and begun == [weak, weak]
     for close, kept in ((0.1, [found]), (9.0, [found, missed])):
         assert [each.cost for each in results(x, y, balls=(weak, strong), close=close, **poor)] == kept
+
+
+def test_a_search_that_is_stopped_ends_before_its_next_piece():
+    x, looks = np.concatenate([domain(1) - [0, 0, 15], domain(2) + [0, 0, 15]]), iter([False, False, True])
+    problem = prepare.prepare(density(x), [density(x)], Resolutions(6.0, 6.0))
+    with pytest.raises(CancelledError):
+        docking.searched(problem, 0, stopped=looks.__next__)
+    assert next(looks, None) is None  # asked thrice
 
 
 def test_without_a_search_there_is_no_docking():
