@@ -185,8 +185,11 @@ def carried_mass(density: np.ndarray, threshold: float, dust: float = 0.01) -> n
     pieces all over the box at any threshold that shows the whole molecule.
     """
     mass = np.where((density >= threshold) & (density > 0), density, 0).astype(np.float32)
-    pieces, count = ndimage.label(mass > 0, structure=np.ones((3, 3, 3)))
+    inside = mass > 0
+    pieces, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
     if count < 2:
         return mass
-    held = np.bincount(pieces.ravel(), mass.ravel())
-    return mass * (held >= dust * held[1:].max())[pieces]
+    piece, own = pieces[inside], mass[inside]
+    held = np.bincount(piece, own)
+    mass[inside] = np.where(held[piece] < dust * held[1:].max(), 0, own)
+    return mass
