@@ -180,7 +180,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
         KeepBetterStart(transport),
         Stage((Matched(BLURS[0], 0.0, 1.0), Rigidity(1.0, SLIP)), 250, 2e-3, 5e-4, **coarsely, patience=PATIENCE),
         FindRigidBodies(),
-        DockBodies(trial=replace(refine(100, 5e-4, 1e-4, 0.0, slip=SLIP), patience=0)),
+        DockBodies(trial=replace(refine(50, 5e-4, 1e-4, 0.0, slip=SLIP), patience=0)),
         refine(100, 5e-4, 1e-4, WIDE_BLUR),
         refine(250, 5e-4, 1e-4, BLURS[0]),
         RedrawBorders(),
