@@ -316,14 +316,20 @@ def remove_fragments(
     A fragment of one body within another is held by nothing and could be carried anywhere. Fragments are apart if more
     than twice the gap or another part is between them. The largest fragment of each part stays.
     """
-    labelled = labels > 0
-    away, nearest = ndimage.distance_transform_edt(~labelled, sampling=voxel_size, return_indices=True)
-    spread, kept = np.where(away < smallest.gap, labels[tuple(nearest)], 0), np.zeros_like(labels)
+    labelled, kept = labels > 0, np.zeros_like(labels)
+    if not labelled.any():
+        return kept
+    box = box_slices(labelled, np.ceil(smallest.gap / voxel_size).astype(int) + 1)
+    own, inside, left = labels[box], labelled[box], kept[box]
+    away, nearest = ndimage.distance_transform_edt(~inside, sampling=voxel_size, return_indices=True)
+    spread = np.where(away < smallest.gap, own[tuple(nearest)], 0)
     least = smallest.fraction(labelled.sum() * np.prod(voxel_size), copies) * labelled.sum()
-    for part in range(1, labels.max() + 1):
-        pieces, count = ndimage.label(spread == part)
-        held = np.bincount(pieces[labelled], minlength=count + 1)
+    for part, place in enumerate(ndimage.find_objects(spread), 1):
+        if place is None:
+            continue
+        pieces, count = ndimage.label(spread[place] == part)
+        held = np.bincount(pieces[inside[place]], minlength=count + 1)
         held[0] = 0
         whole = (held >= least) | (held == held.max())
-        kept[whole[pieces] & (pieces > 0) & labelled] = part
+        left[place][whole[pieces] & (pieces > 0) & inside[place]] = part
     return kept

@@ -198,7 +198,7 @@ def sort_voxels(
     everywhere = carried_mass(initial.density, threshold)
     inside = np.argwhere((everywhere if unit is None else unit.mass) > 0)
     _, nearest = spatial.cKDTree(x).query(initial.origin + inside * initial.voxel_size, workers=-1)
-    whole = np.zeros(initial.density.shape, int)
+    whole = np.zeros(initial.density.shape, np.int16)
     whole[tuple(inside.T)] = labels[nearest]
     if unit is not None:
         return replicate_bodies(whole, everywhere > 0, initial, unit, smallest)
