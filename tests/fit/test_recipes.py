@@ -126,7 +126,7 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
     soft = Rigidity(1.0, 0.03, balanced=True, balance=Balance(noisy_slip=0.03))
     unblurred = Matched(0.0, 1.0, 1.0), soft, Backbone()  # details tell bodies apart
-    assert docked.trial == replace(matched[2], terms=unblurred, steps=100, patience=0)
+    assert docked.trial == replace(matched[2], terms=unblurred, steps=50, patience=0)
     assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
 
