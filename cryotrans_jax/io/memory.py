@@ -12,8 +12,8 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 GROUPS = Path("/sys/fs/cgroup")
-BASE, MOST_BASE = 0.85 * 2**30, 1.45 * 2**30  # bytes: libraries and compiled programs, least and most
-VOXEL, MOST_VOXEL = (60, 8), (80, 16)  # bytes per voxel of the maps' box: for the first target, and each further one
+BASE, MOST_BASE = 0.95 * 2**30, 1.6 * 2**30  # bytes: libraries and compiled programs, least and most
+VOXEL, MOST_VOXEL = (58, 8), (76, 16)  # bytes per voxel of the maps' box: for the first target, and each further one
 TARGET = 0.25 * 2**30  # bytes: most per target, besides
 
 
