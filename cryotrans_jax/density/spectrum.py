@@ -7,6 +7,7 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage, stats
 
+from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.maps import Map, frequencies, radial_frequency
 
@@ -79,8 +80,8 @@ def sharpening_variance(
     _, start = shell_power(initial.density, initial.voxel_size)
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
-    distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size)
-    away = (0.5 - 0.5 * np.cos(np.pi * np.clip((distance - rules.distance) / rules.fade, 0, 1))).astype(np.float32)
+    distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size).astype(np.float32)
+    away = 1 - soft_edge(distance - np.float32(rules.distance), rules.fade)
     share_outside = np.mean(away**2)
     if variance <= 0 or share_outside < 0.02 or not band.any():
         return 0.0
