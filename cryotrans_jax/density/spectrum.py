@@ -7,6 +7,7 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage, stats
 
+from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.io.maps import Map, frequencies, radial_frequency
@@ -80,8 +81,10 @@ def sharpening_variance(
     _, start = shell_power(initial.density, initial.voxel_size)
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
-    distance = ndimage.distance_transform_edt(~inside, sampling=target.voxel_size).astype(np.float32)
-    away = 1 - soft_edge(distance - np.float32(rules.distance), rules.fade)
+    near = box_slices(inside, np.ceil((rules.distance + rules.fade) / target.voxel_size).astype(int))
+    distance = ndimage.distance_transform_edt(~inside[near], sampling=target.voxel_size).astype(np.float32)
+    away = np.ones(inside.shape, np.float32)
+    away[near] -= soft_edge(distance - np.float32(rules.distance), rules.fade)
     share_outside = np.mean(away**2)
     if variance <= 0 or share_outside < 0.02 or not band.any():
         return 0.0
