@@ -81,12 +81,14 @@ def sharpening_variance(
     _, start = shell_power(initial.density, initial.voxel_size)
     expected = start * np.exp(-4 * np.pi**2 * variance * s**2)
     band = (s > 0.04) & (s < 0.1)
+    if variance <= 0 or not band.any():
+        return 0.0
     near = box_slices(inside, np.ceil((rules.distance + rules.fade) / target.voxel_size).astype(int))
     distance = ndimage.distance_transform_edt(~inside[near], sampling=target.voxel_size).astype(np.float32)
     away = np.ones(inside.shape, np.float32)
     away[near] -= soft_edge(distance - np.float32(rules.distance), rules.fade)
     share_outside = np.mean(away**2)
-    if variance <= 0 or share_outside < 0.02 or not band.any():
+    if share_outside < 0.02:
         return 0.0
     _, noise = shell_power(target.density * away, target.voxel_size)
     expected *= np.median(power[band] / expected[band])

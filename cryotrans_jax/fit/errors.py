@@ -144,8 +144,12 @@ def predict_errors(
     carried, goal = metrics.matched(generated, target, quality.blur)
     inside = carried_mass(generated.density, fit.threshold) > 0
     found = local_fit(carried, replace(target, density=goal), quality.noise.power, inside, ends, rules.local)
-    strained, slight = (measure(fit, points, number, rules) for measure in (strain_around, slightness))
-    evidence = Evidence(strained, *found, slight, exposure(initial, fit.threshold, points))
+    evidence = Evidence(
+        strain_around(fit, points, number, rules),
+        *found,
+        slightness(fit, points, number, rules),
+        exposure(initial, fit.threshold, points),
+    )
     error, supported = rules.model.predict(evidence), found.uncertainty <= rules.local.reach
     moved = float(np.sqrt(np.mean(((ends - points)[supported] ** 2).sum(1)))) if supported.any() else 0.0
     unknown = max(moved, rules.local.reach)

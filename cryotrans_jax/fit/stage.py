@@ -111,7 +111,7 @@ class Action:
         raise NotImplementedError
 
     def ahead(self, fitting: Any, background: Background) -> Callable[[Any], Any]:
-        """Begin, with the schedule, what needs no result of a stage; return what is called in the action's turn.
+        """Start work that needs no result of a stage when the fit starts; return the function to call in its turn.
 
         Args:
             fitting: the fit before the stages.

@@ -18,7 +18,7 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 from scipy import ndimage, spatial
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 from cryotrans_jax.core.grid import binned, block_points
 from cryotrans_jax.core.programs import program
@@ -210,13 +210,12 @@ def images(
     """Mean position (n, 3) of the end's points that each point is coupled to, and their spread about it, both in Å."""
     middle, scale = end.share @ end.x, np.sqrt(search.descriptor_cost)
     x, y = (np.concatenate([cloud.x - middle, scale * cloud.descriptors], axis=1) for cloud in (start, end))
-    one, one_end, length, length_end = np.ones((len(x), 1)), np.ones((len(y), 1)), row_squares(x), row_squares(y)
-    costs = np.concatenate([-2 * x, length, one], axis=1), np.concatenate([y, one_end, length_end], axis=1)
-    each = zip((start, end), costs, strict=True)
+    each = zip((start, end), distance_factors(x, y), strict=True)
     sides = [side_of(cloud, cost, search.radius * spacing, search.kernel_error) for cloud, cost in each]
     weight = np.float32(search.neighbour_cost / 2 / (sides[0].share @ sides[0].own))
     plan = np.asarray(coupling(*sides, weight, search.epsilons.astype(np.float32), iterations=search.iterations))
-    ends = np.concatenate([one_end, end.x - middle, row_squares(end.x - middle)], axis=1).astype(np.float32)
+    moments = np.ones((len(y), 1)), end.x - middle, row_squares(end.x - middle)
+    ends = np.concatenate(moments, axis=1).astype(np.float32)
     total, *mean, square = (plan @ ends).astype(np.float64).T
     mean = np.stack(mean, -1) / np.maximum(total, 1e-30)[:, None]
     square /= np.maximum(total, 1e-30)
@@ -253,6 +252,14 @@ def side_of(cloud: Cloud, cost: Float[np.ndarray, "n factors"], radius: float, e
     return Side(cost.astype(np.float32), low_rank_factor(kernel, error), own, share)
 
 
+def distance_factors(
+    x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "m k"]
+) -> tuple[Float[np.ndarray, "n k+2"], Float[np.ndarray, "m k+2"]]:
+    """Matrices A and B of which A Bᵀ has the squared distances of the rows of x from those of y."""
+    first = np.concatenate([-2 * x, row_squares(x), np.ones((len(x), 1))], axis=1)
+    return first, np.concatenate([y, np.ones((len(y), 1)), row_squares(y)], axis=1)
+
+
 def row_squares(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n 1"]:
     """Sum of the squares of each row."""
     return np.einsum("ij,ij->i", x, x)[:, None]
@@ -262,10 +269,10 @@ def low_rank_factor(kernel: np.ndarray, error: float = DEFAULT.kernel_error) -> 
     """Matrix L (n, r) with |kernel − L Lᵀ| ≤ `error` everywhere; r is a fifth of n for a cloud's neighbourhoods.
 
     Cholesky decomposition with pivoting, ended early: the remainder of a positive definite matrix is positive definite,
-    and its largest entry is on its diagonal. Single precision is computed in place, and the kernel lost.
+    and its largest entry is on its diagonal.
     """
-    pivoted = lapack.spstrf if kernel.dtype == np.float32 else lapack.dpstrf
-    lower, order, rank, _ = pivoted(kernel.T, tol=error, lower=1, overwrite_a=kernel.dtype == np.float32)
+    (pivoted,) = get_lapack_funcs(("pstrf",), (kernel,))
+    lower, order, rank, _ = pivoted(kernel.T, tol=error, lower=1)  # in LAPACK's order of memory
     unordered = np.empty((len(kernel), rank), kernel.dtype)
     unordered[order - 1] = np.tril(lower[:, :rank])
     return unordered

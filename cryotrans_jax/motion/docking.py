@@ -120,7 +120,9 @@ def searched(
     both = problem.initial, shown
     start, end = (Map(binned(mass, factor).astype(np.float32), size, origin) for mass in both)
     resolution = float(np.sqrt(max(problem.residual_blurs[target], 0.0))) / SIGMA
-    docking = Docking.of(start, end, resolution, search, problem.chain, stopped)
+    detail = max(resolution, search.resolution)
+    pieces = Pieces(start, end, detail, search.block, search.max_blocks, search.poses)
+    docking = Docking(pieces, search, problem.chain, stopped)
     docking.first  # noqa: B018 -- is kept
     return docking
 
@@ -141,25 +143,14 @@ class Docking:
     chain: Chain | None = None
     stopped: Callable[[], bool] = never
 
-    @classmethod
-    def of(
-        cls,
-        initial: Map,
-        target: Map,
-        resolution: float = 0.0,
-        search: DockingSearch = DockingSearch(),
-        chain: Chain | None = None,
-        stopped: Callable[[], bool] = never,
-    ) -> "Docking":
-        """The search for the mass of an initial map in that of a target of this resolution (Å) on the same grid."""
-        detail = max(resolution, search.resolution)
-        pieces = Pieces(initial, target, detail, search.block, search.max_blocks, search.poses)
-        return cls(pieces, search, chain, stopped)
-
     @cached_property
     def first(self) -> Docked:
         """What the first search finds."""
-        return self.settle(self.candidates(self.search.balls[0]), self.search.searching)
+        return self.found(self.search.balls[0])
+
+    def found(self, balls: Balls) -> Docked:
+        """What a search with these balls finds."""
+        return self.settle(self.candidates(balls), self.search.searching)
 
     def results(self, known: Sequence[Transform] = ()) -> list[Docked]:
         """Results that differ, the one of least cost first. Those that cost much more than it are left out.
@@ -173,7 +164,7 @@ class Docking:
         search = self.search
         results = [self.settle(known, searching=0)] if known else []
         for number, balls in enumerate(search.balls):
-            found = self.settle(self.candidates(balls), search.searching) if number else self.first
+            found = self.found(balls) if number else self.first
             agreeing = [n for n, other in enumerate(results) if rms_distance(found.moved, other.moved) <= search.same]
             if agreeing:
                 results[agreeing[0]] = min(found, results[agreeing[0]], key=lambda result: result.cost)

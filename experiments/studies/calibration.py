@@ -159,6 +159,11 @@ def outcomes(cases: Sequence[Judged]) -> dict[tuple[bool, str], int]:
     return counts
 
 
+def noise_of(row: Row) -> float:
+    """Median over the residues of a row of the uncertainty of their places by the target's noise, Å."""
+    return float(np.median(evidence_of(row).uncertainty))
+
+
 def groups(cases: Sequence[Judged]) -> dict[str, list[Judged]]:
     """The cases by what they have in common: all, by resolution, by noise, by the size of the motion."""
     found = {"all": [*cases]}
@@ -170,16 +175,15 @@ def groups(cases: Sequence[Judged]) -> dict[str, list[Judged]]:
         f"by {little:g} to {much:g} Å": lambda noise: little <= noise <= much,
         f"by more than {much:g} Å": lambda noise: noise > much,
     }
-    for name, holds in levels.items():
-        found[name] = [case for case in cases if holds(float(np.median(evidence_of(case.row).uncertainty)))]
-    kinds: dict[str, Callable[[float], bool]] = {
+    sizes: dict[str, Callable[[float], bool]] = {
         "nothing moves": lambda before: before < NOTHING,
         f"motions below {SMALL:g} Å": lambda before: NOTHING <= before < SMALL,
         f"motions of {SMALL:g} to {LARGE:g} Å": lambda before: SMALL <= before <= LARGE,
         f"motions above {LARGE:g} Å": lambda before: before > LARGE,
     }
-    for name, holds in kinds.items():
-        found[name] = [case for case in cases if holds(case.row["rmsd_before"])]
+    for value, kinds in ((noise_of, levels), (lambda row: row["rmsd_before"], sizes)):
+        for name, holds in kinds.items():
+            found[name] = [case for case in cases if holds(value(case.row))]
     return {name: some for name, some in found.items() if some}
 
 

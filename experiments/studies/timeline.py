@@ -72,7 +72,7 @@ class Timeline:
     Attributes:
         wall: seconds by part.
         cpu: seconds of all cores by part, while the main thread was in it.
-        programs: seconds spent tracing, lowering and compiling each program, by what was done and its name.
+        programs: seconds by step (traced, lowered, compiled) and name of the JAX program.
         counts: how many programs were compiled, or found in the cache.
     """
 

@@ -174,6 +174,11 @@ def test_a_share_of_processes_that_are_connected_is_refused(folder, job, tmp_pat
     assert status == 2 and "--share=1/2 contradicts processes that JAX connects" in error
 
 
+def test_processes_without_a_coordinator_are_refused(folder, job, tmp_path):
+    status, _, error = batch(job, folder, LIST, tmp_path / "out", "--processes=2", "--process=0")
+    assert status == 2 and "--coordinator" in error and not (tmp_path / "out").exists()
+
+
 def test_shares_have_each_pair_once_in_the_order_of_size(folder, job, tmp_path):
     rows = ["target;initial;name;seed", *(f"target.mrc;{m}.mrc;{m};7" for m in ("large", "initial", "between"))]
     with instead(FAILS) as started:
