@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cryotrans_jax.core.sine import sine
+
 
 class Velocity(nn.Module):
     """Velocity field V(x), or V(x, t), as a multilayer perceptron (paper, eq. 2).
@@ -57,7 +59,7 @@ class Velocity(nn.Module):
         if self.waves:
             frequencies, phases = nn.initializers.normal(self.wave_number), nn.initializers.uniform(2 * np.pi)
             waves = nn.Dense(self.waves, kernel_init=frequencies, bias_init=phases, name="waves_in")
-            h = jnp.concatenate([h, jnp.sin(waves(h))], axis=-1)
+            h = jnp.concatenate([h, sine(waves(h))], axis=-1)
         for layer in range(self.depth):
             h = nn.Dense(self.width, kernel_init=hidden)(h)
             if layer == 0 and x.shape[-1] > 3:

@@ -14,6 +14,7 @@ from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.optimisers import Adam
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.targets import Balance
 from cryotrans_jax.fit.terms import L2, W2, Correspondences, Matched, PublishedRigidity, Rigidity
@@ -45,6 +46,7 @@ SLIP = 0.03  # strain (17 % in one direction) beyond which the rigidity hardly g
 WAVE = 20.0  # Å per radian: distance over which the velocity field can change from the start
 PATIENCE = 2  # chunks of steps without a gain, after which an L2 stage skips to its final phase
 EULER_STEPS = 5
+B2 = 0.9  # decay of Adam's mean of squared gradients: they fall tenfold within some fifty steps of a stage
 MAX_POINTS = 3000  # about as many points at most follow the correspondences
 LATTICE_SPACINGS = 5.0, 4.0  # Å between the nodes of the control lattice on voxels of 2 Å and 1 Å
 MAX_NODES = 20_000  # about as many at most, unless memory rather than resolution makes the voxels wide
@@ -139,7 +141,9 @@ def default(problem: Problem, seed: int = 0) -> Config:
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
       behind from further away than before.
-    - From then on learning rates are lower, as every step of the optimiser moves whole bodies, the rigidity is
+    - Adam forgets the size of earlier gradients within ten steps instead of a thousand (B2). Those of a stage's first
+      steps are so large that later steps would be too short.
+    - From the bodies on learning rates are lower, as every step of the optimiser moves whole bodies, the rigidity is
       weighted by the target's information (`targets.rigidity_factor`), and the backbone of a model keeps its distances.
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
@@ -173,22 +177,22 @@ def default(problem: Problem, seed: int = 0) -> Config:
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
-    transport = Stage((W2(0.45 * voxel**2, window=WINDOW),), 500, 1e-3, 2e-4, bin=coarse, sampling=coarse)
-    first = Stage((Correspondences(), Rigidity(10.0, SLIP)), 250, 3e-3, 1e-5, bin=coarse, sampling=coarse)
+    transport = Stage((W2(0.45 * voxel**2, window=WINDOW),), 350, 2e-3, 2e-4, bin=coarse, sampling=coarse)
+    first = Stage((Correspondences(), Rigidity(10.0, SLIP)), 175, 3e-3, 1e-5, bin=coarse, sampling=coarse)
     schedule = (
         first,
         KeepBetterStart(transport),
-        Stage((Matched(BLURS[0], 0.0, 1.0), Rigidity(1.0, SLIP)), 250, 2e-3, 5e-4, **coarsely, patience=PATIENCE),
+        Stage((Matched(BLURS[0], 0.0, 1.0), Rigidity(1.0, SLIP)), 125, 4e-3, 5e-4, **coarsely, patience=PATIENCE),
         FindRigidBodies(),
-        DockBodies(trial=replace(refine(50, 5e-4, 1e-4, 0.0, slip=SLIP), patience=0)),
-        refine(100, 5e-4, 1e-4, WIDE_BLUR),
-        refine(250, 5e-4, 1e-4, BLURS[0]),
+        DockBodies(trial=replace(refine(25, 1e-3, 1e-4, 0.0, slip=SLIP), patience=0)),
+        refine(50, 1e-3, 1e-4, WIDE_BLUR),
+        refine(125, 1e-3, 1e-4, BLURS[0]),
         RedrawBorders(),
-        refine(150, 1e-3, 5e-4, BLURS[1], finely),
-        refine(300, 1e-3, 2e-5, 0.0, finely),
+        refine(75, 2e-3, 5e-4, BLURS[1], finely),
+        refine(150, 2e-3, 2e-5, 0.0, finely),
         KeepStart(),
     )
-    return Config(schedule, screw_and_network(problem), seed=seed)
+    return Config(schedule, screw_and_network(problem), optimiser=Adam(b2=B2), seed=seed)
 
 
 def screw_and_network(problem: Problem) -> Screw:

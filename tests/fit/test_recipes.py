@@ -10,6 +10,7 @@ from cryotrans_jax.fit.backbone import Backbone
 from cryotrans_jax.fit.better_end import KeepStart
 from cryotrans_jax.fit.better_start import KeepBetterStart
 from cryotrans_jax.fit.bodies import DockBodies, FindRigidBodies, RedrawBorders
+from cryotrans_jax.fit.optimisers import Adam
 from cryotrans_jax.fit.recipes import Schedule, default, paper, power_of_two
 from cryotrans_jax.fit.stage import Action, Stage, stage_inputs
 from cryotrans_jax.fit.targets import Balance
@@ -99,13 +100,14 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     config = default(one, seed=3)
     table = [(s.label, s.steps, s.learning_rate, s.final_learning_rate, s.bin) for s in config.stages]
     assert table == [
-        ("points", 250, 3e-3, 1e-5, 4),
-        ("matched", 250, 2e-3, 5e-4, 2),
-        ("matched", 100, 5e-4, 1e-4, 2),
-        ("matched", 250, 5e-4, 1e-4, 2),
-        ("matched", 150, 1e-3, 5e-4, 1),
-        ("matched", 300, 1e-3, 2e-5, 1),
+        ("points", 175, 3e-3, 1e-5, 4),
+        ("matched", 125, 4e-3, 5e-4, 2),
+        ("matched", 50, 1e-3, 1e-4, 2),
+        ("matched", 125, 1e-3, 1e-4, 2),
+        ("matched", 75, 2e-3, 5e-4, 1),
+        ("matched", 150, 2e-3, 2e-5, 1),
     ]
+    assert config.optimiser == Adam(b2=0.9)
     first, *matched = config.stages
     assert first.terms == (Correspondences(reach=2.0), Rigidity(10.0, slip=0.03)) and first.spacing == 0.0
     # what the target lacks is downweighted gradually in the first stage
@@ -122,11 +124,11 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     kinds = [(1, KeepBetterStart), (3, FindRigidBodies), (4, DockBodies), (7, RedrawBorders), (10, KeepStart)]
     assert [(k, type(item)) for k, item in places] == kinds
     other = start.other
-    assert (other.steps, other.learning_rate, other.final_learning_rate) == (500, 1e-3, 2e-4)
+    assert (other.steps, other.learning_rate, other.final_learning_rate) == (350, 2e-3, 2e-4)
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
     soft = Rigidity(1.0, 0.03, balanced=True, balance=Balance(noisy_slip=0.03))
     unblurred = Matched(0.0, 1.0, 1.0), soft, Backbone()  # details tell bodies apart
-    assert docked.trial == replace(matched[2], terms=unblurred, steps=50, patience=0)
+    assert docked.trial == replace(matched[2], terms=unblurred, steps=25, patience=0)
     assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
 

@@ -24,7 +24,7 @@ from cryotrans_jax.io import checkpoints
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.motion.partition import Partition
 
-HOW = Options(steps=0.1, resolutions=Resolutions(8.0, 8.0), seed=4)
+HOW = Options(steps=0.5, resolutions=Resolutions(8.0, 8.0), seed=4)
 
 
 def same(a, b):
