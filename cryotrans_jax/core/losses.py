@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 from scipy import special
@@ -166,30 +165,6 @@ class Matched(OnGrid):
 
 
 @struct.dataclass
-class Correspondences(Term):
-    """Distance of the carried points from where they belong.
-
-    Attributes:
-        ends: where each point belongs (points, 3), unit box.
-        weight: of each point.
-        reach: distance from which the loss is linear, in unit boxes.
-    """
-
-    ends: Leaf
-    weight: Leaf
-    reach: Leaf
-
-    def __call__(self, carried: Carried) -> Float[Array, ""]:
-        """Weighted mean of the Huber loss of the distances, in units of the reach."""
-        return huber(carried.x, self.ends, self.weight, self.reach)
-
-    def misplaced(self, carried: Carried, distance: float) -> Float[Array, ""]:
-        """Fraction of the weight further from its ends than `distance` times the reach."""
-        far = jnp.linalg.norm(carried.x - self.ends, axis=-1) > distance * self.reach
-        return jnp.vdot(self.weight, far) / jnp.sum(self.weight)
-
-
-@struct.dataclass
 class Rigidity(Term):
     """Rigidity of the motion (paper, eq. 13); see `rigidity`.
 
@@ -240,21 +215,6 @@ def fraction_in_target(carried: Volume, target: Volume) -> Volume:
     here, there = jnp.maximum(carried, 0), jnp.maximum(target, 0)
     here = here * jnp.sum(here * there) / jnp.maximum(jnp.sum(here**2), 1e-30)
     return jnp.clip(there / jnp.maximum(here, 1e-6 * here.max() + 1e-30), 0, 1)
-
-
-def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
-    """Weighted mean of the Huber loss of the distances between points and their ends, in units of `reach`.
-
-    Half the square of distances below `reach`, linear above.
-
-    Args:
-        moved: points after the flow, unit box.
-        ends: where they belong, unit box.
-        weight: weight of each point.
-        reach: distance from which the loss is linear, in unit boxes.
-    """
-    distance = jnp.sqrt(jnp.sum((moved - ends) ** 2, axis=-1) + (1e-3 * reach) ** 2)
-    return jnp.vdot(weight, optax.losses.huber_loss(distance / reach)) / jnp.sum(weight)
 
 
 def blur(volume: Volume, kernel: Blur) -> Volume:

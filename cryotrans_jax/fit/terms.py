@@ -154,11 +154,11 @@ class Correspondences(TermSettings):
     search: correspond.CorrespondenceSearch = correspond.DEFAULT
     label = "points"
 
-    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> losses.Correspondences:
+    def make(self, problem: Problem, level: Level, bin_: int, target: int) -> correspond.Correspondences:
         """Find the correspondences of the level's points, and make the term."""
         ends, confidence = correspond.ends(problem, target, level.points, self.search)
         weight = jnp.asarray(confidence, jnp.float32) * level.scene.rho
-        return losses.Correspondences(ends.astype(np.float32), weight, np.float32(self.reach / problem.frame.edge))
+        return correspond.Correspondences(ends.astype(np.float32), weight, np.float32(self.reach / problem.frame.edge))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import struct
 from jaxtyping import Array, Float
 from ott.geometry import geometry
 from ott.problems.linear import linear_problem
@@ -21,6 +23,7 @@ from scipy import ndimage, spatial
 from scipy.linalg import get_lapack_funcs
 
 from cryotrans_jax.core.grid import binned, block_points
+from cryotrans_jax.core.losses import Carried, Leaf, Points, Scalar, Term
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.density.problem import Problem
@@ -318,3 +321,42 @@ def coupling(
     with jax.default_matmul_precision("float32"):  # accelerators would keep three digits, an error of many ε
         initial = solve(start.cost @ end.cost.T, epsilons[0], *map(jnp.zeros_like, shares))
         return jax.lax.fori_loop(0, len(epsilons), round_, initial)[0]
+
+
+@struct.dataclass
+class Correspondences(Term):
+    """Distance of the carried points from where they belong.
+
+    Attributes:
+        ends: where each point belongs (points, 3), unit box.
+        weight: of each point.
+        reach: distance from which the loss is linear, in unit boxes.
+    """
+
+    ends: Leaf
+    weight: Leaf
+    reach: Leaf
+
+    def __call__(self, carried: Carried) -> Float[Array, ""]:
+        """Weighted mean of the Huber loss of the distances, in units of the reach."""
+        return huber(carried.x, self.ends, self.weight, self.reach)
+
+    def misplaced(self, carried: Carried, distance: float) -> Float[Array, ""]:
+        """Fraction of the weight further from its ends than `distance` times the reach."""
+        far = jnp.linalg.norm(carried.x - self.ends, axis=-1) > distance * self.reach
+        return jnp.vdot(self.weight, far) / jnp.sum(self.weight)
+
+
+def huber(moved: Points, ends: Points, weight: Float[Array, "points"], reach: Scalar) -> Float[Array, ""]:
+    """Weighted mean of the Huber loss of the distances between points and their ends, in units of `reach`.
+
+    Half the square of distances below `reach`, linear above.
+
+    Args:
+        moved: points after the flow, unit box.
+        ends: where they belong, unit box.
+        weight: weight of each point.
+        reach: distance from which the loss is linear, in unit boxes.
+    """
+    distance = jnp.sqrt(jnp.sum((moved - ends) ** 2, axis=-1) + (1e-3 * reach) ** 2)
+    return jnp.vdot(weight, optax.losses.huber_loss(distance / reach)) / jnp.sum(weight)

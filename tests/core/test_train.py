@@ -11,7 +11,7 @@ from conftest import drift, fit_problem, rounding
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import Field
-from cryotrans_jax.core.losses import Term, huber, rigidity
+from cryotrans_jax.core.losses import Term, rigidity
 from cryotrans_jax.core.train import carry, objective
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit.better_start import KeepBetterStart, misplaced_fraction
@@ -177,7 +177,7 @@ def test_the_objective_is_the_distance_and_the_weighted_rigidity_with_slip(two, 
     def both(params, scene, points, rigid):
         moved = carry(params, scene)
         strain = rigidity(moved.nodes, rigid.tetrahedra, rigid.edges, rigid.share, 0.03)
-        return huber(moved.x, points.ends, points.weight, points.reach), strain
+        return correspond.huber(moved.x, points.ends, points.weight, points.reach), strain
 
     apart, strain = both(params, scene, points, rigid)
     for weight in (1.0, 7.0):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import rounding
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -18,7 +19,7 @@ from cryotrans_jax.fit import levels, prepare
 from cryotrans_jax.fit.options import Resolutions
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import correspond
-from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch, Side
+from cryotrans_jax.motion.correspond import Cloud, CorrespondenceSearch, Side, huber
 
 SEARCH = CorrespondenceSearch()
 SHAPE = (38, 28, 32)
@@ -475,3 +476,36 @@ def test_a_map_that_has_not_changed_stays_and_is_sure(exchanged):
     end, sure = correspond.ends(still, 0, points)
     moved = np.linalg.norm(end - points, axis=1) * problem.frame.edge
     assert moved.max() < 0.01 * SEARCH.spacing and sure.min() > 0.98
+
+
+def at_distances(distances):
+    """Points at these distances from where they belong, each in a direction of its own, and where that is."""
+    rng = np.random.default_rng(0)
+    away, ends = rng.normal(size=(len(distances), 3)), rng.normal(size=(len(distances), 3))
+    away *= (np.asarray(distances) / np.linalg.norm(away, axis=1))[:, None]
+    return jnp.asarray(ends + away, jnp.float32), jnp.asarray(ends, jnp.float32)
+
+
+@pytest.mark.parametrize("reach", [0.5, 2.0])
+@pytest.mark.parametrize("units, expected", [(0.0, 0.0), (0.5, 0.125), (0.99, 0.49), (1.5, 1.0), (10.0, 9.5)])
+def test_huber_is_half_the_square_within_reach_and_linear_beyond(reach, units, expected):
+    one = jnp.ones(1)
+    # a thousandth of the reach rounds off the distance at 0
+    assert huber(*at_distances([units * reach]), one, reach) == pytest.approx(expected, abs=1e-6, rel=1e-3)
+
+
+def test_huber_is_a_mean_weighted_by_the_points_weights():
+    moved, ends = at_distances([0.5, 4.0, 0.5, 1.0])
+    values = np.array([0.125, 3.5, 0.125, 0.5])  # at a reach of 1
+    weight = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
+    found = float(huber(moved, ends, jnp.asarray(weight), 1.0))
+    assert found == pytest.approx(weight @ values / weight.sum(), rel=1e-4)  # float32
+    assert huber(moved, ends, jnp.asarray(7 * weight), 1.0) == pytest.approx(found, rel=rounding(1, 30))
+
+
+def test_the_gradient_of_huber_is_finite_where_a_point_is_in_place():
+    """And 1 / reach a unit of weight towards the end for a point that is far."""
+    moved, ends = at_distances([0.0, 5.0])
+    gradient = np.asarray(jax.grad(huber)(moved, ends, jnp.ones(2), 0.5))
+    np.testing.assert_allclose(gradient[0], 0, atol=1e-5)
+    np.testing.assert_allclose(gradient[1], (moved - ends)[1] / 5.0 / 0.5 / 2, rtol=1e-4)
