@@ -185,11 +185,11 @@ def default(problem: Problem, seed: int = 0) -> Config:
         Stage((Matched(BLURS[0], 0.0, 1.0), Rigidity(1.0, SLIP)), 125, 4e-3, 5e-4, **coarsely, patience=PATIENCE),
         FindRigidBodies(),
         DockBodies(trial=replace(refine(25, 1e-3, 1e-4, 0.0, slip=SLIP), patience=0)),
-        refine(50, 1e-3, 1e-4, WIDE_BLUR),
-        refine(125, 1e-3, 1e-4, BLURS[0]),
+        refine(50, 5e-4, 1e-4, WIDE_BLUR),
+        refine(125, 5e-4, 1e-4, BLURS[0]),
         RedrawBorders(),
-        refine(75, 2e-3, 5e-4, BLURS[1], finely),
-        refine(150, 2e-3, 2e-5, 0.0, finely),
+        refine(75, 1e-3, 5e-4, BLURS[1], finely),
+        refine(150, 1e-3, 2e-5, 0.0, finely),
         KeepStart(),
     )
     return Config(schedule, screw_and_network(problem), optimiser=Adam(b2=B2), seed=seed)

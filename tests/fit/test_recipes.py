@@ -102,10 +102,10 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     assert table == [
         ("points", 175, 3e-3, 1e-5, 4),
         ("matched", 125, 4e-3, 5e-4, 2),
-        ("matched", 50, 1e-3, 1e-4, 2),
-        ("matched", 125, 1e-3, 1e-4, 2),
-        ("matched", 75, 2e-3, 5e-4, 1),
-        ("matched", 150, 2e-3, 2e-5, 1),
+        ("matched", 50, 5e-4, 1e-4, 2),
+        ("matched", 125, 5e-4, 1e-4, 2),
+        ("matched", 75, 1e-3, 5e-4, 1),
+        ("matched", 150, 1e-3, 2e-5, 1),
     ]
     assert config.optimiser == Adam(b2=0.9)
     first, *matched = config.stages
@@ -128,7 +128,7 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
     soft = Rigidity(1.0, 0.03, balanced=True, balance=Balance(noisy_slip=0.03))
     unblurred = Matched(0.0, 1.0, 1.0), soft, Backbone()  # details tell bodies apart
-    assert docked.trial == replace(matched[2], terms=unblurred, steps=25, patience=0)
+    assert docked.trial == replace(matched[2], terms=unblurred, steps=25, learning_rate=1e-3, patience=0)
     assert (config.field.net.waves, config.field.net.centre, config.field.euler_steps) == (32, 0.5, 5)
 
 
