@@ -23,7 +23,7 @@ from experiments import main, resume, run_folder, signals
 
 ROOT = Path(__file__).parents[2]
 # Two chunks of steps in each of the first two stages, and one in the third, from which on bodies have their own fields
-HOW = dict(steps=0.104, frames=2, align="none", report="false", recipe="default")
+HOW = dict(steps=0.208, frames=2, align="none", report="false", recipe="default")
 SAME = ("loss.csv", "generated.mrc", "frame_00.mrc", "unexplained.mrc", "displacement.mrc", "fsc.csv", "parts.mrc")
 
 
@@ -216,7 +216,7 @@ def test_an_unfinished_run_is_neither_mixed_up_with_another_nor_replaced_unasked
         job("run", *arguments(own, out))
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for changes, said in (
-        (dict(steps=0.1), "--steps was 0.104 and is 0.1"),
+        (dict(steps=0.1), "--steps was 0.208 and is 0.1"),
         (dict(seed=4), "--seed was 0 and is 4"),
         (dict(resume="false"), "--noresume is given"),
         (dict(steps=0.1, resume="true"), "leave --resume out"),
