@@ -141,14 +141,15 @@ def default(problem: Problem, seed: int = 0) -> Config:
       screw with a field beside it (`FindRigidBodies`, `Screw`), so that they may slide along each other. With nearly
       everything in place, both maps are then blurred by WIDE_BLUR for one stage: this attracts a helix that was left
       behind from further away than before.
-    - Adam forgets the size of earlier gradients within ten steps instead of a thousand (B2). Those of a stage's first
-      steps are so large that later steps would be too short.
-    - From the bodies on learning rates are lower, as every step of the optimiser moves whole bodies, the rigidity is
-      weighted by the target's information (`targets.rigidity_factor`), and the backbone of a model keeps its distances.
+    - In the stages with bodies learning rates are lower, as every step of the optimiser moves whole bodies, the
+      rigidity is weighted by the target's information (`targets.rigidity_factor`), and the backbone of a model keeps
+      its distances.
     - Mass that the target does not have is downweighted in the L2 stages, gradually in the first of them.
     - Where the flow cannot follow the correspondences (parts that look alike, too much noise), a start by W2 is tried.
     - Bodies that are found by docking pieces of the map are tried as well: these are found whatever the angle by which
       they turn, and in more noise.
+    - Adam averages squared gradients over ten steps instead of a thousand (B2). The gradients of a stage's first steps
+      are so large that they would shorten all later steps.
     - A flow that fits the target no better than the initial map does as it is, is not kept.
 
     Args:

@@ -258,7 +258,7 @@ def side_of(cloud: Cloud, cost: Float[np.ndarray, "n factors"], radius: float, e
 def distance_factors(
     x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "m k"]
 ) -> tuple[Float[np.ndarray, "n k+2"], Float[np.ndarray, "m k+2"]]:
-    """Matrices A and B of which A Bᵀ has the squared distances of the rows of x from those of y."""
+    """Factor the matrix of squared distances between the rows of x and those of y as A Bᵀ; return A and B."""
     first = np.concatenate([-2 * x, row_squares(x), np.ones((len(x), 1))], axis=1)
     return first, np.concatenate([y, np.ones((len(y), 1)), row_squares(y)], axis=1)
 
