@@ -23,7 +23,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
 
 BATCH = 1 << 20  # voxels transformed at once
-VOXELS = 1 << 17  # to which volumes are padded at least
+VOXELS = 1 << 21  # to which volumes are padded at least
 POINT = 0.8  # voxels: one voxel spread over its neighbours by binning has a radius of gyration of 0.75 at most
 
 

@@ -1,11 +1,12 @@
 """Refine poses of rigid bodies in a filtered density, in one compiled program."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.optimize import minimize
+import optax
 from jax.scipy.spatial.transform import Rotation
 from jaxtyping import Array, Float, Int
 
@@ -13,8 +14,8 @@ from cryotrans_jax.core.programs import mapped, program
 from cryotrans_jax.density.boxes import padded_size
 
 LARGE = 1e4  # Å: a reach beyond every map
-MOST = 50  # iterations of a refinement
-BODIES, POINTS = 64, 1024  # to which numbers are padded at least; what pads costs no time
+MOST, LINE = 50, 15  # iterations of a refinement, and places at most that one of them looks at
+BODIES, POINTS = 64, 4096  # to which numbers are padded at least; what pads costs no time
 CHUNK = 128  # points that are looked up at once
 
 
@@ -150,7 +151,7 @@ def correlations(bodies: Placed, target: Splines) -> tuple[Float[Array, "bodies"
 def best_poses(
     bodies: Placed, target: Splines, scale: Float[Array, ""], close: Float[Array, ""], reach: Float[Array, ""]
 ) -> tuple[Float[Array, "bodies 3 3"], Float[Array, "bodies 3"], Float[Array, "bodies"]]:
-    """Refine each body's pose to the nearest maximum of its correlation with the target, by BFGS.
+    """Refine each body's pose to the nearest maximum of its correlation with the target, by L-BFGS.
 
     Args:
         bodies: the bodies.
@@ -170,9 +171,30 @@ def best_poses(
         def loss(change):  # of a curvature about 1, whatever the unit
             return -(scale**2) * correlation(within(change), body, target)
 
-        small: Any = scale * jnp.sqrt(2 * close)  # the gradient where the gain that is left is `close`
-        found = minimize(loss, jnp.zeros(6), method="BFGS", tol=small, options={"maxiter": MOST})
-        return *turned(within(found.x), body), -found.fun / scale**2
+        small = scale * jnp.sqrt(2 * close / 6)  # each slope where the gain that is left is `close`
+        best, least = minimised(loss, jnp.zeros(6), small)
+        return *turned(within(best), body), -least / scale**2
 
     with jax.default_matmul_precision("float32"):
         return mapped(refined, bodies)
+
+
+def minimised(
+    loss: Callable[[Float[Array, "n"]], Float[Array, ""]], start: Float[Array, "n"], small: Float[Array, ""]
+) -> tuple[Float[Array, "n"], Float[Array, ""]]:
+    """The place of the nearest minimum of a loss, where no slope exceeds `small`, and the loss there."""
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=LINE, initial_guess_strategy="one")
+    optimiser, slopes_of = optax.lbfgs(linesearch=search), optax.value_and_grad_from_state(loss)
+
+    def step(at):
+        x, state = at
+        value, slopes = slopes_of(x, state=state)
+        change, state = optimiser.update(slopes, state, x, value=value, grad=slopes, value_fn=loss)
+        return optax.apply_updates(x, change), state
+
+    def goes_on(at):
+        count, slopes = (optax.tree.get(at[1], name) for name in ("count", "grad"))
+        return (count == 0) | (count < MOST) & (jnp.abs(slopes).max() > small)
+
+    x, state = jax.lax.while_loop(goes_on, step, (start, optimiser.init(start)))
+    return x, optax.tree.get(state, "value")

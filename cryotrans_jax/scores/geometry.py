@@ -7,7 +7,7 @@ have no such distance.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import gemmi
 import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize
+from scipy.sparse.linalg import lsmr
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
@@ -46,8 +46,10 @@ class Restraints:
         contact: least distance of atoms of different residues, unless the initial model has less, Å.
         contact_sigma: of that distance, Å.
         margin: Å beyond `contact` from which atoms may come into contact in one round.
-        rounds: of the minimisation; contacts are searched at the start of each.
-        steps: of the minimisation in a round.
+        rounds: of the minimisation at most; contacts are searched at the start of each.
+        gain: smallest fraction by which the sum of squares falls in a round that is not the last.
+        steps: at most, to solve the linear equations of a round.
+        accuracy: to which they are solved.
     """
 
     bond_sigma: float = 0.05
@@ -58,8 +60,10 @@ class Restraints:
     contact: float = 3.0
     contact_sigma: float = 0.2
     margin: float = 1.0
-    rounds: int = 4
+    rounds: int = 20
+    gain: float = 0.003
     steps: int = 60
+    accuracy: float = 3e-4
 
 
 class Topology(NamedTuple):
@@ -173,88 +177,112 @@ def idealise_each(
 
 
 def minimised(top: Topology, by: Restraints, xyz: Float[np.ndarray, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
-    """Positions (Å) of the least energy near these; see `idealise`."""
+    """Positions (Å) of the least sum of squares near these, by Gauss-Newton; see `idealise`."""
     kinds = ((top.bonds, by.bond_sigma), (top.angles, by.angle_sigma), (top.residue, by.residue_sigma))
     fixed = np.concatenate([pairs for pairs, _ in kinds])
-    weight = np.concatenate([np.full(len(pairs), sigma**-2) for pairs, sigma in kinds])
-    hands = volume_energy(top.centres, volumes(top.xyz, top.centres)[0], by.volume_sigma)
+    sigma = np.concatenate([np.full(len(pairs), sigma) for pairs, sigma in kinds])
+    hands = ChiralVolumes(top.centres, volumes(top.xyz, top.centres)[0], by.volume_sigma)
     x = xyz
     for _ in range(by.rounds):
         meeting = contacts(top, x, by.contact + by.margin)
-        pairs = np.concatenate([fixed, meeting])
-        ideal = distances(top.xyz, pairs)
+        pairs, ideal = np.concatenate([fixed, meeting]), distances(top.xyz, np.concatenate([fixed, meeting]))
         ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], by.contact)
-        each = np.concatenate([weight, np.full(len(meeting), by.contact_sigma**-2)])
-        parts = (distance_energy(pairs, ideal, each, len(fixed), len(x)), hands, place_energy(xyz, by.place_sigma))
-        found = minimize(sum_energies(parts), x.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": by.steps})
-        x = found.x.reshape(-1, 3)
+        each = np.concatenate([sigma, np.full(len(meeting), by.contact_sigma)])
+        terms = Distances(pairs, ideal, each, len(fixed)), hands, Places(xyz, by.place_sigma)
+        before, (x, after) = sum_of_squares(terms, x), improved(terms, x, by)
+        if after > (1 - by.gain) * before:
+            break
     return x
 
 
-Energy = Callable[[Float[np.ndarray, "atoms 3"]], tuple[float, Float[np.ndarray, "atoms 3"]]]  # value, gradient
+class Distances(NamedTuple):
+    """Restraints of distances.
 
-
-def sum_energies(parts: Sequence[Energy]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-    """Sum energies and their gradients, as a function of flat positions."""
-
-    def energy(flat):
-        values, gradients = zip(*(part(flat.reshape(-1, 3)) for part in parts), strict=True)
-        return sum(values), sum(gradients).ravel()
-
-    return energy
-
-
-def place_energy(place: Float[np.ndarray, "atoms 3"], sigma: float) -> Energy:
-    """Harmonic restraint of atoms to their places."""
-
-    def energy(x):
-        pull = (x - place) / sigma**2
-        return 0.5 * float(np.sum(pull * (x - place))), pull
-
-    return energy
-
-
-def distance_energy(pairs: Pairs, ideal: np.ndarray, weight: np.ndarray, fixed: int, count: int) -> Energy:
-    """Harmonic restraint of distances.
-
-    Args:
+    Attributes:
         pairs: pairs of atoms.
-        ideal: target distance of each pair, Å.
-        weight: weight of each pair, 1/Å².
+        ideal: distance of each, Å.
+        sigma: its standard deviation, Å.
         fixed: number of the first pair that is restrained only when it is too near.
-        count: number of atoms.
     """
-    rows, signs = np.tile(np.arange(len(pairs)), 2), np.repeat([1.0, -1.0], len(pairs))
-    apart_of = scipy.sparse.csr_array((signs, (rows, pairs.T.ravel())), (len(pairs), count))
-    place_of = apart_of.T.tocsr()
 
-    def energy(x):
-        apart = apart_of @ x
+    pairs: Pairs
+    ideal: Float[np.ndarray, "pairs"]
+    sigma: Float[np.ndarray, "pairs"]
+    fixed: int
+
+    def deviations(self, x: Float[np.ndarray, "atoms 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Deviations over their sigmas; and of each the atoms that it depends on, and its gradient by them, 1/Å."""
+        apart = x[self.pairs[:, 0]] - x[self.pairs[:, 1]]
         length = np.maximum(np.linalg.norm(apart, axis=1), 1e-6)
-        off = length - ideal
-        off[fixed:] = np.minimum(off[fixed:], 0)
-        return 0.5 * float(np.sum(weight * off**2)), place_of @ (apart * (weight * off / length)[:, None])
+        off = (length - self.ideal) / self.sigma
+        held = (np.arange(len(off)) < self.fixed) | (off < 0)
+        slope = apart * (held / (self.sigma * length))[:, None]
+        return held * off, self.pairs, np.stack([slope, -slope], 1)
 
-    return energy
 
+class ChiralVolumes(NamedTuple):
+    """Restraints of chiral volumes, because distances do not distinguish mirror images.
 
-def volume_energy(centres: Int[np.ndarray, "_ 4"], ideal: np.ndarray, sigma: float) -> Energy:
-    """Harmonic restraint of chiral volumes, because distances do not distinguish mirror images.
-
-    Args:
+    Attributes:
         centres: atoms with three of their neighbours.
-        ideal: target volume of each centre, Å³.
-        sigma: standard deviation of the restraints, Å³.
+        ideal: volume of each, Å³.
+        sigma: standard deviation, Å³.
     """
 
-    def energy(x):
-        volume, slopes = volumes(x, centres)
-        off = (volume - ideal) / sigma**2
-        gradient = np.zeros_like(x)
-        np.add.at(gradient, centres, off[:, None, None] * slopes)
-        return 0.5 * float(np.sum(off * (volume - ideal))), gradient
+    centres: Int[np.ndarray, "_ 4"]
+    ideal: Float[np.ndarray, "_"]
+    sigma: float
 
-    return energy
+    def deviations(self, x: Float[np.ndarray, "atoms 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As those of `Distances`."""
+        volume, slope = volumes(x, self.centres)
+        return (volume - self.ideal) / self.sigma, self.centres, slope / self.sigma
+
+
+class Places(NamedTuple):
+    """Restraints of atoms to their places.
+
+    Attributes:
+        place: of each atom, Å.
+        sigma: standard deviation, Å.
+    """
+
+    place: Float[np.ndarray, "atoms 3"]
+    sigma: float
+
+    def deviations(self, x: Float[np.ndarray, "atoms 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As those of `Distances`, one along each axis."""
+        axes = np.tile(np.eye(3)[:, None] / self.sigma, (len(x), 1, 1))
+        return ((x - self.place) / self.sigma).ravel(), np.arange(len(x)).repeat(3)[:, None], axes
+
+
+Terms = Sequence[Distances | ChiralVolumes | Places]
+
+
+def sum_of_squares(terms: Terms, x: Float[np.ndarray, "atoms 3"]) -> float:
+    """Sum of squared deviations, each over its sigma."""
+    return float(sum(np.sum(term.deviations(x)[0] ** 2) for term in terms))
+
+
+def improved(
+    terms: Terms, x: Float[np.ndarray, "atoms 3"], by: Restraints
+) -> tuple[Float[np.ndarray, "atoms 3"], float]:
+    """Positions (Å) after one step of Gauss-Newton, shortened until it is a gain, and the sum of squares there."""
+    found = [term.deviations(x) for term in terms]
+    off = np.concatenate([each for each, _, _ in found])
+    columns = np.concatenate([(3 * atoms_[..., None] + np.arange(3)).ravel() for _, atoms_, _ in found])
+    slopes = np.concatenate([slope.ravel() for _, _, slope in found])
+    counts = np.concatenate([np.full(len(slope), 3 * slope.shape[1]) for _, _, slope in found])
+    scale = 1 / np.sqrt(np.bincount(columns, slopes**2, x.size))  # of the unknowns, for fewer steps of the solver
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    matrix = scipy.sparse.csr_array((slopes * scale[columns], columns, rows), (len(off), x.size))
+    change = (scale * lsmr(matrix, -off, atol=by.accuracy, btol=0, maxiter=by.steps)[0]).reshape(-1, 3)
+    before = off @ off
+    for factor in 0.5 ** np.arange(5):
+        after = sum_of_squares(terms, x + factor * change)
+        if after < before:
+            return x + factor * change, after
+    return x, before
 
 
 def volumes(x: Float[np.ndarray, "atoms 3"], centres: Int[np.ndarray, "_ 4"]):

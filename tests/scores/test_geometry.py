@@ -151,34 +151,46 @@ def test_distances_about_a_peptide_bond_are_kept_and_about_other_bonds_between_r
 
 
 @pytest.mark.parametrize("kind", ["distances", "volumes", "places"])
-def test_the_gradient_is_that_of_the_energy(top, kind):
+def test_slopes_are_those_of_the_deviations(top, kind):
     rng = np.random.default_rng(0)
-    pairs, count = np.concatenate([top.bonds[:40], top.residue[:40]]), len(top.xyz)
-    energy = {
-        "distances": geometry.distance_energy(
-            pairs, geometry.distances(top.xyz, pairs), rng.uniform(1, 9, 80), 60, count
-        ),
-        "volumes": geometry.volume_energy(top.centres, geometry.volumes(top.xyz, top.centres)[0], 0.2),
-        "places": geometry.place_energy(top.xyz, 1.5),
+    pairs = np.concatenate([top.bonds[:40], top.residue[:40]])
+    term = {
+        "distances": geometry.Distances(pairs, geometry.distances(top.xyz, pairs), rng.uniform(0.1, 1, 80), 60),
+        "volumes": geometry.ChiralVolumes(top.centres, geometry.volumes(top.xyz, top.centres)[0], 0.2),
+        "places": geometry.Places(top.xyz, 1.5),
     }[kind]
-    flat = geometry.sum_energies([energy, energy])
-    x, along = (top.xyz + rng.normal(0, 0.3, top.xyz.shape)).ravel(), rng.normal(size=top.xyz.size)
-    numeric = (flat(x + 1e-5 * along)[0] - flat(x - 1e-5 * along)[0]) / 2e-5
-    assert flat(x)[1] @ along == pytest.approx(numeric, rel=1e-6)
-    assert energy(top.xyz)[0] == pytest.approx(0, abs=1e-9)
+    x, along = top.xyz + rng.normal(0, 0.3, top.xyz.shape), rng.normal(size=top.xyz.shape)
+    _, on, slopes = term.deviations(x)
+    after, before = (term.deviations(x + step * along)[0] for step in (1e-5, -1e-5))
+    np.testing.assert_allclose((slopes * along[on]).sum((1, 2)), (after - before) / 2e-5, rtol=1e-6, atol=1e-6)
+    assert np.abs(term.deviations(top.xyz)[0]).max() == pytest.approx(0, abs=1e-9)
 
 
-def test_energies_are_half_the_squares_of_what_is_off_over_its_sigma(top):
+def test_deviations_are_what_is_off_over_its_sigma(top):
     """A model that is moved by 1 Å, bonds that are longer by half, and centres that have been scaled by a tenth."""
-    count = len(top.xyz)
-    moved = top.xyz + [0.6, 0, -0.8]
-    assert geometry.place_energy(top.xyz, 2.0)(moved)[0] == pytest.approx(0.5 * count / 4)
-    lengths = geometry.distances(top.xyz, top.bonds)
-    bonds = geometry.distance_energy(top.bonds, lengths, np.full(len(lengths), 4.0), len(lengths), count)
-    assert bonds(1.5 * top.xyz)[0] == pytest.approx(0.5 * 4 * ((0.5 * lengths) ** 2).sum())
+    moved, lengths = top.xyz + [0.6, 0, -0.8], geometry.distances(top.xyz, top.bonds)
+    assert geometry.sum_of_squares([geometry.Places(top.xyz, 2.0)], moved) == pytest.approx(len(moved) / 4)
+    bonds = geometry.Distances(top.bonds, lengths, np.full(len(lengths), 0.5), len(lengths))
+    assert geometry.sum_of_squares([bonds], 1.5 * top.xyz) == pytest.approx(((0.5 * lengths / 0.5) ** 2).sum())
     volumes = geometry.volumes(top.xyz, top.centres)[0]
     off = (1.1**3 - 1) * volumes / 0.2  # Å³
-    assert geometry.volume_energy(top.centres, volumes, 0.2)(1.1 * top.xyz)[0] == pytest.approx(0.5 * (off**2).sum())
+    hands = geometry.ChiralVolumes(top.centres, volumes, 0.2)
+    assert geometry.sum_of_squares([hands], 1.1 * top.xyz) == pytest.approx((off**2).sum())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
+def test_every_step_is_a_gain_even_from_where_the_model_is_torn(top, noise):
+    by, rng = geometry.Restraints(), np.random.default_rng(0)
+    x = place = top.xyz + rng.normal(0, noise, top.xyz.shape)
+    pairs = np.concatenate([top.bonds, top.angles])
+    lengths = geometry.Distances(pairs, geometry.distances(top.xyz, pairs), np.full(len(pairs), 0.1), len(pairs))
+    terms, sums = [lengths, geometry.Places(place, 1.0)], list[float]()
+    for _ in range(4):
+        sums.append(geometry.sum_of_squares(terms, x))
+        x, after = geometry.improved(terms, x, by)
+        assert after == pytest.approx(geometry.sum_of_squares(terms, x))
+        assert after < sums[-1] or after == pytest.approx(sums[-1])
+    assert after < 0.1 * sums[0] or noise == 0
 
 
 def test_what_bends_more_easily_is_held_less():
