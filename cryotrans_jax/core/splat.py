@@ -4,10 +4,8 @@ Voxel (i, j, k) of a volume is centred at corner + (i + 1/2, j + 1/2, k + 1/2) *
 voxel i at i/N; centres at (i + 1/2)/N make the grid symmetric about the middle of the box.
 """
 
-import functools
 import itertools
 import math
-import operator
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,8 +37,7 @@ def splat(
     nx, ny, nz = shape
     padded = nx + 2, ny + 2, nz + 2
     volume = jnp.zeros(math.prod(padded), rho.dtype)
-    for i, w in zip(index, weight, strict=True):
-        volume = volume.at[i].add(w * rho, mode="promise_in_bounds")
+    volume = volume.at[index].add(weight * rho, mode="promise_in_bounds")
     return volume.reshape(padded)[1:-1, 1:-1, 1:-1]
 
 
@@ -52,13 +49,12 @@ def gather(volume: Float[Array, "x y z"], x: Points, corner: Vector, voxel: Vect
     nx, ny, nz = volume.shape
     index, weight = corners(x, (nx, ny, nz), corner, voxel)
     flat = jnp.pad(volume, 1).ravel()
-    values = (w * flat.at[i].get(mode="promise_in_bounds") for i, w in zip(index, weight, strict=True))
-    return functools.reduce(operator.add, values)
+    return jnp.sum(weight * flat.at[index].get(mode="promise_in_bounds"), axis=0)
 
 
 def corners(
     x: Points, shape: tuple[int, int, int], corner: Vector, voxel: Vector
-) -> tuple[list[Int[Array, "points"]], list[Float[Array, "points"]]]:
+) -> tuple[Int[Array, "8 points"], Float[Array, "8 points"]]:
     """Flat indices and trilinear weights of the 8 voxels around each point.
 
     Indices refer to the volume padded by one voxel on every side. Points that touch no voxel of the volume get weight 0
@@ -79,8 +75,6 @@ def corners(
         jnp.where(misses, 0, (1 - fraction).T),
         jnp.where(misses, 0, fraction.T),
     )  # weights of the lower and of the upper voxel
-    index, weight = [], []
-    for a, b, c in itertools.product((0, 1), repeat=3):
-        index.append(first + (a * plane + b * row + c))
-        weight.append(near[a][0] * near[b][1] * near[c][2])
-    return index, weight
+    each = [*itertools.product((0, 1), repeat=3)]
+    index = first + jnp.array([a * plane + b * row + c for a, b, c in each])[:, None]
+    return index, jnp.stack([near[a][0] * near[b][1] * near[c][2] for a, b, c in each])

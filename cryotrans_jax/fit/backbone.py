@@ -45,7 +45,8 @@ class Distances(Term):
     def __call__(self, carried: Carried) -> Float[Array, ""]:
         """Mean of four times the squared strain, which is the rigidity of a small strain along one axis."""
         x = jnp.einsum("rk,rkc->rc", self.shares, carried.nodes[self.nodes])
-        squared = jnp.sum((x[self.first + 1] - x[self.first]) ** 2, axis=1)
+        ends = x[self.first + jnp.array([[0], [1]])]
+        squared = jnp.sum((ends[1] - ends[0]) ** 2, axis=1)
         strain = jnp.sqrt(squared + 1e-4 * self.lengths**2) / self.lengths - 1  # whose derivative is finite at 0
         each = 8 * self.reach**2 * (jnp.sqrt(1 + (strain / self.reach) ** 2) - 1)
         return self.weight * jnp.vdot(self.counted, each)

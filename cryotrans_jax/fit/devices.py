@@ -61,9 +61,11 @@ class DeviceLayout:
     def map_on_device(self, function: Callable, shared: PyTree, each: PyTree) -> PyTree:
         """`map` on one device."""
         count = jax.tree.leaves(each)[0].shape[0]
+        if self.batch == 1:  # also for a single target: a batch of one is slower to trace, and no faster to run
+            return jax.lax.map(partial(function, shared), each)
         if self.batch is None or self.batch >= count:
             return jax.vmap(partial(function, shared))(each)
-        return jax.lax.map(partial(function, shared), each, batch_size=self.batch if self.batch > 1 else None)
+        return jax.lax.map(partial(function, shared), each, batch_size=self.batch)
 
 
 @program(static_argnames="layout")

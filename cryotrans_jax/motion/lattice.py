@@ -146,8 +146,8 @@ def to_dense(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Float[
     """Values at the active nodes and the rim on the dense lattice, zero at the other nodes."""
     shape = tuple(w.shape[1] for w in lattice.weights)
     rim = jnp.einsum("rk,...rkc->...rc", lattice.rim_weights, values[..., lattice.rim_sources, :])
-    flat = jnp.zeros((*values.shape[:-2], int(np.prod(shape)), 3), values.dtype)
-    flat = flat.at[..., lattice.active, :].set(values).at[..., lattice.rim, :].set(rim)
+    places, both = jnp.concatenate([lattice.active, lattice.rim]), jnp.concatenate([values, rim], axis=-2)
+    flat = jnp.zeros((*values.shape[:-2], int(np.prod(shape)), 3), values.dtype).at[..., places, :].set(both)
     return flat.reshape(*values.shape[:-2], *shape, 3)
 
 
