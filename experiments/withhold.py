@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.transform import resampled
 from cryotrans_jax.fit.errors import predict_errors, target_quality
 from cryotrans_jax.fit.result import Fit
@@ -100,10 +100,9 @@ def hidden(case: Case, ends: Float[np.ndarray, "some 3"]) -> tuple[Case, Float[n
     target = case.targets[0]
     at = np.rint((ends - target.origin) / target.voxel_size).astype(int)
     at = at[((at >= 0) & (at < target.density.shape)).all(1)]
-    away = np.ones(target.density.shape, bool)
-    away[tuple(at.T)] = False
-    distance = ndimage.distance_transform_edt(away, sampling=target.voxel_size)
-    weight = soft_edge(distance - NEAR, FADE)
+    hides = np.zeros(target.density.shape, bool)
+    hides[tuple(at.T)] = True
+    weight = soft_edge(distance_within(NEAR + FADE, hides, target.voxel_size) - NEAR, FADE)
 
     def without(map_: Map) -> Map:
         return replace(map_, density=map_.density * (1 - weight))

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA, common_grid, simulate_map
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.spectrum import filtered, shell_power
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.atoms import heavy_atoms, positions
@@ -241,7 +242,7 @@ def inside(signal: Volume, voxel_size: np.ndarray) -> Bool[np.ndarray, "x y z"]:
 
 def envelope(signal: Volume, voxel_size: np.ndarray) -> Volume:
     """Mask (0 to 1) of the molecule, with an edge that falls over 6 Å."""
-    return soft_edge(ndimage.distance_transform_edt(~inside(signal, voxel_size), sampling=voxel_size), 6.0)
+    return soft_edge(distance_within(6.0, inside(signal, voxel_size), voxel_size), 6.0)
 
 
 def wanted_fsc(frequency: np.ndarray, half_fsc: float) -> np.ndarray:

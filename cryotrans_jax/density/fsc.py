@@ -6,7 +6,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
-from cryotrans_jax.io.maps import radial_frequency
+from cryotrans_jax.density.slabs import shells
 
 
 def fsc(
@@ -28,17 +28,16 @@ def fsc(
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
     side = np.array(a.shape) * voxel_size
     last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
-    s = radial_frequency(a.shape, voxel_size)
-    shell = np.rint(s * side.min()).astype(np.int32)
-    keep = shell <= last
-    shell, weight = shell[keep], np.broadcast_to(multiplicity(a.shape[2]), keep.shape)[keep]
-    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count())[keep] for v in (a, b))
-
-    def power(f, g):
-        return np.bincount(shell, weight * (f.real * g.real + f.imag * g.imag), last + 1)
-
-    norm = np.sqrt(power(fa, fa)) * np.sqrt(power(fb, fb))
-    return np.arange(last + 1) / side.min(), power(fa, fb) / np.where(norm > 0, norm, np.inf)
+    weight, sums = multiplicity(a.shape[2]), np.zeros((3, last + 2))  # the last one for what is beyond Nyquist
+    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count()) for v in (a, b))
+    for rows, shell in shells(a.shape, voxel_size, side.min()):
+        number = np.minimum(shell, last + 1).ravel()
+        for total, f, g in zip(sums, (fa, fb, fa), (fa, fb, fb), strict=True):
+            power = weight * (f[rows].real * g[rows].real + f[rows].imag * g[rows].imag)
+            total += np.bincount(number, power.ravel(), last + 2)
+    own, other, both = sums[:, : last + 1]
+    norm = np.sqrt(own) * np.sqrt(other)
+    return np.arange(last + 1) / side.min(), both / np.where(norm > 0, norm, np.inf)
 
 
 def multiplicity(length: int) -> Float[np.ndarray, "half"]:

@@ -18,6 +18,7 @@ from scipy import ndimage
 from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.contour import SHARP, half_height
 from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.thresholds import carried_mass, solvent_noise
 from cryotrans_jax.io.atoms import positions
 from cryotrans_jax.io.maps import Map
@@ -116,11 +117,10 @@ class Detail(NamedTuple):
     def protein(self, kept: Bool[np.ndarray, "bx by bz"]) -> Protein:
         """Clean the part of the body that is kept of dust and holes, and mask the rest of the body."""
         filled = ndimage.binary_fill_holes(carried_mass(kept.astype(np.float32), 0.5) > 0)
-        from_kept, from_body = (
-            ndimage.distance_transform_edt(~part, sampling=self.voxel_size) for part in (filled, self.body)
-        )
+        from_kept = distance_within(self.rules.fade, filled, self.voxel_size)
+        from_body = distance_within(self.rules.distance + self.rules.fade, self.body, self.voxel_size)
         mask = np.ones(self.shape, np.float32)
-        solvent = 1 - soft_edge(from_body - self.rules.distance, self.rules.fade)
+        solvent = 1 - soft_edge(from_body - np.float32(self.rules.distance), self.rules.fade)
         mask[self.box] = np.maximum(soft_edge(from_kept, self.rules.fade), solvent)
         return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 
@@ -185,9 +185,9 @@ def volume_of(model: gemmi.Structure, map_: Map, rules: MicelleRules = DEFAULT) 
     """Volume (Å³) near a model's atoms, in voxels of a map's size."""
     index = np.rint(positions(model) / map_.voxel_size).astype(int)
     index += np.ceil(rules.beside / map_.voxel_size).astype(int) + 1 - index.min(0)
-    empty = np.ones(2 * index.min(0) + np.ptp(index, axis=0) + 1, bool)
-    empty[tuple(index.T)] = False
-    near = ndimage.distance_transform_edt(empty, sampling=map_.voxel_size) <= rules.beside
+    filled = np.zeros(2 * index.min(0) + np.ptp(index, axis=0) + 1, bool)
+    filled[tuple(index.T)] = True
+    near = distance_within(rules.beside, filled, map_.voxel_size) < np.inf
     return float(np.count_nonzero(near) * map_.voxel_size.prod())
 
 
@@ -221,8 +221,8 @@ def measure_detail(map_: Map, resolution: float | None = None, rules: MicelleRul
     body, smooth, density = body[box], smooth[box], map_.density[box]
     fine, coarse = (ndimage.gaussian_filter(density, share * resolution / size) for share in rules.band)
     power = ndimage.gaussian_filter((fine - coarse) ** 2, rules.detail_blur / size)
-    quiet = smooth <= solvent + rules.sigmas * noise
-    away = ndimage.distance_transform_edt(quiet, sampling=size) > rules.distance
+    shown = smooth > solvent + rules.sigmas * noise
+    away = distance_within(rules.distance, shown, size) == np.inf
     base = float(np.median(power[away])) if away.any() else 0.0
     detail = np.sqrt(np.maximum(power - base, rules.least_power * base))
     contrast = detail / np.maximum(smooth - solvent, surface - solvent)

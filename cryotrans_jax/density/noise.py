@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 
 from cryotrans_jax.density.fsc import fsc
 from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.spectrum import shell_frequencies, shell_power
 from cryotrans_jax.io.maps import Map
 
@@ -64,7 +64,7 @@ def measure_noise(
         rules: how noise is measured.
     """
     size = target.voxel_size
-    distance = ndimage.distance_transform_edt(~inside, sampling=size)
+    distance = distance_within(max(rules.fade, rules.surface), inside, size)
     solvent = 1 - soft_edge(distance, rules.fade)
     s = shell_frequencies(target.density.shape, size)
     if halves is not None:

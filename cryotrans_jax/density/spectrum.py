@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
-from scipy import ndimage, stats
+from scipy import stats
 
-from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA
-from cryotrans_jax.io.maps import Map, frequencies, radial_frequency
+from cryotrans_jax.density.slabs import distance_within, shells
+from cryotrans_jax.io.maps import Map, frequencies
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,8 @@ def sharpening_variance(
     band = (s > 0.04) & (s < 0.1)
     if variance <= 0 or not band.any():
         return 0.0
-    near = box_slices(inside, np.ceil((rules.distance + rules.fade) / target.voxel_size).astype(int))
-    distance = ndimage.distance_transform_edt(~inside[near], sampling=target.voxel_size).astype(np.float32)
-    away = np.ones(inside.shape, np.float32)
-    away[near] -= soft_edge(distance - np.float32(rules.distance), rules.fade)
+    distance = distance_within(rules.distance + rules.fade, inside, target.voxel_size)
+    away = 1 - soft_edge(distance - np.float32(rules.distance), rules.fade)
     share_outside = np.mean(away**2)
     if share_outside < 0.02:
         return 0.0
@@ -119,12 +117,13 @@ def filtered(density: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
-    power = np.abs(scipy.fft.rfftn(density, workers=os.cpu_count())) ** 2
-    n, v = density.shape, voxel_size
-    width = 1.0 / max(n * v)
-    shell = np.round(radial_frequency(n, v) / width).astype(int).ravel()
-    shells, count = shell_frequencies(n, v), np.bincount(shell)
-    return shells, (np.bincount(shell, power.ravel()) / np.maximum(count, 1))[: len(shells)]
+    found = shell_frequencies(density.shape, voxel_size)
+    transform, count, power = scipy.fft.rfftn(density, workers=os.cpu_count()), *np.zeros((2, len(found) + 1))
+    for rows, shell in shells(density.shape, voxel_size, max(density.shape * voxel_size)):
+        number = np.minimum(shell, len(found)).ravel()  # the last one for what is beyond Nyquist
+        count += np.bincount(number, minlength=len(count))
+        power += np.bincount(number, (np.abs(transform[rows]) ** 2).ravel(), len(count))
+    return found, (power / np.maximum(count, 1))[:-1]
 
 
 def shell_frequencies(shape: tuple[int, ...], voxel_size: np.ndarray) -> np.ndarray:

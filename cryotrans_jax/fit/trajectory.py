@@ -17,6 +17,8 @@ from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import splat
 from cryotrans_jax.density.boxes import box_slices
+from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io.files import InputError
@@ -31,6 +33,7 @@ INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousand
 SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
 PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
 CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
+INDEX = np.int16  # of a voxel along an axis: a grid has fewer than 32768
 CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
 
 
@@ -159,11 +162,7 @@ def soft_support(
 ) -> np.ndarray:
     """Mask (0 to 1) of what the flow carries: density above the threshold, a skin around it, and a soft edge."""
     carried = carried_mass(density, threshold) > 0
-    near = box_slices(carried, np.ceil(2 * skin / voxel_size).astype(int))
-    distance = ndimage.distance_transform_edt(~carried[near], sampling=voxel_size).astype(np.float32)
-    mask = np.zeros(density.shape, np.float32)
-    mask[near] = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / skin - 1, 0, 1))
-    return mask
+    return soft_edge(distance_within(2 * skin, carried, voxel_size) - skin, skin)
 
 
 def carried_density(initial: Map, threshold: float) -> Map:
@@ -219,7 +218,7 @@ def pull_back_part(
     shape, size, frame = initial.density.shape, initial.voxel_size, flow.frame
     share = part.on_grid(shape)
     wanted = visited_voxels(flow.aligned, initial, share > 0)
-    shown = np.argwhere(visited_voxels(flow, initial, share > 0)) if flow.still.present else None
+    shown = np.argwhere(visited_voxels(flow, initial, share > 0)).astype(INDEX) if flow.still.present else None
     reached = box_slices(wanted)
     corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
     spacing = max(spacing, size.min())
@@ -228,17 +227,18 @@ def pull_back_part(
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
     nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
     at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
-    voxels, places = np.ravel_multi_index(at, shape), (at - first_voxel(near)).astype(np.float32)
-    at = at.astype(np.int32)
+    at = at.astype(INDEX)
     del share, part, wanted
     for t, origin in zip(times, preimages(flow.aligned, nodes, times), strict=True):
         back = (origin - nodes)[:count] * (frame.edge / size).astype(np.float32)
         moved = lattices.interpolate_numpy(lattice, back).T
-        if shown is None:
-            yield voxels, evaluate_spline(spline, places + moved)
-            continue
-        seen, seen_at, seen_moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
-        yield np.ravel_multi_index(seen, shape), evaluate_spline(spline, seen_at - first_voxel(near) + seen_moved)
+        seen, places = at, at
+        if shown is not None:
+            seen, places, moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
+        yield (
+            np.ravel_multi_index(seen, shape),
+            evaluate_spline(spline, (places - first_voxel(near)).astype(np.float32) + moved),
+        )
 
 
 def seen_from(

@@ -66,7 +66,7 @@ def make_lattice(
         rim_sources=sources,
         rim_weights=shares.astype(np.float32),
         weights=tuple(w.astype(np.float32) for w in weights),
-        voxels=np.flatnonzero(wanted),
+        voxels=np.flatnonzero(wanted).astype(np.int32),
     )
 
 

@@ -17,6 +17,7 @@ from scipy import ndimage, spatial
 
 from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, same_grid
@@ -93,8 +94,7 @@ class Partition:
         total = np.zeros(inside.shape, np.float32)
         for own in (labels == label for label in range(1, self.count + 1)):
             box = box_slices(own, reach) if own.any() else (slice(0, 0),) * 3
-            distance = ndimage.distance_transform_edt(~own[box], sampling=self.voxel_size)
-            ramp = soft_edge(distance, seam) * inside[box]
+            ramp = soft_edge(distance_within(seam, own[box], self.voxel_size), seam) * inside[box]
             total[box] += ramp
             found.append((box, ramp))
         first = [along.start for along in near]
@@ -217,7 +217,7 @@ def from_model(model: gemmi.Structure, parts: str, initial: Map) -> Partition:
     seen = np.zeros(shape, bool)
     place = np.rint((tree.data - initial.origin) / initial.voxel_size).astype(int).clip(0, np.array(shape) - 1)
     seen[tuple(place.T)] = True
-    near = np.argwhere(ndimage.distance_transform_edt(~seen, sampling=initial.voxel_size) < NEAR)
+    near = np.argwhere(distance_within(NEAR, seen, initial.voxel_size) < np.inf)
     _, nearest = tree.query(initial.origin + near * initial.voxel_size, workers=-1)
     labels = np.zeros(shape, int)
     labels[tuple(near.T)] = each[each > 0][nearest]

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from cryotrans_jax.density.boxes import box_slices
+from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.spectrum import filtered, shell_power
 from cryotrans_jax.io.maps import Map, radial_frequency
 
@@ -73,7 +74,7 @@ def local_fit(
         rules: how the maps are compared.
     """
     size = target.voxel_size
-    near = ndimage.distance_transform_edt(~inside, sampling=size) <= rules.edge
+    near = distance_within(rules.edge, inside, size) <= rules.edge
     edge = ndimage.gaussian_filter(near.astype(np.float32), rules.edge / size)
     s, signal = shell_power(carried * edge, size)
     signal /= max(float(np.sum(edge**2)), 1.0)
