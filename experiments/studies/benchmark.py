@@ -6,8 +6,9 @@ python -m experiments.studies.benchmark --sections=kernel,step --baseline=runs/e
 Sections: run (where the time of a whole run goes, with nothing compiled and once more), kernel (one application against
 ott-jax's stock Grid), sinkhorn (five iterations on a real problem, cropped and windowed, against the stock Grid on a
 cube), step (one training step by part), stages (compile and step time of each recipe's stages, those of the default one
-with lower bounds), scaling (boxes, points, targets), recipes (time to the same FSC), device (a GPU's sizes: the paper's
-step, the default recipe, several targets; each with its lower bound).
+with lower bounds), scaling (boxes, points, targets), recipes (time to the same FSC). If they are named, also many
+(targets on several devices of one process, and several processes, against a process for each core) and device (a GPU's
+sizes: the paper's step, the default recipe, several targets; each with its lower bound).
 
 Section recipes runs the whole default recipe twice. It also runs every step of the paper's recipe, but with our kernel:
 the potentials are the same (section sinkhorn), and so is the FSC after each step. The time stated for that recipe is
@@ -34,17 +35,19 @@ SECTIONS = {  # with the last word of the name of each one's file
     "stages": "steps",
     "scaling": "steps",
     "recipes": "recipes",
+    "many": "many",
     "device": "device",
 }
 PADS = ranges.Range(0, 1024, "it is added to the sides of a box in voxels")
 POINTS = ranges.Range(1, 100_000_000, "it is a number of points that fit into memory")
 TARGETS = ranges.Range(1, 10_000, "it is a number of targets fitted at once")
+SECONDS = ranges.Range(0.01, 3600, "steps are counted for as long, in seconds")
 PEAK = ranges.Range(1, 1e21, "it is counted in single operations or bytes a second")
 
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_list("sections", list(SECTIONS)[:-1], f"What to measure, of {', '.join(SECTIONS)}.")
+    flags.DEFINE_list("sections", list(SECTIONS)[:-2], f"What to measure, of {', '.join(SECTIONS)}.")
     paths.define_path("out_dir", "runs/benchmark", "Folder for benchmark.json and benchmark.md; and for run.md.")
     flags.DEFINE_string("baseline", None, "A benchmark.json of an earlier run to compare with.")
     paths.define_path(
@@ -63,6 +66,8 @@ def define_flags() -> None:
     ranges.whole_numbers("targets", [1, 2, 4, 8], "Numbers of targets in section scaling.", TARGETS)
     ranges.number("steps", 1.0, "Multiplies both recipes' steps in section recipes.", ranges.STEPS)
     flags.DEFINE_bool("paper_by_stock", False, "Fit the paper's recipe with the stock Grid in section recipes.")
+    ranges.whole_number("many_devices", 8, "Devices, and targets, of one process in section many.", TARGETS)
+    ranges.number("many_seconds", 20.0, "Seconds that section many counts steps.", SECONDS)
     ranges.whole_number("side", 160, "Side in voxels of the cube of section device.", ranges.SIDE)
     ranges.whole_number("device_targets", 16, "Number of targets in section device.", TARGETS)
     ranges.number("device_steps", 1.0, "Multiplies the default recipe's steps in section device.", ranges.STEPS)

@@ -134,15 +134,22 @@ class Steps(NamedTuple):
         return seconds(self.call) / self.count
 
 
-def compile_steps(problem: Problem, config: Config, stage: Stage, targets: int = 1, count: int = 5) -> Steps:
-    """Compile `count` steps of a stage, for a number of copies of the first target."""
+def compile_steps(
+    problem: Problem,
+    config: Config,
+    stage: Stage,
+    targets: int = 1,
+    count: int = 5,
+    layout: devices.DeviceLayout | None = None,
+) -> Steps:
+    """Compile `count` steps of a stage, for a number of copies of the first target; on one device without a layout."""
     begin = time.perf_counter()
     batch = stage_inputs(problem.select([0] * targets), config.field, stage)
     inputs = time.perf_counter() - begin
     state = initial_state(config.field, config.seed, targets)
     zeros = jnp.zeros((targets, count)), jnp.zeros(targets)
     call = jnp.int32(count), *zeros, state.params, state.optimiser, batch
-    layout = devices.DeviceLayout(batch=1 if jax.default_backend() == "cpu" else None)
+    layout = layout or devices.DeviceLayout(batch=1 if jax.default_backend() == "cpu" else None)
     begin = time.perf_counter()
     compiled = devices.train_steps.lower(*call, layout).compile()
     compilation = time.perf_counter() - begin
