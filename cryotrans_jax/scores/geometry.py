@@ -189,8 +189,8 @@ def minimised(top: Topology, by: Restraints, xyz: Float[np.ndarray, "atoms 3"]) 
         ideal[len(fixed) :] = np.minimum(ideal[len(fixed) :], by.contact)
         each = np.concatenate([sigma, np.full(len(meeting), by.contact_sigma)])
         terms = Distances(pairs, ideal, each, len(fixed)), hands, Places(xyz, by.place_sigma)
-        before, (x, after) = sum_of_squares(terms, x), improved(terms, x, by)
-        if after > (1 - by.gain) * before:
+        x, gain = improved(terms, x, by)
+        if gain < by.gain:
             break
     return x
 
@@ -267,7 +267,7 @@ def sum_of_squares(terms: Terms, x: Float[np.ndarray, "atoms 3"]) -> float:
 def improved(
     terms: Terms, x: Float[np.ndarray, "atoms 3"], by: Restraints
 ) -> tuple[Float[np.ndarray, "atoms 3"], float]:
-    """Positions (Å) after one step of Gauss-Newton, shortened until it is a gain, and the sum of squares there."""
+    """Positions (Å) after one step of Gauss-Newton, shortened until it is a gain, and the fraction that it gains."""
     found = [term.deviations(x) for term in terms]
     off = np.concatenate([each for each, _, _ in found])
     columns = np.concatenate([(3 * atoms_[..., None] + np.arange(3)).ravel() for _, atoms_, _ in found])
@@ -281,8 +281,8 @@ def improved(
     for factor in 0.5 ** np.arange(5):
         after = sum_of_squares(terms, x + factor * change)
         if after < before:
-            return x + factor * change, after
-    return x, before
+            return x + factor * change, float(1 - after / before)
+    return x, 0.0
 
 
 def volumes(x: Float[np.ndarray, "atoms 3"], centres: Int[np.ndarray, "_ 4"]):
