@@ -85,6 +85,7 @@ CONSTANTS = {
     "density/overlap.py": "how correlations are computed, and what is too small to be aligned",
     "density/refine_pose.py": "iterations, and how points are arranged in memory",
     "density/simulation.py": "the convention of molmap, and memory",
+    "density/slabs.py": "memory",
     "density/surface.py": "how pictures look",
     "density/symmetry.py": "when a symmetry is refused, and the search for axes that may be given instead",
     "density/thresholds.py": "volume of a dalton",

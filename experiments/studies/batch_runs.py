@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryotrans_jax.io.files import InputError
 
-from .. import lock, log, signals
+from .. import cores, lock, log, signals
 from . import batch_table
 from .batch_list import Pair
 from .batch_state import CLAIM, LOG, Plan, beside, command, environment, is_done, read_record, record
@@ -31,6 +31,7 @@ class Started:
         begin: when that began, s.
         offset: bytes of its log that are older.
         claim: gives the pair back when it is closed.
+        cores: that it may use.
     """
 
     pair: Pair
@@ -38,6 +39,7 @@ class Started:
     begin: float
     offset: int
     claim: contextlib.ExitStack
+    cores: set[int]
 
 
 class Batch:
@@ -53,6 +55,7 @@ class Batch:
         self.plan = plan
         self.not_done: dict[str, str] = {}
         self.running: list[Started] = []
+        self.free = cores.shares(plan.at_once)
         self.begun, self.ended, self.count = 0, 0, 0
         self.seconds: list[float] = []
 
@@ -121,13 +124,16 @@ class Batch:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal signals the batch alone, which passes it on
             )
-            self.running.append(Started(pair, process, time.monotonic(), offset, claim))
+            own = self.free.pop()
+            cores.bind(process.pid, own)
+            self.running.append(Started(pair, process, time.monotonic(), offset, claim, own))
         log.info(f"{pair.name}: begins ({self.begun} of {self.count})")
 
     def finish(self, started: Started) -> None:
         """Note what became of a pair whose process has ended."""
         pair, seconds = started.pair, time.monotonic() - started.begin
         self.running.remove(started)
+        self.free.append(started.cores)
         failed = ""
         if status := started.process.returncode:
             failed = last_error(beside(self.plan.out_dir, pair, LOG), started.offset, status)

@@ -32,7 +32,7 @@ from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import geometry, metrics, qscore
 
-from .. import load, results, run_folder, tables
+from .. import cores, load, results, run_folder, tables
 from ..main import show_warnings
 from ..settings import FitSettings
 from . import evidence, peers
@@ -87,9 +87,10 @@ def study(trials: Sequence[Trial], out_dir: Path, at_once: int, overwrite: bool)
     left = [trial for trial in trials if trial not in rows]
     states = {trial.states: trial for trial in left}
     known = {state: describe(trial) for state, trial in states.items()}
+    free = cores.shares(at_once)
     with (
         run_folder.growing(out_dir, "validation") as growing,
-        ThreadPoolExecutor(at_once) as pool,
+        ThreadPoolExecutor(at_once, initializer=lambda: cores.bind(0, free.pop())) as pool,  # and so its processes
         contextlib.ExitStack() as ending,
     ):
         ending.callback(pool.shutdown, cancel_futures=True)  # where the block fails, start no further case
