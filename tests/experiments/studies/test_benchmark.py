@@ -30,6 +30,8 @@ TINY = (
     "--steps=0.25",
     "--side=24",
     "--device_targets=2",
+    "--many_devices=2",
+    "--many_seconds=0.1",
 )
 
 
@@ -100,6 +102,9 @@ def test_each_section_gives_its_rows(rows):
         "2 targets, default, stage 1 points: step [s]",
         "recipe paper, stage 1 w2: step with the stock Grid [s]",
         "recipe default, compilation included: fit [s]",
+        "many: one process of one target, share of that",
+        "many: 2 devices of one process, a target each, share of that",
+        "many: two processes of one target, share of that",
         "device: paper, stage 1 w2: step / floor",
         "device: default, stage 2 matched: floor [s]",
         "device: default, programs from the cache: fit [s]",
