@@ -28,13 +28,12 @@ def fsc(
     voxel_size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
     side = np.array(a.shape) * voxel_size
     last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
-    weight, sums = multiplicity(a.shape[2]), np.zeros((3, last + 2))  # the last one for what is beyond Nyquist
+    weight, sums = multiplicity(a.shape[2]), np.zeros((3, last + 2))  # the last column: beyond Nyquist
     fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count()) for v in (a, b))
-    for rows, shell in shells(a.shape, voxel_size, side.min()):
-        number = np.minimum(shell, last + 1).ravel()
+    for rows, shell in shells(a.shape, voxel_size, side.min(), last + 1):
         for total, f, g in zip(sums, (fa, fb, fa), (fa, fb, fb), strict=True):
             power = weight * (f[rows].real * g[rows].real + f[rows].imag * g[rows].imag)
-            total += np.bincount(number, power.ravel(), last + 2)
+            total += np.bincount(shell, power.ravel(), last + 2)
     own, other, both = sums[:, : last + 1]
     norm = np.sqrt(own) * np.sqrt(other)
     return np.arange(last + 1) / side.min(), both / np.where(norm > 0, norm, np.inf)

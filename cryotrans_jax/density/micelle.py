@@ -120,7 +120,7 @@ class Detail(NamedTuple):
         from_kept = distance_within(self.rules.fade, filled, self.voxel_size)
         from_body = distance_within(self.rules.distance + self.rules.fade, self.body, self.voxel_size)
         mask = np.ones(self.shape, np.float32)
-        solvent = 1 - soft_edge(from_body - np.float32(self.rules.distance), self.rules.fade)
+        solvent = 1 - soft_edge(from_body - self.rules.distance, self.rules.fade)
         mask[self.box] = np.maximum(soft_edge(from_kept, self.rules.fade), solvent)
         return Protein(mask, float(filled.sum() * self.voxel_size.prod()), 1 - filled.sum() / self.body.sum())
 

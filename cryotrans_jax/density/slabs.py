@@ -30,26 +30,29 @@ def distance_within(
     held, found = inside[near], distance[near]
     for rows in slabs(held.shape):
         first = max(rows.start - margin[0], 0)
-        wide = ndimage.distance_transform_edt(~held[first : rows.stop + margin[0]], sampling=voxel_size)
-        own = wide[rows.start - first : rows.stop - first]
-        found[rows] = np.where(held[first : rows.stop + margin[0]].any() & (own <= reach), own, np.inf)
+        wide = held[first : rows.stop + margin[0]]
+        if wide.any():
+            own = ndimage.distance_transform_edt(~wide, sampling=voxel_size)[rows.start - first : rows.stop - first]
+            found[rows] = np.where(own <= reach, own, np.inf)
     return distance
 
 
 def shells(
-    shape: Sequence[int], voxel_size: Float[np.ndarray, "3"], side: float
-) -> Iterator[tuple[slice, Int[np.ndarray, "rows y half"]]]:
+    shape: Sequence[int], voxel_size: Float[np.ndarray, "3"], side: float, count: int
+) -> Iterator[tuple[slice, Int[np.ndarray, "coefficients"]]]:
     """Number of the Fourier shell of each coefficient of a real transform.
 
     Args:
         shape: of the map.
         voxel_size: Å.
         side: whose inverse is the width of a shell, Å.
+        count: number of shells; coefficients beyond the last one have this number.
 
     Yields:
-        Slices of the first axis, and the numbers there.
+        Slices of the first axis, and the numbers there, in one row.
     """
     along_x, *others = frequencies(shape, voxel_size)
     across = sum(along**2 for along in others)
     for rows in slabs((shape[0], shape[1], shape[2] // 2 + 1)):
-        yield rows, np.rint(side * np.sqrt(along_x[rows] ** 2 + across)).astype(np.int32)
+        number = np.rint(side * np.sqrt(along_x[rows] ** 2 + across)).astype(np.int32)
+        yield rows, np.minimum(number, count).ravel()

@@ -84,7 +84,7 @@ def sharpening_variance(
     if variance <= 0 or not band.any():
         return 0.0
     distance = distance_within(rules.distance + rules.fade, inside, target.voxel_size)
-    away = 1 - soft_edge(distance - np.float32(rules.distance), rules.fade)
+    away = 1 - soft_edge(distance - rules.distance, rules.fade)
     share_outside = np.mean(away**2)
     if share_outside < 0.02:
         return 0.0
@@ -119,11 +119,10 @@ def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
     found = shell_frequencies(density.shape, voxel_size)
     transform, count, power = scipy.fft.rfftn(density, workers=os.cpu_count()), *np.zeros((2, len(found) + 1))
-    for rows, shell in shells(density.shape, voxel_size, max(density.shape * voxel_size)):
-        number = np.minimum(shell, len(found)).ravel()  # the last one for what is beyond Nyquist
-        count += np.bincount(number, minlength=len(count))
-        power += np.bincount(number, (np.abs(transform[rows]) ** 2).ravel(), len(count))
-    return found, (power / np.maximum(count, 1))[:-1]
+    for rows, shell in shells(density.shape, voxel_size, max(density.shape * voxel_size), len(found)):
+        count += np.bincount(shell, minlength=len(count))
+        power += np.bincount(shell, (np.abs(transform[rows]) ** 2).ravel(), len(count))
+    return found, (power / np.maximum(count, 1))[:-1]  # without what is beyond Nyquist
 
 
 def shell_frequencies(shape: tuple[int, ...], voxel_size: np.ndarray) -> np.ndarray:

@@ -235,10 +235,8 @@ def pull_back_part(
         seen, places = at, at
         if shown is not None:
             seen, places, moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
-        yield (
-            np.ravel_multi_index(seen, shape),
-            evaluate_spline(spline, (places - first_voxel(near)).astype(np.float32) + moved),
-        )
+        values = evaluate_spline(spline, (places - first_voxel(near)).astype(np.float32) + moved)
+        yield np.ravel_multi_index(seen, shape), values
 
 
 def seen_from(

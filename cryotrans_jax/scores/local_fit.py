@@ -74,7 +74,7 @@ def local_fit(
         rules: how the maps are compared.
     """
     size = target.voxel_size
-    near = distance_within(rules.edge, inside, size) <= rules.edge
+    near = distance_within(rules.edge, inside, size) < np.inf
     edge = ndimage.gaussian_filter(near.astype(np.float32), rules.edge / size)
     s, signal = shell_power(carried * edge, size)
     signal /= max(float(np.sum(edge**2)), 1.0)

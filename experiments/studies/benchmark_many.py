@@ -4,10 +4,10 @@ import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+import jax
 from absl import flags
 
 from cryotrans_jax.density.problem import Problem
@@ -57,8 +57,7 @@ def steps_a_second(workers: Sequence[Worker], problem: Problem, config: Config, 
     spawn, links = multiprocessing.get_context("spawn"), []
     for worker in workers:
         here, there = spawn.Pipe()
-        with flag_of_devices(worker.devices):
-            spawn.Process(target=work, args=(there, worker, problem, config, stage), daemon=True).start()
+        spawn.Process(target=work, args=(there, worker, problem, config, stage), daemon=True).start()
         links.append(here)
     for act in (Connection.recv, lambda link: link.send(FLAGS.many_seconds)):  # all are ready before one begins
         for link in links:
@@ -66,24 +65,10 @@ def steps_a_second(workers: Sequence[Worker], problem: Problem, config: Config, 
     return sum(link.recv() for link in links)
 
 
-@contextmanager
-def flag_of_devices(count: int):
-    """Processes that are started meanwhile have this number of devices, all of them the CPU."""
-    before = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{before or ''} --xla_force_host_platform_device_count={count}"
-    try:
-        yield
-    finally:
-        os.environ.pop("XLA_FLAGS")
-        if before is not None:
-            os.environ["XLA_FLAGS"] = before
-
-
 def work(link: Connection, worker: Worker, problem: Problem, config: Config, stage: Stage) -> None:
     """Count the steps of a worker for as long as it is told through the link."""
-    import jax
-
     os.sched_setaffinity(0, worker.cores)
+    jax.config.update("jax_num_cpu_devices", worker.devices)
     layout = devices.DeviceLayout.automatic(worker.devices)
     steps = cases.compile_steps(problem, config, stage, worker.devices, layout=layout)
     jax.block_until_ready(steps.call())
