@@ -2,12 +2,15 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.ndimage import minimum_filter
 
 LIGHT = np.array([0.35, 0.45, 0.82])  # direction to the light: right, up, viewer; about unit length
 AMBIENT = 0.42  # brightness of faces turned away from the light
 PITCH = 0.9  # pixels: largest spacing of a triangle's points, so that no pixel inside is missed
 DEPTHS = 1 << 20  # number of depth values
 EDGE = 0.025  # of the scene's depth: a step this deep draws an outline
+CELLS = 6  # along the longest side of all triangles, by which hidden triangles are found
+AROUND = 5  # cells around a corner in which a triangle behind all others is hidden
 
 
 def isosurface(
@@ -83,6 +86,7 @@ def render(
     lit = (255 * colours * brightness(normals, faces, len(seen))[:, None]).astype(np.float32)
     place = seen * (scale, -scale, scale) + (size[1] / 2, size[0] / 2, 0)
     front = faces[normals[:, 2] > 0]
+    front = front[~hidden(place[front].astype(np.float32), size)]
     depth, picture = rasterise(place[front].astype(np.float32), lit[front], size)
     edge = EDGE * np.ptp(place[:, 2]) if len(place) else 0.0
     picture[outline(depth, edge)] *= 0.3
@@ -95,6 +99,28 @@ def brightness(normals: Float[np.ndarray, "f 3"], faces: Int[np.ndarray, "f 3"],
     each = [np.bincount(corners, np.repeat(component, 3), count) for component in normals.T]
     direction = np.stack(each, -1) / np.maximum(np.sqrt(sum(c**2 for c in each)), 1e-9)[:, None]
     return AMBIENT + (1 - AMBIENT) * np.clip(direction @ (LIGHT / np.linalg.norm(LIGHT)), 0, 1)
+
+
+def hidden(corners: Float[np.ndarray, "f 3 3"], size: tuple[int, int]) -> Bool[np.ndarray, "f"]:
+    """Mask of triangles that lie behind others around all of their corners, and need not be drawn.
+
+    All are drawn in a small picture first, whose pixels are cells. A triangle can still be left out where it is seen
+    through a gap narrower than a cell.
+
+    Args:
+        corners: as for `rasterise`.
+        size: height and width of the picture, pixels.
+    """
+    if not len(corners):
+        return np.zeros(0, bool)
+    sides = np.abs(corners - np.roll(corners, 1, axis=1))[..., :2]
+    cell = max(float(sides.max()) / CELLS, 1.0)
+    height, width = (int(pixels / cell) + 1 for pixels in size)
+    small = corners / np.array([cell, cell, 1], np.float32)
+    depth, _ = rasterise(small, np.zeros_like(small), (height, width))
+    depth = minimum_filter(depth, AROUND, mode="constant", cval=-np.inf)
+    column, row = small[..., 0].astype(int).clip(0, width - 1), small[..., 1].astype(int).clip(0, height - 1)
+    return (corners[..., 2].max(1, keepdims=True) < depth[row, column]).all(1)
 
 
 def rasterise(

@@ -80,6 +80,31 @@ def test_what_is_nearer_hides_what_is_farther(sphere):
         assert picture[middle].argmax() == seen
 
 
+def test_hidden_triangles_are_left_out_but_for_those_seen_through_a_gap(sphere):
+    """Of two concentric spheres, the outer one with a window through which the inner one is seen."""
+    vertices, faces = sphere
+    inner, outer = vertices - CENTRE, 1.5 * (vertices - CENTRE)
+    window = (np.hypot(*outer[faces].mean(1).T[:2]) < 4) & (outer[faces].mean(1)[:, 2] > 0)
+    corners = np.concatenate([inner[faces], outer[faces[~window]]]) * [3, 3, 3] + [SIZE[1] / 2, SIZE[0] / 2, 0]
+    corners = corners.astype(np.float32)
+    colours = np.repeat(np.float32([[10, 200, 30], [200, 10, 30]]), [len(faces), (~window).sum()], axis=0)
+    colours = np.repeat(colours[:, None], 3, axis=1)
+    left_out = surface.hidden(corners, SIZE)
+    assert left_out.mean() > 0.4  # the backs, and most of the inner front
+    (depth, picture), (fewer, the_same) = (
+        surface.rasterise(corners[some], colours[some], SIZE) for some in (slice(None), ~left_out)
+    )
+    np.testing.assert_array_equal(np.isfinite(fewer), np.isfinite(depth))
+    assert (picture[SIZE[0] // 2, SIZE[1] // 2] == [10, 200, 30]).all()
+    assert (picture != the_same).any(-1).mean() < 0.002
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_hides_a_single_triangle(count):
+    corners = np.float32([[(10, 10, 5), (90, 12, -5), (40, 90, 0)]])[:count]
+    assert not surface.hidden(corners, SIZE).any()
+
+
 def test_sides_that_are_seen_edge_on_are_not_drawn():
     """Of a box whose front and back are red and whose sides, with corners of their own, are green."""
     square = np.float32([[-1, -1], [1, -1], [1, 1], [-1, 1]])
