@@ -52,12 +52,12 @@ def block_points(mass: np.ndarray, factor: int | np.ndarray) -> tuple[np.ndarray
     Returns:
         Positions, in voxels from the outer edge of the first voxel; masses; and which blocks have mass (bool).
     """
-    shape = [m for n, f in zip(mass.shape, np.broadcast_to(factor, 3), strict=True) for m in (n // f, f)]
-    total = mass.reshape(shape).sum((1, 3, 5), dtype=np.float64)
+    factors = np.broadcast_to(factor, 3)
+    shape = tuple(n // f for n, f in zip(mass.shape, factors, strict=True))
+    at = np.nonzero(mass)
+    held, block = mass[at], np.ravel_multi_index([a // f for a, f in zip(at, factors, strict=True)], shape)
+    total = np.bincount(block, held, np.prod(shape))
     filled = total > 0
-    place = []
-    for axis, n in enumerate(mass.shape):
-        at = (np.arange(n) + 0.5).reshape([-1 if k == axis else 1 for k in range(3)])
-        moment = (mass * at).reshape(shape).sum((1, 3, 5), dtype=np.float64)
-        place.append(moment[filled] / total[filled])
-    return np.stack(place, -1), total[filled], filled
+    moments = (np.bincount(block, held * (a + 0.5), len(total)) for a in at)
+    place = [moment[filled] / total[filled] for moment in moments]
+    return np.stack(place, -1), total[filled], filled.reshape(shape)

@@ -68,10 +68,10 @@ def redraw(
     y = np.stack([carry(blocks.x, [1.0])[0] for carry in carries], axis=1)
     costs = np.prod(blocks.size) * differences(blocks, own, y, initial, target, rules)
     owner = choose_parts(blocks, y, costs, rules.choices)
-    labels = blocks.on_voxels(owner + 1, initial.density.shape).astype(int)
+    labels = blocks.on_voxels(owner + 1, initial.density.shape).astype(np.int16)
     labels = np.where(initial.density >= threshold, labels, 0)
     better = remove_fragments(labels, initial.voxel_size, copies, rules.smallest)
-    held = np.bincount(better.ravel(), initial.density.ravel(), len(carries) + 1)[1:]
+    held = np.bincount(better[better > 0], initial.density[better > 0], len(carries) + 1)[1:]
     least = rules.smallest.fraction(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
     return complete_labels(better, initial) if held.min() > least * held.sum() else partition
 
