@@ -235,7 +235,7 @@ def pull_back_part(
         seen, places = at, at
         if shown is not None:
             seen, places, moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
-        values = evaluate_spline(spline, (places - first_voxel(near)).astype(np.float32) + moved)
+        values = evaluate_spline(spline, places - first_voxel(near).astype(np.float32) + moved)
         yield np.ravel_multi_index(seen, shape), values
 
 
@@ -262,11 +262,17 @@ def seen_from(
     low, high = at.min(1, keepdims=True), at.max(1)
     known = np.full((3, *(high - low[:, 0] + 1)), np.nan, np.float32)
     known[:, *(at - low)] = moved
-    there = ((pose(initial.origin + shown * initial.voxel_size) - initial.origin) / initial.voxel_size).T
     read = partial(ndimage.map_coordinates, order=1, mode="constant", cval=np.nan)
-    found = np.stack([read(component, there - low) for component in known])
-    among = np.isfinite(found).all(0)
-    return shown[among].T, there[:, among], found[:, among]
+
+    def see(shown: Int[np.ndarray, "some 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        there = ((pose(initial.origin + shown * initial.voxel_size) - initial.origin) / initial.voxel_size).T
+        found = np.stack([read(component, there - low) for component in known])
+        among = np.isfinite(found).all(0)
+        return shown[among].T, there[:, among].astype(np.float32), found[:, among]
+
+    chunks = np.split(shown, range(CHUNK, len(shown), CHUNK))
+    seen, places, displacements = (np.concatenate(each, 1) for each in zip(*map(see, chunks), strict=True))
+    return seen, places, displacements
 
 
 def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:

@@ -167,7 +167,11 @@ def interpolate_numpy(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) ->
     flat = np.zeros((int(np.prod(shape)), 3), np.float32)
     flat[lattice.active] = values
     flat[lattice.rim] = np.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
-    u = flat.reshape(*shape, 3)
-    for axis in (2, 1, 0):
-        u = np.moveaxis(np.tensordot(lattice.weights[axis], u, axes=([1], [axis])), 0, axis)
-    return u.reshape(-1, 3)[lattice.voxels]
+
+    def of_one(component: Float[np.ndarray, "nodes"]) -> Float[np.ndarray, "points"]:
+        u = component.reshape(shape)
+        for axis in (2, 1, 0):
+            u = np.moveaxis(np.tensordot(lattice.weights[axis], u, axes=([1], [axis])), 0, axis)
+        return u.ravel()[lattice.voxels]
+
+    return np.stack([of_one(component) for component in flat.T], -1)  # one after the other, for their memory
