@@ -1,5 +1,7 @@
 """Compute isosurfaces, and render them with NumPy, without a display or graphics card."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.ndimage import minimum_filter
@@ -161,6 +163,7 @@ def rasterise(
     return np.where(kept > 0, (kept >> 24) * step + low, -np.inf), picture
 
 
+@functools.cache
 def barycentric(parts: int) -> Float[np.ndarray, "3 p"]:
     """Barycentric coordinates of points spread over a triangle, with `parts` intervals along each side."""
     i, j = np.meshgrid(np.arange(parts + 1), np.arange(parts + 1), indexing="ij")

@@ -24,8 +24,8 @@ MARGIN = 36  # pixels beside the text
 SMALLEST, LONGEST = 14, 100  # size of a font, and letters of a line
 GIF, STILL = 600, 320  # pixels of a picture in the GIF and on the page
 COLOURS = 96  # of a GIF and of a still
-PAUSE, STEP = 0.7, 0.09  # seconds for which both ends are shown, and the pictures between
-RATE = 30  # pictures a second of the MP4
+PAUSE, STEP = 0.7, 0.1  # seconds for which both ends are shown, and the pictures between
+RATE = 10  # pictures a second of the MP4: each is encoded once, in half of the time of three
 ROUNDS = 2  # times that the MP4 goes there and back
 CODEC = "-vcodec libx264 -preset veryfast -pix_fmt yuv420p -crf 20 -movflags +faststart -f mp4".split()
 
