@@ -116,7 +116,7 @@ class Problem:
         unit = self.unit if units is None else np.stack([self.on_crop(each) for each in units])
         found = replace(self, labels=own, stiffness=stiffness, unit=unit)
         for each, mass, _ in found.labels_and_carried:
-            held = np.bincount(each[mass > 0], minlength=each.max() + 1)
+            held = np.bincount(each[mass > 0], minlength=int(each.max()) + 1)
             if not held[1:].all():
                 label = 1 + held[1:].argmin()
                 raise InputError(f"part {label} has no density above the initial map's threshold: leave it out")

@@ -88,8 +88,9 @@ def render(
     lit = (255 * colours * brightness(normals, faces, len(seen))[:, None]).astype(np.float32)
     place = seen * (scale, -scale, scale) + (size[1] / 2, size[0] / 2, 0)
     front = faces[normals[:, 2] > 0]
-    front = front[~hidden(place[front].astype(np.float32), size)]
-    depth, picture = rasterise(place[front].astype(np.float32), lit[front], size)
+    corners = place[front].astype(np.float32)
+    drawn = ~hidden(corners, size)
+    depth, picture = rasterise(corners[drawn], lit[front[drawn]], size)
     edge = EDGE * np.ptp(place[:, 2]) if len(place) else 0.0
     picture[outline(depth, edge)] *= 0.3
     return picture.astype(np.uint8)
