@@ -122,7 +122,7 @@ def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray
     for rows, shell in shells(density.shape, voxel_size, max(density.shape * voxel_size), len(found)):
         count += np.bincount(shell, minlength=len(count))
         power += np.bincount(shell, (np.abs(transform[rows]) ** 2).ravel(), len(count))
-    return found, (power / np.maximum(count, 1))[:-1]  # without what is beyond Nyquist
+    return found, (power / np.maximum(count, 1))[:-1]  # the last bin is beyond Nyquist
 
 
 def shell_frequencies(shape: tuple[int, ...], voxel_size: np.ndarray) -> np.ndarray:

@@ -114,10 +114,7 @@ def hidden(corners: Float[np.ndarray, "f 3 3"], size: tuple[int, int]) -> Bool[n
         corners: as for `rasterise`.
         size: height and width of the picture, pixels.
     """
-    if not len(corners):
-        return np.zeros(0, bool)
-    sides = np.abs(corners - np.roll(corners, 1, axis=1))[..., :2]
-    cell = max(float(sides.max()) / CELLS, 1.0)
+    cell = float(longest_sides(corners).max(initial=CELLS)) / CELLS
     height, width = (int(pixels / cell) + 1 for pixels in size)
     small = corners / np.array([cell, cell, 1], np.float32)
     depth, _ = rasterise(small, np.zeros_like(small), (height, width))
@@ -145,8 +142,7 @@ def rasterise(
     kept = np.zeros(size[0] * size[1], np.int64)
     low, high = (corners[..., 2].min(), corners[..., 2].max()) if len(corners) else (0.0, 1.0)
     step = max(float(high - low), 1e-6) / DEPTHS
-    sides = np.abs(corners - np.roll(corners, 1, axis=1))[..., :2].max((1, 2))
-    parts = np.maximum(np.ceil(sides / PITCH), 1).astype(int)
+    parts = np.maximum(np.ceil(longest_sides(corners) / PITCH), 1).astype(int)
     each = np.concatenate([corners, colours], -1).transpose(1, 2, 0)  # by corner, x y z red green blue, triangle
     for count in np.unique(parts).tolist():
         chosen = np.ascontiguousarray(each[..., parts == count])
@@ -162,6 +158,11 @@ def rasterise(
     picture = np.stack([kept >> 16 & 255, kept >> 8 & 255, kept & 255], -1).astype(np.float32)
     picture[kept == 0] = 255
     return np.where(kept > 0, (kept >> 24) * step + low, -np.inf), picture
+
+
+def longest_sides(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f"]:
+    """Longest side of each triangle along the picture's columns or rows, pixels."""
+    return np.abs(corners - np.roll(corners, 1, axis=1))[..., :2].max((1, 2))
 
 
 @functools.cache

@@ -143,8 +143,8 @@ def make_levels(problem: Problem, field: FieldMotion, sampling: Sampling) -> lis
 
 def parts_of(labels: np.ndarray, mass: np.ndarray, molecule: np.ndarray, step: int) -> Iterator[Carried]:
     """Mass and outline of each part in its box, in the order of the labels (1, 2, ...); boxes start every `step`."""
-    held = np.where(molecule | (mass > 0), labels, 0)  # beyond it voxels have the label of the nearest part
-    for part, box in enumerate(ndimage.find_objects(held), 1):
+    within = np.where(molecule | (mass > 0), labels, 0)  # voxels of the solvent have the label of the nearest part
+    for part, box in enumerate(ndimage.find_objects(within), 1):
         start = np.array([along.start for along in box]) // step * step
         whole = tuple(slice(low, -(-along.stop // step) * step) for low, along in zip(start, box, strict=True))
         own = labels[whole] == part

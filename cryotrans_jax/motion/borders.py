@@ -71,7 +71,8 @@ def redraw(
     labels = blocks.on_voxels(owner + 1, initial.density.shape).astype(np.int16)
     labels = np.where(initial.density >= threshold, labels, 0)
     better = remove_fragments(labels, initial.voxel_size, copies, rules.smallest)
-    held = np.bincount(better[better > 0], initial.density[better > 0], len(carries) + 1)[1:]
+    kept = better > 0
+    held = np.bincount(better[kept], initial.density[kept], len(carries) + 1)[1:]
     least = rules.smallest.fraction(np.count_nonzero(labels) * np.prod(initial.voxel_size), copies)
     return complete_labels(better, initial) if held.min() > least * held.sum() else partition
 

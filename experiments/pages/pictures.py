@@ -25,7 +25,7 @@ SMALLEST, LONGEST = 14, 100  # size of a font, and letters of a line
 GIF, STILL = 600, 320  # pixels of a picture in the GIF and on the page
 COLOURS = 96  # of a GIF and of a still
 PAUSE, STEP = 0.7, 0.1  # seconds for which both ends are shown, and the pictures between
-RATE = 10  # pictures a second of the MP4: each is encoded once, in half of the time of three
+RATE = round(1 / STEP)  # frames per second of the MP4, so that each picture on the way is encoded once
 ROUNDS = 2  # times that the MP4 goes there and back
 CODEC = "-vcodec libx264 -preset veryfast -pix_fmt yuv420p -crf 20 -movflags +faststart -f mp4".split()
 
