@@ -1,12 +1,11 @@
 """Fourier shell correlation."""
 
-import os
-
 import numpy as np
 import scipy.fft
 from jaxtyping import Float
 
 from cryotrans_jax.density.slabs import shells
+from cryotrans_jax.io import cores
 
 
 def fsc(
@@ -29,7 +28,7 @@ def fsc(
     side = np.array(a.shape) * voxel_size
     last = int(0.5 * side.min() / voxel_size.max() + 1e-6)  # margin against rounding down n / 2
     weight, sums = multiplicity(a.shape[2]), np.zeros((3, last + 2))  # the last column: beyond Nyquist
-    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=os.cpu_count()) for v in (a, b))
+    fa, fb = (scipy.fft.rfftn(np.asarray(v, np.float64), workers=cores.usable()) for v in (a, b))
     for rows, shell in shells(a.shape, voxel_size, side.min(), last + 1):
         for total, f, g in zip(sums, (fa, fb, fa), (fa, fb, fb), strict=True):
             power = weight * (f[rows].real * g[rows].real + f[rows].imag * g[rows].imag)

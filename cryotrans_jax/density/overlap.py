@@ -1,6 +1,5 @@
 """The correlation of two maps' mass in any pose, its gradient and its maxima."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from cryotrans_jax.density import boxes, thresholds
 from cryotrans_jax.density.refine_pose import LARGE, Placed, Splines, best_poses, correlations
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.transform import Transform
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, frequencies
 
@@ -168,7 +168,7 @@ class Filtered:
         shape = [scipy.fft.next_fast_len(n + 2 * int(r), real=True) for n, r in zip(volume.shape, room, strict=True)]
         volume = np.pad(volume, [(r, n - r - m) for r, n, m in zip(room, shape, volume.shape, strict=True)])
         first = body.origin - body.centre + 0.5 * (factor - 1) * body.size - room * size
-        spectrum = scipy.fft.rfftn(volume, workers=os.cpu_count())
+        spectrum = scipy.fft.rfftn(volume, workers=cores.usable())
         for f, step, count in zip(frequencies(shape, size), size, factor, strict=True):
             spectrum *= np.sinc(f * step / count) / np.sinc(f * step)
         return spectrum, size, shape, first
@@ -196,7 +196,7 @@ class Filtered:
     def volume(self) -> Float[np.ndarray, "x y z"]:
         """K b on the grid of the transform."""
         spectrum, size, shape, _ = self.spectrum
-        return scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=os.cpu_count())
+        return scipy.fft.irfftn(spectrum * self.kernel(shape, size), shape, workers=cores.usable())
 
     @cached_property
     def splines(self) -> Splines:
@@ -260,7 +260,7 @@ class Overlap:
             shifts = step * (np.stack(np.unravel_index(found.argmax(1), sides), -1) + first)
             return [Placement(*pose) for pose in zip(part, shifts, found.max(1), strict=True)]
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores.usable()) as pool:
             poses = [pose for each in pool.map(shifted, range(0, len(rotations), batch)) for pose in each]
         return sorted(poses, key=lambda pose: -pose.score)
 

@@ -1,6 +1,5 @@
 """Power of maps by spatial frequency: the blur between two maps, and sharpening."""
 
-import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy import stats
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA
 from cryotrans_jax.density.slabs import distance_within, shells
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.maps import Map, frequencies
 
 
@@ -110,7 +110,7 @@ def sharpen(map_: Map, variance: float) -> Map:
 
 def filtered(density: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Multiply each Fourier coefficient of a density, as `rfftn` arranges them, by a gain."""
-    workers = os.cpu_count()
+    workers = cores.usable()
     coefficients = scipy.fft.rfftn(density, workers=workers) * gain
     return scipy.fft.irfftn(coefficients, s=density.shape, workers=workers).astype(np.float32)
 
@@ -118,7 +118,7 @@ def filtered(density: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def shell_power(density: np.ndarray, voxel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spatial frequency (1/Å) of each Fourier shell up to Nyquist, and the mean power in it."""
     found = shell_frequencies(density.shape, voxel_size)
-    transform, count, power = scipy.fft.rfftn(density, workers=os.cpu_count()), *np.zeros((2, len(found) + 1))
+    transform, count, power = scipy.fft.rfftn(density, workers=cores.usable()), *np.zeros((2, len(found) + 1))
     for rows, shell in shells(density.shape, voxel_size, max(density.shape * voxel_size), len(found)):
         count += np.bincount(shell, minlength=len(count))
         power += np.bincount(shell, (np.abs(transform[rows]) ** 2).ravel(), len(count))

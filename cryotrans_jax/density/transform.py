@@ -1,6 +1,5 @@
 """Rigid-body motions of models and maps, and maps resampled on other grids."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.maps import Map, frequencies, same_grid
 
 
@@ -99,12 +99,12 @@ def antialias(map_: Map, like: Map, turn: Float[np.ndarray, "3 3"]) -> Float[np.
     widths = np.sqrt(np.maximum(values, 0))
     room = np.ceil(4 * widths.max() / map_.voxel_size).astype(int)  # the transform is periodic: keep the sides apart
     shape = [scipy.fft.next_fast_len(n + int(r), real=True) for n, r in zip(map_.density.shape, room, strict=True)]
-    spectrum = scipy.fft.rfftn(map_.density, shape, workers=os.cpu_count())
+    spectrum = scipy.fft.rfftn(map_.density, shape, workers=cores.usable())
     f = frequencies(shape, map_.voxel_size)
     for axis, width in zip(axes.T, widths, strict=True):
         along = sum(a * g for a, g in zip(axis, f, strict=True))
         spectrum *= np.exp(-2 * (np.pi * width * along) ** 2).astype(np.float32)
-    blurred = scipy.fft.irfftn(spectrum, shape, workers=os.cpu_count())
+    blurred = scipy.fft.irfftn(spectrum, shape, workers=cores.usable())
     return blurred[tuple(slice(0, n) for n in map_.density.shape)]
 
 

@@ -1,6 +1,5 @@
 """The pseudo-trajectory of a fit: maps and atomic models at any times between 0 and 1 (paper, eq. 7)."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.slabs import distance_within
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.fit.target_flow import Flow
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion import lattice as lattices
@@ -199,7 +199,7 @@ def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: P
     pairs = zip(flows, shares, strict=True)
     each = [pull_back_part(own, initial, share, times, rules.spacing) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one part's compilation and inverse flow leave cores idle
+    with ThreadPoolExecutor(cores.usable()) as pool:  # one part's compilation and inverse flow leave cores idle
         for _ in times:
             density = np.zeros(initial.density.shape, np.float32)
             for voxels, values in pool.map(next, each):
@@ -283,8 +283,9 @@ def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
 def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "n"]:
     """Values of a map at places (voxels) from its cubic spline coefficients, zero outside; on all cores."""
     read = partial(ndimage.map_coordinates, spline, order=3, prefilter=False, mode="constant")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(read, np.array_split(at, os.cpu_count() or 1, axis=1))))
+    workers = cores.usable()
+    with ThreadPoolExecutor(workers) as pool:
+        return np.concatenate(list(pool.map(read, np.array_split(at, workers, axis=1))))
 
 
 def preimages(flow: Flow, y: Float[np.ndarray, "n 3"], times: Times) -> Iterator[Float[np.ndarray, "n 3"]]:

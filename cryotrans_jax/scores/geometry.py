@@ -6,7 +6,6 @@ theirs. Only the distances of consecutive CA atoms, which hardly vary, are those
 have no such distance.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from scipy.sparse.linalg import lsmr
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
-from cryotrans_jax.io import atoms
+from cryotrans_jax.io import atoms, cores
 
 BOND = 0.4  # Å that a bond may be longer than the sum of covalent radii
 NEXT = 4.5  # Å: largest distance of consecutive CA atoms
@@ -172,7 +171,7 @@ def idealise_each(
     """`idealise` for the positions (Å) of several frames, on all cores."""
     each = partial(minimised, top, restraints)
     # threads of BLAS cost more than they save on vectors this short
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores.usable()) as pool:
         return [*pool.map(each, frames)]
 
 

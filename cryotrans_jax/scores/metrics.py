@@ -1,6 +1,5 @@
 """Scores of a generated map, model or path against a reference, and of how well a path of maps conserves mass."""
 
-import os
 from functools import partial
 
 import gemmi
@@ -17,6 +16,7 @@ from cryotrans_jax.density.boxes import pad_to_blocks
 from cryotrans_jax.density.fsc import fsc, multiplicity
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.density.transform import superposing_rotations
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, radial_frequency, same_grid
@@ -234,7 +234,7 @@ def detail(density: Float[np.ndarray, "x y z"], band: tuple[float, float] = (0.3
         density: the map.
         band: lowest and highest frequency, cycles per voxel.
     """
-    power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=os.cpu_count())) ** 2
+    power = np.abs(scipy.fft.rfftn(density - density.mean(), workers=cores.usable())) ** 2
     s = radial_frequency(density.shape, 1.0)
     power *= multiplicity(density.shape[2])
     return float(power[(s >= band[0]) & (s <= band[1])].sum() / power.sum())

@@ -1,6 +1,5 @@
 """The frames of a run for its report: volumes that the page's script contours, and pictures of their surfaces."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from scipy import ndimage
 from cryotrans_jax import plots
 from cryotrans_jax.density import surface
 from cryotrans_jax.fit import trajectory
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.motion.displacement import CELL, Motion, displacement_map
 
@@ -149,7 +149,7 @@ def draw_pictures(
         picture = surface.render(vertices, faces, colours, view, centre, scale, size)
         return pictures.compose(picture, title, names, moved.top, frame.time)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores.usable()) as pool:
         return [*pool.map(draw, film)]
 
 

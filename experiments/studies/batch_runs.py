@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryotrans_jax.io import cores
 from cryotrans_jax.io.files import InputError
 
-from .. import cores, lock, log, signals
+from .. import lock, log, signals
 from . import batch_table
 from .batch_list import Pair
 from .batch_state import CLAIM, LOG, Plan, beside, command, environment, is_done, read_record, record

@@ -139,10 +139,12 @@ def machine() -> dict:
     """Device, cores and versions of the measurement."""
     import jax
 
+    from cryotrans_jax.io import cores
+
     from ..record import PACKAGES, version
 
     device = jax.devices()[0]
-    return {"device": device.device_kind, "devices": jax.device_count(), "cores": os.cpu_count()} | {
+    return {"device": device.device_kind, "devices": jax.device_count(), "cores": cores.usable()} | {
         name: version(name) for name in PACKAGES
     }
 

@@ -13,6 +13,7 @@ from absl import flags
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import devices
 from cryotrans_jax.fit.stage import Config, Stage
+from cryotrans_jax.io.cores import own
 from cryotrans_jax.io.files import InputError
 
 from . import benchmark_cases as cases
@@ -39,7 +40,7 @@ def many() -> Rows:
         raise InputError("section many gives each process a core of its own, which only Linux can: leave it out")
     problem = cases.prepare_case(cases.load())
     config = cases.default_recipe(problem)
-    fits, cores, count = (problem, config, config.stages[-1]), sorted(os.sched_getaffinity(0)), FLAGS.many_devices
+    fits, cores, count = (problem, config, config.stages[-1]), own(), FLAGS.many_devices
     allowed = steps_a_second([Worker([core]) for core in cores], *fits)
     yield f"many: {len(cores)} processes with a core each, steps of all targets a second", allowed
     arrangements = {

@@ -27,12 +27,12 @@ from scipy import stats
 from cryotrans_jax.density import similarity
 from cryotrans_jax.density.simulation import simulate
 from cryotrans_jax.fit.result import Fit
-from cryotrans_jax.io import atoms, memory
+from cryotrans_jax.io import atoms, cores, memory
 from cryotrans_jax.io.files import InputError, write_file
 from cryotrans_jax.io.maps import Map, read_map
 from cryotrans_jax.scores import geometry, metrics, qscore
 
-from .. import cores, load, results, run_folder, tables
+from .. import load, results, run_folder, tables
 from ..main import show_warnings
 from ..settings import FitSettings
 from . import evidence, peers

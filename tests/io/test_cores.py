@@ -1,4 +1,4 @@
-"""Cores are divided among processes, which keep to them."""
+"""A thread uses its own cores; cores are divided among processes, which keep to them."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import cores
+from cryotrans_jax.io import cores
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ def test_every_core_belongs_to_one_process(own, count, sizes, monkeypatch):
     shares = cores.shares(count)
     assert [len(share) for share in shares] == sizes
     assert set().union(*shares) == set(range(100, 100 + own))
+
+
+def test_a_thread_uses_its_own_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
+    assert (cores.own(), cores.usable()) == ([3, 5, 6], 3)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert (cores.own(), cores.usable()) == ([], os.cpu_count())
 
 
 def test_more_processes_than_cores_may_all_use_all(monkeypatch):
