@@ -34,7 +34,7 @@ class KeepBetterStart(Action):
     other: Stage
     distance: float = 3.0
     mass: float = 0.02
-    trial_steps: int = 100
+    trial_steps: int = 50
 
     def scaled(self, factor: float) -> "KeepBetterStart":
         """The action with `factor` times the steps of the other stage."""

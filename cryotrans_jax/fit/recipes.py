@@ -178,7 +178,7 @@ def default(problem: Problem, seed: int = 0) -> Config:
         return Stage(terms, steps, rate, final, **on, patience=PATIENCE)
 
     voxel = coarse * size / problem.frame.edge
-    transport = Stage((W2(0.45 * voxel**2, window=WINDOW),), 350, 2e-3, 2e-4, bin=coarse, sampling=coarse)
+    transport = Stage((W2(0.45 * voxel**2, window=WINDOW),), 90, 2e-3, 2e-4, bin=coarse, sampling=coarse)
     first = Stage((Correspondences(), Rigidity(10.0, SLIP)), 175, 3e-3, 1e-5, bin=coarse, sampling=coarse)
     schedule = (
         first,

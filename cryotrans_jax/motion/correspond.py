@@ -149,13 +149,14 @@ def spaced_points(
 def points(density: np.ndarray, voxel_size: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres of mass (Å from the crop's corner) of blocks of about `spacing`, and their fractions of the mass.
 
-    Of the strongest voxels with 98 % of the mass; blocks with next to nothing are left out.
+    Of the strongest voxels with 98 % of the mass. Half of the mass is in blocks at least as heavy as a typical one.
+    Blocks with less than a fifth of its mass are left out: most of them hold noise, or the rest of a micelle.
     """
     strong = np.where(density >= mass_fraction_threshold(density[density > 0]), density, 0)
     size = np.maximum(np.round(spacing / voxel_size), 1).astype(int)
     strong = np.pad(strong, [(0, -n % s) for n, s in zip(strong.shape, size, strict=True)])
     place, mass, _ = block_points(strong, size)
-    kept = mass > 0.1 * np.median(mass)
+    kept = mass > 0.2 * mass_fraction_threshold(mass, 0.5)
     return place[kept] * voxel_size, mass[kept] / mass[kept].sum()
 
 

@@ -124,8 +124,8 @@ def test_the_default_recipe_is_the_one_that_results_were_measured_with(problem):
     kinds = [(1, KeepBetterStart), (3, FindRigidBodies), (4, DockBodies), (7, RedrawBorders), (10, KeepStart)]
     assert [(k, type(item)) for k, item in places] == kinds
     other = start.other
-    assert (other.steps, other.learning_rate, other.final_learning_rate) == (350, 2e-3, 2e-4)
-    assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 100)
+    assert (other.steps, other.learning_rate, other.final_learning_rate) == (90, 2e-3, 2e-4)
+    assert other.terms[0].window == 7 and (start.distance, start.mass, start.trial_steps) == (3.0, 0.02, 50)
     soft = Rigidity(1.0, 0.03, balanced=True, balance=Balance(noisy_slip=0.03))
     unblurred = Matched(0.0, 1.0, 1.0), soft, Backbone()  # details tell bodies apart
     assert docked.trial == replace(matched[2], terms=unblurred, steps=25, learning_rate=1e-3, patience=0)
