@@ -178,6 +178,15 @@ def test_points_follow_the_strong_density_only():
     assert 0.97 * 9**3 < len(every) <= 9**3 + 1
 
 
+def test_points_leave_noise_out_even_where_most_blocks_hold_nothing_else():
+    density = np.zeros((40, 40, 40), np.float32)
+    density[15:24, 15:24, 15:24] = 100.0  # 27 blocks of 3³ voxels
+    noise = np.random.default_rng(0).uniform(0, 1, (40, 40, 40)).astype(np.float32)  # 13³ blocks, a third of the mass
+    x, share = correspond.points(density + noise, np.full(3, 2.0), 6.0)
+    assert len(x) == 3**3 and share.sum() == pytest.approx(1, abs=1e-12)
+    assert (x > 15 * 2.0).all() and (x < 24 * 2.0).all()
+
+
 def test_clouds_have_their_points_apart_so_that_there_are_no_more_than_most(problem):
     maps = [problem.initial, problem.targets[0]]
     every, spacing = correspond.spaced_points(maps, problem.voxel_size)
