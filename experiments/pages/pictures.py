@@ -79,8 +79,8 @@ def there_and_back(count: int) -> list[tuple[int, float]]:
     return [(number, PAUSE if number in (0, count - 1) else STEP) for number in order]
 
 
-def write_animation(path: Path, pictures: Sequence[Image.Image]) -> None:
-    """Write pictures, played there and back, as an endless GIF that pauses at both ends."""
+def animation(pictures: Sequence[Image.Image]) -> bytes:
+    """Encode pictures, played there and back, as an endless GIF that pauses at both ends."""
     small = [picture.resize((GIF, GIF), Image.Resampling.LANCZOS) for picture in pictures]
     chosen = [small[k] for k in {0, len(small) // 2, len(small) - 1}]
     strip = Image.new("RGB", (GIF * len(chosen), GIF))
@@ -90,9 +90,9 @@ def write_animation(path: Path, pictures: Sequence[Image.Image]) -> None:
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in small]
     turn = there_and_back(len(flat))
     first, *others = [flat[number] for number, _ in turn]
-    times = [round(1000 * seconds) for _, seconds in turn]
-    with whole_file(path) as temporary:
-        first.save(temporary, "GIF", save_all=True, append_images=others, duration=times, loop=0, optimize=False)
+    file, times = io.BytesIO(), [round(1000 * seconds) for _, seconds in turn]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=times, loop=0, optimize=False)
+    return file.getvalue()
 
 
 def write_film(path: Path, pictures: Sequence[Image.Image]) -> bool:

@@ -80,19 +80,24 @@ def write_story(story: Story, whole: bool = True) -> list[str]:
 def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Caution]) -> None:
     """Write report.html, and its pictures as files."""
     folder, config = story.folder, story.config
+    drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size, moving_voxel(moved, views))}
+    if story.curves:
+        drawings["fsc"] = plots.fsc_drawing(story.curves, known_resolutions(config))
+    if "verdict" in story.scores and (folder / "generated.cif").is_file():
+        drawings["errors"] = errors_drawing(atoms.read_model(folder / "generated.cif"))
+    if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
+        drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
+    drawn = {name: exchange.write_drawing(folder, name, drawing) for name, drawing in drawings.items()}
     # Frames are read back from their files one by one, as memory may not hold all of them.
     frames = film.read_frames(folder, config["settings"]["frames"], story.initial, story.generated, moved)
     title, names = words.motion(story.scores), f"{Path(config['initial']).name} → {config['target']}"
     morph = film.draw_pictures(frames, display_contours(config)["initial"], moved, title, names)
-    with ThreadPoolExecutor(2) as pool:  # the film's encoder is a process of its own, and Pillow computes beside Python
-        encoded = [pool.submit(pictures.write_film, folder / "morph.mp4", morph)]
-        encoded += [pool.submit(pictures.write_animation, folder / "morph.gif", morph)]
-        drawings = draw_curves(story, moved, views)
-        drawn = {name: exchange.write_drawing(folder, name, drawing) for name, drawing in drawings.items()}
+    with ThreadPoolExecutor(1) as pool:  # the encoder is a process of its own
+        written = pool.submit(pictures.write_film, folder / "morph.mp4", morph)
+        write_file(folder / "morph.gif", pictures.animation(morph))
+        stills = film.pick_evenly([*zip(frames, morph, strict=True)], STILLS)
         data = page_data(story, frames, moved, views) | curve_data(story.curves, drawings.get("fsc"))
-        for each in encoded:
-            each.result()
-    stills = film.pick_evenly([*zip(frames, morph, strict=True)], STILLS)
+        written.result()
     text = page.build(
         config=config,
         scores=story.scores,
@@ -103,19 +108,6 @@ def write_report(story: Story, moved: CarriedMass, views: Views, found: list[Cau
         made=[path.name for path in folder.iterdir()],
     )
     write_file(folder / "report.html", text)
-
-
-def draw_curves(story: Story, moved: CarriedMass, views: Views) -> dict[str, plots.Drawing]:
-    """Draw the slices, and the curves that the run has made, by name."""
-    folder = story.folder
-    drawings = {"slices": plots.slices_drawing(views.volumes, views.voxel_size, moving_voxel(moved, views))}
-    if story.curves:
-        drawings["fsc"] = plots.fsc_drawing(story.curves, known_resolutions(story.config))
-    if "verdict" in story.scores and (folder / "generated.cif").is_file():
-        drawings["errors"] = errors_drawing(atoms.read_model(folder / "generated.cif"))
-    if (folder / "loss.csv").is_file():  # all that a finished run keeps of its losses
-        drawings["loss"] = plots.loss_drawing(read_losses(folder / "loss.csv"))
-    return drawings
 
 
 def errors_drawing(model: gemmi.Structure) -> plots.Drawing:
