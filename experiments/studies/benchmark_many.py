@@ -1,7 +1,6 @@
 """Section many of the benchmark: what targets on several devices, and several processes, reach of what cores allow."""
 
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -13,7 +12,7 @@ from absl import flags
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit import devices
 from cryotrans_jax.fit.stage import Config, Stage
-from cryotrans_jax.io.cores import own
+from cryotrans_jax.io.cores import bind, own
 from cryotrans_jax.io.files import InputError
 
 from . import benchmark_cases as cases
@@ -36,7 +35,7 @@ class Worker(NamedTuple):
 
 def many() -> Rows:
     """Steps of all targets a second in several arrangements, relative to one process of one target for each core."""
-    if not hasattr(os, "sched_setaffinity"):
+    if not own():
         raise InputError("section many gives each process a core of its own, which only Linux can: leave it out")
     problem = cases.prepare_case(cases.load())
     config = cases.default_recipe(problem)
@@ -68,7 +67,7 @@ def steps_a_second(workers: Sequence[Worker], problem: Problem, config: Config, 
 
 def work(link: Connection, worker: Worker, problem: Problem, config: Config, stage: Stage) -> None:
     """Count the steps of a worker for as long as it is told through the link."""
-    os.sched_setaffinity(0, worker.cores)
+    bind(0, set(worker.cores))
     jax.config.update("jax_num_cpu_devices", worker.devices)
     layout = devices.DeviceLayout.automatic(worker.devices)
     steps = cases.compile_steps(problem, config, stage, worker.devices, layout=layout)
