@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.core import grid
 from cryotrans_jax.core.flow import Field
-from cryotrans_jax.density import boxes, simulation, spectrum, thresholds
+from cryotrans_jax.density import boxes, simulation, spectrum, thresholds, transform
 from cryotrans_jax.density.demo import hinge_pair
 from cryotrans_jax.fit import levels, prepare, targets
 from cryotrans_jax.fit.options import Preparation, Resolutions, Thresholds
@@ -304,6 +305,21 @@ def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
 
     assert share(width)[0] <= RULES.max_noise < share(width / np.sqrt(2) if steps > 0.5 else 0)[0]
     np.testing.assert_array_equal(quiet.density, share(width)[1])
+
+
+def test_the_noise_of_a_target_is_its_own_beside_what_is_empty(maps):
+    """Nothing is seen beyond a target's box once it is turned onto the initial map's grid, nor under a mask."""
+    loud, _ = noisy(maps[1], 0.1)
+    masked, whole = loud.density.copy(), np.ones_like(loud.density)
+    masked[: len(masked) // 4] = 0
+    turn = transform.Transform(Rotation.from_rotvec([0.4, 0.5, 0.2]).as_matrix(), np.array([8.0, -5.0, 3.0]))
+    moved, masked, within = (
+        transform.resampled(replace(loud, density=each), loud, turn).density for each in (loud.density, masked, whole)
+    )
+    assert np.mean(within < 0.01) > 0.2
+    own = thresholds.noise_limit(moved[within > 0.99])
+    assert thresholds.noise_limit(moved) == pytest.approx(own, rel=0.1)
+    assert thresholds.noise_limit(masked) == pytest.approx(own, rel=0.1)
 
 
 def test_noise_alone_is_blurred_to_the_widest_at_most():
