@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from ott.problems.linear.barycenter_problem import FixedBarycenterProblem
 from ott.solvers.linear.discrete_barycenter import FixedBarycenter
 
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.transport import TINY, VoxelGrid
 from cryotrans_jax.density import boxes, simulation
 from cryotrans_jax.fit import prepare, recipes, schedule
@@ -26,6 +25,7 @@ from cryotrans_jax.fit.trajectory import Times
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.io.programs import program
 
 EPSILON = 0.3  # squared voxels: as sharp as the frames that MorphOT's authors publish
 SWEEPS = 60  # Sinkhorn iterations of each frame, which start from the potentials of the frame before
@@ -67,7 +67,7 @@ def barycentre(
         yield replace(initial, density=density)
 
 
-@program(static_argnums=(4, 5))
+@program(static_argnames=("sweeps", "window"))
 def mean_measure(
     pair: Float[Array, "2 x y z"],
     weights: Float[Array, "2"],

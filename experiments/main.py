@@ -42,7 +42,7 @@ def run(main: Callable[[], None], names: Sequence[str] = ()) -> None:
         log.info(usage.help_text(sys.modules[main.__module__]))
         sys.exit(0)
     parse_flags(names)
-    enable_compilation_cache()
+    keep_compiled_programs()
     if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
         compute_deterministically()
     from cryotrans_jax.io.files import InputError
@@ -109,15 +109,18 @@ def parse_flags(names: Sequence[str] = ()) -> None:
         _exit(message.rstrip(".;") + "; see --help")
 
 
-def enable_compilation_cache() -> None:
-    """Let JAX cache compiled programs in the user's cache folder, for later runs.
+def keep_compiled_programs() -> None:
+    """Keep compiled programs in the user's cache folder, for later runs: JAX's own cache, and in its folder ours.
 
     Set through the environment, before JAX is imported; the user's own settings there have priority.
-    JAX_COMPILATION_CACHE_DIR= names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
+    JAX_COMPILATION_CACHE_DIR= names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables both.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryotrans-jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    from cryotrans_jax.io import exported
+
+    exported.keep()
 
 
 def compute_deterministically() -> None:

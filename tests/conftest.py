@@ -68,7 +68,7 @@ def pytest_xdist_make_scheduler(config, log):
 def compiled_quickly(pytestconfig):
     """Compile the project's own programs, which have their own options, quickly; collect garbage less often."""
     if "not slow" in pytestconfig.getoption("markexpr"):
-        from cryotrans_jax.core import programs
+        from cryotrans_jax.io import programs
 
         programs.COMPILER_OPTIONS["cpu"]["xla_backend_optimization_level"] = 0
     gc.freeze()

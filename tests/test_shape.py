@@ -75,7 +75,6 @@ def test_classes_have_few_fields_that_may_be_none():
 # Numbers at the heads of files, with the reason why they are no settings of a fit; those of recipes are its own
 CONSTANTS = {
     "core/flow.py": "numerical accuracy of the inverse where the flow folds",
-    "core/programs.py": "how programs are compiled",
     "core/sine.py": "mathematical constants",
     "core/transport.py": "mathematical constants, the paper's least mass, and how the kernel is computed",
     "density/checks.py": "when inputs are doubted or refused",

@@ -10,8 +10,8 @@ import optax
 from jax.scipy.spatial.transform import Rotation
 from jaxtyping import Array, Float, Int
 
-from cryotrans_jax.core.programs import mapped, program
 from cryotrans_jax.density.boxes import padded_size
+from cryotrans_jax.io.programs import mapped, program
 
 LARGE = 1e4  # Å: a reach beyond every map
 MOST, LINE = 50, 15  # iterations of a refinement, and places at most that one of them looks at

@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, PyTree
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.losses import Term
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.train import carry
 from cryotrans_jax.fit.schedule import Fitting, first_state
 from cryotrans_jax.fit.stage import Action, Stage
 from cryotrans_jax.fit.state import failed_targets, lower_losses, where_target, with_starts
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.programs import program
 
 
 @dataclass(frozen=True)

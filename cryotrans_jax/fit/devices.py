@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from cryotrans_jax.core.batch import Batch
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.train import objective, optimise
 from cryotrans_jax.fit.optimisers import Optimiser
 from cryotrans_jax.io import memory
 from cryotrans_jax.io.files import InputError
+from cryotrans_jax.io.programs import program
 
 MEMORY_RESERVE = 0.2  # fraction of an accelerator's memory for what XLA does not count, and for the other stages' maps
 
@@ -128,7 +128,7 @@ def memory_needed(layout: DeviceLayout, *call) -> tuple[float, float]:
         nan where XLA does not say.
     """
     try:
-        return compiled_memory(train_steps.lower(*call, layout).compile())
+        return compiled_memory(train_steps.compile(*call, layout))
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -269,6 +269,6 @@ def compile_stage(fitting: Fitting, stage: Stage, number: int) -> Batch:
     inputs, count, chunk = fitting.make_inputs(stage), fitting.problem.trajectories, fitting.config.supervision.chunk
     zeros = np.int32(0), np.zeros((count, chunk), np.float32), np.zeros(count, np.float32)
     call = *zeros, fitting.state.params, fitting.state.optimiser, inputs
-    compiled = train_steps.lower(*call, fit_to_memory(fitting.layout, *call)).compile()
+    compiled = train_steps.compile(*call, fit_to_memory(fitting.layout, *call))
     check_memory(number, sum(compiled_memory(compiled)), fitting.layout)
     return inputs

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from cryotrans_jax.core.flow import FieldMotion
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.fit.optimisers import Adam, Optimiser, OptimiserSettings
+from cryotrans_jax.io.programs import program
 
 
 class Watch(NamedTuple):

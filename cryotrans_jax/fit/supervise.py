@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from cryotrans_jax.core.batch import Batch
 from cryotrans_jax.core.flow import FieldMotion
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.fit.devices import DeviceLayout, fit_to_memory, train_steps
 from cryotrans_jax.fit.optimisers import Optimiser
 from cryotrans_jax.fit.stage import Stage, Supervision
 from cryotrans_jax.fit.state import State, Watch, all_failed, begin_optimiser, failed_targets, where_target
+from cryotrans_jax.io.programs import program
 
 Progress = Callable[[int, int, np.ndarray], Any]
 SAMPLE_POINTS = 512  # points of the mass that are looked at, to see whether it has left the crop

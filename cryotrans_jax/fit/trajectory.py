@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from cryotrans_jax.core.flow import FieldMotion, Scalar, interpolate_path, inverse_euler, split_time
 from cryotrans_jax.core.grid import Frame
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import splat
 from cryotrans_jax.density.boxes import box_slices
 from cryotrans_jax.density.mask import soft_edge
@@ -23,6 +22,7 @@ from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.io import cores
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.io.programs import program
 from cryotrans_jax.motion import lattice as lattices
 from cryotrans_jax.motion.displacement import Carry
 from cryotrans_jax.motion.partition import LocalMask
@@ -323,7 +323,7 @@ def consistency(flow: Flow, initial: Map, threshold: float) -> float:
     return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
 
 
-compiled_splat = program(splat, static_argnums=2)
+compiled_splat = program(splat, static_argnames="shape")
 
 
 def visited_voxels(flow: Flow, initial: Map, support: np.ndarray) -> np.ndarray:

@@ -24,10 +24,10 @@ from scipy.linalg import get_lapack_funcs
 
 from cryotrans_jax.core.grid import binned, block_points
 from cryotrans_jax.core.losses import Carried, Leaf, Points, Scalar, Term
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.boxes import power_of_two
 from cryotrans_jax.density.problem import Problem
 from cryotrans_jax.density.thresholds import mass_fraction_threshold
+from cryotrans_jax.io.programs import program
 
 
 @dataclass(frozen=True)

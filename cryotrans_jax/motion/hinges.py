@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cryotrans_jax.core.programs import mapped, program
 from cryotrans_jax.density.align import even_rotations
 from cryotrans_jax.density.boxes import padded_row, padded_size
 from cryotrans_jax.density.transform import Transform
 from cryotrans_jax.io.chain import Chain
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.io.programs import mapped, program
 
 Points = Float[np.ndarray, "points 3"]
 

@@ -11,7 +11,6 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.core import losses
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.density.boxes import pad_to_blocks
 from cryotrans_jax.density.fsc import fsc, multiplicity
 from cryotrans_jax.density.simulation import simulate
@@ -20,6 +19,7 @@ from cryotrans_jax.io import cores
 from cryotrans_jax.io.atoms import common_ca
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map, radial_frequency, same_grid
+from cryotrans_jax.io.programs import program
 from cryotrans_jax.io.structures import is_nucleotide
 
 MOVED = 3.0  # Å: displacement beyond which a residue counts as displaced

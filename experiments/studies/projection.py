@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from cryotrans_jax.core.programs import program
 from cryotrans_jax.core.splat import gather, splat
+from cryotrans_jax.io.programs import program
 
 READ, PUT = 4, 2  # oversampling of the transforms that slices are read from and inserted into
 BATCH = 32  # images at a time

@@ -24,6 +24,7 @@ PARTS: dict[str, str | None] = {
     "": None,
     "jax._src.compiler:": COMPILED,
     "jax._src.compilation_cache:": CACHED,
+    "cryotrans_jax.io.exported:": CACHED,
     "jax._src.interpreters.": TRACED,
     "jax._src.pjit:": TRACED,
     "jax._src.stages:": TRACED,

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cryotrans_jax.core import programs
 from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit.stage import Config, Stage, stage_inputs
 from cryotrans_jax.fit.terms import L2, Matched, Rigidity
+from cryotrans_jax.io import programs
 from experiments.studies import benchmark_cases
 
 
