@@ -120,7 +120,7 @@ def keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     from cryotrans_jax.io import exported
 
-    exported.keep()
+    exported.keep_traced()
 
 
 def compute_deterministically() -> None:

@@ -27,7 +27,7 @@ class ThresholdRules:
 
     fraction: float = 0.98
     sigmas: float = 3.5
-    max_noise: float = 0.1
+    max_noise: float = 0.15
     max_blur: float = 8.0
     finest: float = 6.0
 

@@ -82,7 +82,6 @@ class Folder:
             content = pickle.dumps((exported.serialize(), structure.unflatten(range(structure.num_leaves))))
             self.path.mkdir(parents=True, exist_ok=True)
             write_file(file, content)
-            self.shrink()
 
     def shrink(self) -> None:
         """Remove the programs that were not used for the longest time, if all of them take more than LIMIT."""
@@ -127,7 +126,7 @@ def described(value: Any) -> Any:
 _keep = False
 
 
-def keep() -> None:
+def keep_traced() -> None:
     """Keep programs from now on, and look for kept ones, where JAX's own cache is on.
 
     This is for commands: a program is known by its source in this package's files, not by functions put in their place.
@@ -149,7 +148,10 @@ def in_use() -> Folder | None:
 @functools.cache
 def opened(path: str) -> Folder:
     """The folder of programs in that of JAX's cache."""
-    return Folder(Path(path) / "programs")
+    folder = Folder(Path(path) / "programs")
+    with contextlib.suppress(OSError):  # there is none yet, or another process removes files too
+        folder.shrink()
+    return folder
 
 
 @functools.cache

@@ -80,16 +80,21 @@ class Program:
         key = self.function, settings, tree, shapes
         if key not in kept.compiled:
             file = kept.file(self.function, settings, tree.unflatten(shapes))
-            traced = file and kept.load(file)
-            if not traced:
-                traced = self.trace(leaves, tree, settings)
-                if file:
-                    kept.keep(file, *traced)
-            kept.compiled[key] = self.compile_traced(leaves, *traced)
+            found = file and kept.load(file)
+            traced, structure = found or self.trace(leaves, tree, settings)
+            if file and not found and isinstance(traced, export.Exported):
+                kept.keep(file, traced, structure)
+            kept.compiled[key] = self.compile_traced(traced, leaves), structure
         return leaves, *kept.compiled[key]
 
-    def trace(self, leaves: list, tree: Any, settings: tuple[Any, ...]) -> tuple[export.Exported, Any]:
-        """Trace the program that takes and returns lists of arrays; also return the structure of its result."""
+    def trace(
+        self, leaves: list, tree: Any, settings: tuple[Any, ...]
+    ) -> tuple[export.Exported | Callable[[list], list], Any]:
+        """Trace the program that takes and returns lists of arrays.
+
+        Returns:
+            The program, or the function itself where JAX cannot export it, and the structure of its result.
+        """
         structure: list[Any] = []
 
         def flat(leaves: list) -> list:
@@ -99,16 +104,20 @@ class Program:
             return arrays
 
         flat.__name__ = self.function.__name__
-        return export.export(jax.jit(flat))(leaves), structure[0]
+        try:
+            return export.export(jax.jit(flat))(leaves), structure[0]
+        except ValueError:  # it calls a library of the device of which JAX does not know whether it stays as it is
+            jax.eval_shape(flat, leaves)
+            return flat, structure[0]
 
-    def compile_traced(self, leaves: list, traced: export.Exported, structure: Any) -> tuple[Any, Any]:
-        """Compile a traced program."""
+    def compile_traced(self, traced: export.Exported | Callable[[list], list], leaves: list) -> Any:
+        """Compile a program as `trace` returns it."""
 
         def flat(leaves: list) -> list:
-            return traced.call(leaves)
+            return traced.call(leaves) if isinstance(traced, export.Exported) else traced(leaves)
 
         flat.__name__ = self.function.__name__
-        return jax.jit(flat, compiler_options=compiler_options()).lower(leaves).compile(), structure
+        return jax.jit(flat, compiler_options=compiler_options()).lower(leaves).compile()
 
 
 def program(function: Callable | None = None, **settings: Any) -> Any:

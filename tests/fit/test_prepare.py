@@ -288,12 +288,12 @@ def noisy(map_, strength):
 def test_a_map_without_noise_is_quiet_as_it_is(maps):
     quiet, width = thresholds.denoise(maps[0])
     assert width == 0 and quiet is maps[0]
-    assert thresholds.denoise(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below a tenth
+    assert thresholds.denoise(noisy(maps[0], 0.02)[0])[1] == 0  # 3.5 deviations of 2 % are below 15 %
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.1])
 def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
-    """By one of the widths that grow by sqrt(2) from a voxel: the narrowest whose noise stays below a tenth."""
+    """By one of the widths that grow by sqrt(2) from a voxel: the narrowest whose noise stays below `max_noise`."""
     loud, _ = noisy(maps[1], strength)
     quiet, width = thresholds.denoise(loud)
     steps = 2 * np.log2(width / loud.voxel_size.min())

@@ -132,6 +132,20 @@ def test_a_spoilt_file_is_traced_and_written_anew(folder, traced, spoil):
     assert traced == ["forward", "forward"] and len(file.read_bytes()) == len(content)
 
 
+def test_what_jax_cannot_export_is_compiled_and_not_kept(folder, monkeypatch):
+    found = carried()
+
+    def refused(_):
+        raise ValueError("Cannot serialize code with custom calls")
+
+    new_process()
+    for file in folder.iterdir():
+        file.unlink()
+    monkeypatch.setattr(programs.export, "export", refused)
+    np.testing.assert_allclose(carried(), found, atol=1e-6)
+    assert not list(folder.iterdir())
+
+
 def test_a_full_disk_stops_nothing(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -148,7 +162,6 @@ def test_those_not_used_for_long_are_removed_first(folder, traced, monkeypatch):
     new_process()
     carried(points=POINTS)  # the oldest is used again
     monkeypatch.setattr(exported, "LIMIT", 2.5 * max(file.stat().st_size for file in folder.iterdir()))
-    exported.Folder(folder).shrink()
     new_process()
     traced.clear()
     carried(points=POINTS), carried(points=POINTS[:5])
