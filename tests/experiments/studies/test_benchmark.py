@@ -106,6 +106,7 @@ def test_each_section_gives_its_rows(rows):
         "many: 2 devices of one process, a target each, share of that",
         "many: two processes of one target, share of that",
         "device: paper, stage 1 w2: step / floor",
+        "device: paper, cropped, stage 1 w2: step / floor",
         "device: default, stage 2 matched: floor [s]",
         "device: default, programs from the cache: fit [s]",
         "device: default, stage 2 matched: 2 targets / one",
