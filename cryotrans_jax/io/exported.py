@@ -58,7 +58,7 @@ class Folder:
         """
         try:
             text = circumstances(), described(function), described(settings), described(arguments)
-        except UnknownError:
+        except (UnknownError, importlib.metadata.PackageNotFoundError):
             return None
         return self.path / f"{function.__name__}-{hashlib.sha256(repr(text).encode()).hexdigest()[:40]}"
 
