@@ -75,6 +75,14 @@ def compiled_quickly(pytestconfig):
     gc.set_threshold(100_000, 50, 50)
 
 
+@pytest.fixture(autouse=True)
+def programs_are_traced():
+    """Keep no traced programs, as a command does that ran in this process: tests put functions in others' places."""
+    from cryotrans_jax.io import exported
+
+    exported._keep = False
+
+
 @pytest.fixture
 def unchecked():
     """Turn the checks of argument types off, as they are for users; for tests of what the package says itself."""

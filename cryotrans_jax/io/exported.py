@@ -1,4 +1,4 @@
-"""Keep traced programs on disk under what decides them, so that a later run need not trace them again.
+"""Keep traced programs on disk, named by what decides them, so that a later run need not trace them again.
 
 JAX's own cache knows a compiled program by its text, and to write that text a program has to be traced and lowered.
 Here the text is kept (`jax.export`) under what decides it: the sources of this package, the versions of the libraries,
@@ -85,7 +85,7 @@ class Folder:
 
     def shrink(self) -> None:
         """Remove the programs that were not used for the longest time, if all of them take more than LIMIT."""
-        found = sorted(((each.stat(), each) for each in self.path.iterdir()), key=lambda one: -one[0].st_mtime)
+        found = sorted(((each.stat(), each) for each in self.path.iterdir()), key=lambda one: -one[0].st_mtime_ns)
         total = 0
         for stat, each in found:
             total += stat.st_size

@@ -158,7 +158,7 @@ def test_those_not_used_for_long_are_removed_first(folder, traced, monkeypatch):
     for count in (7, 6, 5):
         carried(points=POINTS[:count])
         for age, file in enumerate(sorted(folder.iterdir(), key=lambda each: -each.stat().st_mtime_ns)):
-            os.utime(file, ns=(0, 10**18 - age))
+            os.utime(file, (0, 10**9 - 100 * age))
     new_process()
     carried(points=POINTS)  # the oldest is used again
     monkeypatch.setattr(exported, "LIMIT", 2.5 * max(file.stat().st_size for file in folder.iterdir()))
