@@ -9,7 +9,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 
 DALTON = 1.21  # Å³: volume of a dalton of protein, of 0.73 cm³/g
-MEDIAN = 0.8741  # of the deviations of a Gaussian that are above 0.3, in standard deviations
+MEDIAN = 0.8741  # of a Gaussian's absolute deviations above 0.3, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def noise_limit(density: np.ndarray, sigmas: float = DEFAULT.sigmas) -> float:
     """Density that solvent noise hardly ever exceeds; see `choose_threshold`.
 
     Where a map was masked, or resampled from a smaller box, it is 0 or nearly so and shows no noise. So deviations of
-    less than 0.3 standard deviations are left out: a Gaussian has a known share of them, a map's empty places have
-    nothing else.
+    less than 0.3 standard deviations are left out: in noise they are a known share, in empty regions they are all.
     """
     values = density.ravel()
     solvent = float(np.median(values))

@@ -28,7 +28,8 @@ SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",
 )
-KNOWN = ("builtins", "cryotrans_jax", "flax", "jax", "jaxlib", "numpy", "optax")  # modules of which sources are known
+# Modules of which the source or the version is part of the name.
+KNOWN = ("builtins", "cryotrans_jax", "flax", "jax", "jaxlib", "numpy", "optax")
 LIMIT = 2**28  # bytes in the folder, above which those not used for the longest time are removed
 
 

@@ -106,7 +106,7 @@ class Program:
         flat.__name__ = self.function.__name__
         try:
             return export.export(jax.jit(flat))(leaves), structure[0]
-        except ValueError:  # it calls a library of the device of which JAX does not know whether it stays as it is
+        except ValueError:  # JAX does not export custom calls without a guarantee of compatibility
             jax.eval_shape(flat, leaves)
             return flat, structure[0]
 

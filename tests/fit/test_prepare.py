@@ -308,7 +308,7 @@ def test_noise_is_blurred_away_by_no_more_than_it_needs(maps, strength):
 
 
 def test_the_noise_of_a_target_is_its_own_beside_what_is_empty(maps):
-    """Nothing is seen beyond a target's box once it is turned onto the initial map's grid, nor under a mask."""
+    """Zeros outside a target's own box, or under a mask, do not lower the estimate of its noise."""
     loud, _ = noisy(maps[1], 0.1)
     masked, whole = loud.density.copy(), np.ones_like(loud.density)
     masked[: len(masked) // 4] = 0
