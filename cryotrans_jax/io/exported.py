@@ -28,7 +28,7 @@ SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",
 )
-# Modules of which the source or the version is part of the name.
+# Modules whose source or version goes into a program's file name.
 KNOWN = ("builtins", "cryotrans_jax", "flax", "jax", "jaxlib", "numpy", "optax")
 LIMIT = 2**28  # bytes in the folder, above which those not used for the longest time are removed
 
