@@ -74,7 +74,6 @@ def test_classes_have_few_fields_that_may_be_none():
 
 # Numbers at the heads of files, with the reason why they are no settings of a fit; those of recipes are its own
 CONSTANTS = {
-    "core/flow.py": "numerical accuracy of the inverse where the flow folds",
     "core/sine.py": "mathematical constants",
     "core/transport.py": "mathematical constants, the paper's least mass, and how the kernel is computed",
     "density/checks.py": "when inputs are doubted or refused",
@@ -97,6 +96,7 @@ CONSTANTS = {
     "fit/trajectory.py": "numerical accuracy, and sizes of programs and chunks",
     "io": "formats and limits of files and memory",
     "motion/displacement.py": "how displacements are sampled for the report",
+    "motion/inverse.py": "numerical accuracy, and memory",
     "motion/lattice.py": "numerical scheme beyond the active nodes",
     "motion/partition.py": "how voxels without a part join one, and softness of cuts within a voxel",
     "motion/piecewise.py": "how points are arranged in memory",

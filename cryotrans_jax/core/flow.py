@@ -8,7 +8,7 @@ x + τ V(x) with τ = 1/steps is applied again and again. Positions are in the u
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,80 +20,37 @@ from cryotrans_jax.core.velocity import Velocity
 Points = Float[Array, "points axes"]
 Scalar = float | Float[Array, ""]
 VelocityField = Callable[[Points], Points]
-SUBSTEPS = 8  # Euler steps that replace the inverse of one step where the fixed-point iteration does not converge
 
 
 def flow(velocity: VelocityField, x: Points, steps: int) -> Points:
     """Φ(x, 1), the end points of the flow after `steps` Euler steps."""
-    return euler(velocity, x, 1.0 / steps, steps)[0]
+    return euler(velocity, x, steps)[0]
 
 
 def path(velocity: VelocityField, x: Points, steps: int) -> Float[Array, "{steps}+1 points axes"]:
     """Φ(x, k/steps) for k = 0, ..., steps; the first entry is x itself."""
-    _, visited = euler(velocity, x, 1.0 / steps, steps)
-    return jnp.concatenate([x[None], visited])
+    return jnp.concatenate([x[None], euler(velocity, x, steps)[1]])
 
 
-def euler(
-    velocity: VelocityField, x: Points, tau: Scalar, steps: int
-) -> tuple[Points, Float[Array, "steps points axes"]]:
-    """Integrate the flow by forward Euler (paper, eq. 5).
+def euler(velocity: VelocityField, x: Points, steps: int) -> tuple[Points, Float[Array, "steps points axes"]]:
+    """Integrate the flow from time 0 to 1 by forward Euler (paper, eq. 5).
 
     Args:
         velocity: the field.
         x: points at the start, unit box.
-        tau: length of a step.
         steps: number of steps.
 
     Returns:
         The end points, and the points after each step.
     """
 
+    tau = 1.0 / steps
+
     def step(x, _):
         x = x + tau * velocity(x)
         return x, x
 
     return jax.lax.scan(step, x, length=steps)
-
-
-def inverse_euler(
-    velocity: VelocityField, y: Points, tau: Scalar, steps: int, tolerance: float = 1e-6, max_iterations: int = 30
-) -> tuple[Points, Float[Array, "steps points axes"]]:
-    """Invert Euler steps: the points that `steps` steps of length `tau` carry to y.
-
-    Each step x + τ V(x) = y is solved for x by fixed-point iteration x ← y − τ V(x). This converges like (τ Lip
-    V)^iterations wherever τ Lip V < 1, and there the Euler map is one to one. Points that have not converged, where the
-    map may fold, are integrated along −V in SUBSTEPS steps instead. Not differentiable in reverse mode.
-
-    Args:
-        velocity: the field.
-        y: points at the end, unit box.
-        tau: length of a step.
-        steps: number of steps to invert.
-        tolerance: the iteration stops when no point moves by more than this, in unit boxes.
-        max_iterations: iterations in each step at most.
-
-    Returns:
-        The start points, and the points after each inverted step.
-    """
-
-    def unconverged(at):
-        _, change, count = at
-        return jnp.any(change > tolerance) & (count < max_iterations)
-
-    def undo(y, _):
-        def iterate(at):
-            x, _, count = at
-            new = y - tau * velocity(x)
-            return new, jnp.max(jnp.abs(new - x), axis=-1, keepdims=True), count + 1
-
-        x, change, _ = jax.lax.while_loop(unconverged, iterate, (y, jnp.full_like(y[:, :1], jnp.inf), 0))
-        diverged = change > tolerance
-        against = jax.lax.cond(jnp.any(diverged), lambda: euler(velocity, y, -tau / SUBSTEPS, SUBSTEPS)[0], lambda: x)
-        x = jnp.where(diverged, against, x)
-        return x, x
-
-    return jax.lax.scan(undo, y, length=steps)
 
 
 def split_time(t: float, steps: int) -> tuple[int, float]:
@@ -136,12 +93,7 @@ class FieldMotion:
 
     Subclasses are frozen dataclasses without arrays, so that compiled programs are found again by them. They have a
     network, a number of Euler steps, and the field that the two make with parameters.
-
-    Attributes:
-        autonomous: whether the field does not depend on time.
     """
-
-    autonomous: ClassVar[bool] = True
 
     @property
     def net(self) -> Velocity:

@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from scipy import ndimage
 
-from cryotrans_jax.core.flow import FieldMotion, Scalar, interpolate_path, inverse_euler, split_time
+from cryotrans_jax.core.flow import FieldMotion, interpolate_path
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.splat import splat
 from cryotrans_jax.density.boxes import box_slices
@@ -23,17 +22,16 @@ from cryotrans_jax.io import cores
 from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.io.programs import program
-from cryotrans_jax.motion import lattice as lattices
 from cryotrans_jax.motion.displacement import Carry
+from cryotrans_jax.motion.inverse import nodes_about, origins, origins_of_voxels
 from cryotrans_jax.motion.partition import LocalMask
-from cryotrans_jax.motion.still import Pose, StillBody
+from cryotrans_jax.motion.still import StillBody
 
 Times = Sequence[float] | Float[np.ndarray, "times"]
-INVERSE_TOLERANCE = 1e-5  # unit boxes: accuracy of the inverse flow, a thousandth of an Å in a box of 100 Å
 SPLINE_MARGIN = 12  # voxels from the end of a density to where its spline coefficients are 1e-7 of it
 PAD_MULTIPLE = 4096  # numbers of points are padded to multiples of this, so that similar systems share a program
 CONSISTENCY_SAMPLE = 4 * PAD_MULTIPLE  # voxels that are carried to the end and back by `consistency`
-INDEX = np.int16  # of a voxel along an axis: a grid has fewer than 32768
+CORRECTIONS = 3  # of the inverse by `consistency`, for what the interpolation between nodes leaves
 CHUNK = 64 * PAD_MULTIPLE  # points that are moved at once, so that each of the network's layers takes 0.1 GiB at most
 
 
@@ -44,7 +42,7 @@ class PullBack:
     Attributes:
         skin: Å around the thresholded density that move with it in full, and as much again over which they fade out.
         seam: Å on either side of a border over which the frames pass from one part's flow to the other's.
-        spacing: Å between the nodes at which the inverse flow is computed, or a voxel if that is wider.
+        spacing: Å between the nodes at which the flow and its inverse are computed, or a voxel if that is wider.
     """
 
     skin: float = 4.0
@@ -79,33 +77,6 @@ def forward(field: FieldMotion, params: PyTree, x: Float[Array, "n 3"]):
     return field.path(params, x)
 
 
-@program(static_argnames=("field", "steps"))
-def backward(field: FieldMotion, params: PyTree, y: Float[Array, "n 3"], tau: Scalar, steps: int, t: Scalar = 1.0):
-    """Invert Euler steps of the flow.
-
-    The points are processed PAD_MULTIPLE at once, so that a few that need many iterations do not delay all.
-
-    Args:
-        field: the motion by one velocity field.
-        params: parameters of one field.
-        y: points after the steps, unit box.
-        tau: length of a step.
-        steps: number of steps.
-        t: time at which the points are at y; it matters only if V depends on time.
-
-    Returns:
-        y, and the points after each inverted step.
-    """
-
-    def invert(y):
-        undone = inverse_euler(field.velocity(params), field.inputs(y, t), tau, steps, INVERSE_TOLERANCE)[1]
-        return jnp.concatenate([y[None], undone[..., :3]])
-
-    filled = jnp.concatenate([y, jnp.repeat(y[:1], -len(y) % PAD_MULTIPLE, axis=0)])
-    each = jax.lax.map(invert, filled.reshape(-1, PAD_MULTIPLE, 3))
-    return jnp.moveaxis(each, 0, 1).reshape(steps + 1, -1, 3)[:, : len(y)]
-
-
 def pad_points(x: np.ndarray) -> Float[np.ndarray, "n 3"]:
     """Pad points with copies of the first one to a multiple of PAD_MULTIPLE."""
     extra = -len(x) % PAD_MULTIPLE
@@ -132,15 +103,26 @@ def move(flow: Flow, xyz: np.ndarray, times: Times, part: np.ndarray | None = No
         for own, one in flow.by_part(flow.part_at(xyz) if part is None else part):
             moved[:, own] = move(one, xyz[own], times)
         return moved
+    visited = visit(flow, xyz)
+    return np.stack([position_at(flow, xyz, visited, t) for t in times])
+
+
+def visit(flow: Flow, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "visits n 3"]:
+    """Displacements (Å) of positions after each Euler step of a flow by one field, in the frame of the alignment."""
     field, frame = flow.field, flow.frame
     chunk = max(CHUNK // field.evaluations, PAD_MULTIPLE)  # the field is evaluated at every copy of a point
     parts = np.split(xyz, range(chunk, len(xyz), chunk))
-    visited = np.concatenate(
-        [np.asarray(forward(field, flow.params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts], axis=1
-    )
-    each = np.stack([np.asarray(interpolate_path(visited, t)) for t in times])
+    visited = [np.asarray(forward(field, flow.params, pad_points(frame.to_unit(p))))[:, : len(p)] for p in parts]
+    return np.concatenate([(each - each[:1]) * np.float32(frame.edge) for each in visited], axis=1)
+
+
+def position_at(
+    flow: Flow, xyz: Float[np.ndarray, "n 3"], visited: Float[np.ndarray, "visits n 3"], t: float
+) -> Float[np.ndarray, "n 3"]:
+    """Positions (Å) at time t, from their displacements after each Euler step as `visit` has them."""
     # float32 resolves the displacement well, but not a position far from the origin: keep the latter in float64.
-    return flow.still.express(xyz + (each - visited[0]).astype(np.float64) * frame.edge, times)
+    at = xyz + interpolate_path(visited, t).astype(np.float64)
+    return flow.still.express(at[None], [t])[0]
 
 
 def follow(flow: Flow, xyz: np.ndarray, mass: np.ndarray, text: str, part: np.ndarray | None = None) -> StillBody:
@@ -174,10 +156,10 @@ def carried_density(initial: Map, threshold: float) -> Map:
 def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: PullBack = PullBack()) -> Iterator[Map]:
     """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
-    The inverse flow is computed at nodes around all that the flow visits, and interpolated to the voxels; where a body
-    stays still, to the places in the frame of the alignment that the voxels' centres have at the time. f0 is
-    interpolated there by cubic splines. This keeps detail and peak heights, where the splat (`push_forward`)
-    keeps mass. Each part is pulled back by its own flow, in masks that add up to one, and the results are added.
+    The flow carries nodes around the density. From these the inverse flow is found at nodes around the place that the
+    density then has (`inverse.origins`), and interpolated to the voxels between them; f0 is interpolated by cubic
+    splines. This keeps detail and peak heights, where the splat (`push_forward`) keeps mass. Each part is pulled back
+    by its own flow, in masks that add up to one, and the results are added.
 
     Args:
         flow: the flow.
@@ -199,7 +181,7 @@ def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: P
     pairs = zip(flows, shares, strict=True)
     each = [pull_back_part(own, initial, share, times, rules.spacing) for own, share in pairs if share.values.any()]
     del mask, shares  # each part keeps what it needs
-    with ThreadPoolExecutor(cores.usable()) as pool:  # one part's compilation and inverse flow leave cores idle
+    with ThreadPoolExecutor(cores.usable()) as pool:  # one part alone leaves cores idle
         for _ in times:
             density = np.zeros(initial.density.shape, np.float32)
             for voxels, values in pool.map(next, each):
@@ -213,66 +195,20 @@ def pull_back_part(
     """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
     Yields:
-        For each time the voxels around all that is ever carried, as numbers in the flattened grid, and their values.
+        For each time the voxels around what is carried there, as numbers in the flattened grid, and their values.
     """
-    shape, size, frame = initial.density.shape, initial.voxel_size, flow.frame
-    share = part.on_grid(shape)
-    wanted = visited_voxels(flow.aligned, initial, share > 0)
-    shown = np.argwhere(visited_voxels(flow, initial, share > 0)).astype(INDEX) if flow.still.present else None
-    reached = box_slices(wanted)
-    corner = frame.to_unit(initial.origin + (first_voxel(reached)[:, 0] - 0.5) * size)
-    spacing = max(spacing, size.min())
-    lattice = lattices.make_lattice(wanted[reached], corner, size / frame.edge, spacing / size.min())
+    share = part.on_grid(initial.density.shape)
     near = box_slices(share > 0, SPLINE_MARGIN)
+    nodes = nodes_about(np.argwhere(share > 0), initial, spacing)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
-    nodes, count = pad_points(np.asarray(lattice.nodes)), len(lattice.nodes)
-    at = np.stack(np.unravel_index(lattice.voxels, wanted[reached].shape)) + first_voxel(reached)
-    at = at.astype(INDEX)
-    del share, part, wanted
-    for t, origin in zip(times, preimages(flow.aligned, nodes, times), strict=True):
-        back = (origin - nodes)[:count] * (frame.edge / size).astype(np.float32)
-        moved = lattices.interpolate_numpy(lattice, back).T
-        seen, places = at, at
-        if shown is not None:
-            seen, places, moved = seen_from(flow.still.poses([t])[0], initial, shown, at, moved)
-        values = evaluate_spline(spline, places - first_voxel(near).astype(np.float32) + moved)
-        yield np.ravel_multi_index(seen, shape), values
-
-
-def seen_from(
-    pose: Pose,
-    initial: Map,
-    shown: Int[np.ndarray, "m 3"],
-    at: Int[np.ndarray, "3 n"],
-    moved: Float[np.ndarray, "3 n"],
-) -> tuple[Int[np.ndarray, "3 seen"], Float[np.ndarray, "3 seen"], Float[np.ndarray, "3 seen"]]:
-    """See voxels in the frame of a still body, where displacements are known at voxels in that of the alignment.
-
-    Args:
-        pose: of the still body.
-        initial: the initial map.
-        shown: voxels in the body's frame.
-        at: voxels in the frame of the alignment.
-        moved: displacement (voxels) at each of them, which is interpolated linearly.
-
-    Returns:
-        Those of the shown voxels that lie among the others; their places (voxels) in the frame of the alignment; and
-        the displacements there.
-    """
-    low, high = at.min(1, keepdims=True), at.max(1)
-    known = np.full((3, *(high - low[:, 0] + 1)), np.nan, np.float32)
-    known[:, *(at - low)] = moved
-    read = partial(ndimage.map_coordinates, order=1, mode="constant", cval=np.nan)
-
-    def see(shown: Int[np.ndarray, "some 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        there = ((pose(initial.origin + shown * initial.voxel_size) - initial.origin) / initial.voxel_size).T
-        found = np.stack([read(component, there - low) for component in known])
-        among = np.isfinite(found).all(0)
-        return shown[among].T, there[:, among].astype(np.float32), found[:, among]
-
-    chunks = np.split(shown, range(CHUNK, len(shown), CHUNK))
-    seen, places, displacements = (np.concatenate(each, 1) for each in zip(*map(see, chunks), strict=True))
-    return seen, places, displacements
+    del share, part
+    start = nodes.places.reshape(-1, 3)
+    visited, first = visit(flow, start), first_voxel(near)
+    for t in times:
+        moved = position_at(flow, start, visited, t).reshape(nodes.places.shape)
+        voxels, places = origins_of_voxels(nodes, moved, initial, spacing)
+        values = evaluate_spline(spline, places - first)
+        yield np.ravel_multi_index(tuple(voxels), initial.density.shape), values
 
 
 def first_voxel(box: tuple[slice, ...]) -> Int[np.ndarray, "3 1"]:
@@ -288,59 +224,36 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
         return np.concatenate(list(pool.map(read, np.array_split(at, workers, axis=1))))
 
 
-def preimages(flow: Flow, y: Float[np.ndarray, "n 3"], times: Times) -> Iterator[Float[np.ndarray, "n 3"]]:
-    """For each time, the points that a flow by one field has carried to y by then; all in the unit box."""
-    field, params = flow.field, flow.params
-    tau, kept = 1.0 / field.euler_steps, {}
-
-    def invert(part: float, steps: int, t: float):
-        at = np.asarray(backward(field, params, y, part * tau, 1, t))[1] if part else y
-        return np.asarray(backward(field, params, at, tau, steps, t - part * tau))
-
-    for t in times:
-        whole, part = split_time(t, field.euler_steps)
-        if not field.autonomous:
-            yield invert(part, whole, t)[whole]
-            continue
-        if part not in kept:  # V does not depend on time: one inverse path serves many frames
-            kept[part] = invert(part, field.euler_steps, t)
-        yield kept[part][whole]
-
-
-def consistency(flow: Flow, initial: Map, threshold: float) -> float:
+def consistency(flow: Flow, initial: Map, threshold: float, spacing: float = PullBack.spacing) -> float:
     """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
 
     It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
     inverse finds only one of them. Measured on about CONSISTENCY_SAMPLE voxels above the threshold. Arguments are as
-    for `pull_back`.
+    for `pull_back`, `spacing` as in `PullBack`.
     """
-    inside = np.argwhere(carried_mass(initial.density, threshold) > 0)
-    xyz = initial.origin + inside[:: -(-len(inside) // CONSISTENCY_SAMPLE)] * initial.voxel_size
-    flow, back = flow.aligned, np.empty_like(xyz)
-    for own, one in flow.by_part(flow.part_at(xyz)):
-        end = flow.frame.to_unit(move(one, xyz[own], [1.0])[0])
-        back[own] = flow.frame.to_angstrom(next(preimages(one, pad_points(end), [1.0]))[: len(end)])
-    return float(np.sqrt(((back - xyz) ** 2).sum(-1).mean()))
+    voxels, flow = np.argwhere(carried_mass(initial.density, threshold) > 0), flow.aligned
+    every = -(-len(voxels) // CONSISTENCY_SAMPLE)
+    parts = flow.by_part(flow.part_at(initial.origin + voxels * initial.voxel_size))
+    misses = [there_and_back(one, initial, voxels[own], every, spacing) for own, one in parts]
+    return float(np.sqrt((np.concatenate(misses) ** 2).sum(-1).mean()))
+
+
+def there_and_back(
+    flow: Flow, initial: Map, voxels: Int[np.ndarray, "n 3"], every: int, spacing: float
+) -> Float[np.ndarray, "some 3"]:
+    """By how much (Å) one in `every` voxels misses its start after the flow by one field and its inverse."""
+    nodes = nodes_about(voxels, initial, spacing)
+    start = initial.origin + voxels[::every] * initial.voxel_size
+    moved, end = (move(flow, x, [1.0])[0] for x in (nodes.places.reshape(-1, 3), start))
+    inverse = partial(origins, nodes, moved.reshape(nodes.places.shape))
+    back, aim = inverse(end)[0], end
+    for _ in range(CORRECTIONS):
+        aim = aim + end - move(flow, back, [1.0])[0]
+        back = inverse(aim)[0]
+    return back - start
 
 
 compiled_splat = program(splat, static_argnames="shape")
-
-
-def visited_voxels(flow: Flow, initial: Map, support: np.ndarray) -> np.ndarray:
-    """Voxels (bool, x, y, z) within reach of what the flow carries at any time between 0 and 1."""
-    cell = np.maximum(np.round(2.0 / initial.voxel_size), 1).astype(int)
-    start = np.argwhere(support[tuple(slice(c // 2, None, c) for c in cell)]) * cell + cell // 2
-    times = np.arange(flow.field.euler_steps + 1) / flow.field.euler_steps
-    xyz = move(flow, initial.origin + start * initial.voxel_size, times)
-    cells = (xyz - initial.origin) / (initial.voxel_size * cell)
-    coarse = np.zeros(-(-np.array(support.shape) // cell), bool)
-    hit = np.floor(cells.reshape(-1, 3)).astype(int)
-    coarse[tuple(hit[((hit >= 0) & (hit < coarse.shape)).all(1)].T)] = True
-    coarse = ndimage.binary_dilation(coarse, np.ones((3, 3, 3)), iterations=2)
-    fine = coarse
-    for axis, c in enumerate(cell):
-        fine = np.repeat(fine, c, axis)
-    return fine[tuple(slice(0, n) for n in support.shape)]
 
 
 def push_forward(flow: Flow, initial: Map, threshold: float, times: Times) -> Iterator[Map]:

@@ -159,19 +159,3 @@ def interpolate(lattice: Lattice, values: Float[Array, "*times nodes 3"]) -> Flo
     u = jnp.einsum("yb,...xbzk->...xyzk", wy, u)
     u = jnp.einsum("xa,...ayzk->...xyzk", wx, u)
     return u.reshape(*values.shape[:-2], -1, 3)[..., lattice.voxels, :]
-
-
-def interpolate_numpy(lattice: Lattice, values: Float[np.ndarray, "nodes 3"]) -> Float[np.ndarray, "points 3"]:
-    """`interpolate` by NumPy, for what is done once for each shape and would take longer to compile."""
-    shape = tuple(w.shape[1] for w in lattice.weights)
-    flat = np.zeros((int(np.prod(shape)), 3), np.float32)
-    flat[lattice.active] = values
-    flat[lattice.rim] = np.einsum("rk,rkc->rc", lattice.rim_weights, values[lattice.rim_sources])
-
-    def of_one(component: Float[np.ndarray, "nodes"]) -> Float[np.ndarray, "points"]:
-        u = component.reshape(shape)
-        for axis in (2, 1, 0):
-            u = np.moveaxis(np.tensordot(lattice.weights[axis], u, axes=([1], [axis])), 0, axis)
-        return u.ravel()[lattice.voxels]
-
-    return np.stack([of_one(component) for component in flat.T], -1)  # one after the other, for their memory

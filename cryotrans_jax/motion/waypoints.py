@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,6 @@ class Timed(Wrapped):
     """
 
     times: tuple[float, ...]
-    autonomous: ClassVar[bool] = False
 
     def inputs(self, x: Points, t: Scalar) -> Float[Array, "points 4"]:
         """Points (x, t)."""

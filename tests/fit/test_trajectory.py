@@ -10,7 +10,7 @@ import pytest
 from conftest import rounding
 from scipy import ndimage
 
-from cryotrans_jax.core.flow import Field, flow
+from cryotrans_jax.core.flow import Field, flow, split_time
 from cryotrans_jax.core.grid import Frame
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.density import simulation
@@ -20,7 +20,7 @@ from cryotrans_jax.fit.options import Options
 from cryotrans_jax.fit.stage import Config, Stage
 from cryotrans_jax.fit.target_flow import Flow
 from cryotrans_jax.fit.terms import L2
-from cryotrans_jax.fit.trajectory import PullBack, frame_times, move, pull_back, push_forward, soft_support, split_time
+from cryotrans_jax.fit.trajectory import PullBack, frame_times, move, pull_back, push_forward, soft_support
 from cryotrans_jax.io import atoms
 from cryotrans_jax.io.maps import same_grid
 from cryotrans_jax.motion import displacement
@@ -111,18 +111,6 @@ def test_move_does_not_depend_on_how_many_points_there_are(bending, xyz):
     )  # Å, as above
 
 
-@pytest.mark.parametrize("t", [0.2, 0.33, 0.99, 1.0])
-def test_the_inverse_undoes_the_motion_at_any_time(bending, xyz, t):
-    moved = move(Flow(FIELD, bending, FRAME), xyz, np.array([t]))[0]
-    whole, part = split_time(t, 5)
-    y = jnp.asarray(FRAME.to_unit(moved), jnp.float32)
-    y = trajectory.backward(FIELD, bending, y, part / 5, 1)[1]
-    back = np.asarray(trajectory.backward(FIELD, bending, y, 0.2, 5))[whole]
-    np.testing.assert_allclose(
-        FRAME.to_angstrom(back), xyz, atol=rounding(33.0, 100)
-    )  # Å: there and back; and (slope / 5)^10
-
-
 def test_the_support_fades_beyond_its_skin(initial, threshold):
     """Full to 4 Å from the density above the threshold, nothing from 8 Å on."""
     density, size = initial.density, initial.voxel_size
@@ -193,19 +181,6 @@ def test_push_forward_keeps_mass_under_a_bending_flow(initial, bending, threshol
     mass = initial.density[initial.density >= threshold].sum(dtype=float)
     for frame in push_forward(Flow(FIELD, bending, FRAME), initial, threshold, TIMES):
         assert frame.density.sum(dtype=float) == pytest.approx(mass, rel=1e-5)  # float32
-
-
-def test_all_that_the_flow_visits_is_drawn(initial, bending, threshold):
-    """Wherever a voxel of the support is carried, the voxels about that place are in the frames."""
-    support = soft_support(initial.density, threshold, initial.voxel_size) > 0
-    drawn = trajectory.visited_voxels(Flow(FIELD, bending, FRAME), initial, support)
-    xyz = initial.origin + np.argwhere(support) * initial.voxel_size
-    at = (move(Flow(FIELD, bending, FRAME), xyz, TIMES) - initial.origin) / initial.voxel_size
-    for corner in ((0, 0, 0), (1, 1, 1), (0, 1, 0)):
-        voxel = (np.floor(at).astype(int) + corner).reshape(-1, 3)
-        voxel = voxel[((voxel >= 0) & (voxel < drawn.shape)).all(1)]
-        assert drawn[tuple(voxel.T)].all()
-    assert not drawn.all()
 
 
 def test_fits_that_agree_have_no_spread(initial, bending, threshold):

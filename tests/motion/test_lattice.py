@@ -10,7 +10,7 @@ from cryotrans_jax.core.flow import Field
 from cryotrans_jax.core.train import carry
 from cryotrans_jax.core.velocity import Velocity
 from cryotrans_jax.fit.levels import Sampling, make_levels
-from cryotrans_jax.motion.lattice import batch_lattices, interpolate, interpolate_numpy, make_lattice, to_dense
+from cryotrans_jax.motion.lattice import batch_lattices, interpolate, make_lattice, to_dense
 
 SHAPE = (11, 8, 13)
 CORNER = np.array([-0.1, 0.2, 0.05])
@@ -118,15 +118,6 @@ def test_carried_points_agree_with_the_plain_flow(problem):
     assert difference.max() < 0.1 * problem.voxel_size.min()
 
 
-def test_numpy_interpolates_as_jax_does():
-    rng = np.random.default_rng(4)
-    wanted = rng.random((14, 9, 11)) > 0.6
-    lattice = make_lattice(wanted, np.zeros(3), np.full(3, 0.05), 2.5)
-    values = rng.standard_normal((len(lattice.nodes), 3)).astype(np.float32)
-    found, expected = interpolate_numpy(lattice, values), jax.jit(interpolate)(lattice, values)
-    np.testing.assert_allclose(found, expected, atol=rounding(4.0, 64))  # of 64 nodes' values
-
-
 def test_lattices_abreast_interpolate_as_each_by_itself(wanted, lattice):
     """Of two parts of one box, one with fewer nodes and voxels; what pads them is laid out nowhere."""
     few = make_lattice(wanted & (np.arange(SHAPE[0]) < 4)[:, None, None], CORNER, VOXEL, SPACING)
@@ -138,5 +129,5 @@ def test_lattices_abreast_interpolate_as_each_by_itself(wanted, lattice):
     found = jax.jit(jax.vmap(interpolate))(both, jnp.asarray(values))
     for number, one in enumerate((few, lattice)):
         np.testing.assert_array_equal(both.nodes[number, : len(one.nodes)], one.nodes)
-        alone = interpolate_numpy(one, values[number, : len(one.nodes)])
+        alone = jax.jit(interpolate)(one, values[number, : len(one.nodes)])
         np.testing.assert_allclose(found[number, : len(one.voxels)], alone, atol=rounding(4.0, 64))
