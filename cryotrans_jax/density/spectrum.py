@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
-from scipy import stats
 
 from cryotrans_jax.density.mask import soft_edge
 from cryotrans_jax.density.simulation import SIGMA
@@ -56,8 +55,19 @@ def relative_blur(initial: Map, target: Map) -> float:
     good &= np.cumprod(np.where(s > 0.04, good, True)).astype(bool)
     if good.sum() < 3:
         return 0.0
-    slope = stats.siegelslopes(0.5 * np.log(end[good] / start[good]), s[good] ** 2).slope
-    return float(-slope / (2 * np.pi**2))
+    slope = repeated_median_slope(s[good] ** 2, 0.5 * np.log(end[good] / start[good]))
+    return -slope / (2 * np.pi**2)
+
+
+def repeated_median_slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Slope of a line through points (Siegel 1982), of which almost half may be anywhere.
+
+    It is the median, over the points, of the median slope from one point to the others. SciPy has the same as
+    `stats.siegelslopes`, whose module takes a third of a second to import.
+    """
+    others = ~np.eye(len(x), dtype=bool)
+    rise, run = (np.subtract.outer(a, a)[others].reshape(len(a), -1) for a in (y, x))
+    return float(np.median(np.median(rise / run, axis=1)))
 
 
 def sharpening_variance(

@@ -224,25 +224,23 @@ def evaluate_spline(spline: np.ndarray, at: Float[np.ndarray, "3 n"]) -> Float[n
         return np.concatenate(list(pool.map(read, np.array_split(at, workers, axis=1))))
 
 
-def consistency(flow: Flow, initial: Map, threshold: float, spacing: float = PullBack.spacing) -> float:
+def consistency(flow: Flow, initial: Map, threshold: float) -> float:
     """RMS distance (Å) of density from its start after the flow carried it to the end and the inverse flow back.
 
     It is nearly zero where the flow is one to one. Where the flow folds, it carries several places to one, and the
     inverse finds only one of them. Measured on about CONSISTENCY_SAMPLE voxels above the threshold. Arguments are as
-    for `pull_back`, `spacing` as in `PullBack`.
+    for `pull_back`.
     """
     voxels, flow = np.argwhere(carried_mass(initial.density, threshold) > 0), flow.aligned
     every = -(-len(voxels) // CONSISTENCY_SAMPLE)
     parts = flow.by_part(flow.part_at(initial.origin + voxels * initial.voxel_size))
-    misses = [there_and_back(one, initial, voxels[own], every, spacing) for own, one in parts]
+    misses = [there_and_back(one, initial, voxels[own], every) for own, one in parts]
     return float(np.sqrt((np.concatenate(misses) ** 2).sum(-1).mean()))
 
 
-def there_and_back(
-    flow: Flow, initial: Map, voxels: Int[np.ndarray, "n 3"], every: int, spacing: float
-) -> Float[np.ndarray, "some 3"]:
+def there_and_back(flow: Flow, initial: Map, voxels: Int[np.ndarray, "n 3"], every: int) -> Float[np.ndarray, "some 3"]:
     """By how much (Å) one in `every` voxels misses its start after the flow by one field and its inverse."""
-    nodes = nodes_about(voxels, initial, spacing)
+    nodes = nodes_about(voxels, initial, PullBack.spacing)
     start = initial.origin + voxels[::every] * initial.voxel_size
     moved, end = (move(flow, x, [1.0])[0] for x in (nodes.places.reshape(-1, 3), start))
     inverse = partial(origins, nodes, moved.reshape(nodes.places.shape))
