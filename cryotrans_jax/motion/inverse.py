@@ -151,10 +151,13 @@ def origins_of_voxels(
     low = np.floor(reached.min(0)).astype(int).clip(0, last)
     high = np.ceil(reached.max(0)).astype(int).clip(low, last)
     around = nodes_of_box(low, high, grid, spacing)
-    x, known = origins(nodes, moved, around.places.reshape(-1, 3))
+    y = around.places.reshape(-1, 3)
+    x, known = origins(nodes, moved, y)
     shown = around.nearest(known.reshape(around.used.shape))
-    at = ((x - grid.origin) / grid.voxel_size).T.reshape(3, *around.used.shape).astype(np.float32)
-    return np.argwhere(shown).T + low[:, None], np.stack([around.to_voxels(each)[shown] for each in at])
+    voxels = np.argwhere(shown).T + low[:, None]
+    shifts = ((x - y) / grid.voxel_size).astype(np.float32).T.reshape(3, *around.used.shape)
+    places = [n + around.to_voxels(shift)[shown] for n, shift in zip(voxels, shifts, strict=True)]
+    return voxels, np.stack(places, dtype=np.float32)
 
 
 def inverses(slopes: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 3 3"]:
