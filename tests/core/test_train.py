@@ -533,7 +533,8 @@ def test_every_target_ends_as_it_would_alone(two):
     late = replace(STAGES[1], bin=1, sampling=1, steps=120, learning_rate=3e-3, patience=2)  # on the maps' own voxels
     smooth = Field(Velocity(width=24, centre=0.5), 4)
     config, blurs = replace(CONFIG, schedule=(late,), field=smooth, supervision=Supervision(chunk=15)), np.zeros(2)
-    own = replace(two, densities=np.stack([two.initial, two.densities[1]]), blurs=blurs, residual_blurs=blurs)
+    masses, densities = (np.stack([two.initial, each[1]]) for each in (two.targets, two.densities))
+    own = replace(two, targets=masses, densities=densities, blurs=blurs, residual_blurs=blurs)
 
     def ends(problem, params, target):
         scene, _ = stage_inputs(problem, smooth, late).of_target(0)
