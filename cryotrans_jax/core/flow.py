@@ -43,7 +43,6 @@ def euler(velocity: VelocityField, x: Points, steps: int) -> tuple[Points, Float
     Returns:
         The end points, and the points after each step.
     """
-
     tau = 1.0 / steps
 
     def step(x, _):

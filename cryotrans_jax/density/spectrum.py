@@ -60,9 +60,9 @@ def relative_blur(initial: Map, target: Map) -> float:
 
 
 def repeated_median_slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Slope of a line through points (Siegel 1982), of which almost half may be anywhere.
+    """Slope of a line through points, robust to outliers among fewer than half of them (Siegel 1982).
 
-    It is the median, over the points, of the median slope from one point to the others. SciPy has the same as
+    It is the median over the points of the median slope to all others. SciPy has the same as
     `stats.siegelslopes`, whose module takes a third of a second to import.
     """
     others = ~np.eye(len(x), dtype=bool)

@@ -23,7 +23,7 @@ from cryotrans_jax.io.files import InputError
 from cryotrans_jax.io.maps import Map
 from cryotrans_jax.io.programs import program
 from cryotrans_jax.motion.displacement import Carry
-from cryotrans_jax.motion.inverse import nodes_about, origins, origins_of_voxels
+from cryotrans_jax.motion.inverse import invert, nodes_about, origins_of_voxels
 from cryotrans_jax.motion.partition import LocalMask
 from cryotrans_jax.motion.still import StillBody
 
@@ -157,7 +157,7 @@ def pull_back(flow: Flow, initial: Map, threshold: float, times: Times, rules: P
     """Carry the initial map by the inverse flow: f0(Φ⁻¹(y, t)), on the initial map's grid and in its units.
 
     The flow carries nodes around the density. From these the inverse flow is found at nodes around the place that the
-    density then has (`inverse.origins`), and interpolated to the voxels between them; f0 is interpolated by cubic
+    density then has (`inverse.invert`), and interpolated to the voxels between them; f0 is interpolated by cubic
     splines. This keeps detail and peak heights, where the splat (`push_forward`) keeps mass. Each part is pulled back
     by its own flow, in masks that add up to one, and the results are added.
 
@@ -195,11 +195,11 @@ def pull_back_part(
     """`pull_back` of a fraction (0 to 1) of the initial map's density, by one field.
 
     Yields:
-        For each time the voxels around what is carried there, as numbers in the flattened grid, and their values.
+        For each time the values of the voxels around the carried density, after their indices in the flattened grid.
     """
+    nodes = nodes_about(np.argwhere(part.values > 0) + first_voxel(part.box).T, initial, spacing)
     share = part.on_grid(initial.density.shape)
     near = box_slices(share > 0, SPLINE_MARGIN)
-    nodes = nodes_about(np.argwhere(share > 0), initial, spacing)
     spline = ndimage.spline_filter(initial.density[near] * share[near], order=3, output=np.float32, mode="constant")
     del share, part
     start = nodes.places.reshape(-1, 3)
@@ -243,12 +243,10 @@ def there_and_back(flow: Flow, initial: Map, voxels: Int[np.ndarray, "n 3"], eve
     nodes = nodes_about(voxels, initial, PullBack.spacing)
     start = initial.origin + voxels[::every] * initial.voxel_size
     moved, end = (move(flow, x, [1.0])[0] for x in (nodes.places.reshape(-1, 3), start))
-    inverse = partial(origins, nodes, moved.reshape(nodes.places.shape))
-    back, aim = inverse(end)[0], end
+    inverse, aim = invert(nodes, moved.reshape(nodes.places.shape)), end
     for _ in range(CORRECTIONS):
-        aim = aim + end - move(flow, back, [1.0])[0]
-        back = inverse(aim)[0]
-    return back - start
+        aim = aim + end - move(flow, inverse(aim)[0], [1.0])[0]
+    return inverse(aim)[0] - start
 
 
 compiled_splat = program(splat, static_argnames="shape")

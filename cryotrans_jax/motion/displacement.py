@@ -10,6 +10,7 @@ from scipy import ndimage
 from cryotrans_jax.density.boxes import points_of_blocks
 from cryotrans_jax.density.thresholds import carried_mass
 from cryotrans_jax.io.maps import Map
+from cryotrans_jax.motion.lattice import along_axes
 
 Carry = Callable[[Float[np.ndarray, "n 3"], Sequence[float]], Float[np.ndarray, "times n 3"]]
 SPACING = 2.5  # Å between nodes, as where frames are computed
@@ -140,8 +141,8 @@ def interpolate_cells(
     coarse: Float[np.ndarray, "a b c"], like: Map, side: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "x y z"]:
     """Interpolate cells of side `side` (Å) to the voxels of `like`, linearly; both grids have the same first centre."""
-    for axis, (n, voxel) in enumerate(zip(like.density.shape, like.voxel_size, strict=True)):
-        apart = np.abs(np.arange(n)[:, None] * (voxel / side[axis]) - np.arange(coarse.shape[axis]))
-        weights = np.maximum(1 - apart, 0).astype(np.float32)
-        coarse = np.moveaxis(np.tensordot(weights, coarse, axes=([1], [axis])), 0, axis)
-    return np.ascontiguousarray(coarse)
+    weights = []
+    for n, cells, step in zip(like.density.shape, coarse.shape, like.voxel_size / side, strict=True):
+        apart = np.abs(np.arange(n)[:, None] * step - np.arange(cells))
+        weights.append(np.maximum(1 - apart, 0).astype(np.float32))
+    return np.ascontiguousarray(along_axes(weights, coarse))

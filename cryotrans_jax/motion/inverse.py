@@ -1,5 +1,6 @@
-"""The inverse of a motion that is known at the nodes of a grid: where what is now at a place came from."""
+"""Invert a motion that is known at the nodes of a grid: trace density back to where it came from."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,9 +8,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.motion.lattice import keys_weights, nodes_used
+from cryotrans_jax.motion.lattice import along_axes, keys_weights, nodes_used
 
 Places = Float[np.ndarray, "n 3"]
+Inverse = Callable[[Places], tuple[Places, Bool[np.ndarray, "n"]]]
 APPROXIMATE = 0.5  # a node that is found near a place is at most this much further away than the nearest, relatively
 LEAST_VOLUME = 0.1  # to which the surroundings of a node may shrink; below it, the motion is about to fold
 CHUNK = 2**18  # places whose origin is found at once
@@ -19,14 +21,12 @@ class Nodes(NamedTuple):
     """Nodes of a grid around some density.
 
     Attributes:
-        low: index of the first voxel in the box of the density.
         places: of the nodes, Å.
         spacing: between nodes along each axis, Å.
         used: those from which cubic interpolation takes values for the density.
         weights: for each axis the matrix (voxels × nodes) of cubic interpolation to the voxels of the box.
     """
 
-    low: Int[np.ndarray, "3"]
     places: Float[np.ndarray, "x y z 3"]
     spacing: Float[np.ndarray, "3"]
     used: Bool[np.ndarray, "x y z"]
@@ -43,9 +43,7 @@ class Nodes(NamedTuple):
 
     def to_voxels(self, values: Float[np.ndarray, "x y z"]) -> Float[np.ndarray, "i j k"]:
         """Interpolate values at the nodes to the voxels of the box."""
-        for axis in (2, 1, 0):
-            values = np.moveaxis(np.tensordot(self.weights[axis], values, axes=([1], [axis])), 0, axis)
-        return values
+        return along_axes(self.weights, values)
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
         """For each voxel of the box the value of the nearest node."""
@@ -67,7 +65,7 @@ def nodes_of_box(low: Int[np.ndarray, "3"], high: Int[np.ndarray, "3"], grid: Ma
     Args:
         low: the first voxel.
         high: the last one.
-        grid: the map, of which only the grid matters.
+        grid: the map whose voxels these are; its density is not used.
         spacing: between nodes, Å; a voxel's side where that is longer.
     """
     size = grid.voxel_size
@@ -76,11 +74,11 @@ def nodes_of_box(low: Int[np.ndarray, "3"], high: Int[np.ndarray, "3"], grid: Ma
     weights = tuple(keys_weights(n, each).astype(np.float32) for n, each in zip(counts, pitch, strict=True))
     shape = [w.shape[1] for w in weights]
     number = np.moveaxis(np.indices(shape), 0, -1) - 1
-    return Nodes(low, grid.origin + (low + number * pitch) * size, pitch * size, np.ones(shape, bool), weights)
+    return Nodes(grid.origin + (low + number * pitch) * size, pitch * size, np.ones(shape, bool), weights)
 
 
-def origins(nodes: Nodes, moved: Float[np.ndarray, "x y z 3"], y: Places) -> tuple[Places, Bool[np.ndarray, "n"]]:
-    """Places that a motion has carried to y.
+def invert(nodes: Nodes, moved: Float[np.ndarray, "x y z 3"]) -> Inverse:
+    """Invert a motion.
 
     The first estimate is by the motion's derivatives at a node that is carried near to y, among those around the
     density. A step of Newton's method corrects it, with the motion interpolated between the nodes. Where the motion
@@ -89,10 +87,10 @@ def origins(nodes: Nodes, moved: Float[np.ndarray, "x y z 3"], y: Places) -> tup
     Args:
         nodes: the nodes.
         moved: where the motion carries each of them, Å.
-        y: places after the motion, Å.
 
     Returns:
-        The places before the motion, Å, and which of them are among the nodes around the density.
+        A function of places y (n, 3) after the motion, Å. It returns the places (n, 3) before the motion, Å, and which
+        of them are among the nodes around the density.
     """
     shift = (moved - nodes.places).astype(np.float32)
     slopes = np.stack(np.gradient(shift, *nodes.spacing, axis=(0, 1, 2)), -2) + np.eye(3, dtype=np.float32)
@@ -107,8 +105,11 @@ def origins(nodes: Nodes, moved: Float[np.ndarray, "x y z 3"], y: Places) -> tup
         x[known] += rows_times(y[known] - interpolate(nodes, moved, slopes, x[known]), back[known])
         return x, known
 
-    x, known = zip(*(find(some) for some in np.split(y, range(CHUNK, len(y), CHUNK))), strict=True)
-    return np.concatenate(x), np.concatenate(known)
+    def find_in_chunks(y: Places) -> tuple[Places, Bool[np.ndarray, "n"]]:
+        x, known = zip(*(find(some) for some in np.split(y, range(CHUNK, len(y), CHUNK))), strict=True)
+        return np.concatenate(x), np.concatenate(known)
+
+    return find_in_chunks
 
 
 def interpolate(
@@ -135,12 +136,12 @@ def origins_of_voxels(
 ) -> tuple[Int[np.ndarray, "3 n"], Float[np.ndarray, "3 n"]]:
     """Where the density in each voxel came from.
 
-    `origins` finds it at nodes around the density's present place, and it is interpolated to the voxels between them.
+    `invert` finds it at nodes around the density's present place, and it is interpolated to the voxels between them.
 
     Args:
         nodes: nodes around the density before the motion.
         moved: where the motion carries each of them, Å.
-        grid: a map, of which only the grid matters.
+        grid: the map whose voxels are filled; its density is not used.
         spacing: between the nodes around the present place, Å.
 
     Returns:
@@ -152,7 +153,7 @@ def origins_of_voxels(
     high = np.ceil(reached.max(0)).astype(int).clip(low, last)
     around = nodes_of_box(low, high, grid, spacing)
     y = around.places.reshape(-1, 3)
-    x, known = origins(nodes, moved, y)
+    x, known = invert(nodes, moved)(y)
     shown = around.nearest(known.reshape(around.used.shape))
     voxels = np.argwhere(shown).T + low[:, None]
     shifts = ((x - y) / grid.voxel_size).astype(np.float32).T.reshape(3, *around.used.shape)

@@ -75,10 +75,14 @@ def nodes_used(wanted: np.ndarray, used_by_axis: Sequence[np.ndarray]) -> np.nda
 
     `used_by_axis` holds for each axis a matrix (voxels × nodes along the axis), not 0 where a voxel uses a node.
     """
-    used = wanted.astype(np.float32)
-    for uses in used_by_axis:
-        used = np.moveaxis(np.tensordot(uses.astype(np.float32), used, axes=([0], [0])), 0, -1)
-    return used > 0
+    return along_axes([uses.T.astype(np.float32) for uses in used_by_axis], wanted.astype(np.float32)) > 0
+
+
+def along_axes(matrices: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Multiply values (n, m, ...) by a matrix (new × old) along each of their axes."""
+    for axis, matrix in enumerate(matrices):
+        values = np.moveaxis(np.tensordot(matrix, values, axes=([1], [axis])), 0, axis)
+    return values
 
 
 def extrapolation_weights(outside: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,17 +5,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryotrans_jax.io.maps import Map
-from cryotrans_jax.motion.inverse import nodes_about, origins, origins_of_voxels
+from cryotrans_jax.motion.inverse import invert, nodes_about, origins_of_voxels
 
 SIZE, ORIGIN, SPACING = np.array([1.0, 1.1, 1.25]), np.array([-20.0, 7.0, 300.0]), 2.5
 GRID = Map(np.zeros((40, 36, 32), np.float32), SIZE, ORIGIN)
-
-
-def ball(centre, radius=8.0):
-    """Indices of the voxels of a ball, and their positions."""
-    voxels = np.argwhere(np.ones(GRID.density.shape, bool))
-    voxels = voxels[np.linalg.norm(voxels * SIZE - centre, axis=1) < radius]
-    return voxels, ORIGIN + voxels * SIZE
 
 
 MIDDLE = np.array([15.0, 16.0, 17.0])
@@ -39,36 +32,39 @@ def bent(x):
     )
 
 
+def nodes_of_ball(motion):
+    """Positions of the voxels in a ball, nodes around them, and where a motion carries the nodes."""
+    voxels = np.argwhere(np.ones(GRID.density.shape, bool))
+    voxels = voxels[np.linalg.norm(voxels * SIZE - MIDDLE, axis=1) < 8]
+    x = ORIGIN + voxels * SIZE
+    nodes = nodes_about(voxels, GRID, SPACING)
+    return x, nodes, motion(nodes.places.reshape(-1, 3)).reshape(nodes.places.shape)
+
+
 @pytest.mark.parametrize("motion, error", [(turned, 1e-6), (bent, 0.1)])
 def test_places_are_found_again_after_a_motion(motion, error):
-    """An affine motion exactly; a twist to the accuracy of cubic interpolation between nodes 2.5 Å apart."""
-    voxels, x = ball(MIDDLE)
-    nodes = nodes_about(voxels, GRID, SPACING)
-    moved = motion(nodes.places.reshape(-1, 3)).reshape(nodes.places.shape)
-    found, known = origins(nodes, moved, motion(x))
+    """An affine motion exactly; a twist to the accuracy of interpolation between nodes 2.5 Å apart."""
+    x, nodes, moved = nodes_of_ball(motion)
+    found, known = invert(nodes, moved)(motion(x))
     assert known.all() and np.abs(motion(x) - x).max() > 4
     assert np.abs(found - x).max() < error
 
 
 def test_places_that_the_motion_does_not_reach_are_not_known():
-    voxels, x = ball(MIDDLE)
-    nodes = nodes_about(voxels, GRID, SPACING)
-    moved = turned(nodes.places.reshape(-1, 3)).reshape(nodes.places.shape)
-    _, known = origins(nodes, moved, turned(x) + np.array([0, 0, 40.0]))
+    x, nodes, moved = nodes_of_ball(turned)
+    _, known = invert(nodes, moved)(turned(x) + np.array([0, 0, 40.0]))
     assert not known.any()
 
 
 def test_where_the_motion_folds_one_of_the_places_is_found():
     """All beyond the middle is mirrored onto the other half, and at the crease the derivative is zero."""
-    voxels, x = ball(MIDDLE)
     crease = ORIGIN[0] + MIDDLE[0]
 
     def folded(x):
         return np.concatenate([crease - np.abs(x[:, :1] - crease), x[:, 1:]], -1)
 
-    nodes = nodes_about(voxels, GRID, SPACING)
-    moved = folded(nodes.places.reshape(-1, 3)).reshape(nodes.places.shape)
-    found, _ = origins(nodes, moved, folded(x))
+    x, nodes, moved = nodes_of_ball(folded)
+    found, _ = invert(nodes, moved)(folded(x))
     assert np.isfinite(found).all()
     far = np.abs(x[:, 0] - crease) > 2 * SPACING
     np.testing.assert_allclose(folded(found[far]), folded(x[far]), atol=0.2)
@@ -76,9 +72,7 @@ def test_where_the_motion_folds_one_of_the_places_is_found():
 
 @pytest.mark.parametrize("motion", [turned, bent])
 def test_all_voxels_about_carried_density_are_found(motion):
-    voxels, x = ball(MIDDLE)
-    nodes = nodes_about(voxels, GRID, SPACING)
-    moved = motion(nodes.places.reshape(-1, 3)).reshape(nodes.places.shape)
+    x, nodes, moved = nodes_of_ball(motion)
     found, places = origins_of_voxels(nodes, moved, GRID, SPACING)
     drawn = np.zeros(GRID.density.shape, bool)
     drawn[tuple(found)] = True
@@ -92,7 +86,6 @@ def test_all_voxels_about_carried_density_are_found(motion):
 
 
 def test_density_that_leaves_the_box_is_in_none_of_its_voxels():
-    voxels, _ = ball(MIDDLE)
-    nodes = nodes_about(voxels, GRID, SPACING)
-    found, places = origins_of_voxels(nodes, nodes.places + np.array([0, 200.0, 0]), GRID, SPACING)
+    _, nodes, moved = nodes_of_ball(lambda x: x + np.array([0, 200.0, 0]))
+    found, places = origins_of_voxels(nodes, moved, GRID, SPACING)
     assert found.shape == places.shape == (3, 0)
